@@ -1,0 +1,115 @@
+"""Compiles the contract: `protos/` → stubs, type stubs and the descriptor set in `build/`.
+
+Everything comes from installed packages: protoc from grpcio-tools, google/api and
+google/rpc from googleapis-common-protos, and buf/validate from the descriptor that
+protovalidate carries. No third-party proto is copied into the repository.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import grpc_tools
+from google.protobuf import descriptor_pb2
+
+from mesh.paths import BUILD, CONTRACT, PROTOS, STUBS
+
+_VALIDATE = "buf/validate/validate.proto"
+
+
+class ProtoError(Exception):
+    """The contract does not compile; the text is protoc's own message, file and line first."""
+
+
+def compile_contract(*, force: bool = False) -> bool:
+    """Generates what is out of date. Returns whether anything was generated."""
+    digest = _digest()
+    stamp = BUILD / "contract.sha256"
+    if not force and CONTRACT.exists() and stamp.exists() and stamp.read_text() == digest:
+        return False
+    fresh = BUILD / "stubs.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    write_descriptor_set(PROTOS, CONTRACT)
+    _protoc(
+        PROTOS,
+        f"--python_out={fresh}",
+        f"--mypy_out=quiet:{fresh}",
+        f"--grpc_python_out={fresh}",
+        f"--mypy_grpc_out=quiet,only_async:{fresh}",
+        _VALIDATE,
+        *_sources(PROTOS),
+    )
+    # One rename, so that a running process never sees half of the stubs.
+    shutil.rmtree(STUBS, ignore_errors=True)
+    fresh.rename(STUBS)
+    stamp.write_text(digest)
+    return True
+
+
+def write_descriptor_set(protos: Path, target: Path) -> None:
+    """Writes the compiled contract of the folder `protos`, with comments, to `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _protoc(
+        protos,
+        f"--descriptor_set_out={target}",
+        "--include_imports",
+        "--include_source_info",
+        *_sources(protos),
+    )
+
+
+def _sources(protos: Path) -> list[str]:
+    return sorted(path.relative_to(protos).as_posix() for path in protos.rglob("*.proto"))
+
+
+def _protoc(protos: Path, *arguments: str) -> None:
+    BUILD.mkdir(exist_ok=True)
+    third_party = BUILD / "third_party.binpb"
+    third_party.write_bytes(_third_party().SerializeToString())
+    completed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            f"--proto_path={protos}",
+            f"--proto_path={sysconfig.get_path('purelib')}",
+            f"--proto_path={Path(grpc_tools.__file__).parent / '_proto'}",
+            f"--descriptor_set_in={third_party}",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        # protoc finds its plugins, protoc-gen-mypy and protoc-gen-mypy_grpc, on the PATH.
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        },
+    )
+    if completed.returncode != 0:
+        raise ProtoError(completed.stderr.strip())
+
+
+def _third_party() -> descriptor_pb2.FileDescriptorSet:
+    """protovalidate's own proto and what it imports, as descriptors."""
+    from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
+    from protovalidate._gen.buf.validate import validate_pb
+
+    files = descriptor_pb2.FileDescriptorSet()
+    for module in (descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2):
+        module.DESCRIPTOR.CopyToProto(files.file.add())
+    files.file.add().ParseFromString(validate_pb.desc().proto.to_binary())
+    return files
+
+
+def _digest() -> str:
+    """Changes when a proto, this generator or a tool does."""
+    seen = hashlib.sha256()
+    for path in [*sorted(PROTOS.rglob("*.proto")), Path(__file__), PROTOS.parent / "requirements.lock"]:
+        seen.update(path.name.encode() + path.read_bytes())
+    return seen.hexdigest()
