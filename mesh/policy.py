@@ -10,6 +10,7 @@ from enum import Enum
 from typing import TypeVar
 
 from google.api import annotations_pb2, http_pb2
+from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from boxoffice.errors.v1 import reason_pb2
@@ -119,7 +120,7 @@ def services(contract: descriptor_pb2.FileDescriptorSet) -> Iterator[ServiceDesc
     """The contract's own services, in its order."""
     pool = descriptor_pool.DescriptorPool()
     for file in contract.file:
-        pool.Add(file)  # type: ignore[attr-defined]
+        pool.Add(file)
     for file in contract.file:
         if file.package.startswith(PACKAGE):
             yield from pool.FindFileByName(file.name).services_by_name.values()
@@ -167,7 +168,10 @@ def _check(policy: MethodPolicy) -> None:
         raise PolicyError(f"{policy.path} is INTERNAL and has a REST path")
     if policy.deadline_seconds is None and not policy.server_streaming:
         raise PolicyError(f"{policy.path} has no deadline")
-    if policy.deadline_seconds is not None and not 0 < policy.deadline_seconds <= MAX_DEADLINE_SECONDS:
+    if (
+        policy.deadline_seconds is not None
+        and not 0 < policy.deadline_seconds <= MAX_DEADLINE_SECONDS
+    ):
         raise PolicyError(f"{policy.path} has a deadline outside of 0–{MAX_DEADLINE_SECONDS:g} s")
     if policy.success_status not in (200, 201, 202, 204):
         raise PolicyError(f"{policy.path} has the success status {policy.success_status}")

@@ -67,7 +67,9 @@ class MeshSettings(BaseSettings):
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
         origins = values.get("cors_origins")
         if isinstance(origins, str):
-            values["cors_origins"] = tuple(part.strip() for part in origins.split(",") if part.strip())
+            values["cors_origins"] = tuple(
+                part.strip() for part in origins.split(",") if part.strip()
+            )
         return values
 
     @model_validator(mode="after")

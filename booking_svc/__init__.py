@@ -1,0 +1,1 @@
+"""Catalogue and bookings: what can be bought, and the life of each purchase."""

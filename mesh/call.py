@@ -1,0 +1,98 @@
+"""The call that is being served: who calls, until when, under which ids.
+
+Set once by the server's interceptor and read from anywhere below it, so that a log
+line or an outgoing call needs nothing handed through.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from uuid import UUID
+
+from mesh.errors import DomainError, Reason
+from mesh.policy import Access
+
+REQUEST_ID_HEADER = "x-request-id"
+
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+_caller: ContextVar["Caller | None"] = ContextVar("caller", default=None)
+_idempotency_key: ContextVar[str | None] = ContextVar("idempotency_key", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the process by its certificate, and the user by a verified token, if any.
+
+    `role` is Access.CUSTOMER, STAFF or ADMIN, and None without a user.
+    """
+
+    process: str
+    user_id: UUID | None = None
+    role: Access | None = None
+
+    @property
+    def is_staff(self) -> bool:
+        return self.role in (Access.STAFF, Access.ADMIN)
+
+    def user(self) -> UUID:
+        """The signed-in user. Raises TOKEN_INVALID without one."""
+        if self.user_id is None:
+            raise DomainError(Reason.TOKEN_INVALID, "sign in first")
+        return self.user_id
+
+    @property
+    def owner_scope(self) -> UUID | None:
+        """Whose things the caller may see: a customer's own, or None for everybody's.
+
+        Staff and the services that a policy names see everybody's.
+        """
+        return None if self.is_staff or self.user_id is None else self.user_id
+
+
+def caller() -> Caller:
+    """Who made the call that is being served."""
+    current = _caller.get()
+    if current is None:
+        raise LookupError("no call is being served")
+    return current
+
+
+def request_id() -> str:
+    """Id of the request at the gateway, the same in all services; empty outside of a call."""
+    return _request_id.get()
+
+
+def idempotency_key() -> str | None:
+    """The key that the client sent, if any; present when the policy requires it."""
+    return _idempotency_key.get()
+
+
+def remaining_seconds() -> float | None:
+    """Time left for the work at hand; None when nothing bounds it."""
+    deadline = _deadline.get()
+    return None if deadline is None else deadline - asyncio.get_running_loop().time()
+
+
+def begin(*, request_id: str, idempotency_key: str | None) -> None:
+    """Marks the current task as serving a call. The task ends with the call."""
+    _request_id.set(request_id)
+    _idempotency_key.set(idempotency_key)
+
+
+def identify(who: Caller) -> None:
+    """Records who calls, once that is known."""
+    _caller.set(who)
+
+
+@contextmanager
+def deadline_in(seconds: float | None) -> Iterator[None]:
+    """Bounds the calls made inside to so many seconds from now; None lifts the bound."""
+    at = None if seconds is None else asyncio.get_running_loop().time() + seconds
+    token = _deadline.set(at)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)

@@ -1,0 +1,141 @@
+"""PostgreSQL through SQLAlchemy Core: the pool, transactions and migrations.
+
+One RPC is one transaction, opened at the edge with `Database.transaction()`. No
+transaction stays open across a network call.
+"""
+
+import importlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from alembic import context as migration
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+_POOL_SIZE = 12
+_POOL_TIMEOUT_SECONDS = 2.0
+_POOL_RECYCLE_SECONDS = 1800
+# Two processes that migrate one database at the same time wait for each other here.
+_MIGRATION_LOCK = 0x626F786F  # "boxo"
+
+_CONNECT_ARGS: dict[str, Any] = {
+    "connect_timeout": 3,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+NAMING = {
+    "pk": "%(table_name)s_pkey",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+    "fk": "%(table_name)s_%(column_0_name)s_fkey",
+    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+}
+"""Constraint names as PostgreSQL gives them, so that migrations and tables.py agree."""
+
+
+class Database:
+    """A pool of connections. Open it inside the event loop, once per process."""
+
+    def __init__(self, engine: AsyncEngine, url: str) -> None:
+        self._engine = engine
+        self.url = url
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, *, pool_size: int = _POOL_SIZE) -> AsyncIterator["Database"]:
+        engine = create_async_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=_POOL_TIMEOUT_SECONDS,
+            pool_recycle=_POOL_RECYCLE_SECONDS,
+            pool_use_lifo=True,
+            pool_pre_ping=True,
+            connect_args=_CONNECT_ARGS,
+        )
+        try:
+            yield cls(engine, url)
+        finally:
+            await engine.dispose()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end of the block and rolls back on any error."""
+        async with self._engine.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncConnection]:
+        """A connection outside of any transaction, for session locks and LISTEN.
+
+        It does not count against the pool: it is held for as long as the process runs.
+        """
+        engine = create_async_engine(
+            self.url,
+            poolclass=sa.NullPool,
+            isolation_level="AUTOCOMMIT",
+            connect_args=_CONNECT_ARGS,
+        )
+        try:
+            async with engine.connect() as connection:
+                yield connection
+        finally:
+            await engine.dispose()
+
+    async def ping(self) -> None:
+        """Raises when the database does not answer."""
+        async with self.transaction() as connection:
+            await connection.execute(sa.text("SELECT 1"))
+
+
+def migrate(service: str, url: str) -> None:
+    """Brings the database of `service` to its newest schema. Safe to run twice at once."""
+    alembic.command.upgrade(alembic_config(service, url), "head")
+
+
+def alembic_config(service: str, url: str) -> alembic.config.Config:
+    """Alembic's configuration for a service, whose migrations/ folder says the rest."""
+    package = importlib.import_module(service)
+    config = alembic.config.Config()
+    config.set_main_option(
+        "script_location", str(Path(str(package.__file__)).parent / "migrations")
+    )
+    config.set_main_option("path_separator", "os")
+    config.attributes["url"] = url
+    return config
+
+
+def run_migrations(metadata: sa.MetaData) -> None:
+    """What every service's migrations/env.py runs."""
+    engine = sa.create_engine(migration.config.attributes["url"], poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        # The service's role has short timeouts; a migration may take its time.
+        connection.execute(sa.text("SET statement_timeout = 0"))
+        connection.execute(sa.text("SET transaction_timeout = 0"))
+        connection.execute(sa.text("SET lock_timeout = 0"))
+        connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+        connection.commit()
+        migration.configure(connection=connection, target_metadata=metadata)
+        with migration.begin_transaction():
+            migration.run_migrations()
+        connection.commit()
+    engine.dispose()
+
+
+def constraint_of(error: sa.exc.IntegrityError) -> str | None:
+    """Name of the constraint that refused a statement, e.g. `users_email_key`."""
+    diagnostics = getattr(error.orig, "diag", None)
+    return getattr(diagnostics, "constraint_name", None)
+
+
+def libpq_url(url: str) -> str:
+    """SQLAlchemy's URL as psycopg itself takes it."""
+    return re.sub(r"^postgresql\+\w+:", "postgresql:", url)

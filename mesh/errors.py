@@ -1,0 +1,111 @@
+"""Errors that a caller can act on, as plain Python.
+
+A domain function raises DomainError; how it looks on the wire is mesh/status.py's
+business. Anything else that is raised is a bug and reaches the client as INTERNAL.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """boxoffice.errors.v1.Reason without its prefix; a test keeps the two in step."""
+
+    VALIDATION_FAILED = "VALIDATION_FAILED"
+    PASSWORD_TOO_WEAK = "PASSWORD_TOO_WEAK"
+
+    INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
+    TOKEN_INVALID = "TOKEN_INVALID"
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"
+    WEBHOOK_SIGNATURE_INVALID = "WEBHOOK_SIGNATURE_INVALID"
+
+    ACCOUNT_DEACTIVATED = "ACCOUNT_DEACTIVATED"
+    STAFF_REQUIRED = "STAFF_REQUIRED"
+    ADMIN_REQUIRED = "ADMIN_REQUIRED"
+    INVALID_ADMIN_SECRET = "INVALID_ADMIN_SECRET"
+    CALLER_NOT_ALLOWED = "CALLER_NOT_ALLOWED"
+
+    USER_NOT_FOUND = "USER_NOT_FOUND"
+    VENUE_NOT_FOUND = "VENUE_NOT_FOUND"
+    AUDITORIUM_NOT_FOUND = "AUDITORIUM_NOT_FOUND"
+    EVENT_NOT_FOUND = "EVENT_NOT_FOUND"
+    OFFER_NOT_FOUND = "OFFER_NOT_FOUND"
+    SEAT_NOT_FOUND = "SEAT_NOT_FOUND"
+    BOOKING_NOT_FOUND = "BOOKING_NOT_FOUND"
+    POOL_NOT_FOUND = "POOL_NOT_FOUND"
+    RESERVATION_NOT_FOUND = "RESERVATION_NOT_FOUND"
+    PAYMENT_NOT_FOUND = "PAYMENT_NOT_FOUND"
+    REFUND_NOT_FOUND = "REFUND_NOT_FOUND"
+    PROVIDER_NOT_FOUND = "PROVIDER_NOT_FOUND"
+    ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
+
+    EMAIL_ALREADY_REGISTERED = "EMAIL_ALREADY_REGISTERED"
+    ALREADY_CANCELLED = "ALREADY_CANCELLED"
+    ALREADY_CONFIRMED = "ALREADY_CONFIRMED"
+
+    SEAT_UNAVAILABLE = "SEAT_UNAVAILABLE"
+    SOLD_OUT = "SOLD_OUT"
+    PURCHASE_LIMIT_EXCEEDED = "PURCHASE_LIMIT_EXCEEDED"
+    SALE_NOT_ACTIVE = "SALE_NOT_ACTIVE"
+    HOLD_EXPIRED = "HOLD_EXPIRED"
+    BOOKING_STATE_INVALID = "BOOKING_STATE_INVALID"
+    RESERVATION_STATE_INVALID = "RESERVATION_STATE_INVALID"
+    PAYMENT_STATE_INVALID = "PAYMENT_STATE_INVALID"
+    SHOWTIME_OVERLAP = "SHOWTIME_OVERLAP"
+    CANCELLATION_CLOSED = "CANCELLATION_CLOSED"
+    IDEMPOTENCY_IN_PROGRESS = "IDEMPOTENCY_IN_PROGRESS"
+    IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
+    EVENT_STATE_INVALID = "EVENT_STATE_INVALID"
+    STOCK_ALREADY_DEFINED = "STOCK_ALREADY_DEFINED"
+
+    PAYMENT_FAILED = "PAYMENT_FAILED"
+
+    RATE_LIMITED = "RATE_LIMITED"
+    OVERLOADED = "OVERLOADED"
+    REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+
+    PAYMENT_GATEWAY_ERROR = "PAYMENT_GATEWAY_ERROR"
+    DEPENDENCY_UNAVAILABLE = "DEPENDENCY_UNAVAILABLE"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """A field by its path in the request, e.g. `items[0].quantity`, and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+class DomainError(Exception):
+    """A refusal with its reason and the facts that a client needs to act.
+
+    `metadata` values are text; keys are snake_case here and lowerCamelCase on the wire.
+    `retry_after_seconds` tells when trying again makes sense.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        violations: tuple[FieldViolation, ...] = (),
+        retry_after_seconds: float | None = None,
+        **metadata: object,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.violations = violations
+        self.retry_after_seconds = retry_after_seconds
+        self.metadata = {key: str(value) for key, value in metadata.items()}
+
+    def __repr__(self) -> str:
+        return f"DomainError({self.reason}, {self.message!r}, {self.metadata})"
+
+
+def invalid(*violations: FieldViolation) -> DomainError:
+    """VALIDATION_FAILED that names every field at fault."""
+    listed = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+    return DomainError(Reason.VALIDATION_FAILED, listed, violations=violations)

@@ -1,0 +1,215 @@
+"""What happens around every served call, in one place and in this order:
+
+request id and log line → errors → identity and policy → validation → deadline → servicer.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import sqlalchemy.exc
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from mesh import call, identity
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from mesh.ids import new_id
+from mesh.policy import Idempotency, MethodPolicy
+from mesh.status import COMMON_REASONS, from_database, raise_from_rpc, to_status
+from mesh.validation import validate
+
+_log = logging.getLogger("mesh.rpc")
+
+_IDEMPOTENCY_HEADERS = ("idempotency-key", "x-idempotency-key")
+_MAX_KEY_LENGTH = 128
+_MAX_REQUEST_ID_LENGTH = 128
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps the methods that have a policy; health and reflection pass through.
+
+    The server refuses to start with a method that has none (mesh/server.py).
+    """
+
+    def __init__(self, policies: Mapping[str, MethodPolicy], jwks: identity.Jwks) -> None:
+        self._policies = policies
+        self._jwks = jwks
+        self._handlers: dict[str, _Handler | None] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        method = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is None:
+            handler = await continuation(handler_call_details)
+            policy = self._policies.get(method)
+            if handler is None or policy is None:
+                return handler
+            handler = self._handlers[method] = self._wrap(handler, policy)
+        return handler
+
+    def _wrap(self, handler: _Handler, policy: MethodPolicy) -> _Handler:
+        if handler.unary_unary is not None:
+            unary: Any = handler.unary_unary
+
+            async def serve(request: Message, context: _Context) -> Any:
+                async with self._around(request, context, policy):
+                    return await unary(request, context)
+
+            return grpc.unary_unary_rpc_method_handler(
+                serve, handler.request_deserializer, handler.response_serializer
+            )
+        stream: Any = handler.unary_stream
+        if stream is None:
+            raise TypeError(f"{policy.path}: only unary and server-streaming methods are served")
+
+        async def serve_stream(request: Message, context: _Context) -> AsyncIterator[Any]:
+            async with self._around(request, context, policy):
+                async for response in stream(request, context):
+                    yield response
+
+        return grpc.unary_stream_rpc_method_handler(
+            serve_stream, handler.request_deserializer, handler.response_serializer
+        )
+
+    @asynccontextmanager
+    async def _around(
+        self, request: Message, context: _Context, policy: MethodPolicy
+    ) -> AsyncIterator[None]:
+        started = time.perf_counter()
+        metadata = _text_metadata(context)
+        call.begin(request_id=_request_id(metadata), idempotency_key=_idempotency_key(metadata))
+        line: dict[str, Any] = {"method": policy.path, "code": "OK"}
+        try:
+            async with _errors(context, policy, line):
+                process = identity.process_of(context.auth_context())
+                line["caller"] = process
+                caller = await identity.identify(process, metadata, self._jwks)
+                if caller.user_id is not None:
+                    line["user_id"] = str(caller.user_id)
+                call.identify(caller)
+                identity.authorise(caller, policy)
+                _require_idempotency_key(policy)
+                validate(request)
+                async with _deadline(context, policy):
+                    yield
+        finally:
+            line["duration_ms"] = round((time.perf_counter() - started) * 1000, 2)
+            _log.info("rpc", extra=line)
+
+
+@asynccontextmanager
+async def _errors(
+    context: _Context, policy: MethodPolicy, line: dict[str, Any]
+) -> AsyncIterator[None]:
+    try:
+        yield
+    except asyncio.CancelledError:
+        line["code"] = "CANCELLED"
+        if context.cancelled():
+            raise
+        # Cancelled by this server's own shutdown: the client must hear something.
+        refusal = DomainError(
+            Reason.DEPENDENCY_UNAVAILABLE, "the service is stopping", retry_after_seconds=1
+        )
+        await _abort(context, refusal, line)
+    except TimeoutError:
+        await _abort(
+            context, DomainError(Reason.DEADLINE_EXCEEDED, "the call's time ran out"), line
+        )
+    except (grpc.aio.AbortError, GeneratorExit):
+        raise
+    except Exception as error:  # noqa: BLE001 - the one place that sees every bug
+        refusal = _refusal(error)
+        if refusal.reason is Reason.INTERNAL:
+            _log.exception("a call failed by a bug", extra={"method": policy.path})
+        elif refusal.reason not in COMMON_REASONS and refusal.reason not in policy.reasons:
+            _log.error(
+                "a method answered with a reason that its policy does not name",
+                extra={"method": policy.path, "reason": refusal.reason},
+            )
+        await _abort(context, refusal, line)
+
+
+def _refusal(error: Exception) -> DomainError:
+    """What the client gets to know of an error."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        try:
+            raise_from_rpc(error)
+        except DomainError as known:
+            return known
+        except grpc.aio.AioRpcError:
+            pass
+    if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
+        known_database = from_database(error)
+        if known_database is not None:
+            return known_database
+    if isinstance(error, DomainError):
+        return error
+    return DomainError(Reason.INTERNAL, "internal error")
+
+
+async def _abort(context: _Context, error: DomainError, line: dict[str, Any]) -> None:
+    status = to_status(error)
+    line["reason"] = error.reason
+    line["code"] = grpc.StatusCode[_CODE_NAMES[status.code]].name
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+@asynccontextmanager
+async def _deadline(context: _Context, policy: MethodPolicy) -> AsyncIterator[None]:
+    """Ends the call at its policy's deadline or at the client's, whichever is first."""
+    theirs = context.time_remaining()
+    if policy.server_streaming:
+        seconds = theirs
+    else:
+        ours = policy.deadline_seconds
+        seconds = theirs if ours is None or (theirs is not None and theirs < ours) else ours
+    with call.deadline_in(seconds):
+        async with asyncio.timeout(seconds):
+            yield
+
+
+def _text_metadata(context: _Context) -> dict[str, str]:
+    return {
+        key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
+    }
+
+
+def _request_id(metadata: Mapping[str, str]) -> str:
+    given = metadata.get(call.REQUEST_ID_HEADER, "")
+    return given if 0 < len(given) <= _MAX_REQUEST_ID_LENGTH else str(new_id())
+
+
+def _idempotency_key(metadata: Mapping[str, str]) -> str | None:
+    for header in _IDEMPOTENCY_HEADERS:
+        if header in metadata:
+            return metadata[header]
+    return None
+
+
+def _require_idempotency_key(policy: MethodPolicy) -> None:
+    if policy.idempotency is Idempotency.IGNORED:
+        return
+    key = call.idempotency_key()
+    if key is None:
+        if policy.idempotency is Idempotency.REQUIRED:
+            raise invalid(FieldViolation("Idempotency-Key", "the header is required"))
+        return
+    if not 0 < len(key) <= _MAX_KEY_LENGTH:
+        raise invalid(
+            FieldViolation("Idempotency-Key", f"must have 1–{_MAX_KEY_LENGTH} characters")
+        )

@@ -1,0 +1,172 @@
+"""How a service starts, serves and stops. Each service's __main__ says what, this says how."""
+
+import argparse
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import uvloop
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mesh import policy, tasks, telemetry
+from mesh.identity import Jwks
+from mesh.interceptor import Interceptor
+from mesh.settings import MeshSettings
+
+_log = logging.getLogger(__name__)
+
+DATABASE = "database"
+"""The name under which grpc.health.v1 tells whether the service reaches its database."""
+
+_HEALTH_INTERVAL_SECONDS = 1.0
+_HEALTH_TIMEOUT_SECONDS = 1.0
+
+_OPTIONS: list[tuple[str, Any]] = [
+    # Off: a second process on the same port must fail, not share it silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Servicer:
+    """An implementation with the function that registers it and the service it implements."""
+
+    implementation: Any
+    register: Callable[[Any, grpc.aio.Server], None]
+    descriptor: ServiceDescriptor
+    development_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a service's process runs once its resources are open.
+
+    `loops` run until the process stops. `ping_database` raises when the database is away.
+    """
+
+    servicers: Sequence[Servicer]
+    jwks: Jwks
+    ping_database: Callable[[], Awaitable[None]]
+    loops: Sequence[Callable[[], Awaitable[None]]] = field(default=())
+
+
+def run(
+    name: str,
+    settings: MeshSettings,
+    open_service: Callable[[], AbstractAsyncContextManager[Service]],
+) -> None:
+    """Runs a service's process until SIGTERM or SIGINT."""
+    arguments = argparse.ArgumentParser(prog=name, description=f"Runs {name}.")
+    arguments.add_argument("--replica", type=int, default=0, help="number of this process, from 0")
+    replica: int = arguments.parse_args().replica
+    telemetry.configure(name, settings.log_level)
+    uvloop.run(_serve(name, settings, replica, open_service))
+
+
+async def _serve(
+    name: str,
+    settings: MeshSettings,
+    replica: int,
+    open_service: Callable[[], AbstractAsyncContextManager[Service]],
+) -> None:
+    stopping = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    async with open_service() as service:
+        healthy = health.aio.HealthServicer()
+        server = build_server(settings, service, healthy)
+        port = settings.port(name, replica)
+        server.add_secure_port(f"{settings.host}:{port}", _credentials(name, settings))
+        await server.start()
+        loops = [asyncio.create_task(_watch_database(service, healthy))]
+        loops += [asyncio.create_task(_run(loop)) for loop in service.loops]
+        _log.info("serving", extra={"port": port, "environment": settings.environment})
+        await stopping.wait()
+        await _stop(server, healthy, loops, settings.shutdown_grace_seconds)
+
+
+def build_server(
+    settings: MeshSettings, service: Service, healthy: health.aio.HealthServicer
+) -> grpc.aio.Server:
+    """A server with all servicers, health and, in development, reflection; not yet listening.
+
+    Raises mesh.policy.PolicyError when a method has no policy.
+    """
+    servicers = [
+        each for each in service.servicers if settings.is_development or not each.development_only
+    ]
+    policies = {
+        path: one for each in servicers for path, one in policy.of_service(each.descriptor).items()
+    }
+    server = grpc.aio.server(interceptors=[Interceptor(policies, service.jwks)], options=_OPTIONS)
+    for each in servicers:
+        each.register(each.implementation, server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    if settings.is_development:
+        names = [each.descriptor.full_name for each in servicers]
+        reflection.enable_server_reflection(
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+        )
+    return server
+
+
+def _credentials(name: str, settings: MeshSettings) -> grpc.ServerCredentials:
+    folder = settings.certificates
+    return grpc.ssl_server_credentials(
+        [((folder / f"{name}.key").read_bytes(), (folder / f"{name}.pem").read_bytes())],
+        root_certificates=(folder / "ca.pem").read_bytes(),
+        require_client_auth=True,
+    )
+
+
+async def _run(loop: Callable[[], Awaitable[None]]) -> None:
+    await loop()
+
+
+async def _watch_database(service: Service, healthy: health.aio.HealthServicer) -> None:
+    """Keeps the health answers true. The process serves once the database was reached once."""
+    serving = health_pb2.HealthCheckResponse.SERVING
+    state: Any
+    while True:
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_SECONDS):
+                await service.ping_database()
+            state = serving
+        except Exception as error:  # noqa: BLE001 - whatever it is, the database is not usable
+            _log.warning("the database is away", extra={"error": type(error).__name__})
+            state = health_pb2.HealthCheckResponse.NOT_SERVING
+        await healthy.set(DATABASE, state)
+        if state == serving:
+            await healthy.set("", serving)
+        await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
+
+
+async def _stop(
+    server: grpc.aio.Server,
+    healthy: health.aio.HealthServicer,
+    loops: list[asyncio.Task[None]],
+    grace_seconds: float,
+) -> None:
+    _log.info("stopping")
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+    await healthy.enter_graceful_shutdown()
+    await server.stop(grace_seconds)
+    await tasks.drain(grace_seconds)
+    _log.info("stopped")

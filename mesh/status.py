@@ -1,0 +1,192 @@
+"""DomainError ⇄ google.rpc.Status: the only place that knows how errors look on the wire.
+
+Source of the detail types: google/rpc/error_details.proto and AIP-193.
+"""
+
+from typing import NoReturn
+
+import grpc
+import sqlalchemy.exc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from mesh.errors import DomainError, FieldViolation, Reason
+
+DOMAIN = "boxoffice"
+
+_Code = grpc.StatusCode
+CODES: dict[Reason, grpc.StatusCode] = {
+    Reason.VALIDATION_FAILED: _Code.INVALID_ARGUMENT,
+    Reason.PASSWORD_TOO_WEAK: _Code.INVALID_ARGUMENT,
+    Reason.INVALID_CREDENTIALS: _Code.UNAUTHENTICATED,
+    Reason.TOKEN_INVALID: _Code.UNAUTHENTICATED,
+    Reason.TOKEN_EXPIRED: _Code.UNAUTHENTICATED,
+    Reason.WEBHOOK_SIGNATURE_INVALID: _Code.UNAUTHENTICATED,
+    Reason.ACCOUNT_DEACTIVATED: _Code.PERMISSION_DENIED,
+    Reason.STAFF_REQUIRED: _Code.PERMISSION_DENIED,
+    Reason.ADMIN_REQUIRED: _Code.PERMISSION_DENIED,
+    Reason.INVALID_ADMIN_SECRET: _Code.PERMISSION_DENIED,
+    Reason.CALLER_NOT_ALLOWED: _Code.PERMISSION_DENIED,
+    **{reason: _Code.NOT_FOUND for reason in Reason if reason.endswith("_NOT_FOUND")},
+    Reason.EMAIL_ALREADY_REGISTERED: _Code.ALREADY_EXISTS,
+    Reason.ALREADY_CANCELLED: _Code.ALREADY_EXISTS,
+    Reason.ALREADY_CONFIRMED: _Code.ALREADY_EXISTS,
+    Reason.SEAT_UNAVAILABLE: _Code.ABORTED,
+    Reason.SOLD_OUT: _Code.ABORTED,
+    Reason.PURCHASE_LIMIT_EXCEEDED: _Code.ABORTED,
+    Reason.SALE_NOT_ACTIVE: _Code.ABORTED,
+    Reason.HOLD_EXPIRED: _Code.ABORTED,
+    Reason.BOOKING_STATE_INVALID: _Code.ABORTED,
+    Reason.RESERVATION_STATE_INVALID: _Code.ABORTED,
+    Reason.PAYMENT_STATE_INVALID: _Code.ABORTED,
+    Reason.SHOWTIME_OVERLAP: _Code.ABORTED,
+    Reason.CANCELLATION_CLOSED: _Code.ABORTED,
+    Reason.IDEMPOTENCY_IN_PROGRESS: _Code.ABORTED,
+    Reason.IDEMPOTENCY_KEY_REUSED: _Code.ABORTED,
+    Reason.EVENT_STATE_INVALID: _Code.ABORTED,
+    Reason.STOCK_ALREADY_DEFINED: _Code.ABORTED,
+    Reason.PAYMENT_FAILED: _Code.FAILED_PRECONDITION,
+    Reason.RATE_LIMITED: _Code.RESOURCE_EXHAUSTED,
+    Reason.OVERLOADED: _Code.RESOURCE_EXHAUSTED,
+    Reason.REQUEST_TOO_LARGE: _Code.INVALID_ARGUMENT,
+    Reason.PAYMENT_GATEWAY_ERROR: _Code.UNAVAILABLE,
+    Reason.DEPENDENCY_UNAVAILABLE: _Code.UNAVAILABLE,
+    Reason.DEADLINE_EXCEEDED: _Code.DEADLINE_EXCEEDED,
+    Reason.INTERNAL: _Code.INTERNAL,
+}
+
+COMMON_REASONS = frozenset(
+    {
+        Reason.VALIDATION_FAILED,
+        Reason.TOKEN_INVALID,
+        Reason.TOKEN_EXPIRED,
+        Reason.STAFF_REQUIRED,
+        Reason.ADMIN_REQUIRED,
+        Reason.CALLER_NOT_ALLOWED,
+        Reason.RATE_LIMITED,
+        Reason.OVERLOADED,
+        Reason.REQUEST_TOO_LARGE,
+        Reason.DEPENDENCY_UNAVAILABLE,
+        Reason.DEADLINE_EXCEEDED,
+        Reason.INTERNAL,
+    }
+)
+"""What any call can be answered with, so that no policy needs to repeat it."""
+
+# PostgreSQL error codes that mean "busy", not "wrong": statement and lock timeout.
+_BUSY_SQLSTATES = frozenset({"57014", "55P03"})
+# Deadlock, serialization failure: the transaction was undone and may be tried again.
+_UNDONE_SQLSTATES = frozenset({"40001", "40P01"})
+
+
+def to_status(error: DomainError) -> status_pb2.Status:
+    """The google.rpc.Status of an error, with ErrorInfo, BadRequest and RetryInfo."""
+    status = status_pb2.Status(code=CODES[error.reason].value[0], message=error.message)
+    _pack(
+        status.details.add(),
+        error_details_pb2.ErrorInfo(
+            reason=error.reason,
+            domain=DOMAIN,
+            metadata={_camel(key): value for key, value in error.metadata.items()},
+        ),
+    )
+    if error.violations:
+        _pack(
+            status.details.add(),
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=violation.field, description=violation.description
+                    )
+                    for violation in error.violations
+                ]
+            ),
+        )
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(int(error.retry_after_seconds * 1000))
+        _pack(status.details.add(), error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
+
+
+def raise_from_rpc(error: grpc.aio.AioRpcError) -> NoReturn:
+    """Raises the DomainError that the called service raised, or what its absence means to us.
+
+    A dependency that is away or slow is DEPENDENCY_UNAVAILABLE; an answer that carries
+    no reason of ours is a bug in the dependency or in the call, and stays an AioRpcError.
+    """
+    known = _from_status(error)
+    if known is not None and known.reason is not Reason.INTERNAL:
+        raise known from error
+    if error.code() in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.CANCELLED):
+        raise DomainError(
+            Reason.DEPENDENCY_UNAVAILABLE,
+            "a service that this call needs is away",
+            retry_after_seconds=1,
+        ) from error
+    raise error
+
+
+def from_database(error: sqlalchemy.exc.SQLAlchemyError) -> DomainError | None:
+    """What a database error means to a client, or None when it is a bug of ours."""
+    if isinstance(error, sqlalchemy.exc.TimeoutError):
+        return DomainError(Reason.OVERLOADED, "too many calls at once", retry_after_seconds=1)
+    if not isinstance(error, sqlalchemy.exc.DBAPIError):
+        return None
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate in _BUSY_SQLSTATES:
+        return DomainError(Reason.OVERLOADED, "the database is busy", retry_after_seconds=1)
+    if (
+        sqlstate in _UNDONE_SQLSTATES
+        or error.connection_invalidated
+        or isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
+    ):
+        return DomainError(
+            Reason.DEPENDENCY_UNAVAILABLE, "the database is away", retry_after_seconds=1
+        )
+    return None
+
+
+def _from_status(error: grpc.aio.AioRpcError) -> DomainError | None:
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    if status is None:
+        return None
+    info = None
+    violations: tuple[FieldViolation, ...] = ()
+    retry_after = None
+    for detail in status.details:
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo.FromString(detail.value)
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            violations = tuple(
+                FieldViolation(violation.field, violation.description)
+                for violation in error_details_pb2.BadRequest.FromString(
+                    detail.value
+                ).field_violations
+            )
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            delay = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay
+            retry_after = delay.ToTimedelta().total_seconds()
+    if info is None or info.domain != DOMAIN or info.reason not in Reason.__members__:
+        return None
+    return DomainError(
+        Reason(info.reason),
+        status.message,
+        violations=violations,
+        retry_after_seconds=retry_after,
+        **{_snake(key): value for key, value in info.metadata.items()},
+    )
+
+
+def _pack(target: any_pb2.Any, message: object) -> None:
+    target.Pack(message)  # type: ignore[arg-type]
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name)

