@@ -78,6 +78,13 @@ class MeshSettings(BaseSettings):
             raise ValueError("BOXOFFICE_RATE_LIMIT_SCALE is for development only")
         return self
 
+    def required(self, field: str) -> str:
+        """A setting that this process cannot run without; ends the process when it is missing."""
+        value = getattr(self, field)
+        if value is None:
+            raise SystemExit(f"BOXOFFICE_{field.upper()} is not set; `make up` sets it")
+        return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
     @property
     def is_development(self) -> bool:
         return self.environment == "development"
