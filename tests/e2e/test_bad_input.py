@@ -1,0 +1,195 @@
+"""What is refused, how it says so, and that nothing changes by it."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh.ids import new_id
+from tests.e2e.conftest import Api, items, reason, violated_fields
+
+
+@pytest.fixture(scope="module")
+def sale(mesh: Any) -> Any:
+    """An event with places, with a customer who will be refused; checked for changes in the end."""
+    with httpx.Client(base_url=mesh.url, timeout=20) as client:
+        from tests.e2e.conftest import ADMIN_SECRET
+
+        api = Api(client)
+        admin, customer = api.sign_up(admin_secret=ADMIN_SECRET), api.sign_up()
+        event = admin.create_event()
+        yield admin, customer, event
+
+
+@pytest.fixture(autouse=True)
+def unchanged(sale: Any) -> Any:
+    """Stock and money are the same after each refusal."""
+    admin, customer, event = sale
+
+    def state() -> Any:
+        path = f"/api/v1/events/{event['eventId']}"
+        return (
+            admin.get(f"{path}/stock/audit").json(),
+            admin.get(f"{path}/stock/movements").json()["totalSize"],
+            admin.get(f"{path}/bookings").json()["totalSize"],
+            len(admin.get("/sandbox/ledger?page_size=1000").json()["entries"]),
+        )
+
+    before = state()
+    yield
+    assert state() == before
+
+
+@pytest.mark.parametrize("quantity", [0, -1, 11, 1001, 2_147_483_648, "two", 1.5])
+def test_quantities_that_cannot_be(sale: Any, quantity: Any) -> None:
+    _, customer, event = sale
+    refused = customer.book(items(event, quantity))
+    assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
+    assert "quantity" in refused.json()["message"]
+
+
+def test_a_refused_field_is_named_as_data(sale: Any) -> None:
+    _, customer, event = sale
+    assert violated_fields(customer.book(items(event, 0))) == {"items[0].quantity"}
+    assert violated_fields(customer.book(items(event, 11))) == {"items[0].quantity"}
+
+
+def test_unknown_event_and_offer(sale: Any) -> None:
+    _, customer, event = sale
+    unknown = customer.book({**items(event), "eventId": str(new_id())})
+    assert (unknown.status_code, reason(unknown)) == (404, "EVENT_NOT_FOUND")
+    offer = {"offerId": str(new_id()), "quantity": 1}
+    unknown = customer.book({**items(event), "items": [offer]})
+    assert (unknown.status_code, reason(unknown)) == (404, "OFFER_NOT_FOUND")
+    unknown = customer.get(f"/api/v1/events/{new_id()}")
+    assert (unknown.status_code, reason(unknown)) == (404, "EVENT_NOT_FOUND")
+
+
+def test_the_idempotency_key_is_required(sale: Any) -> None:
+    _, customer, event = sale
+    refused = customer.post("/api/v1/bookings", items(event))
+    assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
+    assert violated_fields(refused) == {"Idempotency-Key"}
+
+
+def test_the_sale_is_not_open(sale: Any) -> None:
+    admin, customer, _ = sale
+    event = admin.create_event(saleStartTime="2098-01-01T00:00:00Z")
+    assert event["status"] == "UPCOMING"
+    refused = customer.book(items(event))
+    assert (refused.status_code, reason(refused)) == (409, "SALE_NOT_ACTIVE")
+    metadata = refused.json()["details"][0]["metadata"]
+    assert metadata["starts"] == "2098-01-01T00:00:00+00:00"
+    assert metadata["ends"] == "2099-07-04T14:00:00+00:00"
+
+
+def test_sold_out(sale: Any) -> None:
+    admin, customer, _ = sale
+    event = admin.create_event()
+    assert customer.book(items(event, 8)).status_code == 201
+    refused = customer.sign_up().book(items(event, 3))
+    assert (refused.status_code, reason(refused)) == (409, "SOLD_OUT")
+    metadata = refused.json()["details"][0]["metadata"]
+    assert (metadata["requested"], metadata["available"]) == ("3", "2")
+
+
+def test_more_than_a_customer_may_own(sale: Any) -> None:
+    admin, customer, _ = sale
+    event = admin.create_event()
+    event = admin.create_event(offers=[{**event["offers"][0], "perCustomerLimit": 3, "poolId": ""}])
+    assert customer.book(items(event, 2)).status_code == 201
+    refused = customer.book(items(event, 2))
+    assert (refused.status_code, reason(refused)) == (409, "PURCHASE_LIMIT_EXCEEDED")
+
+
+def test_a_key_used_for_something_else(sale: Any) -> None:
+    admin, customer, _ = sale
+    event = admin.create_event()
+    assert customer.book(items(event), key="mine").status_code == 201
+    refused = customer.book(items(event, 2), key="mine")
+    assert (refused.status_code, reason(refused)) == (409, "IDEMPOTENCY_KEY_REUSED")
+
+
+def test_another_customers_booking(sale: Any) -> None:
+    admin, customer, _ = sale
+    booking = customer.book(items(admin.create_event())).json()
+    path = f"/api/v1/bookings/{booking['bookingId']}"
+    stranger = customer.sign_up()
+    for refused in (
+        stranger.get(path),
+        stranger.post(f"{path}/cancel", {}),
+        stranger.post(f"{path}/checkout", {"provider": "sandbox"}),
+    ):
+        assert (refused.status_code, reason(refused)) == (404, "BOOKING_NOT_FOUND")
+    assert admin.get(path).status_code == 200
+
+
+def test_customers_are_not_staff(sale: Any) -> None:
+    _, customer, event = sale
+    for refused in (
+        customer.post("/api/v1/events", {}),
+        customer.get(f"/api/v1/events/{event['eventId']}/bookings"),
+        customer.get(f"/api/v1/events/{event['eventId']}/stock/audit"),
+    ):
+        assert (refused.status_code, reason(refused)) == (403, "STAFF_REQUIRED")
+
+
+def test_tokens_that_do_not_hold(sale: Any) -> None:
+    _, customer, event = sale
+    head, payload, signature = customer.token.split(".")
+    forged = f"{head}.{payload}.{signature[:-4]}AAAA"
+    for token in (None, "nonsense", forged, f"{head}.{payload}."):
+        refused = Api(customer.client, token).book(items(event))
+        assert (refused.status_code, reason(refused)) == (401, "TOKEN_INVALID")
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"not json", b"[]", b'"text"', b"\xff\xfe"])
+def test_a_body_that_is_no_json_object(sale: Any, body: bytes) -> None:
+    _, customer, _ = sale
+    refused = customer.client.post(
+        "/api/v1/bookings",
+        content=body,
+        headers={
+            "authorization": f"Bearer {customer.token}",
+            "content-type": "application/json",
+            "idempotency-key": "k",
+        },
+    )
+    assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
+
+
+def test_a_body_that_is_too_large(sale: Any) -> None:
+    _, customer, _ = sale
+    refused = customer.book({"padding": "x" * 5_000_000})
+    assert (refused.status_code, reason(refused)) == (413, "REQUEST_TOO_LARGE")
+
+
+def test_paths_that_lead_nowhere(sale: Any) -> None:
+    _, customer, _ = sale
+    for path in ("/", "/api/v1/nothing", "/api/v2/bookings", "/boxoffice.bookings.v1.Nothing/Do"):
+        refused = customer.get(path)
+        assert (refused.status_code, reason(refused)) == (404, "ROUTE_NOT_FOUND")
+
+
+def test_events_that_cannot_be(sale: Any) -> None:
+    admin, _, event = sale
+    faulty = {"name": "", "saleStartTime": "2020-01-01T00:00:00Z", "offers": []}
+    refused = admin.post("/api/v1/events", faulty)
+    assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
+    assert violated_fields(refused) == {"event.name", "event.offers"}
+    offer = {**event["offers"][0], "price": {"currencyCode": "rupees", "amountMinor": "-1"}}
+    refused = admin.post(
+        "/api/v1/events",
+        {"name": "x", "saleStartTime": "2020-01-01T00:00:00Z", "offers": [offer]},
+    )
+    assert violated_fields(refused) == {
+        "event.offers[0].price.currency_code",
+        "event.offers[0].price.amount_minor",
+    }
+
+
+def test_a_webhook_that_nobody_signed(sale: Any) -> None:
+    _, customer, _ = sale
+    refused = customer.client.post("/webhooks/sandbox", content=b'{"type": "payment.captured"}')
+    assert (refused.status_code, reason(refused)) == (401, "WEBHOOK_SIGNATURE_INVALID")
