@@ -1,5 +1,6 @@
 """The whole mesh, started as a newcomer starts it, and clients of its gateway."""
 
+import json
 import os
 import signal
 import socket
@@ -38,7 +39,8 @@ class RunningMesh:
         return self.port_base + SERVICES.index(service) + 1
 
     def pid(self, process: str) -> int:
-        return int((self.home / "run" / f"{process}.pid").read_text().split()[0])
+        pid: int = json.loads((self.home / "run" / f"{process}.pid").read_text())["pid"]
+        return pid
 
 
 @pytest.fixture(scope="session")

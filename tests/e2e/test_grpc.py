@@ -1,0 +1,141 @@
+"""The same mesh over gRPC: through the gateway with a token, directly with a certificate."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
+from boxoffice.stock.v1 import stock_service_pb2, stock_service_pb2_grpc
+from gateway.clusters import cluster_of
+from mesh import policy
+from mesh.client import credentials, server_name
+from mesh.ids import new_id
+from mesh.paths import CONTRACT
+from mesh.policy import Access, MethodPolicy
+from tests.e2e.conftest import Api, RunningMesh
+
+_CONTRACT = descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes())
+INTERNAL = [p for p in policy.of_contract(_CONTRACT).values() if p.access is Access.INTERNAL]
+
+
+def at_gateway(mesh: RunningMesh) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(mesh.url.removeprefix("http://"))
+
+
+def directly(mesh: RunningMesh, service: str, *, process: str) -> grpc.aio.Channel:
+    return grpc.aio.secure_channel(
+        f"127.0.0.1:{mesh.port(service)}",
+        credentials(mesh.home / "certificates", process),
+        options=[("grpc.ssl_target_name_override", server_name(service))],
+    )
+
+
+async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await call
+    return refusal.value.code(), refusal.value.details() or ""
+
+
+async def test_a_booking_over_grpc_through_the_gateway(
+    mesh: RunningMesh, admin: Api, customer: Api
+) -> None:
+    event = admin.create_event()
+    request = booking_service_pb2.PlaceBookingRequest(
+        event_id=event["eventId"],
+        items=[
+            booking_service_pb2.PlaceBookingRequest.Item(
+                offer_id=event["offers"][0]["offerId"], quantity=2
+            )
+        ],
+    )
+    async with at_gateway(mesh) as channel:
+        stub = booking_service_pb2_grpc.BookingServiceStub(channel)
+        metadata = (("authorization", f"Bearer {customer.token}"), ("idempotency-key", "grpc"))
+        booking = await stub.PlaceBooking(request, metadata=metadata)
+        assert booking.status == booking_pb2.Booking.HELD
+        code, _ = await code_of(stub.PlaceBooking(request, metadata=metadata[1:]))
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_reflection_is_not_at_the_gateway(mesh: RunningMesh, customer: Api) -> None:
+    async with at_gateway(mesh) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        stream = stub.ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")]),
+            metadata=(("authorization", f"Bearer {customer.token}"),),
+        )
+        code, _ = await code_of(stream.read())
+    assert code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
+
+
+@pytest.mark.parametrize("method", INTERNAL, ids=lambda each: each.path)
+async def test_internal_methods_are_for_the_callers_they_name(
+    mesh: RunningMesh, admin: Api, method: MethodPolicy
+) -> None:
+    """Not at the gateway, not with the certificate of another process."""
+    token = (("authorization", f"Bearer {admin.token}"),)
+    async with at_gateway(mesh) as channel:
+        code, _ = await code_of(channel.unary_unary(method.path)(b"", metadata=token))
+        assert code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
+    refused = admin.client.post(method.path, headers=dict(token), json={})
+    assert refused.status_code in (404, 415), refused.text
+    service = cluster_of(method)
+    for process in ("auth_svc", "operator", "gateway"):
+        async with directly(mesh, service, process=process) as channel:
+            code, details = await code_of(channel.unary_unary(method.path)(b"", metadata=token))
+        assert code is grpc.StatusCode.PERMISSION_DENIED, (process, details)
+
+
+async def test_the_named_caller_gets_through(mesh: RunningMesh, admin: Api) -> None:
+    event = admin.create_event()
+    request = stock_service_pb2.GetStockRequest(event_id=event["eventId"])
+    async with directly(mesh, "stock_svc", process="booking_svc") as channel:
+        stock = await stock_service_pb2_grpc.StockServiceStub(channel).GetStock(request)
+    assert [pool.capacity for pool in stock.pools] == [10]
+
+
+async def test_without_a_certificate_there_is_no_connection(mesh: RunningMesh) -> None:
+    ca = (mesh.home / "certificates" / "ca.pem").read_bytes()
+    async with grpc.aio.secure_channel(
+        f"127.0.0.1:{mesh.port('stock_svc')}",
+        grpc.ssl_channel_credentials(root_certificates=ca),
+        options=[("grpc.ssl_target_name_override", "stock-svc")],
+    ) as channel:
+        stub = stock_service_pb2_grpc.StockServiceStub(channel)
+        request = stock_service_pb2.GetStockRequest(event_id=str(new_id()))
+        code, _ = await code_of(stub.GetStock(request, timeout=10))
+    assert code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_operators_use_buf_curl(mesh: RunningMesh, admin: Api) -> None:
+    event = admin.create_event()
+    certificates = mesh.home / "certificates"
+    server = f"https://localhost:{mesh.port('booking_svc')}"
+
+    def curl(*arguments: str) -> str:
+        completed = subprocess.run(
+            [
+                Path(sys.executable).parent / "buf",
+                *("curl", "--protocol", "grpc"),
+                *("--cacert", certificates / "ca.pem"),
+                *("--cert", certificates / "operator.pem"),
+                *("--key", certificates / "operator.key"),
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return completed.stdout
+
+    assert "boxoffice.bookings.v1.BookingService/PlaceBooking" in curl("--list-methods", server)
+    path = f"{server}/boxoffice.catalogue.v1.EventService/GetEvent"
+    assert event["name"] in curl("-d", f'{{"event_id": "{event["eventId"]}"}}', path)
+    path = f"{server}/boxoffice.bookings.v1.BookingService/ListBookings"
+    assert "totalSize" not in curl("-H", f"Authorization: Bearer {admin.token}", "-d", "{}", path)
