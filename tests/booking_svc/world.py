@@ -7,7 +7,7 @@ played by a small stand-in: what happens to them is each test's subject.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from booking_svc import bookings, events, payment_events, ports, sweeper
@@ -23,6 +23,8 @@ from mesh.ids import new_id
 from stock_svc import audit as stock_audit
 from stock_svc import reservations, stock
 from stock_svc.demand import Line
+
+_T = TypeVar("_T")
 
 START = datetime(2030, 6, 1, 12, tzinfo=UTC)
 HOLD = timedelta(minutes=10)
@@ -52,7 +54,7 @@ class Crashes:
     at: int | None = None
     passed: int = 0
 
-    async def around(self, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def around(self, call: Callable[[], Awaitable[_T]]) -> _T:
         self._point()
         result = await call()
         self._point()

@@ -24,7 +24,7 @@ def sale(mesh: Any) -> Any:
 @pytest.fixture(autouse=True)
 def unchanged(sale: Any) -> Any:
     """Stock and money are the same after each refusal."""
-    admin, customer, event = sale
+    admin, _, event = sale
 
     def state() -> Any:
         path = f"/api/v1/events/{event['eventId']}"

@@ -64,7 +64,9 @@ def test_a_declined_payment_frees_the_places(admin: Api, customer: Api) -> None:
 def test_cancelling_while_unpaid_frees_the_places(admin: Api, customer: Api) -> None:
     event = admin.create_event()
     held = customer.book(items(event, 10)).json()
-    paying = customer.post(f"/api/v1/bookings/{held['bookingId']}/checkout", {"provider": "sandbox"})
+    paying = customer.post(
+        f"/api/v1/bookings/{held['bookingId']}/checkout", {"provider": "sandbox"}
+    )
     assert paying.json()["status"] == "PENDING_PAYMENT"
     cancelled = customer.post(f"/api/v1/bookings/{held['bookingId']}/cancel", {"reason": "no time"})
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "CANCELLED")
