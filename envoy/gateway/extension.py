@@ -1,0 +1,28 @@
+"""How Envoy names its extensions: a plain dict with the type of its configuration."""
+
+from typing import Any
+
+Config = dict[str, Any]
+"""A message of Envoy's API as JSON."""
+
+_TYPES = "type.googleapis.com/"
+
+
+def extension(name: str, message: str, **fields: Any) -> Config:
+    """An extension called `name`, configured by a `message` of Envoy's v3 API with `fields`."""
+    return {"name": name, "typed_config": typed(message, **fields)}
+
+
+def typed(message: str, **fields: Any) -> Config:
+    """A message inside of an Any, e.g. `typed("envoy.extensions.filters.http.router.v3.Router")`."""
+    return {"@type": _TYPES + message, **fields}
+
+
+def seconds(duration: float) -> str:
+    """A protobuf Duration as JSON, to the microsecond: 0.05 is "0.050000s"."""
+    return f"{duration:.6f}s"
+
+
+def percent(value: int) -> Config:
+    """A FractionalPercent that no runtime key changes."""
+    return {"default_value": {"numerator": value, "denominator": "HUNDRED"}}

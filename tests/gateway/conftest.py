@@ -1,0 +1,28 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway import harness
+from tests.gateway.harness import Gateway
+
+CANCEL = "/boxoffice.bookings.v1.BookingService/CancelBooking"
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """One gateway for most tests. stock_svc is down; cancelling answers 204."""
+    files = harness.contract()
+    harness.policy_in(files, CANCEL).success_status = 204
+    folder: Path = tmp_path_factory.mktemp("gateway")
+    down = frozenset({"stock_svc"})
+    with harness.running_gateway(folder, files=files, without=down) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(running: Gateway) -> Gateway:
+    """The running gateway, with nothing recorded and every method answering by default."""
+    running.upstream.calls.clear()
+    running.upstream.answers.clear()
+    return running

@@ -1,0 +1,211 @@
+"""Errors over REST have one shape, whoever makes them."""
+
+import json
+import socket
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from mesh.errors import DomainError, FieldViolation, Reason
+from mesh.status import CODES, to_status
+from tests.gateway.harness import Gateway, bearer
+
+PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
+GET_BOOKING = "/boxoffice.bookings.v1.BookingService/GetBooking"
+TYPE = "type.googleapis.com/google.rpc."
+
+
+def check(answer: Any, status: int, reason: str) -> dict[str, Any]:
+    """The body of an error, once its shape is right."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    body: dict[str, Any] = answer.json()
+    assert body.keys() == {"code", "message", "details"}
+    assert body["details"][0] == {
+        "@type": f"{TYPE}ErrorInfo",
+        "reason": reason,
+        "domain": "boxoffice",
+        "metadata": {},
+    }
+    assert body["code"] == CODES[Reason(reason)].value[0]
+    assert body["message"]
+    hidden = [name for name in answer.headers if name.startswith(("grpc-", "x-boxoffice-"))]
+    assert hidden == []
+    return body
+
+
+def place(gateway: Gateway, content: str) -> Any:
+    headers = bearer() | {"content-type": "application/json"}
+    answer = gateway.rest.post("/api/v1/bookings", content=content, headers=headers)
+    assert gateway.upstream.calls == []
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ('{"items": [{"offerId": "o", "quantity": "abc"}]}', "items[0].quantity"),
+        ('{"items": [{"offerId": "o"}, {"quantity": 1.5}]}', "items[1].quantity"),
+        ('{"items": [{"quantity": 99999999999}]}', "items[0].quantity"),
+        ('{"items": "none"}', "items"),
+        ('{"items": [{"quantity": "a\\"b\\\\c"}]}', "items[0].quantity"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(gateway: Gateway, content: str, field: str) -> None:
+    body = check(place(gateway, content), 400, "VALIDATION_FAILED")
+    assert body["message"].startswith(field)
+    violations = body["details"][1]["fieldViolations"]
+    assert body["details"][1]["@type"] == f"{TYPE}BadRequest"
+    assert [violation["field"] for violation in violations] == [field]
+    assert violations[0]["description"]
+
+
+@pytest.mark.parametrize("content", ["not json", '{"a": ', "[1, 2]", '"text"', "{} {}", "\x00"])
+def test_a_body_that_is_not_json_is_refused_and_not_repeated(
+    gateway: Gateway, content: str
+) -> None:
+    body = check(place(gateway, content), 400, "VALIDATION_FAILED")
+    assert body["message"] == "the body is not the JSON that this method takes"
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("bogus=1", "bogus"), ("page_size=abc", "page_size"), ("status=NONE", "status")],
+)
+def test_a_wrong_query_parameter_is_named(gateway: Gateway, query: str, field: str) -> None:
+    answer = gateway.rest.get(f"/api/v1/bookings?{query}", headers=bearer())
+    body = check(answer, 400, "VALIDATION_FAILED")
+    assert body["details"][1]["fieldViolations"][0]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/api/v1/nothing"),
+        ("PATCH", "/api/v1/bookings"),
+        ("PUT", "/health"),
+        ("OPTIONS", "/api/v1/bookings"),
+    ],
+)
+def test_unknown_paths_and_verbs(gateway: Gateway, verb: str, path: str) -> None:
+    check(gateway.rest.request(verb, path, headers=bearer()), 404, "ROUTE_NOT_FOUND")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/bookings", "/webhooks/stripe"])
+def test_a_large_body_is_refused(gateway: Gateway, path: str) -> None:
+    content = json.dumps({"padding": "a" * 1024 * 1024})
+    answer = gateway.rest.post(path, content=content, headers=bearer())
+    check(answer, 413, "REQUEST_TOO_LARGE")
+    assert gateway.upstream.calls == []
+
+
+def test_large_headers_are_refused(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/health", headers={"a": "a" * 40_000})
+    assert answer.status_code == 431
+    assert answer.json()["details"][0]["reason"] == "REQUEST_TOO_LARGE"
+
+
+def test_headers_with_underscores_are_refused(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/health", headers={"x_user_id": "1"})
+    assert answer.status_code == 400
+    assert answer.json()["details"][0]["reason"] == "VALIDATION_FAILED"
+
+
+def test_what_is_not_http_is_refused(gateway: Gateway) -> None:
+    address = ("127.0.0.1", gateway.settings.gateway_port)
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(b"GARBAGE\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["details"][0]["domain"] == "boxoffice"
+
+
+def test_no_token_asks_for_one(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/api/v1/bookings")
+    check(answer, 401, "TOKEN_INVALID")
+    assert answer.headers["www-authenticate"] == 'Bearer realm="boxoffice"'
+
+
+def test_a_service_that_is_down(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/api/v1/events/e1/stock/audit", headers=bearer())
+    body = check(answer, 503, "DEPENDENCY_UNAVAILABLE")
+    assert answer.headers["retry-after"] == "1"
+    assert body["details"][1] == {"@type": f"{TYPE}RetryInfo", "retryDelay": "1s"}
+
+
+def test_a_service_that_is_down_for_grpc(gateway: Gateway) -> None:
+    with pytest.raises(grpc.RpcError) as failure:
+        gateway.unary("/boxoffice.stock.v1.StockService/Audit", metadata=bearer())
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert failure.value.details() == "a service that this call needs is away"
+
+
+def test_a_services_own_error_keeps_its_details(gateway: Gateway) -> None:
+    error = DomainError(
+        Reason.SOLD_OUT,
+        "only 1 of the 2 places is left",
+        violations=(FieldViolation("items[0].quantity", "too many"),),
+        retry_after_seconds=1.5,
+        offer_id="o1",
+        available=1,
+    )
+
+    def refuse(_request: bytes, context: grpc.ServicerContext) -> Message:
+        context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+    gateway.upstream.answers[PLACE] = refuse
+    answer = gateway.rest.post("/api/v1/bookings", json={}, headers=bearer())
+    assert answer.status_code == 409
+    assert answer.json() == {
+        "code": 10,
+        "message": "only 1 of the 2 places is left",
+        "details": [
+            {
+                "@type": f"{TYPE}ErrorInfo",
+                "reason": "SOLD_OUT",
+                "domain": "boxoffice",
+                "metadata": {"offerId": "o1", "available": "1"},
+            },
+            {
+                "@type": f"{TYPE}BadRequest",
+                "fieldViolations": [
+                    {
+                        "field": "items[0].quantity",
+                        "description": "too many",
+                        "reason": "",
+                    }
+                ],
+            },
+            {"@type": f"{TYPE}RetryInfo", "retryDelay": "1.500s"},
+        ],
+    }
+    assert not [name for name in answer.headers if name.startswith("grpc-")]
+
+
+STATUSES = {
+    Reason.VALIDATION_FAILED: 400,
+    Reason.INVALID_CREDENTIALS: 401,
+    Reason.STAFF_REQUIRED: 403,
+    Reason.BOOKING_NOT_FOUND: 404,
+    Reason.ALREADY_CONFIRMED: 409,
+    Reason.SEAT_UNAVAILABLE: 409,
+    Reason.OVERLOADED: 429,
+    Reason.INTERNAL: 500,
+    Reason.PAYMENT_GATEWAY_ERROR: 503,
+    Reason.DEADLINE_EXCEEDED: 504,
+}
+
+
+@pytest.mark.parametrize("reason", STATUSES)
+def test_a_reason_has_its_http_status(gateway: Gateway, reason: Reason) -> None:
+    def refuse(_request: bytes, context: grpc.ServicerContext) -> Message:
+        context.abort_with_status(rpc_status.to_status(to_status(DomainError(reason, "refused"))))
+
+    gateway.upstream.answers[PLACE] = refuse
+    answer = gateway.rest.post("/api/v1/bookings", json={}, headers=bearer())
+    check(answer, STATUSES[reason], reason)

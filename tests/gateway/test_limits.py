@@ -1,0 +1,103 @@
+"""Limits through the real Envoy, made small: a tenth of the contract's."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.gateway import harness
+from tests.gateway.harness import Gateway, bearer, token
+
+PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
+LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Per user: 10 calls, 1 booking. Per address: 10 calls, 600 webhooks. A new one a module."""
+    folder: Path = tmp_path_factory.mktemp("limited")
+    with harness.running_gateway(folder, rate_limit_scale=0.1) as gateway:
+        yield gateway
+
+
+def user(number: int) -> dict[str, str]:
+    return bearer(token(sub=f"0192aaaa-0000-7000-8000-{number:012}"))
+
+
+def test_a_users_second_booking_in_six_seconds_is_refused(limited: Gateway) -> None:
+    first, second = (
+        limited.rest.post("/api/v1/bookings", json={}, headers=user(1)) for _ in range(2)
+    )
+    assert first.status_code == 201
+    assert first.headers["x-ratelimit-limit"] == "1"
+    assert second.status_code == 429
+    assert len(limited.upstream.calls) == 1
+    limited.upstream.calls.clear()
+    retry_after = int(second.headers["retry-after"])
+    assert 50 <= retry_after <= 60
+    body = second.json()
+    assert body["code"] == 8
+    assert [detail["@type"].rpartition(".")[2] for detail in body["details"]] == [
+        "ErrorInfo",
+        "RetryInfo",
+    ]
+    assert body["details"][0]["reason"] == "RATE_LIMITED"
+    assert body["details"][1]["retryDelay"] == f"{retry_after}s"
+    assert second.headers["x-ratelimit-remaining"] == "0"
+
+
+def test_grpc_meets_the_same_bucket_as_rest(limited: Gateway) -> None:
+    headers = user(2)
+    assert limited.rest.post("/api/v1/bookings", json={}, headers=headers).status_code == 201
+    with pytest.raises(grpc.RpcError) as failure:
+        limited.unary(PLACE, metadata=headers)
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailers = failure.value.trailing_metadata()
+    assert "retry-after" in [entry[0] for entry in trailers]  # type: ignore[index]
+
+
+def test_users_do_not_share_buckets(limited: Gateway) -> None:
+    for number in range(10, 15):
+        answer = limited.rest.post("/api/v1/bookings", json={}, headers=user(number))
+        assert answer.status_code == 201
+
+
+def test_all_methods_share_the_common_bucket_of_a_user(limited: Gateway) -> None:
+    headers = user(3)
+    statuses = [
+        limited.rest.get(path, headers=headers).status_code
+        for _ in range(6)
+        for path in ("/api/v1/bookings", "/api/v1/auth/me")
+    ]
+    # Ten, and at most one more that has come back meanwhile.
+    assert statuses[:10] == [200] * 10
+    assert statuses[-1] == 429
+    with pytest.raises(grpc.RpcError) as failure:
+        limited.unary(LIST, metadata=headers)
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_public_methods_are_limited_per_address(limited: Gateway) -> None:
+    statuses = [limited.rest.get("/api/v1/events/e1").status_code for _ in range(12)]
+    assert statuses[:10] == [200] * 10
+    assert statuses[-1] == 429
+    # A user's token is no way around, and a user has a bucket of their own.
+    assert limited.rest.get("/api/v1/events/e1", headers=user(4)).status_code == 429
+    assert limited.rest.get("/api/v1/bookings", headers=user(4)).status_code == 200
+
+
+def test_webhooks_and_probes_are_not_cut_by_the_common_limit(limited: Gateway) -> None:
+    for _ in range(15):
+        assert limited.rest.post("/webhooks/stripe", content=b"x").status_code == 200
+        health = limited.rest.get("/health")
+        assert health.status_code == 200
+        assert "x-ratelimit-limit" not in health.headers
+
+
+def test_a_flood_meets_the_shield_before_anything_else(limited: Gateway) -> None:
+    """Last: it empties the shield's bucket of 1,200 for this address."""
+    statuses = [limited.rest.get("/nothing").status_code for _ in range(1300)]
+    assert statuses[-1] == 429
+    assert set(statuses) == {404, 429}
+    assert limited.rest.get("/health").status_code == 429

@@ -1,0 +1,207 @@
+"""Calls that succeed: what reaches the services, and what comes back, by each protocol."""
+
+import base64
+import json
+import time
+
+import grpc
+import pytest
+from google.api import httpbody_pb2
+
+from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2
+from boxoffice.catalogue.v1 import event_pb2, event_service_pb2
+from boxoffice.payments.v1 import webhook_service_pb2
+from boxoffice.types.v1 import money_pb2
+from tests.gateway.conftest import CANCEL
+from tests.gateway.harness import USER_ID, Gateway, bearer
+
+PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
+GET_BOOKING = "/boxoffice.bookings.v1.BookingService/GetBooking"
+GET_EVENT = "/boxoffice.catalogue.v1.EventService/GetEvent"
+RECEIVE = "/boxoffice.payments.v1.WebhookService/ReceiveWebhook"
+SHOW_CHECKOUT = "/boxoffice.payments.v1.SandboxService/ShowCheckout"
+
+HELD = booking_pb2.Booking(
+    booking_id="b1",
+    status=booking_pb2.Booking.HELD,
+    total=money_pb2.Money(currency_code="INR", amount_minor=49900),
+)
+
+
+def test_creating_answers_201_over_rest(gateway: Gateway) -> None:
+    gateway.upstream.answers[PLACE] = lambda _request, _context: HELD
+    body = {"eventId": "e1", "items": [{"offer_id": "o1", "quantity": 2}]}
+    answer = gateway.rest.post("/api/v1/bookings", json=body, headers=bearer())
+    assert answer.status_code == 201
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {
+        "bookingId": "b1",
+        "eventId": "",
+        "customerId": "",
+        "status": "HELD",
+        "items": [],
+        "total": {"currencyCode": "INR", "amountMinor": "49900"},
+        "timeline": [],
+    }
+    request = booking_service_pb2.PlaceBookingRequest.FromString(gateway.upstream.calls[0].request)
+    assert request.event_id == "e1"
+    assert (request.items[0].offer_id, request.items[0].quantity) == ("o1", 2)
+
+
+def test_deleting_answers_204_without_a_body(gateway: Gateway) -> None:
+    gateway.upstream.answers[CANCEL] = lambda _request, _context: HELD
+    answer = gateway.rest.delete("/api/v1/bookings/b1", headers=bearer())
+    assert answer.status_code == 204
+    assert answer.content == b""
+    # Bytes left over would be read as the start of the next answer on this connection.
+    assert gateway.rest.get("/api/v1/bookings/b1", headers=bearer()).status_code == 200
+
+
+def test_reading_answers_200_without_grpc_headers(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/api/v1/events/e1")
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith(("grpc-", "x-envoy-"))]
+    request = event_service_pb2.GetEventRequest.FromString(gateway.upstream.calls[0].request)
+    assert request.event_id == "e1"
+
+
+def test_native_grpc_works_with_a_token_and_keeps_its_status(gateway: Gateway) -> None:
+    gateway.upstream.answers[PLACE] = lambda _request, _context: HELD
+    assert booking_pb2.Booking.FromString(gateway.unary(PLACE, metadata=bearer())) == HELD
+
+
+def test_grpc_web_works(gateway: Gateway) -> None:
+    gateway.upstream.answers[PLACE] = lambda _request, _context: HELD
+    answer = gateway.web(PLACE, headers=bearer())
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/grpc-web+proto"
+    size = int.from_bytes(answer.content[1:5], "big")
+    assert booking_pb2.Booking.FromString(answer.content[5 : 5 + size]) == HELD
+    assert b"grpc-status:0" in answer.content[5 + size :]
+
+
+def test_services_get_the_verified_claims_and_not_the_token(gateway: Gateway) -> None:
+    gateway.rest.get("/api/v1/bookings", headers=bearer())
+    metadata = gateway.upstream.calls[0].metadata
+    payload = metadata["x-jwt-payload"]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    assert (claims["sub"], claims["role"]) == (USER_ID, "CUSTOMER")
+    assert "authorization" not in metadata
+
+
+SPOOFED = {
+    "x-jwt-payload": "spoofed",
+    "X-Jwt-Claims": "spoofed",
+    "x-user-id": "spoofed",
+    "x-internal-role": "spoofed",
+    "x-boxoffice-message": "spoofed",
+    "x-forwarded-client-cert": "spoofed",
+    "x-envoy-retry-on": "spoofed",
+    "x-envoy-original-path": "spoofed",
+}
+
+
+@pytest.mark.parametrize("path", ["/api/v1/events/e1", "/api/v1/bookings/b1"])
+def test_a_clients_internal_headers_never_reach_a_service(gateway: Gateway, path: str) -> None:
+    for header in SPOOFED:
+        gateway.rest.get(path, headers=bearer() | {header: "spoofed"})
+    assert len(gateway.upstream.calls) == len(SPOOFED)
+    for call in gateway.upstream.calls:
+        assert "spoofed" not in call.metadata.values()
+        assert "x-envoy-internal" not in call.metadata
+
+
+def test_native_clients_cannot_spoof_either(gateway: Gateway) -> None:
+    for header in SPOOFED:
+        gateway.unary(GET_EVENT, metadata={header.lower(): "spoofed"})
+    for call in gateway.upstream.calls:
+        assert "spoofed" not in call.metadata.values()
+
+
+def test_an_unverified_token_does_not_reach_a_public_method(gateway: Gateway) -> None:
+    gateway.rest.get("/api/v1/events/e1", headers={"authorization": "Bearer forged"})
+    metadata = gateway.upstream.calls[0].metadata
+    assert not {"authorization", "x-jwt-payload"} & metadata.keys()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"x",
+        b'{ "spaces" : "kept",\n "\xc3\xa9": 1.10 }\r\n',
+        bytes(range(256)),
+        b"a" * (16 * 1024 - 1),
+        b"a" * (16 * 1024 + 1),
+        b"a" * (512 * 1024),
+    ],
+    ids=len,
+)
+def test_webhooks_arrive_byte_for_byte(gateway: Gateway, body: bytes) -> None:
+    headers = {"content-type": "application/json", "stripe-signature": "t=1,v1=abc"}
+    assert gateway.rest.post("/webhooks/stripe", content=body, headers=headers).status_code == 200
+    call = gateway.upstream.calls[0]
+    request = webhook_service_pb2.ReceiveWebhookRequest.FromString(call.request)
+    assert request.provider == "stripe"
+    assert request.payload.data == body
+    assert request.payload.content_type == "application/json"
+    assert call.metadata["stripe-signature"] == "t=1,v1=abc"
+
+
+def test_a_page_keeps_its_own_content_security_policy(gateway: Gateway) -> None:
+    def page(_request: bytes, context: grpc.ServicerContext) -> httpbody_pb2.HttpBody:
+        context.send_initial_metadata((("content-security-policy", "default-src 'self'"),))
+        return httpbody_pb2.HttpBody(content_type="text/html; charset=utf-8", data=b"<h1>Pay</h1>")
+
+    gateway.upstream.answers[SHOW_CHECKOUT] = page
+    answer = gateway.rest.get("/sandbox/pay/p1")
+    assert (answer.status_code, answer.text) == (200, "<h1>Pay</h1>")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["content-security-policy"] == "default-src 'self'"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_clients_request_id_is_kept_and_returned(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/api/v1/events/e1", headers={"x-request-id": "mine"})
+    assert answer.headers["x-request-id"] == "mine"
+    assert gateway.upstream.calls[0].metadata["x-request-id"] == "mine"
+
+
+def test_every_request_has_an_id(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/api/v1/events/e1")
+    assert answer.headers["x-request-id"]
+    assert gateway.upstream.calls[0].metadata["x-request-id"] == answer.headers["x-request-id"]
+
+
+def test_a_repeatable_call_is_repeated_when_its_service_is_restarting(gateway: Gateway) -> None:
+    def restarting(_request: bytes, context: grpc.ServicerContext) -> event_pb2.Event:
+        if len(gateway.upstream.calls) == 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+        return event_pb2.Event(event_id="e1")
+
+    gateway.upstream.answers[GET_EVENT] = restarting
+    assert gateway.rest.get("/api/v1/events/e1").status_code == 200
+    assert len(gateway.upstream.calls) == 2
+
+
+def test_a_call_with_effects_is_not_repeated(gateway: Gateway) -> None:
+    def away(_request: bytes, context: grpc.ServicerContext) -> booking_pb2.Booking:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+
+    gateway.upstream.answers[PLACE] = away
+    answer = gateway.rest.post("/api/v1/bookings", json={}, headers=bearer())
+    assert answer.status_code == 503
+    assert len(gateway.upstream.calls) == 1
+
+
+def test_a_client_cannot_wait_longer_than_the_policy_says(gateway: Gateway) -> None:
+    def slow(_request: bytes, _context: grpc.ServicerContext) -> booking_pb2.Booking:
+        gateway.upstream.stopping.wait(4)
+        return HELD
+
+    gateway.upstream.answers[GET_BOOKING] = slow
+    started = time.monotonic()
+    with pytest.raises(grpc.RpcError) as failure:
+        gateway.unary(GET_BOOKING, metadata=bearer(), timeout=60)
+    assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 2 < time.monotonic() - started < 3.5

@@ -1,0 +1,62 @@
+"""Services that come late, go and come back; and the log of it all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.gateway import harness
+from tests.gateway.harness import Gateway, bearer, token
+
+AUDIT = "/api/v1/events/e1/stock/audit"
+BOOKINGS = "/api/v1/bookings"
+
+
+def test_a_service_is_served_as_soon_as_it_is_up_and_again_after_a_restart(
+    gateway: Gateway,
+) -> None:
+    harness.wait_for(gateway, AUDIT, 503)
+    for _ in range(2):
+        with harness.server("stock_svc", gateway.settings, gateway.upstream):
+            harness.wait_for(gateway, AUDIT, 200, seconds=2)
+        harness.wait_for(gateway, AUDIT, 503, seconds=2)
+
+
+def test_tokens_are_verified_once_auth_svc_has_come(tmp_path: Path) -> None:
+    secret = token()
+    late = frozenset({"auth_svc"})
+    with harness.running_gateway(tmp_path, without=late, wait=False) as gateway:
+        refusal = harness.wait_for(gateway, BOOKINGS, 503)
+        # A good token must not be called a bad one.
+        assert refusal.json()["details"][0]["reason"] == "DEPENDENCY_UNAVAILABLE"
+        assert "www-authenticate" not in refusal.headers
+        with harness.server("auth_svc", gateway.settings, gateway.upstream):
+            harness.wait_for(gateway, BOOKINGS, 200, seconds=5)
+        # The keys outlive the service that published them.
+        harness.wait_for(gateway, BOOKINGS, 200)
+        query = f"{BOOKINGS}?page_token=hidden"
+        gateway.rest.get(query, headers=bearer(secret) | {"x-request-id": "logged"})
+    _check_log((tmp_path / "envoy.log").read_text(), secret)
+
+
+def _check_log(log: str, secret: str) -> None:
+    assert secret not in log
+    assert "hidden" not in log
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    logged = next(line for line in lines if line.get("request_id") == "logged")
+    assert (logged["method"], logged["path"], logged["status"]) == ("GET", BOOKINGS, 200)
+    assert logged["rpc"] == "boxoffice.bookings.v1.BookingService/ListBookings"
+    assert logged["upstream"] == "booking_svc"
+
+
+@pytest.mark.parametrize("service", ["auth_svc", "payment_svc"])
+def test_a_certificate_of_another_service_is_not_accepted(tmp_path: Path, service: str) -> None:
+    late = frozenset({"stock_svc"})
+    with harness.running_gateway(tmp_path, without=late) as gateway:
+        stock = gateway.settings.certificates
+        for suffix in ("pem", "key"):
+            (stock / f"{service}.{suffix}").replace(stock / f"stock_svc.{suffix}")
+        with harness.server("stock_svc", gateway.settings, gateway.upstream):
+            with pytest.raises(TimeoutError):
+                harness.wait_for(gateway, AUDIT, 200, seconds=1)
+            assert gateway.upstream.calls == []
