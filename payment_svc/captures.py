@@ -1,0 +1,132 @@
+"""Captures: each time a provider took money for a payment, and how much of it goes back.
+
+At most one capture pays the payment. The others are anomalies: kept, and given back.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh.ids import new_id
+from payment_svc.money import Money
+from payment_svc.payments import PAID, Payment, Status
+from payment_svc.providers import Captured
+from payment_svc.tables import captures
+
+
+class Verdict(StrEnum):
+    """What a capture is to its payment: it pays it, or must not have happened."""
+
+    ACCEPTED = "ACCEPTED"
+    MISMATCHED = "MISMATCHED"
+    SECOND = "SECOND"
+    AFTER_VOID = "AFTER_VOID"
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Money taken. `refunding` is what was promised to go back, `refunded` what went."""
+
+    capture_id: UUID
+    payment_id: UUID
+    provider_reference: str
+    verdict: Verdict
+    amount: Money
+    refunding: Money
+    refunded: Money
+
+
+def judge(payment: Payment, amount: Money) -> Verdict:
+    """What a new capture of this amount is to the payment."""
+    if amount != payment.amount:
+        return Verdict.MISMATCHED
+    if payment.status in PAID:
+        return Verdict.SECOND
+    if payment.status is Status.VOIDED:
+        return Verdict.AFTER_VOID
+    return Verdict.ACCEPTED
+
+
+async def record(
+    connection: AsyncConnection, *, payment: Payment, report: Captured, now: datetime
+) -> Capture | None:
+    """Keeps a capture with its verdict; None when the provider told of it before."""
+    row = (
+        await connection.execute(
+            postgresql.insert(captures)
+            .values(
+                capture_id=new_id(),
+                payment_id=payment.payment_id,
+                provider=payment.order.provider,
+                provider_reference=report.capture_reference,
+                verdict=judge(payment, report.amount),
+                amount_minor=report.amount.amount_minor,
+                currency_code=report.amount.currency_code,
+                method=report.method,
+                create_time=now,
+            )
+            .on_conflict_do_nothing(
+                index_elements=[captures.c.provider, captures.c.provider_reference]
+            )
+            .returning(captures)
+        )
+    ).one_or_none()
+    return None if row is None else _from_row(row)
+
+
+async def find_accepted(connection: AsyncConnection, *, payment_id: UUID) -> Capture | None:
+    """The capture that paid a payment, if any."""
+    row = (
+        await connection.execute(
+            sa.select(captures)
+            .where(captures.c.payment_id == payment_id)
+            .where(captures.c.verdict == Verdict.ACCEPTED)
+        )
+    ).one_or_none()
+    return None if row is None else _from_row(row)
+
+
+async def promise(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> bool:
+    """Sets money of a capture aside to go back. False when less is left.
+
+    Test and claim in one statement: of two requests for the rest, one gets it.
+    """
+    claimed = await connection.execute(
+        sa.update(captures)
+        .where(captures.c.capture_id == capture_id)
+        .where(captures.c.refunding_minor + amount.amount_minor <= captures.c.amount_minor)
+        .values(refunding_minor=captures.c.refunding_minor + amount.amount_minor)
+    )
+    return claimed.rowcount == 1
+
+
+async def give_back(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> Verdict:
+    """Counts promised money that went back. Returns what the capture was."""
+    row = (
+        await connection.execute(
+            sa.update(captures)
+            .where(captures.c.capture_id == capture_id)
+            .where(captures.c.refunded_minor + amount.amount_minor <= captures.c.refunding_minor)
+            .values(refunded_minor=captures.c.refunded_minor + amount.amount_minor)
+            .returning(captures.c.verdict)
+        )
+    ).one()
+    return Verdict(row.verdict)
+
+
+def _from_row(row: sa.Row[Any]) -> Capture:
+    return Capture(
+        capture_id=row.capture_id,
+        payment_id=row.payment_id,
+        provider_reference=row.provider_reference,
+        verdict=Verdict(row.verdict),
+        amount=Money(row.amount_minor, row.currency_code),
+        refunding=Money(row.refunding_minor, row.currency_code),
+        refunded=Money(row.refunded_minor, row.currency_code),
+    )

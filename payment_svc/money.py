@@ -1,0 +1,38 @@
+"""Amounts in the smallest unit of their currency. Never a float."""
+
+from dataclasses import dataclass
+
+# ISO 4217 list one: the currencies whose minor unit is not a hundredth.
+# fmt: off
+EXPONENTS = {
+    "BIF": 0, "CLP": 0, "DJF": 0, "GNF": 0, "ISK": 0, "JPY": 0, "KMF": 0, "KRW": 0, "PYG": 0,
+    "RWF": 0, "UGX": 0, "UYI": 0, "VND": 0, "VUV": 0, "XAF": 0, "XOF": 0, "XPF": 0,
+    "BHD": 3, "IQD": 3, "JOD": 3, "KWD": 3, "LYD": 3, "OMR": 3, "TND": 3,
+    "CLF": 4, "UYW": 4,
+}
+# fmt: on
+_DEFAULT_EXPONENT = 2
+
+_SYMBOLS = {"EUR": "€", "GBP": "£", "INR": "₹", "JPY": "¥", "KRW": "₩", "USD": "$"}
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """So many minor units of a currency, e.g. 150000 INR for ₹ 1,500.00."""
+
+    amount_minor: int
+    currency_code: str
+
+    def __str__(self) -> str:
+        """For people: `₹ 1,500.00`, `¥ 1,500`, `KWD 1.500`."""
+        symbol = _SYMBOLS.get(self.currency_code, self.currency_code)
+        digits = exponent(self.currency_code)
+        whole, fraction = divmod(abs(self.amount_minor), 10**digits)
+        sign = "-" if self.amount_minor < 0 else ""
+        decimals = f".{fraction:0{digits}d}" if digits else ""
+        return f"{sign}{symbol} {whole:,}{decimals}"
+
+
+def exponent(currency_code: str) -> int:
+    """Decimal places between a currency's main and minor unit."""
+    return EXPONENTS.get(currency_code, _DEFAULT_EXPONENT)

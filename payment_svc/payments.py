@@ -1,0 +1,261 @@
+"""Payments: their states, and the moves between them.
+
+What makes them move is in observations.py; money that goes back in refunds.py.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from payment_svc.money import Money
+from payment_svc.providers import Order, Session
+from payment_svc.tables import payments
+
+
+class Status(StrEnum):
+    CREATED = "CREATED"
+    AUTHORIZED = "AUTHORIZED"
+    CAPTURED = "CAPTURED"
+    PARTIALLY_REFUNDED = "PARTIALLY_REFUNDED"
+    REFUNDED = "REFUNDED"
+    FAILED = "FAILED"
+    VOIDED = "VOIDED"
+
+
+MOVES: dict[Status, frozenset[Status]] = {
+    Status.CREATED: frozenset({Status.AUTHORIZED, Status.CAPTURED, Status.FAILED, Status.VOIDED}),
+    Status.AUTHORIZED: frozenset({Status.CAPTURED, Status.FAILED, Status.VOIDED}),
+    # A customer may try again on the same page.
+    Status.FAILED: frozenset({Status.AUTHORIZED, Status.CAPTURED, Status.VOIDED}),
+    Status.CAPTURED: frozenset({Status.PARTIALLY_REFUNDED, Status.REFUNDED}),
+    Status.PARTIALLY_REFUNDED: frozenset({Status.REFUNDED}),
+    Status.REFUNDED: frozenset(),
+    Status.VOIDED: frozenset(),
+}
+
+PAID = frozenset({Status.CAPTURED, Status.PARTIALLY_REFUNDED, Status.REFUNDED})
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """Money for one booking, through one provider. `order` is what was asked for."""
+
+    order: Order
+    status: Status
+    refunded: Money
+    provider_reference: str | None
+    payment_url: str | None
+    method: str | None
+    failure_code: str | None
+    observed_time: datetime | None
+    create_time: datetime
+    update_time: datetime
+
+    @property
+    def payment_id(self) -> UUID:
+        return self.order.payment_id
+
+    @property
+    def amount(self) -> Money:
+        return self.order.amount
+
+
+async def create(connection: AsyncConnection, *, order: Order, now: datetime) -> Payment:
+    """Records a payment to be opened, CREATED. Repeating it returns the payment as it is now.
+
+    Raises VALIDATION_FAILED for an amount of zero, PAYMENT_STATE_INVALID when the id was
+    used for something else.
+    """
+    if order.amount.amount_minor <= 0:
+        raise invalid(FieldViolation("amount.amount_minor", "must be more than 0"))
+    inserted = (
+        await connection.execute(
+            postgresql.insert(payments)
+            .values(
+                payment_id=order.payment_id,
+                booking_id=order.booking_id,
+                customer_id=order.customer_id,
+                provider=order.provider,
+                status=Status.CREATED,
+                amount_minor=order.amount.amount_minor,
+                currency_code=order.amount.currency_code,
+                description=order.description,
+                success_url=order.success_url,
+                cancel_url=order.cancel_url,
+                create_time=now,
+                update_time=now,
+            )
+            .on_conflict_do_nothing(index_elements=[payments.c.payment_id])
+            .returning(payments)
+        )
+    ).one_or_none()
+    if inserted is not None:
+        return _from_row(inserted)
+    payment = await find(connection, payment_id=order.payment_id, owner=None)
+    if payment.order != order:
+        raise DomainError(
+            Reason.PAYMENT_STATE_INVALID,
+            "this payment_id was used for another payment",
+            status=payment.status,
+        )
+    return payment
+
+
+async def find(connection: AsyncConnection, *, payment_id: UUID, owner: UUID | None) -> Payment:
+    """A payment, of the owner if one is given. Raises PAYMENT_NOT_FOUND."""
+    statement = sa.select(payments).where(payments.c.payment_id == payment_id)
+    if owner is not None:
+        statement = statement.where(payments.c.customer_id == owner)
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment", payment_id=payment_id)
+    return _from_row(row)
+
+
+async def lock(connection: AsyncConnection, *, payment_id: UUID) -> Payment:
+    """The payment, which nobody else changes until the transaction ends.
+
+    It is the first lock of whoever changes a payment, a capture or a refund. Raises
+    PAYMENT_NOT_FOUND.
+    """
+    row = (
+        await connection.execute(
+            sa.select(payments)
+            .where(payments.c.payment_id == payment_id)
+            # NO KEY UPDATE: the foreign keys of captures and refunds do not wait for it.
+            .with_for_update(key_share=True)
+        )
+    ).one_or_none()
+    if row is None:
+        raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment", payment_id=payment_id)
+    return _from_row(row)
+
+
+async def attach_session(
+    connection: AsyncConnection, *, payment_id: UUID, session: Session, now: datetime
+) -> Payment:
+    """Keeps where the provider has the payment. A webhook may have told its id before."""
+    row = (
+        await connection.execute(
+            sa.update(payments)
+            .where(payments.c.payment_id == payment_id)
+            .where(payments.c.payment_url.is_(None))
+            .values(
+                provider_reference=session.reference,
+                payment_url=session.payment_url,
+                update_time=now,
+            )
+            .returning(payments)
+        )
+    ).one_or_none()
+    if row is not None:
+        return _from_row(row)
+    return await find(connection, payment_id=payment_id, owner=None)
+
+
+async def knows(connection: AsyncConnection, *, payment: Payment, reference: str | None) -> bool:
+    """Whether a provider's id can mean this payment: it is its own, or nobody's yet."""
+    if reference is None:
+        return True
+    if payment.provider_reference is not None:
+        return payment.provider_reference == reference
+    taken = await connection.execute(
+        sa.select(payments.c.payment_id)
+        .where(payments.c.provider == payment.order.provider)
+        .where(payments.c.provider_reference == reference)
+    )
+    return taken.one_or_none() is None
+
+
+async def move(
+    connection: AsyncConnection,
+    *,
+    payment_id: UUID,
+    to: Status,
+    now: datetime,
+    **values: Any,
+) -> Payment | None:
+    """Moves a payment along MOVES with the values given; None when it has no such move."""
+    row = (
+        await connection.execute(
+            sa.update(payments)
+            .where(payments.c.payment_id == payment_id)
+            .where(payments.c.status.in_(_before(to)))
+            .values(status=to, update_time=now, **values)
+            .returning(payments)
+        )
+    ).one_or_none()
+    return None if row is None else _from_row(row)
+
+
+async def refresh(
+    connection: AsyncConnection, *, payment_id: UUID, status: Status, now: datetime, **values: Any
+) -> None:
+    """Keeps newer facts of a payment that stays in its state."""
+    await connection.execute(
+        sa.update(payments)
+        .where(payments.c.payment_id == payment_id)
+        .where(payments.c.status == status)
+        .values(update_time=now, **values)
+    )
+
+
+async def give_back(
+    connection: AsyncConnection, *, payment_id: UUID, amount: Money, now: datetime
+) -> Payment:
+    """Counts money that went back: PARTIALLY_REFUNDED, or REFUNDED when it was all."""
+    refunded = payments.c.refunded_minor + amount.amount_minor
+    row = (
+        await connection.execute(
+            sa.update(payments)
+            .where(payments.c.payment_id == payment_id)
+            .where(payments.c.status.in_([Status.CAPTURED, Status.PARTIALLY_REFUNDED]))
+            .where(refunded <= payments.c.amount_minor)
+            .values(
+                refunded_minor=refunded,
+                status=sa.case(
+                    (refunded == payments.c.amount_minor, Status.REFUNDED.value),
+                    else_=Status.PARTIALLY_REFUNDED.value,
+                ),
+                update_time=now,
+            )
+            .returning(payments)
+        )
+    ).one()
+    return _from_row(row)
+
+
+def _before(status: Status) -> Iterable[Status]:
+    return [earlier for earlier, moves in MOVES.items() if status in moves]
+
+
+def _from_row(row: sa.Row[Any]) -> Payment:
+    return Payment(
+        order=Order(
+            payment_id=row.payment_id,
+            booking_id=row.booking_id,
+            customer_id=row.customer_id,
+            provider=row.provider,
+            amount=Money(row.amount_minor, row.currency_code),
+            description=row.description,
+            success_url=row.success_url,
+            cancel_url=row.cancel_url,
+        ),
+        status=Status(row.status),
+        refunded=Money(row.refunded_minor, row.currency_code),
+        provider_reference=row.provider_reference,
+        payment_url=row.payment_url,
+        method=row.method,
+        failure_code=row.failure_code,
+        observed_time=row.observed_time,
+        create_time=row.create_time,
+        update_time=row.update_time,
+    )

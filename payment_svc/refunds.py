@@ -1,0 +1,310 @@
+"""Refunds: asked for once, carried out in the background until the provider has done it.
+
+The calls to the provider are cashier.py's; here is what they mean to the database.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh import idempotency
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from mesh.ids import new_id
+from payment_svc import captures, events, payments
+from payment_svc.captures import Capture, Verdict
+from payment_svc.money import Money
+from payment_svc.pacing import backoff
+from payment_svc.payments import Payment
+from payment_svc.providers import RefundOrder, RefundProcessed, RefundRefused
+from payment_svc.tables import captures as captures_table
+from payment_svc.tables import idempotency_records, refunds
+from payment_svc.tables import payments as payments_table
+
+DEFAULT_REASON = "customer_request"
+
+# Longer than a call to a provider may take: nobody else takes up a refund meanwhile.
+_LEASE = timedelta(seconds=15)
+
+
+class Status(StrEnum):
+    PENDING = "PENDING"
+    PROCESSED = "PROCESSED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Money going back from a payment."""
+
+    refund_id: UUID
+    payment_id: UUID
+    amount: Money
+    status: Status
+    reason: str
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DueRefund:
+    """A refund to be carried out now, for the `attempt`-th time."""
+
+    provider: str
+    order: RefundOrder
+    attempt: int
+
+
+async def request(
+    connection: AsyncConnection,
+    *,
+    payment_id: UUID,
+    amount: Money | None,
+    reason: str,
+    key: idempotency.Key,
+    now: datetime,
+) -> Refund:
+    """Promises money of a paid payment to go back; all that is left without an amount.
+
+    The same key and request return the same refund. Raises PAYMENT_NOT_FOUND,
+    PAYMENT_STATE_INVALID when nothing was paid or less is left, IDEMPOTENCY_KEY_REUSED.
+    """
+    refund_id = new_id()
+    if not await idempotency.claim(
+        connection, idempotency_records, key, resource_id=refund_id, now=now
+    ):
+        # A key that could not be claimed is committed: claiming waits for the one before.
+        record = await idempotency.find(connection, idempotency_records, key)
+        if record is None:
+            raise LookupError("an idempotency record that is neither free nor there")
+        return await find(connection, refund_id=record.resource_id, owner=None)
+    payment = await payments.lock(connection, payment_id=payment_id)
+    if amount is not None:
+        _check_amount(amount, payment)
+    capture = await captures.find_accepted(connection, payment_id=payment_id)
+    if capture is None:
+        raise DomainError(
+            Reason.PAYMENT_STATE_INVALID,
+            "nothing was paid that could go back",
+            status=payment.status,
+        )
+    left = Money(
+        capture.amount.amount_minor - capture.refunding.amount_minor, capture.amount.currency_code
+    )
+    wanted = amount if amount is not None else left
+    if wanted.amount_minor == 0 or not await captures.promise(
+        connection, capture_id=capture.capture_id, amount=wanted
+    ):
+        raise DomainError(
+            Reason.PAYMENT_STATE_INVALID,
+            "less is left of the payment than asked for",
+            status=payment.status,
+            captured=capture.amount.amount_minor,
+            refunded=capture.refunding.amount_minor,
+            requested=wanted.amount_minor,
+        )
+    return await _insert(connection, refund_id, capture, wanted, reason or DEFAULT_REASON, now)
+
+
+async def give_back(connection: AsyncConnection, *, capture: Capture, now: datetime) -> Refund:
+    """Promises all of a capture that should not have been to go back."""
+    if not await captures.promise(connection, capture_id=capture.capture_id, amount=capture.amount):
+        raise RuntimeError(f"capture {capture.capture_id} was given back before")
+    reason = f"capture_{capture.verdict.lower()}"
+    return await _insert(connection, new_id(), capture, capture.amount, reason, now)
+
+
+async def find(connection: AsyncConnection, *, refund_id: UUID, owner: UUID | None) -> Refund:
+    """A refund, of the owner's payment if one is given. Raises REFUND_NOT_FOUND."""
+    statement = (
+        sa.select(refunds)
+        .join(payments_table, payments_table.c.payment_id == refunds.c.payment_id)
+        .where(refunds.c.refund_id == refund_id)
+    )
+    if owner is not None:
+        statement = statement.where(payments_table.c.customer_id == owner)
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise DomainError(Reason.REFUND_NOT_FOUND, "no such refund", refund_id=refund_id)
+    return _from_row(row)
+
+
+async def find_of_payment(
+    connection: AsyncConnection, *, payment_id: UUID, refund_id: UUID
+) -> Refund | None:
+    """A refund of this very payment, if there is one."""
+    row = (
+        await connection.execute(
+            sa.select(refunds)
+            .where(refunds.c.refund_id == refund_id)
+            .where(refunds.c.payment_id == payment_id)
+        )
+    ).one_or_none()
+    return None if row is None else _from_row(row)
+
+
+async def lease_due(
+    connection: AsyncConnection, *, now: datetime, limit: int
+) -> Sequence[DueRefund]:
+    """Takes refunds whose time has come; a process that dies with them loses none.
+
+    SKIP LOCKED and the later due time keep two processes from the same refund.
+    """
+    due = (
+        sa.select(refunds.c.refund_id)
+        .where(refunds.c.due_time <= now)
+        .order_by(refunds.c.due_time)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    rows = await connection.execute(
+        sa.update(refunds)
+        .where(refunds.c.refund_id == due.c.refund_id)
+        .where(refunds.c.capture_id == captures_table.c.capture_id)
+        .where(refunds.c.payment_id == payments_table.c.payment_id)
+        .values(attempts=refunds.c.attempts + 1, due_time=now + _LEASE)
+        .returning(
+            refunds.c.refund_id,
+            refunds.c.payment_id,
+            refunds.c.amount_minor,
+            refunds.c.currency_code,
+            refunds.c.attempts,
+            refunds.c.refusals,
+            captures_table.c.provider_reference.label("capture_reference"),
+            payments_table.c.provider,
+            payments_table.c.provider_reference.label("session_reference"),
+        )
+    )
+    return [
+        DueRefund(
+            provider=row.provider,
+            order=RefundOrder(
+                refund_id=row.refund_id,
+                payment_id=row.payment_id,
+                session_reference=row.session_reference,
+                capture_reference=row.capture_reference,
+                amount=Money(row.amount_minor, row.currency_code),
+                refusals=row.refusals,
+            ),
+            attempt=row.attempts,
+        )
+        for row in rows
+    ]
+
+
+async def postpone(
+    connection: AsyncConnection, *, refund_id: UUID, attempt: int, now: datetime
+) -> None:
+    """Tries again later: the provider gave no answer, or none that is final."""
+    await connection.execute(
+        sa.update(refunds)
+        .where(refunds.c.refund_id == refund_id)
+        .where(refunds.c.status != Status.PROCESSED)
+        .values(due_time=now + backoff(attempt), update_time=now)
+    )
+
+
+async def settle(
+    connection: AsyncConnection, *, payment: Payment, report: RefundProcessed, now: datetime
+) -> bool:
+    """PENDING or FAILED → PROCESSED, once, with its event. The payment must be locked."""
+    row = (
+        await connection.execute(
+            sa.update(refunds)
+            .where(refunds.c.refund_id == report.refund_id)
+            .where(refunds.c.status != Status.PROCESSED)
+            .values(
+                status=Status.PROCESSED,
+                provider_reference=report.refund_reference,
+                failure_code=None,
+                due_time=None,
+                update_time=now,
+            )
+            .returning(refunds.c.capture_id)
+        )
+    ).one_or_none()
+    if row is None:
+        return False
+    verdict = await captures.give_back(connection, capture_id=row.capture_id, amount=report.amount)
+    # Money that never paid the payment leaves it, and whoever follows it, alone.
+    if verdict is Verdict.ACCEPTED:
+        after = await payments.give_back(
+            connection, payment_id=payment.payment_id, amount=report.amount, now=now
+        )
+        await events.refund_processed(
+            connection, after, refund_id=report.refund_id, amount=report.amount, now=now
+        )
+    return True
+
+
+async def refuse(connection: AsyncConnection, *, report: RefundRefused, now: datetime) -> bool:
+    """PENDING → FAILED: it is tried again under a new key, later each time."""
+    refused = await connection.execute(
+        sa.update(refunds)
+        .where(refunds.c.refund_id == report.refund_id)
+        .where(refunds.c.status != Status.PROCESSED)
+        # A repeated refusal must not change the key under which a new call is on its way.
+        .where(refunds.c.refusals == report.refusals)
+        .values(
+            status=Status.FAILED,
+            refusals=report.refusals + 1,
+            failure_code=report.failure_code,
+            due_time=now + backoff(report.refusals + 1),
+            update_time=now,
+        )
+    )
+    return refused.rowcount == 1
+
+
+def _check_amount(amount: Money, payment: Payment) -> None:
+    if amount.amount_minor <= 0:
+        raise invalid(FieldViolation("amount.amount_minor", "must be more than 0"))
+    if amount.currency_code != payment.amount.currency_code:
+        raise invalid(
+            FieldViolation("amount.currency_code", f"was paid in {payment.amount.currency_code}")
+        )
+
+
+async def _insert(
+    connection: AsyncConnection,
+    refund_id: UUID,
+    capture: Capture,
+    amount: Money,
+    reason: str,
+    now: datetime,
+) -> Refund:
+    row = (
+        await connection.execute(
+            sa.insert(refunds)
+            .values(
+                refund_id=refund_id,
+                payment_id=capture.payment_id,
+                capture_id=capture.capture_id,
+                status=Status.PENDING,
+                amount_minor=amount.amount_minor,
+                currency_code=amount.currency_code,
+                reason=reason,
+                due_time=now,
+                create_time=now,
+                update_time=now,
+            )
+            .returning(refunds)
+        )
+    ).one()
+    return _from_row(row)
+
+
+def _from_row(row: sa.Row[Any]) -> Refund:
+    return Refund(
+        refund_id=row.refund_id,
+        payment_id=row.payment_id,
+        amount=Money(row.amount_minor, row.currency_code),
+        status=Status(row.status),
+        reason=row.reason,
+        create_time=row.create_time,
+    )

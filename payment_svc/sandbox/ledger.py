@@ -1,0 +1,110 @@
+"""The sandbox's ledger: money that it really moved. Append-only, and the judge in tests."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from payment_svc.money import Money
+from payment_svc.tables import sandbox_ledger
+
+
+class Kind(StrEnum):
+    """CAPTURE: from the customer to the merchant. REFUND: back."""
+
+    CAPTURE = "CAPTURE"
+    REFUND = "REFUND"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    entry_id: int
+    payment_id: UUID
+    kind: Kind
+    reference: str
+    amount: Money
+    create_time: datetime
+
+
+async def append(
+    connection: AsyncConnection,
+    *,
+    session_id: str,
+    payment_id: UUID,
+    kind: Kind,
+    reference: str,
+    amount: Money,
+    idempotency_key: str | None,
+    now: datetime,
+) -> Entry | None:
+    """Writes an entry; None when the idempotency key has one."""
+    row = (
+        await connection.execute(
+            postgresql.insert(sandbox_ledger)
+            .values(
+                session_id=session_id,
+                payment_id=payment_id,
+                kind=kind,
+                reference=reference,
+                idempotency_key=idempotency_key,
+                amount_minor=amount.amount_minor,
+                currency_code=amount.currency_code,
+                create_time=now,
+            )
+            .on_conflict_do_nothing(index_elements=[sandbox_ledger.c.idempotency_key])
+            .returning(sandbox_ledger)
+        )
+    ).one_or_none()
+    return None if row is None else _from_row(row)
+
+
+async def find_by_key(connection: AsyncConnection, *, idempotency_key: str) -> Entry | None:
+    """What was done under a merchant's key, if anything."""
+    row = (
+        await connection.execute(
+            sa.select(sandbox_ledger).where(sandbox_ledger.c.idempotency_key == idempotency_key)
+        )
+    ).one_or_none()
+    return None if row is None else _from_row(row)
+
+
+async def find_capture(connection: AsyncConnection, *, session_id: str) -> Entry | None:
+    """The first capture of a session, if any."""
+    row = (
+        await connection.execute(
+            sa.select(sandbox_ledger)
+            .where(sandbox_ledger.c.session_id == session_id)
+            .where(sandbox_ledger.c.kind == Kind.CAPTURE)
+            .order_by(sandbox_ledger.c.entry_id)
+            .limit(1)
+        )
+    ).one_or_none()
+    return None if row is None else _from_row(row)
+
+
+async def list_entries(connection: AsyncConnection, *, after: int, limit: int) -> Sequence[Entry]:
+    """Entries after an id, oldest first."""
+    rows = await connection.execute(
+        sa.select(sandbox_ledger)
+        .where(sandbox_ledger.c.entry_id > after)
+        .order_by(sandbox_ledger.c.entry_id)
+        .limit(limit)
+    )
+    return [_from_row(row) for row in rows]
+
+
+def _from_row(row: sa.Row[Any]) -> Entry:
+    return Entry(
+        entry_id=row.entry_id,
+        payment_id=row.payment_id,
+        kind=Kind(row.kind),
+        reference=row.reference,
+        amount=Money(row.amount_minor, row.currency_code),
+        create_time=row.create_time,
+    )

@@ -1,0 +1,98 @@
+"""SandboxService: the payment page, what the customer chooses on it, the ledger."""
+
+from typing import Any
+from uuid import UUID
+
+import grpc
+from google.api import httpbody_pb2
+
+from boxoffice.payments.v1 import sandbox_service_pb2, sandbox_service_pb2_grpc
+from boxoffice.types.v1 import money_pb2
+from mesh import paging
+from mesh.clock import Clock
+from mesh.database import Database
+from mesh.errors import FieldViolation, invalid
+from mesh.tasks import shielded
+from payment_svc.pacing import Wakeup
+from payment_svc.sandbox import bank, ledger, pages
+from payment_svc.sandbox.bank import SandboxSession, State
+from payment_svc.sandbox.ledger import Entry
+
+_STEP_SECONDS = 8.0
+_DEFAULT_PAGE_SIZE = 100
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Outcome = sandbox_service_pb2.CompleteCheckoutRequest
+
+
+class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
+    def __init__(self, database: Database, clock: Clock, webhook_queued: Wakeup) -> None:
+        self._database = database
+        self._clock = clock
+        self._webhook_queued = webhook_queued
+
+    async def ShowCheckout(
+        self, request: sandbox_service_pb2.ShowCheckoutRequest, context: _Context
+    ) -> httpbody_pb2.HttpBody:
+        async with self._database.transaction() as connection:
+            session = await bank.find(connection, payment_id=UUID(request.payment_id))
+        return httpbody_pb2.HttpBody(
+            content_type=pages.CONTENT_TYPE, data=pages.checkout(session).encode()
+        )
+
+    async def CompleteCheckout(
+        self, request: sandbox_service_pb2.CompleteCheckoutRequest, context: _Context
+    ) -> sandbox_service_pb2.CompleteCheckoutResponse:
+        session = await shielded(
+            self._complete(UUID(request.payment_id), pays=request.outcome == _Outcome.SUCCEEDED),
+            seconds=_STEP_SECONDS,
+        )
+        self._webhook_queued.ring()
+        is_paid = session.state is State.PAID
+        return sandbox_service_pb2.CompleteCheckoutResponse(
+            payment_id=str(session.payment_id),
+            outcome=_Outcome.SUCCEEDED if is_paid else _Outcome.FAILED,
+            redirect_url=session.success_url if is_paid else session.cancel_url,
+        )
+
+    async def ListLedgerEntries(
+        self, request: sandbox_service_pb2.ListLedgerEntriesRequest, context: _Context
+    ) -> sandbox_service_pb2.ListLedgerEntriesResponse:
+        limit = paging.page_size(request.page_size, default=_DEFAULT_PAGE_SIZE)
+        async with self._database.transaction() as connection:
+            entries = await ledger.list_entries(
+                connection, after=_after(request.page_token), limit=limit + 1
+            )
+        response = sandbox_service_pb2.ListLedgerEntriesResponse(
+            entries=[_entry(each) for each in entries[:limit]]
+        )
+        if len(entries) > limit:
+            response.next_page_token = paging.to_token(str(entries[limit - 1].entry_id))
+        return response
+
+    async def _complete(self, payment_id: UUID, *, pays: bool) -> SandboxSession:
+        step = bank.pay if pays else bank.decline
+        async with self._database.transaction() as connection:
+            return await step(connection, payment_id=payment_id, now=self._clock())
+
+
+def _after(token: str) -> int:
+    key = paging.from_token(token, 1)
+    if key is None:
+        return 0
+    if not (key[0].isascii() and key[0].isdigit() and len(key[0]) <= 18):
+        raise invalid(FieldViolation("page_token", "not a token of this list"))
+    return int(key[0])
+
+
+def _entry(entry: Entry) -> sandbox_service_pb2.LedgerEntry:
+    message = sandbox_service_pb2.LedgerEntry(
+        entry_id=entry.entry_id,
+        payment_id=str(entry.payment_id),
+        kind=sandbox_service_pb2.LedgerEntry.Kind.Value(entry.kind),
+        amount=money_pb2.Money(
+            currency_code=entry.amount.currency_code, amount_minor=entry.amount.amount_minor
+        ),
+    )
+    message.create_time.FromDatetime(entry.create_time)
+    return message

@@ -1,0 +1,226 @@
+"""Tables of payment_svc. Those named sandbox_* belong to the sandbox provider alone.
+
+Every rule that the statements keep stands here a second time as a named constraint.
+"""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from mesh.database import NAMING
+from mesh.idempotency import idempotency_table
+from mesh.outbox import outbox_table
+
+metadata = sa.MetaData(naming_convention=NAMING)
+
+
+def _time(name: str, *, nullable: bool = False) -> sa.Column[datetime]:
+    return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
+
+
+def _currency() -> sa.CheckConstraint:
+    return sa.CheckConstraint("currency_code ~ '^[A-Z]{3}$'", name="currency_code")
+
+
+payments = sa.Table(
+    "payments",
+    metadata,
+    sa.Column("payment_id", sa.Uuid, primary_key=True),
+    sa.Column("booking_id", sa.Uuid, nullable=False),
+    sa.Column("customer_id", sa.Uuid, nullable=False),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.Text, nullable=False),
+    # Of the accepted capture; what the others gave back is on their own rows.
+    sa.Column("refunded_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("success_url", sa.Text, nullable=False),
+    sa.Column("cancel_url", sa.Text, nullable=False),
+    sa.Column("provider_reference", sa.Text),
+    sa.Column("payment_url", sa.Text),
+    sa.Column("method", sa.Text),
+    sa.Column("failure_code", sa.Text),
+    # The provider's time of the newest report that counted: older ones change nothing.
+    _time("observed_time", nullable=True),
+    _time("create_time"),
+    _time("update_time"),
+    sa.UniqueConstraint("provider", "provider_reference"),
+    sa.CheckConstraint("amount_minor > 0", name="amount"),
+    _currency(),
+    sa.CheckConstraint(
+        "status IN ('CREATED', 'AUTHORIZED', 'CAPTURED', 'PARTIALLY_REFUNDED', 'REFUNDED',"
+        " 'FAILED', 'VOIDED')",
+        name="status",
+    ),
+    sa.CheckConstraint("refunded_minor >= 0 AND refunded_minor <= amount_minor", name="refunded"),
+    sa.CheckConstraint(
+        "(status = 'REFUNDED') = (refunded_minor = amount_minor)", name="fully_refunded"
+    ),
+    sa.CheckConstraint(
+        "(status = 'PARTIALLY_REFUNDED') = (refunded_minor > 0 AND refunded_minor < amount_minor)",
+        name="partially_refunded",
+    ),
+    sa.Index("payments_booking_id_idx", "booking_id"),
+)
+
+# Every time a provider took money for a payment. At most one capture of a payment is
+# ACCEPTED; all others are anomalies, kept here for people and given back in full.
+captures = sa.Table(
+    "captures",
+    metadata,
+    sa.Column("capture_id", sa.Uuid, primary_key=True),
+    sa.Column("payment_id", sa.Uuid, sa.ForeignKey("payments.payment_id"), nullable=False),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("provider_reference", sa.Text, nullable=False),
+    sa.Column("verdict", sa.Text, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.Text, nullable=False),
+    sa.Column("method", sa.Text, nullable=False),
+    # Promised to go back, and gone back: what is promised can exceed neither.
+    sa.Column("refunding_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("refunded_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    _time("create_time"),
+    sa.UniqueConstraint("provider", "provider_reference"),
+    sa.CheckConstraint("amount_minor > 0", name="amount"),
+    _currency(),
+    sa.CheckConstraint(
+        "verdict IN ('ACCEPTED', 'MISMATCHED', 'SECOND', 'AFTER_VOID')", name="verdict"
+    ),
+    sa.CheckConstraint(
+        "refunding_minor >= 0 AND refunding_minor <= amount_minor", name="refunding"
+    ),
+    sa.CheckConstraint(
+        "refunded_minor >= 0 AND refunded_minor <= refunding_minor", name="refunded"
+    ),
+    sa.Index(
+        "captures_one_accepted_key",
+        "payment_id",
+        unique=True,
+        postgresql_where=sa.text("verdict = 'ACCEPTED'"),
+    ),
+    sa.Index("captures_payment_id_idx", "payment_id"),
+)
+
+refunds = sa.Table(
+    "refunds",
+    metadata,
+    sa.Column("refund_id", sa.Uuid, primary_key=True),
+    sa.Column("payment_id", sa.Uuid, sa.ForeignKey("payments.payment_id"), nullable=False),
+    sa.Column("capture_id", sa.Uuid, sa.ForeignKey("captures.capture_id"), nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    # Calls to the provider, and the times it said no for good.
+    sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("refusals", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("provider_reference", sa.Text),
+    sa.Column("failure_code", sa.Text),
+    _time("due_time", nullable=True),
+    _time("create_time"),
+    _time("update_time"),
+    sa.CheckConstraint("amount_minor > 0", name="amount"),
+    _currency(),
+    sa.CheckConstraint("status IN ('PENDING', 'PROCESSED', 'FAILED')", name="status"),
+    sa.CheckConstraint("(status = 'PROCESSED') = (due_time IS NULL)", name="due_until_processed"),
+    sa.Index("refunds_due_time_idx", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
+    sa.Index("refunds_payment_id_idx", "payment_id"),
+    sa.Index("refunds_capture_id_idx", "capture_id"),
+)
+
+# Written in the transaction of the effect. The payload holds personal data: it is kept
+# for disputes and never logged.
+webhook_inbox = sa.Table(
+    "webhook_inbox",
+    metadata,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("provider_event_id", sa.Text, primary_key=True),
+    sa.Column("event_type", sa.Text, nullable=False),
+    sa.Column("payment_id", sa.Uuid, nullable=True),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("sha256", sa.LargeBinary, nullable=False),
+    _time("receive_time"),
+    sa.CheckConstraint(
+        "outcome IN ('APPLIED', 'UNCHANGED', 'UNKNOWN_TYPE', 'UNEXPLAINED')", name="outcome"
+    ),
+    sa.CheckConstraint("sha256 = sha256(payload)", name="sha256"),
+    sa.Index("webhook_inbox_receive_time_idx", "receive_time"),
+    sa.Index(
+        "webhook_inbox_unexplained_idx",
+        "receive_time",
+        postgresql_where=sa.text("outcome = 'UNEXPLAINED'"),
+    ),
+)
+
+outbox = outbox_table(metadata)
+idempotency_records = idempotency_table(metadata)
+
+sandbox_payments = sa.Table(
+    "sandbox_payments",
+    metadata,
+    sa.Column("session_id", sa.Text, primary_key=True),
+    # The merchant's id of the payment: also the idempotency key of opening it.
+    sa.Column("payment_id", sa.Uuid, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.Text, nullable=False),
+    sa.Column("captured_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("refunded_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("success_url", sa.Text, nullable=False),
+    sa.Column("cancel_url", sa.Text, nullable=False),
+    _time("create_time"),
+    _time("update_time"),
+    sa.UniqueConstraint("payment_id"),
+    sa.CheckConstraint("amount_minor > 0", name="amount"),
+    _currency(),
+    sa.CheckConstraint("state IN ('OPEN', 'PAID', 'VOIDED')", name="state"),
+    sa.CheckConstraint("(state = 'PAID') = (captured_minor > 0)", name="paid"),
+    sa.CheckConstraint("refunded_minor >= 0 AND refunded_minor <= captured_minor", name="refunded"),
+)
+
+# Append-only by a trigger: it judges what the merchant believes.
+sandbox_ledger = sa.Table(
+    "sandbox_ledger",
+    metadata,
+    sa.Column("entry_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("session_id", sa.Text, sa.ForeignKey("sandbox_payments.session_id"), nullable=False),
+    sa.Column("payment_id", sa.Uuid, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    # The sandbox's own id of the capture or refund.
+    sa.Column("reference", sa.Text, nullable=False),
+    # The merchant's key of a refund; a second one with it moves nothing.
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.Text, nullable=False),
+    _time("create_time"),
+    sa.UniqueConstraint("reference"),
+    sa.UniqueConstraint("idempotency_key"),
+    sa.CheckConstraint("amount_minor > 0", name="amount"),
+    _currency(),
+    sa.CheckConstraint("kind IN ('CAPTURE', 'REFUND')", name="kind"),
+    sa.CheckConstraint("(kind = 'REFUND') = (idempotency_key IS NOT NULL)", name="refund_has_key"),
+    sa.Index("sandbox_ledger_session_id_idx", "session_id"),
+)
+
+# Webhooks on their way. `due_time` is null once one is delivered or given up.
+sandbox_webhooks = sa.Table(
+    "sandbox_webhooks",
+    metadata,
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
+    # What the last try came to, e.g. `503` or `ConnectError`.
+    sa.Column("last_answer", sa.Text),
+    _time("due_time", nullable=True),
+    _time("deliver_time", nullable=True),
+    _time("create_time"),
+    sa.CheckConstraint("deliver_time IS NULL OR due_time IS NULL", name="delivered_once"),
+    sa.Index(
+        "sandbox_webhooks_due_time_idx",
+        "due_time",
+        postgresql_where=sa.text("due_time IS NOT NULL"),
+    ),
+)

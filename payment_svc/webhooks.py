@@ -1,0 +1,85 @@
+"""The inbox of providers' webhooks: each one stored once, together with its effect.
+
+The signature is verified before anything gets here. Payloads hold personal data: logs
+tell a webhook's id, type and hash only.
+"""
+
+import hashlib
+import logging
+from datetime import datetime
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from payment_svc import observations
+from payment_svc.providers import WebhookEvent
+from payment_svc.tables import webhook_inbox
+
+MAX_BYTES = 512 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """What became of a webhook; DUPLICATE is answered but not stored again."""
+
+    APPLIED = "APPLIED"
+    UNCHANGED = "UNCHANGED"
+    UNKNOWN_TYPE = "UNKNOWN_TYPE"
+    UNEXPLAINED = "UNEXPLAINED"
+    DUPLICATE = "DUPLICATE"
+
+
+async def receive(
+    connection: AsyncConnection,
+    *,
+    provider: str,
+    event: WebhookEvent,
+    payload: bytes,
+    now: datetime,
+) -> Outcome:
+    """Stores a verified webhook and makes its effect, both or neither."""
+    digest = hashlib.sha256(payload).digest()
+    # A concurrent delivery of the same event waits here until the first one is decided.
+    inserted = await connection.execute(
+        postgresql.insert(webhook_inbox)
+        .values(
+            provider=provider,
+            provider_event_id=event.event_id,
+            event_type=event.event_type,
+            payment_id=event.report.payment_id if event.report is not None else None,
+            outcome=Outcome.UNKNOWN_TYPE,
+            payload=payload,
+            sha256=digest,
+            receive_time=now,
+        )
+        .on_conflict_do_nothing()
+    )
+    if inserted.rowcount == 0:
+        outcome = Outcome.DUPLICATE
+    elif event.report is None:
+        outcome = Outcome.UNKNOWN_TYPE
+    else:
+        observed = await observations.observe(
+            connection, provider=provider, report=event.report, now=now
+        )
+        outcome = Outcome(observed)
+        await connection.execute(
+            sa.update(webhook_inbox)
+            .where(webhook_inbox.c.provider == provider)
+            .where(webhook_inbox.c.provider_event_id == event.event_id)
+            .values(outcome=outcome)
+        )
+    _log.info(
+        "webhook",
+        extra={
+            "provider": provider,
+            "event_id": event.event_id,
+            "event_type": event.event_type,
+            "sha256": digest.hex(),
+            "outcome": outcome,
+        },
+    )
+    return outcome

@@ -1,0 +1,68 @@
+"""The sandbox's payment page."""
+
+import base64
+import hashlib
+import re
+
+import pytest
+
+from mesh.ids import new_id
+from payment_svc.money import Money
+from payment_svc.sandbox import pages
+from payment_svc.sandbox.bank import SandboxSession, State
+
+
+def a_page(
+    *,
+    state: State = State.OPEN,
+    amount: Money = Money(150_000, "INR"),  # noqa: B008 - frozen
+    description: str = "2 × North Stand, Monsoon Nights",
+) -> str:
+    return pages.checkout(SandboxSession("cs_1", new_id(), state, amount, description, "", ""))
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [
+        (Money(150_000, "INR"), "₹ 1,500.00"),
+        (Money(1_500, "JPY"), "¥ 1,500"),
+        (Money(1_500, "KWD"), "KWD 1.500"),
+        (Money(1_999, "EUR"), "€ 19.99"),
+    ],
+)
+def test_it_says_what_for_and_how_much(amount: Money, text: str) -> None:
+    page = a_page(amount=amount)
+    assert f"Pay {text}</button>" in page
+    assert "2 × North Stand, Monsoon Nights" in page
+    assert "no real money" in page
+
+
+def test_an_open_payment_can_be_paid_or_declined() -> None:
+    assert re.findall(r'data-outcome="(\w+)"', a_page()) == ["SUCCEEDED", "FAILED"]
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [(State.PAID, "This payment is done"), (State.VOIDED, "This payment was given up")],
+)
+def test_a_closed_payment_offers_nothing(state: State, text: str) -> None:
+    page = a_page(state=state)
+    assert "data-outcome=" not in page
+    assert f">{text}" in page
+
+
+def test_a_description_is_text_never_markup() -> None:
+    page = a_page(description="<script>alert(1)</script>\" onload='x'")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34; onload=&#39;x&#39;" in page
+
+
+def test_its_policy_allows_its_own_script_and_style_and_nothing_else() -> None:
+    page = a_page()
+    for tag in ("script", "style"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in pages.CONTENT_SECURITY_POLICY
+    assert "unsafe" not in pages.CONTENT_SECURITY_POLICY
+    # Nothing that the policy would block: no handlers, no inline styles, nothing from elsewhere.
+    assert not re.search(r"\son\w+=|\sstyle=|src=|href=", page)
