@@ -84,7 +84,7 @@ def authorise(caller: Caller, policy: MethodPolicy) -> None:
 
 def _caller(process: str, claims: Mapping[str, Any]) -> Caller:
     try:
-        return Caller(process, UUID(claims["sub"]), _ROLES[claims["role"]])
+        return Caller(process, UUID(str(claims["sub"])), _ROLES[claims["role"]])
     except (KeyError, ValueError, TypeError):
         raise DomainError(Reason.TOKEN_INVALID, "the token names no user or role") from None
 

@@ -19,6 +19,7 @@ from uuid import UUID
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.database import Database, libpq_url
@@ -42,6 +43,10 @@ class Xid8(sa.types.UserDefinedType[int]):
 
     def get_col_spec(self, **_: object) -> str:
         return "xid8"
+
+
+# So that reading a database's schema back knows the type, as the migration tests do.
+ischema_names["xid8"] = Xid8
 
 
 def outbox_table(metadata: sa.MetaData) -> sa.Table:
@@ -142,6 +147,7 @@ class OutboxReader:
         self._database = database
         self._table = table
         self._wake = asyncio.Condition()
+        self._writes = 0
 
     async def listen(self) -> None:
         """Wakes the streams when something was written. Runs until cancelled."""
@@ -150,6 +156,7 @@ class OutboxReader:
             await connection.execute(f"LISTEN {CHANNEL}")
             async for _ in connection.notifies():
                 async with self._wake:
+                    self._writes += 1
                     self._wake.notify_all()
 
     async def stream(self, after_position: str) -> AsyncIterator[Sequence[Event]]:
@@ -159,18 +166,20 @@ class OutboxReader:
         """
         position = _Position.parse(after_position)
         while True:
+            # Counted before reading: a write that comes in between must not be slept over.
+            seen = self._writes
             events, position, is_behind = await self._read(position)
             if events:
                 yield events
             elif is_behind:
                 await asyncio.sleep(_HORIZON_SECONDS)
             else:
-                await self._wait()
+                await self._wait(seen)
 
-    async def _wait(self) -> None:
+    async def _wait(self, seen: int) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL_SECONDS), self._wake:
-                await self._wake.wait()
+                await self._wake.wait_for(lambda: self._writes != seen)
 
     async def _read(self, position: _Position) -> tuple[list[Event], _Position, bool]:
         """One batch, the position after it, and whether newer rows are not yet decided."""

@@ -23,7 +23,7 @@ _TEMPLATE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined
 
 def checkout(session: SandboxSession) -> str:
     """The page of a session in its state."""
-    return _TEMPLATE.render(session=session, content_security_policy=CONTENT_SECURITY_POLICY)
+    return _TEMPLATE.render(session=session)
 
 
 def _hash(tag: str) -> str:
@@ -43,6 +43,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
+        "frame-ancestors 'none'",
     ]
 )
-"""The strictest policy under which the page works."""
+"""The strictest policy under which the page works; sent as a header with it."""

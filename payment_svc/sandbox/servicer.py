@@ -36,6 +36,10 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
     ) -> httpbody_pb2.HttpBody:
         async with self._database.transaction() as connection:
             session = await bank.find(connection, payment_id=UUID(request.payment_id))
+        # The gateway's own policy, which is for JSON, would keep the page from working.
+        await context.send_initial_metadata(
+            (("content-security-policy", pages.CONTENT_SECURITY_POLICY),)
+        )
         return httpbody_pb2.HttpBody(
             content_type=pages.CONTENT_TYPE, data=pages.checkout(session).encode()
         )

@@ -17,6 +17,8 @@ def test_a_place_is_sold(admin: Api, customer: Api) -> None:
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
     assert "3,000.00" in page.text
+    # The page's own policy: the gateway's, which is for JSON, would keep its script from running.
+    assert "script-src 'sha256-" in page.headers["content-security-policy"]
 
     payment_id = booking["payment"]["paymentId"]
     paid = customer.post(f"/sandbox/pay/{payment_id}", {"outcome": "SUCCEEDED"})

@@ -16,8 +16,6 @@ from payment_svc.tables import metadata
 from tests.payment_svc.desk import Desk
 
 
-# SQLAlchemy's reflection does not know the type of the outbox's transaction ids.
-@pytest.mark.filterwarnings("ignore:Did not recognize type 'xid8'")
 def test_the_migrations_make_what_the_tables_say(new_database: Callable[[str], str]) -> None:
     engine = sa.create_engine(new_database("payment_svc"), poolclass=sa.NullPool)
     with engine.begin() as connection:
