@@ -11,8 +11,9 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import bookings
-from booking_svc.bookings import Booking, PaymentStatus, Refund, Status, StepKind
+from booking_svc import bookings, lifecycle
+from booking_svc.bookings import Booking, PaymentStatus, Refund, Status
+from booking_svc.lifecycle import StepKind
 from booking_svc.money import Money
 from mesh.errors import DomainError
 
@@ -55,7 +56,7 @@ async def apply(connection: AsyncConnection, *, event: PaymentEvent, now: dateti
     if isinstance(event, Captured):
         await _captured(connection, booking, event, is_own=is_own, now=now)
     elif not is_own:
-        await bookings.note(
+        await lifecycle.note(
             connection, booking=booking, reason=f"other payment: {type(event).__name__}", now=now
         )
     elif isinstance(event, Failed):
@@ -68,20 +69,20 @@ async def _captured(
     connection: AsyncConnection, booking: Booking, event: Captured, *, is_own: bool, now: datetime
 ) -> None:
     if is_own:
-        booking = await bookings.set_payment_status(
+        booking = await lifecycle.set_payment_status(
             connection, booking=booking, status=PaymentStatus.CAPTURED, now=now
         )
     if is_own and event.amount == booking.total:
-        await bookings.owe(
+        await lifecycle.owe(
             connection, booking.booking_id, StepKind.CONFIRM, event.payment_id, now=now
         )
         return
     # Never confirmed by the wrong money: another payment than the booking's, or another amount.
     _log.error("a payment does not fit its booking", extra={"event": repr(event)})
-    await bookings.note(
+    await lifecycle.note(
         connection, booking=booking, reason="a payment did not fit, it is refunded", now=now
     )
-    await bookings.owe(connection, booking.booking_id, StepKind.REFUND, event.payment_id, now=now)
+    await lifecycle.owe(connection, booking.booking_id, StepKind.REFUND, event.payment_id, now=now)
 
 
 async def _failed(
@@ -89,11 +90,11 @@ async def _failed(
 ) -> None:
     if booking.payment is None or booking.payment.status is not PaymentStatus.CREATED:
         return
-    booking = await bookings.set_payment_status(
+    booking = await lifecycle.set_payment_status(
         connection, booking=booking, status=PaymentStatus.FAILED, now=now
     )
     if booking.status is Status.PENDING_PAYMENT:
-        await bookings.end_unpaid(
+        await lifecycle.end_unpaid(
             connection,
             booking=booking,
             to=Status.FAILED,
@@ -105,14 +106,14 @@ async def _failed(
 async def _refunded(
     connection: AsyncConnection, booking: Booking, event: Refunded, *, now: datetime
 ) -> None:
-    booking = await bookings.set_refund(
+    booking = await lifecycle.set_refund(
         connection,
         booking=booking,
         refund=Refund(event.refund_id, event.amount, "PROCESSED"),
         now=now,
     )
     if event.amount == booking.total:
-        booking = await bookings.set_payment_status(
+        booking = await lifecycle.set_payment_status(
             connection, booking=booking, status=PaymentStatus.REFUNDED, now=now
         )
-    await bookings.note(connection, booking=booking, reason="refunded", now=now)
+    await lifecycle.note(connection, booking=booking, reason="refunded", now=now)

@@ -13,9 +13,10 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import bookings, events, venues
-from booking_svc.bookings import Booking, Item, PaymentStatus, Status, StepKind
+from booking_svc import bookings, events, lifecycle, venues
+from booking_svc.bookings import Booking, Item, PaymentStatus, Status
 from booking_svc.events import Event
+from booking_svc.lifecycle import StepKind
 from booking_svc.money import Money
 from booking_svc.ports import Line, Payments, Stock
 from booking_svc.tables import idempotency_records
@@ -127,7 +128,7 @@ class Saga:
             cancel_url=checkout.cancel_url,
         )
         async with self._database.transaction() as connection:
-            await bookings.set_payment_url(
+            await lifecycle.set_payment_url(
                 connection,
                 booking_id=booking_id,
                 payment_id=payment.payment_id,
@@ -145,13 +146,13 @@ class Saga:
             booking = await bookings.get(connection, booking_id=booking_id, owner=owner, lock=True)
             if booking.status is Status.CANCELLED:
                 raise DomainError(Reason.ALREADY_CANCELLED, "the booking is cancelled already")
-            if booking.status not in bookings.UNPAID:
+            if booking.status not in lifecycle.UNPAID:
                 raise DomainError(
                     Reason.BOOKING_STATE_INVALID,
                     f"a booking that is {booking.status} cannot be cancelled",
                     status=booking.status,
                 )
-            cancelled = await bookings.end_unpaid(
+            cancelled = await lifecycle.end_unpaid(
                 connection,
                 booking=booking,
                 to=Status.CANCELLED,
@@ -202,7 +203,7 @@ class Saga:
                 connection, idempotency_records, key, resource_id=booking_id, now=now
             )
             if claimed:
-                booking = await bookings.insert(connection, booking=booking, reason="placed")
+                booking = await lifecycle.insert(connection, booking=booking, reason="placed")
                 response = encode(booking) if encode else None
                 if response is not None:
                     await idempotency.finish(
@@ -220,7 +221,7 @@ class Saga:
 
     async def _checkout_placed(self, booking: Booking, checkout: Checkout) -> Booking:
         """Checkout within place: a retry may find it done, and a refusal names the booking."""
-        if booking.status not in bookings.UNPAID:
+        if booking.status not in lifecycle.UNPAID:
             return booking
         try:
             return await self.checkout(booking_id=booking.booking_id, owner=None, checkout=checkout)
@@ -234,7 +235,7 @@ class Saga:
             locked = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
             if locked.status is Status.CONFIRMED:
                 return locked
-            return await bookings.move(
+            return await lifecycle.move(
                 connection,
                 booking=locked,
                 to=Status.CONFIRMED,
@@ -260,10 +261,10 @@ class Saga:
                 return locked
             if payment is not None:
                 # The first provider gave no page; this one takes its place.
-                await bookings.owe(
+                await lifecycle.owe(
                     connection, locked.booking_id, StepKind.VOID, payment.payment_id, now=now
                 )
-            return await bookings.begin_payment(
+            return await lifecycle.begin_payment(
                 connection,
                 booking=locked,
                 payment_id=new_id(),
@@ -277,7 +278,7 @@ def _refuse_checkout(booking: Booking, now: datetime) -> None:
     if booking.status in (Status.CONFIRMED, Status.COMPLETED):
         raise DomainError(Reason.ALREADY_CONFIRMED, "the booking is confirmed already")
     paid = booking.payment is not None and booking.payment.status is PaymentStatus.CAPTURED
-    if booking.status in bookings.UNPAID and not paid and booking.hold_expire_time <= now:
+    if booking.status in lifecycle.UNPAID and not paid and booking.hold_expire_time <= now:
         raise DomainError(
             Reason.HOLD_EXPIRED,
             "the hold has expired",
@@ -289,7 +290,7 @@ def _refuse_checkout(booking: Booking, now: datetime) -> None:
             "the hold has expired",
             expired=booking.hold_expire_time.isoformat(),
         )
-    if booking.status not in bookings.UNPAID:
+    if booking.status not in lifecycle.UNPAID:
         raise DomainError(
             Reason.BOOKING_STATE_INVALID,
             f"a booking that is {booking.status} cannot be paid",

@@ -16,8 +16,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import bookings
-from booking_svc.bookings import Booking, Refund, Status, StepKind
+from booking_svc import bookings, lifecycle
+from booking_svc.bookings import Booking, PaymentStatus, Refund, Status
+from booking_svc.lifecycle import StepKind
 from booking_svc.ports import Line, Payments, Stock
 from booking_svc.tables import booking_steps
 from mesh.clock import Clock
@@ -154,7 +155,7 @@ class Steps:
         async with self._database.transaction() as connection:
             locked = await bookings.get(connection, booking_id=step.booking_id, lock=True)
             if locked.status is not Status.CONFIRMED:
-                await bookings.move(
+                await lifecycle.move(
                     connection,
                     booking=locked,
                     to=Status.CONFIRMED,
@@ -191,12 +192,12 @@ class Steps:
         async with self._database.transaction() as connection:
             locked = await bookings.get(connection, booking_id=step.booking_id, lock=True)
             if locked.status is Status.PENDING_PAYMENT:
-                await bookings.move(
+                await lifecycle.move(
                     connection, booking=locked, to=Status.EXPIRED, reason=reason, now=now
                 )
             else:
-                await bookings.note(connection, booking=locked, reason=reason, now=now)
-            await bookings.owe(
+                await lifecycle.note(connection, booking=locked, reason=reason, now=now)
+            await lifecycle.owe(
                 connection, step.booking_id, StepKind.REFUND, step.subject_id, now=now
             )
             await _done(connection, step)
@@ -226,12 +227,12 @@ class Steps:
             if (
                 payment is not None
                 and payment.payment_id == step.subject_id
-                and payment.status is bookings.PaymentStatus.CREATED
+                and payment.status is PaymentStatus.CREATED
             ):
-                await bookings.set_payment_status(
+                await lifecycle.set_payment_status(
                     connection,
                     booking=locked,
-                    status=bookings.PaymentStatus.VOIDED,
+                    status=PaymentStatus.VOIDED,
                     now=self._clock(),
                 )
             await _done(connection, step)
@@ -248,13 +249,13 @@ class Steps:
             is_own = locked.payment is not None and locked.payment.payment_id == step.subject_id
             # The event that it was processed may have come first.
             if is_own and locked.refund is None:
-                await bookings.set_refund(
+                await lifecycle.set_refund(
                     connection,
                     booking=locked,
                     refund=Refund(refund.refund_id, refund.amount, "PENDING"),
                     now=now,
                 )
-            await bookings.note(connection, booking=locked, reason="refund started", now=now)
+            await lifecycle.note(connection, booking=locked, reason="refund started", now=now)
             await _done(connection, step)
 
     async def _get(self, step: Step) -> Booking:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from booking_svc import bookings
+from booking_svc import bookings, lifecycle
 from booking_svc.bookings import Status
 from mesh.clock import Clock
 from mesh.database import Database
@@ -16,10 +16,10 @@ async def sweep(database: Database, clock: Clock) -> int:
     """Expires one batch. Returns how many; safe to run in several processes at once."""
     now = clock()
     async with database.transaction() as connection:
-        lapsed = await bookings.lapsed(connection, now=now, limit=_BATCH)
+        lapsed = await lifecycle.lapsed(connection, now=now, limit=_BATCH)
         for booking_id in lapsed:
             booking = await bookings.get(connection, booking_id=booking_id)
-            await bookings.end_unpaid(
+            await lifecycle.end_unpaid(
                 connection, booking=booking, to=Status.EXPIRED, reason="not paid in time", now=now
             )
         return len(lapsed)

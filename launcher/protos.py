@@ -22,7 +22,10 @@ _VALIDATE = "buf/validate/validate.proto"
 
 
 class ProtoError(Exception):
-    """The contract does not compile; the text is protoc's own message, file and line first."""
+    """The contract does not compile, or an RPC's policy does not hold.
+
+    The text is protoc's own message, file and line first, or names the RPC.
+    """
 
 
 def compile_contract(*, force: bool = False) -> bool:
@@ -34,7 +37,8 @@ def compile_contract(*, force: bool = False) -> bool:
     fresh = BUILD / "stubs.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    write_descriptor_set(PROTOS, CONTRACT)
+    contract = BUILD / "contract.new"
+    write_descriptor_set(PROTOS, contract)
     _protoc(
         PROTOS,
         f"--python_out={fresh}",
@@ -44,9 +48,11 @@ def compile_contract(*, force: bool = False) -> bool:
         _VALIDATE,
         *_sources(PROTOS),
     )
-    # One rename, so that a running process never sees half of the stubs.
+    _check_policies(contract, stubs=fresh)
+    # Renamed, so that a starting process never sees half of them.
     shutil.rmtree(STUBS, ignore_errors=True)
     fresh.rename(STUBS)
+    contract.rename(CONTRACT)
     stamp.write_text(digest)
     return True
 
@@ -61,6 +67,19 @@ def write_descriptor_set(protos: Path, target: Path) -> None:
         "--include_source_info",
         *_sources(protos),
     )
+
+
+def _check_policies(contract: Path, *, stubs: Path) -> None:
+    """Reads every policy as the gateway and the services will, with the new stubs."""
+    completed = subprocess.run(
+        [sys.executable, "-m", "mesh.policy", str(contract)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(stubs)},
+    )
+    if completed.returncode != 0:
+        raise ProtoError(completed.stderr.strip())
 
 
 def _sources(protos: Path) -> list[str]:
@@ -110,6 +129,10 @@ def _third_party() -> descriptor_pb2.FileDescriptorSet:
 def _digest() -> str:
     """Changes when a proto, this generator or a tool does."""
     seen = hashlib.sha256()
-    for path in [*sorted(PROTOS.rglob("*.proto")), Path(__file__), PROTOS.parent / "requirements.lock"]:
+    for path in [
+        *sorted(PROTOS.rglob("*.proto")),
+        Path(__file__),
+        PROTOS.parent / "requirements.lock",
+    ]:
         seen.update(path.name.encode() + path.read_bytes())
     return seen.hexdigest()

@@ -4,9 +4,11 @@ The gateway's generator and the servers' authorisation both read it here, so tha
 they cannot disagree. An RPC without a policy is refused when the contract is loaded.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TypeVar
 
 from google.api import annotations_pb2, http_pb2
@@ -205,3 +207,18 @@ def _bindings(rule: http_pb2.HttpRule) -> Iterable[HttpBinding]:
         yield HttpBinding(verb.upper(), getattr(rule, verb), rule.body)
     for additional in rule.additional_bindings:
         yield from _bindings(additional)
+
+
+def main() -> int:
+    """Checks the policies of a compiled contract: `python -m mesh.policy contract.binpb`."""
+    contract = descriptor_pb2.FileDescriptorSet.FromString(Path(sys.argv[1]).read_bytes())
+    try:
+        of_contract(contract)
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,8 @@ from uuid import UUID
 import pytest
 
 from booking_svc import payment_events
-from booking_svc.bookings import MOVES, PaymentStatus, Status
+from booking_svc.bookings import PaymentStatus, Status
+from booking_svc.lifecycle import MOVES
 from booking_svc.money import Money
 from booking_svc.saga import Checkout, Wanted
 from mesh import idempotency

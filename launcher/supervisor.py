@@ -1,0 +1,307 @@
+"""Starts child processes, restarts those that die, and stops them in reverse order.
+
+It knows nothing of what they do: a Program says how to start one and how to ask
+whether it is healthy.
+"""
+
+import asyncio
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from launcher import leftovers
+from launcher.errors import LaunchError
+
+FIRST_BACKOFF_SECONDS = 0.2
+LAST_BACKOFF_SECONDS = 5.0
+STEADY_AFTER_SECONDS = 10.0
+"""A process that ran so long starts again with the first backoff."""
+
+# One more try than a leftover of the last run needs to go away.
+_START_ATTEMPTS = 4
+_LOG_BYTES = 20 * 1024 * 1024
+_STARTING_CHECK_SECONDS = 0.1
+_CHECK_SECONDS = 1.5
+_FAILED_CHECK_SECONDS = 0.3
+_CHECK_TIMEOUT_SECONDS = 3.0
+_FAILED_CHECKS = 2
+_TAIL_LINES = 20
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """How to run one process.
+
+    `check` tells whether it is healthy; an error counts as no. `environment` of None is
+    the launcher's own. `prepare` runs before each start. `drain` runs before it is told
+    to stop. `user` is the system user to run as.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    check: Callable[[], Awaitable[bool]]
+    environment: Mapping[str, str] | None = None
+    port: int | None = None
+    user: str | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    grace_seconds: float = 10.0
+    prepare: Callable[[], None] | None = None
+    drain: Callable[[], Awaitable[None]] | None = None
+
+
+class Process:
+    """A program that is kept running. Read its fields; the Supervisor writes them.
+
+    Times are the event loop's. `restarts` counts how often it died by itself.
+    """
+
+    def __init__(
+        self, program: Program, home: Path, on_change: Callable[["Process"], None]
+    ) -> None:
+        self.program = program
+        self.log = home / "logs" / f"{program.name}.log"
+        self.state = State.STARTING
+        self.pid: int | None = None
+        self.restarts = 0
+        self.exit_code: int | None = None
+        self.started_at = 0.0
+        self.retry_at = 0.0
+        self._on_change = on_change
+        self._pid_file = leftovers.pid_file(home, program.name)
+        self._child: asyncio.subprocess.Process | None = None
+        self._stop_requested = asyncio.Event()
+        self._was_healthy = asyncio.Event()
+        self._gave_up = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    @property
+    def ending(self) -> str:
+        """How it ended last, e.g. `signal SIGKILL`."""
+        if self.exit_code is not None and self.exit_code < 0:
+            return f"signal {signal.Signals(-self.exit_code).name}"
+        return f"exit code {self.exit_code}"
+
+    def start(self) -> None:
+        self._rotate_log()
+        self._keeper = asyncio.create_task(self._keep_running(), name=f"keep {self.name}")
+
+    async def wait_healthy(self, seconds: float) -> None:
+        """Returns once it was healthy. Raises LaunchError with the end of its log otherwise."""
+        waiting = {
+            asyncio.create_task(self._was_healthy.wait()),
+            asyncio.create_task(self._gave_up.wait()),
+        }
+        try:
+            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        if self._was_healthy.is_set():
+            return
+        what = (
+            f"{self.name} does not start: it ended with {self.ending}"
+            if self.exit_code is not None
+            else f"{self.name} was not healthy within {seconds:g} s"
+        )
+        raise LaunchError(what, f"The end of {self.log}:\n{self.log_tail()}")
+
+    def log_tail(self, lines: int = _TAIL_LINES) -> str:
+        with suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 64 * 1024))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        return ""
+
+    async def stop(self) -> None:
+        """Asks it to stop, waits its grace, then kills it and all it started."""
+        if self._keeper is None:
+            return
+        if self._child is not None and self.program.drain is not None:
+            with suppress(Exception):
+                await self.program.drain()
+        self._stop_requested.set()
+        if self._child is not None:
+            self._enter(State.STOPPING)
+            self._signal(self.program.stop_signal)
+        done, _ = await asyncio.wait({self._keeper}, timeout=self.program.grace_seconds)
+        if not done:
+            self._signal(signal.SIGKILL)
+        await self._keeper
+
+    async def _keep_running(self) -> None:
+        loop = asyncio.get_running_loop()
+        backoff = FIRST_BACKOFF_SECONDS
+        deaths = 0
+        while not self._stop_requested.is_set():
+            self._enter(State.STARTING)
+            self.started_at = loop.time()
+            self.exit_code = await self._run_once()
+            if self._stop_requested.is_set():
+                break
+            if loop.time() - self.started_at >= STEADY_AFTER_SECONDS:
+                backoff = FIRST_BACKOFF_SECONDS
+            deaths += 1
+            if deaths >= _START_ATTEMPTS and not self._was_healthy.is_set():
+                self._gave_up.set()
+            self.restarts += 1
+            self.retry_at = loop.time() + backoff
+            self._enter(State.RESTARTING)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff):
+                    await self._stop_requested.wait()
+            backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
+        self._enter(State.STOPPED)
+
+    async def _run_once(self) -> int:
+        """Starts it and waits until it ends. Returns its exit code."""
+        with self._open_log() as log:
+            try:
+                if self.program.prepare is not None:
+                    await asyncio.to_thread(self.program.prepare)
+                child = await self._spawn(log)
+            except (OSError, LaunchError) as error:
+                log.write(f"cannot start {self.name}: {error}\n".encode())
+                return 127
+        self._child, self.pid = child, child.pid
+        leftovers.record(self._pid_file, child.pid, self.program.stop_signal)
+        watcher = asyncio.create_task(self._watch(), name=f"watch {self.name}")
+        try:
+            # A stop may have been requested while it was being started.
+            if self._stop_requested.is_set():
+                self._signal(self.program.stop_signal)
+            return await child.wait()
+        finally:
+            watcher.cancel()
+            self._pid_file.unlink(missing_ok=True)
+            self._child = self.pid = None
+
+    async def _spawn(self, log: BinaryIO) -> asyncio.subprocess.Process:
+        # user= rather than preexec_fn: the launcher speaks gRPC, which does not survive
+        # Python code between fork and exec.
+        identity: dict[str, Any] = {}
+        if self.program.user is not None:
+            account = pwd.getpwnam(self.program.user)
+            identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        return await asyncio.create_subprocess_exec(
+            *self.program.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=self.program.environment,
+            # Ctrl-C in the terminal reaches the launcher alone, which stops them in order.
+            start_new_session=True,
+            **identity,
+        )
+
+    async def _watch(self) -> None:
+        """Keeps `state` true while it runs."""
+        failed = 0
+        while True:
+            healthy = await self._is_healthy()
+            if self._stop_requested.is_set():
+                return
+            if healthy:
+                failed = 0
+                self._was_healthy.set()
+                self._enter(State.HEALTHY)
+            elif self.state is not State.STARTING:
+                failed += 1
+                if failed >= _FAILED_CHECKS:
+                    self._enter(State.UNHEALTHY)
+            if self.state is State.STARTING:
+                await asyncio.sleep(_STARTING_CHECK_SECONDS)
+            else:
+                await asyncio.sleep(_FAILED_CHECK_SECONDS if failed else _CHECK_SECONDS)
+
+    async def _is_healthy(self) -> bool:
+        try:
+            async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS):
+                return await self.program.check()
+        except Exception:  # noqa: BLE001
+            # Any failure to ask is the answer no; the process's own log has the reason.
+            return False
+
+    def _enter(self, state: State) -> None:
+        if state is not self.state or state is State.STARTING:
+            self.state = state
+            self._on_change(self)
+
+    def _signal(self, signum: signal.Signals) -> None:
+        if self._child is not None and self._child.returncode is None:
+            with suppress(ProcessLookupError):
+                if signum is signal.SIGKILL:
+                    os.killpg(self._child.pid, signum)
+                else:
+                    self._child.send_signal(signum)
+
+    def _open_log(self) -> BinaryIO:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        return self.log.open("ab", buffering=0)
+
+    def _rotate_log(self) -> None:
+        with suppress(FileNotFoundError):
+            if self.log.stat().st_size > _LOG_BYTES:
+                self.log.replace(self.log.with_suffix(".log.1"))
+
+
+class Supervisor:
+    """The processes of one mesh, in tiers: a tier stops before the tiers started before it."""
+
+    def __init__(self, home: Path, *, on_change: Callable[[Process], None] | None = None) -> None:
+        self._home = home
+        self._on_change = on_change or (lambda _: None)
+        self._tiers: list[list[Process]] = []
+
+    @property
+    def processes(self) -> list[Process]:
+        """All of them, in the order they were started."""
+        return [process for tier in self._tiers for process in tier]
+
+    def start(self, programs: Sequence[Program]) -> list[Process]:
+        """Starts a tier without waiting for it to be healthy."""
+        tier = [Process(program, self._home, self._on_change) for program in programs]
+        self._tiers.append(tier)
+        for process in tier:
+            process.start()
+        return tier
+
+    async def stop(self) -> None:
+        """Stops every process; the processes of a tier stop together."""
+        while self._tiers:
+            tier = self._tiers[-1]
+            await asyncio.gather(*(process.stop() for process in tier))
+            self._tiers.pop()
+
+
+async def wait_healthy(processes: Sequence[Process], seconds: float) -> None:
+    """Waits for all of them. Raises LaunchError for the first that fails."""
+    waits = [asyncio.create_task(process.wait_healthy(seconds)) for process in processes]
+    try:
+        await asyncio.gather(*waits)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def python(module: str, *arguments: str) -> tuple[str, ...]:
+    """The command that runs a module with the Python that runs the launcher."""
+    return (sys.executable, "-m", module, *arguments)

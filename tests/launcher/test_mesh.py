@@ -1,0 +1,42 @@
+"""How a mesh that cannot start says so; tests/e2e runs the ones that can."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from launcher import leftovers
+from launcher.errors import LaunchError
+from launcher.mesh import Mesh
+from mesh.settings import MeshSettings
+
+
+def a_mesh(home: Path, **given: object) -> Mesh:
+    return Mesh(MeshSettings.model_validate({"home": home, **given}))
+
+
+async def test_a_home_that_is_in_use_is_refused(tmp_path: Path) -> None:
+    with leftovers.hold(tmp_path), pytest.raises(LaunchError, match="already running"):
+        await a_mesh(tmp_path).start()
+
+
+async def test_a_taken_port_stops_it_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        mesh = a_mesh(tmp_path, gateway_port=port)
+        with pytest.raises(LaunchError, match=f"Port {port} for the gateway is taken"):
+            await mesh.start()
+    assert mesh.processes == []
+    assert not (tmp_path / "postgres").exists()
+    with leftovers.hold(tmp_path):
+        pass
+
+
+async def test_a_wrong_setting_of_a_service_is_told_before_it_starts(tmp_path: Path) -> None:
+    settings = MeshSettings.model_validate({"home": tmp_path, "gateway_port": 18999})
+    mesh = Mesh(settings, variables={"BOXOFFICE_HOLD_TTL_SECONDS": "soon"})
+    with pytest.raises(LaunchError, match=r"BOXOFFICE_HOLD_TTL_SECONDS: .* not 'soon'"):
+        await mesh.start()
+    assert mesh.processes == []

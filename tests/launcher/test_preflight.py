@@ -1,0 +1,85 @@
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher import preflight
+from launcher.errors import LaunchError
+from launcher.preflight import Port
+from mesh.settings import SERVICES, MeshSettings
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def some_settings(**given: object) -> MeshSettings:
+    return MeshSettings.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("setting", "owner"),
+    [
+        ("gateway_port", "the gateway"),
+        ("envoy_admin_port", "Envoy's admin page"),
+        ("port_base", "auth_svc"),
+    ],
+)
+def test_a_taken_port_is_named_with_its_setting_and_its_holder(
+    taken: int, setting: str, owner: str
+) -> None:
+    number = taken - 1 if setting == "port_base" else taken
+    port = next(
+        port for port in preflight.ports(some_settings(**{setting: number})) if port.number == taken
+    )
+    assert port.owner == owner
+    with pytest.raises(LaunchError) as caught:
+        preflight.check_ports([port])
+    assert f"Port {taken} for {owner} is taken" in caught.value.problem
+    assert f"BOXOFFICE_{setting.upper()} changes it" in caught.value.problem
+    assert f"pid {os.getpid()}" in caught.value.problem
+
+
+def test_every_process_has_its_ports_checked() -> None:
+    ports = preflight.ports(some_settings(gateways=2, replicas=3))
+    assert len(ports) == 1 + 2 + 3 * len(SERVICES)
+    assert len({port.number for port in ports}) == len(ports)
+
+
+def test_a_port_whose_last_connections_still_fade_out_is_free() -> None:
+    with socket.socket() as listener:
+        # As every server does.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        number = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", number)) as client:
+            # Who closes first keeps the connection in TIME_WAIT.
+            listener.accept()[0].close()
+            assert client.recv(1) == b""
+    preflight.check_ports([Port(number, "the gateway", "BOXOFFICE_GATEWAY_PORT", "127.0.0.1")])
+
+
+def test_two_settings_with_one_port_are_told() -> None:
+    with pytest.raises(
+        LaunchError, match=r"Port 9901 is for both the gateway .* and Envoy's admin page"
+    ):
+        preflight.check_ports(preflight.ports(some_settings(gateway_port=9901)))
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="Only 511 MiB are free") as caught:
+        preflight.check_disk(tmp_path, free_bytes=511 * 2**20)
+    assert "BOXOFFICE_HOME" in caught.value.remedy
+    preflight.check_disk(tmp_path, free_bytes=512 * 2**20)
+
+
+def test_a_missing_executable_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="envoy is not installed"):
+        preflight.check_binaries([tmp_path / "envoy"])
