@@ -48,7 +48,7 @@ def mesh() -> Iterator[RunningMesh]:
     """`make up` with open limits and cheap passwords, as a process of its own."""
     # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
-        gateway, admin, base = _free_ports()
+        gateway, admin, base = free_ports()
         variables = {
             "BOXOFFICE_HOME": folder,
             "BOXOFFICE_GATEWAY_PORT": str(gateway),
@@ -202,7 +202,7 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("BOXOFFICE_")}
 
 
-def _free_ports() -> tuple[int, int, int]:
+def free_ports() -> tuple[int, int, int]:
     """Two free ports and a base with the services' ports above it free too."""
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))

@@ -1,0 +1,152 @@
+"""`python -m demo`: exit code 0 when the audit is clean, 1 when it finds something, 2 when
+the demo itself could not run."""
+
+import argparse
+import asyncio
+import random
+import signal
+import sys
+from uuid import uuid4
+
+from rich.console import Console
+
+from demo import catalogue, chaos, crowd, display, report
+from demo.audit import Finding
+from demo.chaos import ALL_IN_TURN, Chaos
+from demo.client import Api, RefusedError, UnansweredError
+from demo.display import Display
+from demo.errors import DemoError
+from demo.evidence import SOLD, Evidence, Investigator
+from demo.journal import Journal
+from demo.settling import SETTLE_SECONDS, settle
+from demo.target import DemoSettings, Target, open_target
+from launcher.errors import LaunchError
+from launcher.settings_listing import load
+
+CLEAN, FOUND, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+_MOST_CUSTOMERS = 5000
+_LINE_WIDTH = 120
+
+
+def main() -> int:
+    """Runs the demo and returns the exit code."""
+    arguments = _parser().parse_args()
+    try:
+        return asyncio.run(_run(arguments))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return INTERRUPTED
+    except (DemoError, LaunchError) as error:
+        problem = str(error)
+    except (RefusedError, UnansweredError) as error:
+        problem = f"The mesh does not let the demo go on. {error}"
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"The mesh answered what the contract does not allow: {error!r}"
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(problem, style="red")
+    return NOT_RUN
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo",
+        description="Sells a stadium and a cinema to many customers at once, and audits it.",
+    )
+    parser.add_argument(
+        "--customers", type=_customers, default=300, metavar="N", help="300 when left out"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="repeats another run's choices")
+    parser.add_argument(
+        "--kill",
+        default="",
+        metavar="NAME[,NAME…]",
+        help=f"kill -9 these services during the sale, one by one, or {ALL_IN_TURN}",
+    )
+    parser.add_argument("--url", default="", help="the gateway of a mesh that runs already")
+    return parser
+
+
+def _customers(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= _MOST_CUSTOMERS:
+        raise argparse.ArgumentTypeError(f"must be 1–{_MOST_CUSTOMERS}, not {number}")
+    return number
+
+
+async def _run(arguments: argparse.Namespace) -> int:
+    task = asyncio.current_task()
+    if task is not None:
+        # Stops the demo's mesh, too; without it SIGTERM would leave the processes behind.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    console = Console(width=None if sys.stdout.isatty() else _LINE_WIDTH)
+    screen = Display(console)
+    victims = chaos.parse(arguments.kill)
+    seed = arguments.seed if arguments.seed is not None else random.randrange(1_000_000)
+    async with open_target(
+        load(DemoSettings), url=arguments.url, customers=arguments.customers, say=screen.say
+    ) as target:
+        pace = Chaos(victims, home=target.home, url=target.url)
+        pace.check()
+        journal = Journal(arguments.customers)
+        async with Api(target.url) as api:
+            evidence, findings = await _sell(target, api, journal, pace, screen, seed)
+        report.show(
+            console,
+            evidence=evidence,
+            findings=findings,
+            journal=journal,
+            tally=api.tally,
+            kills=pace.kills,
+        )
+    return _verdict(evidence, findings, pace)
+
+
+async def _sell(
+    target: Target, api: Api, journal: Journal, pace: Chaos, screen: Display, seed: int
+) -> tuple[Evidence, list[Finding]]:
+    token = await catalogue.sign_in_admin(api, target.admin_secret)
+    shows = [
+        await catalogue.put_on_sale(api, token, name)
+        for name in (catalogue.STADIUM, catalogue.CINEMA)
+    ]
+    for show in shows:
+        screen.say(f"On sale: {show.name}, {show.venue_name}, {show.total_capacity:,} places.")
+    investigator = Investigator(api, token, [show.event_id for show in shows])
+    await investigator.start()
+    screen.say(f"{journal.customers} customers, --seed {seed}.")
+    with screen.showing("Selling", journal.customers, display.sale(journal, api.tally, pace)):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pace.run())
+            group.create_task(
+                crowd.sell(
+                    shows,
+                    api=api,
+                    journal=journal,
+                    seed=seed,
+                    run=uuid4().hex[:8],
+                    arrival_seconds=max(crowd.RUSH_SECONDS, pace.seconds),
+                )
+            )
+    state = "looking"
+    screen.say(
+        "All customers are gone. Waiting for holds to end and refunds to be made, "
+        f"at most {SETTLE_SECONDS:g} s."
+    )
+
+    def look(still_open: int, findings: int) -> None:
+        nonlocal state
+        state = f"unpaid bookings still held: {still_open}, differences so far: {findings}"
+
+    with screen.showing("Settling", None, lambda: (0, state)):
+        return await settle(investigator, journal.orders, on_look=look)
+
+
+def _verdict(evidence: Evidence, findings: list[Finding], pace: Chaos) -> int:
+    if findings or any(kill.away_seconds is None for kill in pace.kills):
+        return FOUND
+    if not any(booking.status in SOLD for booking in evidence.bookings):
+        raise DemoError("Nothing was sold, so the clean audit proves nothing; see the refusals.")
+    return CLEAN
+
+
+if __name__ == "__main__":
+    sys.exit(main())

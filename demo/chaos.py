@@ -1,0 +1,136 @@
+"""kill -9 for services in turn, while the customers buy.
+
+The launcher's supervisor starts them again; here we only kill what its pid files name.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from demo.errors import DemoError
+from mesh.settings import SERVICES
+
+ALL_IN_TURN = "all-in-turn"
+SECONDS_PER_KILL = 6.0
+"""How long customers keep coming for each kill, so that each one hits a crowd."""
+
+_KILLABLE = (*SERVICES, "gateway")
+_FIRST_AFTER_SECONDS = 1.5
+_PAUSE_SECONDS = 1.5
+_BACK_WITHIN_SECONDS = 30.0
+_START_TIME_TOLERANCE_SECONDS = 2.0
+
+
+@dataclass
+class Kill:
+    """A kill that happened. `away_seconds` is None while, or when, it did not come back."""
+
+    name: str
+    pid: int
+    away_seconds: float | None = None
+
+
+class Chaos:
+    """Kills `names` one after the other, each when the one before is back."""
+
+    def __init__(self, names: Sequence[str], *, home: Path, url: str) -> None:
+        self.kills: list[Kill] = []
+        self._names = tuple(names)
+        self._home = home
+        self._url = url
+
+    @property
+    def seconds(self) -> float:
+        """How long the sale should go on for it."""
+        return SECONDS_PER_KILL * len(self._names)
+
+    @property
+    def current(self) -> Kill | None:
+        """The one that is away just now."""
+        last = self.kills[-1] if self.kills else None
+        return last if last is not None and last.away_seconds is None else None
+
+    def check(self) -> None:
+        """Raises DemoError when a process to kill does not run here."""
+        for name in self._names:
+            if _pid(self._home, name) is None:
+                raise DemoError(
+                    f"There is no {name} to kill: {_pid_file(self._home, name)} names no process. "
+                    "The demo kills only processes that `make up` started on this machine, "
+                    "in BOXOFFICE_HOME."
+                )
+
+    async def run(self) -> None:
+        if not self._names:
+            return
+        await asyncio.sleep(_FIRST_AFTER_SECONDS)
+        async with httpx.AsyncClient(base_url=self._url, timeout=3, trust_env=False) as client:
+            for name in self._names:
+                await self._kill(name, client)
+                await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _kill(self, name: str, client: httpx.AsyncClient) -> None:
+        began = time.monotonic()
+        while (pid := _pid(self._home, name)) is None:
+            # It died by itself, which should not be, and may be on its way back.
+            if time.monotonic() > began + _BACK_WITHIN_SECONDS:
+                self.kills.append(Kill(name, 0))
+                return
+            await asyncio.sleep(0.1)
+        kill = Kill(name, pid)
+        began = time.monotonic()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        self.kills.append(kill)
+        while time.monotonic() < began + _BACK_WITHIN_SECONDS:
+            await asyncio.sleep(0.1)
+            if _pid(self._home, name) not in {None, pid} and await _is_healthy(client):
+                kill.away_seconds = time.monotonic() - began
+                return
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """The names in a --kill option. Raises DemoError for one that cannot be killed."""
+    if not text:
+        return ()
+    if text == ALL_IN_TURN:
+        return SERVICES
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in _KILLABLE:
+            raise DemoError(f"--kill takes {', '.join(_KILLABLE)} or {ALL_IN_TURN}, not {name!r}.")
+    return names
+
+
+def _pid_file(home: Path, name: str) -> Path:
+    return home / "run" / f"{name}.pid"
+
+
+def _pid(home: Path, name: str) -> int | None:
+    """The pid that the launcher noted, if that very process still runs."""
+    try:
+        noted = json.loads(_pid_file(home, name).read_text())
+        pid = int(noted["pid"])
+        process = psutil.Process(pid)
+        # A reused pid must not cost somebody else's process its life.
+        if abs(process.create_time() - noted["started"]) > _START_TIME_TOLERANCE_SECONDS:
+            return None
+        return None if process.status() == psutil.STATUS_ZOMBIE else pid
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
+async def _is_healthy(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/health")).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,236 @@
+"""A REST client as a good customer would have: it tries again, with the same key, not too fast.
+
+What an answer means is the caller's business; here is how to get one.
+"""
+
+import asyncio
+import importlib.util
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+Json = dict[str, Any]
+
+DEADLINE_SECONDS = 60.0
+CONNECTIONS = 64
+
+_FIRST_BACKOFF_SECONDS = 0.1
+_LAST_BACKOFF_SECONDS = 3.0
+_TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=None)
+_RETRIED_STATUSES = frozenset({429, 503, 504})
+_RETRIED_REASONS = frozenset({"IDEMPOTENCY_IN_PROGRESS"})
+_NO_REASON = "WITHOUT_REASON"
+_QUOTED = 160
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_RETRY_DELAY = re.compile(r"(\d+(?:\.\d+)?)s")
+
+
+if importlib.util.find_spec("sniffio") is None:
+    # httpcore tries to import it several times in each call, and Python remembers only
+    # imports that succeed: a third of the client's time went into looking for the file.
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
+
+
+class RefusedError(Exception):
+    """The answer was no, for good. `reason` is the API's, e.g. `SOLD_OUT`.
+
+    `is_first` is False when an earlier try got no answer and may have had an effect.
+    """
+
+    def __init__(
+        self, reason: str, message: str, metadata: Mapping[str, str], *, is_first: bool
+    ) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.metadata = metadata
+        self.is_first = is_first
+
+
+class UnansweredError(Exception):
+    """No answer that says yes or no came in time. The call may or may not have had its effect."""
+
+
+@dataclass
+class Tally:
+    """What the client went through.
+
+    `retries` counts by cause; `seconds` has those of each answer, by label. `oddities`
+    counts errors without a reason, which no answer of the API should be, by call and text.
+    """
+
+    calls: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    oddities: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Api:
+    """The mesh as seen from outside. Use as an async context manager.
+
+    All customers share `connections` kept-alive connections; whoever finds none waits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int = CONNECTIONS,
+        transport: httpx.AsyncBaseTransport | None = None,
+        randomness: random.Random | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self._random = randomness or random.Random()
+        tls = httpx.create_ssl_context()
+        # One client per connection: httpx's own pool looks at every connection for each call.
+        self._clients = [
+            httpx.AsyncClient(
+                base_url=url,
+                timeout=_TIMEOUT,
+                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+                transport=transport,
+                verify=tls,
+                # A proxy of the environment has no business between us and this machine.
+                trust_env=False,
+            )
+            for _ in range(connections)
+        ]
+        # The one used last first, so that no more are opened than are needed at once.
+        self._free: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        for client in self._clients:
+            self._free.put_nowait(client)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.gather(*(client.aclose() for client in self._clients))
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        token: str | None = None,
+        key: str | None = None,
+        params: Mapping[str, str] | None = None,
+        label: str = "",
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> Json:
+        """The answer to a call that is safe to repeat, by nature or by its idempotency key.
+
+        Tries again when it was told to or got no answer. With a `label`, the tally keeps
+        the seconds of the try that succeeded.
+        Raises RefusedError, or UnansweredError at the deadline and for an answer such as 500.
+        """
+        headers = {}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        content = None if body is None else json.dumps(body).encode()
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        request = self._clients[0].build_request(
+            method, path, content=content, headers=headers, params=params
+        )
+        deadline = time.monotonic() + deadline_seconds
+        tries = 0
+        while True:
+            answer, cause, wait = await self._try(request, label, is_first=tries == 0)
+            if answer is not None:
+                return answer
+            self.tally.retries[cause] += 1
+            backoff = min(_FIRST_BACKOFF_SECONDS * 2**tries, _LAST_BACKOFF_SECONDS)
+            # Jitter on top of what the server asks for: not all come back at once.
+            delay = wait + self._random.uniform(0.5, 1) * backoff
+            if time.monotonic() + delay > deadline:
+                raise UnansweredError(f"{method} {path}: {cause} for {deadline_seconds:g} s")
+            await asyncio.sleep(delay)
+            tries += 1
+
+    async def _try(
+        self, request: httpx.Request, label: str, *, is_first: bool
+    ) -> tuple[Json | None, str, float]:
+        """One try: the answer, or the cause to try again and the seconds to wait at least."""
+        try:
+            response, taken = await self._send(request)
+        except httpx.TimeoutException:
+            return None, "no answer in time", 0.0
+        except httpx.TransportError:
+            return None, "connection lost", 0.0
+        status = response.status_code
+        answer = _json(response)
+        if status < 300:
+            if not answer:
+                raise UnansweredError(f"{request.method} {request.url.path}: {status} without JSON")
+            if label:
+                self.tally.seconds[label].append(taken)
+            return answer, "", 0.0
+        reason, metadata = _error_info(answer)
+        if reason == _NO_REASON:
+            text = " ".join(response.text.split())[:_QUOTED]
+            path = _ID.sub("…", request.url.path)
+            self.tally.oddities[f"{request.method} {path}: {status} {text!r}"] += 1
+        if status in _RETRIED_STATUSES or reason in _RETRIED_REASONS:
+            return None, f"{status} {reason}", _retry_after(response, answer)
+        if status >= 500:
+            raise UnansweredError(f"{request.method} {request.url.path}: {status} {reason}")
+        message = str(answer.get("message", ""))
+        raise RefusedError(reason, message, metadata, is_first=is_first)
+
+    async def _send(self, request: httpx.Request) -> tuple[httpx.Response, float]:
+        """The response and the seconds it took, once a connection is free."""
+        client = await self._free.get()
+        try:
+            self.tally.calls += 1
+            began = time.monotonic()
+            response = await client.send(request)
+            return response, time.monotonic() - began
+        finally:
+            self._free.put_nowait(client)
+
+
+def _json(response: httpx.Response) -> Json:
+    """The body. Anything but a JSON object is {}, which has no reason and so is no refusal."""
+    if not response.content:
+        return {}
+    try:
+        body = response.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _error_info(answer: Json) -> tuple[str, Mapping[str, str]]:
+    """Reason and metadata of the google.rpc.ErrorInfo in an error's details."""
+    for detail in answer.get("details", ()):
+        if str(detail.get("@type", "")).endswith("/google.rpc.ErrorInfo"):
+            return str(detail.get("reason", "")), detail.get("metadata", {})
+    return _NO_REASON, {}
+
+
+def _retry_after(response: httpx.Response, answer: Json) -> float:
+    """Seconds that the server asks to wait, by header or google.rpc.RetryInfo."""
+    header = response.headers.get("retry-after", "")
+    if header.isdigit():
+        return float(header)
+    for detail in answer.get("details", ()):
+        matched = _RETRY_DELAY.fullmatch(str(detail.get("retryDelay", "")))
+        if matched:
+            return float(matched[1])
+    return 0.0

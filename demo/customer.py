@@ -1,0 +1,335 @@
+"""A customer: signs up, looks, books, and then pays or does not.
+
+What the customer is told is noted in an Order per idempotency key, for the audit.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from uuid import UUID
+
+from demo.catalogue import Offer, Seat, Show
+from demo.client import Api, Json, RefusedError, UnansweredError
+from demo.evidence import Order, parse_time
+from demo.journal import Journal
+
+PLACE = "POST /api/v1/bookings"
+
+_PASSWORD = "Front-Row-2026!"
+_REPICKS = 6
+_BEST_BLOCKS = 6
+_NO_SEAT = "NO_SEAT_LEFT"
+_MAY_COME_BACK = frozenset({"SOLD_OUT", "SEAT_UNAVAILABLE", _NO_SEAT})
+_ENDED = frozenset({"CONFIRMED", "CANCELLED", "FAILED", "EXPIRED"})
+_WATCH_SECONDS = 45.0
+# A hold longer than this is not worth waiting for in a demo.
+_LONGEST_WAIT_SECONDS = 40.0
+
+
+class Behaviour(StrEnum):
+    """What a customer does with a booking."""
+
+    PAYS = "pays"
+    DOUBLE_CLICKS = "double-clicks, then pays"
+    BUYS_AGAIN = "pays, then tries to buy more than allowed"
+    DECLINES = "payment declined"
+    TRIES_AGAIN = "payment declined, then pays"
+    CANCELS = "cancels before paying"
+    WALKS_AWAY = "walks away"
+    PAYS_LATE = "pays when the hold ends"
+
+
+MIX: dict[Behaviour, int] = {
+    Behaviour.PAYS: 52,
+    Behaviour.DOUBLE_CLICKS: 8,
+    Behaviour.BUYS_AGAIN: 4,
+    Behaviour.DECLINES: 8,
+    Behaviour.TRIES_AGAIN: 3,
+    Behaviour.CANCELS: 6,
+    Behaviour.WALKS_AWAY: 11,
+    Behaviour.PAYS_LATE: 8,
+}
+"""Of how many in a hundred customers do what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    name: str
+    email: str
+
+
+class Customer:
+    """One customer of one show. Random choices come from `randomness` alone."""
+
+    def __init__(
+        self,
+        person: Person,
+        *,
+        show: Show,
+        behaviour: Behaviour,
+        api: Api,
+        journal: Journal,
+        randomness: random.Random,
+    ) -> None:
+        self._person = person
+        self._show = show
+        self._behaviour = behaviour
+        self._api = api
+        self._journal = journal
+        self._random = randomness
+        self._token = ""
+        self._customer_id = ""
+        self._doing = ""
+
+    async def run(self, arrives_after: float) -> None:
+        """Comes after so many seconds, and goes when done or refused."""
+        await asyncio.sleep(arrives_after)
+        self._journal.inside += 1
+        try:
+            await self._visit()
+        except RefusedError as refusal:
+            self._journal.refusals[self._doing, refusal.reason] += 1
+        except UnansweredError as silence:
+            self._journal.unanswered.append(f"{self._doing}: {silence}")
+        except (KeyError, TypeError, ValueError) as error:
+            # An answer that is not what the contract says; the report shows it.
+            self._journal.mishaps.append(f"{self._doing}: unexpected answer, {error!r}")
+        finally:
+            self._journal.inside -= 1
+            self._journal.gone += 1
+
+    async def _visit(self) -> None:
+        await self._sign_up()
+        await self._look()
+        offer = self._random.choices(self._show.offers, self._show.demand)[0]
+        quantity = self._random.randint(1, min(4, offer.max_per_booking))
+        order, booking = await self._buy(offer, quantity)
+        await self._think()
+        act: dict[Behaviour, Callable[[Order, Json], Awaitable[None]]] = {
+            Behaviour.PAYS: self._pay,
+            Behaviour.DOUBLE_CLICKS: self._pay,
+            Behaviour.BUYS_AGAIN: self._pay,
+            Behaviour.DECLINES: self._decline,
+            Behaviour.TRIES_AGAIN: self._decline_then_pay,
+            Behaviour.CANCELS: self._cancel,
+            Behaviour.WALKS_AWAY: self._walk_away,
+            Behaviour.PAYS_LATE: self._pay_late,
+        }
+        await act[self._behaviour](order, booking)
+        if self._behaviour is Behaviour.BUYS_AGAIN:
+            await self._buy(offer, offer.per_customer_limit)
+
+    async def _sign_up(self) -> None:
+        self._doing = "signing up"
+        account = {"email": self._person.email, "password": _PASSWORD}
+        try:
+            await self._api.call(
+                "POST",
+                "/api/v1/auth/register",
+                body={**account, "fullName": self._person.name},
+            )
+        except RefusedError as refusal:
+            # The answer to the first try was lost; signing in shows that the account is ours.
+            if refusal.reason != "EMAIL_ALREADY_REGISTERED" or refusal.is_first:
+                raise
+        self._doing = "signing in"
+        session = await self._api.call("POST", "/api/v1/auth/login", body=account)
+        self._token = session["accessToken"]
+        self._customer_id = session["user"]["userId"]
+
+    async def _look(self) -> None:
+        self._doing = "looking"
+        await self._api.call("GET", f"/api/v1/events/{self._show.event_id}")
+        await self._think()
+
+    async def _buy(self, offer: Offer, quantity: int) -> tuple[Order, Json]:
+        """A booking, after as many picks as it takes. Raises RefusedError when all is gone.
+
+        A third of the customers are patient: what others hold may come back.
+        """
+        self._doing = "booking"
+        patience = self._random.uniform(8, 20) if self._random.random() < 0.33 else 0.0
+        until = time.monotonic() + patience
+        repicks = 0
+        while True:
+            try:
+                return await self._place(await self._pick(offer, quantity))
+            except RefusedError as refusal:
+                if refusal.reason == "SEAT_UNAVAILABLE" and repicks < _REPICKS:
+                    repicks += 1
+                    self._journal.repicks += 1
+                    continue
+                if refusal.reason not in _MAY_COME_BACK or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(self._random.uniform(1.5, 3))
+
+    async def _pick(self, offer: Offer, quantity: int) -> list[Json]:
+        """The items to ask for: places, or the best seats that are free."""
+        if offer.seat_type is None:
+            return [{"offerId": offer.offer_id, "quantity": quantity}]
+        path = f"/api/v1/events/{self._show.event_id}/availability"
+        answer = await self._api.call("GET", path)
+        free = {seat["seatId"] for seat in answer["seats"] if seat["state"] == "AVAILABLE"}
+        seats = [
+            seat
+            for seat in self._show.seats
+            if seat.seat_id in free and seat.seat_type == offer.seat_type
+        ]
+        if not seats:
+            raise RefusedError(_NO_SEAT, "no such seat is free on the map", {}, is_first=True)
+        return [{"seatId": seat.seat_id} for seat in best_seats(seats, quantity, self._random)]
+
+    async def _place(self, items: list[Json]) -> tuple[Order, Json]:
+        key = str(UUID(int=self._random.getrandbits(128), version=4))
+        order = Order(key=key, customer_id=self._customer_id)
+        self._journal.orders.append(order)
+        body: Json = {"eventId": self._show.event_id, "items": items}
+        if self._behaviour is not Behaviour.WALKS_AWAY and self._random.random() < 0.5:
+            body["checkout"] = {"provider": "sandbox"}
+        clicks = 2 if self._behaviour is Behaviour.DOUBLE_CLICKS else 1
+        clicked_at = time.monotonic()
+        answers = await asyncio.gather(
+            *(self._click(order, body) for _ in range(clicks)), return_exceptions=True
+        )
+        for answer in answers:
+            if not isinstance(answer, BaseException):
+                self._journal.placed(clicked_at)
+                return order, answer
+        failed = answers[0]
+        if isinstance(failed, BaseException):
+            raise failed
+        raise AssertionError("neither an answer nor an error")
+
+    async def _click(self, order: Order, body: Json) -> Json:
+        try:
+            booking = await self._api.call(
+                "POST",
+                "/api/v1/bookings",
+                body=body,
+                token=self._token,
+                key=order.key,
+                label=PLACE,
+            )
+        except RefusedError as refusal:
+            order.is_uncertain |= not refusal.is_first
+            # Placed, but its checkout was refused.
+            if placed := refusal.metadata.get("bookingId"):
+                order.booking_ids.append(placed)
+            raise
+        except UnansweredError:
+            order.is_uncertain = True
+            raise
+        order.booking_ids.append(booking["bookingId"])
+        return booking
+
+    async def _pay(self, order: Order, booking: Json) -> None:
+        booking = await self._checkout(booking)
+        await self._think()
+        await self._choose(order, booking, "SUCCEEDED")
+        await self._watch(order, booking)
+
+    async def _decline(self, order: Order, booking: Json) -> None:
+        booking = await self._checkout(booking)
+        await self._think()
+        await self._choose(order, booking, "FAILED")
+        await self._watch(order, booking)
+
+    async def _decline_then_pay(self, order: Order, booking: Json) -> None:
+        booking = await self._checkout(booking)
+        await self._choose(order, booking, "FAILED")
+        await self._think()
+        await self._choose(order, booking, "SUCCEEDED", doing="paying after a decline")
+        await self._watch(order, booking)
+
+    async def _pay_late(self, order: Order, booking: Json) -> None:
+        """Pays around the moment when the hold ends: either it still holds, or money goes back."""
+        booking = await self._checkout(booking)
+        left = (parse_time(booking["holdExpireTime"]) - datetime.now(UTC)).total_seconds()
+        if left < _LONGEST_WAIT_SECONDS:
+            await asyncio.sleep(max(0.0, left + self._random.uniform(-0.3, 1.2)))
+        await self._choose(order, booking, "SUCCEEDED", doing="paying late")
+        await self._watch(order, booking)
+
+    async def _cancel(self, order: Order, booking: Json) -> None:
+        self._doing = "cancelling"
+        try:
+            booking = await self._api.call(
+                "POST",
+                f"/api/v1/bookings/{booking['bookingId']}/cancel",
+                body={"reason": "changed my mind"},
+                token=self._token,
+            )
+        except RefusedError as refusal:
+            if refusal.reason != "ALREADY_CANCELLED" or refusal.is_first:
+                raise
+        await self._watch(order, booking)
+
+    async def _walk_away(self, _: Order, booking: Json) -> None:
+        if self._random.random() < 0.5:
+            await self._checkout(booking)
+
+    async def _checkout(self, booking: Json) -> Json:
+        self._doing = "checking out"
+        if (booking.get("payment") or {}).get("paymentUrl"):
+            return booking
+        return await self._api.call(
+            "POST",
+            f"/api/v1/bookings/{booking['bookingId']}/checkout",
+            body={"provider": "sandbox"},
+            token=self._token,
+        )
+
+    async def _choose(
+        self, order: Order, booking: Json, outcome: str, *, doing: str = "paying"
+    ) -> None:
+        """Presses Pay or Decline on the payment page."""
+        self._doing = doing
+        payment_id = booking["payment"]["paymentId"]
+        await self._api.call("POST", f"/sandbox/pay/{payment_id}", body={"outcome": outcome})
+        if outcome == "SUCCEEDED":
+            order.paid = payment_id
+
+    async def _watch(self, order: Order, booking: Json) -> None:
+        """Looks until the booking has ended: paid, that is confirmed or the money is back."""
+        self._doing = "waiting for the outcome"
+        began = time.monotonic()
+        pause = 0.15
+        while time.monotonic() < began + _WATCH_SECONDS:
+            await asyncio.sleep(pause)
+            booking = await self._api.call(
+                "GET", f"/api/v1/bookings/{booking['bookingId']}", token=self._token
+            )
+            refunded = (booking.get("refund") or {}).get("status") == "PROCESSED"
+            if booking["status"] == "CONFIRMED":
+                order.was_confirmed = True
+                self._journal.confirmed += 1
+                self._journal.confirming_seconds.append(time.monotonic() - began)
+                return
+            if refunded or (booking["status"] in _ENDED and not order.paid):
+                return
+            pause = min(pause * 1.5, 1.5)
+        self._journal.impatient += 1
+
+    async def _think(self) -> None:
+        await asyncio.sleep(self._random.uniform(0.05, 0.5))
+
+
+def best_seats(seats: list[Seat], quantity: int, randomness: random.Random) -> list[Seat]:
+    """One of the best blocks of neighbours in a row, or the best single seats."""
+    rows: dict[str, dict[int, Seat]] = {}
+    for seat in seats:
+        rows.setdefault(seat.row, {})[seat.number] = seat
+    blocks = [
+        [row[number + n] for n in range(quantity)]
+        for row in rows.values()
+        for number in row
+        if all(number + n in row for n in range(quantity))
+    ]
+    if not blocks:
+        return sorted(seats, key=lambda seat: seat.distance)[:quantity]
+    blocks.sort(key=lambda block: sum(seat.distance for seat in block))
+    return randomness.choice(blocks[:_BEST_BLOCKS])

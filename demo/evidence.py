@@ -1,0 +1,250 @@
+"""What the mesh says after the sale, read through its public surface, as plain data.
+
+The ledger is the sandbox provider's own: what was really charged and given back.
+Judging is audit.py's business.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from demo.client import Api, Json, RefusedError
+
+OPEN = frozenset({"HELD", "PENDING_PAYMENT"})
+SOLD = frozenset({"CONFIRMED", "COMPLETED"})
+
+_PAGE = "100"
+_LEDGER_PAGE = "1000"
+
+
+@dataclass
+class Order:
+    """One idempotency key of one customer, and all that the customer was told about it.
+
+    `booking_ids` has one entry per 201. `is_uncertain`: a try got no answer, so that there
+    may be a booking that nobody was told of. `paid` is the payment of which the payment
+    page said that it succeeded; `was_confirmed`: the customer saw the booking CONFIRMED.
+    """
+
+    key: str
+    customer_id: str
+    booking_ids: list[str] = field(default_factory=list)
+    is_uncertain: bool = False
+    paid: str = ""
+    was_confirmed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    offer_id: str
+    quantity: int
+    seat_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booking:
+    """A booking as staff see it. Empty texts for a payment or refund that there is not."""
+
+    booking_id: str
+    event_id: str
+    customer_id: str
+    status: str
+    items: tuple[Item, ...]
+    total_minor: int
+    hold_expire_time: datetime
+    payment_id: str = ""
+    refund_status: str = ""
+
+    @property
+    def quantity(self) -> int:
+        return sum(item.quantity for item in self.items)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """A pool's counters, from the stock audit."""
+
+    pool_id: str
+    capacity: int
+    held: int
+    sold: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    offer_id: str
+    name: str
+    pool_id: str
+    per_customer_limit: int
+    available: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """An event's stock: counters, what can be bought, the seats' states, the audit's complaints."""
+
+    event_id: str
+    name: str
+    pools: tuple[Pool, ...]
+    offers: tuple[Offer, ...]
+    seats: Mapping[str, str]
+    differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A movement of money in the provider's ledger; `kind` is CAPTURE or REFUND."""
+
+    entry_id: int
+    payment_id: str
+    kind: str
+    amount_minor: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Everything, as of `time`. `payers` says which booking a payment pays."""
+
+    time: datetime
+    events: tuple[Event, ...]
+    bookings: tuple[Booking, ...]
+    ledger: tuple[Entry, ...]
+    payers: Mapping[str, str]
+
+
+class Investigator:
+    """Reads the evidence as staff. Make it before the sale: older money is not its business."""
+
+    def __init__(self, api: Api, token: str, event_ids: Iterable[str]) -> None:
+        self._api = api
+        self._token = token
+        self._event_ids = tuple(event_ids)
+        self._first_entry = 0
+        self._others: dict[str, str] = {}
+
+    async def start(self) -> None:
+        """Notes where the ledger stands."""
+        entries = [entry async for entry in self._ledger()]
+        self._first_entry = max((entry.entry_id for entry in entries), default=0) + 1
+
+    async def gather(self) -> Evidence:
+        """Reads everything. Raises RefusedError or UnansweredError."""
+        events = [await self._event(event_id) for event_id in self._event_ids]
+        bookings = [
+            _booking(each)
+            for event_id in self._event_ids
+            async for each in self._pages(
+                f"/api/v1/events/{event_id}/bookings", "bookings", page_size=_PAGE
+            )
+        ]
+        ledger = [entry async for entry in self._ledger() if entry.entry_id >= self._first_entry]
+        payers = {each.payment_id: each.booking_id for each in bookings if each.payment_id}
+        for payment_id in {entry.payment_id for entry in ledger} - payers.keys():
+            payers[payment_id] = await self._payer(payment_id)
+        ours = {booking.booking_id for booking in bookings}
+        return Evidence(
+            time=datetime.now(UTC),
+            events=tuple(events),
+            bookings=tuple(bookings),
+            # A payment of an unknown booking stays in: it is a finding.
+            ledger=tuple(
+                entry
+                for entry in ledger
+                if not payers[entry.payment_id] or payers[entry.payment_id] in ours
+            ),
+            payers=payers,
+        )
+
+    async def _event(self, event_id: str) -> Event:
+        path = f"/api/v1/events/{event_id}"
+        event = await self._get(path)
+        available = await self._get(f"{path}/availability")
+        stock = await self._get(f"{path}/stock/audit")
+        left = {offer["offerId"]: int(offer["available"]) for offer in available["offers"]}
+        return Event(
+            event_id=event_id,
+            name=event["name"],
+            pools=tuple(_pool(pool) for pool in stock["pools"]),
+            offers=tuple(
+                Offer(
+                    offer_id=offer["offerId"],
+                    name=offer["name"],
+                    pool_id=offer["poolId"],
+                    per_customer_limit=offer["perCustomerLimit"],
+                    available=left[offer["offerId"]],
+                )
+                for offer in event["offers"]
+            ),
+            seats={seat["seatId"]: seat["state"] for seat in available.get("seats", ())},
+            differences=tuple(stock.get("differences", ())),
+        )
+
+    async def _ledger(self) -> AsyncIterator[Entry]:
+        async for each in self._pages("/sandbox/ledger", "entries", page_size=_LEDGER_PAGE):
+            yield Entry(
+                entry_id=int(each["entryId"]),
+                payment_id=each["paymentId"],
+                kind=each["kind"],
+                amount_minor=int(each["amount"]["amountMinor"]),
+            )
+
+    async def _payer(self, payment_id: str) -> str:
+        """The booking of a payment that no booking names (any more); "" when there is none."""
+        if payment_id not in self._others:
+            try:
+                payment = await self._get(f"/api/v1/payments/{payment_id}")
+            except RefusedError:
+                return ""
+            self._others[payment_id] = payment["bookingId"]
+        return self._others[payment_id]
+
+    async def _pages(self, path: str, name: str, *, page_size: str) -> AsyncIterator[Json]:
+        page_token = ""
+        while True:
+            params = {"page_size": page_size}
+            if page_token:
+                params["page_token"] = page_token
+            page = await self._get(path, params)
+            for each in page.get(name, ()):
+                yield each
+            page_token = page.get("nextPageToken", "")
+            if not page_token:
+                return
+
+    async def _get(self, path: str, params: Mapping[str, str] | None = None) -> Json:
+        return await self._api.call("GET", path, token=self._token, params=params)
+
+
+def parse_time(text: str) -> datetime:
+    """An RFC 3339 time of the API."""
+    return datetime.fromisoformat(text)
+
+
+def _pool(pool: Json) -> Pool:
+    return Pool(
+        pool_id=pool["poolId"],
+        capacity=int(pool["capacity"]),
+        held=int(pool["held"]),
+        sold=int(pool["sold"]),
+    )
+
+
+def _booking(booking: Json) -> Booking:
+    return Booking(
+        booking_id=booking["bookingId"],
+        event_id=booking["eventId"],
+        customer_id=booking["customerId"],
+        status=booking["status"],
+        items=tuple(
+            Item(
+                offer_id=item["offerId"],
+                quantity=int(item["quantity"]),
+                seat_id=item.get("seatId", ""),
+            )
+            for item in booking["items"]
+        ),
+        total_minor=int(booking["total"]["amountMinor"]),
+        hold_expire_time=parse_time(booking["holdExpireTime"]),
+        payment_id=(booking.get("payment") or {}).get("paymentId", ""),
+        refund_status=(booking.get("refund") or {}).get("status", ""),
+    )

@@ -1,0 +1,237 @@
+"""The tables at the end: what was sold, how fast, and what the audit found."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from demo.audit import Finding, still_open
+from demo.chaos import Kill
+from demo.client import Tally
+from demo.customer import PLACE
+from demo.evidence import OPEN, SOLD, Booking, Event, Evidence
+from demo.journal import Journal
+
+_SHOWN = 20
+
+
+def show(
+    console: Console,
+    *,
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    journal: Journal,
+    tally: Tally,
+    kills: Sequence[Kill],
+) -> None:
+    """Prints everything, the verdict last."""
+    for table in (
+        _sale(evidence, journal),
+        _troubles(journal, tally, kills),
+        _speed(journal, tally),
+        _stock(evidence),
+        _money(evidence),
+    ):
+        console.print()
+        console.print(table)
+    console.print()
+    _list(console, "Answers that never came", journal.unanswered)
+    odd = [f"{times} times {what}" for what, times in tally.oddities.most_common()]
+    _list(console, "Answers that the contract does not allow", [*journal.mishaps, *odd])
+    if findings:
+        _list(console, f"The audit found {len(findings)}", map(_finding, findings))
+    else:
+        console.print(f"[bold green]Audit clean.[/] {_held(evidence)}", highlight=False)
+
+
+def percentile(values: Iterable[float], percent: int) -> float:
+    """By nearest rank; 0 of nothing."""
+    ordered = sorted(values)
+    if not ordered:
+        return 0.0
+    rank = -(-len(ordered) * percent // 100)
+    return ordered[max(0, rank - 1)]
+
+
+def rate(moments: Iterable[float]) -> float:
+    """Events a second, without the first and the last twentieth: stragglers do not count."""
+    ordered = sorted(moments)
+    edge = len(ordered) // 20
+    core = ordered[edge : len(ordered) - edge]
+    if len(core) < 2 or core[-1] == core[0]:
+        return 0.0
+    return (len(core) - 1) / (core[-1] - core[0])
+
+
+def busiest_second(moments: Iterable[float]) -> int:
+    """The most events within one second."""
+    ordered = sorted(moments)
+    first = most = 0
+    for last, moment in enumerate(ordered):
+        while moment - ordered[first] >= 1:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def _sale(evidence: Evidence, journal: Journal) -> Table:
+    bookings = evidence.bookings
+    table = _table("The sale", "", "bookings", "places", "INR")
+    _sale_row(table, "placed", bookings)
+    for name, statuses in (
+        ("confirmed", SOLD),
+        ("declined", {"FAILED"}),
+        ("expired", {"EXPIRED"}),
+        ("cancelled", {"CANCELLED"}),
+        ("still held", OPEN),
+    ):
+        chosen = [booking for booking in bookings if booking.status in statuses]
+        if chosen or name != "still held":
+            _sale_row(table, f"  {name}", chosen)
+    refunded = [booking for booking in bookings if booking.refund_status == "PROCESSED"]
+    _sale_row(table, "paid too late and refunded", refunded)
+    table.add_section()
+    table.add_row("customers", f"{journal.customers:,}")
+    table.add_row("  without an answer in the end", f"{len(journal.unanswered):,}")
+    table.add_row("  gone before the outcome was clear", f"{journal.impatient:,}")
+    return table
+
+
+def _sale_row(table: Table, name: str, bookings: Collection[Booking]) -> None:
+    table.add_row(
+        name,
+        f"{len(bookings):,}",
+        f"{sum(booking.quantity for booking in bookings):,}",
+        _amount(sum(booking.total_minor for booking in bookings)),
+    )
+
+
+def _troubles(journal: Journal, tally: Tally, kills: Sequence[Kill]) -> Table:
+    table = _table("Refused, and tried again", "", "times")
+    refusals = {f"{doing}: {reason}": n for (doing, reason), n in journal.refusals.items()}
+    _counted(table, "refused for good", refusals)
+    _counted(table, "tried again, same key", tally.retries)
+    table.add_row("somebody was quicker, picked other seats", f"{journal.repicks:,}")
+    if kills:
+        table.add_section()
+    for kill in kills:
+        back = (
+            f"back after {kill.away_seconds:.1f} s"
+            if kill.away_seconds is not None
+            else "[red]not back[/]"
+        )
+        table.add_row(f"kill -9 {kill.name} (pid {kill.pid})", back)
+    return table
+
+
+def _counted(table: Table, name: str, counts: Mapping[str, int]) -> None:
+    table.add_row(name, f"{sum(counts.values()):,}")
+    for what, times in sorted(counts.items(), key=lambda each: -each[1]):
+        table.add_row(f"  {what}", f"{times:,}")
+
+
+def _speed(journal: Journal, tally: Tally) -> Table:
+    table = _table("Speed", "", "p50", "p99", "a second", "busiest second")
+    for name, seconds, moments in (
+        ("click to booking, retries included", journal.placing_seconds, journal.placed_at),
+        (PLACE + ", one call", tally.seconds[PLACE], ()),
+        ("paid to CONFIRMED, as the customer sees it", journal.confirming_seconds, ()),
+    ):
+        table.add_row(
+            name,
+            _milliseconds(percentile(seconds, 50)),
+            _milliseconds(percentile(seconds, 99)),
+            f"{rate(moments):.0f}" if moments else "",
+            f"{busiest_second(moments)}" if moments else "",
+        )
+    return table
+
+
+def _stock(evidence: Evidence) -> Table:
+    table = _table("Stock", "pool", "places", "sold", "confirmed", "held", "left")
+    for event in evidence.events:
+        table.add_section()
+        table.add_row(f"[bold]{escape(event.name)}[/]")
+        for pool in event.pools:
+            offers = [offer for offer in event.offers if offer.pool_id == pool.pool_id]
+            table.add_row(
+                "  " + escape(" + ".join(offer.name for offer in offers)),
+                f"{pool.capacity:,}",
+                f"{pool.sold:,}",
+                f"{_confirmed(evidence, event, pool.pool_id):,}",
+                f"{pool.held:,}",
+                f"{offers[0].available:,}" if offers else "",
+            )
+    return table
+
+
+def _confirmed(evidence: Evidence, event: Event, pool_id: str) -> int:
+    offers = {offer.offer_id for offer in event.offers if offer.pool_id == pool_id}
+    return sum(
+        item.quantity
+        for booking in evidence.bookings
+        if booking.event_id == event.event_id and booking.status in SOLD
+        for item in booking.items
+        if item.offer_id in offers
+    )
+
+
+def _money(evidence: Evidence) -> Table:
+    table = _table("Money, by the payment provider's own ledger", "", "entries", "INR")
+    amounts: Counter[str] = Counter()
+    entries: Counter[str] = Counter()
+    for entry in evidence.ledger:
+        amounts[entry.kind] += entry.amount_minor
+        entries[entry.kind] += 1
+    confirmed = [booking for booking in evidence.bookings if booking.status in SOLD]
+    table.add_row("charged", f"{entries['CAPTURE']:,}", _amount(amounts["CAPTURE"]))
+    table.add_row("refunded", f"{entries['REFUND']:,}", _amount(amounts["REFUND"]))
+    table.add_row("kept", "", _amount(amounts["CAPTURE"] - amounts["REFUND"]))
+    table.add_row(
+        "price of the confirmed bookings",
+        f"{len(confirmed):,}",
+        _amount(sum(booking.total_minor for booking in confirmed)),
+    )
+    return table
+
+
+def _held(evidence: Evidence) -> str:
+    held = still_open(evidence)
+    if not held:
+        return "Nothing is held any more."
+    last = max(booking.hold_expire_time for booking in held)
+    return f"{len(held)} unpaid bookings are still held, the last until {last:%H:%M:%S} UTC."
+
+
+def _list(console: Console, title: str, lines: Iterable[str]) -> None:
+    listed = list(lines)
+    if not listed:
+        return
+    console.print(f"[bold red]{escape(title)}:[/]")
+    for line in listed[:_SHOWN]:
+        console.print(f"[red]  {escape(line)}[/]", highlight=False, soft_wrap=True)
+    if len(listed) > _SHOWN:
+        console.print(f"[red]  and {len(listed) - _SHOWN} more[/]")
+
+
+def _finding(finding: Finding) -> str:
+    return f"{finding.fault.name} ({finding.fault}): {finding.detail} [{', '.join(finding.ids)}]"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", expand=False)
+    for number, column in enumerate(columns):
+        # On a narrow screen the names give way, not the figures.
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+    return table
+
+
+def _amount(minor: int) -> str:
+    # Both events are priced in INR, which has two decimals.
+    return f"{minor // 100:,}.{minor % 100:02}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms"

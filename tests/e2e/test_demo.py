@@ -1,0 +1,33 @@
+"""Customers by the dozen, while each service in turn is killed: the audit stays clean."""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+from mesh.paths import ROOT
+from tests.e2e.conftest import free_ports
+
+
+def test_the_audit_is_clean_after_every_service_was_killed() -> None:
+    gateway, admin, base = free_ports()
+    with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as home:
+        completed = subprocess.run(
+            [sys.executable, "-m", "demo", "--customers", "80", "--kill", "all-in-turn"],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "BOXOFFICE_HOME": home,
+                "BOXOFFICE_GATEWAY_PORT": str(gateway),
+                "BOXOFFICE_ENVOY_ADMIN_PORT": str(admin),
+                "BOXOFFICE_PORT_BASE": str(base),
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    report = completed.stdout + completed.stderr
+    assert completed.returncode == 0, report
+    for service in ("auth_svc", "booking_svc", "stock_svc", "payment_svc"):
+        assert service in report
