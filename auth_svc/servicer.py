@@ -1,0 +1,117 @@
+"""Translates between the contract and the domain, and nothing else."""
+
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from auth_svc.accounts import Accounts, Role, User
+from auth_svc.tokens import PublicKey
+from boxoffice.auth.v1 import auth_service_pb2, auth_service_pb2_grpc, user_pb2
+from mesh.call import caller
+from mesh.clock import Clock
+from mesh.identity import ALGORITHM
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_TOKEN_TYPE = "bearer"
+
+_ROLES = {
+    Role.CUSTOMER: user_pb2.User.CUSTOMER,
+    Role.STAFF: user_pb2.User.STAFF,
+    Role.ADMIN: user_pb2.User.ADMIN,
+}
+
+
+class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
+    """Getting an account and a token."""
+
+    def __init__(self, accounts: Accounts, keys: tuple[PublicKey, ...], clock: Clock) -> None:
+        self._accounts = accounts
+        self._keys = keys
+        self._clock = clock
+
+    async def Register(
+        self, request: auth_service_pb2.RegisterRequest, context: _Context
+    ) -> user_pb2.User:
+        user = await self._accounts.register(
+            email=request.email,
+            password=request.password,
+            full_name=request.full_name,
+            phone=request.phone,
+            now=self._clock(),
+        )
+        return to_proto(user)
+
+    async def RegisterAdmin(
+        self, request: auth_service_pb2.RegisterAdminRequest, context: _Context
+    ) -> user_pb2.User:
+        user = await self._accounts.register_admin(
+            email=request.email,
+            password=request.password,
+            full_name=request.full_name,
+            phone=request.phone,
+            admin_secret=request.admin_secret,
+            now=self._clock(),
+        )
+        return to_proto(user)
+
+    async def Login(
+        self, request: auth_service_pb2.LoginRequest, context: _Context
+    ) -> auth_service_pb2.LoginResponse:
+        signed_in = await self._accounts.login(
+            email=request.email, password=request.password, now=self._clock()
+        )
+        return auth_service_pb2.LoginResponse(
+            access_token=signed_in.access_token,
+            token_type=_TOKEN_TYPE,
+            expires_in=int(signed_in.access_lifetime.total_seconds()),
+            refresh_token=signed_in.refresh_token,
+            refresh_expires_in=int(signed_in.refresh_lifetime.total_seconds()),
+            user=to_proto(signed_in.user),
+        )
+
+    async def GetJwks(
+        self, request: auth_service_pb2.GetJwksRequest, context: _Context
+    ) -> auth_service_pb2.JsonWebKeySet:
+        return auth_service_pb2.JsonWebKeySet(
+            keys=[
+                auth_service_pb2.JsonWebKey(
+                    kty="RSA", use="sig", alg=ALGORITHM, kid=key.kid, n=key.n, e=key.e
+                )
+                for key in self._keys
+            ]
+        )
+
+
+class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
+    """Reading and changing one's own account."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+
+    async def GetMe(
+        self, request: auth_service_pb2.GetMeRequest, context: _Context
+    ) -> user_pb2.User:
+        return to_proto(await self._accounts.get(caller().user()))
+
+
+def to_proto(user: User) -> user_pb2.User:
+    return user_pb2.User(
+        user_id=str(user.user_id),
+        email=user.email,
+        full_name=user.full_name,
+        phone=user.phone,
+        address=user.address,
+        role=_ROLES[user.role],
+        is_active=user.is_active,
+        create_time=_timestamp(user.create_time),
+        update_time=_timestamp(user.update_time),
+    )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp

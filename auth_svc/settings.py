@@ -1,0 +1,67 @@
+"""Settings of auth_svc."""
+
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from mesh.settings import MeshSettings
+
+_MIN_SECRET_LENGTH = 32
+_MIN_PRODUCTION_COST = 10
+
+
+class Settings(MeshSettings):
+    # A refused secret must not be repeated in the message that refuses it.
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
+
+    auth_database_url: SecretStr | None = Field(
+        None, description="auth_svc's PostgreSQL in place of the embedded one."
+    )
+    admin_registration_secret: SecretStr | None = Field(
+        None, description="Lets admins sign up, 32 characters or more; off without it."
+    )
+    access_token_ttl_seconds: int = Field(
+        900, ge=60, le=86_400, description="Life of an access token."
+    )
+    refresh_token_ttl_days: int = Field(
+        7, ge=1, le=30, description="Life of a refresh token that is not used."
+    )
+    password_cost: int = Field(
+        12, ge=4, le=16, description="bcrypt cost; below 10 in development only."
+    )
+    password_pepper: SecretStr | None = Field(
+        None,
+        description="Key of the HMAC over passwords, 32 characters or more; `make up` makes one.",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_weak_secrets(self) -> Self:
+        _refuse_short("BOXOFFICE_ADMIN_REGISTRATION_SECRET", self.admin_registration_secret)
+        _refuse_short("BOXOFFICE_PASSWORD_PEPPER", self.password_pepper)
+        if not self.is_development and self.password_cost < _MIN_PRODUCTION_COST:
+            raise ValueError(
+                f"BOXOFFICE_PASSWORD_COST below {_MIN_PRODUCTION_COST} is for development only"
+            )
+        return self
+
+    @property
+    def database_url(self) -> str:
+        """Raises ValueError when it is not set."""
+        return _required("BOXOFFICE_AUTH_DATABASE_URL", self.auth_database_url)
+
+    @property
+    def pepper(self) -> bytes:
+        """Raises ValueError when it is not set."""
+        return _required("BOXOFFICE_PASSWORD_PEPPER", self.password_pepper).encode()
+
+
+def _refuse_short(name: str, secret: SecretStr | None) -> None:
+    if secret is not None and len(secret.get_secret_value()) < _MIN_SECRET_LENGTH:
+        raise ValueError(f"{name} must have {_MIN_SECRET_LENGTH} characters or more")
+
+
+def _required(name: str, value: SecretStr | None) -> str:
+    if value is None:
+        raise ValueError(f"{name} is not set; `make up` sets it")
+    return value.get_secret_value()

@@ -1,0 +1,68 @@
+"""auth_svc's tables. Each rule that must never break stands here as a constraint.
+
+Rows of users are never deleted: bookings and payments go on naming them.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import UUID
+
+from mesh.database import NAMING
+
+metadata = sa.MetaData(naming_convention=NAMING)
+
+_Uuid = UUID(as_uuid=True)
+_Time = sa.DateTime(timezone=True)
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("user_id", _Uuid, primary_key=True),
+    sa.Column("email", sa.Text, nullable=False),
+    # What e-mail addresses are compared by; `email` stays as typed.
+    sa.Column("email_key", sa.Text, nullable=False, unique=True),
+    sa.Column("full_name", sa.Text, nullable=False),
+    sa.Column("phone", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("is_active", sa.Boolean, nullable=False),
+    sa.Column("password_hash", sa.Text, nullable=False),
+    # Tells a changed password from a password that was only hashed anew.
+    sa.Column("password_change_time", _Time, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+    sa.CheckConstraint("char_length(email) BETWEEN 3 AND 254", name="email"),
+    sa.CheckConstraint("email_key = lower(email_key)", name="email_key"),
+    sa.CheckConstraint("char_length(full_name) BETWEEN 2 AND 100", name="full_name"),
+    sa.CheckConstraint(r"phone = '' OR phone ~ '^\+[1-9][0-9]{7,14}$'", name="phone"),
+    sa.CheckConstraint("char_length(address) <= 500", name="address"),
+    sa.CheckConstraint("role IN ('CUSTOMER', 'STAFF', 'ADMIN')", name="role"),
+    sa.CheckConstraint("password_hash LIKE '$2b$%'", name="password_hash"),
+    sa.CheckConstraint("update_time >= create_time", name="update_time"),
+)
+
+# A session is a family of refresh tokens: one follows the other, all end with it.
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("session_id", _Uuid, primary_key=True),
+    sa.Column("user_id", _Uuid, sa.ForeignKey("users.user_id"), nullable=False, index=True),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("expire_time", _Time, nullable=False),
+    sa.Column("revoke_time", _Time),
+    sa.CheckConstraint("expire_time > create_time", name="expire_time"),
+)
+
+refresh_tokens = sa.Table(
+    "refresh_tokens",
+    metadata,
+    # The token itself is nowhere: who reads this table cannot sign in with it.
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    sa.Column(
+        "session_id", _Uuid, sa.ForeignKey("sessions.session_id"), nullable=False, index=True
+    ),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("expire_time", _Time, nullable=False),
+    sa.Column("use_time", _Time),
+    sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
+    sa.CheckConstraint("expire_time > create_time", name="expire_time"),
+)

@@ -1,0 +1,148 @@
+"""Access tokens: the key pair that signs them, its public half, and what a token says.
+
+Verifying is mesh/identity.py's part, which every service shares.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from mesh.identity import ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
+from mesh.ids import new_id
+
+_KEY_FILE = "access_token.pem"
+_KEY_BITS = 2048
+_PUBLIC_EXPONENT = 65537
+
+
+class KeyFileError(Exception):
+    """The key file cannot be used; the text names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A published key, RFC 7517: `n` and `e` are base64url; `kid` is its RFC 7638 thumbprint."""
+
+    kid: str
+    n: str
+    e: str
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """The private key that signs, with its public half."""
+
+    private: rsa.RSAPrivateKey
+    public: PublicKey
+
+
+def load_or_create_key(folder: Path) -> SigningKey:
+    """The key of this folder, made when there is none. Safe when several processes start at once.
+
+    Raises KeyFileError for a file that is not an RSA key of 2048 bits or more.
+    """
+    path = folder / _KEY_FILE
+    if not path.exists():
+        _create(path)
+    try:
+        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except ValueError as error:
+        raise KeyFileError(f"{path} is not a private key in PEM form") from error
+    if not isinstance(private, rsa.RSAPrivateKey) or private.key_size < _KEY_BITS:
+        raise KeyFileError(f"{path} is not an RSA key of {_KEY_BITS} bits or more")
+    return SigningKey(private, _public(private.public_key()))
+
+
+def key_set(keys: tuple[PublicKey, ...]) -> jwt.PyJWKSet:
+    """The keys as verification takes them."""
+    return jwt.PyJWKSet.from_dict(
+        {
+            "keys": [
+                {
+                    "kty": "RSA",
+                    "use": "sig",
+                    "alg": ALGORITHM,
+                    "kid": key.kid,
+                    "n": key.n,
+                    "e": key.e,
+                }
+                for key in keys
+            ]
+        }
+    )
+
+
+def issue(
+    key: SigningKey,
+    *,
+    user_id: UUID,
+    session_id: UUID,
+    role: str,
+    lifetime: timedelta,
+    now: datetime,
+) -> str:
+    """An access token in the form of RFC 9068."""
+    issued_at = int(now.timestamp())
+    return jwt.encode(
+        {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": str(user_id),
+            "sid": str(session_id),
+            "role": role,
+            "iat": issued_at,
+            "exp": issued_at + int(lifetime.total_seconds()),
+            "jti": str(new_id()),
+        },
+        key.private,
+        algorithm=ALGORITHM,
+        headers={"typ": TOKEN_TYPE, "kid": key.public.kid},
+    )
+
+
+def _create(path: Path) -> None:
+    private = rsa.generate_private_key(_PUBLIC_EXPONENT, _KEY_BITS)
+    pem = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        # Unlike a rename, a link fails when another process was first: its key holds.
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+
+
+def _public(key: rsa.RSAPublicKey) -> PublicKey:
+    numbers = key.public_numbers()
+    n, e = _base64url(numbers.n), _base64url(numbers.e)
+    # RFC 7638 section 3: the required members in this order, without spaces.
+    canonical = json.dumps({"e": e, "kty": "RSA", "n": n}, separators=(",", ":"))
+    return PublicKey(_encode(hashlib.sha256(canonical.encode()).digest()), n, e)
+
+
+def _base64url(number: int) -> str:
+    return _encode(number.to_bytes((number.bit_length() + 7) // 8, "big"))
+
+
+def _encode(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")

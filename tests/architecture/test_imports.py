@@ -1,0 +1,133 @@
+"""Who may know whom: domain code knows no wire, and no service knows another."""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from mesh.settings import SERVICES
+from tests.architecture.sources import SHARED, TRANSLATORS, Module, module_of, modules
+
+# What speaks gRPC or protobuf.
+WIRE = ("grpc", "grpc_status", "grpc_health", "grpc_reflection", "boxoffice", "google")
+
+# Where any error at all may be caught, and why. One each.
+CATCH_ALL = {
+    "mesh.interceptor": "the outermost interceptor: every bug becomes INTERNAL",
+    "mesh.server": "whatever it is, the database is not usable",
+    "mesh.tasks": "the top of every background loop",
+    "booking_svc.steps": "the top of one step: it is put off, the others go on",
+}
+
+ALL = [module for package in (*SERVICES, SHARED) for module in modules(package)]
+
+
+def of_wire(module: Module) -> Iterator[str]:
+    for line, name in module.imports():
+        if name.split(".")[0] in WIRE:
+            yield f"{module.path.name}:{line} imports {name}"
+
+
+def of_tables(module: Module) -> Iterator[str]:
+    for line, name in module.imports():
+        if name.split(".")[:2] == [module.package, "tables"]:
+            yield f"{module.path.name}:{line} imports {name}"
+
+
+def of_others(module: Module) -> Iterator[str]:
+    strangers = {*SERVICES, "launcher", "gateway", "tests"} - {module.package}
+    for line, name in module.imports():
+        if name.split(".")[0] in strangers:
+            yield f"{module.path.name}:{line} imports {name}"
+
+
+def catches_everything(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ExceptHandler) and _is_everything(node.type):
+            yield f"{module.path.name}:{node.lineno} catches everything"
+
+
+def _is_everything(caught: ast.expr | None) -> bool:
+    if isinstance(caught, ast.Tuple):
+        return any(_is_everything(each) for each in caught.elts)
+    return caught is None or (
+        isinstance(caught, ast.Name) and caught.id in {"Exception", "BaseException"}
+    )
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_there_is_domain_code_to_look_at(service: str) -> None:
+    assert any(module.is_domain for module in modules(service))
+
+
+@pytest.mark.parametrize(
+    "module", [each for each in ALL if each.is_domain], ids=lambda module: module.name
+)
+def test_domain_code_knows_no_wire(module: Module) -> None:
+    assert list(of_wire(module)) == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [each for each in ALL if each.is_edge and each.name not in TRANSLATORS],
+    ids=lambda module: module.name,
+)
+def test_servicers_and_clients_know_no_tables(module: Module) -> None:
+    assert list(of_tables(module)) == []
+
+
+def test_the_translators_exist_and_translate() -> None:
+    for name in TRANSLATORS:
+        [module] = [each for each in ALL if each.name == name]
+        assert list(of_wire(module)) != []
+
+
+@pytest.mark.parametrize("module", ALL, ids=lambda module: module.name)
+def test_no_service_knows_another(module: Module) -> None:
+    assert list(of_others(module)) == []
+
+
+@pytest.mark.parametrize("module", ALL, ids=lambda module: module.name)
+def test_everything_is_caught_in_the_named_places_only(module: Module) -> None:
+    allowed = 1 if module.name in CATCH_ALL else 0
+    assert len(found := list(catches_everything(module))) <= allowed, found
+
+
+def test_the_named_places_exist() -> None:
+    for name in CATCH_ALL:
+        [module] = [each for each in ALL if each.name == name]
+        assert len(list(catches_everything(module))) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "source"),
+    [
+        (of_wire, "import grpc"),
+        (of_wire, "import grpc.aio"),
+        (of_wire, "from boxoffice.stock.v1 import stock_service_pb2"),
+        (of_wire, "def f():\n    from google.protobuf import message"),
+        (of_tables, "from stock_svc import tables"),
+        (of_tables, "from stock_svc.tables import pools"),
+        (of_others, "from auth_svc import tokens"),
+        (of_others, "import booking_svc.bookings"),
+        (catches_everything, "try:\n    f()\nexcept Exception:\n    pass"),
+        (catches_everything, "try:\n    f()\nexcept (ValueError, Exception):\n    pass"),
+        (catches_everything, "try:\n    f()\nexcept:\n    pass"),
+        (catches_everything, "try:\n    f()\nexcept BaseException:\n    raise"),
+    ],
+)
+def test_each_rule_finds_what_it_forbids(rule: object, source: str) -> None:
+    assert callable(rule)
+    assert len(list(rule(module_of(source)))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sqlalchemy as sa\nfrom mesh.errors import DomainError\nfrom stock_svc import claims",
+        "try:\n    f()\nexcept (ValueError, KeyError):\n    pass",
+    ],
+)
+def test_and_nothing_else(source: str) -> None:
+    module = module_of(source)
+    assert [*of_wire(module), *of_others(module), *catches_everything(module)] == []

@@ -1,0 +1,207 @@
+"""Which passwords are good enough, and that hashing them stays off the event loop."""
+
+import asyncio
+import base64
+import hmac
+import threading
+import time
+
+import bcrypt
+import pytest
+
+from auth_svc.passwords import PasswordHasher, check_policy
+from mesh.errors import DomainError, Reason
+from tests.auth_svc.conftest import GOOD_PASSWORD, PEPPER
+
+
+def unmet_rules(
+    password: str, *, email: str = "mira@example.com", full_name: str = "Mira Rao"
+) -> set[str]:
+    try:
+        check_policy(password, email=email, full_name=full_name)
+    except DomainError as error:
+        refused = error
+    else:
+        return set()
+    assert refused.reason is Reason.PASSWORD_TOO_WEAK
+    assert {violation.field for violation in refused.violations} == {"password"}
+    return {violation.description for violation in refused.violations}
+
+
+LENGTH = "must have 8–128 characters"
+UPPER = "must contain an upper-case letter"
+LOWER = "must contain a lower-case letter"
+DIGIT = "must contain a digit"
+SPECIAL = "must contain a special character"
+CONTROL = "must not contain control characters"
+PERSONAL = "must not be the e-mail address or the name"
+COMMON = "must not be a common password"
+
+
+@pytest.mark.parametrize(
+    ("password", "unmet"),
+    [
+        (GOOD_PASSWORD, set()),
+        ("Ünï-Körn 4 äöü", set()),
+        ("Aa1!" * 32, set()),
+        ("Aa1!" * 32 + "x", {LENGTH}),
+        ("Aa1!xyz", {LENGTH}),
+        # Eight characters after NFC, nine before.
+        ("Aa1!xyze\u0301", set()),
+        ("Aa1!xye\u0301", {LENGTH}),
+        ("", {LENGTH, UPPER, LOWER, DIGIT, SPECIAL}),
+        ("mango", {LENGTH, UPPER, DIGIT, SPECIAL, COMMON}),
+        ("mango-tram-47", {UPPER}),
+        ("MANGO-TRAM-47", {LOWER}),
+        ("Mango-Tram-XL", {DIGIT}),
+        ("MangoTram47", {SPECIAL}),
+        ("Mango-Tram\x00-47", {CONTROL}),
+        ("Mango-Tram\n-47", {CONTROL}),
+        ("Mira@Example.com1", {PERSONAL}),
+        ("Mira.Rao-1985", {PERSONAL}),
+        ("!Mira#2026", {PERSONAL}),
+        ("Mira-knows-47-tunes", set()),
+        ("P@ssw0rd", {COMMON}),
+        ("Password1!", {COMMON}),
+        ("*Dragon2026*", {COMMON}),
+        ("12345678", {UPPER, LOWER, SPECIAL, COMMON}),
+    ],
+)
+def test_every_unmet_rule_is_named_at_once(password: str, unmet: set[str]) -> None:
+    assert unmet_rules(password) == unmet
+
+
+async def test_a_long_password_differs_from_its_first_72_bytes(hasher: PasswordHasher) -> None:
+    long = "Aa1!" * 18 + "the rest"
+    assert len(long.encode()[:72]) == 72
+    hashed = await hasher.hash(long)
+    assert await hasher.verify(long, hashed)
+    assert not await hasher.verify(long[:72], hashed)
+
+
+async def test_bcrypt_alone_would_not_tell_them_apart() -> None:
+    """Control: without the HMAC, what comes after 72 bytes or a NUL does not count."""
+    hashed = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4))
+    with pytest.raises(ValueError, match="72 bytes"):
+        bcrypt.checkpw(b"x" * 73, hashed)
+
+
+@pytest.mark.parametrize("other", ["Mango\x00", "Mango\x00Tram-48", "Mango"])
+async def test_what_follows_a_nul_counts(hasher: PasswordHasher, other: str) -> None:
+    hashed = await hasher.hash("Mango\x00Tram-47")
+    assert not await hasher.verify(other, hashed)
+
+
+async def test_the_same_text_in_another_unicode_form_is_the_same_password(
+    hasher: PasswordHasher,
+) -> None:
+    hashed = await hasher.hash("Cafe\u0301-Tram-47")
+    assert await hasher.verify("Caf\u00e9-Tram-47", hashed)
+
+
+async def test_the_hash_is_the_documented_one(hasher: PasswordHasher) -> None:
+    """Computed by hand: hashes outlive the code that made them."""
+    mac = hmac.digest(PEPPER, "Café-Tram-47".encode(), "sha256")
+    hashed = await hasher.hash("Café-Tram-47")
+    assert bcrypt.checkpw(base64.b64encode(mac), hashed.encode())
+
+
+async def test_another_pepper_does_not_verify(hasher: PasswordHasher) -> None:
+    hashed = await hasher.hash(GOOD_PASSWORD)
+    other = PasswordHasher(cost=4, pepper=b"another" + PEPPER)
+    try:
+        assert not await other.verify(GOOD_PASSWORD, hashed)
+    finally:
+        other.close()
+
+
+async def test_the_cost_is_the_configured_one(hasher: PasswordHasher) -> None:
+    hashed = await hasher.hash(GOOD_PASSWORD)
+    assert hashed.startswith("$2b$04$")
+    assert not hasher.is_outdated(hashed)
+    dearer = PasswordHasher(cost=5, pepper=PEPPER)
+    try:
+        assert (await dearer.hash(GOOD_PASSWORD)).startswith("$2b$05$")
+        assert dearer.is_outdated(hashed)
+    finally:
+        dearer.close()
+
+
+async def test_an_unknown_account_costs_a_hash_of_the_same_cost() -> None:
+    """CPU time of the hashing thread: the same work is done, however busy the machine is."""
+    hasher = PasswordHasher(cost=9, pepper=PEPPER, workers=1)
+    try:
+        hashed = await hasher.hash(GOOD_PASSWORD)
+
+        async def cpu_seconds(password_hash: str | None) -> float:
+            before = await hasher._run(time.thread_time)
+            assert not await hasher.verify("wrong", password_hash)
+            return await hasher._run(time.thread_time) - before
+
+        known = min([await cpu_seconds(hashed) for _ in range(3)])
+        unknown = min([await cpu_seconds(None) for _ in range(3)])
+    finally:
+        hasher.close()
+    assert known / 2 < unknown < known * 2
+
+
+async def test_more_than_the_queue_takes_is_refused_and_its_places_return() -> None:
+    hasher = PasswordHasher(cost=4, pepper=PEPPER, workers=1, waiting=2)
+    release = threading.Event()
+    try:
+        blocked = [asyncio.create_task(hasher._run(release.wait)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(DomainError) as refused:
+            async with asyncio.timeout(10):
+                await hasher.hash(GOOD_PASSWORD)
+        assert refused.value.reason is Reason.OVERLOADED
+        assert refused.value.retry_after_seconds == 1
+        release.set()
+        await asyncio.gather(*blocked)
+        assert await hasher.hash(GOOD_PASSWORD)
+    finally:
+        release.set()
+        hasher.close()
+
+
+async def test_a_cancelled_call_gives_its_place_back_when_its_thread_is_free() -> None:
+    hasher = PasswordHasher(cost=4, pepper=PEPPER, workers=1, waiting=0)
+    began, release = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        release.wait()
+
+    try:
+        task = asyncio.create_task(hasher._run(work))
+        await asyncio.to_thread(began.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(DomainError):
+            async with asyncio.timeout(10):
+                await hasher.hash(GOOD_PASSWORD)
+        release.set()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert await hasher.hash(GOOD_PASSWORD)
+                    break
+                except DomainError:
+                    await asyncio.sleep(0.001)
+    finally:
+        release.set()
+        hasher.close()
+
+
+async def test_the_event_loop_runs_while_a_password_is_hashed() -> None:
+    hasher = PasswordHasher(cost=10, pepper=PEPPER, workers=1)
+    try:
+        hashing = asyncio.create_task(hasher.hash(GOOD_PASSWORD))
+        turns = 0
+        while not hashing.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 10
+    finally:
+        hasher.close()

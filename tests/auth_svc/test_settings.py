@@ -1,0 +1,80 @@
+"""auth_svc refuses to start with settings that would not hold."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from auth_svc.settings import Settings
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def test_the_defaults_are_those_of_the_requirements() -> None:
+    # Not of an instance: the machine's own environment may say otherwise.
+    fields = Settings.model_fields
+    assert fields["access_token_ttl_seconds"].default == 900
+    assert fields["refresh_token_ttl_days"].default == 7
+    assert fields["password_cost"].default == 12
+    assert fields["admin_registration_secret"].default is None
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("name", ["admin_registration_secret", "password_pepper"])
+def test_a_short_secret_is_refused_and_not_repeated(name: str) -> None:
+    short: dict[str, Any] = {name: SECRET[:31]}
+    with pytest.raises(ValidationError, match=f"BOXOFFICE_{name.upper()} must have 32") as refused:
+        Settings(**short)
+    assert SECRET[:4] not in str(refused.value)
+    long: dict[str, Any] = {name: SECRET}
+    Settings(**long)
+
+
+@pytest.mark.parametrize(("environment", "cost"), [("production", 9), ("development", 3)])
+def test_a_cheap_hash_is_for_development_only(environment: Any, cost: int) -> None:
+    with pytest.raises(ValidationError, match=r"password_cost|BOXOFFICE_PASSWORD_COST"):
+        Settings(environment=environment, password_cost=cost)
+    Settings(environment="production", password_cost=10)
+    Settings(environment="development", password_cost=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"BOXOFFICE_AUTH_DATABASE_URL": ""}, "BOXOFFICE_AUTH_DATABASE_URL is not set"),
+        ({"BOXOFFICE_PASSWORD_PEPPER": ""}, "BOXOFFICE_PASSWORD_PEPPER is not set"),
+        (
+            {"BOXOFFICE_ADMIN_REGISTRATION_SECRET": "guessable"},
+            "BOXOFFICE_ADMIN_REGISTRATION_SECRET must have 32 characters",
+        ),
+    ],
+)
+def test_the_process_says_what_it_lacks(
+    tmp_path: Path, changes: dict[str, str], complaint: str
+) -> None:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("BOXOFFICE_")},
+        "BOXOFFICE_HOME": str(tmp_path),
+        "BOXOFFICE_AUTH_DATABASE_URL": "postgresql+psycopg://nowhere/none",
+        "BOXOFFICE_PASSWORD_PEPPER": SECRET,
+        **changes,
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "auth_svc"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert complaint in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "guessable" not in ended.stderr

@@ -1,0 +1,51 @@
+"""A process of the mesh whose one method takes until a file says so: for test_shutdown.py."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from boxoffice.stock.v1 import stock_service_pb2
+from mesh import tasks
+from mesh.server import Service, run
+from mesh.settings import MeshSettings
+from tests.mesh.network import Context, a_service, standing_in
+
+STOCK = "boxoffice.stock.v1.StockService"
+
+
+async def exists(path: Path) -> None:
+    """Returns once the file is there. Files are how the test and this process talk."""
+    while not await asyncio.to_thread(path.exists):
+        await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def open_service(settings: MeshSettings) -> AsyncIterator[Service]:
+    async def get_stock(request: Any, context: Context) -> Any:
+        await asyncio.to_thread((settings.home / "call-began").touch)
+        await exists(settings.home / "call-may-end")
+        return stock_service_pb2.Stock(version=7)
+
+    async def release(request: Any, context: Context) -> Any:
+        await tasks.shielded(shielded_step(), seconds=30)
+
+    async def shielded_step() -> None:
+        await asyncio.to_thread((settings.home / "step-began").touch)
+        await exists(settings.home / "step-may-end")
+        await asyncio.to_thread((settings.home / "step-done").touch)
+
+    yield a_service(standing_in(STOCK, GetStock=get_stock, ReleaseReservation=release))
+    print("closed", flush=True)
+
+
+def main() -> None:
+    settings = MeshSettings()
+    run("stock_svc", settings, lambda: open_service(settings))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Page tokens: opaque, and worth nothing in another list."""
+
+import pytest
+
+from mesh import paging
+from mesh.errors import DomainError, Reason
+
+
+def test_a_token_brings_its_key_back() -> None:
+    key = ("2026-03-01T12:00:00+00:00", "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee", "ü, \x00 and 🙂")
+    token = paging.to_token(*key)
+    assert paging.from_token(token, 3) == key
+    assert token.isascii()
+    assert "=" not in token
+
+
+def test_no_token_is_the_first_page() -> None:
+    assert paging.from_token("", 2) is None
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        paging.to_token("one"),
+        paging.to_token("one", "two", "three"),
+        "x",
+        "%%%",
+        "ü",
+        "bm8ganNvbg",
+        "e30",
+        "WzEsMl0",
+        "//79",
+        "bnVsbA",
+    ],
+)
+def test_a_foreign_token_is_refused(token: str) -> None:
+    with pytest.raises(DomainError) as refused:
+        paging.from_token(token, 2)
+    assert refused.value.reason is Reason.VALIDATION_FAILED
+    assert [violation.field for violation in refused.value.violations] == ["page_token"]
+
+
+def test_the_default_size_is_twenty() -> None:
+    assert paging.page_size(0) == 20
+    assert paging.page_size(7) == 7
+    assert paging.page_size(0, default=50) == 50
