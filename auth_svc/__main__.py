@@ -18,12 +18,7 @@ from mesh.server import Service, Servicer, run
 
 
 def main() -> None:
-    try:
-        settings = Settings()
-        _ = settings.database_url, settings.pepper
-    except ValueError as error:
-        raise SystemExit(f"auth_svc cannot start: {error}") from None
-    run("auth_svc", settings, lambda: open_service(settings))
+    run("auth_svc", Settings, open_service)
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import SettingsConfigDict
 
 from mesh.settings import MeshSettings
 
@@ -12,9 +11,6 @@ _MIN_PRODUCTION_COST = 10
 
 
 class Settings(MeshSettings):
-    # A refused secret must not be repeated in the message that refuses it.
-    model_config = SettingsConfigDict(hide_input_in_errors=True)
-
     auth_database_url: SecretStr | None = Field(
         None, description="auth_svc's PostgreSQL in place of the embedded one."
     )
@@ -45,23 +41,18 @@ class Settings(MeshSettings):
             )
         return self
 
+    def needs(self) -> tuple[str, ...]:
+        return ("auth_database_url", "password_pepper")
+
     @property
     def database_url(self) -> str:
-        """Raises ValueError when it is not set."""
-        return _required("BOXOFFICE_AUTH_DATABASE_URL", self.auth_database_url)
+        return self.required("auth_database_url")
 
     @property
     def pepper(self) -> bytes:
-        """Raises ValueError when it is not set."""
-        return _required("BOXOFFICE_PASSWORD_PEPPER", self.password_pepper).encode()
+        return self.required("password_pepper").encode()
 
 
 def _refuse_short(name: str, secret: SecretStr | None) -> None:
     if secret is not None and len(secret.get_secret_value()) < _MIN_SECRET_LENGTH:
         raise ValueError(f"{name} must have {_MIN_SECRET_LENGTH} characters or more")
-
-
-def _required(name: str, value: SecretStr | None) -> str:
-    if value is None:
-        raise ValueError(f"{name} is not set; `make up` sets it")
-    return value.get_secret_value()

@@ -61,9 +61,7 @@ _CALLED: dict[str, Sequence[ServiceDescriptor]] = {
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(
-            Database.open(settings.required("booking_database_url"))
-        )
+        database = await stack.enter_async_context(Database.open(settings.database_url))
         channels: dict[str, aio.Channel] = {
             service: await stack.enter_async_context(
                 open_channel(
@@ -166,8 +164,7 @@ def _consumer(
 
 
 def main() -> None:
-    settings = Settings()
-    run(NAME, settings, partial(open_service, settings))
+    run(NAME, Settings, open_service)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,15 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc import cancellation
-from booking_svc.bookings import Booking, Payment, PaymentStatus, Refund, Status, TimelineEntry
+from booking_svc.bookings import (
+    Booking,
+    Payment,
+    PaymentStatus,
+    Refund,
+    Status,
+    TimelineEntry,
+    get,
+)
 from booking_svc.tables import booking_items, booking_steps, booking_timeline, bookings
 from mesh.errors import DomainError, Reason
 
@@ -220,17 +228,25 @@ async def end_unpaid(
 
 
 async def lapsed(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[UUID]:
-    """Locks unpaid bookings whose hold is over, skipping those that others work on."""
+    """Unpaid bookings whose hold is over, oldest first."""
     found = await connection.execute(
-        sa.select(bookings.c.booking_id)
-        .where(bookings.c.status.in_(UNPAID))
-        .where(bookings.c.hold_expire_time <= now)
-        .where(bookings.c.payment_status.is_distinct_from(PaymentStatus.CAPTURED))
-        .order_by(bookings.c.hold_expire_time)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
+        _lapsed(now).order_by(bookings.c.hold_expire_time).limit(limit)
     )
     return found.scalars().all()
+
+
+async def expire(connection: AsyncConnection, *, booking_id: UUID, now: datetime) -> bool:
+    """Ends a booking whose hold is over. False when it is not, any more, or is worked on."""
+    locked = await connection.execute(
+        _lapsed(now).where(bookings.c.booking_id == booking_id).with_for_update(skip_locked=True)
+    )
+    if locked.one_or_none() is None:
+        return False
+    booking = await get(connection, booking_id=booking_id)
+    await end_unpaid(
+        connection, booking=booking, to=Status.EXPIRED, reason="not paid in time", now=now
+    )
+    return True
 
 
 async def owe(
@@ -248,6 +264,15 @@ async def owe(
             booking_id=booking_id, kind=kind, subject_id=subject_id, due_time=now, create_time=now
         )
         .on_conflict_do_nothing()
+    )
+
+
+def _lapsed(now: datetime) -> sa.Select[UUID]:
+    return (
+        sa.select(bookings.c.booking_id)
+        .where(bookings.c.status.in_(UNPAID))
+        .where(bookings.c.hold_expire_time <= now)
+        .where(bookings.c.payment_status.is_distinct_from(PaymentStatus.CAPTURED))
     )
 
 

@@ -15,3 +15,10 @@ class Settings(MeshSettings):
     payment_window_seconds: int = Field(
         900, ge=1, le=86_400, description="How long they are held from checkout on, once."
     )
+
+    def needs(self) -> tuple[str, ...]:
+        return ("booking_database_url", "redis_url")
+
+    @property
+    def database_url(self) -> str:
+        return self.required("booking_database_url")

@@ -29,6 +29,8 @@ from mesh.ids import new_id
 _log = logging.getLogger(__name__)
 
 _BATCH = 64
+# Fewer than the pool has connections: calls of customers need some too.
+_AT_ONCE = 6
 _LEASE = timedelta(seconds=30)
 _IDLE_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.5
@@ -63,6 +65,7 @@ class Steps:
         self._payments = payments
         self._clock = clock
         self._wake = asyncio.Event()
+        self._places = asyncio.Semaphore(_AT_ONCE)
         self._take = {
             StepKind.CONFIRM: self._confirm,
             StepKind.RELEASE: self._release,
@@ -114,7 +117,8 @@ class Steps:
 
     async def _attempt(self, step: Step) -> None:
         try:
-            await self._take[step.kind](step)
+            async with self._places:
+                await self._take[step.kind](step)
         except Exception as error:  # noqa: BLE001 - the top of a background loop; it is tried again
             delay = min(_FIRST_BACKOFF_SECONDS * 2 ** (step.attempts - 1), _LAST_BACKOFF_SECONDS)
             expected = isinstance(error, DomainError)

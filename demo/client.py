@@ -4,11 +4,9 @@ What an answer means is the caller's business; here is how to get one.
 """
 
 import asyncio
-import importlib.util
 import json
 import random
 import re
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -32,12 +30,6 @@ _NO_REASON = "WITHOUT_REASON"
 _QUOTED = 160
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RETRY_DELAY = re.compile(r"(\d+(?:\.\d+)?)s")
-
-
-if importlib.util.find_spec("sniffio") is None:
-    # httpcore tries to import it several times in each call, and Python remembers only
-    # imports that succeed: a third of the client's time went into looking for the file.
-    sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 
 class RefusedError(Exception):

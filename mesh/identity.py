@@ -28,6 +28,9 @@ GATEWAY = "gateway"
 PAYLOAD_HEADER = "x-jwt-payload"
 """Claims of the token that the gateway verified, base64url."""
 
+CLOCK_SKEW_SECONDS = 10
+"""How far the clocks of two machines may be apart."""
+
 SPIFFE_PREFIX = "spiffe://boxoffice/"
 
 Jwks = Callable[[], Awaitable[jwt.PyJWKSet]]
@@ -110,6 +113,7 @@ def _verify(token: str, keys: jwt.PyJWKSet) -> Mapping[str, Any]:
             algorithms=[ALGORITHM],
             issuer=ISSUER,
             audience=AUDIENCE,
+            leeway=CLOCK_SKEW_SECONDS,
             options={
                 "require": ["exp", "iat", "sub", "aud", "iss", "jti"],
                 "strict_aud": True,

@@ -28,7 +28,9 @@ from mesh.errors import FieldViolation, invalid
 CHANNEL = "outbox"
 """PostgreSQL's NOTIFY channel; a trigger on the table sends on it."""
 
-BATCH = 500
+BATCH = 50
+"""Events in one message, and so in one transaction of a consumer, whose locks others wait for."""
+
 _POLL_SECONDS = 1.0
 # An event is there but a transaction that began before it still runs: look again soon.
 _HORIZON_SECONDS = 0.005

@@ -7,7 +7,8 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import grpc
 import uvloop
@@ -21,6 +22,8 @@ from mesh.interceptor import Interceptor
 from mesh.settings import MeshSettings
 
 _log = logging.getLogger(__name__)
+
+_SettingsT = TypeVar("_SettingsT", bound=MeshSettings)
 
 DATABASE = "database"
 """The name under which grpc.health.v1 tells whether the service reaches its database."""
@@ -38,7 +41,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
 ]
 
 
@@ -67,15 +70,21 @@ class Service:
 
 def run(
     name: str,
-    settings: MeshSettings,
-    open_service: Callable[[], AbstractAsyncContextManager[Service]],
+    settings_type: type[_SettingsT],
+    open_service: Callable[[_SettingsT], AbstractAsyncContextManager[Service]],
 ) -> None:
     """Runs a service's process until SIGTERM or SIGINT."""
+    try:
+        settings = settings_type()
+        for field_name in settings.needs():
+            settings.required(field_name)
+    except ValueError as error:
+        raise SystemExit(f"{name} cannot start: {error}") from None
     arguments = argparse.ArgumentParser(prog=name, description=f"Runs {name}.")
     arguments.add_argument("--replica", type=int, default=0, help="number of this process, from 0")
     replica: int = arguments.parse_args().replica
     telemetry.configure(name, settings.log_level)
-    uvloop.run(_serve(name, settings, replica, open_service))
+    uvloop.run(_serve(name, settings, replica, partial(open_service, settings)))
 
 
 async def _serve(

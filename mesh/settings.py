@@ -25,6 +25,8 @@ class MeshSettings(BaseSettings):
         extra="ignore",
         env_ignore_empty=True,
         frozen=True,
+        # A refused secret must not be repeated in the message that refuses it.
+        hide_input_in_errors=True,
     )
 
     home: Path = Field(
@@ -78,11 +80,15 @@ class MeshSettings(BaseSettings):
             raise ValueError("BOXOFFICE_RATE_LIMIT_SCALE is for development only")
         return self
 
+    def needs(self) -> tuple[str, ...]:
+        """Fields without a default that the process cannot run without."""
+        return ()
+
     def required(self, field: str) -> str:
-        """A setting that this process cannot run without; ends the process when it is missing."""
+        """The text of a setting that is needed. Raises ValueError when it is not set."""
         value = getattr(self, field)
         if value is None:
-            raise SystemExit(f"BOXOFFICE_{field.upper()} is not set; `make up` sets it")
+            raise ValueError(f"BOXOFFICE_{field.upper()} is not set; `make up` sets it")
         return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
     @property

@@ -39,12 +39,7 @@ NAME = "payment_svc"
 
 
 def main() -> None:
-    try:
-        settings = Settings()
-        _ = settings.database_url, settings.sandbox_secret
-    except ValueError as error:
-        raise SystemExit(f"{NAME} cannot start: {error}") from None
-    run(NAME, settings, lambda: open_service(settings))
+    run(NAME, Settings, open_service)
 
 
 @asynccontextmanager

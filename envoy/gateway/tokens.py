@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from gateway.clusters import JWKS_CLUSTER
 from gateway.extension import Config, extension, seconds
-from mesh.identity import AUDIENCE, ISSUER, PAYLOAD_HEADER
+from mesh.identity import AUDIENCE, CLOCK_SKEW_SECONDS, ISSUER, PAYLOAD_HEADER
 from mesh.policy import MethodPolicy
 
 FILTER = "envoy.filters.http.jwt_authn"
@@ -18,7 +18,6 @@ CLAIMS = "claims"
 _PROVIDER = "boxoffice"
 _JWKS_PATH = "/.well-known/jwks.json"
 _JWKS_CACHE_SECONDS = 60.0
-_CLOCK_SKEW_SECONDS = 10
 
 
 def jwt_authn(policies: Iterable[MethodPolicy]) -> Config:
@@ -46,7 +45,7 @@ def _provider() -> Config:
         "issuer": ISSUER,
         "audiences": [AUDIENCE],
         "require_expiration": True,
-        "clock_skew_seconds": _CLOCK_SKEW_SECONDS,
+        "clock_skew_seconds": CLOCK_SKEW_SECONDS,
         # Named, because the default also takes ?access_token=, which ends up in logs.
         "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
         # The token itself stays here: no service needs it, so none can leak it.

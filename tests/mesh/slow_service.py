@@ -42,8 +42,7 @@ async def open_service(settings: MeshSettings) -> AsyncIterator[Service]:
 
 
 def main() -> None:
-    settings = MeshSettings()
-    run("stock_svc", settings, lambda: open_service(settings))
+    run("stock_svc", MeshSettings, open_service)
     sys.stdout.flush()
 
 

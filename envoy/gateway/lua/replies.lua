@@ -3,11 +3,20 @@
 -- Envoy's own replies arrive here as JSON, marked by headers that errors.py adds. REST
 -- clients get the JSON with the details that only the reply itself knows: the field at
 -- fault, when to come back. gRPC and gRPC-Web clients get status, message and details.
--- All other answers of REST calls lose gRPC's headers and get their success status.
+-- All other answers of REST calls lose gRPC's headers and get their success status. An error
+-- that gRPC's runtime made instead of a service gets the reason that its code stands for.
 
 local CODE = "x-boxoffice-code"
 local MESSAGE = "x-boxoffice-message"
 local DETAILS = "grpc-status-details-bin"
+
+local REASONS = {
+  ["1"] = "DEPENDENCY_UNAVAILABLE",
+  ["4"] = "DEADLINE_EXCEEDED",
+  ["8"] = "OVERLOADED",
+  ["12"] = "ROUTE_NOT_FOUND",
+  ["14"] = "DEPENDENCY_UNAVAILABLE",
+}
 
 local function type_url(name)
   return '{"@type":"type.googleapis.com/google.rpc.' .. name .. '",'
@@ -93,6 +102,20 @@ local function rest_success(handle, headers)
   end
 end
 
+-- For example `{"code":4,"message":"Deadline Exceeded","details":[]}` of a service too busy to answer.
+local function rest_runtime_error(handle)
+  local body = handle:body()
+  if not body or body:length() == 0 then
+    return
+  end
+  local json = body:getBytes(0, body:length())
+  local head, code = json:match('^({"code":(%d+),"message":".*","details":%[)%]}%s*$')
+  if head then
+    local reason = REASONS[code] or "INTERNAL"
+    body:setBytes(head .. type_url("ErrorInfo") .. '"reason":"' .. reason .. '","domain":"boxoffice","metadata":{}}]}')
+  end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local content_type = headers:get("content-type") or ""
@@ -114,8 +137,12 @@ function envoy_on_response(handle)
     headers:remove("grpc-encoding")
     headers:remove("grpc-accept-encoding")
     -- Only what the transcoder made: an answer to a browser's preflight has no content type.
-    if headers:get(":status") == "200" and content_type == "application/json" then
-      rest_success(handle, headers)
+    if content_type == "application/json" then
+      if headers:get(":status") == "200" then
+        rest_success(handle, headers)
+      else
+        rest_runtime_error(handle)
+      end
     end
   end
 end

@@ -1,0 +1,52 @@
+"""Starts stock_svc."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from boxoffice.auth.v1 import auth_service_pb2
+from boxoffice.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from boxoffice.stock.v1 import stock_service_pb2
+from boxoffice.stock.v1.stock_service_pb2_grpc import add_StockServiceServicer_to_server
+from mesh.client import open_channel
+from mesh.clock import Clock, system_clock
+from mesh.database import Database
+from mesh.jwks import RemoteJwks
+from mesh.server import Service, Servicer, run
+from stock_svc.servicer import StockServicer
+from stock_svc.settings import Settings
+from stock_svc.sweeper import Sweeper
+
+
+def main() -> None:
+    run("stock_svc", Settings, open_service)
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings, *, clock: Clock = system_clock
+) -> AsyncIterator[Service]:
+    """stock_svc with its resources, as long as the block lasts."""
+    auth_channel = open_channel(
+        settings,
+        process="stock_svc",
+        service="auth_svc",
+        services=[auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]],
+    )
+    async with auth_channel, Database.open(settings.database_url) as database:
+        sweeper = Sweeper(database, clock=clock, pause_seconds=settings.stock_sweep_seconds)
+        yield Service(
+            servicers=[
+                Servicer(
+                    StockServicer(database, clock=clock),
+                    add_StockServiceServicer_to_server,
+                    stock_service_pb2.DESCRIPTOR.services_by_name["StockService"],
+                )
+            ],
+            jwks=RemoteJwks(AuthServiceStub(auth_channel)),
+            ping_database=database.ping,
+            loops=[sweeper.run],
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""The audit: recomputes an event's counters from what explains them and tells each difference.
+
+The movements, the reservations, the seat claims and the customers' totals say the same
+thing in four ways. Reads with several statements: give it one snapshot.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh.errors import DomainError, Reason
+from stock_svc.states import State
+from stock_svc.tables import (
+    customer_totals,
+    is_live,
+    movements,
+    pools,
+    reservation_lines,
+    reservations,
+    seat_claims,
+)
+
+# Differences that one check lists; the first few are enough to know where to look.
+_LISTED = 50
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAudit:
+    """A pool's counters, and what movements and reservations say that they should be."""
+
+    pool_id: UUID
+    capacity: int
+    held: int
+    sold: int
+    version: int
+    capacity_by_movements: int
+    held_by_movements: int
+    sold_by_movements: int
+    movements: int
+    held_by_reservations: int
+    sold_by_reservations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """`differences` are in words, and empty when all is well."""
+
+    event_id: UUID
+    pools: tuple[PoolAudit, ...]
+    reservations: dict[State, int]
+    differences: tuple[str, ...]
+
+
+async def audit(connection: AsyncConnection, *, event_id: UUID) -> Audit:
+    """Recomputes everything about an event. Raises EVENT_NOT_FOUND."""
+    audited = await _pools(connection, event_id)
+    if not audited:
+        raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
+    differences = [text for pool in audited for text in _pool_differences(pool)]
+    for check in (_by_reservation, _by_seat, _sold_twice, _by_customer):
+        differences += [text async for text in check(connection, event_id)]
+    counted = await connection.execute(
+        sa.select(reservations.c.state, sa.func.count())
+        .where(reservations.c.event_id == event_id)
+        .group_by(reservations.c.state)
+    )
+    return Audit(
+        event_id=event_id,
+        pools=audited,
+        reservations={State(state): count for state, count in counted},
+        differences=tuple(differences),
+    )
+
+
+async def _pools(connection: AsyncConnection, event_id: UUID) -> tuple[PoolAudit, ...]:
+    explained = (
+        sa.select(
+            movements.c.pool_id,
+            sa.func.sum(movements.c.capacity_delta).label("capacity"),
+            sa.func.sum(movements.c.held_delta).label("held"),
+            sa.func.sum(movements.c.sold_delta).label("sold"),
+            sa.func.count().label("count"),
+        )
+        .where(movements.c.event_id == event_id)
+        .group_by(movements.c.pool_id)
+        .subquery()
+    )
+    claimed = _claimed_by_state(event_id, reservation_lines.c.pool_id)
+    found = await connection.execute(
+        sa.select(
+            pools.c.pool_id,
+            pools.c.capacity,
+            pools.c.held,
+            pools.c.sold,
+            pools.c.version,
+            *(
+                sa.func.coalesce(column, 0)
+                for column in (
+                    explained.c.capacity,
+                    explained.c.held,
+                    explained.c.sold,
+                    explained.c.count,
+                    claimed.c.held,
+                    claimed.c.sold,
+                )
+            ),
+        )
+        .select_from(
+            pools.outerjoin(explained, explained.c.pool_id == pools.c.pool_id).outerjoin(
+                claimed, claimed.c.pool_id == pools.c.pool_id
+            )
+        )
+        .where(pools.c.event_id == event_id)
+        .order_by(pools.c.pool_id)
+    )
+    return tuple(PoolAudit(pool_id, *map(int, counts)) for pool_id, *counts in found)
+
+
+def _pool_differences(pool: PoolAudit) -> list[str]:
+    compared = (
+        ("capacity", pool.capacity, pool.capacity_by_movements, "movements"),
+        ("held", pool.held, pool.held_by_movements, "movements"),
+        ("sold", pool.sold, pool.sold_by_movements, "movements"),
+        ("version", pool.version, pool.movements, "movements"),
+        ("held", pool.held, pool.held_by_reservations, "reservations"),
+        ("sold", pool.sold, pool.sold_by_reservations, "reservations"),
+    )
+    differences = [
+        f"pool {pool.pool_id}: {name} is {counter}, {count} by its {source}"
+        for name, counter, count, source in compared
+        if counter != count
+    ]
+    if pool.held + pool.sold > pool.capacity:
+        differences.append(
+            f"pool {pool.pool_id}: oversold, {pool.held} held and {pool.sold} sold"
+            f" of {pool.capacity}"
+        )
+    return differences
+
+
+async def _by_reservation(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
+    """Each reservation's own movements must add up to what its state says."""
+    claimed = _claimed_by_state(
+        event_id, reservation_lines.c.reservation_id, reservation_lines.c.pool_id
+    )
+    explained = (
+        sa.select(
+            movements.c.reservation_id,
+            movements.c.pool_id,
+            sa.func.sum(movements.c.held_delta).label("held"),
+            sa.func.sum(movements.c.sold_delta).label("sold"),
+        )
+        .where(movements.c.event_id == event_id, movements.c.reservation_id.is_not(None))
+        .group_by(movements.c.reservation_id, movements.c.pool_id)
+        .subquery()
+    )
+    found = await connection.execute(
+        sa.select(
+            sa.func.coalesce(claimed.c.reservation_id, explained.c.reservation_id).label("id"),
+            claimed.c.held,
+            claimed.c.sold,
+            explained.c.held.label("held_by_movements"),
+            explained.c.sold.label("sold_by_movements"),
+        )
+        .select_from(
+            claimed.outerjoin(
+                explained,
+                (explained.c.reservation_id == claimed.c.reservation_id)
+                & (explained.c.pool_id == claimed.c.pool_id),
+                full=True,
+            )
+        )
+        .where(
+            claimed.c.held.is_distinct_from(explained.c.held)
+            | claimed.c.sold.is_distinct_from(explained.c.sold)
+        )
+        .limit(_LISTED)
+    )
+    for row in found:
+        yield (
+            f"reservation {row.id}: {row.held or 0} held and {row.sold or 0} sold by its state,"
+            f" {row.held_by_movements or 0} and {row.sold_by_movements or 0} by its movements"
+        )
+
+
+async def _by_seat(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
+    """Each seat line must have its claim, in the state that follows from the reservation's."""
+    lines = (
+        sa.select(
+            reservation_lines.c.reservation_id,
+            reservation_lines.c.seat_id,
+            sa.case(
+                (reservations.c.state == State.ACTIVE, "HELD"),
+                (reservations.c.state == State.COMMITTED, "SOLD"),
+                else_="FREED",
+            ).label("state"),
+        )
+        .select_from(_lines_of_reservations())
+        .where(reservation_lines.c.event_id == event_id, reservation_lines.c.seat_id.is_not(None))
+        .subquery()
+    )
+    claims = sa.select(seat_claims).where(seat_claims.c.event_id == event_id).subquery()
+    found = await connection.execute(
+        sa.select(
+            sa.func.coalesce(lines.c.seat_id, claims.c.seat_id).label("seat_id"),
+            sa.func.coalesce(lines.c.reservation_id, claims.c.reservation_id).label("id"),
+            claims.c.state.label("claim"),
+            lines.c.state.label("expected"),
+        )
+        .select_from(
+            lines.outerjoin(
+                claims,
+                (claims.c.reservation_id == lines.c.reservation_id)
+                & (claims.c.seat_id == lines.c.seat_id),
+                full=True,
+            )
+        )
+        .where(claims.c.state.is_distinct_from(lines.c.state))
+        .limit(_LISTED)
+    )
+    for row in found:
+        yield (
+            f"seat {row.seat_id}: its claim by reservation {row.id} is {row.claim or 'missing'}"
+            f" and should be {row.expected or 'missing'}"
+        )
+
+
+async def _sold_twice(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
+    found = await connection.execute(
+        sa.select(reservation_lines.c.seat_id, sa.func.count().label("claims"))
+        .select_from(_lines_of_reservations())
+        .where(reservation_lines.c.event_id == event_id, is_live)
+        .where(reservation_lines.c.seat_id.is_not(None))
+        .group_by(reservation_lines.c.seat_id)
+        .having(sa.func.count() > 1)
+        .limit(_LISTED)
+    )
+    for row in found:
+        yield f"seat {row.seat_id}: claimed by {row.claims} live reservations"
+
+
+async def _by_customer(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
+    """A customer's total of an offer must be the sum over the live reservations."""
+    owned = (
+        sa.select(
+            reservation_lines.c.offer_id,
+            reservations.c.customer_id,
+            sa.func.sum(reservation_lines.c.quantity).label("quantity"),
+        )
+        .select_from(_lines_of_reservations())
+        .where(reservation_lines.c.event_id == event_id, is_live)
+        .group_by(reservation_lines.c.offer_id, reservations.c.customer_id)
+        .subquery()
+    )
+    totals = sa.select(customer_totals).where(customer_totals.c.event_id == event_id).subquery()
+    found = await connection.execute(
+        sa.select(
+            sa.func.coalesce(owned.c.offer_id, totals.c.offer_id).label("offer_id"),
+            sa.func.coalesce(owned.c.customer_id, totals.c.customer_id).label("customer_id"),
+            sa.func.coalesce(totals.c.quantity, 0).label("total"),
+            sa.func.coalesce(owned.c.quantity, 0).label("owned"),
+        )
+        .select_from(
+            owned.outerjoin(
+                totals,
+                (totals.c.offer_id == owned.c.offer_id)
+                & (totals.c.customer_id == owned.c.customer_id),
+                full=True,
+            )
+        )
+        .where(sa.func.coalesce(totals.c.quantity, 0) != sa.func.coalesce(owned.c.quantity, 0))
+        .limit(_LISTED)
+    )
+    for row in found:
+        yield (
+            f"customer {row.customer_id}: the total of offer {row.offer_id} is {row.total},"
+            f" {row.owned} by the reservations"
+        )
+
+
+def _claimed_by_state(event_id: UUID, *by: sa.Column[UUID]) -> sa.Subquery:
+    """Places that reservations hold and have bought, summed over `by`."""
+    quantity = reservation_lines.c.quantity
+    return (
+        sa.select(
+            *by,
+            _sum_where(quantity, reservations.c.state == State.ACTIVE).label("held"),
+            _sum_where(quantity, reservations.c.state == State.COMMITTED).label("sold"),
+        )
+        .select_from(_lines_of_reservations())
+        .where(reservation_lines.c.event_id == event_id)
+        .group_by(*by)
+        .subquery()
+    )
+
+
+def _sum_where(column: sa.Column[int], condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    return sa.func.coalesce(sa.func.sum(column).filter(condition), 0)
+
+
+def _lines_of_reservations() -> sa.Join:
+    return reservation_lines.join(
+        reservations,
+        (reservations.c.event_id == reservation_lines.c.event_id)
+        & (reservations.c.reservation_id == reservation_lines.c.reservation_id),
+    )

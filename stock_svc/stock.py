@@ -1,0 +1,328 @@
+"""What exists: the pools, offers and seats of an event, and what is left of them.
+
+Claims on it are in reservations.py, changes of the counters in ledger.py.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from stock_svc import ledger
+from stock_svc.ledger import Entry, Kind
+from stock_svc.tables import (
+    Uuid,
+    claim_is_live,
+    events,
+    is_active,
+    offers,
+    pools,
+    reservation_lines,
+    reservations,
+    rows,
+    seat_claims,
+    seats,
+)
+
+# Seats that one statement inserts, so that a stadium stays below the statement timeout.
+_SEATS_AT_ONCE = 20_000
+_MAX_VIOLATIONS = 100
+
+
+class SeatState(StrEnum):
+    AVAILABLE = "AVAILABLE"
+    HELD = "HELD"
+    SOLD = "SOLD"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A number of places; of a seated pool the number of its seats."""
+
+    pool_id: UUID
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What is sold from a pool, and how much of it one customer may own."""
+
+    offer_id: UUID
+    pool_id: UUID
+    per_customer_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    seat_id: UUID
+    offer_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """All that an event has on sale."""
+
+    pools: Sequence[Pool]
+    offers: Sequence[Offer]
+    seats: Sequence[Seat] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLeft:
+    """`version` counts the pool's movements."""
+
+    pool_id: UUID
+    capacity: int
+    available: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class OfferLeft:
+    offer_id: UUID
+    available: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeatLeft:
+    seat_id: UUID
+    state: SeatState
+
+
+@dataclass(frozen=True, slots=True)
+class StockLeft:
+    """What can be reserved at one moment. `version` grows with every movement of the event."""
+
+    event_id: UUID
+    version: int
+    pools: tuple[PoolLeft, ...]
+    offers: tuple[OfferLeft, ...]
+    seats: tuple[SeatLeft, ...]
+
+
+async def define(
+    connection: AsyncConnection, *, event_id: UUID, stock: Stock, now: datetime
+) -> None:
+    """Puts an event's stock into the ledger; the same stock again changes nothing.
+
+    Raises VALIDATION_FAILED for stock that contradicts itself and STOCK_ALREADY_DEFINED
+    when the event has other stock.
+    """
+    _check(stock)
+    fingerprint = _fingerprint(stock)
+    # A second definition waits here for the first.
+    inserted = await connection.execute(
+        postgresql.insert(events)
+        .values(event_id=event_id, fingerprint=fingerprint, create_time=now)
+        .on_conflict_do_nothing()
+    )
+    if inserted.rowcount == 1:
+        await _insert(connection, event_id, stock)
+        await ledger.post(
+            connection,
+            event_id=event_id,
+            entries=[
+                Entry(pool.pool_id, Kind.DEFINE, capacity=pool.capacity) for pool in stock.pools
+            ],
+            now=now,
+        )
+        return
+    defined = await connection.scalar(
+        sa.select(events.c.fingerprint).where(events.c.event_id == event_id)
+    )
+    if defined != fingerprint:
+        raise DomainError(Reason.STOCK_ALREADY_DEFINED, "the event has other stock")
+
+
+async def left(
+    connection: AsyncConnection, *, event_id: UUID, with_seats: bool, now: datetime
+) -> StockLeft:
+    """What is left of an event; lapsed holds count as free. Raises EVENT_NOT_FOUND.
+
+    Reads with several statements: give it a snapshot, or they may disagree.
+    """
+    left_in_pools = await pools_left(connection, event_id=event_id, now=now)
+    if not left_in_pools:
+        raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
+    available = {pool.pool_id: pool.available for pool in left_in_pools}
+    drawn = await connection.execute(
+        sa.select(offers.c.offer_id, offers.c.pool_id)
+        .where(offers.c.event_id == event_id)
+        .order_by(offers.c.offer_id)
+    )
+    return StockLeft(
+        event_id=event_id,
+        version=sum(pool.version for pool in left_in_pools),
+        pools=left_in_pools,
+        offers=tuple(OfferLeft(row.offer_id, available[row.pool_id]) for row in drawn),
+        seats=await _seats_left(connection, event_id, now) if with_seats else (),
+    )
+
+
+async def pools_left(
+    connection: AsyncConnection, *, event_id: UUID, now: datetime
+) -> tuple[PoolLeft, ...]:
+    """What is left in each pool of an event, in one statement and so at one moment.
+
+    Lapsed holds count as free. Empty for an unknown event.
+    """
+    lapsed = (
+        sa.select(
+            reservation_lines.c.pool_id,
+            sa.func.sum(reservation_lines.c.quantity).label("quantity"),
+        )
+        .join_from(reservations, reservation_lines, _same_reservation(reservation_lines))
+        .where(reservations.c.event_id == event_id, is_active, reservations.c.expire_time <= now)
+        .group_by(reservation_lines.c.pool_id)
+        .subquery()
+    )
+    free = pools.c.capacity - pools.c.held - pools.c.sold + sa.func.coalesce(lapsed.c.quantity, 0)
+    found = await connection.execute(
+        sa.select(pools.c.pool_id, pools.c.capacity, free.label("available"), pools.c.version)
+        .outerjoin_from(pools, lapsed, lapsed.c.pool_id == pools.c.pool_id)
+        .where(pools.c.event_id == event_id)
+        .order_by(pools.c.pool_id)
+    )
+    return tuple(
+        PoolLeft(row.pool_id, row.capacity, int(row.available), row.version) for row in found
+    )
+
+
+async def _seats_left(
+    connection: AsyncConnection, event_id: UUID, now: datetime
+) -> tuple[SeatLeft, ...]:
+    has_lapsed = sa.and_(is_active, reservations.c.expire_time <= now)
+    claimed = (
+        sa.select(seat_claims.c.seat_id, seat_claims.c.state)
+        .join_from(seat_claims, reservations, _same_reservation(seat_claims))
+        .where(seat_claims.c.event_id == event_id, claim_is_live, ~has_lapsed)
+        .subquery()
+    )
+    found = await connection.execute(
+        sa.select(seats.c.seat_id, claimed.c.state)
+        .outerjoin_from(seats, claimed, claimed.c.seat_id == seats.c.seat_id)
+        .where(seats.c.event_id == event_id)
+        .order_by(seats.c.seat_id)
+    )
+    return tuple(SeatLeft(row.seat_id, SeatState(row.state or "AVAILABLE")) for row in found)
+
+
+def _same_reservation(table: sa.Table) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        table.c.event_id == reservations.c.event_id,
+        table.c.reservation_id == reservations.c.reservation_id,
+    )
+
+
+def _check(stock: Stock) -> None:
+    """Raises VALIDATION_FAILED that names every contradiction."""
+    known_pools = {pool.pool_id for pool in stock.pools}
+    pool_of = {offer.offer_id: offer.pool_id for offer in stock.offers}
+    violations = [
+        *_repeated("pools", "pool_id", (pool.pool_id for pool in stock.pools)),
+        *_repeated("offers", "offer_id", (offer.offer_id for offer in stock.offers)),
+        *_repeated("seats", "seat_id", (seat.seat_id for seat in stock.seats)),
+    ]
+    violations += [
+        FieldViolation(f"offers[{n}].pool_id", "no such pool in the request")
+        for n, offer in enumerate(stock.offers)
+        if offer.pool_id not in known_pools
+    ]
+    violations += [
+        FieldViolation(f"seats[{n}].offer_id", "no such offer in the request")
+        for n, seat in enumerate(stock.seats)
+        if seat.offer_id not in pool_of
+    ]
+    if violations:
+        raise invalid(*violations[:_MAX_VIOLATIONS])
+    seats_in = Counter(pool_of[seat.offer_id] for seat in stock.seats)
+    seated_offers = {seat.offer_id for seat in stock.seats}
+    violations += [
+        FieldViolation(f"pools[{n}].capacity", f"must be {count}, the number of the pool's seats")
+        for n, pool in enumerate(stock.pools)
+        if (count := seats_in[pool.pool_id]) and pool.capacity != count
+    ]
+    # Its places would be taken without a seat, and the last seats could not be sold.
+    violations += [
+        FieldViolation(f"offers[{n}].pool_id", "a seated pool sells nothing but its seats")
+        for n, offer in enumerate(stock.offers)
+        if seats_in[offer.pool_id] and offer.offer_id not in seated_offers
+    ]
+    if violations:
+        raise invalid(*violations)
+
+
+def _repeated(field: str, name: str, ids: Iterable[UUID]) -> list[FieldViolation]:
+    seen: set[UUID] = set()
+    violations = []
+    for n, one in enumerate(ids):
+        if one in seen:
+            violations.append(FieldViolation(f"{field}[{n}].{name}", "is listed twice"))
+        seen.add(one)
+    return violations
+
+
+def _fingerprint(stock: Stock) -> bytes:
+    """The same for the same stock in any order."""
+    digest = hashlib.sha256()
+    for pool in sorted(stock.pools, key=lambda pool: pool.pool_id):
+        digest.update(f"pool {pool.pool_id} {pool.capacity}\n".encode())
+    for offer in sorted(stock.offers, key=lambda offer: offer.offer_id):
+        digest.update(
+            f"offer {offer.offer_id} {offer.pool_id} {offer.per_customer_limit}\n".encode()
+        )
+    for seat in sorted(stock.seats, key=lambda seat: seat.seat_id):
+        digest.update(f"seat {seat.seat_id} {seat.offer_id}\n".encode())
+    return digest.digest()
+
+
+async def _insert(connection: AsyncConnection, event_id: UUID, stock: Stock) -> None:
+    """The capacity comes with the movement DEFINE, not here."""
+    await connection.execute(
+        sa.insert(pools),
+        [
+            {
+                "event_id": event_id,
+                "pool_id": pool.pool_id,
+                "capacity": 0,
+                "held": 0,
+                "sold": 0,
+                "version": 0,
+            }
+            for pool in stock.pools
+        ],
+    )
+    seated = {seat.offer_id for seat in stock.seats}
+    await connection.execute(
+        sa.insert(offers),
+        [
+            {
+                "event_id": event_id,
+                "offer_id": offer.offer_id,
+                "pool_id": offer.pool_id,
+                "per_customer_limit": offer.per_customer_limit,
+                "seated": offer.offer_id in seated,
+            }
+            for offer in stock.offers
+        ],
+    )
+    for start in range(0, len(stock.seats), _SEATS_AT_ONCE):
+        part = stock.seats[start : start + _SEATS_AT_ONCE]
+        new = rows(
+            seat_id=(Uuid, [seat.seat_id for seat in part]),
+            offer_id=(Uuid, [seat.offer_id for seat in part]),
+        )
+        await connection.execute(
+            sa.insert(seats).from_select(
+                ["event_id", "seat_id", "offer_id"],
+                sa.select(sa.literal(event_id, Uuid), new.c.seat_id, new.c.offer_id),
+            )
+        )

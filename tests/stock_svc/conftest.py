@@ -1,0 +1,28 @@
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+import pytest_asyncio
+
+from mesh.database import Database
+
+
+@pytest.fixture(scope="session")
+def shared_url(new_database: Callable[[str], str]) -> str:
+    return new_database("stock_svc")
+
+
+@pytest_asyncio.fixture
+async def database(shared_url: str) -> AsyncIterator[Database]:
+    """A database that other tests use too: keep to events of your own."""
+    async with Database.open(shared_url) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def own_database(
+    open_database: Callable[[str], AbstractAsyncContextManager[Database]],
+) -> AsyncIterator[Database]:
+    """An empty database, to sweep or to break."""
+    async with open_database("stock_svc") as opened:
+        yield opened

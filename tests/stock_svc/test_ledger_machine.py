@@ -1,0 +1,266 @@
+"""Any order of calls, clock moves, sweeps and retries, against a model smaller than the code.
+
+After each step the stock, as a caller sees it, must be the model's; at the end the audit
+must find nothing. Each example has an event of its own.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+from uuid import UUID
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from mesh.database import Database
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from stock_svc.demand import Line
+from stock_svc.reservations import Reservation
+from stock_svc.states import State
+from stock_svc.sweeper import sweep
+from tests.stock_svc.sale import NOW, Sale, on_sale
+
+_T = TypeVar("_T")
+
+# Few and small, so that requests meet.
+CUSTOMERS = [new_id() for _ in range(2)]
+CAPACITIES = {"floor": 6, "balcony": 4}
+POOL_OF = {"adult": "floor", "child": "floor", "high": "balcony", "stalls": "stalls"}
+SEATS = ["A1", "A2", "A3"]
+LIMIT = 3
+
+wishes = st.lists(
+    st.tuples(st.sampled_from(["adult", "child", "high"]), st.integers(1, 4))
+    | st.tuples(st.just("stalls"), st.sampled_from(SEATS)),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda wish: wish[1] if wish[0] == "stalls" else wish,
+)
+
+
+@dataclass
+class Held:
+    """What the model knows of a reservation."""
+
+    reservation_id: UUID
+    customer_id: UUID
+    request_key: str
+    wishes: list[tuple[str, int | str]]
+    end: datetime
+    state: State = State.ACTIVE
+    extended: bool = False
+
+    def counts(self, now: datetime) -> bool:
+        return self.state is State.COMMITTED or (self.state is State.ACTIVE and now < self.end)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    runner: asyncio.Runner
+    url: str
+
+    reserved = Bundle[Held]("reserved")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resources = AsyncExitStack()
+        self.now = NOW
+        self.model: list[Held] = []
+        self.sale: Sale = self.do(self.open())
+
+    async def open(self) -> Sale:
+        database = await self.resources.enter_async_context(Database.open(self.url, pool_size=1))
+        return await on_sale(
+            database,
+            pools=CAPACITIES | {"stalls": len(SEATS)},
+            offers=POOL_OF,
+            seats={"stalls": SEATS},
+            per_customer_limit=LIMIT,
+        )
+
+    def do(self, work: Awaitable[_T]) -> _T:
+        async def run() -> _T:
+            return await work
+
+        return self.runner.run(run())
+
+    def refusal(self, work: Awaitable[object]) -> Reason | None:
+        try:
+            self.do(work)
+        except DomainError as error:
+            return error.reason
+        return None
+
+    def teardown(self) -> None:
+        audited = self.do(self.sale.audit())
+        self.do(self.resources.aclose())
+        assert audited.differences == ()
+
+    def live(self) -> list[Held]:
+        return [held for held in self.model if held.counts(self.now)]
+
+    def available(self) -> dict[str, int]:
+        left = CAPACITIES | {"stalls": len(SEATS)}
+        for held in self.live():
+            for offer, wish in held.wishes:
+                left[POOL_OF[offer]] -= places(wish)
+        return left
+
+    def taken_seats(self) -> set[int | str]:
+        return {seat for held in self.live() for offer, seat in held.wishes if offer == "stalls"}
+
+    def lines(self, wanted: list[tuple[str, int | str]]) -> list[Line]:
+        return [
+            self.sale.line(offer, places(wish), seat=wish if isinstance(wish, str) else None)
+            for offer, wish in wanted
+        ]
+
+    def expected_refusals(
+        self, customer_id: UUID, wanted: list[tuple[str, int | str]]
+    ) -> set[Reason | None]:
+        left, owned = self.available(), dict.fromkeys(POOL_OF, 0)
+        for held in self.live():
+            if held.customer_id == customer_id:
+                for offer, wish in held.wishes:
+                    owned[offer] += places(wish)
+        for offer, wish in wanted:
+            left[POOL_OF[offer]] -= places(wish)
+            owned[offer] += places(wish)
+        seats = {wish for offer, wish in wanted if offer == "stalls"}
+        wanted_offers = {offer for offer, _ in wanted}
+        refusals: set[Reason | None] = set()
+        if min(left["floor"], left["balcony"]) < 0:
+            refusals.add(Reason.SOLD_OUT)
+        if seats & self.taken_seats():
+            refusals.add(Reason.SEAT_UNAVAILABLE)
+        if any(owned[offer] > LIMIT for offer in wanted_offers):
+            refusals.add(Reason.PURCHASE_LIMIT_EXCEEDED)
+        return refusals or {None}
+
+    @rule(
+        target=reserved,
+        customer_id=st.sampled_from(CUSTOMERS),
+        wanted=wishes,
+        minutes=st.sampled_from([5, 15]),
+    )
+    def reserve(self, customer_id: UUID, wanted: list[tuple[str, int | str]], minutes: int) -> Held:
+        held = Held(
+            reservation_id=new_id(),
+            customer_id=customer_id,
+            request_key=str(new_id()),
+            wishes=wanted,
+            end=self.now + timedelta(minutes=minutes),
+        )
+        self.attempt(held)
+        self.model.append(held)
+        return held
+
+    @rule(held=reserved)
+    def retry(self, held: Held) -> None:
+        """The same request under another id finds the first while that counts, else is new."""
+        if held.counts(self.now):
+            again = self.do(self.request(held, new_id()))
+            assert again.reservation_id == held.reservation_id
+            assert again.state is held.state
+        else:
+            if held.state is State.ACTIVE:
+                held.state = State.EXPIRED
+            held.reservation_id = new_id()
+            held.end = self.now + timedelta(minutes=10)
+            held.extended = False
+            self.attempt(held)
+
+    def attempt(self, held: Held) -> None:
+        expected = self.expected_refusals(held.customer_id, held.wishes)
+        refused = self.refusal(self.request(held, held.reservation_id))
+        assert refused in expected
+        held.state = State.ACTIVE if refused is None else State.RELEASED
+
+    async def request(self, held: Held, reservation_id: UUID) -> Reservation:
+        return await self.sale.reserve(
+            *self.lines(held.wishes),
+            customer_id=held.customer_id,
+            request_key=held.request_key,
+            reservation_id=reservation_id,
+            now=self.now,
+            hold=max(held.end - self.now, timedelta(minutes=1)),
+        )
+
+    @rule(held=reserved)
+    def commit(self, held: Held) -> None:
+        refused = self.refusal(self.sale.commit(held.reservation_id, now=self.now))
+        if held.counts(self.now):
+            assert refused is None
+            held.state = State.COMMITTED
+        else:
+            assert refused in {
+                Reason.HOLD_EXPIRED,
+                Reason.RESERVATION_STATE_INVALID,
+                Reason.RESERVATION_NOT_FOUND,
+            }
+
+    @rule(held=reserved)
+    def release(self, held: Held) -> None:
+        if held.state is State.COMMITTED:
+            refused = self.refusal(self.sale.release(held.reservation_id, now=self.now))
+            assert refused is Reason.RESERVATION_STATE_INVALID
+            return
+        released = self.do(self.sale.release(held.reservation_id, now=self.now))
+        assert released is held.counts(self.now)
+        if released:
+            held.state = State.RELEASED
+
+    @rule(held=reserved, minutes=st.integers(1, 30))
+    def extend(self, held: Held, minutes: int) -> None:
+        end = self.now + timedelta(minutes=minutes)
+        refused = self.refusal(self.sale.extend(held.reservation_id, now=self.now, to=end))
+        may = held.state is State.ACTIVE and held.counts(self.now)
+        assert (refused is None) is may
+        if may and not held.extended:
+            held.end, held.extended = end, True
+
+    @rule(minutes=st.sampled_from([4, 6, 12]))
+    def time_goes_by(self, minutes: int) -> None:
+        self.now += timedelta(minutes=minutes)
+
+    @rule()
+    def sweep(self) -> None:
+        self.do(sweep(self.sale.database, now=self.now))
+
+    @invariant()
+    def the_stock_is_the_models(self) -> None:
+        left = self.do(self.sale.left(now=self.now))
+        names = {pool_id: name for name, pool_id in self.sale.pools.items()}
+        assert {names[p.pool_id]: p.available for p in left.pools} == self.available()
+        seat_names = {seat_id: name for name, seat_id in self.sale.seats.items()}
+        taken = {seat_names[s.seat_id] for s in left.seats if s.state != "AVAILABLE"}
+        assert taken == self.taken_seats()
+
+
+def places(wish: int | str) -> int:
+    """A seat is one place."""
+    return wish if isinstance(wish, int) else 1
+
+
+def test_the_ledger_is_the_model(new_database: Callable[[str], str]) -> None:
+    with asyncio.Runner() as runner:
+        LedgerMachine.runner, LedgerMachine.url = runner, new_database("stock_svc")
+        run_state_machine_as_test(
+            LedgerMachine,
+            settings=settings(
+                max_examples=30,
+                stateful_step_count=25,
+                deadline=None,
+                suppress_health_check=[HealthCheck.too_slow],
+            ),
+        )

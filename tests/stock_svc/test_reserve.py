@@ -1,0 +1,281 @@
+"""Reserving: all or nothing, every refusal with its facts, the same request once."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from mesh.database import Database
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from stock_svc import ledger, reservations
+from stock_svc.demand import Line
+from stock_svc.reservations import MAX_HOLD
+from stock_svc.states import State
+from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale
+
+
+async def refused(sale: Sale, *lines: Line, **details: object) -> DomainError:
+    """The refusal of a reservation, which must leave everything as it was."""
+    before = await sale.left()
+    with pytest.raises(DomainError) as error:
+        await sale.reserve(*lines, **details)  # type: ignore[arg-type]
+    assert await sale.left() == before
+    await sale.assert_clean()
+    return error.value
+
+
+async def test_what_is_reserved_is_held(database: Database) -> None:
+    sale = await on_sale(database, seats={"stalls": ["A1"]}, offers={"place": "floor"})
+    customer_id, reservation_id = new_id(), new_id()
+    made = await sale.reserve(
+        sale.line(quantity=3),
+        *sale.lines("A1"),
+        customer_id=customer_id,
+        reservation_id=reservation_id,
+    )
+    assert (made.reservation_id, made.customer_id, made.state) == (
+        reservation_id,
+        customer_id,
+        State.ACTIVE,
+    )
+    assert (made.create_time, made.expire_time) == (NOW, NOW + HOLD)
+    assert made.lines == (sale.line(quantity=3), *sale.lines("A1"))
+    assert await sale.get(reservation_id) == made
+    assert await sale.counters("floor") == (3, 0)
+    assert await sale.counters("stalls") == (1, 0)
+    await sale.assert_clean()
+
+
+async def test_sold_out_tells_what_is_left(database: Database) -> None:
+    sale = await on_sale(database)
+    await sale.reserve(sale.line(quantity=8))
+    error = await refused(sale, sale.line(quantity=3))
+    assert error.reason is Reason.SOLD_OUT
+    assert error.metadata == {
+        "offer_id": str(sale.offers["place"]),
+        "requested": "3",
+        "available": "2",
+    }
+
+
+async def test_the_demand_on_a_pool_is_summed_over_lines_and_offers(database: Database) -> None:
+    sale = await on_sale(database, offers={"adult": "floor", "child": "floor"})
+    error = await refused(sale, sale.line("adult", 5), sale.line("child", 5), sale.line("adult", 1))
+    assert error.reason is Reason.SOLD_OUT
+    assert error.metadata["requested"] == "11"
+    await sale.reserve(sale.line("adult", 5), sale.line("child", 5))
+
+
+async def test_one_short_pool_refuses_the_whole_request(database: Database) -> None:
+    sale = await on_sale(
+        database, pools={"floor": 10, "balcony": 1}, offers={"low": "floor", "high": "balcony"}
+    )
+    error = await refused(sale, sale.line("low", 2), sale.line("high", 2))
+    assert error.metadata["offer_id"] == str(sale.offers["high"])
+
+
+async def test_a_taken_seat_is_named(database: Database) -> None:
+    sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3", "A4"]})
+    held = await sale.reserve(*sale.lines("A1"))
+    sold = await sale.reserve(*sale.lines("A3"))
+    await sale.commit(sold.reservation_id)
+    error = await refused(sale, *sale.lines("A1", "A2"))
+    assert error.reason is Reason.SEAT_UNAVAILABLE
+    assert error.metadata == {"seat_ids": str(sale.seats["A1"])}
+    error = await refused(sale, *sale.lines("A3", "A1", "A4"))
+    assert error.metadata == {
+        "seat_ids": ",".join(sorted(str(sale.seats[n]) for n in ("A1", "A3")))
+    }
+    await sale.release(held.reservation_id)
+    await sale.reserve(*sale.lines("A1", "A2"))
+
+
+async def test_a_full_house_names_the_seat_rather_than_the_pool(database: Database) -> None:
+    sale = await on_sale(database, seats={"stalls": ["A1"]})
+    await sale.reserve(*sale.lines("A1"))
+    error = await refused(sale, *sale.lines("A1"))
+    assert error.reason is Reason.SEAT_UNAVAILABLE
+
+
+async def test_the_purchase_limit_counts_what_is_held_and_what_is_sold(database: Database) -> None:
+    sale = await on_sale(database, per_customer_limit=4)
+    customer_id = new_id()
+    sold = await sale.reserve(sale.line(quantity=2), customer_id=customer_id)
+    await sale.commit(sold.reservation_id)
+    held = await sale.reserve(sale.line(), customer_id=customer_id)
+    error = await refused(sale, sale.line(quantity=2), customer_id=customer_id)
+    assert error.reason is Reason.PURCHASE_LIMIT_EXCEEDED
+    assert error.metadata == {
+        "offer_id": str(sale.offers["place"]),
+        "limit": "4",
+        "owned": "3",
+        "requested": "2",
+    }
+    await sale.reserve(sale.line(quantity=2))  # somebody else may
+    await sale.release(held.reservation_id)
+    await sale.reserve(sale.line(quantity=2), customer_id=customer_id)
+
+
+async def test_the_purchase_limit_holds_for_the_first_request_and_over_its_lines(
+    database: Database,
+) -> None:
+    sale = await on_sale(database, per_customer_limit=4)
+    error = await refused(sale, sale.line(quantity=3), sale.line(quantity=2))
+    assert error.reason is Reason.PURCHASE_LIMIT_EXCEEDED
+    assert (error.metadata["owned"], error.metadata["requested"]) == ("0", "5")
+
+
+async def test_what_does_not_exist_is_not_found(database: Database) -> None:
+    sale = await on_sale(
+        database, offers={"place": "floor"}, seats={"stalls": ["A1"], "circle": ["B1"]}
+    )
+    assert (await refused(sale, Line(new_id(), 1))).reason is Reason.OFFER_NOT_FOUND
+    unknown_seat = Line(sale.offers["stalls"], 1, new_id())
+    assert (await refused(sale, unknown_seat)).reason is Reason.SEAT_NOT_FOUND
+    seat_of_another_offer = Line(sale.offers["stalls"], 1, sale.seats["B1"])
+    error = await refused(sale, seat_of_another_offer)
+    assert error.reason is Reason.SEAT_NOT_FOUND
+    assert error.metadata == {"seat_ids": str(sale.seats["B1"])}
+    seat_at_an_offer_without_seats = Line(sale.offers["place"], 1, sale.seats["A1"])
+    assert (await refused(sale, seat_at_an_offer_without_seats)).reason is Reason.SEAT_NOT_FOUND
+    with pytest.raises(DomainError) as error_of_event:
+        await replace(sale, event_id=new_id()).reserve()
+    assert error_of_event.value.reason is Reason.EVENT_NOT_FOUND
+
+
+async def test_a_seat_of_another_event_is_not_found(database: Database) -> None:
+    sale = await on_sale(database, seats={"stalls": ["A1"]})
+    other = await on_sale(database, seats={"stalls": ["A1"]})
+    error = await refused(sale, Line(sale.offers["stalls"], 1, other.seats["A1"]))
+    assert error.reason is Reason.SEAT_NOT_FOUND
+
+
+async def test_lines_that_make_no_sense_are_named(database: Database) -> None:
+    sale = await on_sale(database, seats={"stalls": ["A1", "A2"]})
+    a1, a2 = sale.lines("A1", "A2")
+    for lines, field in (
+        ((a1, a2, a1), "lines[2].seat_id"),
+        ((a1, replace(a2, quantity=2)), "lines[1].quantity"),
+        ((a1, replace(a2, seat_id=None)), "lines[1].seat_id"),
+    ):
+        error = await refused(sale, *lines)
+        assert error.reason is Reason.VALIDATION_FAILED
+        assert [violation.field for violation in error.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    "hold", [timedelta(0), timedelta(seconds=-1), MAX_HOLD + timedelta(seconds=1)]
+)
+async def test_a_hold_must_end_in_the_future_and_not_far_away(
+    database: Database, hold: timedelta
+) -> None:
+    error = await refused(await on_sale(database), hold=hold)
+    assert [violation.field for violation in error.violations] == ["expire_time"]
+
+
+async def test_the_same_request_returns_the_first_reservation(database: Database) -> None:
+    sale = await on_sale(database, offers={"adult": "floor", "child": "floor"})
+    adult, child = sale.line("adult", 2), sale.line("child")
+    customer_id = new_id()
+    first = await sale.reserve(adult, child, customer_id=customer_id, request_key="key")
+    again = await sale.reserve(child, adult, customer_id=customer_id, request_key="key")
+    assert again == first
+    assert await sale.counters() == (3, 0)
+    await sale.commit(first.reservation_id)
+    sold = await sale.reserve(adult, child, customer_id=customer_id, request_key="key")
+    assert (sold.reservation_id, sold.state) == (first.reservation_id, State.COMMITTED)
+    await sale.assert_clean()
+
+
+async def test_the_same_request_returns_the_first_though_all_is_sold_out_since(
+    database: Database,
+) -> None:
+    sale = await on_sale(database)
+    customer_id = new_id()
+    first = await sale.reserve(customer_id=customer_id, request_key="key")
+    await sale.reserve(sale.line(quantity=9))
+    assert await sale.reserve(customer_id=customer_id, request_key="key") == first
+
+
+async def test_who_comes_too_late_writes_nothing_and_waits_for_no_lock(
+    database: Database,
+) -> None:
+    """The many refusals of a rush must cost little and not queue up behind one row."""
+    sale = await on_sale(database)
+    await sale.reserve(sale.line(quantity=10))
+    async with database.transaction() as other, database.transaction() as connection:
+        await ledger.lock(other, event_id=sale.event_id, pool_ids=sale.pools.values())
+        async with asyncio.timeout(5):
+            with pytest.raises(DomainError) as sold_out:
+                await reservations.reserve(
+                    connection,
+                    event_id=sale.event_id,
+                    reservation_id=new_id(),
+                    request_key="late",
+                    customer_id=new_id(),
+                    lines=[sale.line()],
+                    expire_time=NOW + HOLD,
+                    now=NOW,
+                )
+        assert sold_out.value.reason is Reason.SOLD_OUT
+        assert await connection.scalar(sa.text("SELECT pg_current_xact_id_if_assigned()")) is None
+
+
+async def test_a_key_used_for_something_else_is_refused(database: Database) -> None:
+    sale = await on_sale(database)
+    customer_id, reservation_id = new_id(), new_id()
+    await sale.reserve(customer_id=customer_id, request_key="key", reservation_id=reservation_id)
+    for lines, details in (
+        ([sale.line(quantity=2)], {"request_key": "key", "customer_id": customer_id}),
+        ([sale.line()], {"request_key": "key"}),
+        ([sale.line()], {"customer_id": customer_id, "reservation_id": reservation_id}),
+    ):
+        error = await refused(sale, *lines, **details)
+        assert error.reason is Reason.IDEMPOTENCY_KEY_REUSED
+
+
+async def test_keys_of_other_events_are_no_matter(database: Database) -> None:
+    for _ in range(2):
+        sale = await on_sale(database)
+        await sale.reserve(request_key="key")
+        assert await sale.counters() == (1, 0)
+
+
+async def test_the_same_id_returns_the_reservation_whatever_became_of_it(
+    database: Database,
+) -> None:
+    sale = await on_sale(database)
+    request = {"customer_id": new_id(), "reservation_id": new_id(), "request_key": "key"}
+    first = await sale.reserve(**request)  # type: ignore[arg-type]
+    assert await sale.reserve(**request) == first  # type: ignore[arg-type]
+    await sale.release(first.reservation_id)
+    again = await sale.reserve(**request)  # type: ignore[arg-type]
+    assert again.state is State.RELEASED
+    assert await sale.counters() == (0, 0)
+
+
+@pytest.mark.parametrize("ending", ["released", "lapsed"])
+async def test_a_key_is_free_again_when_its_reservation_has_ended(
+    database: Database, ending: str
+) -> None:
+    sale = await on_sale(database)
+    customer_id = new_id()
+    first = await sale.reserve(customer_id=customer_id, request_key="key")
+    if ending == "released":
+        await sale.release(first.reservation_id)
+    again = await sale.reserve(customer_id=customer_id, request_key="key", now=LAPSED)
+    assert again.reservation_id != first.reservation_id
+    assert await sale.counters() == (1, 0)
+    await sale.assert_clean()
+
+
+async def test_a_lapsed_reservation_asked_for_by_its_id_is_expired(database: Database) -> None:
+    sale = await on_sale(database)
+    request = {"customer_id": new_id(), "reservation_id": new_id(), "request_key": "key"}
+    await sale.reserve(**request)  # type: ignore[arg-type]
+    again = await sale.reserve(**request, now=LAPSED)  # type: ignore[arg-type]
+    assert again.state is State.EXPIRED
+    assert await sale.counters() == (0, 0)

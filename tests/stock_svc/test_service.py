@@ -1,0 +1,291 @@
+"""stock_svc as it runs: through its own server, with mutual TLS and the contract's rules."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+
+from boxoffice.stock.v1 import ledger_pb2, reservation_pb2, stock_service_pb2
+from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceStub
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from stock_svc.__main__ import open_service
+from stock_svc.settings import Settings
+from tests.mesh.network import Network, details_of, reason_of, refusal
+from tests.stock_svc.sale import HOLD, LAPSED, NOW
+
+SERVICE = stock_service_pb2.DESCRIPTOR.services_by_name["StockService"]
+Reservation = reservation_pb2.Reservation
+SeatLeft = stock_service_pb2.Stock.SeatLeft
+Kind = ledger_pb2.Movement
+
+
+@dataclass
+class Served:
+    """The service, by the certificates of its callers, with a clock that the test sets."""
+
+    booking: StockServiceStub
+    payment: StockServiceStub
+    gateway: StockServiceStub
+    now: datetime = NOW
+
+
+@pytest.fixture
+async def served(tmp_path: Path, shared_url: str) -> AsyncIterator[Served]:
+    settings = Settings(home=tmp_path, stock_database_url=shared_url)
+    network = Network(tmp_path)
+    async with (
+        open_service(settings, clock=lambda: running.now) as service,
+        network.serve("stock_svc", service) as port,
+        network.mesh_channel("booking_svc", "stock_svc", port, SERVICE) as booking,
+        network.mesh_channel("payment_svc", "stock_svc", port, SERVICE) as payment,
+        network.plain_channel("gateway", "stock_svc", port) as gateway,
+    ):
+        running = Served(
+            StockServiceStub(booking), StockServiceStub(payment), StockServiceStub(gateway)
+        )
+        yield running
+
+
+def token(role: str) -> tuple[tuple[str, str], ...]:
+    """What the gateway forwards of a token that it has verified."""
+    claims = json.dumps({"sub": str(new_id()), "role": role}).encode()
+    return (("x-jwt-payload", base64.urlsafe_b64encode(claims).decode().rstrip("=")),)
+
+
+def timestamp(after: timedelta = HOLD) -> Timestamp:
+    result = Timestamp()
+    result.FromDatetime(NOW + after)
+    return result
+
+
+def a_stock(event_id: UUID) -> stock_service_pb2.DefineStockRequest:
+    """A pool of 10 with one offer, and a pool of two seats."""
+    floor, stalls, place, seat = (str(new_id()) for _ in range(4))
+    request = stock_service_pb2.DefineStockRequest
+    return request(
+        event_id=str(event_id),
+        pools=[
+            request.Pool(pool_id=floor, capacity=10),
+            request.Pool(pool_id=stalls, capacity=2),
+        ],
+        offers=[
+            request.OfferStock(offer_id=place, pool_id=floor, per_customer_limit=5),
+            request.OfferStock(offer_id=seat, pool_id=stalls, per_customer_limit=5),
+        ],
+        seats=[request.SeatStock(seat_id=str(new_id()), offer_id=seat) for _ in range(2)],
+    )
+
+
+def a_request(defined: stock_service_pb2.DefineStockRequest) -> stock_service_pb2.ReserveRequest:
+    """Two places and a seat."""
+    seat = defined.seats[0]
+    return stock_service_pb2.ReserveRequest(
+        event_id=defined.event_id,
+        reservation_id=str(new_id()),
+        request_key="key",
+        customer_id=str(new_id()),
+        lines=[
+            reservation_pb2.ReservationLine(offer_id=defined.offers[0].offer_id, quantity=2),
+            reservation_pb2.ReservationLine(
+                offer_id=seat.offer_id, quantity=1, seat_id=seat.seat_id
+            ),
+        ],
+        expire_time=timestamp(),
+    )
+
+
+async def test_from_defining_to_the_audit(served: Served) -> None:
+    stock, event_id = served.booking, new_id()
+    defined = a_stock(event_id)
+    await stock.DefineStock(defined)
+    await stock.DefineStock(defined)
+    request = a_request(defined)
+    reserved = await stock.Reserve(request)
+    assert reserved == await stock.Reserve(request)
+    assert reserved == Reservation(
+        event_id=request.event_id,
+        reservation_id=request.reservation_id,
+        customer_id=request.customer_id,
+        state=Reservation.ACTIVE,
+        lines=request.lines,
+        expire_time=timestamp(),
+        create_time=timestamp(timedelta(0)),
+    )
+    of = {"event_id": str(event_id), "reservation_id": request.reservation_id}
+    extended = await stock.ExtendReservation(
+        stock_service_pb2.ExtendReservationRequest(**of, expire_time=timestamp(2 * HOLD))
+    )
+    assert extended.expire_time == timestamp(2 * HOLD)
+    committed = await stock.CommitReservation(stock_service_pb2.CommitReservationRequest(**of))
+    assert committed.state == Reservation.COMMITTED
+
+    request.request_key, request.reservation_id = "other", str(new_id())
+    del request.lines[1]
+    freed = {"event_id": str(event_id), "reservation_id": request.reservation_id}
+    await stock.Reserve(request)
+    release = stock_service_pb2.ReleaseReservationRequest(**freed)
+    assert (await stock.ReleaseReservation(release)).released
+    assert not (await stock.ReleaseReservation(release)).released
+
+    left = await stock.GetStock(
+        stock_service_pb2.GetStockRequest(event_id=str(event_id), with_seats=True)
+    )
+    assert {p.pool_id: (p.capacity, p.available) for p in left.pools} == {
+        defined.pools[0].pool_id: (10, 8),
+        defined.pools[1].pool_id: (2, 1),
+    }
+    assert {o.offer_id: o.available for o in left.offers} == {
+        defined.offers[0].offer_id: 8,
+        defined.offers[1].offer_id: 1,
+    }
+    assert {s.seat_id: s.state for s in left.seats} == {
+        defined.seats[0].seat_id: SeatLeft.SOLD,
+        defined.seats[1].seat_id: SeatLeft.AVAILABLE,
+    }
+    assert left.version == 8
+
+
+async def test_the_ledger_is_open_to_staff_through_the_gateway(served: Served) -> None:
+    defined = a_stock(new_id())
+    await served.booking.DefineStock(defined)
+    await served.booking.Reserve(a_request(defined))
+    stock = served.gateway
+    listed: list[ledger_pb2.Movement] = []
+    page_token = ""
+    while True:
+        page = await stock.ListMovements(
+            stock_service_pb2.ListMovementsRequest(
+                event_id=defined.event_id, page_size=3, page_token=page_token
+            ),
+            metadata=token("STAFF"),
+        )
+        listed += page.movements
+        assert page.total_size == 4
+        page_token = page.next_page_token
+        if not page_token:
+            break
+    assert [m.kind for m in listed] == [Kind.RESERVE, Kind.RESERVE, Kind.DEFINE, Kind.DEFINE]
+    assert {m.held_delta for m in listed[:2]} == {1, 2}
+    assert not listed[3].HasField("reservation_id")
+    audited = await stock.Audit(
+        stock_service_pb2.AuditRequest(event_id=defined.event_id), metadata=token("ADMIN")
+    )
+    assert list(audited.differences) == []
+    assert dict(audited.reservations) == {"ACTIVE": 1}
+    assert {
+        (p.capacity, p.held, p.held_by_movements, p.held_by_reservations) for p in audited.pools
+    } == {(10, 2, 2, 2), (2, 1, 1, 1)}
+
+
+async def test_who_may_not_call(served: Served) -> None:
+    get_stock = stock_service_pb2.GetStockRequest(event_id=str(new_id()))
+    error = await refusal(served.payment.GetStock(get_stock))
+    assert (error.code(), reason_of(error)) == (
+        grpc.StatusCode.PERMISSION_DENIED,
+        "CALLER_NOT_ALLOWED",
+    )
+    audit = stock_service_pb2.AuditRequest(event_id=str(new_id()))
+    error = await refusal(served.gateway.Audit(audit, metadata=token("CUSTOMER")))
+    assert reason_of(error) == "STAFF_REQUIRED"
+    error = await refusal(served.gateway.Audit(audit))
+    assert reason_of(error) == "TOKEN_INVALID"
+
+
+async def test_a_refusal_reaches_the_caller_with_its_facts(served: Served) -> None:
+    stock, defined = served.booking, a_stock(new_id())
+    await stock.DefineStock(defined)
+    request = a_request(defined)
+    request.lines[0].quantity = 11
+    with pytest.raises(DomainError) as refused:
+        await stock.Reserve(request)
+    assert refused.value.reason is Reason.SOLD_OUT
+    assert refused.value.metadata == {
+        "offer_id": defined.offers[0].offer_id,
+        "requested": "11",
+        "available": "10",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("quantity", 0),
+        ("quantity", -1),
+        ("quantity", 1001),
+        ("offer_id", "x"),
+        ("seat_id", "x"),
+    ],
+)
+async def test_a_bad_line_is_named(served: Served, field: str, value: object) -> None:
+    request = a_request(a_stock(new_id()))
+    setattr(request.lines[1], field, value)
+    error = await refusal(served.booking.Reserve(request))
+    assert reason_of(error) == "VALIDATION_FAILED"
+    violations = details_of(error, error_details_pb2.BadRequest).field_violations
+    assert [violation.field for violation in violations] == [f"lines[1].{field}"]
+
+
+@pytest.mark.parametrize("seconds", [-(10**14), 0, 10**14])
+async def test_a_time_out_of_this_world_is_refused(served: Served, seconds: int) -> None:
+    defined = a_stock(new_id())
+    await served.booking.DefineStock(defined)
+    request = a_request(defined)
+    request.expire_time.seconds = seconds
+    error = await refusal(served.booking.Reserve(request))
+    assert reason_of(error) == "VALIDATION_FAILED"
+
+
+@pytest.mark.parametrize("text", ["x", "WyJ4Il0", "WyItMSJd", "WyI5OTk5OTk5OTk5OTk5OTk5OTk5OSJd"])
+async def test_a_foreign_page_token_is_refused(served: Served, text: str) -> None:
+    defined = a_stock(new_id())
+    await served.booking.DefineStock(defined)
+    request = stock_service_pb2.ListMovementsRequest(event_id=defined.event_id, page_token=text)
+    error = await refusal(served.gateway.ListMovements(request, metadata=token("STAFF")))
+    assert reason_of(error) == "VALIDATION_FAILED"
+
+
+async def test_the_clock_is_the_services_own(served: Served) -> None:
+    stock, defined = served.booking, a_stock(new_id())
+    await stock.DefineStock(defined)
+    request = a_request(defined)
+    await stock.Reserve(request)
+    served.now = LAPSED
+    with pytest.raises(DomainError) as refused:
+        await stock.CommitReservation(
+            stock_service_pb2.CommitReservationRequest(
+                event_id=request.event_id, reservation_id=request.reservation_id
+            )
+        )
+    assert refused.value.reason is Reason.HOLD_EXPIRED
+
+
+def test_the_process_says_what_it_lacks(tmp_path: Path) -> None:
+    environment = os.environ | {"BOXOFFICE_STOCK_DATABASE_URL": ""}
+    started = subprocess.run(
+        [sys.executable, "-m", "stock_svc"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode == 1
+    assert started.stderr == (
+        "stock_svc cannot start: BOXOFFICE_STOCK_DATABASE_URL is not set; `make up` sets it\n"
+    )
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
