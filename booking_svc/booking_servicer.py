@@ -44,7 +44,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def GetBooking(
         self, request: booking_service_pb2.GetBookingRequest, context: Any
     ) -> booking_pb2.Booking:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return messages.booking(
                 await bookings.get(
                     connection, booking_id=UUID(request.booking_id), owner=caller().owner_scope
@@ -54,7 +54,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def ListBookings(
         self, request: booking_service_pb2.ListBookingsRequest, context: Any
     ) -> booking_service_pb2.ListBookingsResponse:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             page = await bookings.list_page(
                 connection,
                 customer_id=caller().user(),
@@ -71,7 +71,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def ListEventBookings(
         self, request: booking_service_pb2.ListEventBookingsRequest, context: Any
     ) -> booking_service_pb2.ListEventBookingsResponse:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             page = await bookings.list_page(
                 connection,
                 event_id=UUID(request.event_id),

@@ -38,7 +38,7 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
     async def GetVenue(
         self, request: venue_service_pb2.GetVenueRequest, context: Any
     ) -> venue_pb2.Venue:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return messages.venue(
                 await venues.get_venue(connection, venue_id=UUID(request.venue_id))
             )
@@ -59,7 +59,7 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
     async def GetAuditorium(
         self, request: venue_service_pb2.GetAuditoriumRequest, context: Any
     ) -> venue_pb2.Auditorium:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return messages.auditorium(
                 await venues.get_auditorium(connection, auditorium_id=UUID(request.auditorium_id))
             )
@@ -90,7 +90,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self, request: event_service_pb2.GetEventRequest, context: Any
     ) -> event_pb2.Event:
         event_id = UUID(request.event_id)
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             found = await events.get(connection, event_id=event_id)
         left = await self._stock.left(event_id=event_id, with_seats=False)
         return messages.event(found, left, self._clock())
@@ -99,7 +99,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self, request: event_service_pb2.GetAvailabilityRequest, context: Any
     ) -> event_service_pb2.Availability:
         event_id = UUID(request.event_id)
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             await events.get(connection, event_id=event_id)
         left = await self._stock.left(event_id=event_id, with_seats=True)
         return messages.availability(event_id, left)

@@ -4,10 +4,11 @@ A move is tested and made under the booking's row lock, and happens at most once
 to other services belong to saga.py and steps.py; here is what one transaction does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -108,33 +109,41 @@ async def begin_payment(
     """
     payment = Payment(payment_id, provider, PaymentStatus.CREATED, None)
     changed = replace(booking, payment=payment, hold_expire_time=hold_expire_time)
-    await _update(
-        connection,
-        booking.booking_id,
-        now=now,
-        payment_id=payment_id,
-        payment_provider=provider,
-        payment_status=PaymentStatus.CREATED,
-        payment_url=None,
-        hold_expire_time=hold_expire_time,
-    )
+    columns: dict[str, object] = {
+        "payment_id": payment_id,
+        "payment_provider": provider,
+        "payment_status": PaymentStatus.CREATED,
+        "payment_url": None,
+        "hold_expire_time": hold_expire_time,
+    }
     if booking.status is Status.PENDING_PAYMENT:
+        await _update(connection, booking.booking_id, now=now, **columns)
         return changed
     return await move(
-        connection, booking=changed, to=Status.PENDING_PAYMENT, reason="checkout", now=now
+        connection,
+        booking=changed,
+        to=Status.PENDING_PAYMENT,
+        reason="checkout",
+        now=now,
+        columns=columns,
     )
 
 
 async def set_payment_url(
-    connection: AsyncConnection, *, booking_id: UUID, payment_id: UUID, url: str, now: datetime
-) -> None:
-    """Stores where the payment is paid, unless another payment has taken its place."""
-    await connection.execute(
+    connection: AsyncConnection, *, booking: Booking, url: str, now: datetime
+) -> Booking:
+    """Stores where the booking's payment is paid, unless another one has taken its place."""
+    if booking.payment is None:
+        raise ValueError(f"booking {booking.booking_id} has no payment")
+    stored = await connection.execute(
         sa.update(bookings)
-        .where(bookings.c.booking_id == booking_id)
-        .where(bookings.c.payment_id == payment_id)
+        .where(bookings.c.booking_id == booking.booking_id)
+        .where(bookings.c.payment_id == booking.payment.payment_id)
         .values(payment_url=url, update_time=now)
     )
+    if stored.rowcount == 0:
+        return await get(connection, booking_id=booking.booking_id)
+    return replace(booking, payment=replace(booking.payment, payment_url=url), update_time=now)
 
 
 async def set_payment_status(
@@ -170,8 +179,11 @@ async def move(
     reason: str,
     now: datetime,
     reservation_id: UUID | None = None,
+    columns: Mapping[str, object] = MappingProxyType({}),
 ) -> Booking:
     """Moves a locked booking to another state and notes it in the timeline.
+
+    `columns` are further ones to set, which `booking` shows already.
 
     Raises BOOKING_STATE_INVALID for a move that MOVES does not have.
     """
@@ -181,7 +193,7 @@ async def move(
             f"a booking that is {booking.status} cannot become {to}",
             status=booking.status,
         )
-    changes: dict[str, object] = {"status": to}
+    changes: dict[str, object] = {**columns, "status": to}
     if to is Status.CONFIRMED:
         changes["confirm_time"] = now
     if reservation_id is not None:

@@ -18,7 +18,7 @@ from booking_svc.bookings import Booking, Item, PaymentStatus, Status
 from booking_svc.events import Event
 from booking_svc.lifecycle import StepKind
 from booking_svc.money import Money
-from booking_svc.ports import Line, Payments, Stock
+from booking_svc.ports import Line, Payments, Reservation, Stock
 from booking_svc.tables import idempotency_records
 from mesh import idempotency
 from mesh.clock import Clock
@@ -81,21 +81,21 @@ class Saga:
         A call that finds the key's booking without an answer, because the first call
         died on its way, goes on where that one stopped.
         """
+        answer = _Answer(key, encode)
         async with idempotency.running(key):
-            record = await self._find(key)
+            async with self._database.reading() as connection:
+                record = await idempotency.find(connection, idempotency_records, key)
+                if record is not None and record.response is not None:
+                    return record.response
+                event = await events.get(connection, event_id=event_id)
             if record is None:
-                record = await self._hold(
-                    key, customer_id, event_id, wanted, None if checkout else encode
-                )
-            if record.response is not None:
-                return record.response
-            booking = await self._get(record.resource_id)
-            if checkout is not None:
-                booking = await self._checkout_placed(booking, checkout)
-            response = encode(booking)
-            async with self._database.transaction() as connection:
-                await idempotency.finish(connection, idempotency_records, key, response=response)
-            return response
+                booking = await self._hold(answer, customer_id, event, wanted, checkout)
+            else:
+                booking = await self._get(record.resource_id)
+            if checkout is None:
+                # Stored with the booking, here or by a call with this key that was quicker.
+                return encode(booking)
+            return await self._checkout_placed(booking, event, checkout, answer)
 
     async def checkout(
         self, *, booking_id: UUID, owner: UUID | None, checkout: Checkout
@@ -106,36 +106,9 @@ class Saga:
         or what payment_svc refuses with.
         """
         booking = await self._get(booking_id, owner)
-        _refuse_checkout(booking, self._clock())
-        if booking.total.amount_minor == 0:
-            return await self._confirm_free(booking)
-        if booking.payment is not None and booking.payment.payment_url is not None:
-            return booking
-        booking = await self._begin_payment(booking, checkout.provider)
-        payment = booking.payment
-        if payment is None or payment.payment_url is not None:
-            return booking
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             event = await events.get(connection, event_id=booking.event_id)
-        created = await self._payments.create(
-            payment_id=payment.payment_id,
-            booking_id=booking.booking_id,
-            customer_id=booking.customer_id,
-            provider=payment.provider,
-            amount=booking.total,
-            description=_describe(booking, event),
-            success_url=checkout.success_url,
-            cancel_url=checkout.cancel_url,
-        )
-        async with self._database.transaction() as connection:
-            await lifecycle.set_payment_url(
-                connection,
-                booking_id=booking_id,
-                payment_id=payment.payment_id,
-                url=created.payment_url,
-                now=self._clock(),
-            )
-            return await bookings.get(connection, booking_id=booking_id)
+        return await self._start_payment(booking, event, checkout, None)
 
     async def cancel(self, *, booking_id: UUID, owner: UUID | None, reason: str) -> Booking:
         """Cancels a booking that is not paid.
@@ -162,105 +135,145 @@ class Saga:
         self._on_owed()
         return cancelled
 
-    async def _find(self, key: Key) -> idempotency.Record | None:
-        async with self._database.transaction() as connection:
-            return await idempotency.find(connection, idempotency_records, key)
-
     async def _get(self, booking_id: UUID, owner: UUID | None = None) -> Booking:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return await bookings.get(connection, booking_id=booking_id, owner=owner)
 
     async def _hold(
         self,
-        key: Key,
+        answer: "_Answer",
         customer_id: UUID,
-        event_id: UUID,
+        event: Event,
         wanted: Sequence[Wanted],
-        encode: Callable[[Booking], bytes] | None,
-    ) -> idempotency.Record:
-        """Claims the places, then writes booking and record; with `encode`, the answer too."""
+        checkout: Checkout | None,
+    ) -> Booking:
+        """Claims the places, then writes booking and record; without checkout, the answer too."""
         now = self._clock()
-        async with self._database.transaction() as connection:
-            event = await events.get(connection, event_id=event_id)
-            event.refuse_unless_on_sale(now)
+        event.refuse_unless_on_sale(now)
+        async with self._database.reading() as connection:
             items = await _price(connection, event, wanted)
-        booking_id = new_id()
+        is_paid = checkout is not None and any(item.unit_price.amount_minor for item in items)
         reservation = await self._stock.reserve(
-            event_id=event_id,
-            reservation_id=booking_id,
+            event_id=event.event_id,
+            reservation_id=new_id(),
             # A retry after a crash finds the reservation that the first call made.
-            request_key=key.reference,
+            request_key=answer.key.reference,
             customer_id=customer_id,
             lines=_lines(items),
-            expire_time=now + self._hold_ttl,
+            # Checkout in the same call: the payment window at once, and not the hold before it.
+            expire_time=now + (self._payment_window if is_paid else self._hold_ttl),
         )
         if reservation.expire_time <= now:
             raise DomainError(Reason.HOLD_EXPIRED, "the places were held, but not any more")
-        booking_id = reservation.reservation_id
-        booking = _new_booking(booking_id, customer_id, event, items, reservation.expire_time, now)
+        booking = _new_booking(customer_id, event, items, reservation, now)
         async with self._database.transaction() as connection:
-            claimed = await idempotency.claim(
-                connection, idempotency_records, key, resource_id=booking_id, now=now
+            is_first = await idempotency.claim(
+                connection,
+                idempotency_records,
+                answer.key,
+                resource_id=booking.booking_id,
+                now=now,
             )
-            if claimed:
+            if is_first:
                 booking = await lifecycle.insert(connection, booking=booking, reason="placed")
-                response = encode(booking) if encode else None
-                if response is not None:
-                    await idempotency.finish(
-                        connection, idempotency_records, key, response=response
+                if checkout is None:
+                    await answer.store(connection, booking)
+                elif is_paid:
+                    booking = await lifecycle.begin_payment(
+                        connection,
+                        booking=booking,
+                        payment_id=new_id(),
+                        provider=checkout.provider,
+                        hold_expire_time=booking.hold_expire_time,
+                        now=now,
                     )
-                return idempotency.Record(booking_id, response)
-        record = await self._find(key)
-        if record is None:
-            raise DomainError(
-                Reason.IDEMPOTENCY_IN_PROGRESS,
-                "a call with this idempotency key is still running",
-                retry_after_seconds=1,
-            )
-        return record
+                return booking
+        # Another process was quicker with this key: its booking is the one.
+        return await self._get(booking.booking_id)
 
-    async def _checkout_placed(self, booking: Booking, checkout: Checkout) -> Booking:
+    async def _checkout_placed(
+        self, booking: Booking, event: Event, checkout: Checkout, answer: "_Answer"
+    ) -> bytes:
         """Checkout within place: a retry may find it done, and a refusal names the booking."""
-        if booking.status not in lifecycle.UNPAID:
-            return booking
-        try:
-            return await self.checkout(booking_id=booking.booking_id, owner=None, checkout=checkout)
-        except DomainError as refusal:
-            refusal.metadata["booking_id"] = str(booking.booking_id)
-            raise
+        is_open = booking.status in lifecycle.UNPAID
+        if is_open and (booking.payment is None or booking.payment.payment_url is None):
+            try:
+                booking = await self._start_payment(booking, event, checkout, answer)
+            except DomainError as refusal:
+                refusal.metadata["booking_id"] = str(booking.booking_id)
+                raise
+            return answer.encode(booking)
+        async with self._database.transaction() as connection:
+            return await answer.store(connection, booking)
 
-    async def _confirm_free(self, booking: Booking) -> Booking:
+    async def _start_payment(
+        self, booking: Booking, event: Event, checkout: Checkout, answer: "_Answer | None"
+    ) -> Booking:
+        """From a held booking to the page where it is paid; stores the answer with its end."""
+        _refuse_checkout(booking, self._clock())
+        if booking.total.amount_minor == 0:
+            return await self._confirm_free(booking, answer)
+        if booking.payment is None or booking.payment.provider != checkout.provider:
+            booking = await self._begin_payment(booking, checkout.provider)
+        payment = booking.payment
+        if payment is None or payment.payment_url is not None:
+            return booking
+        created = await self._payments.create(
+            payment_id=payment.payment_id,
+            booking_id=booking.booking_id,
+            customer_id=booking.customer_id,
+            provider=payment.provider,
+            amount=booking.total,
+            description=_describe(booking, event),
+            success_url=checkout.success_url,
+            cancel_url=checkout.cancel_url,
+        )
+        async with self._database.transaction() as connection:
+            booking = await lifecycle.set_payment_url(
+                connection, booking=booking, url=created.payment_url, now=self._clock()
+            )
+            if answer is not None:
+                await answer.store(connection, booking)
+        return booking
+
+    async def _confirm_free(self, booking: Booking, answer: "_Answer | None") -> Booking:
         await self._stock.commit(event_id=booking.event_id, reservation_id=booking.reservation_id)
         async with self._database.transaction() as connection:
-            locked = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
-            if locked.status is Status.CONFIRMED:
-                return locked
-            return await lifecycle.move(
-                connection,
-                booking=locked,
-                to=Status.CONFIRMED,
-                reason="nothing to pay",
-                now=self._clock(),
-            )
+            booking = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
+            if booking.status is not Status.CONFIRMED:
+                booking = await lifecycle.move(
+                    connection,
+                    booking=booking,
+                    to=Status.CONFIRMED,
+                    reason="nothing to pay",
+                    now=self._clock(),
+                )
+            if answer is not None:
+                await answer.store(connection, booking)
+        return booking
 
     async def _begin_payment(self, booking: Booking, provider: str) -> Booking:
-        """Extends the hold, once, and gives the booking a payment, not yet known to payment_svc."""
+        """Gives a booking a payment, not yet known to payment_svc, and the time to pay it, once.
+
+        A booking that has one already, with a page, keeps it; without a page, the new
+        provider takes the place of the one that gave none.
+        """
         now = self._clock()
-        reservation = await self._stock.extend(
-            event_id=booking.event_id,
-            reservation_id=booking.reservation_id,
-            expire_time=now + self._payment_window,
-        )
+        hold_expire_time = booking.hold_expire_time
+        if booking.status is Status.HELD:
+            reservation = await self._stock.extend(
+                event_id=booking.event_id,
+                reservation_id=booking.reservation_id,
+                expire_time=now + self._payment_window,
+            )
+            hold_expire_time = reservation.expire_time
         async with self._database.transaction() as connection:
             locked = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
             _refuse_checkout(locked, now)
             payment = locked.payment
-            if payment is not None and payment.provider == provider:
-                return locked
-            if payment is not None and payment.payment_url is not None:
-                return locked
             if payment is not None:
-                # The first provider gave no page; this one takes its place.
+                if payment.provider == provider or payment.payment_url is not None:
+                    return locked
                 await lifecycle.owe(
                     connection, locked.booking_id, StepKind.VOID, payment.payment_id, now=now
                 )
@@ -269,9 +282,22 @@ class Saga:
                 booking=locked,
                 payment_id=new_id(),
                 provider=provider,
-                hold_expire_time=reservation.expire_time,
+                hold_expire_time=hold_expire_time,
                 now=now,
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a key is answered with from now on, stored with the effect that it tells of."""
+
+    key: Key
+    encode: Callable[[Booking], bytes]
+
+    async def store(self, connection: AsyncConnection, booking: Booking) -> bytes:
+        response = self.encode(booking)
+        await idempotency.finish(connection, idempotency_records, self.key, response=response)
+        return response
 
 
 def _refuse_checkout(booking: Booking, now: datetime) -> None:
@@ -356,23 +382,22 @@ def _lines(items: Sequence[Item]) -> list[Line]:
 
 
 def _new_booking(
-    booking_id: UUID,
     customer_id: UUID,
     event: Event,
     items: tuple[Item, ...],
-    hold_expire_time: datetime,
+    reservation: Reservation,
     now: datetime,
 ) -> Booking:
     total = sum(item.unit_price.amount_minor * item.quantity for item in items)
     return Booking(
-        booking_id=booking_id,
+        booking_id=reservation.reservation_id,
         event_id=event.event_id,
         customer_id=customer_id,
         status=Status.HELD,
         items=items,
         total=Money(event.currency_code, total),
-        hold_expire_time=hold_expire_time,
-        reservation_id=booking_id,
+        hold_expire_time=reservation.expire_time,
+        reservation_id=reservation.reservation_id,
         payment=None,
         refund=None,
         cancellation_policy=event.cancellation_policy,

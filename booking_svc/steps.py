@@ -263,7 +263,7 @@ class Steps:
             await _done(connection, step)
 
     async def _get(self, step: Step) -> Booking:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return await bookings.get(connection, booking_id=step.booking_id)
 
     async def _finish(self, step: Step) -> None:

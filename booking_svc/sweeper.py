@@ -17,7 +17,7 @@ async def sweep(database: Database, clock: Clock) -> int:
     A transaction each: a long one would keep payments waiting for its locks.
     """
     now = clock()
-    async with database.transaction() as connection:
+    async with database.reading() as connection:
         lapsed = await lifecycle.lapsed(connection, now=now, limit=_BATCH)
     for booking_id in lapsed:
         async with database.transaction() as connection:

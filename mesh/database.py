@@ -6,6 +6,7 @@ transaction stays open across a network call.
 
 import importlib
 import re
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ class Database:
 
     def __init__(self, engine: AsyncEngine, url: str) -> None:
         self._engine = engine
+        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.url = url
 
     @classmethod
@@ -59,15 +61,24 @@ class Database:
             pool_timeout=_POOL_TIMEOUT_SECONDS,
             pool_recycle=_POOL_RECYCLE_SECONDS,
             pool_use_lifo=True,
-            pool_pre_ping=True,
             connect_args=_CONNECT_ARGS,
             # Else the rowcount of INSERT … ON CONFLICT is -1, and "was it new?" is always no.
             execution_options={"preserve_rowcount": True},
         )
+        sa.event.listen(engine.sync_engine, "checkout", _refuse_closed)
         try:
             yield cls(engine, url)
         finally:
             await engine.dispose()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading: each statement sees the moment at which it runs.
+
+        Without BEGIN and COMMIT, which cost as much as a read.
+        """
+        async with self._reading.connect() as connection:
+            yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -104,8 +115,21 @@ class Database:
 
     async def ping(self) -> None:
         """Raises when the database does not answer."""
-        async with self.transaction() as connection:
+        async with self.reading() as connection:
             await connection.execute(sa.text("SELECT 1"))
+
+
+def _refuse_closed(connection: Any, *_: object) -> None:
+    """Replaces a pooled connection that the server has closed, without asking the server.
+
+    An idle connection has nothing to say: a readable socket is its end. pool_pre_ping
+    would cost a round trip each time, as much as a read.
+    """
+    socket = connection.driver_connection.pgconn.socket
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    if poll.poll(0):
+        raise sa.exc.DisconnectionError
 
 
 def migrate(service: str, url: str) -> None:

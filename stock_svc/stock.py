@@ -200,15 +200,18 @@ async def _seats_left(
     connection: AsyncConnection, event_id: UUID, now: datetime
 ) -> tuple[SeatLeft, ...]:
     has_lapsed = sa.and_(is_active, reservations.c.expire_time <= now)
+    # Looked up seat by seat, at most one live claim each: of a join the planner has made
+    # nested loops over all claims, as long as a new table has no statistics.
     claimed = (
-        sa.select(seat_claims.c.seat_id, seat_claims.c.state)
+        sa.select(seat_claims.c.state)
         .join_from(seat_claims, reservations, _same_reservation(seat_claims))
-        .where(seat_claims.c.event_id == event_id, claim_is_live, ~has_lapsed)
-        .subquery()
+        .where(seat_claims.c.event_id == seats.c.event_id)
+        .where(seat_claims.c.seat_id == seats.c.seat_id)
+        .where(claim_is_live, ~has_lapsed)
+        .scalar_subquery()
     )
     found = await connection.execute(
-        sa.select(seats.c.seat_id, claimed.c.state)
-        .outerjoin_from(seats, claimed, claimed.c.seat_id == seats.c.seat_id)
+        sa.select(seats.c.seat_id, claimed.label("state"))
         .where(seats.c.event_id == event_id)
         .order_by(seats.c.seat_id)
     )

@@ -209,3 +209,24 @@ def test_a_reason_has_its_http_status(gateway: Gateway, reason: Reason) -> None:
     gateway.upstream.answers[PLACE] = refuse
     answer = gateway.rest.post("/api/v1/bookings", json={}, headers=bearer())
     check(answer, STATUSES[reason], reason)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "reason"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, 504, "DEADLINE_EXCEEDED"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "OVERLOADED"),
+        (grpc.StatusCode.INTERNAL, 500, "INTERNAL"),
+    ],
+)
+def test_an_error_of_the_grpc_runtime_gets_a_reason(
+    gateway: Gateway, code: grpc.StatusCode, status: int, reason: str
+) -> None:
+    """A service too busy to answer leaves it to gRPC, which knows no reasons."""
+
+    def refuse(_request: bytes, context: grpc.ServicerContext) -> Message:
+        context.abort(code, 'no "details" of mine')
+
+    gateway.upstream.answers[PLACE] = refuse
+    answer = gateway.rest.post("/api/v1/bookings", json={}, headers=bearer())
+    assert check(answer, status, reason)["message"] == 'no "details" of mine'

@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     invariant,
+    multiple,
     rule,
     run_state_machine_as_test,
 )
@@ -153,7 +155,9 @@ class LedgerMachine(RuleBasedStateMachine):
         wanted=wishes,
         minutes=st.sampled_from([5, 15]),
     )
-    def reserve(self, customer_id: UUID, wanted: list[tuple[str, int | str]], minutes: int) -> Held:
+    def reserve(
+        self, customer_id: UUID, wanted: list[tuple[str, int | str]], minutes: int
+    ) -> Held | MultipleResults[Held]:
         held = Held(
             reservation_id=new_id(),
             customer_id=customer_id,
@@ -162,6 +166,8 @@ class LedgerMachine(RuleBasedStateMachine):
             end=self.now + timedelta(minutes=minutes),
         )
         self.attempt(held)
+        if held.state is not State.ACTIVE:
+            return multiple()
         self.model.append(held)
         return held
 
