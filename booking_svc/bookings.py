@@ -12,9 +12,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc import cancellation
-from booking_svc.money import Money
 from booking_svc.tables import booking_items, booking_timeline, bookings
 from mesh.errors import DomainError, Reason
+from mesh.money import Money
 from mesh.paging import from_token, to_token
 
 
@@ -187,10 +187,10 @@ def _from_row(row: sa.Row[Any], timeline: Sequence[Sequence[Any]]) -> Booking:
         customer_id=row.customer_id,
         status=Status(row.status),
         items=tuple(
-            Item(UUID(offer), UUID(seat) if seat else None, quantity, Money(currency, price))
+            Item(UUID(offer), UUID(seat) if seat else None, quantity, Money(price, currency))
             for offer, seat, quantity, price in row.items
         ),
-        total=Money(currency, row.total_minor),
+        total=Money(row.total_minor, currency),
         hold_expire_time=row.hold_expire_time,
         reservation_id=row.reservation_id,
         payment=None
@@ -200,7 +200,7 @@ def _from_row(row: sa.Row[Any], timeline: Sequence[Sequence[Any]]) -> Booking:
         ),
         refund=None
         if row.refund_id is None
-        else Refund(row.refund_id, Money(currency, row.refund_minor), row.refund_status),
+        else Refund(row.refund_id, Money(row.refund_minor, currency), row.refund_status),
         cancellation_policy=cancellation.from_json(row.cancellation_policy),
         timeline=tuple(
             TimelineEntry(datetime.fromisoformat(time), Status(status), reason)

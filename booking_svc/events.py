@@ -9,13 +9,13 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc import cancellation, time_zones, venues
-from booking_svc.money import Money
 from booking_svc.ports import OfferStock, PoolStock
 from booking_svc.tables import auditoriums, events, offers
 from booking_svc.tables import venues as venues_table
 from mesh.database import constraint_of
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
+from mesh.money import Money
 
 DEFAULT_CURRENCY = "INR"
 DEFAULT_TIME_ZONE = "UTC"
@@ -244,7 +244,7 @@ async def get(connection: AsyncConnection, *, event_id: UUID) -> Event:
         Offer(
             offer.offer_id,
             offer.name,
-            Money(row.currency_code, offer.price_minor),
+            Money(offer.price_minor, row.currency_code),
             offer.pool_id,
             offer.capacity,
             offer.seat_type,

@@ -8,13 +8,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from booking_svc import cancellation
 from booking_svc.bookings import Booking
 from booking_svc.events import DEFAULT_CURRENCY, Event, NewEvent, NewOffer
-from booking_svc.money import Money
 from booking_svc.ports import Left
 from booking_svc.venues import Auditorium, Row, Seat, Venue
 from boxoffice.bookings.v1 import booking_pb2
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, venue_pb2
 from boxoffice.types.v1 import money_pb2
 from mesh.ids import new_id
+from mesh.money import Money
 
 
 def money(value: Money) -> money_pb2.Money:
@@ -99,7 +99,7 @@ def to_new_event(message: event_pb2.Event) -> NewEvent:
         offers=tuple(
             NewOffer(
                 name=offer.name,
-                price=Money(offer.price.currency_code, offer.price.amount_minor),
+                price=Money(offer.price.amount_minor, offer.price.currency_code),
                 # An offer that names no pool has one of its own.
                 pool=offer.pool_id or f"offer {index}",
                 capacity=offer.capacity if offer.HasField("capacity") else None,

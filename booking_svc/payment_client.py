@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from booking_svc.money import Money
 from booking_svc.payment_events import Captured, Failed, PaymentEvent, Refunded
 from booking_svc.ports import Payment, Refund
 from boxoffice.payments.v1 import payment_event_service_pb2 as event_messages
@@ -13,6 +12,7 @@ from boxoffice.payments.v1.payment_event_service_pb2_grpc import PaymentEventSer
 from boxoffice.payments.v1.payment_service_pb2_grpc import PaymentServiceStub
 from boxoffice.types.v1 import money_pb2
 from mesh.consumer import Batch
+from mesh.money import Money
 
 
 class PaymentClient:
@@ -101,4 +101,4 @@ def _payment(message: payment_pb2.Payment) -> Payment:
 
 
 def _money(message: money_pb2.Money) -> Money:
-    return Money(message.currency_code, message.amount_minor)
+    return Money(message.amount_minor, message.currency_code)

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc import bookings, lifecycle
 from booking_svc.bookings import Booking, PaymentStatus, Refund, Status
 from booking_svc.lifecycle import StepKind
-from booking_svc.money import Money
 from mesh.errors import DomainError
+from mesh.money import Money
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from booking_svc.money import Money
+from mesh.money import Money
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from booking_svc import bookings, events, lifecycle, venues
 from booking_svc.bookings import Booking, Item, PaymentStatus, Status
 from booking_svc.events import Event
 from booking_svc.lifecycle import StepKind
-from booking_svc.money import Money
 from booking_svc.ports import Line, Payments, Reservation, Stock
 from booking_svc.tables import idempotency_records
 from mesh import idempotency
@@ -26,6 +25,7 @@ from mesh.database import Database
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.idempotency import Key
 from mesh.ids import new_id
+from mesh.money import Money
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +395,7 @@ def _new_booking(
         customer_id=customer_id,
         status=Status.HELD,
         items=items,
-        total=Money(event.currency_code, total),
+        total=Money(total, event.currency_code),
         hold_expire_time=reservation.expire_time,
         reservation_id=reservation.reservation_id,
         payment=None,

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.ids import new_id
-from payment_svc.money import Money
+from mesh.money import Money
 from payment_svc.payments import PAID, Payment, Status
 from payment_svc.providers import Captured
 from payment_svc.tables import captures

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from boxoffice.payments.v1 import payment_event_service_pb2 as stream_pb2
 from boxoffice.types.v1 import money_pb2
 from mesh import outbox
+from mesh.money import Money
 from payment_svc import tables
-from payment_svc.money import Money
 from payment_svc.payments import Payment
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
-from payment_svc.money import Money
+from mesh.money import Money
 from payment_svc.providers import Order, Session
 from payment_svc.tables import payments
 

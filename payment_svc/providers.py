@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from payment_svc.money import Money
+from mesh.money import Money
 
 
 class ProviderError(Exception):

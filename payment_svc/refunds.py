@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh import idempotency
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
+from mesh.money import Money
 from payment_svc import captures, events, payments
 from payment_svc.captures import Capture, Verdict
-from payment_svc.money import Money
 from payment_svc.pacing import backoff
 from payment_svc.payments import Payment
 from payment_svc.providers import RefundOrder, RefundProcessed, RefundRefused

@@ -21,11 +21,11 @@ from mesh.call import caller, idempotency_key
 from mesh.clock import Clock
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
+from mesh.money import Money
 from mesh.outbox import OutboxReader
 from mesh.tasks import shielded
 from payment_svc import payments, refunds, webhooks
 from payment_svc.cashier import Cashier
-from payment_svc.money import Money
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment
 from payment_svc.providers import Order, WebhookEvent

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from payment_svc.money import Money
+from mesh.money import Money
 from payment_svc.sandbox import ledger, outgoing
 from payment_svc.sandbox.ledger import Entry, Kind
 from payment_svc.tables import sandbox_payments

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from payment_svc.money import Money
+from mesh.money import Money
 from payment_svc.tables import sandbox_ledger
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from mesh.clock import Clock
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
-from payment_svc.money import Money
+from mesh.money import Money
 from payment_svc.pacing import Wakeup
 from payment_svc.providers import (
     Captured,

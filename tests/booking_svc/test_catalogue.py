@@ -9,12 +9,12 @@ import alembic.command
 import pytest
 
 from booking_svc import events, venues
-from booking_svc.money import Money
 from booking_svc.saga import Wanted
 from booking_svc.venues import Auditorium, Row, Seat
 from mesh.database import alembic_config
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+from mesh.money import Money
 from tests.booking_svc.world import START, World, a_new_event, an_offer
 
 
@@ -86,7 +86,7 @@ async def test_an_event_reads_back_as_it_was_made(world: World) -> None:
 async def test_offers_that_share_a_pool_share_its_places(world: World) -> None:
     event = await world.an_event(
         an_offer(name="Standard", capacity=10),
-        an_offer(name="Early bird", capacity=None, price=Money("INR", 100_000)),
+        an_offer(name="Early bird", capacity=None, price=Money(100_000, "INR")),
     )
     assert event.total_capacity == 10
     await world.place(
@@ -109,7 +109,7 @@ async def test_seats_are_sold_by_the_offer_of_their_type(world: World) -> None:
             pool="p",
             capacity=None,
             seat_type="PREMIUM",
-            price=Money("INR", 250_000),
+            price=Money(250_000, "INR"),
         ),
         auditorium_id=auditorium.auditorium_id,
         time_zone="",
@@ -117,7 +117,7 @@ async def test_seats_are_sold_by_the_offer_of_their_type(world: World) -> None:
     assert (event.total_capacity, event.venue_name, event.time_zone) == (4, "Regal", "Asia/Kolkata")
     front, back = auditorium.rows[0].seats[0].seat_id, auditorium.rows[1].seats[0].seat_id
     booking = await world.place(event, wanted=[Wanted(None, 1, front), Wanted(None, 1, back)])
-    assert booking.total == Money("INR", 400_000)
+    assert booking.total == Money(400_000, "INR")
 
     async def reason_of(*seats: UUID) -> Reason:
         with pytest.raises(DomainError) as refusal:

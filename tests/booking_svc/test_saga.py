@@ -9,11 +9,11 @@ import pytest
 from booking_svc import payment_events
 from booking_svc.bookings import PaymentStatus, Status
 from booking_svc.lifecycle import MOVES
-from booking_svc.money import Money
 from booking_svc.saga import Checkout, Wanted
 from mesh import idempotency
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+from mesh.money import Money
 from tests.booking_svc.world import HOLD, SANDBOX, WINDOW, ProcessDiedError, World, an_offer
 
 
@@ -36,7 +36,7 @@ async def test_placing_holds_the_places(world: World) -> None:
     event = await world.an_event()
     booking = await world.place(event, quantity=3, checkout=None)
     assert booking.status is Status.HELD
-    assert booking.total == Money("INR", 450_000)
+    assert booking.total == Money(450_000, "INR")
     assert booking.hold_expire_time == world.clock() + HOLD
     assert await world.available(event) == 7
 
@@ -73,7 +73,7 @@ async def test_a_captured_payment_confirms(world: World) -> None:
 
 
 async def test_a_free_booking_is_confirmed_by_checkout(world: World) -> None:
-    event = await world.an_event(an_offer(price=Money("INR", 0)))
+    event = await world.an_event(an_offer(price=Money(0, "INR")))
     booking = await world.place(event)
     assert booking.status is Status.CONFIRMED
     assert world.payments.opened == {}
@@ -300,7 +300,7 @@ async def test_a_refused_payment_fails_the_booking(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "amount", [Money("INR", 149_999), Money("INR", 150_001), Money("USD", 150_000)]
+    "amount", [Money(149_999, "INR"), Money(150_001, "INR"), Money(150_000, "USD")]
 )
 async def test_the_wrong_money_never_confirms(world: World, amount: Money) -> None:
     event = await world.an_event()

@@ -13,13 +13,13 @@ from uuid import UUID
 from booking_svc import bookings, events, payment_events, ports, sweeper
 from booking_svc.bookings import Booking
 from booking_svc.events import Event, NewEvent, NewOffer
-from booking_svc.money import Money
 from booking_svc.saga import Checkout, Saga, Wanted
 from booking_svc.steps import Steps
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.idempotency import Key
 from mesh.ids import new_id
+from mesh.money import Money
 from stock_svc import audit as stock_audit
 from stock_svc import reservations, stock
 from stock_svc.demand import Line
@@ -176,7 +176,7 @@ class Payments:
 
     async def refund(self, *, payment_id: UUID, key: str, reason: str) -> ports.Refund:
         async def refund_it() -> ports.Refund:
-            refund = ports.Refund(new_id(), self.opened.get(payment_id, Money("INR", 1)))
+            refund = ports.Refund(new_id(), self.opened.get(payment_id, Money(1, "INR")))
             return self.refunds.setdefault(key, (payment_id, refund))[1]
 
         return await self.crashes.around(refund_it)
@@ -281,7 +281,7 @@ class World:
 def an_offer(**changes: Any) -> NewOffer:
     offer = NewOffer(
         name="Floor",
-        price=Money("INR", 150_000),
+        price=Money(150_000, "INR"),
         pool="floor",
         capacity=10,
         seat_type=None,

@@ -84,8 +84,7 @@ def test_the_lock_is_split_without_losing_a_line() -> None:
 
 
 def test_it_runs_on_a_bare_python_and_costs_nothing_when_there_is_nothing_to_do() -> None:
-    if not bootstrap.is_current():
-        pytest.skip("the environment was not made by `make`")
+    assert bootstrap.is_current(), "the environment is not the one that `make test` makes"
     began = time.monotonic()
     completed = subprocess.run(
         [sys.executable, "-I", "-S", str(SOURCE)], capture_output=True, text=True, check=False

@@ -13,9 +13,9 @@ from boxoffice.payments.v1.payment_event_service_pb2 import PaymentEvent
 from mesh import idempotency
 from mesh.database import Database
 from mesh.ids import new_id
+from mesh.money import Money
 from payment_svc import captures, observations, payments, refunds, tables, webhooks
 from payment_svc.cashier import Cashier
-from payment_svc.money import Money
 from payment_svc.observations import Outcome
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment

@@ -10,9 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from mesh.ids import new_id
+from mesh.money import Money
 from payment_svc import observations, payments, tables
 from payment_svc.captures import Verdict
-from payment_svc.money import Money
 from payment_svc.observations import Outcome
 from payment_svc.payments import Payment, Status
 from payment_svc.providers import (

@@ -9,9 +9,9 @@ import sqlalchemy as sa
 
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+from mesh.money import Money
 from payment_svc import payments, tables
 from payment_svc.cashier import Cashier
-from payment_svc.money import Money
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
 from payment_svc.providers import (

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+from mesh.money import Money
 from payment_svc import captures, refunds, tables
 from payment_svc.captures import Verdict
 from payment_svc.cashier import Cashier
-from payment_svc.money import Money
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
 from payment_svc.providers import ProviderError, RefundOrder, RefundProcessed, RefundRefused

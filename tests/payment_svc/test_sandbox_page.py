@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mesh.ids import new_id
-from payment_svc.money import Money
+from mesh.money import Money
 from payment_svc.sandbox import pages
 from payment_svc.sandbox.bank import SandboxSession, State
 

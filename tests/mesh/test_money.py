@@ -1,6 +1,6 @@
 import pytest
 
-from payment_svc.money import Money, exponent
+from mesh.money import Money, exponent
 
 
 @pytest.mark.parametrize(
