@@ -161,6 +161,7 @@ def test_a_services_own_error_keeps_its_details(gateway: Gateway) -> None:
     gateway.upstream.answers[PLACE] = refuse
     answer = gateway.rest.post("/api/v1/bookings", json={}, headers=bearer())
     assert answer.status_code == 409
+    assert answer.headers["retry-after"] == "2"
     assert answer.json() == {
         "code": 10,
         "message": "only 1 of the 2 places is left",

@@ -4,7 +4,8 @@
 -- clients get the JSON with the details that only the reply itself knows: the field at
 -- fault, when to come back. gRPC and gRPC-Web clients get status, message and details.
 -- All other answers of REST calls lose gRPC's headers and get their success status. An error
--- that gRPC's runtime made instead of a service gets the reason that its code stands for.
+-- that gRPC's runtime made instead of a service gets the reason that its code stands for, and
+-- a service's RetryInfo comes as Retry-After too.
 
 local CODE = "x-boxoffice-code"
 local MESSAGE = "x-boxoffice-message"
@@ -102,13 +103,17 @@ local function rest_success(handle, headers)
   end
 end
 
--- For example `{"code":4,"message":"Deadline Exceeded","details":[]}` of a service too busy to answer.
-local function rest_runtime_error(handle)
+local function rest_error(handle)
   local body = handle:body()
   if not body or body:length() == 0 then
     return
   end
   local json = body:getBytes(0, body:length())
+  local delay = json:match('"retryDelay":"([%d%.]+)s"')
+  if delay then
+    handle:headers():replace("retry-after", string.format("%d", math.ceil(tonumber(delay))))
+  end
+  -- For example `{"code":4,"message":"Deadline Exceeded","details":[]}` of a service too busy.
   local head, code = json:match('^({"code":(%d+),"message":".*","details":%[)%]}%s*$')
   if head then
     local reason = REASONS[code] or "INTERNAL"
@@ -141,7 +146,7 @@ function envoy_on_response(handle)
       if headers:get(":status") == "200" then
         rest_success(handle, headers)
       else
-        rest_runtime_error(handle)
+        rest_error(handle)
       end
     end
   end
