@@ -41,6 +41,7 @@ async def open_service(
                 database=database,
                 hasher=hasher,
                 key=key,
+                refresh_key=settings.refresh_key,
                 admin_secret=None if secret is None else secret.get_secret_value(),
                 access_lifetime=timedelta(seconds=settings.access_token_ttl_seconds),
                 refresh_lifetime=timedelta(days=settings.refresh_token_ttl_days),

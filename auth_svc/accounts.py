@@ -59,7 +59,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """The tokens of a new session and how long they live."""
+    """A session's newest tokens and how long they live."""
 
     user: User
     access_token: str
@@ -69,7 +69,7 @@ class SignedIn:
 
 
 class Accounts:
-    """Signing up and in: password work between two short transactions.
+    """Signing up, in and on: password work between two short transactions.
 
     Admin sign-up is off without `admin_secret`.
     """
@@ -80,6 +80,7 @@ class Accounts:
         database: Database,
         hasher: PasswordHasher,
         key: SigningKey,
+        refresh_key: bytes,
         admin_secret: str | None,
         access_lifetime: timedelta,
         refresh_lifetime: timedelta,
@@ -87,6 +88,7 @@ class Accounts:
         self._database = database
         self._hasher = hasher
         self._key = key
+        self._refresh_key = refresh_key
         self._admin_secret = admin_secret
         self._access_lifetime = access_lifetime
         self._refresh_lifetime = refresh_lifetime
@@ -148,17 +150,31 @@ class Accounts:
             session = await sessions.start(
                 connection, user_id=user.user_id, idle_lifetime=self._refresh_lifetime, now=now
             )
-        access_token = tokens.issue(
-            self._key,
-            user_id=user.user_id,
-            session_id=session.session_id,
-            role=user.role,
-            lifetime=self._access_lifetime,
-            now=now,
-        )
-        return SignedIn(
-            user, access_token, self._access_lifetime, session.refresh_token, self._refresh_lifetime
-        )
+        return self._signed_in(user, session, now=now)
+
+    async def refresh(self, *, refresh_token: str, now: datetime) -> SignedIn:
+        """The next tokens of a session.
+
+        Raises TOKEN_INVALID, TOKEN_EXPIRED, ACCOUNT_DEACTIVATED, or TOKEN_REUSED after
+        ending the session.
+        """
+        async with self._database.transaction() as connection:
+            session = await sessions.rotate(
+                connection,
+                refresh_token=refresh_token,
+                key=self._refresh_key,
+                idle_lifetime=self._refresh_lifetime,
+                now=now,
+            )
+            if session is not None:
+                user = await get_user(connection, user_id=session.user_id)
+                _require_active(user)
+        # Outside of the block: an error in it would undo the end of the session.
+        if session is None:
+            raise DomainError(
+                Reason.TOKEN_REUSED, "this refresh token was used before; sign in again"
+            )
+        return self._signed_in(user, session, now=now)
 
     async def get(self, user_id: UUID) -> User:
         """An account. Raises USER_NOT_FOUND."""
@@ -184,6 +200,23 @@ class Accounts:
         async with self._database.transaction() as connection:
             await insert_user(connection, user=user, password_hash=password_hash)
         return user
+
+    def _signed_in(self, user: User, session: sessions.Tokens, *, now: datetime) -> SignedIn:
+        access_token = tokens.issue(
+            self._key,
+            user_id=user.user_id,
+            session_id=session.session_id,
+            role=user.role,
+            lifetime=self._access_lifetime,
+            now=now,
+        )
+        return SignedIn(
+            user,
+            access_token,
+            self._access_lifetime,
+            session.refresh_token,
+            session.expire_time - now,
+        )
 
 
 async def insert_user(connection: AsyncConnection, *, user: User, password_hash: str) -> None:
@@ -248,9 +281,13 @@ async def _lock_verified(connection: AsyncConnection, *, credentials: Credential
     if row is None:
         raise _wrong_credentials()
     user = _to_user(row)
+    _require_active(user)
+    return user
+
+
+def _require_active(user: User) -> None:
     if not user.is_active:
         raise DomainError(Reason.ACCOUNT_DEACTIVATED, "this account is deactivated")
-    return user
 
 
 async def _replace_hash(connection: AsyncConnection, *, user_id: UUID, password_hash: str) -> None:

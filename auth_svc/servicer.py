@@ -1,6 +1,6 @@
 """Translates between the contract and the domain, and nothing else."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import grpc
@@ -66,9 +66,24 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
         return auth_service_pb2.LoginResponse(
             access_token=signed_in.access_token,
             token_type=_TOKEN_TYPE,
-            expires_in=int(signed_in.access_lifetime.total_seconds()),
+            expires_in=_seconds(signed_in.access_lifetime),
             refresh_token=signed_in.refresh_token,
-            refresh_expires_in=int(signed_in.refresh_lifetime.total_seconds()),
+            refresh_expires_in=_seconds(signed_in.refresh_lifetime),
+            user=to_proto(signed_in.user),
+        )
+
+    async def RefreshToken(
+        self, request: auth_service_pb2.RefreshTokenRequest, context: _Context
+    ) -> auth_service_pb2.RefreshTokenResponse:
+        signed_in = await self._accounts.refresh(
+            refresh_token=request.refresh_token, now=self._clock()
+        )
+        return auth_service_pb2.RefreshTokenResponse(
+            access_token=signed_in.access_token,
+            token_type=_TOKEN_TYPE,
+            expires_in=_seconds(signed_in.access_lifetime),
+            refresh_token=signed_in.refresh_token,
+            refresh_expires_in=_seconds(signed_in.refresh_lifetime),
             user=to_proto(signed_in.user),
         )
 
@@ -109,6 +124,10 @@ def to_proto(user: User) -> user_pb2.User:
         create_time=_timestamp(user.create_time),
         update_time=_timestamp(user.update_time),
     )
+
+
+def _seconds(lifetime: timedelta) -> int:
+    return int(lifetime.total_seconds())
 
 
 def _timestamp(time: datetime) -> Timestamp:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -23,13 +22,9 @@ from tests.auth_svc.conftest import (
     NOW,
     PEPPER,
     a_sign_up,
+    rows,
     some_accounts,
 )
-
-
-async def rows(database: Database, table: sa.Table) -> list[Any]:
-    async with database.transaction() as connection:
-        return list(await connection.execute(sa.select(table)))
 
 
 async def change_users(database: Database, **values: object) -> None:
