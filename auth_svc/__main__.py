@@ -54,7 +54,7 @@ async def open_service(
                         auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
                     ),
                     Servicer(
-                        AccountServicer(accounts),
+                        AccountServicer(accounts, database, clock),
                         auth_service_pb2_grpc.add_AccountServiceServicer_to_server,
                         auth_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
                     ),

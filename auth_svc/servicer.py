@@ -2,15 +2,20 @@
 
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from auth_svc import sessions
 from auth_svc.accounts import Accounts, Role, User
 from auth_svc.tokens import PublicKey
-from boxoffice.auth.v1 import auth_service_pb2, auth_service_pb2_grpc, user_pb2
+from boxoffice.auth.v1 import auth_service_pb2, auth_service_pb2_grpc, session_pb2, user_pb2
+from mesh import paging
 from mesh.call import caller
 from mesh.clock import Clock
+from mesh.database import Database
 from mesh.identity import ALGORITHM
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -103,13 +108,57 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
 class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
     """Reading and changing one's own account."""
 
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: Accounts, database: Database, clock: Clock) -> None:
         self._accounts = accounts
+        self._database = database
+        self._clock = clock
 
     async def GetMe(
         self, request: auth_service_pb2.GetMeRequest, context: _Context
     ) -> user_pb2.User:
         return to_proto(await self._accounts.get(caller().user()))
+
+    async def Logout(
+        self, request: auth_service_pb2.LogoutRequest, context: _Context
+    ) -> auth_service_pb2.LogoutResponse:
+        user_id, now = caller().user(), self._clock()
+        async with self._database.transaction() as connection:
+            if request.scope == auth_service_pb2.LogoutRequest.CURRENT_SESSION:
+                ended = await sessions.end_one(
+                    connection, user_id=user_id, session_id=caller().session(), now=now
+                )
+            else:
+                ended = await sessions.end_all(connection, user_id=user_id, now=now)
+        return auth_service_pb2.LogoutResponse(message="signed out", tokens_invalidated=ended)
+
+    async def ListSessions(
+        self, request: auth_service_pb2.ListSessionsRequest, context: _Context
+    ) -> auth_service_pb2.ListSessionsResponse:
+        async with self._database.snapshot() as connection:
+            page = await sessions.list_page(
+                connection,
+                user_id=caller().user(),
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+                now=self._clock(),
+            )
+        return auth_service_pb2.ListSessionsResponse(
+            sessions=[_session_to(session) for session in page.sessions],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def RevokeSession(
+        self, request: auth_service_pb2.RevokeSessionRequest, context: _Context
+    ) -> Empty:
+        async with self._database.transaction() as connection:
+            await sessions.revoke(
+                connection,
+                user_id=caller().user(),
+                session_id=UUID(request.session_id),
+                now=self._clock(),
+            )
+        return Empty()
 
 
 def to_proto(user: User) -> user_pb2.User:
@@ -123,6 +172,16 @@ def to_proto(user: User) -> user_pb2.User:
         is_active=user.is_active,
         create_time=_timestamp(user.create_time),
         update_time=_timestamp(user.update_time),
+    )
+
+
+def _session_to(session: sessions.Session) -> session_pb2.Session:
+    return session_pb2.Session(
+        session_id=str(session.session_id),
+        is_current=session.session_id == caller().session_id,
+        create_time=_timestamp(session.create_time),
+        refresh_time=_timestamp(session.refresh_time),
+        expire_time=_timestamp(session.expire_time),
     )
 
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc.tables import refresh_tokens, sessions
+from mesh import paging
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 
@@ -36,6 +37,25 @@ class Tokens:
     user_id: UUID
     refresh_token: str
     expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session that can be refreshed, until `expire_time` unless it is refreshed before."""
+
+    session_id: UUID
+    create_time: datetime
+    refresh_time: datetime
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """Sessions, newest first. `next_page_token` is empty on the last page."""
+
+    sessions: tuple[Session, ...]
+    next_page_token: str
+    total_size: int
 
 
 async def start(
@@ -99,7 +119,7 @@ async def rotate(
     )
     token = rows.one()
     if token.use_time is not None and now - token.use_time > GRACE:
-        await _end(connection, session_id=session.session_id, now=now)
+        await _end(connection, sessions.c.session_id == session.session_id, now=now)
         return None
     if session.revoke_time is not None:
         raise _not_usable()
@@ -123,6 +143,69 @@ async def rotate(
     return successor
 
 
+async def list_page(
+    connection: AsyncConnection, *, user_id: UUID, page_size: int, page_token: str, now: datetime
+) -> SessionPage:
+    """A page of a user's sessions that can be refreshed. Raises VALIDATION_FAILED."""
+    live = (
+        sa.select(
+            sessions.c.session_id,
+            sessions.c.create_time,
+            refresh_tokens.c.create_time.label("refresh_time"),
+            refresh_tokens.c.expire_time,
+        )
+        .join_from(sessions, refresh_tokens)
+        .where(sessions.c.user_id == user_id, sessions.c.revoke_time.is_(None))
+        .where(refresh_tokens.c.use_time.is_(None), refresh_tokens.c.expire_time > now)
+    )
+    total = await connection.execute(sa.select(sa.func.count()).select_from(live.subquery()))
+    after = paging.id_from_token(page_token)
+    # UUIDv7 sorts by the time of making.
+    page = live if after is None else live.where(sessions.c.session_id < after)
+    rows = await connection.execute(
+        page.order_by(sessions.c.session_id.desc()).limit(page_size + 1)
+    )
+    found = [
+        Session(row.session_id, row.create_time, row.refresh_time, row.expire_time) for row in rows
+    ]
+    shown = tuple(found[:page_size])
+    more = len(found) > page_size
+    return SessionPage(
+        shown, paging.to_token(str(shown[-1].session_id)) if more else "", total.scalar_one()
+    )
+
+
+async def end_all(
+    connection: AsyncConnection, *, user_id: UUID, keep: UUID | None = None, now: datetime
+) -> int:
+    """Ends a user's sessions, except `keep`. Returns how many could be refreshed until now."""
+    ended = sessions.c.user_id == user_id
+    if keep is not None:
+        ended &= sessions.c.session_id != keep
+    return await _end(connection, ended, now=now)
+
+
+async def end_one(
+    connection: AsyncConnection, *, user_id: UUID, session_id: UUID, now: datetime
+) -> int:
+    """Ends a user's session. Returns 1 when it could be refreshed until now, else 0."""
+    ended = (sessions.c.user_id == user_id) & (sessions.c.session_id == session_id)
+    return await _end(connection, ended, now=now)
+
+
+async def revoke(
+    connection: AsyncConnection, *, user_id: UUID, session_id: UUID, now: datetime
+) -> None:
+    """Ends a user's session, if not ended already. Raises SESSION_NOT_FOUND."""
+    ended = await connection.execute(
+        sa.update(sessions)
+        .where(sessions.c.user_id == user_id, sessions.c.session_id == session_id)
+        .values(revoke_time=sa.func.coalesce(sessions.c.revoke_time, now))
+    )
+    if ended.rowcount == 0:
+        raise DomainError(Reason.SESSION_NOT_FOUND, "no such session")
+
+
 def hash_of(refresh_token: str) -> bytes:
     """How a refresh token is stored. 256 random bits need no salt and no slow hash."""
     return hashlib.sha256(refresh_token.encode()).digest()
@@ -139,12 +222,26 @@ async def _insert_token(connection: AsyncConnection, *, tokens: Tokens, now: dat
     )
 
 
-async def _end(connection: AsyncConnection, *, session_id: UUID, now: datetime) -> None:
-    await connection.execute(
-        sa.update(sessions)
-        .where(sessions.c.session_id == session_id, sessions.c.revoke_time.is_(None))
-        .values(revoke_time=now)
+async def _end(connection: AsyncConnection, which: sa.ColumnElement[bool], *, now: datetime) -> int:
+    could_be_refreshed = sa.exists().where(
+        refresh_tokens.c.session_id == sessions.c.session_id,
+        refresh_tokens.c.use_time.is_(None),
+        refresh_tokens.c.expire_time > now,
     )
+    # In one order: two that end the same sessions at once do not wait for each other in a ring.
+    locked = await connection.execute(
+        sa.select(sessions.c.session_id)
+        .where(which, sessions.c.revoke_time.is_(None))
+        .order_by(sessions.c.session_id)
+        .with_for_update(key_share=True)
+    )
+    ended = await connection.execute(
+        sa.update(sessions)
+        .where(sessions.c.session_id.in_(locked.scalars().all()))
+        .values(revoke_time=now)
+        .returning(could_be_refreshed)
+    )
+    return sum(ended.scalars())
 
 
 def _not_usable() -> DomainError:
