@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from auth_svc import sessions
+from auth_svc import profile, sessions
 from auth_svc.accounts import Accounts, Role, User
 from auth_svc.tokens import PublicKey
 from boxoffice.auth.v1 import auth_service_pb2, auth_service_pb2_grpc, session_pb2, user_pb2
@@ -117,6 +117,20 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
         self, request: auth_service_pb2.GetMeRequest, context: _Context
     ) -> user_pb2.User:
         return to_proto(await self._accounts.get(caller().user()))
+
+    async def UpdateProfile(
+        self, request: auth_service_pb2.UpdateProfileRequest, context: _Context
+    ) -> user_pb2.User:
+        async with self._database.transaction() as connection:
+            user = await profile.update_profile(
+                connection,
+                user_id=caller().user(),
+                full_name=request.full_name if request.HasField("full_name") else None,
+                phone=request.phone if request.HasField("phone") else None,
+                address=request.address if request.HasField("address") else None,
+                now=self._clock(),
+            )
+        return to_proto(user)
 
     async def Logout(
         self, request: auth_service_pb2.LogoutRequest, context: _Context

@@ -130,6 +130,9 @@ class Api:
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         return self.client.post(path, json=body, headers=self._headers(headers))
 
+    def send(self, verb: str, path: str, body: Any) -> httpx.Response:
+        return self.client.request(verb, path, json=body, headers=self._headers({}))
+
     def delete(self, path: str) -> httpx.Response:
         return self.client.delete(path, headers=self._headers({}))
 
