@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import sessions, tokens
-from auth_svc.passwords import PasswordHasher, check_policy
+from auth_svc.passwords import PasswordHasher, check_policy, is_same
 from auth_svc.tables import users
 from auth_svc.tokens import SigningKey
 from mesh.database import Database
@@ -145,6 +145,8 @@ class Accounts:
             fresh_hash = await self._hasher.hash(password)
         async with self._database.transaction() as connection:
             user = await _lock_verified(connection, credentials=found)
+            if user is None:
+                raise _wrong_credentials()
             if fresh_hash is not None:
                 await _replace_hash(connection, user_id=user.user_id, password_hash=fresh_hash)
             session = await sessions.start(
@@ -175,6 +177,48 @@ class Accounts:
                 Reason.TOKEN_REUSED, "this refresh token was used before; sign in again"
             )
         return self._signed_in(user, session, now=now)
+
+    async def change_password(
+        self,
+        *,
+        user_id: UUID,
+        session_id: UUID,
+        current_password: str,
+        new_password: str,
+        now: datetime,
+    ) -> datetime:
+        """Replaces the password and ends every session but `session_id`.
+
+        Returns when it changed. Raises PASSWORD_TOO_WEAK, CURRENT_PASSWORD_INCORRECT,
+        PASSWORD_UNCHANGED, ACCOUNT_DEACTIVATED or USER_NOT_FOUND.
+        """
+        async with self._database.transaction() as connection:
+            user = await get_user(connection, user_id=user_id)
+            credentials = await _get_credentials(connection, user_id=user_id)
+        check_policy(new_password, email=user.email, full_name=user.full_name, field="new_password")
+        if not await self._hasher.verify(current_password, credentials.password_hash):
+            raise _wrong_current_password()
+        if is_same(current_password, new_password):
+            raise DomainError(
+                Reason.PASSWORD_UNCHANGED,
+                "the new password is the one of now",
+                violations=(FieldViolation("new_password", "must be another password than now"),),
+            )
+        password_hash = await self._hasher.hash(new_password)
+        async with self._database.transaction() as connection:
+            if await _lock_verified(connection, credentials=credentials) is None:
+                raise _wrong_current_password()
+            await connection.execute(
+                sa.update(users)
+                .where(users.c.user_id == user_id)
+                .values(
+                    password_hash=password_hash,
+                    password_change_time=now,
+                    update_time=sa.func.greatest(users.c.update_time, now),
+                )
+            )
+            await sessions.end_all(connection, user_id=user_id, keep=session_id, now=now)
+        return now
 
     async def get(self, user_id: UUID) -> User:
         """An account. Raises USER_NOT_FOUND."""
@@ -265,8 +309,17 @@ async def get_user(connection: AsyncConnection, *, user_id: UUID) -> User:
     return _to_user(row)
 
 
-async def _lock_verified(connection: AsyncConnection, *, credentials: Credentials) -> User:
-    """The account whose password was checked, as it is now.
+async def _get_credentials(connection: AsyncConnection, *, user_id: UUID) -> Credentials:
+    rows = await connection.execute(
+        sa.select(users.c.user_id, users.c.password_hash, users.c.password_change_time).where(
+            users.c.user_id == user_id
+        )
+    )
+    return Credentials(*rows.one())
+
+
+async def _lock_verified(connection: AsyncConnection, *, credentials: Credentials) -> User | None:
+    """The account whose password was checked, as it is now; None when it has another by now.
 
     The row lock orders this sign-in against a deactivation or a new password: either
     comes first and is seen here, or it comes later and ends the session too.
@@ -279,7 +332,7 @@ async def _lock_verified(connection: AsyncConnection, *, credentials: Credential
     )
     row = rows.one_or_none()
     if row is None:
-        raise _wrong_credentials()
+        return None
     user = _to_user(row)
     _require_active(user)
     return user
@@ -306,6 +359,14 @@ def _email_key(email: str) -> str:
 def _wrong_credentials() -> DomainError:
     # One text for both: it must not tell which addresses have accounts.
     return DomainError(Reason.INVALID_CREDENTIALS, "wrong e-mail address or password")
+
+
+def _wrong_current_password() -> DomainError:
+    return DomainError(
+        Reason.CURRENT_PASSWORD_INCORRECT,
+        "this is not the password of now",
+        violations=(FieldViolation("current_password", "is not the password of now"),),
+    )
 
 
 _USER_COLUMNS = (

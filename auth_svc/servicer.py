@@ -132,6 +132,21 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
             )
         return to_proto(user)
 
+    async def ChangePassword(
+        self, request: auth_service_pb2.ChangePasswordRequest, context: _Context
+    ) -> auth_service_pb2.ChangePasswordResponse:
+        change_time = await self._accounts.change_password(
+            user_id=caller().user(),
+            session_id=caller().session(),
+            current_password=request.current_password,
+            new_password=request.new_password,
+            now=self._clock(),
+        )
+        return auth_service_pb2.ChangePasswordResponse(
+            message="password changed; other sessions are signed out",
+            change_time=_timestamp(change_time),
+        )
+
     async def Logout(
         self, request: auth_service_pb2.LogoutRequest, context: _Context
     ) -> auth_service_pb2.LogoutResponse:
