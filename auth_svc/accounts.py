@@ -302,11 +302,11 @@ async def find_credentials(connection: AsyncConnection, *, email: str) -> Creden
 
 async def get_user(connection: AsyncConnection, *, user_id: UUID) -> User:
     """An account. Raises USER_NOT_FOUND."""
-    rows = await connection.execute(sa.select(*_USER_COLUMNS).where(users.c.user_id == user_id))
+    rows = await connection.execute(sa.select(*USER_COLUMNS).where(users.c.user_id == user_id))
     row = rows.one_or_none()
     if row is None:
         raise DomainError(Reason.USER_NOT_FOUND, "no such user")
-    return _to_user(row)
+    return to_user(row)
 
 
 async def _get_credentials(connection: AsyncConnection, *, user_id: UUID) -> Credentials:
@@ -325,7 +325,7 @@ async def _lock_verified(connection: AsyncConnection, *, credentials: Credential
     comes first and is seen here, or it comes later and ends the session too.
     """
     rows = await connection.execute(
-        sa.select(*_USER_COLUMNS)
+        sa.select(*USER_COLUMNS)
         .where(users.c.user_id == credentials.user_id)
         .where(users.c.password_change_time == credentials.password_change_time)
         .with_for_update(key_share=True)
@@ -333,7 +333,7 @@ async def _lock_verified(connection: AsyncConnection, *, credentials: Credential
     row = rows.one_or_none()
     if row is None:
         return None
-    user = _to_user(row)
+    user = to_user(row)
     _require_active(user)
     return user
 
@@ -369,7 +369,7 @@ def _wrong_current_password() -> DomainError:
     )
 
 
-_USER_COLUMNS = (
+USER_COLUMNS = (
     users.c.user_id,
     users.c.email,
     users.c.full_name,
@@ -382,7 +382,7 @@ _USER_COLUMNS = (
 )
 
 
-def _to_user(row: sa.Row[*tuple[Any, ...]]) -> User:
+def to_user(row: sa.Row[*tuple[Any, ...]]) -> User:
     return User(
         user_id=row.user_id,
         email=row.email,

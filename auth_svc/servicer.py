@@ -8,10 +8,17 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from auth_svc import profile, sessions
-from auth_svc.accounts import Accounts, Role, User
+from auth_svc import profile, sessions, users
+from auth_svc.accounts import Accounts, Role, User, get_user
 from auth_svc.tokens import PublicKey
-from boxoffice.auth.v1 import auth_service_pb2, auth_service_pb2_grpc, session_pb2, user_pb2
+from boxoffice.auth.v1 import (
+    auth_service_pb2,
+    auth_service_pb2_grpc,
+    session_pb2,
+    user_pb2,
+    user_service_pb2,
+    user_service_pb2_grpc,
+)
 from mesh import paging
 from mesh.call import caller
 from mesh.clock import Clock
@@ -27,6 +34,8 @@ _ROLES = {
     Role.STAFF: user_pb2.User.STAFF,
     Role.ADMIN: user_pb2.User.ADMIN,
 }
+# Without UNSPECIFIED: what is left out is None.
+_ROLES_FROM = {number: role for role, number in _ROLES.items()}
 
 
 class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
@@ -188,6 +197,50 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
                 now=self._clock(),
             )
         return Empty()
+
+
+class UserServicer(user_service_pb2_grpc.UserServiceServicer):
+    """Looking after accounts, for admins."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def ListUsers(
+        self, request: user_service_pb2.ListUsersRequest, context: _Context
+    ) -> user_service_pb2.ListUsersResponse:
+        async with self._database.snapshot() as connection:
+            page = await users.list_page(
+                connection,
+                role=_ROLES_FROM.get(request.role),
+                is_active=request.is_active if request.HasField("is_active") else None,
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+            )
+        return user_service_pb2.ListUsersResponse(
+            users=[to_proto(user) for user in page.users],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def GetUser(
+        self, request: user_service_pb2.GetUserRequest, context: _Context
+    ) -> user_pb2.User:
+        async with self._database.transaction() as connection:
+            return to_proto(await get_user(connection, user_id=UUID(request.user_id)))
+
+    async def UpdateUser(
+        self, request: user_service_pb2.UpdateUserRequest, context: _Context
+    ) -> user_pb2.User:
+        async with self._database.transaction() as connection:
+            user = await users.update_user(
+                connection,
+                user_id=UUID(request.user_id),
+                role=_ROLES_FROM.get(request.role),
+                is_active=request.is_active if request.HasField("is_active") else None,
+                now=self._clock(),
+            )
+        return to_proto(user)
 
 
 def to_proto(user: User) -> user_pb2.User:
