@@ -9,9 +9,14 @@ from jwt import PyJWKSet
 from auth_svc import tokens
 from auth_svc.accounts import Accounts
 from auth_svc.passwords import PasswordHasher
-from auth_svc.servicer import AccountServicer, AuthServicer
+from auth_svc.servicer import AccountServicer, AuthServicer, UserServicer
 from auth_svc.settings import Settings
-from boxoffice.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
+from boxoffice.auth.v1 import (
+    auth_service_pb2,
+    auth_service_pb2_grpc,
+    user_service_pb2,
+    user_service_pb2_grpc,
+)
 from mesh.clock import Clock, system_clock
 from mesh.database import Database
 from mesh.server import Service, Servicer, run
@@ -41,6 +46,7 @@ async def open_service(
                 database=database,
                 hasher=hasher,
                 key=key,
+                refresh_key=settings.refresh_key,
                 admin_secret=None if secret is None else secret.get_secret_value(),
                 access_lifetime=timedelta(seconds=settings.access_token_ttl_seconds),
                 refresh_lifetime=timedelta(days=settings.refresh_token_ttl_days),
@@ -53,9 +59,14 @@ async def open_service(
                         auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
                     ),
                     Servicer(
-                        AccountServicer(accounts),
+                        AccountServicer(accounts, database, clock),
                         auth_service_pb2_grpc.add_AccountServiceServicer_to_server,
                         auth_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
+                    ),
+                    Servicer(
+                        UserServicer(database, clock),
+                        user_service_pb2_grpc.add_UserServiceServicer_to_server,
+                        user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
                     ),
                 ],
                 jwks=own_keys,

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import sessions, tokens
-from auth_svc.passwords import PasswordHasher, check_policy
+from auth_svc.passwords import PasswordHasher, check_policy, is_same
 from auth_svc.tables import users
 from auth_svc.tokens import SigningKey
 from mesh.database import Database
@@ -59,7 +59,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """The tokens of a new session and how long they live."""
+    """A session's newest tokens and how long they live."""
 
     user: User
     access_token: str
@@ -69,7 +69,7 @@ class SignedIn:
 
 
 class Accounts:
-    """Signing up and in: password work between two short transactions.
+    """Signing up, in and on: password work between two short transactions.
 
     Admin sign-up is off without `admin_secret`.
     """
@@ -80,6 +80,7 @@ class Accounts:
         database: Database,
         hasher: PasswordHasher,
         key: SigningKey,
+        refresh_key: bytes,
         admin_secret: str | None,
         access_lifetime: timedelta,
         refresh_lifetime: timedelta,
@@ -87,6 +88,7 @@ class Accounts:
         self._database = database
         self._hasher = hasher
         self._key = key
+        self._refresh_key = refresh_key
         self._admin_secret = admin_secret
         self._access_lifetime = access_lifetime
         self._refresh_lifetime = refresh_lifetime
@@ -143,22 +145,80 @@ class Accounts:
             fresh_hash = await self._hasher.hash(password)
         async with self._database.transaction() as connection:
             user = await _lock_verified(connection, credentials=found)
+            if user is None:
+                raise _wrong_credentials()
             if fresh_hash is not None:
                 await _replace_hash(connection, user_id=user.user_id, password_hash=fresh_hash)
             session = await sessions.start(
                 connection, user_id=user.user_id, idle_lifetime=self._refresh_lifetime, now=now
             )
-        access_token = tokens.issue(
-            self._key,
-            user_id=user.user_id,
-            session_id=session.session_id,
-            role=user.role,
-            lifetime=self._access_lifetime,
-            now=now,
-        )
-        return SignedIn(
-            user, access_token, self._access_lifetime, session.refresh_token, self._refresh_lifetime
-        )
+        return self._signed_in(user, session, now=now)
+
+    async def refresh(self, *, refresh_token: str, now: datetime) -> SignedIn:
+        """The next tokens of a session.
+
+        Raises TOKEN_INVALID, TOKEN_EXPIRED, ACCOUNT_DEACTIVATED, or TOKEN_REUSED after
+        ending the session.
+        """
+        async with self._database.transaction() as connection:
+            session = await sessions.rotate(
+                connection,
+                refresh_token=refresh_token,
+                key=self._refresh_key,
+                idle_lifetime=self._refresh_lifetime,
+                now=now,
+            )
+            if session is not None:
+                user = await get_user(connection, user_id=session.user_id)
+                _require_active(user)
+        # Outside of the block: an error in it would undo the end of the session.
+        if session is None:
+            raise DomainError(
+                Reason.TOKEN_REUSED, "this refresh token was used before; sign in again"
+            )
+        return self._signed_in(user, session, now=now)
+
+    async def change_password(
+        self,
+        *,
+        user_id: UUID,
+        session_id: UUID,
+        current_password: str,
+        new_password: str,
+        now: datetime,
+    ) -> datetime:
+        """Replaces the password and ends every session but `session_id`.
+
+        Returns when it changed. Raises PASSWORD_TOO_WEAK, CURRENT_PASSWORD_INCORRECT,
+        PASSWORD_UNCHANGED, ACCOUNT_DEACTIVATED or USER_NOT_FOUND.
+        """
+        async with self._database.transaction() as connection:
+            user = await get_user(connection, user_id=user_id)
+            credentials = await _get_credentials(connection, user_id=user_id)
+        check_policy(new_password, email=user.email, full_name=user.full_name, field="new_password")
+        if not await self._hasher.verify(current_password, credentials.password_hash):
+            raise _wrong_current_password()
+        if is_same(current_password, new_password):
+            raise DomainError(
+                Reason.PASSWORD_UNCHANGED,
+                "the new password is the one of now",
+                violations=(FieldViolation("new_password", "must be another password than now"),),
+            )
+        password_hash = await self._hasher.hash(new_password)
+        async with self._database.transaction() as connection:
+            if await _lock_verified(connection, credentials=credentials) is None:
+                raise _wrong_current_password()
+            await connection.execute(
+                sa.update(users)
+                .where(users.c.user_id == user_id)
+                .values(
+                    password_hash=password_hash,
+                    password_change_time=now,
+                    update_time=sa.func.greatest(users.c.update_time, now),
+                )
+            )
+            await sessions.end_all(connection, user_id=user_id, keep=session_id, now=now)
+        return now
 
     async def get(self, user_id: UUID) -> User:
         """An account. Raises USER_NOT_FOUND."""
@@ -184,6 +244,23 @@ class Accounts:
         async with self._database.transaction() as connection:
             await insert_user(connection, user=user, password_hash=password_hash)
         return user
+
+    def _signed_in(self, user: User, session: sessions.Tokens, *, now: datetime) -> SignedIn:
+        access_token = tokens.issue(
+            self._key,
+            user_id=user.user_id,
+            session_id=session.session_id,
+            role=user.role,
+            lifetime=self._access_lifetime,
+            now=now,
+        )
+        return SignedIn(
+            user,
+            access_token,
+            self._access_lifetime,
+            session.refresh_token,
+            session.expire_time - now,
+        )
 
 
 async def insert_user(connection: AsyncConnection, *, user: User, password_hash: str) -> None:
@@ -225,32 +302,45 @@ async def find_credentials(connection: AsyncConnection, *, email: str) -> Creden
 
 async def get_user(connection: AsyncConnection, *, user_id: UUID) -> User:
     """An account. Raises USER_NOT_FOUND."""
-    rows = await connection.execute(sa.select(*_USER_COLUMNS).where(users.c.user_id == user_id))
+    rows = await connection.execute(sa.select(*USER_COLUMNS).where(users.c.user_id == user_id))
     row = rows.one_or_none()
     if row is None:
         raise DomainError(Reason.USER_NOT_FOUND, "no such user")
-    return _to_user(row)
+    return to_user(row)
 
 
-async def _lock_verified(connection: AsyncConnection, *, credentials: Credentials) -> User:
-    """The account whose password was checked, as it is now.
+async def _get_credentials(connection: AsyncConnection, *, user_id: UUID) -> Credentials:
+    rows = await connection.execute(
+        sa.select(users.c.user_id, users.c.password_hash, users.c.password_change_time).where(
+            users.c.user_id == user_id
+        )
+    )
+    return Credentials(*rows.one())
+
+
+async def _lock_verified(connection: AsyncConnection, *, credentials: Credentials) -> User | None:
+    """The account whose password was checked, as it is now; None when it has another by now.
 
     The row lock orders this sign-in against a deactivation or a new password: either
     comes first and is seen here, or it comes later and ends the session too.
     """
     rows = await connection.execute(
-        sa.select(*_USER_COLUMNS)
+        sa.select(*USER_COLUMNS)
         .where(users.c.user_id == credentials.user_id)
         .where(users.c.password_change_time == credentials.password_change_time)
         .with_for_update(key_share=True)
     )
     row = rows.one_or_none()
     if row is None:
-        raise _wrong_credentials()
-    user = _to_user(row)
+        return None
+    user = to_user(row)
+    _require_active(user)
+    return user
+
+
+def _require_active(user: User) -> None:
     if not user.is_active:
         raise DomainError(Reason.ACCOUNT_DEACTIVATED, "this account is deactivated")
-    return user
 
 
 async def _replace_hash(connection: AsyncConnection, *, user_id: UUID, password_hash: str) -> None:
@@ -271,7 +361,15 @@ def _wrong_credentials() -> DomainError:
     return DomainError(Reason.INVALID_CREDENTIALS, "wrong e-mail address or password")
 
 
-_USER_COLUMNS = (
+def _wrong_current_password() -> DomainError:
+    return DomainError(
+        Reason.CURRENT_PASSWORD_INCORRECT,
+        "this is not the password of now",
+        violations=(FieldViolation("current_password", "is not the password of now"),),
+    )
+
+
+USER_COLUMNS = (
     users.c.user_id,
     users.c.email,
     users.c.full_name,
@@ -284,7 +382,7 @@ _USER_COLUMNS = (
 )
 
 
-def _to_user(row: sa.Row[*tuple[Any, ...]]) -> User:
+def to_user(row: sa.Row[*tuple[Any, ...]]) -> User:
     return User(
         user_id=row.user_id,
         email=row.email,

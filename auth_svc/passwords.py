@@ -61,6 +61,11 @@ def check_policy(password: str, *, email: str, full_name: str, field: str = "pas
         )
 
 
+def is_same(one: str, other: str) -> bool:
+    """Whether two texts are one password, however their accents are put together."""
+    return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+
+
 class PasswordHasher:
     """Hashes and compares passwords in threads of its own. Close it at the end.
 

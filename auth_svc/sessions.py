@@ -1,10 +1,12 @@
 """Sessions: from signing in to signing out, and the refresh tokens that carry them on.
 
-A session is a family of refresh tokens, each made for one use. Access tokens name
-their session but are not stored (tokens.py).
+A session is a family of refresh tokens, each made for one use: RFC 9700 section 4.14.2.
+Access tokens name their session but are not stored (tokens.py).
 """
 
+import base64
 import hashlib
+import hmac
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,44 +16,238 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc.tables import refresh_tokens, sessions
+from mesh import paging
+from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 
 MAX_AGE = timedelta(days=30)
 """A session ends then, however often it is refreshed."""
 
+GRACE = timedelta(seconds=10)
+"""So long after its use a refresh token still returns its successor: a lost reply, a second tab."""
+
 _TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class NewSession:
-    """A session that has just begun. The refresh token exists here and at the client only."""
+class Tokens:
+    """A session and its newest refresh token, which exists here and at the client only."""
 
     session_id: UUID
+    user_id: UUID
     refresh_token: str
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session that can be refreshed, until `expire_time` unless it is refreshed before."""
+
+    session_id: UUID
+    create_time: datetime
+    refresh_time: datetime
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """Sessions, newest first. `next_page_token` is empty on the last page."""
+
+    sessions: tuple[Session, ...]
+    next_page_token: str
+    total_size: int
 
 
 async def start(
     connection: AsyncConnection, *, user_id: UUID, idle_lifetime: timedelta, now: datetime
-) -> NewSession:
+) -> Tokens:
     """Begins a session; its first refresh token lapses after `idle_lifetime` without use."""
     session_id = new_id()
-    refresh_token = secrets.token_urlsafe(_TOKEN_BYTES)
+    end = now + MAX_AGE
     await connection.execute(
         sa.insert(sessions).values(
-            session_id=session_id, user_id=user_id, create_time=now, expire_time=now + MAX_AGE
+            session_id=session_id, user_id=user_id, create_time=now, expire_time=end
         )
     )
-    await connection.execute(
-        sa.insert(refresh_tokens).values(
-            token_hash=hash_of(refresh_token),
-            session_id=session_id,
-            create_time=now,
-            expire_time=now + min(idle_lifetime, MAX_AGE),
+    first = Tokens(
+        session_id,
+        user_id,
+        refresh_token=_encode(secrets.token_bytes(_TOKEN_BYTES)),
+        expire_time=min(now + idle_lifetime, end),
+    )
+    await _insert_token(connection, tokens=first, now=now)
+    return first
+
+
+async def rotate(
+    connection: AsyncConnection,
+    *,
+    refresh_token: str,
+    key: bytes,
+    idle_lifetime: timedelta,
+    now: datetime,
+) -> Tokens | None:
+    """Uses a refresh token up and returns its successor, the same again during GRACE.
+
+    The successor is HMAC-SHA-256(`key`, token), so that a process which dies between
+    commit and reply, or another one, can say it again although only hashes are stored.
+
+    None when the token was used before: the session has been ended, and the caller
+    commits that before it refuses. Raises TOKEN_INVALID or TOKEN_EXPIRED.
+    """
+    token_hash = hash_of(refresh_token)
+    # One session's refreshes come one after the other: of two at once, the later one
+    # sees the token used and gets the same successor.
+    rows = await connection.execute(
+        sa.select(sessions)
+        .where(
+            sessions.c.session_id
+            == sa.select(refresh_tokens.c.session_id)
+            .where(refresh_tokens.c.token_hash == token_hash)
+            .scalar_subquery()
+        )
+        .with_for_update(key_share=True)
+    )
+    session = rows.one_or_none()
+    if session is None:
+        raise _not_usable()
+    # A statement of its own: it sees what was committed while the lock was awaited.
+    rows = await connection.execute(
+        sa.select(refresh_tokens.c.use_time, refresh_tokens.c.expire_time).where(
+            refresh_tokens.c.token_hash == token_hash
         )
     )
-    return NewSession(session_id, refresh_token)
+    token = rows.one()
+    if token.use_time is not None and now - token.use_time > GRACE:
+        await _end(connection, sessions.c.session_id == session.session_id, now=now)
+        return None
+    if session.revoke_time is not None:
+        raise _not_usable()
+    is_lapsed = token.use_time is None and now >= token.expire_time
+    if is_lapsed or now >= session.expire_time:
+        raise DomainError(Reason.TOKEN_EXPIRED, "the refresh token has expired; sign in again")
+    use_time = token.use_time or now
+    successor = Tokens(
+        session.session_id,
+        session.user_id,
+        refresh_token=_encode(hmac.digest(key, refresh_token.encode(), hashlib.sha256)),
+        expire_time=min(use_time + idle_lifetime, session.expire_time),
+    )
+    if token.use_time is None:
+        await connection.execute(
+            sa.update(refresh_tokens)
+            .where(refresh_tokens.c.token_hash == token_hash)
+            .values(use_time=now)
+        )
+        await _insert_token(connection, tokens=successor, now=now)
+    return successor
+
+
+async def list_page(
+    connection: AsyncConnection, *, user_id: UUID, page_size: int, page_token: str, now: datetime
+) -> SessionPage:
+    """A page of a user's sessions that can be refreshed. Raises VALIDATION_FAILED."""
+    live = (
+        sa.select(
+            sessions.c.session_id,
+            sessions.c.create_time,
+            refresh_tokens.c.create_time.label("refresh_time"),
+            refresh_tokens.c.expire_time,
+        )
+        .join_from(sessions, refresh_tokens)
+        .where(sessions.c.user_id == user_id, sessions.c.revoke_time.is_(None))
+        .where(refresh_tokens.c.use_time.is_(None), refresh_tokens.c.expire_time > now)
+    )
+    total = await connection.execute(sa.select(sa.func.count()).select_from(live.subquery()))
+    after = paging.id_from_token(page_token)
+    # UUIDv7 sorts by the time of making.
+    page = live if after is None else live.where(sessions.c.session_id < after)
+    rows = await connection.execute(
+        page.order_by(sessions.c.session_id.desc()).limit(page_size + 1)
+    )
+    found = [
+        Session(row.session_id, row.create_time, row.refresh_time, row.expire_time) for row in rows
+    ]
+    shown = tuple(found[:page_size])
+    more = len(found) > page_size
+    return SessionPage(
+        shown, paging.to_token(str(shown[-1].session_id)) if more else "", total.scalar_one()
+    )
+
+
+async def end_all(
+    connection: AsyncConnection, *, user_id: UUID, keep: UUID | None = None, now: datetime
+) -> int:
+    """Ends a user's sessions, except `keep`. Returns how many could be refreshed until now."""
+    ended = sessions.c.user_id == user_id
+    if keep is not None:
+        ended &= sessions.c.session_id != keep
+    return await _end(connection, ended, now=now)
+
+
+async def end_one(
+    connection: AsyncConnection, *, user_id: UUID, session_id: UUID, now: datetime
+) -> int:
+    """Ends a user's session. Returns 1 when it could be refreshed until now, else 0."""
+    ended = (sessions.c.user_id == user_id) & (sessions.c.session_id == session_id)
+    return await _end(connection, ended, now=now)
+
+
+async def revoke(
+    connection: AsyncConnection, *, user_id: UUID, session_id: UUID, now: datetime
+) -> None:
+    """Ends a user's session, if not ended already. Raises SESSION_NOT_FOUND."""
+    ended = await connection.execute(
+        sa.update(sessions)
+        .where(sessions.c.user_id == user_id, sessions.c.session_id == session_id)
+        .values(revoke_time=sa.func.coalesce(sessions.c.revoke_time, now))
+    )
+    if ended.rowcount == 0:
+        raise DomainError(Reason.SESSION_NOT_FOUND, "no such session")
 
 
 def hash_of(refresh_token: str) -> bytes:
     """How a refresh token is stored. 256 random bits need no salt and no slow hash."""
     return hashlib.sha256(refresh_token.encode()).digest()
+
+
+async def _insert_token(connection: AsyncConnection, *, tokens: Tokens, now: datetime) -> None:
+    await connection.execute(
+        sa.insert(refresh_tokens).values(
+            token_hash=hash_of(tokens.refresh_token),
+            session_id=tokens.session_id,
+            create_time=now,
+            expire_time=tokens.expire_time,
+        )
+    )
+
+
+async def _end(connection: AsyncConnection, which: sa.ColumnElement[bool], *, now: datetime) -> int:
+    could_be_refreshed = sa.exists().where(
+        refresh_tokens.c.session_id == sessions.c.session_id,
+        refresh_tokens.c.use_time.is_(None),
+        refresh_tokens.c.expire_time > now,
+    )
+    # In one order: two that end the same sessions at once do not wait for each other in a ring.
+    locked = await connection.execute(
+        sa.select(sessions.c.session_id)
+        .where(which, sessions.c.revoke_time.is_(None))
+        .order_by(sessions.c.session_id)
+        .with_for_update(key_share=True)
+    )
+    ended = await connection.execute(
+        sa.update(sessions)
+        .where(sessions.c.session_id.in_(locked.scalars().all()))
+        .values(revoke_time=now)
+        .returning(could_be_refreshed)
+    )
+    return sum(ended.scalars())
+
+
+def _not_usable() -> DomainError:
+    # One text for what was never a token and for what no longer is one.
+    return DomainError(Reason.TOKEN_INVALID, "not a refresh token of a session; sign in again")
+
+
+def _encode(token: bytes) -> str:
+    return base64.urlsafe_b64encode(token).decode().rstrip("=")

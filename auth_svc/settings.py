@@ -1,5 +1,7 @@
 """Settings of auth_svc."""
 
+import hashlib
+import hmac
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -51,6 +53,11 @@ class Settings(MeshSettings):
     @property
     def pepper(self) -> bytes:
         return self.required("password_pepper").encode()
+
+    @property
+    def refresh_key(self) -> bytes:
+        """Derives refresh tokens from those before; a key of its own, drawn from the pepper."""
+        return hmac.digest(self.pepper, b"boxoffice refresh tokens", hashlib.sha256)
 
 
 def _refuse_short(name: str, secret: SecretStr | None) -> None:

@@ -65,4 +65,11 @@ refresh_tokens = sa.Table(
     sa.Column("use_time", _Time),
     sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
     sa.CheckConstraint("expire_time > create_time", name="expire_time"),
+    # A session has one token that is not used yet: two clients cannot go separate ways.
+    sa.Index(
+        "refresh_tokens_unused_idx",
+        "session_id",
+        unique=True,
+        postgresql_where=sa.text("use_time IS NULL"),
+    ),
 )

@@ -26,12 +26,14 @@ _idempotency_key: ContextVar[str | None] = ContextVar("idempotency_key", default
 class Caller:
     """Who calls: the process by its certificate, and the user by a verified token, if any.
 
-    `role` is Access.CUSTOMER, STAFF or ADMIN, and None without a user.
+    `role` is Access.CUSTOMER, STAFF or ADMIN; `session_id` says by which of the user's
+    sessions they are signed in. All three are None without a user.
     """
 
     process: str
     user_id: UUID | None = None
     role: Access | None = None
+    session_id: UUID | None = None
 
     @property
     def is_staff(self) -> bool:
@@ -42,6 +44,12 @@ class Caller:
         if self.user_id is None:
             raise DomainError(Reason.TOKEN_INVALID, "sign in first")
         return self.user_id
+
+    def session(self) -> UUID:
+        """The session that the user is signed in by. Raises TOKEN_INVALID without one."""
+        if self.session_id is None:
+            raise DomainError(Reason.TOKEN_INVALID, "sign in first")
+        return self.session_id
 
     @property
     def owner_scope(self) -> UUID | None:

@@ -87,9 +87,16 @@ def authorise(caller: Caller, policy: MethodPolicy) -> None:
 
 def _caller(process: str, claims: Mapping[str, Any]) -> Caller:
     try:
-        return Caller(process, UUID(str(claims["sub"])), _ROLES[claims["role"]])
+        return Caller(
+            process,
+            user_id=UUID(str(claims["sub"])),
+            role=_ROLES[claims["role"]],
+            session_id=UUID(str(claims["sid"])),
+        )
     except (KeyError, ValueError, TypeError):
-        raise DomainError(Reason.TOKEN_INVALID, "the token names no user or role") from None
+        raise DomainError(
+            Reason.TOKEN_INVALID, "the token names no user, role or session"
+        ) from None
 
 
 def _decode(payload: str) -> Mapping[str, Any]:

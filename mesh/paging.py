@@ -3,8 +3,9 @@
 import base64
 import binascii
 import json
+from uuid import UUID
 
-from mesh.errors import FieldViolation, invalid
+from mesh.errors import DomainError, FieldViolation, invalid
 
 DEFAULT_PAGE_SIZE = 20
 
@@ -28,5 +29,21 @@ def from_token(token: str, length: int) -> tuple[str, ...] | None:
     except (binascii.Error, ValueError):
         key = None
     if not isinstance(key, list) or len(key) != length or not all(isinstance(k, str) for k in key):
-        raise invalid(FieldViolation("page_token", "not a token of this list"))
+        raise _foreign()
     return tuple(key)
+
+
+def id_from_token(token: str) -> UUID | None:
+    """The id in the token of a list that is sorted by ids alone; None for the first page.
+
+    Raises VALIDATION_FAILED for a foreign token.
+    """
+    key = from_token(token, 1)
+    try:
+        return None if key is None else UUID(key[0])
+    except ValueError:
+        raise _foreign() from None
+
+
+def _foreign() -> DomainError:
+    return invalid(FieldViolation("page_token", "not a token of this list"))

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -23,13 +22,9 @@ from tests.auth_svc.conftest import (
     NOW,
     PEPPER,
     a_sign_up,
+    rows,
     some_accounts,
 )
-
-
-async def rows(database: Database, table: sa.Table) -> list[Any]:
-    async with database.transaction() as connection:
-        return list(await connection.execute(sa.select(table)))
 
 
 async def change_users(database: Database, **values: object) -> None:
@@ -246,8 +241,15 @@ async def test_no_transaction_is_open_while_a_password_is_hashed(
     other = some_accounts(database, watched, key)
     # At another cost: verified, then hashed again.
     await other.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
-    await other.register(**a_sign_up(email="noor@example.com"))
-    assert watched.in_use == [0, 0, 0]
+    noor = await other.register(**a_sign_up(email="noor@example.com"))
+    await other.change_password(
+        user_id=noor.user_id,
+        session_id=uuid4(),
+        current_password=GOOD_PASSWORD,
+        new_password="Papaya-Ship-58",
+        now=NOW,
+    )
+    assert watched.in_use == [0, 0, 0, 0, 0]
 
 
 async def test_a_login_after_the_cost_changed_hashes_again(

@@ -37,6 +37,16 @@ def test_a_short_secret_is_refused_and_not_repeated(name: str) -> None:
     Settings(**long)
 
 
+def test_refresh_tokens_have_a_key_of_their_own_that_outlives_a_restart() -> None:
+    pepper: dict[str, Any] = {"password_pepper": SECRET}
+    key = Settings(**pepper).refresh_key
+    assert key == Settings(**pepper).refresh_key
+    assert len(key) == 32
+    assert key != Settings(**pepper).pepper
+    other: dict[str, Any] = {"password_pepper": SECRET[::-1]}
+    assert key != Settings(**other).refresh_key
+
+
 @pytest.mark.parametrize(("environment", "cost"), [("production", 9), ("development", 3)])
 def test_a_cheap_hash_is_for_development_only(environment: Any, cost: int) -> None:
     with pytest.raises(ValidationError, match=r"password_cost|BOXOFFICE_PASSWORD_COST"):

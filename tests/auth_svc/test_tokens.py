@@ -21,11 +21,11 @@ from mesh.call import Caller
 from mesh.policy import Access
 
 
-def a_token(key: SigningKey, *, user_id: UUID | None = None) -> str:
+def a_token(key: SigningKey, *, user_id: UUID | None = None, session_id: UUID | None = None) -> str:
     return tokens.issue(
         key,
         user_id=user_id or uuid4(),
-        session_id=uuid4(),
+        session_id=session_id or uuid4(),
         role="STAFF",
         lifetime=timedelta(minutes=15),
         now=datetime.now(UTC),
@@ -66,14 +66,14 @@ def test_a_token_verifies_by_the_published_key_and_says_who(key: SigningKey) -> 
 
 
 async def test_the_other_services_believe_it(key: SigningKey) -> None:
-    user_id = uuid4()
+    user_id, session_id = uuid4(), uuid4()
 
     async def keys() -> jwt.PyJWKSet:
         return tokens.key_set((key.public,))
 
-    metadata = {"authorization": f"Bearer {a_token(key, user_id=user_id)}"}
+    metadata = {"authorization": f"Bearer {a_token(key, user_id=user_id, session_id=session_id)}"}
     caller = await identity.identify("operator", metadata, keys)
-    assert caller == Caller("operator", user_id, Access.STAFF)
+    assert caller == Caller("operator", user_id, Access.STAFF, session_id)
 
 
 def test_two_tokens_are_never_the_same(key: SigningKey) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,12 @@ def customer(api: "Api") -> "Api":
 
 @dataclass(frozen=True)
 class Api:
-    """A REST client, signed in or not."""
+    """A REST client, signed in or not. `session` is Login's answer."""
 
     client: httpx.Client
     token: str | None = None
     user_id: str = ""
+    session: dict[str, Any] = field(default_factory=dict)
 
     def sign_up(self, *, admin_secret: str | None = None) -> "Api":
         """A client of a new account."""
@@ -114,15 +115,23 @@ class Api:
                 "/api/v1/auth/admin/register", {**account, "adminSecret": admin_secret}
             )
         assert user.status_code == 201, user.text
-        credentials = {"email": account["email"], "password": PASSWORD}
-        session = self.post("/api/v1/auth/login", credentials)
-        return Api(self.client, session.json()["accessToken"], user.json()["userId"])
+        return self.sign_in(account["email"])
+
+    def sign_in(self, email: str, password: str = PASSWORD) -> "Api":
+        """A client with a new session of an account."""
+        answer = self.post("/api/v1/auth/login", {"email": email, "password": password})
+        assert answer.status_code == 200, answer.text
+        session = answer.json()
+        return Api(self.client, session["accessToken"], session["user"]["userId"], session)
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return self.client.get(path, headers=self._headers(headers))
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         return self.client.post(path, json=body, headers=self._headers(headers))
+
+    def send(self, verb: str, path: str, body: Any) -> httpx.Response:
+        return self.client.request(verb, path, json=body, headers=self._headers({}))
 
     def delete(self, path: str) -> httpx.Response:
         return self.client.delete(path, headers=self._headers({}))

@@ -4,6 +4,7 @@ import pytest
 
 from mesh import paging
 from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
 
 
 def test_a_token_brings_its_key_back() -> None:
@@ -36,6 +37,20 @@ def test_no_token_is_the_first_page() -> None:
 def test_a_foreign_token_is_refused(token: str) -> None:
     with pytest.raises(DomainError) as refused:
         paging.from_token(token, 2)
+    assert refused.value.reason is Reason.VALIDATION_FAILED
+    assert [violation.field for violation in refused.value.violations] == ["page_token"]
+
+
+def test_the_id_in_a_token_comes_back() -> None:
+    some_id = new_id()
+    assert paging.id_from_token(paging.to_token(str(some_id))) == some_id
+    assert paging.id_from_token("") is None
+
+
+@pytest.mark.parametrize("token", ["x", paging.to_token("x"), paging.to_token("a", "b")])
+def test_a_token_without_an_id_is_foreign(token: str) -> None:
+    with pytest.raises(DomainError) as refused:
+        paging.id_from_token(token)
     assert refused.value.reason is Reason.VALIDATION_FAILED
     assert [violation.field for violation in refused.value.violations] == ["page_token"]
 

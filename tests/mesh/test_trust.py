@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -190,10 +190,10 @@ def who_am_i(network: Network, key: TokenKey) -> WhoAmI:
 
 
 async def test_the_gateways_word_on_the_user_is_believed(who_am_i: WhoAmI) -> None:
-    user = uuid4()
-    payload = encoded(a_payload(sub=str(user), role="STAFF"))
+    user, session = uuid4(), uuid4()
+    payload = encoded(a_payload(sub=str(user), sid=str(session), role="STAFF"))
     assert await who_am_i.ask("gateway", x_jwt_payload=payload) == "let in"
-    assert who_am_i.seen == [Caller("gateway", user, Access.STAFF)]
+    assert who_am_i.seen == [Caller("gateway", user, Access.STAFF, session)]
 
 
 @pytest.mark.parametrize("process", [name for name in certificates.NAMES if name != "gateway"])
@@ -206,14 +206,14 @@ async def test_nobody_elses_word_is(who_am_i: WhoAmI, process: str) -> None:
 async def test_a_forged_payload_beside_a_real_token_changes_nothing(
     who_am_i: WhoAmI, key: TokenKey
 ) -> None:
-    user = uuid4()
-    token = key.sign(a_payload(sub=str(user), role="CUSTOMER"))
+    user, session = uuid4(), uuid4()
+    token = key.sign(a_payload(sub=str(user), sid=str(session), role="CUSTOMER"))
     payload = encoded(a_payload(role="ADMIN"))
     assert (
         await who_am_i.ask("operator", authorization=f"Bearer {token}", x_jwt_payload=payload)
         == "let in"
     )
-    assert who_am_i.seen == [Caller("operator", user, Access.CUSTOMER)]
+    assert who_am_i.seen == [Caller("operator", user, Access.CUSTOMER, session)]
 
 
 async def test_the_gateway_must_forward_the_payload_itself(who_am_i: WhoAmI, key: TokenKey) -> None:
@@ -231,6 +231,8 @@ async def test_the_gateway_must_forward_the_payload_itself(who_am_i: WhoAmI, key
         encoded({}),
         encoded(a_payload(sub=7)),
         encoded(a_payload(sub="mira")),
+        encoded(a_payload(sid=None)),
+        encoded(a_payload(sid="session")),
         encoded(a_payload(role="OWNER")),
         encoded(a_payload(role=["ADMIN"])),
         base64.urlsafe_b64encode(b"\xff\xfe").decode(),
@@ -241,10 +243,10 @@ async def test_a_malformed_payload_is_no_user(who_am_i: WhoAmI, payload: str) ->
 
 
 async def test_a_token_from_a_process_is_verified(who_am_i: WhoAmI, key: TokenKey) -> None:
-    user = uuid4()
-    token = key.sign(a_payload(sub=str(user), role="ADMIN"))
+    user, session = uuid4(), uuid4()
+    token = key.sign(a_payload(sub=str(user), sid=str(session), role="ADMIN"))
     assert await who_am_i.ask("operator", authorization=f"bearer {token}") == "let in"
-    assert who_am_i.seen == [Caller("operator", user, Access.ADMIN)]
+    assert who_am_i.seen == [Caller("operator", user, Access.ADMIN, session)]
 
 
 async def test_an_expired_token_says_so(who_am_i: WhoAmI, key: TokenKey) -> None:
@@ -277,9 +279,10 @@ def bad_tokens(key: TokenKey) -> dict[str, str]:
         "valid in an hour": key.sign(a_payload(nbf=hour)),
         **{
             f"no {claim}": key.sign(a_payload(**{claim: None}))
-            for claim in ("exp", "iat", "sub", "aud", "iss", "jti", "role")
+            for claim in ("exp", "iat", "sub", "aud", "iss", "jti", "role", "sid")
         },
         "a subject that is no user": key.sign(a_payload(sub="mira")),
+        "a session that is none": key.sign(a_payload(sid="session")),
         "another role": key.sign(a_payload(role="OWNER")),
         "other claims under the signature": f"{head}.{encoded(a_payload(role='ADMIN'))}.{signature}",
         "no signature": f"{head}.{body}.",
@@ -301,6 +304,13 @@ async def test_a_token_that_does_not_hold(who_am_i: WhoAmI, key: TokenKey, kind:
 )
 async def test_only_bearer_tokens_are_read(who_am_i: WhoAmI, authorization: str) -> None:
     assert await who_am_i.ask("operator", authorization=authorization) == "TOKEN_INVALID"
+
+
+@pytest.mark.parametrize("ask", [Caller.user, Caller.session])
+def test_who_needs_a_user_says_so_to_a_service(ask: Callable[[Caller], UUID]) -> None:
+    with pytest.raises(DomainError) as refused:
+        ask(Caller("booking_svc"))
+    assert refused.value.reason is Reason.TOKEN_INVALID
 
 
 def test_the_key_id_of_the_tests_is_published(key: TokenKey) -> None:

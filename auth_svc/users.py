@@ -1,0 +1,84 @@
+"""What admins see and change of accounts. What users change themselves is profile.py's part."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from auth_svc import sessions
+from auth_svc.accounts import USER_COLUMNS, Role, User, get_user, to_user
+from auth_svc.tables import users
+from mesh import paging
+
+
+@dataclass(frozen=True, slots=True)
+class UserPage:
+    """Accounts, newest first. `next_page_token` is empty on the last page."""
+
+    users: tuple[User, ...]
+    next_page_token: str
+    total_size: int
+
+
+async def list_page(
+    connection: AsyncConnection,
+    *,
+    role: Role | None,
+    is_active: bool | None,
+    page_size: int,
+    page_token: str,
+) -> UserPage:
+    """A page of the accounts with this role and activity; None takes any.
+
+    Raises VALIDATION_FAILED for a foreign `page_token`.
+    """
+    matching: sa.ColumnElement[bool] = sa.true()
+    if role is not None:
+        matching &= users.c.role == role
+    if is_active is not None:
+        matching &= users.c.is_active == is_active
+    total = await connection.execute(sa.select(sa.func.count()).select_from(users).where(matching))
+    after = paging.id_from_token(page_token)
+    # UUIDv7 sorts by the time of making.
+    beyond = sa.true() if after is None else users.c.user_id < after
+    rows = await connection.execute(
+        sa.select(*USER_COLUMNS)
+        .where(matching, beyond)
+        .order_by(users.c.user_id.desc())
+        .limit(page_size + 1)
+    )
+    found = [to_user(row) for row in rows]
+    shown = tuple(found[:page_size])
+    more = len(found) > page_size
+    return UserPage(
+        shown, paging.to_token(str(shown[-1].user_id)) if more else "", total.scalar_one()
+    )
+
+
+async def update_user(
+    connection: AsyncConnection,
+    *,
+    user_id: UUID,
+    role: Role | None,
+    is_active: bool | None,
+    now: datetime,
+) -> User:
+    """Changes what is not None. Deactivating ends the user's sessions.
+
+    Returns the account as it is then. Raises USER_NOT_FOUND.
+    """
+    wanted = {"role": role, "is_active": is_active}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    if changes:
+        # The row stays locked to the end: a sign-in comes before it and is ended here,
+        # or after it and is refused.
+        await connection.execute(
+            sa.update(users)
+            .where(users.c.user_id == user_id)
+            .values(**changes, update_time=sa.func.greatest(users.c.update_time, now))
+        )
+    if is_active is False:
+        await sessions.end_all(connection, user_id=user_id, now=now)
+    return await get_user(connection, user_id=user_id)

@@ -1,0 +1,117 @@
+"""Two tabs refresh one session at once, on real connections. The control lacks the guard."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+
+import pytest_asyncio
+import sqlalchemy as sa
+
+from auth_svc import sessions
+from auth_svc.accounts import Role, User, insert_user
+from auth_svc.tables import refresh_tokens
+from mesh.database import Database
+from mesh.ids import new_id
+from tests.auth_svc.conftest import NOW
+
+TABS = 8
+KEY = b"key of the race"
+WEEK = timedelta(days=7)
+
+
+@pytest_asyncio.fixture
+async def database(new_database: Callable[[str], str]) -> AsyncIterator[Database]:
+    async with Database.open(new_database("auth_svc"), pool_size=TABS) as opened:
+        yield opened
+
+
+async def a_session(database: Database) -> str:
+    """The refresh token of a new session of a new user."""
+    user_id = new_id()
+    user = User(
+        user_id, f"{user_id}@example.com", "Mira Rao", "", "", Role.CUSTOMER, True, NOW, NOW
+    )
+    async with database.transaction() as connection:
+        await insert_user(connection, user=user, password_hash="$2b$04$none")
+        begun = await sessions.start(connection, user_id=user_id, idle_lifetime=WEEK, now=NOW)
+    return begun.refresh_token
+
+
+async def refresh(database: Database, token: str) -> str | None:
+    """The successor, or None when the session was ended instead."""
+    async with database.transaction() as connection:
+        rotated = await sessions.rotate(
+            connection, refresh_token=token, key=KEY, idle_lifetime=WEEK, now=NOW
+        )
+    return None if rotated is None else rotated.refresh_token
+
+
+async def naive_refresh(database: Database, token: str) -> str | None:
+    """The copy without the guard: looks whether the token is used, then replaces it."""
+    is_it = refresh_tokens.c.token_hash == sessions.hash_of(token)
+    async with database.transaction() as connection:
+        row = (await connection.execute(sa.select(refresh_tokens).where(is_it))).one()
+        if row.use_time is not None:
+            return None
+        successor = secrets.token_urlsafe(32)
+        await connection.execute(sa.update(refresh_tokens).where(is_it).values(use_time=NOW))
+        await connection.execute(
+            sa.insert(refresh_tokens).values(
+                token_hash=sessions.hash_of(successor),
+                session_id=row.session_id,
+                create_time=NOW,
+                expire_time=NOW + WEEK,
+            )
+        )
+    return successor
+
+
+async def rush(
+    refreshing: Callable[[Database, str], Awaitable[str | None]],
+    database: Database,
+    token: str,
+) -> set[str | None]:
+    """What all tabs get that refresh at the same time."""
+    return set(await asyncio.gather(*(refreshing(database, token) for _ in range(TABS))))
+
+
+async def test_the_race_is_real_without_the_guard(database: Database) -> None:
+    """Control: tabs that look first and replace then go separate ways or are signed out."""
+    async with database.transaction() as connection:
+        await connection.execute(sa.text("DROP INDEX refresh_tokens_unused_idx"))
+    assert len(await rush(naive_refresh, database, await a_session(database))) > 1
+
+
+async def test_all_tabs_get_the_same_successor(database: Database) -> None:
+    for _ in range(10):
+        token = await a_session(database)
+        # Thrice in a row: the successor is as good a token as the first.
+        for _ in range(3):
+            [successor] = await rush(refresh, database, token)
+            assert successor is not None
+            token = successor
+
+
+async def test_a_refresh_waits_for_the_end_of_its_session(database: Database) -> None:
+    """Somebody ends the session at the same moment: the refresh does not slip past it."""
+    token = await a_session(database)
+    async with database.transaction() as ending:
+        await ending.execute(sa.text("UPDATE sessions SET revoke_time = now()"))
+        waiting = asyncio.create_task(refresh(database, token))
+        await _somebody_waits(database)
+    [outcome] = await asyncio.gather(waiting, return_exceptions=True)
+    assert "sign in again" in str(outcome)
+
+
+async def _somebody_waits(database: Database) -> None:
+    blocked = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(10):
+        while True:
+            async with database.transaction() as connection:
+                if await connection.scalar(blocked):
+                    return
+            await asyncio.sleep(0.005)
