@@ -15,7 +15,7 @@ from booking_svc import cancellation
 from booking_svc.tables import booking_items, booking_timeline, bookings
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
-from mesh.paging import from_token, to_token
+from mesh.paging import id_from_token, to_token
 
 
 class Status(StrEnum):
@@ -159,9 +159,9 @@ async def list_page(
     total = await connection.execute(
         sa.select(sa.func.count()).select_from(bookings).where(matching)
     )
-    after = from_token(page_token, 1)
+    after = id_from_token(page_token)
     # UUIDv7 sorts by the time of making.
-    beyond = sa.true() if after is None else bookings.c.booking_id < sa.cast(after[0], sa.Uuid)
+    beyond = sa.true() if after is None else bookings.c.booking_id < after
     rows = (
         await connection.execute(
             sa.select(bookings, _ITEMS.label("items"))

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from booking_svc import payment_events
+from booking_svc import bookings, payment_events
 from booking_svc.bookings import PaymentStatus, Status
 from booking_svc.lifecycle import MOVES
 from booking_svc.saga import Checkout, Wanted
@@ -14,6 +14,7 @@ from mesh import idempotency
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
+from mesh.paging import to_token
 from tests.booking_svc.world import HOLD, SANDBOX, WINDOW, ProcessDiedError, World, an_offer
 
 
@@ -391,3 +392,26 @@ async def test_an_unknown_provider_names_the_booking_and_leaves_it_held(world: W
     paying = await world.saga.checkout(booking_id=booking_id, owner=customer, checkout=SANDBOX)
     assert paying.payment is not None
     assert paying.payment.payment_url
+
+
+async def test_bookings_are_listed_page_by_page_newest_first(world: World) -> None:
+    event, customer = await world.an_event(), new_id()
+    placed = [await world.place(event, customer_id=customer, checkout=None) for _ in range(5)]
+    await world.place(event, checkout=None)
+
+    async def page(token: str) -> bookings.Page:
+        async with world.database.reading() as connection:
+            return await bookings.list_page(
+                connection, customer_id=customer, page_size=2, page_token=token
+            )
+
+    listed, token = [], ""
+    for _ in range(3):
+        found = await page(token)
+        assert found.total_size == 5
+        listed += [booking.booking_id for booking in found.bookings]
+        token = found.next_page_token
+    assert token == ""
+    assert listed == [booking.booking_id for booking in reversed(placed)]
+    await refused(Reason.VALIDATION_FAILED, page(to_token("not an id")))
+    await refused(Reason.VALIDATION_FAILED, page("not a token"))
