@@ -112,7 +112,7 @@ def a_request(**changes: object) -> payment_service_pb2.CreatePaymentRequest:
 
 def signed_in(user_id: UUID | str, role: str = "CUSTOMER") -> Metadata:
     """What the gateway forwards of a verified token."""
-    claims = json.dumps({"sub": str(user_id), "role": role}).encode()
+    claims = json.dumps({"sub": str(user_id), "role": role, "sid": str(new_id())}).encode()
     return [("x-jwt-payload", base64.urlsafe_b64encode(claims).decode())]
 
 

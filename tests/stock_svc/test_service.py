@@ -60,7 +60,7 @@ async def served(tmp_path: Path, shared_url: str) -> AsyncIterator[Served]:
 
 def token(role: str) -> tuple[tuple[str, str], ...]:
     """What the gateway forwards of a token that it has verified."""
-    claims = json.dumps({"sub": str(new_id()), "role": role}).encode()
+    claims = json.dumps({"sub": str(new_id()), "role": role, "sid": str(new_id())}).encode()
     return (("x-jwt-payload", base64.urlsafe_b64encode(claims).decode().rstrip("=")),)
 
 
