@@ -231,3 +231,15 @@ def test_an_error_of_the_grpc_runtime_gets_a_reason(
     gateway.upstream.answers[PLACE] = refuse
     answer = gateway.rest.post("/api/v1/bookings", json={}, headers=bearer())
     assert check(answer, status, reason)["message"] == 'no "details" of mine'
+
+
+def test_a_services_own_401_says_how_to_sign_in(gateway: Gateway) -> None:
+    error = DomainError(Reason.INVALID_CREDENTIALS, "wrong e-mail address or password")
+
+    def refuse(_request: bytes, context: grpc.ServicerContext) -> Message:
+        context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+    gateway.upstream.answers["/boxoffice.auth.v1.AuthService/Login"] = refuse
+    answer = gateway.rest.post("/api/v1/auth/login", json={})
+    check(answer, 401, "INVALID_CREDENTIALS")
+    assert answer.headers["www-authenticate"] == "Bearer"

@@ -103,7 +103,10 @@ local function rest_success(handle, headers)
   end
 end
 
-local function rest_error(handle)
+local function rest_error(handle, headers)
+  if headers:get(":status") == "401" and not headers:get("www-authenticate") then
+    headers:replace("www-authenticate", "Bearer")
+  end
   local body = handle:body()
   if not body or body:length() == 0 then
     return
@@ -146,7 +149,7 @@ function envoy_on_response(handle)
       if headers:get(":status") == "200" then
         rest_success(handle, headers)
       else
-        rest_error(handle)
+        rest_error(handle, headers)
       end
     end
   end
