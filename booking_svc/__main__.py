@@ -114,7 +114,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             jwks=RemoteJwks(auth_service_pb2_grpc.AuthServiceStub(channels["auth_svc"])),
             ping_database=database.ping,
             loops=[
-                partial(tasks.forever, "steps", steps.run_once),
+                partial(tasks.forever, "steps", steps.run),
                 partial(
                     tasks.forever,
                     "sweeper",

@@ -21,6 +21,7 @@ from booking_svc.bookings import Booking, PaymentStatus, Refund, Status
 from booking_svc.lifecycle import StepKind
 from booking_svc.ports import Line, Payments, Stock
 from booking_svc.tables import booking_steps
+from mesh import call
 from mesh.clock import Clock
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
@@ -28,10 +29,12 @@ from mesh.ids import new_id
 
 _log = logging.getLogger(__name__)
 
-_BATCH = 64
 # Fewer than the pool has connections: calls of customers need some too.
-_AT_ONCE = 6
-_LEASE = timedelta(seconds=30)
+_AT_ONCE = 8
+# The lease is longer than a try, so that no step is taken twice at a time; a process that
+# dies keeps its steps for as long.
+_TRY_SECONDS = 8.0
+_LEASE = timedelta(seconds=10)
 _IDLE_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.5
 _LAST_BACKOFF_SECONDS = 60.0
@@ -65,7 +68,6 @@ class Steps:
         self._payments = payments
         self._clock = clock
         self._wake = asyncio.Event()
-        self._places = asyncio.Semaphore(_AT_ONCE)
         self._take = {
             StepKind.CONFIRM: self._confirm,
             StepKind.RELEASE: self._release,
@@ -77,22 +79,38 @@ class Steps:
         """Steps were written down: take them now."""
         self._wake.set()
 
-    async def run_once(self) -> None:
-        """Takes what is due, then waits until woken or for a second."""
-        self._wake.clear()
-        if await self.take_due() == _BATCH:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_IDLE_SECONDS):
-                await self._wake.wait()
+    async def run(self) -> None:
+        """Takes steps as they fall due, some at a time. Runs until cancelled.
 
-    async def take_due(self) -> int:
-        """Takes one batch of due steps. Returns how many there were."""
-        due = await self._claim()
-        await asyncio.gather(*(self._attempt(step) for step in due))
-        return len(due)
+        A step that hangs, because its service is away, holds up no other booking's.
+        """
+        running: set[asyncio.Task[None]] = set()
 
-    async def _claim(self) -> Sequence[Step]:
+        def finished(task: asyncio.Task[None]) -> None:
+            running.discard(task)
+            if len(running) <= _AT_ONCE // 2:
+                self.wake()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # Not even its failure could be recorded: it is due again when its lease is over.
+                _log.error("a step of a booking was lost sight of", exc_info=error)
+
+        try:
+            while True:
+                self._wake.clear()
+                if free := _AT_ONCE - len(running):
+                    for step in await self.claim(limit=free):
+                        task = asyncio.create_task(self.attempt(step))
+                        running.add(task)
+                        task.add_done_callback(finished)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_IDLE_SECONDS):
+                        await self._wake.wait()
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def claim(self, *, limit: int) -> Sequence[Step]:
         """Leases due steps to this process, so that two do not take them at the same time."""
         now = self._clock()
         key = (booking_steps.c.booking_id, booking_steps.c.kind, booking_steps.c.subject_id)
@@ -100,7 +118,7 @@ class Steps:
             sa.select(*key)
             .where(booking_steps.c.due_time <= now)
             .order_by(booking_steps.c.due_time)
-            .limit(_BATCH)
+            .limit(limit)
             .with_for_update(skip_locked=True)
         )
         async with self._database.transaction() as connection:
@@ -115,10 +133,12 @@ class Steps:
                 for row in claimed
             ]
 
-    async def _attempt(self, step: Step) -> None:
+    async def attempt(self, step: Step) -> None:
+        """Takes a claimed step; a failure makes it due again after a pause."""
         try:
-            async with self._places:
-                await self._take[step.kind](step)
+            with call.deadline_in(_TRY_SECONDS):
+                async with asyncio.timeout(_TRY_SECONDS):
+                    await self._take[step.kind](step)
         except Exception as error:  # noqa: BLE001 - the top of a background loop; it is tried again
             delay = min(_FIRST_BACKOFF_SECONDS * 2 ** (step.attempts - 1), _LAST_BACKOFF_SECONDS)
             expected = isinstance(error, DomainError)

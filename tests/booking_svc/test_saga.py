@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from booking_svc import bookings, payment_events
+from booking_svc import bookings, payment_events, ports
 from booking_svc.bookings import PaymentStatus, Status
 from booking_svc.lifecycle import MOVES
 from booking_svc.saga import Checkout, Wanted
@@ -158,7 +158,7 @@ async def test_dying_at_any_call_of_confirming(world: World, point: int) -> None
     booking = await world.place(event)
     await world.capture(booking)
     world.crashes.passed, world.crashes.at = 0, point
-    await world.steps.take_due()
+    await world.take_steps()
     world.crashes.at = None
     world.clock.advance(timedelta(minutes=1))
     await world.settle()
@@ -415,3 +415,32 @@ async def test_bookings_are_listed_page_by_page_newest_first(world: World) -> No
     assert listed == [booking.booking_id for booking in reversed(placed)]
     await refused(Reason.VALIDATION_FAILED, page(to_token("not an id")))
     await refused(Reason.VALIDATION_FAILED, page("not a token"))
+
+
+async def test_steps_that_hang_hold_up_no_other_booking(world: World) -> None:
+    """payment_svc is away while bookings are given up; another one's payment came before."""
+    event = await world.an_event()
+    given_up = [await world.place(event) for _ in range(3)]
+    paid = await world.place(event)
+    voiding, back = asyncio.Event(), asyncio.Event()
+
+    async def hang(*, payment_id: UUID) -> ports.Payment:
+        voiding.set()
+        await back.wait()
+        return ports.Payment(payment_id, "VOIDED", "")
+
+    world.payments.void = hang  # type: ignore[method-assign]
+    running = asyncio.create_task(world.steps.run())
+    try:
+        async with asyncio.timeout(20):
+            for booking in given_up:
+                await world.saga.cancel(booking_id=booking.booking_id, owner=None, reason="")
+            world.steps.wake()
+            await voiding.wait()
+            await world.capture(paid)
+            world.steps.wake()
+            while (await world.booking(paid.booking_id)).status is not Status.CONFIRMED:
+                await asyncio.sleep(0.02)
+    finally:
+        back.set()
+        running.cancel()

@@ -4,6 +4,7 @@ The ledger is stock_svc's own domain, called without gRPC in between. Payments a
 played by a small stand-in: what happens to them is each test's subject.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -262,10 +263,16 @@ class World:
         """Lets everything that is due run to its end: sweeper and steps."""
         for _ in range(20):
             expired = await sweeper.sweep(self.database, self.clock)
-            taken = await self.steps.take_due()
+            taken = await self.take_steps()
             if not expired and not taken:
                 return
         raise AssertionError("there is always something left to do")
+
+    async def take_steps(self) -> int:
+        """Takes the steps that are due, once each. Returns how many there were."""
+        due = await self.steps.claim(limit=100)
+        await asyncio.gather(*(self.steps.attempt(step) for step in due))
+        return len(due)
 
     async def available(self, event: Event) -> int:
         left = await self.stock.left(event_id=event.event_id, with_seats=False)
