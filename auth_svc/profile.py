@@ -6,6 +6,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from auth_svc import events
 from auth_svc.accounts import User, get_user
 from auth_svc.tables import users
 
@@ -32,4 +33,9 @@ async def update_profile(
             # Clocks of two processes differ: a later change is never dated before an earlier one.
             .values(**changes, update_time=sa.func.greatest(users.c.update_time, now))
         )
-    return await get_user(connection, user_id=user_id)
+    user = await get_user(connection, user_id=user_id)
+    if full_name is not None:
+        await events.user_changed(
+            connection, user_id=user_id, email=user.email, full_name=full_name, now=now
+        )
+    return user

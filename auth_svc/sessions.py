@@ -15,7 +15,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc.tables import refresh_tokens, sessions
+from auth_svc import events
+from auth_svc.tables import refresh_tokens, sessions, users
 from mesh import paging
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -27,6 +28,9 @@ GRACE = timedelta(seconds=10)
 """So long after its use a refresh token still returns its successor: a lost reply, a second tab."""
 
 _TOKEN_BYTES = 32
+
+# A refresh that began before a revocation may reply after it, by a clock that goes after.
+_TOKEN_MARGIN = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ async def rotate(
     refresh_token: str,
     key: bytes,
     idle_lifetime: timedelta,
+    access_lifetime: timedelta,
     now: datetime,
 ) -> Tokens | None:
     """Uses a refresh token up and returns its successor, the same again during GRACE.
@@ -93,8 +98,11 @@ async def rotate(
     commit and reply, or another one, can say it again although only hashes are stored.
 
     None when the token was used before: the session has been ended, and the caller
-    commits that before it refuses. Raises TOKEN_INVALID or TOKEN_EXPIRED.
+    commits that before it refuses. Raises TOKEN_INVALID, TOKEN_EXPIRED or TOKEN_WRONG_TYPE.
     """
+    # What a JWT looks like: its header is a JSON object in base64url.
+    if refresh_token.startswith("eyJ") and refresh_token.count(".") == 2:
+        raise DomainError(Reason.TOKEN_WRONG_TYPE, "this is not a refresh token")
     token_hash = hash_of(refresh_token)
     # One session's refreshes come one after the other: of two at once, the later one
     # sees the token used and gets the same successor.
@@ -119,7 +127,13 @@ async def rotate(
     )
     token = rows.one()
     if token.use_time is not None and now - token.use_time > GRACE:
-        await _end(connection, sessions.c.session_id == session.session_id, now=now)
+        await end_one(
+            connection,
+            user_id=session.user_id,
+            session_id=session.session_id,
+            access_lifetime=access_lifetime,
+            now=now,
+        )
         return None
     if session.revoke_time is not None:
         raise _not_usable()
@@ -176,34 +190,106 @@ async def list_page(
 
 
 async def end_all(
-    connection: AsyncConnection, *, user_id: UUID, keep: UUID | None = None, now: datetime
+    connection: AsyncConnection,
+    *,
+    user_id: UUID,
+    keep: UUID | None = None,
+    access_lifetime: timedelta,
+    now: datetime,
 ) -> int:
-    """Ends a user's sessions, except `keep`. Returns how many could be refreshed until now."""
+    """Ends a user's sessions, except `keep`, with the access tokens that they were given.
+
+    Returns how many sessions could be refreshed until now.
+    """
+    await revoke_access(
+        connection, user_id=user_id, keep=keep, access_lifetime=access_lifetime, now=now
+    )
     ended = sessions.c.user_id == user_id
     if keep is not None:
         ended &= sessions.c.session_id != keep
-    return await _end(connection, ended, now=now)
+    return sum(await _end(connection, ended, now=now))
+
+
+async def revoke_access(
+    connection: AsyncConnection,
+    *,
+    user_id: UUID,
+    keep: UUID | None = None,
+    access_lifetime: timedelta,
+    now: datetime,
+) -> None:
+    """Revokes a user's access tokens of until now, except those of `keep`.
+
+    Tokens are told apart by a version and not by their time: it needs no two clocks that
+    agree, and the next token holds also when it is made within the same second.
+    """
+    version = await connection.scalar(
+        sa.update(users)
+        .where(users.c.user_id == user_id)
+        .values(access_version=users.c.access_version + 1)
+        .returning(users.c.access_version)
+    )
+    if version is not None:
+        await events.access_revoked(
+            connection,
+            user_id=user_id,
+            min_version=version,
+            kept_session_id=keep,
+            until=now + access_lifetime + _TOKEN_MARGIN,
+            now=now,
+        )
 
 
 async def end_one(
-    connection: AsyncConnection, *, user_id: UUID, session_id: UUID, now: datetime
+    connection: AsyncConnection,
+    *,
+    user_id: UUID,
+    session_id: UUID,
+    access_lifetime: timedelta,
+    now: datetime,
 ) -> int:
-    """Ends a user's session. Returns 1 when it could be refreshed until now, else 0."""
+    """Ends a user's session and its access tokens.
+
+    Returns 1 when it could be refreshed until now, else 0.
+    """
     ended = (sessions.c.user_id == user_id) & (sessions.c.session_id == session_id)
-    return await _end(connection, ended, now=now)
+    could_be_refreshed = await _end(connection, ended, now=now)
+    if could_be_refreshed:
+        await events.session_revoked(
+            connection,
+            session_id=session_id,
+            user_id=user_id,
+            until=now + access_lifetime + _TOKEN_MARGIN,
+            now=now,
+        )
+    return sum(could_be_refreshed)
 
 
 async def revoke(
-    connection: AsyncConnection, *, user_id: UUID, session_id: UUID, now: datetime
+    connection: AsyncConnection,
+    *,
+    user_id: UUID,
+    session_id: UUID,
+    access_lifetime: timedelta,
+    now: datetime,
 ) -> None:
     """Ends a user's session, if not ended already. Raises SESSION_NOT_FOUND."""
-    ended = await connection.execute(
-        sa.update(sessions)
-        .where(sessions.c.user_id == user_id, sessions.c.session_id == session_id)
-        .values(revoke_time=sa.func.coalesce(sessions.c.revoke_time, now))
+    found = await connection.execute(
+        sa.select(sessions.c.revoke_time).where(
+            sessions.c.user_id == user_id, sessions.c.session_id == session_id
+        )
     )
-    if ended.rowcount == 0:
+    session = found.one_or_none()
+    if session is None:
         raise DomainError(Reason.SESSION_NOT_FOUND, "no such session")
+    if session.revoke_time is None:
+        await end_one(
+            connection,
+            user_id=user_id,
+            session_id=session_id,
+            access_lifetime=access_lifetime,
+            now=now,
+        )
 
 
 def hash_of(refresh_token: str) -> bytes:
@@ -222,7 +308,10 @@ async def _insert_token(connection: AsyncConnection, *, tokens: Tokens, now: dat
     )
 
 
-async def _end(connection: AsyncConnection, which: sa.ColumnElement[bool], *, now: datetime) -> int:
+async def _end(
+    connection: AsyncConnection, which: sa.ColumnElement[bool], *, now: datetime
+) -> list[bool]:
+    """Ends sessions. For each that had not ended: whether it could be refreshed until now."""
     could_be_refreshed = sa.exists().where(
         refresh_tokens.c.session_id == sessions.c.session_id,
         refresh_tokens.c.use_time.is_(None),
@@ -241,7 +330,7 @@ async def _end(connection: AsyncConnection, which: sa.ColumnElement[bool], *, no
         .values(revoke_time=now)
         .returning(could_be_refreshed)
     )
-    return sum(ended.scalars())
+    return list(ended.scalars())
 
 
 def _not_usable() -> DomainError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -25,8 +26,24 @@ class Settings(MeshSettings):
     refresh_token_ttl_days: int = Field(
         7, ge=1, le=30, description="Life of a refresh token that is not used."
     )
+    access_token_keys: Path | None = Field(
+        None,
+        description="Folder with the keys that sign access tokens, in place of keys in the state"
+        " folder; all processes of auth_svc share it.",
+    )
+    key_publish_seconds: int = Field(
+        150,
+        ge=0,
+        le=86_400,
+        description="A new key is published so long before it signs: longer than anybody keeps"
+        " the key set.",
+    )
     password_cost: int = Field(
         12, ge=4, le=16, description="bcrypt cost; below 10 in development only."
+    )
+    password_reset_url: str = Field(
+        "http://localhost:3000/reset-password",
+        description="Page that takes a new password; the mail's link adds #token=… to it.",
     )
     password_pepper: SecretStr | None = Field(
         None,
@@ -47,6 +64,10 @@ class Settings(MeshSettings):
         return ("auth_database_url", "password_pepper")
 
     @property
+    def keys_folder(self) -> Path:
+        return self.access_token_keys or self.home / "keys"
+
+    @property
     def database_url(self) -> str:
         return self.required("auth_database_url")
 
@@ -58,6 +79,16 @@ class Settings(MeshSettings):
     def refresh_key(self) -> bytes:
         """Derives refresh tokens from those before; a key of its own, drawn from the pepper."""
         return hmac.digest(self.pepper, b"boxoffice refresh tokens", hashlib.sha256)
+
+    @property
+    def idempotency_secret(self) -> bytes:
+        """Hides what was asked under an idempotency key."""
+        return hmac.digest(self.pepper, b"boxoffice idempotency", hashlib.sha256)
+
+    @property
+    def throttle_key(self) -> bytes:
+        """Hides whose attempts are counted."""
+        return hmac.digest(self.pepper, b"boxoffice login throttle", hashlib.sha256)
 
 
 def _refuse_short(name: str, secret: SecretStr | None) -> None:

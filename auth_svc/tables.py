@@ -7,6 +7,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import UUID
 
 from mesh.database import NAMING
+from mesh.idempotency import idempotency_table
+from mesh.mail.queue import mail_table
+from mesh.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
 
@@ -28,8 +31,12 @@ users = sa.Table(
     sa.Column("password_hash", sa.Text, nullable=False),
     # Tells a changed password from a password that was only hashed anew.
     sa.Column("password_change_time", _Time, nullable=False),
+    # Access tokens with a lower version were revoked.
+    sa.Column("access_version", sa.Integer, nullable=False, server_default="0"),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
+    # When the personal data was erased: the row stays, nobody is behind it.
+    sa.Column("erase_time", _Time),
     sa.CheckConstraint("char_length(email) BETWEEN 3 AND 254", name="email"),
     sa.CheckConstraint("email_key = lower(email_key)", name="email_key"),
     sa.CheckConstraint("char_length(full_name) BETWEEN 2 AND 100", name="full_name"),
@@ -72,4 +79,46 @@ refresh_tokens = sa.Table(
         unique=True,
         postgresql_where=sa.text("use_time IS NULL"),
     ),
+)
+
+outbox = outbox_table(metadata)
+# The stream of revocations begins at a time; the sweep goes by time and by account.
+sa.Index("outbox_create_time_idx", outbox.c.create_time)
+sa.Index("outbox_aggregate_id_idx", outbox.c.aggregate_id)
+
+mails = mail_table(metadata)
+
+idempotency_records = idempotency_table(metadata)
+
+# Somebody asked for a new password: whether the address has an account is looked up later.
+password_reset_requests = sa.Table(
+    "password_reset_requests",
+    metadata,
+    sa.Column("email_key", sa.Text, primary_key=True),
+    sa.Column("create_time", _Time, nullable=False),
+)
+
+password_resets = sa.Table(
+    "password_resets",
+    metadata,
+    # The token itself is in the mail only.
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("user_id", _Uuid, sa.ForeignKey("users.user_id"), nullable=False, index=True),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("expire_time", _Time, nullable=False, index=True),
+    sa.Column("use_time", _Time),
+    sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
+    sa.CheckConstraint("expire_time > create_time", name="expire_time"),
+)
+
+# Attempts to sign in while Redis is away. Accounts as hashes, of those that do not exist too.
+login_throttles = sa.Table(
+    "login_throttles",
+    metadata,
+    sa.Column("account", sa.LargeBinary, primary_key=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("due_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False, index=True),
+    sa.CheckConstraint("octet_length(account) = 32", name="account"),
+    sa.CheckConstraint("attempts >= 0", name="attempts"),
 )

@@ -53,7 +53,12 @@ def load_or_create_key(folder: Path) -> SigningKey:
     """
     path = folder / _KEY_FILE
     if not path.exists():
-        _create(path)
+        create_key(path)
+    return load_key(path)
+
+
+def load_key(path: Path) -> SigningKey:
+    """The key in a file. Raises KeyFileError when it is not an RSA key of 2048 bits or more."""
     try:
         private = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except ValueError as error:
@@ -88,10 +93,11 @@ def issue(
     user_id: UUID,
     session_id: UUID,
     role: str,
+    version: int,
     lifetime: timedelta,
     now: datetime,
 ) -> str:
-    """An access token in the form of RFC 9068."""
+    """An access token in the form of RFC 9068. `ver` tells revoked ones (mesh/revocations.py)."""
     issued_at = int(now.timestamp())
     return jwt.encode(
         {
@@ -100,6 +106,7 @@ def issue(
             "sub": str(user_id),
             "sid": str(session_id),
             "role": role,
+            "ver": version,
             "iat": issued_at,
             "exp": issued_at + int(lifetime.total_seconds()),
             "jti": str(new_id()),
@@ -110,7 +117,8 @@ def issue(
     )
 
 
-def _create(path: Path) -> None:
+def create_key(path: Path) -> None:
+    """Writes a new key, unless the file is there already: then that one holds."""
     private = rsa.generate_private_key(_PUBLIC_EXPONENT, _KEY_BITS)
     pem = private.private_bytes(
         serialization.Encoding.PEM,

@@ -1,7 +1,7 @@
 """What admins see and change of accounts. What users change themselves is profile.py's part."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ from auth_svc import sessions
 from auth_svc.accounts import USER_COLUMNS, Role, User, get_user, to_user
 from auth_svc.tables import users
 from mesh import paging
+from mesh.errors import DomainError, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +64,61 @@ async def update_user(
     user_id: UUID,
     role: Role | None,
     is_active: bool | None,
+    access_lifetime: timedelta,
     now: datetime,
 ) -> User:
     """Changes what is not None. Deactivating ends the user's sessions.
 
-    Returns the account as it is then. Raises USER_NOT_FOUND.
+    Access tokens with another role are revoked; the sessions go on with the new one.
+    Returns the account as it is then. Raises USER_NOT_FOUND or LAST_ADMIN.
     """
     wanted = {"role": role, "is_active": is_active}
     changes = {name: value for name, value in wanted.items() if value is not None}
+    # The row stays locked to the end: a sign-in comes before it and is ended here,
+    # or after it and is refused.
+    before, admins = await lock_with_admins(connection, user_id=user_id)
+    if is_active is False or role not in (None, Role.ADMIN):
+        refuse_last_admin(before, admins)
     if changes:
-        # The row stays locked to the end: a sign-in comes before it and is ended here,
-        # or after it and is refused.
         await connection.execute(
             sa.update(users)
             .where(users.c.user_id == user_id)
             .values(**changes, update_time=sa.func.greatest(users.c.update_time, now))
         )
     if is_active is False:
-        await sessions.end_all(connection, user_id=user_id, now=now)
+        await sessions.end_all(
+            connection, user_id=user_id, access_lifetime=access_lifetime, now=now
+        )
+    elif role is not None and role is not before.role:
+        await sessions.revoke_access(
+            connection, user_id=user_id, access_lifetime=access_lifetime, now=now
+        )
     return await get_user(connection, user_id=user_id)
+
+
+async def lock_with_admins(
+    connection: AsyncConnection, *, user_id: UUID
+) -> tuple[User, frozenset[UUID]]:
+    """An account and who the active admins are; neither changes until the transaction ends.
+
+    One statement and one order: two admins who demote each other at once come one after
+    the other, and the second sees that it is the last. Raises USER_NOT_FOUND.
+    """
+    is_admin = (users.c.role == Role.ADMIN) & users.c.is_active
+    rows = await connection.execute(
+        sa.select(*USER_COLUMNS)
+        .where(is_admin | (users.c.user_id == user_id))
+        .order_by(users.c.user_id)
+        .with_for_update(key_share=True)
+    )
+    locked = {row.user_id: to_user(row) for row in rows}
+    if user_id not in locked:
+        raise DomainError(Reason.USER_NOT_FOUND, "no such user")
+    admins = [user for user in locked.values() if user.role is Role.ADMIN and user.is_active]
+    return locked[user_id], frozenset(user.user_id for user in admins)
+
+
+def refuse_last_admin(user: User, admins: frozenset[UUID]) -> None:
+    """Raises LAST_ADMIN when without this account nobody could look after accounts."""
+    if admins == {user.user_id}:
+        raise DomainError(Reason.LAST_ADMIN, "the last admin; make another account admin first")

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
+from uuid import UUID
 
 import redis.asyncio
 from google.protobuf.descriptor import ServiceDescriptor
@@ -11,17 +12,45 @@ from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import payment_events, sweeper, tables
+from booking_svc import (
+    catalogue_messages,
+    completion,
+    event_cancellation,
+    event_status,
+    events,
+    housekeeping,
+    owed,
+    payment_events,
+    stock_levels,
+    sweeper,
+    tables,
+    unwanted_stock,
+)
+from booking_svc.account_client import AccountEvents
+from booking_svc.availability import Availability
 from booking_svc.booking_servicer import BookingServicer
-from booking_svc.catalogue_servicer import EventServicer, VenueServicer
+from booking_svc.changing import Changing
+from booking_svc.event_cache import EventCache
+from booking_svc.event_desk import EventDesk
+from booking_svc.event_servicer import EventServicer
+from booking_svc.events import Event
 from booking_svc.health_servicer import HealthServicer
+from booking_svc.notifications import follower
 from booking_svc.payment_client import PaymentClient, PaymentEvents
-from booking_svc.payment_events import PaymentEvent
+from booking_svc.ports import PaymentEvent, StockChange
+from booking_svc.reconciliation import Reconciliation
 from booking_svc.saga import Saga
 from booking_svc.settings import Settings
 from booking_svc.steps import Steps
-from booking_svc.stock_client import StockClient
-from boxoffice.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
+from booking_svc.stock_client import StockChanges, StockClient
+from booking_svc.subscriptions import follower as webhook_follower
+from booking_svc.subscriptions.courier import Courier
+from booking_svc.subscriptions.destinations import Rules
+from booking_svc.venue_servicer import VenueServicer
+from booking_svc.watch import Watch
+from booking_svc.webhook_endpoint_servicer import WebhookEndpointServicer
+from boxoffice.auth.v1 import auth_event_service_pb2, auth_service_pb2, auth_service_pb2_grpc
+from boxoffice.auth.v1.auth_event_service_pb2_grpc import AuthEventServiceStub
 from boxoffice.bookings.v1 import booking_service_pb2, booking_service_pb2_grpc
 from boxoffice.catalogue.v1 import (
     event_service_pb2,
@@ -36,21 +65,44 @@ from boxoffice.payments.v1 import (
     payment_service_pb2,
     payment_service_pb2_grpc,
 )
-from boxoffice.stock.v1 import stock_service_pb2, stock_service_pb2_grpc
-from mesh import tasks
+from boxoffice.stock.v1 import (
+    stock_change_service_pb2,
+    stock_change_service_pb2_grpc,
+    stock_service_pb2,
+    stock_service_pb2_grpc,
+)
+from boxoffice.webhooks.v1 import (
+    webhook_endpoint_service_pb2,
+    webhook_endpoint_service_pb2_grpc,
+)
+from mesh import backlog, call, tasks
+from mesh.cache import Cache
 from mesh.client import open_channel
 from mesh.clock import system_clock
 from mesh.consumer import EventConsumer
 from mesh.database import Database
 from mesh.jwks import RemoteJwks
+from mesh.leadership import forever_alone
+from mesh.lock import Locks
+from mesh.mail.queue import oldest_queued
+from mesh.mail.sender import Sender
+from mesh.outbox import OutboxReader
+from mesh.redis_link import RedisLink
+from mesh.revocations import Revocations, from_auth
 from mesh.server import Service, Servicer, run
 from mesh.settings import SERVICES
 
 NAME = "booking_svc"
 
 _CALLED: dict[str, Sequence[ServiceDescriptor]] = {
-    "auth_svc": [auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]],
-    "stock_svc": [stock_service_pb2.DESCRIPTOR.services_by_name["StockService"]],
+    "auth_svc": [
+        auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
+        auth_event_service_pb2.DESCRIPTOR.services_by_name["AuthEventService"],
+    ],
+    "stock_svc": [
+        stock_service_pb2.DESCRIPTOR.services_by_name["StockService"],
+        stock_change_service_pb2.DESCRIPTOR.services_by_name["StockChangeService"],
+    ],
     "payment_svc": [
         payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
         payment_event_service_pb2.DESCRIPTOR.services_by_name["PaymentEventService"],
@@ -84,6 +136,37 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             payment_window=timedelta(seconds=settings.payment_window_seconds),
             on_owed=steps.wake,
         )
+        changing = Changing(
+            database=database,
+            stock=stock,
+            payments=payments,
+            clock=system_clock,
+            payment_window=timedelta(seconds=settings.payment_window_seconds),
+            on_owed=steps.wake,
+        )
+        reconciliation = Reconciliation(
+            database=database,
+            stock=stock,
+            payments=payments,
+            clock=system_clock,
+            on_owed=steps.wake,
+        )
+        outbox = OutboxReader(database, tables.outbox)
+        rules = Rules(
+            is_http_allowed=settings.is_development,
+            is_loopback_allowed=settings.webhook_allow_loopback,
+        )
+        courier = await stack.enter_async_context(Courier.open(database, system_clock, rules=rules))
+        link = await stack.enter_async_context(RedisLink.open(settings.required("redis_url")))
+        sender = Sender.of(settings, database=database, table=tables.mails, clock=system_clock)
+        changes = StockChanges(
+            stock_change_service_pb2_grpc.StockChangeServiceStub(channels["stock_svc"])
+        )
+        availability = Availability(stock=stock, read=partial(_read_event, database))
+        desk = EventDesk(
+            database=database, stock=stock, clock=system_clock, on_change=availability.forget
+        )
+        watch = Watch(availability=availability, encode=catalogue_messages.availability_update)
         health = HealthServicer(
             {name: health_pb2_grpc.HealthStub(channel) for name, channel in channels.items()},
             await _ping_cache(settings, stack),
@@ -96,14 +179,28 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                     venue_service_pb2.DESCRIPTOR.services_by_name["VenueService"],
                 ),
                 Servicer(
-                    EventServicer(database, stock, system_clock),
+                    EventServicer(
+                        database=database,
+                        desk=desk,
+                        availability=availability,
+                        watch=watch,
+                        cache=EventCache(database, Cache(link)),
+                        clock=system_clock,
+                    ),
                     event_service_pb2_grpc.add_EventServiceServicer_to_server,
                     event_service_pb2.DESCRIPTOR.services_by_name["EventService"],
                 ),
                 Servicer(
-                    BookingServicer(database, saga),
+                    BookingServicer(database, saga, changing, system_clock),
                     booking_service_pb2_grpc.add_BookingServiceServicer_to_server,
                     booking_service_pb2.DESCRIPTOR.services_by_name["BookingService"],
+                ),
+                Servicer(
+                    WebhookEndpointServicer(database, courier, rules, system_clock),
+                    webhook_endpoint_service_pb2_grpc.add_WebhookEndpointServiceServicer_to_server,
+                    webhook_endpoint_service_pb2.DESCRIPTOR.services_by_name[
+                        "WebhookEndpointService"
+                    ],
                 ),
                 Servicer(
                     health,
@@ -113,17 +210,96 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             ],
             jwks=RemoteJwks(auth_service_pb2_grpc.AuthServiceStub(channels["auth_svc"])),
             ping_database=database.ping,
+            revocations=Revocations(from_auth(AuthEventServiceStub(channels["auth_svc"]))),
             loops=[
                 partial(tasks.forever, "steps", steps.run),
                 partial(
-                    tasks.forever,
+                    forever_alone,
+                    database,
                     "sweeper",
                     partial(sweeper.run_once, database, system_clock, steps.wake),
                 ),
                 partial(
+                    forever_alone,
+                    database,
+                    "completion",
+                    partial(completion.run_once, database, system_clock),
+                ),
+                partial(forever_alone, database, "reconciliation", reconciliation.run_once),
+                partial(
+                    forever_alone,
+                    database,
+                    "housekeeping",
+                    partial(housekeeping.run_once, database, system_clock),
+                ),
+                partial(
+                    tasks.forever,
+                    "event status",
+                    partial(event_status.run_once, database, system_clock),
+                ),
+                partial(
+                    tasks.forever, "availability", partial(availability.follow, changes.open_now)
+                ),
+                watch.run,
+                partial(
+                    tasks.forever,
+                    "unwanted stock",
+                    partial(unwanted_stock.run_once, database, stock, system_clock),
+                ),
+                partial(
+                    tasks.forever,
+                    "event cancellations",
+                    partial(event_cancellation.run_once, database, system_clock, steps.wake),
+                ),
+                partial(tasks.forever, "stock levels", _stock_consumer(database, changes).run),
+                partial(
                     tasks.forever,
                     "payment events",
                     _consumer(database, channels["payment_svc"], steps).run,
+                ),
+                partial(tasks.forever, "outbox", outbox.listen),
+                partial(
+                    backlog.watch,
+                    database,
+                    system_clock,
+                    {
+                        "booking steps": owed.oldest_due,
+                        "booking mails": partial(oldest_queued, table=tables.mails),
+                    },
+                ),
+                partial(
+                    tasks.forever,
+                    "booking mails",
+                    follower.consumer(database, outbox, system_clock, on_queued=sender.wake).run,
+                ),
+                partial(
+                    tasks.forever,
+                    "accounts",
+                    follower.accounts(
+                        database,
+                        AccountEvents(AuthEventServiceStub(channels["auth_svc"])).open,
+                        system_clock,
+                        on_queued=sender.wake,
+                    ).run,
+                ),
+                partial(tasks.forever, "mail sender", sender.turn),
+                partial(
+                    tasks.forever,
+                    "webhooks",
+                    webhook_follower.consumer(
+                        database, outbox, system_clock, on_queued=courier.wake
+                    ).run,
+                ),
+                partial(tasks.forever, "webhook courier", courier.run),
+                partial(
+                    tasks.forever,
+                    "webhook log",
+                    partial(webhook_follower.forget_old, database, system_clock, Locks(link)),
+                ),
+                partial(
+                    tasks.forever,
+                    "waiting letters",
+                    partial(follower.forget_waiting, database, system_clock, Locks(link)),
                 ),
             ],
         )
@@ -149,7 +325,10 @@ def _consumer(
         connection: AsyncConnection, events: Sequence[PaymentEvent], now: datetime
     ) -> None:
         for event in events:
-            await payment_events.apply(connection, event=event, now=now)
+            with call.resuming(
+                f"apply {type(event).__name__}", event.origin, booking_id=str(event.booking_id)
+            ):
+                await payment_events.apply(connection, event=event, now=now)
 
     stub = payment_event_service_pb2_grpc.PaymentEventServiceStub(channel)
     return EventConsumer(
@@ -161,6 +340,22 @@ def _consumer(
         apply=apply,
         after_commit=steps.wake,
     )
+
+
+def _stock_consumer(database: Database, changes: StockChanges) -> EventConsumer[StockChange]:
+    return EventConsumer(
+        stream="stock_svc",
+        database=database,
+        cursors=tables.event_cursors,
+        clock=system_clock,
+        open_stream=changes.open,
+        apply=stock_levels.apply,
+    )
+
+
+async def _read_event(database: Database, event_id: UUID) -> Event:
+    async with database.reading() as connection:
+        return await events.get(connection, event_id=event_id)
 
 
 def main() -> None:

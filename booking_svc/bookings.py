@@ -12,7 +12,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc import cancellation
-from booking_svc.tables import booking_items, booking_timeline, bookings
+from booking_svc.tables import (
+    booking_changes,
+    booking_items,
+    booking_refunds,
+    booking_timeline,
+    bookings,
+)
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 from mesh.paging import id_from_token, to_token
@@ -36,6 +42,26 @@ class PaymentStatus(StrEnum):
     REFUNDED = "REFUNDED"
 
 
+class Actor(StrEnum):
+    """Who can move a booking."""
+
+    CUSTOMER = "CUSTOMER"
+    STAFF = "STAFF"
+    ORGANISER = "ORGANISER"
+    SYSTEM = "SYSTEM"
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who does something to a booking; the user is known for customers and staff."""
+
+    actor: Actor
+    user_id: UUID | None = None
+
+
+SYSTEM = By(Actor.SYSTEM)
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     offer_id: UUID
@@ -52,11 +78,45 @@ class Payment:
     payment_url: str | None
 
 
+class RefundStatus(StrEnum):
+    PENDING = "PENDING"
+    PROCESSED = "PROCESSED"
+    FAILED = "FAILED"
+
+
 @dataclass(frozen=True, slots=True)
 class Refund:
+    """Money on its way back, from the payment that brought it."""
+
     refund_id: UUID
+    payment_id: UUID
     amount: Money
-    status: str
+    status: RefundStatus
+    reason: str
+
+
+class ChangeState(StrEnum):
+    """PENDING_PAYMENT waits for the price difference; both first ones are open."""
+
+    PENDING_PAYMENT = "PENDING_PAYMENT"
+    EXCHANGING = "EXCHANGING"
+    DONE = "DONE"
+    REFUSED = "REFUSED"
+    EXPIRED = "EXPIRED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class PendingChange:
+    """A change that waits for its price difference to be paid."""
+
+    change_id: UUID
+    event_id: UUID
+    difference: Money
+    expire_time: datetime
+    payment_id: UUID
+    provider: str
+    payment_url: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +124,7 @@ class TimelineEntry:
     time: datetime
     status: Status
     reason: str
+    actor: Actor
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +138,16 @@ class Booking:
     hold_expire_time: datetime
     reservation_id: UUID
     payment: Payment | None
-    refund: Refund | None
+    refunds: tuple[Refund, ...]
     cancellation_policy: cancellation.Policy
     timeline: tuple[TimelineEntry, ...]
     create_time: datetime
     update_time: datetime
     confirm_time: datetime | None
+    max_refund_percent: int = 100
+    attendees: tuple[str, ...] = ()
+    note: str = ""
+    change: PendingChange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +157,7 @@ class Page:
     total_size: int
 
 
-def _listed(table: sa.Table, order: sa.Column[int], *columns: str) -> sa.ScalarSelect[Any]:
+def _listed(table: sa.Table, order: sa.Column[Any], *columns: str) -> sa.ScalarSelect[Any]:
     """A booking's rows of another table, in order, as lists of the columns' values."""
     values = sa.func.json_build_array(*(table.c[column] for column in columns))
     rows = sa.func.json_agg(postgresql.aggregate_order_by(values, order.asc()))
@@ -109,7 +174,35 @@ _ITEMS = _listed(
     booking_items.c.item_index,
     *("offer_id", "seat_id", "quantity", "unit_price_minor"),
 )
-_TIMELINE = _listed(booking_timeline, booking_timeline.c.entry_id, *("time", "status", "reason"))
+_REFUNDS = _listed(
+    booking_refunds,
+    booking_refunds.c.refund_id,
+    *("refund_id", "payment_id", "amount_minor", "currency_code", "status", "reason"),
+)
+_CHANGE = (
+    sa.select(
+        sa.func.json_build_array(
+            *(
+                booking_changes.c[column]
+                for column in (
+                    "change_id",
+                    "to_event_id",
+                    "difference_minor",
+                    "expire_time",
+                    "payment_id",
+                    "payment_provider",
+                    "payment_url",
+                )
+            )
+        )
+    )
+    .where(booking_changes.c.booking_id == bookings.c.booking_id)
+    .where(booking_changes.c.state == ChangeState.PENDING_PAYMENT)
+    .scalar_subquery()
+)
+_TIMELINE = _listed(
+    booking_timeline, booking_timeline.c.entry_id, *("time", "status", "reason", "actor")
+)
 
 
 async def get(
@@ -131,7 +224,13 @@ async def get(
         # A statement of its own: the one that waits for a lock reads other tables as of before.
         await connection.execute(sa.select(bookings.c.booking_id).where(is_it).with_for_update())
     found = await connection.execute(
-        sa.select(bookings, _ITEMS.label("items"), _TIMELINE.label("timeline")).where(is_it)
+        sa.select(
+            bookings,
+            _ITEMS.label("items"),
+            _REFUNDS.label("refunds"),
+            _CHANGE.label("change"),
+            _TIMELINE.label("timeline"),
+        ).where(is_it)
     )
     row = found.one_or_none()
     if row is None:
@@ -164,7 +263,12 @@ async def list_page(
     beyond = sa.true() if after is None else bookings.c.booking_id < after
     rows = (
         await connection.execute(
-            sa.select(bookings, _ITEMS.label("items"))
+            sa.select(
+                bookings,
+                _ITEMS.label("items"),
+                _REFUNDS.label("refunds"),
+                _CHANGE.label("change"),
+            )
             .where(matching, beyond)
             .order_by(bookings.c.booking_id.desc())
             .limit(page_size + 1)
@@ -198,15 +302,33 @@ def _from_row(row: sa.Row[Any], timeline: Sequence[Sequence[Any]]) -> Booking:
         else Payment(
             row.payment_id, row.payment_provider, PaymentStatus(row.payment_status), row.payment_url
         ),
-        refund=None
-        if row.refund_id is None
-        else Refund(row.refund_id, Money(row.refund_minor, currency), row.refund_status),
+        refunds=tuple(
+            Refund(UUID(refund), UUID(payment), Money(amount, code), RefundStatus(status), reason)
+            for refund, payment, amount, code, status, reason in row.refunds
+        ),
         cancellation_policy=cancellation.from_json(row.cancellation_policy),
         timeline=tuple(
-            TimelineEntry(datetime.fromisoformat(time), Status(status), reason)
-            for time, status, reason in timeline
+            TimelineEntry(datetime.fromisoformat(time), Status(status), reason, Actor(actor))
+            for time, status, reason, actor in timeline
         ),
         create_time=row.create_time,
         update_time=row.update_time,
         confirm_time=row.confirm_time,
+        max_refund_percent=row.max_refund_percent,
+        attendees=tuple(row.attendees),
+        note=row.note,
+        change=None if row.change is None else _change(row.change, currency),
+    )
+
+
+def _change(values: Sequence[Any], currency: str) -> PendingChange:
+    change_id, event_id, difference, expire_time, payment_id, provider, url = values
+    return PendingChange(
+        UUID(change_id),
+        UUID(event_id),
+        Money(difference, currency),
+        datetime.fromisoformat(expire_time),
+        UUID(payment_id),
+        provider,
+        url,
     )

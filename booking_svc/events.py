@@ -1,59 +1,49 @@
-"""Events and their offers: what is on sale, when, at which price. Stock is the ledger's."""
+"""What an event is, how it is written and read. Stock is the ledger's.
 
-from collections.abc import Mapping
+New ones are checked in event_plans.py, lists are made in event_listing.py, and what the
+staff may do to one is in event_status.py.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import cancellation, time_zones, venues
-from booking_svc.ports import OfferStock, PoolStock
-from booking_svc.tables import auditoriums, events, offers
-from booking_svc.tables import venues as venues_table
+from booking_svc import cancellation, search
+from booking_svc.tables import events, offers, stock_levels
+from mesh.clock import rfc3339
 from mesh.database import constraint_of
-from mesh.errors import DomainError, FieldViolation, Reason, invalid
-from mesh.ids import new_id
+from mesh.errors import DomainError, Reason
 from mesh.money import Money
-
-DEFAULT_CURRENCY = "INR"
-DEFAULT_TIME_ZONE = "UTC"
-DEFAULT_LIMIT = 10
 
 _OVERLAP_CONSTRAINT = "events_no_overlap_excl"
 
 
-@dataclass(frozen=True, slots=True)
-class NewOffer:
-    """An offer as it is asked for. `pool` is any name; offers with the same one share places."""
+class Said(StrEnum):
+    """What the staff has said of an event: the column `status`. The rest follows by itself."""
 
-    name: str
-    price: Money
-    pool: str
-    capacity: int | None
-    seat_type: str | None
-    per_customer_limit: int
-    max_per_booking: int
+    DRAFT = "DRAFT"
+    OPEN = "UPCOMING"
+    PAUSED = "PAUSED"
+    CANCELLED = "CANCELLED"
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
-    """An event as it is asked for."""
+class Status(StrEnum):
+    """Where an event is in its life."""
 
-    name: str
-    description: str
-    production_id: UUID | None
-    auditorium_id: UUID | None
-    venue_name: str | None
-    time_zone: str
-    start_time: datetime | None
-    end_time: datetime | None
-    sale_start_time: datetime
-    sale_end_time: datetime | None
-    currency_code: str
-    offers: tuple[NewOffer, ...]
-    cancellation_policy: cancellation.Policy | None
+    DRAFT = "DRAFT"
+    UPCOMING = "UPCOMING"
+    ON_SALE = "ON_SALE"
+    SOLD_OUT = "SOLD_OUT"
+    PAUSED = "PAUSED"
+    ENDED = "ENDED"
+    CANCELLED = "CANCELLED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +60,21 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event. `status` is what the staff has said; `status_at` is what holds."""
+    """An event. `said` is what the staff has said; `status_at` is what holds."""
 
     event_id: UUID
     name: str
     description: str
     production_id: UUID | None
     auditorium_id: UUID | None
+    venue_id: UUID | None
     venue_name: str | None
     time_zone: str
     start_time: datetime | None
     end_time: datetime | None
     sale_start_time: datetime
     sale_end_time: datetime | None
-    status: str
+    said: Said
     currency_code: str
     offers: tuple[Offer, ...]
     cancellation_policy: cancellation.Policy
@@ -91,26 +82,46 @@ class Event:
     revision: int
     create_time: datetime
     update_time: datetime
+    # Over all offers; None is no limit.
+    per_customer_limit: int | None = None
 
-    def status_at(self, now: datetime, *, available: int) -> str:
+    @property
+    def etag(self) -> str:
+        """Another one after every change; the header ETag has it in quotes."""
+        return str(self.revision)
+
+    def status_at(self, now: datetime, *, available: int) -> Status:
         """The event's status, following the sale window and the stock."""
-        if self.status != "UPCOMING":
-            return self.status
-        if now < self.sale_start_time:
-            return "UPCOMING"
+        if self.said in (Said.CANCELLED, Said.DRAFT):
+            return Status(self.said)
         if self.sale_end_time is not None and now >= self.sale_end_time:
-            return "ENDED"
-        return "ON_SALE" if available else "SOLD_OUT"
+            return Status.ENDED
+        if self.said is Said.PAUSED:
+            return Status.PAUSED
+        if now < self.sale_start_time:
+            return Status.UPCOMING
+        return Status.ON_SALE if available > 0 else Status.SOLD_OUT
+
+    def turn_after(self, now: datetime) -> datetime | None:
+        """When the clock changes the status next; None when it never does."""
+        if self.said in (Said.CANCELLED, Said.DRAFT):
+            return None
+        if self.said is Said.OPEN and now < self.sale_start_time:
+            return self.sale_start_time
+        if self.sale_end_time is not None and now < self.sale_end_time:
+            return self.sale_end_time
+        return None
 
     def refuse_unless_on_sale(self, now: datetime) -> None:
         """Raises SALE_NOT_ACTIVE, with the sale's times, when nothing can be booked now."""
-        if self.status_at(now, available=1) != "ON_SALE":
+        status = self.status_at(now, available=1)
+        if status is not Status.ON_SALE:
             raise DomainError(
                 Reason.SALE_NOT_ACTIVE,
                 "the sale is not open",
-                starts=self.sale_start_time.isoformat(),
-                ends=self.sale_end_time.isoformat() if self.sale_end_time else "",
-                status=self.status_at(now, available=1),
+                starts=rfc3339(self.sale_start_time),
+                ends=rfc3339(self.sale_end_time) if self.sale_end_time else "",
+                status=status,
             )
 
     def offer(self, offer_id: UUID) -> Offer:
@@ -121,252 +132,244 @@ class Event:
         raise DomainError(Reason.OFFER_NOT_FOUND, "the event has no such offer", offer_id=offer_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A new event with the stock that the ledger must know before it is on sale."""
+async def insert(
+    connection: AsyncConnection, *, event: Event, capacities: Mapping[UUID, int], now: datetime
+) -> None:
+    """Writes a planned event; `capacities` are those of its pools.
 
-    event: Event
-    pools: tuple[PoolStock, ...]
-    offers: tuple[OfferStock, ...]
-    seats: Mapping[UUID, UUID]
-
-
-async def plan(connection: AsyncConnection, *, new: NewEvent, now: datetime) -> Plan:
-    """Checks a new event and gives it its ids; writes nothing.
-
-    Raises VALIDATION_FAILED that names every fault, or AUDITORIUM_NOT_FOUND.
+    Raises SHOWTIME_OVERLAP when the auditorium is taken then.
     """
-    if faults := _faults(new):
-        raise invalid(*faults)
-    seat_types: Mapping[UUID, str] = {}
-    venue_name, time_zone = new.venue_name, new.time_zone
-    if new.auditorium_id is not None:
-        name, zone = await _venue_of(connection, auditorium_id=new.auditorium_id)
-        venue_name, time_zone = venue_name or name, time_zone or zone
-        seat_types = await venues.seat_types(connection, auditorium_id=new.auditorium_id)
-    pool_ids = {offer.pool: new_id() for offer in new.offers}
-    planned = tuple(_offer(offer, pool_ids[offer.pool]) for offer in new.offers)
-    seats = _assign_seats(planned, seat_types)
-    pools = _pools(planned, seats)
-    event = Event(
-        event_id=new_id(),
-        name=new.name,
-        description=new.description,
-        production_id=new.production_id,
-        auditorium_id=new.auditorium_id,
-        venue_name=venue_name,
-        time_zone=time_zone or DEFAULT_TIME_ZONE,
-        start_time=new.start_time,
-        end_time=new.end_time,
-        sale_start_time=new.sale_start_time,
-        sale_end_time=new.sale_end_time or new.start_time,
-        status="UPCOMING",
-        currency_code=new.currency_code,
-        offers=planned,
-        cancellation_policy=new.cancellation_policy
-        or cancellation.standard(is_dated=new.start_time is not None),
-        total_capacity=sum(pool.capacity for pool in pools),
-        revision=1,
-        create_time=now,
-        update_time=now,
-    )
-    stock = tuple(
-        OfferStock(offer.offer_id, offer.pool_id, offer.per_customer_limit) for offer in planned
-    )
-    return Plan(event, pools, stock, seats)
-
-
-async def insert(connection: AsyncConnection, *, event: Event) -> None:
-    """Writes a planned event. Raises SHOWTIME_OVERLAP when the auditorium is taken then."""
+    words = search.words_of(event.name, event.description, event.venue_name or "")
     try:
         await connection.execute(
             events.insert().values(
                 event_id=event.event_id,
-                name=event.name,
-                description=event.description,
-                production_id=event.production_id,
                 auditorium_id=event.auditorium_id,
-                venue_name=event.venue_name,
-                time_zone=event.time_zone,
-                start_time=event.start_time,
-                end_time=event.end_time,
-                sale_start_time=event.sale_start_time,
-                sale_end_time=event.sale_end_time,
-                status=event.status,
+                venue_id=event.venue_id,
                 currency_code=event.currency_code,
-                cancellation_policy=cancellation.to_json(event.cancellation_policy),
-                total_capacity=event.total_capacity,
-                revision=event.revision,
+                is_sold_out=False,
+                current_status=event.status_at(now, available=1),
+                turn_time=event.turn_after(now),
                 create_time=event.create_time,
-                update_time=event.update_time,
+                **changing_columns(event),
+                search=search.vector(words),
             )
         )
     except sa.exc.IntegrityError as error:
-        if constraint_of(error) == _OVERLAP_CONSTRAINT:
-            raise DomainError(
-                Reason.SHOWTIME_OVERLAP,
-                "another event takes place in this auditorium at that time",
-                auditorium_id=event.auditorium_id,
-            ) from None
-        raise
+        raise overlap(error, event.auditorium_id) or error from None
+    await search.learn(connection, words=words)
+    await connection.execute(offers.insert(), offer_rows(event))
     await connection.execute(
-        offers.insert(),
+        stock_levels.insert(),
         [
             {
                 "event_id": event.event_id,
-                "offer_id": offer.offer_id,
-                "offer_index": index,
-                "name": offer.name,
-                "price_minor": offer.price.amount_minor,
-                "pool_id": offer.pool_id,
-                "capacity": offer.capacity,
-                "seat_type": offer.seat_type,
-                "per_customer_limit": offer.per_customer_limit,
-                "max_per_booking": offer.max_per_booking,
+                "pool_id": pool_id,
+                "capacity": capacity,
+                "available": capacity,
+                "version": 0,
             }
-            for index, offer in enumerate(event.offers)
+            for pool_id, capacity in capacities.items()
         ],
     )
 
 
-async def get(connection: AsyncConnection, *, event_id: UUID) -> Event:
-    """Raises EVENT_NOT_FOUND."""
-    found = await connection.execute(sa.select(events).where(events.c.event_id == event_id))
-    row = found.one_or_none()
+async def update(connection: AsyncConnection, *, event: Event) -> None:
+    """Writes a changed event over the one that is there; its row is locked.
+
+    Raises SHOWTIME_OVERLAP when the auditorium is taken then. What it repeats of clock and
+    stock the caller brings up to date.
+    """
+    words = search.words_of(event.name, event.description, event.venue_name or "")
+    try:
+        await connection.execute(
+            sa.update(events)
+            .where(events.c.event_id == event.event_id)
+            .values(**changing_columns(event), search=search.vector(words))
+        )
+    except sa.exc.IntegrityError as error:
+        raise overlap(error, event.auditorium_id) or error from None
+    await search.learn(connection, words=words)
+    rows = postgresql.insert(offers)
+    changing = ("name", "price_minor", "capacity", "per_customer_limit", "max_per_booking")
+    await connection.execute(
+        rows.on_conflict_do_update(
+            index_elements=[offers.c.event_id, offers.c.offer_id],
+            set_={name: rows.excluded[name] for name in changing},
+        ),
+        offer_rows(event),
+    )
+
+
+def changing_columns(event: Event) -> dict[str, Any]:
+    """The columns that an update may change, with what they shall hold."""
+    return {
+        "name": event.name,
+        "description": event.description,
+        "production_id": event.production_id,
+        "venue_name": event.venue_name,
+        "time_zone": event.time_zone,
+        "start_time": event.start_time,
+        "end_time": event.end_time,
+        "sale_start_time": event.sale_start_time,
+        "sale_end_time": event.sale_end_time,
+        "status": event.said,
+        "cancellation_policy": cancellation.to_json(event.cancellation_policy),
+        "total_capacity": event.total_capacity,
+        "revision": event.revision,
+        "update_time": event.update_time,
+        "per_customer_limit": event.per_customer_limit,
+    }
+
+
+def offer_rows(event: Event) -> list[dict[str, Any]]:
+    """The rows of an event's offers."""
+    return [
+        {
+            "event_id": event.event_id,
+            "offer_id": offer.offer_id,
+            "offer_index": index,
+            "name": offer.name,
+            "price_minor": offer.price.amount_minor,
+            "pool_id": offer.pool_id,
+            "capacity": offer.capacity,
+            "seat_type": offer.seat_type,
+            "per_customer_limit": offer.per_customer_limit,
+            "max_per_booking": offer.max_per_booking,
+        }
+        for index, offer in enumerate(event.offers)
+    ]
+
+
+def overlap(error: sa.exc.IntegrityError, auditorium_id: UUID | None) -> DomainError | None:
+    """SHOWTIME_OVERLAP when that is what the database refused."""
+    if constraint_of(error) != _OVERLAP_CONSTRAINT:
+        return None
+    return DomainError(
+        Reason.SHOWTIME_OVERLAP,
+        "another event takes place in this auditorium at that time",
+        auditorium_id=auditorium_id,
+    )
+
+
+_OFFER_COLUMNS = (
+    "offer_id",
+    "name",
+    "price_minor",
+    "pool_id",
+    "capacity",
+    "seat_type",
+    "per_customer_limit",
+    "max_per_booking",
+)
+
+# In one statement with the event: two would take twice as long.
+_OFFERS = (
+    sa.select(
+        sa.func.json_agg(
+            postgresql.aggregate_order_by(
+                sa.func.json_build_array(*(offers.c[name] for name in _OFFER_COLUMNS)),
+                offers.c.offer_index.asc(),
+            )
+        )
+    )
+    .where(offers.c.event_id == events.c.event_id)
+    .scalar_subquery()
+    .label("offers")
+)
+
+# Not `search` and `sort_time`: the driver has no value for an infinite time.
+_COLUMNS = [
+    events.c[name]
+    for name in (
+        "event_id",
+        "name",
+        "description",
+        "production_id",
+        "auditorium_id",
+        "venue_id",
+        "venue_name",
+        "time_zone",
+        "start_time",
+        "end_time",
+        "sale_start_time",
+        "sale_end_time",
+        "status",
+        "currency_code",
+        "cancellation_policy",
+        "total_capacity",
+        "revision",
+        "create_time",
+        "update_time",
+        "per_customer_limit",
+    )
+]
+
+selected: sa.Select[Any] = sa.select(*_COLUMNS, _OFFERS)
+"""Events with their offers, for `from_row`."""
+
+
+async def get(connection: AsyncConnection, *, event_id: UUID, lock: bool = False) -> Event:
+    """An event with its offers. Raises EVENT_NOT_FOUND.
+
+    With `lock` the row stays locked until the transaction ends.
+    """
+    is_it = events.c.event_id == event_id
+    if lock:
+        # A statement of its own: the one that waits for a lock reads other tables as of before.
+        await connection.execute(
+            sa.select(events.c.event_id).where(is_it).with_for_update(key_share=True)
+        )
+    row = (await connection.execute(selected.where(is_it))).one_or_none()
     if row is None:
         raise DomainError(Reason.EVENT_NOT_FOUND, "no such event", event_id=event_id)
-    listed = await connection.execute(
-        sa.select(offers).where(offers.c.event_id == event_id).order_by(offers.c.offer_index)
-    )
-    values = dict(row._mapping)
-    values["cancellation_policy"] = cancellation.from_json(row.cancellation_policy)
-    values["offers"] = tuple(
-        Offer(
-            offer.offer_id,
-            offer.name,
-            Money(offer.price_minor, row.currency_code),
-            offer.pool_id,
-            offer.capacity,
-            offer.seat_type,
-            offer.per_customer_limit,
-            offer.max_per_booking,
-        )
-        for offer in listed
-    )
-    return Event(**values)
+    return from_row(row)
 
 
-async def _venue_of(connection: AsyncConnection, *, auditorium_id: UUID) -> tuple[str, str]:
-    found = await connection.execute(
-        sa.select(venues_table.c.name, venues_table.c.time_zone)
-        .join(auditoriums, auditoriums.c.venue_id == venues_table.c.venue_id)
-        .where(auditoriums.c.auditorium_id == auditorium_id)
-    )
-    row = found.one_or_none()
-    if row is None:
-        raise DomainError(
-            Reason.AUDITORIUM_NOT_FOUND, "no such auditorium", auditorium_id=auditorium_id
-        )
-    return str(row.name), str(row.time_zone)
-
-
-def _faults(new: NewEvent) -> list[FieldViolation]:
-    faults = []
-    if new.time_zone:
-        faults += time_zones.violations("event.time_zone", new.time_zone)
-    if new.end_time is not None and new.start_time is None:
-        faults.append(FieldViolation("event.start_time", "is required with end_time"))
-    if new.end_time is not None and new.start_time is not None and new.end_time <= new.start_time:
-        faults.append(FieldViolation("event.end_time", "must be after start_time"))
-    if new.auditorium_id is not None and (new.start_time is None or new.end_time is None):
-        faults.append(
-            FieldViolation("event.start_time", "and end_time are required in an auditorium")
-        )
-    sale_end = new.sale_end_time or new.start_time
-    if sale_end is not None and sale_end <= new.sale_start_time:
-        faults.append(FieldViolation("event.sale_start_time", "must be before the end of the sale"))
-    if new.sale_end_time and new.end_time and new.sale_end_time > new.end_time:
-        faults.append(FieldViolation("event.sale_end_time", "must not be after end_time"))
-    return faults + _offer_faults(new)
-
-
-def _offer_faults(new: NewEvent) -> list[FieldViolation]:
-    faults = []
-    sized: dict[str, int] = {}
-    seat_types: dict[str, int] = {}
-    for index, offer in enumerate(new.offers):
-        field = f"event.offers[{index}]"
-        if offer.price.currency_code != new.currency_code:
-            faults.append(
-                FieldViolation(f"{field}.price.currency_code", f"must be {new.currency_code}")
+def from_row(row: sa.Row[Any]) -> Event:
+    """An event of a row of `selected`."""
+    listed: Sequence[Sequence[Any]] = row.offers
+    return Event(
+        event_id=row.event_id,
+        name=row.name,
+        description=row.description,
+        production_id=row.production_id,
+        auditorium_id=row.auditorium_id,
+        venue_id=row.venue_id,
+        venue_name=row.venue_name,
+        time_zone=row.time_zone,
+        start_time=row.start_time,
+        end_time=row.end_time,
+        sale_start_time=row.sale_start_time,
+        sale_end_time=row.sale_end_time,
+        said=Said(row.status),
+        currency_code=row.currency_code,
+        offers=tuple(
+            Offer(
+                UUID(offer_id),
+                name,
+                Money(price_minor, row.currency_code),
+                UUID(pool_id),
+                capacity,
+                seat_type,
+                per_customer_limit,
+                max_per_booking,
             )
-        if offer.seat_type is not None:
-            if offer.capacity is not None:
-                faults.append(
-                    FieldViolation(f"{field}.capacity", "a seated offer's places are its seats")
-                )
-            if new.auditorium_id is None:
-                faults.append(
-                    FieldViolation("event.auditorium_id", "is required by offers with a seat_type")
-                )
-            first = seat_types.setdefault(offer.seat_type, index)
-            if first != index:
-                faults.append(
-                    FieldViolation(
-                        f"{field}.seat_type", f"these seats are sold by offers[{first}] already"
-                    )
-                )
-        elif offer.capacity is not None:
-            first = sized.setdefault(offer.pool, index)
-            if first != index:
-                faults.append(
-                    FieldViolation(
-                        f"{field}.capacity", f"the pool has its capacity from offers[{first}]"
-                    )
-                )
-    seated = {offer.pool for offer in new.offers if offer.seat_type is not None}
-    for index, offer in enumerate(new.offers):
-        if offer.seat_type is None and offer.pool not in sized:
-            faults.append(
-                FieldViolation(f"event.offers[{index}].capacity", "neither capacity nor seat_type")
-            )
-        if offer.seat_type is None and offer.pool in seated:
-            faults.append(FieldViolation(f"event.offers[{index}].pool_id", "the pool has seats"))
-    return faults
-
-
-def _offer(new: NewOffer, pool_id: UUID) -> Offer:
-    return Offer(
-        offer_id=new_id(),
-        name=new.name,
-        price=new.price,
-        pool_id=pool_id,
-        capacity=new.capacity,
-        seat_type=new.seat_type,
-        per_customer_limit=new.per_customer_limit or DEFAULT_LIMIT,
-        max_per_booking=new.max_per_booking or DEFAULT_LIMIT,
+            for (
+                offer_id,
+                name,
+                price_minor,
+                pool_id,
+                capacity,
+                seat_type,
+                per_customer_limit,
+                max_per_booking,
+            ) in listed
+        ),
+        cancellation_policy=cancellation.from_json(row.cancellation_policy),
+        total_capacity=row.total_capacity,
+        revision=row.revision,
+        create_time=row.create_time,
+        update_time=row.update_time,
+        per_customer_limit=row.per_customer_limit,
     )
-
-
-def _assign_seats(
-    planned: tuple[Offer, ...], seat_types: Mapping[UUID, str]
-) -> Mapping[UUID, UUID]:
-    """The offer that sells each seat; every seated offer must have some."""
-    by_type = {offer.seat_type: offer.offer_id for offer in planned if offer.seat_type is not None}
-    present = set(seat_types.values())
-    faults = [
-        FieldViolation(f"event.offers[{index}].seat_type", "the auditorium has no such seats")
-        for index, offer in enumerate(planned)
-        if offer.seat_type is not None and offer.seat_type not in present
-    ]
-    if faults:
-        raise invalid(*faults)
-    return {seat: by_type[kind] for seat, kind in seat_types.items() if kind in by_type}
-
-
-def _pools(planned: tuple[Offer, ...], seats: Mapping[UUID, UUID]) -> tuple[PoolStock, ...]:
-    capacity: dict[UUID, int] = {}
-    for offer in planned:
-        own = offer.capacity or sum(1 for sold_by in seats.values() if sold_by == offer.offer_id)
-        capacity[offer.pool_id] = capacity.get(offer.pool_id, 0) + own
-    return tuple(PoolStock(pool_id, places) for pool_id, places in capacity.items())

@@ -6,27 +6,30 @@ to other services belong to saga.py and steps.py; here is what one transaction d
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from enum import StrEnum
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import cancellation
+from booking_svc import booking_events, cancellation
+from booking_svc.booking_events import Change
 from booking_svc.bookings import (
+    SYSTEM,
     Booking,
+    By,
+    Item,
     Payment,
     PaymentStatus,
-    Refund,
     Status,
     TimelineEntry,
     get,
 )
-from booking_svc.tables import booking_items, booking_steps, booking_timeline, bookings
+from booking_svc.owed import StepKind, owe
+from booking_svc.tables import booking_items, booking_timeline, bookings
 from mesh.errors import DomainError, Reason
+from mesh.money import Money
 
 MOVES: dict[Status, frozenset[Status]] = {
     Status.HELD: frozenset(
@@ -44,21 +47,27 @@ MOVES: dict[Status, frozenset[Status]] = {
     Status.CANCELLED: frozenset(),
 }
 
+LIVE = (Status.HELD, Status.PENDING_PAYMENT, Status.CONFIRMED)
+"""States in which a booking has places, or money that is about to become places."""
+
 UNPAID = (Status.HELD, Status.PENDING_PAYMENT)
 """States in which places are held and no money has come."""
 
-
-class StepKind(StrEnum):
-    """What a booking can owe to another service; see steps.py."""
-
-    CONFIRM = "CONFIRM"
-    RELEASE = "RELEASE"
-    VOID = "VOID"
-    REFUND = "REFUND"
+# How long a payment's event may take before reconciliation.py asks for it.
+FIRST_CHECK = timedelta(seconds=60)
+# Longer than any step's try.
+_STALLED = timedelta(seconds=60)
 
 
-async def insert(connection: AsyncConnection, *, booking: Booking, reason: str) -> Booking:
-    """Writes a new booking with its items and the first entry of its timeline."""
+async def insert(
+    connection: AsyncConnection,
+    *,
+    booking: Booking,
+    reason: str,
+    by: By,
+    is_mail_wanted: bool = False,
+) -> Booking:
+    """Writes a new booking with its items, the first entry of its timeline and its event."""
     await connection.execute(
         bookings.insert().values(
             booking_id=booking.booking_id,
@@ -74,24 +83,32 @@ async def insert(connection: AsyncConnection, *, booking: Booking, reason: str) 
             update_time=booking.update_time,
         )
     )
+    await insert_items(connection, booking_id=booking.booking_id, items=booking.items)
+    now = booking.create_time
+    entry = await _note(connection, booking.booking_id, booking.status, reason, by, now)
+    held = booking_events.Held(is_mail_wanted)
+    await booking_events.append(connection, booking=booking, change=held, now=now)
+    return replace(booking, timeline=(entry,))
+
+
+async def insert_items(
+    connection: AsyncConnection, *, booking_id: UUID, items: Sequence[Item]
+) -> None:
+    """Writes the items of a booking that has none (any more)."""
     await connection.execute(
         booking_items.insert(),
         [
             {
-                "booking_id": booking.booking_id,
+                "booking_id": booking_id,
                 "item_index": index,
                 "offer_id": item.offer_id,
                 "seat_id": item.seat_id,
                 "quantity": item.quantity,
                 "unit_price_minor": item.unit_price.amount_minor,
             }
-            for index, item in enumerate(booking.items)
+            for index, item in enumerate(items)
         ],
     )
-    entry = await _note(
-        connection, booking.booking_id, booking.status, reason=reason, now=booking.create_time
-    )
-    return replace(booking, timeline=(entry,))
 
 
 async def begin_payment(
@@ -101,6 +118,7 @@ async def begin_payment(
     payment_id: UUID,
     provider: str,
     hold_expire_time: datetime,
+    by: By,
     now: datetime,
 ) -> Booking:
     """HELD → PENDING_PAYMENT; or another try with a new payment while none has a page yet.
@@ -114,6 +132,7 @@ async def begin_payment(
         "payment_provider": provider,
         "payment_status": PaymentStatus.CREATED,
         "payment_url": None,
+        "payment_check_time": now + FIRST_CHECK,
         "hold_expire_time": hold_expire_time,
     }
     if booking.status is Status.PENDING_PAYMENT:
@@ -124,6 +143,7 @@ async def begin_payment(
         booking=changed,
         to=Status.PENDING_PAYMENT,
         reason="checkout",
+        by=by,
         now=now,
         columns=columns,
     )
@@ -152,23 +172,11 @@ async def set_payment_status(
     """Records what became of the booking's payment. The booking must be locked."""
     if booking.payment is None:
         raise ValueError(f"booking {booking.booking_id} has no payment")
-    await _update(connection, booking.booking_id, now=now, payment_status=status)
+    columns: dict[str, object] = {"payment_status": status}
+    if status in (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED):
+        columns["payment_check_time"] = None
+    await _update(connection, booking.booking_id, now=now, **columns)
     return replace(booking, payment=replace(booking.payment, status=status), update_time=now)
-
-
-async def set_refund(
-    connection: AsyncConnection, *, booking: Booking, refund: Refund, now: datetime
-) -> Booking:
-    """Records the refund of the booking's payment. The booking must be locked."""
-    await _update(
-        connection,
-        booking.booking_id,
-        now=now,
-        refund_id=refund.refund_id,
-        refund_minor=refund.amount.amount_minor,
-        refund_status=refund.status,
-    )
-    return replace(booking, refund=refund, update_time=now)
 
 
 async def move(
@@ -178,12 +186,13 @@ async def move(
     to: Status,
     reason: str,
     now: datetime,
-    reservation_id: UUID | None = None,
+    by: By = SYSTEM,
+    refund: Money | None = None,
     columns: Mapping[str, object] = MappingProxyType({}),
 ) -> Booking:
-    """Moves a locked booking to another state and notes it in the timeline.
+    """Moves a locked booking to another state; notes it in the timeline and writes its event.
 
-    `columns` are further ones to set, which `booking` shows already.
+    `refund` is what goes back, for the event. `columns` are further ones to set, which `booking` shows already.
 
     Raises BOOKING_STATE_INVALID for a move that MOVES does not have.
     """
@@ -196,47 +205,102 @@ async def move(
     changes: dict[str, object] = {**columns, "status": to}
     if to is Status.CONFIRMED:
         changes["confirm_time"] = now
-    if reservation_id is not None:
-        changes["reservation_id"] = reservation_id
     await _update(connection, booking.booking_id, now=now, **changes)
-    entry = await _note(connection, booking.booking_id, to, reason=reason, now=now)
-    return replace(
+    entry = await _note(connection, booking.booking_id, to, reason, by, now)
+    moved = replace(
         booking,
         status=to,
         confirm_time=now if to is Status.CONFIRMED else booking.confirm_time,
-        reservation_id=reservation_id or booking.reservation_id,
         timeline=(*booking.timeline, entry),
         update_time=now,
     )
+    if (change := _change(to, reason, by, refund)) is not None:
+        await booking_events.append(connection, booking=moved, change=change, now=now)
+    return moved
+
+
+async def describe(
+    connection: AsyncConnection,
+    *,
+    booking: Booking,
+    attendees: Sequence[str],
+    note: str | None,
+    now: datetime,
+) -> None:
+    """Says who comes and what else there is to say; nothing given leaves as it is."""
+    columns: dict[str, object] = {"attendees": list(attendees)} if attendees else {}
+    if note is not None:
+        columns["note"] = note
+    await _update(connection, booking.booking_id, now=now, **columns)
 
 
 async def note(
-    connection: AsyncConnection, *, booking: Booking, reason: str, now: datetime
+    connection: AsyncConnection, *, booking: Booking, reason: str, now: datetime, by: By = SYSTEM
 ) -> None:
     """Adds to the timeline without a change of state."""
-    await _note(connection, booking.booking_id, booking.status, reason=reason, now=now)
+    await _note(connection, booking.booking_id, booking.status, reason, by, now)
 
 
 async def end_unpaid(
-    connection: AsyncConnection, *, booking: Booking, to: Status, reason: str, now: datetime
+    connection: AsyncConnection,
+    *,
+    booking: Booking,
+    to: Status,
+    reason: str,
+    now: datetime,
+    by: By = SYSTEM,
+    even_if_paid: bool = False,
 ) -> Booking:
     """Ends a locked booking that nobody paid, and owes the release of its places.
 
-    Raises BOOKING_STATE_INVALID for a booking whose payment was captured.
+    Raises BOOKING_STATE_INVALID for a booking whose payment was captured, unless that is
+    to meet a booking that has ended.
     """
-    if booking.payment is not None and booking.payment.status is PaymentStatus.CAPTURED:
+    paid = booking.payment is not None and booking.payment.status is PaymentStatus.CAPTURED
+    if paid and not even_if_paid:
         raise DomainError(
             Reason.BOOKING_STATE_INVALID,
             "the booking is paid and about to be confirmed",
             status=booking.status,
         )
-    ended = await move(connection, booking=booking, to=to, reason=reason, now=now)
-    await owe(connection, booking.booking_id, StepKind.RELEASE, booking.reservation_id, now=now)
+    ended = await move(connection, booking=booking, to=to, reason=reason, by=by, now=now)
+    await free_places(connection, booking=booking, now=now)
     if booking.payment is not None:
         await owe(
             connection, booking.booking_id, StepKind.VOID, booking.payment.payment_id, now=now
         )
     return ended
+
+
+async def free_places(
+    connection: AsyncConnection,
+    *,
+    booking: Booking,
+    now: datetime,
+    due_in: timedelta = timedelta(0),
+) -> None:
+    """Owes the end of the booking's claim in the ledger, whether it is held or sold."""
+    await owe(
+        connection,
+        booking.booking_id,
+        StepKind.RELEASE,
+        booking.reservation_id,
+        event_id=booking.event_id,
+        now=now,
+        due_in=due_in,
+    )
+
+
+async def replace_reservation(
+    connection: AsyncConnection, *, booking: Booking, reservation_id: UUID, now: datetime
+) -> Booking:
+    """Gives a locked booking another claim, not yet made; the one before is freed if it lives.
+
+    Not at once: a process that has stalled may still be at it.
+    """
+    await free_places(connection, booking=booking, now=now, due_in=_STALLED)
+    await _update(connection, booking.booking_id, now=now, reservation_id=reservation_id)
+    return replace(booking, reservation_id=reservation_id, update_time=now)
 
 
 async def lapsed(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[UUID]:
@@ -261,24 +325,6 @@ async def expire(connection: AsyncConnection, *, booking_id: UUID, now: datetime
     return True
 
 
-async def owe(
-    connection: AsyncConnection,
-    booking_id: UUID,
-    kind: StepKind,
-    subject_id: UUID,
-    *,
-    now: datetime,
-) -> None:
-    """Writes down a step to be taken once this transaction is durable; owing it twice is once."""
-    await connection.execute(
-        postgresql.insert(booking_steps)
-        .values(
-            booking_id=booking_id, kind=kind, subject_id=subject_id, due_time=now, create_time=now
-        )
-        .on_conflict_do_nothing()
-    )
-
-
 def _lapsed(now: datetime) -> sa.Select[UUID]:
     return (
         sa.select(bookings.c.booking_id)
@@ -299,11 +345,38 @@ async def _update(
 
 
 async def _note(
-    connection: AsyncConnection, booking_id: UUID, status: Status, *, reason: str, now: datetime
+    connection: AsyncConnection,
+    booking_id: UUID,
+    status: Status,
+    reason: str,
+    by: By,
+    now: datetime,
 ) -> TimelineEntry:
     await connection.execute(
         booking_timeline.insert().values(
-            booking_id=booking_id, time=now, status=status, reason=reason
+            booking_id=booking_id,
+            time=now,
+            status=status,
+            reason=reason,
+            actor=by.actor,
+            actor_id=by.user_id,
         )
     )
-    return TimelineEntry(now, status, reason)
+    return TimelineEntry(now, status, reason, by.actor)
+
+
+def _change(to: Status, reason: str, by: By, refund: Money | None) -> Change | None:
+    """What others are told of a move; nobody waits for the beginning of a checkout."""
+    match to:
+        case Status.CONFIRMED:
+            return booking_events.Confirmed(reason)
+        case Status.CANCELLED:
+            return booking_events.Cancelled(by.actor, reason, refund)
+        case Status.EXPIRED:
+            return booking_events.Expired(reason)
+        case Status.FAILED:
+            return booking_events.Failed(reason)
+        case Status.COMPLETED:
+            return booking_events.Completed()
+        case _:
+            return None

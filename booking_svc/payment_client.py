@@ -1,10 +1,18 @@
 """payment_svc over gRPC, as ports.Payments, and its event stream."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from uuid import UUID
 
-from booking_svc.payment_events import Captured, Failed, PaymentEvent, Refunded
-from booking_svc.ports import Payment, Refund
+from booking_svc.ports import (
+    Captured,
+    Disputed,
+    DisputeStatus,
+    Failed,
+    Payment,
+    PaymentEvent,
+    Refunded,
+)
 from boxoffice.payments.v1 import payment_event_service_pb2 as event_messages
 from boxoffice.payments.v1 import payment_pb2
 from boxoffice.payments.v1 import payment_service_pb2 as messages
@@ -13,6 +21,12 @@ from boxoffice.payments.v1.payment_service_pb2_grpc import PaymentServiceStub
 from boxoffice.types.v1 import money_pb2
 from mesh.consumer import Batch
 from mesh.money import Money
+
+_DISPUTE_STATUSES = {
+    payment_pb2.Dispute.OPEN: DisputeStatus.OPEN,
+    payment_pb2.Dispute.WON: DisputeStatus.WON,
+    payment_pb2.Dispute.LOST: DisputeStatus.LOST,
+}
 
 
 class PaymentClient:
@@ -24,6 +38,7 @@ class PaymentClient:
         *,
         payment_id: UUID,
         booking_id: UUID,
+        event_id: UUID,
         customer_id: UUID,
         provider: str,
         amount: Money,
@@ -36,11 +51,10 @@ class PaymentClient:
                 messages.CreatePaymentRequest(
                     payment_id=str(payment_id),
                     booking_id=str(booking_id),
+                    event_id=str(event_id),
                     customer_id=str(customer_id),
                     provider=provider,
-                    amount=money_pb2.Money(
-                        currency_code=amount.currency_code, amount_minor=amount.amount_minor
-                    ),
+                    amount=_to_money(amount),
                     description=description,
                     success_url=success_url,
                     cancel_url=cancel_url,
@@ -53,12 +67,35 @@ class PaymentClient:
             await self._stub.VoidPayment(messages.VoidPaymentRequest(payment_id=str(payment_id)))
         )
 
-    async def refund(self, *, payment_id: UUID, key: str, reason: str) -> Refund:
-        refund = await self._stub.RefundPayment(
-            messages.RefundPaymentRequest(payment_id=str(payment_id), reason=reason),
-            metadata=(("idempotency-key", key),),
+    async def refund(
+        self, *, refund_id: UUID, payment_id: UUID, amount: Money, reason: str
+    ) -> None:
+        await self._stub.RefundPayment(
+            messages.RefundPaymentRequest(
+                payment_id=str(payment_id),
+                amount=_to_money(amount),
+                reason=reason,
+                refund_id=str(refund_id),
+            ),
+            metadata=(("idempotency-key", f"refund:{refund_id}"),),
         )
-        return Refund(UUID(refund.refund_id), _money(refund.amount))
+
+    async def outcome(self, *, booking_id: UUID, payment_id: UUID) -> Captured | Failed | None:
+        payment = await self._stub.GetPayment(
+            messages.GetPaymentRequest(payment_id=str(payment_id))
+        )
+        # What has gone back since, the stream alone can tell; it is not for a poll to guess.
+        if payment.status == payment_pb2.Payment.CAPTURED:
+            return Captured(booking_id, payment_id, _money(payment.amount))
+        if payment.status == payment_pb2.Payment.FAILED:
+            return Failed(booking_id, payment_id, "refused")
+        return None
+
+    async def refunded(self, *, booking_id: UUID, refund_id: UUID) -> Refunded | None:
+        refund = await self._stub.GetRefund(messages.GetRefundRequest(refund_id=str(refund_id)))
+        if refund.status != payment_pb2.Refund.PROCESSED:
+            return None
+        return Refunded(booking_id, UUID(refund.payment_id), refund_id, _money(refund.amount))
 
 
 class PaymentEvents:
@@ -74,14 +111,20 @@ class PaymentEvents:
             wait_for_ready=True,
         )
         async for batch in stream:
-            known = [event for event in map(_event, batch.events) if event is not None]
+            known = [
+                replace(event, origin=message.origin)
+                for message in batch.events
+                if (event := _event(message)) is not None
+            ]
             yield batch.events[-1].position, known
 
 
 def _event(message: event_messages.PaymentEvent) -> PaymentEvent | None:
     """The event, or None for a kind that a newer payment_svc may send."""
-    booking_id, payment_id = UUID(message.booking_id), UUID(message.payment_id)
     kind = message.WhichOneof("event")
+    if not message.payment_id:
+        return None
+    booking_id, payment_id = UUID(message.booking_id), UUID(message.payment_id)
     if kind == "captured":
         return Captured(booking_id, payment_id, _money(message.captured.amount))
     if kind == "failed":
@@ -89,6 +132,15 @@ def _event(message: event_messages.PaymentEvent) -> PaymentEvent | None:
     if kind == "refund_processed":
         refund = message.refund_processed
         return Refunded(booking_id, payment_id, UUID(refund.refund_id), _money(refund.amount))
+    if kind == "disputed" and message.disputed.status in _DISPUTE_STATUSES:
+        dispute = message.disputed
+        return Disputed(
+            booking_id,
+            payment_id,
+            _money(dispute.amount),
+            dispute.reason,
+            _DISPUTE_STATUSES[dispute.status],
+        )
     return None
 
 
@@ -102,3 +154,7 @@ def _payment(message: payment_pb2.Payment) -> Payment:
 
 def _money(message: money_pb2.Money) -> Money:
     return Money(message.amount_minor, message.currency_code)
+
+
+def _to_money(amount: Money) -> money_pb2.Money:
+    return money_pb2.Money(currency_code=amount.currency_code, amount_minor=amount.amount_minor)

@@ -5,44 +5,36 @@ services follow as steps.
 """
 
 import logging
-from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import bookings, lifecycle
-from booking_svc.bookings import Booking, PaymentStatus, Refund, Status
-from booking_svc.lifecycle import StepKind
+from booking_svc import booking_events, bookings, changes, lifecycle, money_back, owed
+from booking_svc.bookings import Booking, ChangeState, PaymentStatus, Refund, RefundStatus, Status
+from booking_svc.owed import StepKind
+from booking_svc.ports import (
+    Captured,
+    Disputed,
+    DisputeStatus,
+    Failed,
+    PaymentEvent,
+    Refunded,
+)
+from mesh import metrics
+from mesh.database import on_commit
 from mesh.errors import DomainError
-from mesh.money import Money
+
+_DISPUTES = metrics.counter(
+    "booking_disputes", "Disputes of bookings' payments that opened or ended.", "status"
+)
+# What the timeline says: a customer reads it too.
+_DISPUTE_NOTES = {
+    DisputeStatus.OPEN: "the customer's bank asks the payment back",
+    DisputeStatus.WON: "the bank let the payment stand",
+    DisputeStatus.LOST: "the bank took the payment back",
+}
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    booking_id: UUID
-    payment_id: UUID
-    amount: Money
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    booking_id: UUID
-    payment_id: UUID
-    failure_code: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refunded:
-    booking_id: UUID
-    payment_id: UUID
-    refund_id: UUID
-    amount: Money
-
-
-PaymentEvent = Captured | Failed | Refunded
 
 
 async def apply(connection: AsyncConnection, *, event: PaymentEvent, now: datetime) -> None:
@@ -55,34 +47,57 @@ async def apply(connection: AsyncConnection, *, event: PaymentEvent, now: dateti
     is_own = booking.payment is not None and booking.payment.payment_id == event.payment_id
     if isinstance(event, Captured):
         await _captured(connection, booking, event, is_own=is_own, now=now)
-    elif not is_own:
-        await lifecycle.note(
-            connection, booking=booking, reason=f"other payment: {type(event).__name__}", now=now
-        )
-    elif isinstance(event, Failed):
+    elif isinstance(event, Refunded):
+        await _refunded(connection, booking, event, now=now)
+    elif isinstance(event, Disputed):
+        await _disputed(connection, booking, event, now=now)
+    elif is_own:
         await _failed(connection, booking, event, now=now)
     else:
-        await _refunded(connection, booking, event, now=now)
+        change = await changes.find_by_payment(connection, payment_id=event.payment_id)
+        if change is not None and change.state is ChangeState.PENDING_PAYMENT:
+            await changes.give_up(
+                connection, booking=booking, change=change, to=ChangeState.CANCELLED, now=now
+            )
 
 
 async def _captured(
     connection: AsyncConnection, booking: Booking, event: Captured, *, is_own: bool, now: datetime
 ) -> None:
-    if is_own:
-        booking = await lifecycle.set_payment_status(
+    is_new = await money_back.captured(
+        connection, booking=booking, payment_id=event.payment_id, amount=event.amount, now=now
+    )
+    if not is_new:
+        return
+    if is_own and event.amount == booking.total:
+        await lifecycle.set_payment_status(
             connection, booking=booking, status=PaymentStatus.CAPTURED, now=now
         )
-    if is_own and event.amount == booking.total:
-        await lifecycle.owe(
-            connection, booking.booking_id, StepKind.CONFIRM, event.payment_id, now=now
-        )
+        await owed.owe(connection, booking.booking_id, StepKind.CONFIRM, event.payment_id, now=now)
+        return
+    change = await changes.find_by_payment(connection, payment_id=event.payment_id)
+    if (
+        change is not None
+        and change.state is ChangeState.PENDING_PAYMENT
+        and event.amount == change.difference
+    ):
+        await changes.paid(connection, change=change, now=now)
         return
     # Never confirmed by the wrong money: another payment than the booking's, or another amount.
     _log.error("a payment does not fit its booking", extra={"event": repr(event)})
+    booking = await money_back.give_back_payment(
+        connection,
+        booking=booking,
+        payment_id=event.payment_id,
+        reason="payment_does_not_fit",
+        now=now,
+    )
     await lifecycle.note(
         connection, booking=booking, reason="a payment did not fit, it is refunded", now=now
     )
-    await lifecycle.owe(connection, booking.booking_id, StepKind.REFUND, event.payment_id, now=now)
+    if is_own and booking.status is Status.PENDING_PAYMENT:
+        # Nothing else can come by its payment: it would stay unpaid for ever.
+        await _fail(connection, booking, "the payment did not fit", now=now)
 
 
 async def _failed(
@@ -90,30 +105,49 @@ async def _failed(
 ) -> None:
     if booking.payment is None or booking.payment.status is not PaymentStatus.CREATED:
         return
+    await _fail(connection, booking, f"payment failed: {event.failure_code}", now=now)
+
+
+async def _fail(
+    connection: AsyncConnection, booking: Booking, reason: str, *, now: datetime
+) -> None:
     booking = await lifecycle.set_payment_status(
         connection, booking=booking, status=PaymentStatus.FAILED, now=now
     )
     if booking.status is Status.PENDING_PAYMENT:
         await lifecycle.end_unpaid(
-            connection,
-            booking=booking,
-            to=Status.FAILED,
-            reason=f"payment failed: {event.failure_code}",
-            now=now,
+            connection, booking=booking, to=Status.FAILED, reason=reason, now=now
         )
+
+
+async def _disputed(
+    connection: AsyncConnection, booking: Booking, event: Disputed, *, now: datetime
+) -> None:
+    """Noted, and no more: whether somebody still gets in is for staff to say."""
+    await lifecycle.note(connection, booking=booking, reason=_DISPUTE_NOTES[event.status], now=now)
+    on_commit(connection, _DISPUTES.labels(event.status).inc)
 
 
 async def _refunded(
     connection: AsyncConnection, booking: Booking, event: Refunded, *, now: datetime
 ) -> None:
-    booking = await lifecycle.set_refund(
-        connection,
-        booking=booking,
-        refund=Refund(event.refund_id, event.amount, "PROCESSED"),
-        now=now,
+    refund = Refund(
+        event.refund_id, event.payment_id, event.amount, RefundStatus.PROCESSED, "by_the_staff"
     )
-    if event.amount == booking.total:
+    if not await money_back.processed(connection, booking=booking, refund=refund, now=now):
+        return
+    booking = await bookings.get(connection, booking_id=booking.booking_id)
+    payment = booking.payment
+    if payment is not None and await money_back.is_all_back(
+        connection, payment_id=payment.payment_id
+    ):
         booking = await lifecycle.set_payment_status(
             connection, booking=booking, status=PaymentStatus.REFUNDED, now=now
         )
     await lifecycle.note(connection, booking=booking, reason="refunded", now=now)
+    await booking_events.append(
+        connection,
+        booking=booking,
+        change=booking_events.Refunded(event.refund_id, event.amount),
+        now=now,
+    )

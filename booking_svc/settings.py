@@ -1,6 +1,8 @@
 """Settings of booking_svc."""
 
-from pydantic import Field, SecretStr
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
 
 from mesh.settings import MeshSettings
 
@@ -15,6 +17,15 @@ class Settings(MeshSettings):
     payment_window_seconds: int = Field(
         900, ge=1, le=86_400, description="How long they are held from checkout on, once."
     )
+    webhook_allow_loopback: bool = Field(
+        False, description="Webhooks may go to this machine; development only."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_loopback_in_production(self) -> Self:
+        if not self.is_development and self.webhook_allow_loopback:
+            raise ValueError("BOXOFFICE_WEBHOOK_ALLOW_LOOPBACK is for development only")
+        return self
 
     def needs(self) -> tuple[str, ...]:
         return ("booking_database_url", "redis_url")

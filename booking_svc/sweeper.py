@@ -1,9 +1,9 @@
-"""Ends unpaid bookings whose hold is over. The ledger frees their places by itself."""
+"""Ends unpaid bookings and unpaid changes whose hold is over. The ledger frees their places by itself."""
 
 import asyncio
 from collections.abc import Callable
 
-from booking_svc import lifecycle
+from booking_svc import changes, lifecycle
 from mesh.clock import Clock
 from mesh.database import Database
 
@@ -22,7 +22,12 @@ async def sweep(database: Database, clock: Clock) -> int:
     for booking_id in lapsed:
         async with database.transaction() as connection:
             await lifecycle.expire(connection, booking_id=booking_id, now=now)
-    return len(lapsed)
+    async with database.reading() as connection:
+        waiting = await changes.lapsed(connection, now=now, limit=_BATCH)
+    for booking_id in waiting:
+        async with database.transaction() as connection:
+            await changes.expire(connection, booking_id=booking_id, now=now)
+    return len(lapsed) + len(waiting)
 
 
 async def run_once(database: Database, clock: Clock, on_owed: Callable[[], None]) -> None:

@@ -1,11 +1,14 @@
 """booking_svc's tables. Each rule that must never break stands here as a constraint."""
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR, UUID
 
+from mesh import call
 from mesh.consumer import cursor_table
 from mesh.database import NAMING
 from mesh.idempotency import idempotency_table
+from mesh.mail.queue import mail_table
+from mesh.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
 
@@ -20,6 +23,7 @@ venues = sa.Table(
     sa.Column("time_zone", sa.Text, nullable=False),
     sa.Column("address", sa.Text, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
+    sa.Index("venues_name_venue_id_idx", "name", "venue_id"),
 )
 
 auditoriums = sa.Table(
@@ -56,22 +60,87 @@ events = sa.Table(
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("production_id", _Uuid),
     sa.Column("auditorium_id", _Uuid, sa.ForeignKey("auditoriums.auditorium_id")),
+    sa.Column("venue_id", _Uuid, sa.ForeignKey("venues.venue_id")),
     sa.Column("venue_name", sa.Text),
     sa.Column("time_zone", sa.Text, nullable=False),
     sa.Column("start_time", _Time),
     sa.Column("end_time", _Time),
     sa.Column("sale_start_time", _Time, nullable=False),
     sa.Column("sale_end_time", _Time),
+    # What the staff has said. What holds follows from it, the clock and the stock:
+    # current_status, for lists, which turns at turn_time if the stock does not turn it.
     sa.Column("status", sa.Text, nullable=False),
+    sa.Column("current_status", sa.Text, nullable=False),
+    sa.Column("turn_time", _Time),
+    sa.Column("is_sold_out", sa.Boolean, nullable=False),
+    # What lists are sorted by: the start, and infinity for the undated.
+    sa.Column(
+        "sort_time",
+        _Time,
+        sa.Computed("COALESCE(start_time, 'infinity'::timestamp with time zone)", persisted=True),
+        nullable=False,
+    ),
+    sa.Column("search", TSVECTOR, nullable=False),
+    # Until then a change of the stock is under way, and no other may begin.
+    sa.Column("changing_until", _Time),
     sa.Column("currency_code", sa.CHAR(3), nullable=False),
     sa.Column("cancellation_policy", JSONB, nullable=False),
     sa.Column("total_capacity", sa.Integer, nullable=False),
     sa.Column("revision", sa.Integer, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
-    sa.CheckConstraint("status IN ('UPCOMING', 'PAUSED', 'CANCELLED')", name="status"),
+    # Over all offers; the ledger enforces it.
+    sa.Column("per_customer_limit", sa.Integer),
+    sa.CheckConstraint("status IN ('DRAFT', 'UPCOMING', 'PAUSED', 'CANCELLED')", name="status"),
+    sa.CheckConstraint(
+        "current_status IN ('DRAFT', 'UPCOMING', 'ON_SALE', 'SOLD_OUT', 'PAUSED', 'ENDED',"
+        " 'CANCELLED')",
+        name="current_status",
+    ),
     sa.CheckConstraint("end_time > start_time", name="end_after_start"),
     sa.CheckConstraint("sale_end_time > sale_start_time", name="sale_end_after_start"),
+    # One for each way of listing, in the order of the list.
+    sa.Index("events_sort_idx", "sort_time", "event_id"),
+    sa.Index("events_current_status_sort_idx", "current_status", "sort_time", "event_id"),
+    sa.Index(
+        "events_production_id_sort_idx",
+        "production_id",
+        "sort_time",
+        "event_id",
+        postgresql_where=sa.text("production_id IS NOT NULL"),
+    ),
+    sa.Index(
+        "events_venue_id_sort_idx",
+        "venue_id",
+        "sort_time",
+        "event_id",
+        postgresql_where=sa.text("venue_id IS NOT NULL"),
+    ),
+    sa.Index("events_search_idx", "search", postgresql_using="gin"),
+    sa.Index(
+        "events_turn_time_idx", "turn_time", postgresql_where=sa.text("turn_time IS NOT NULL")
+    ),
+)
+
+# The words of all events, by which a slip of the pen is understood.
+search_words = sa.Table(
+    "search_words",
+    metadata,
+    # In the order of its bytes, so that a prefix is a range.
+    sa.Column("word", sa.Text(collation="C"), primary_key=True),
+    sa.Column("trigrams", ARRAY(sa.Text), nullable=False),
+    sa.Index("search_words_trigrams_idx", "trigrams", postgresql_using="gin"),
+)
+
+# What the ledger last told of each pool.
+stock_levels = sa.Table(
+    "stock_levels",
+    metadata,
+    sa.Column("event_id", _Uuid, sa.ForeignKey("events.event_id"), primary_key=True),
+    sa.Column("pool_id", _Uuid, primary_key=True),
+    sa.Column("capacity", sa.Integer, nullable=False),
+    sa.Column("available", sa.Integer, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
 )
 
 offers = sa.Table(
@@ -90,6 +159,36 @@ offers = sa.Table(
     sa.CheckConstraint("price_minor >= 0", name="price"),
 )
 
+# Stock to be taken out of the ledger: of events that were removed, and of those that are
+# being created, until they are. `taken` ones cannot be created any more.
+unwanted_stock = sa.Table(
+    "unwanted_stock",
+    metadata,
+    sa.Column("event_id", _Uuid, primary_key=True),
+    sa.Column("due_time", _Time, nullable=False),
+    sa.Column("taken", sa.Boolean, nullable=False),
+    sa.Index("unwanted_stock_due_time_idx", "due_time"),
+)
+
+# Cancelled events, whose bookings are cancelled one after the other.
+event_cancellations = sa.Table(
+    "event_cancellations",
+    metadata,
+    sa.Column("event_id", _Uuid, sa.ForeignKey("events.event_id"), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("bookings_found", sa.Integer, nullable=False),
+    sa.Column("bookings_cancelled", sa.Integer, nullable=False),
+    sa.Column("start_time", _Time, nullable=False),
+    sa.Column("finish_time", _Time),
+    # When it goes on; none when nothing can come any more.
+    sa.Column("next_time", _Time),
+    sa.Index(
+        "event_cancellations_next_time_idx",
+        "next_time",
+        postgresql_where=sa.text("next_time IS NOT NULL"),
+    ),
+)
+
 bookings = sa.Table(
     "bookings",
     metadata,
@@ -106,10 +205,13 @@ bookings = sa.Table(
     sa.Column("payment_provider", sa.Text),
     sa.Column("payment_status", sa.Text),
     sa.Column("payment_url", sa.Text),
-    sa.Column("refund_id", _Uuid, unique=True),
-    sa.Column("refund_minor", sa.BigInteger),
-    sa.Column("refund_status", sa.Text),
+    # When payment_svc is asked what became of the payment, in case its event never comes.
+    sa.Column("payment_check_time", _Time),
     sa.Column("cancellation_policy", JSONB, nullable=False),
+    # The policy grants no more than this: what it granted when the booking was last rescheduled.
+    sa.Column("max_refund_percent", sa.Integer, nullable=False, server_default="100"),
+    sa.Column("attendees", JSONB, nullable=False, server_default="[]"),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
     sa.Column("confirm_time", _Time),
@@ -122,9 +224,7 @@ bookings = sa.Table(
         "payment_status IN ('CREATED', 'CAPTURED', 'FAILED', 'VOIDED', 'REFUNDED')",
         name="payment_status",
     ),
-    sa.CheckConstraint("refund_status IN ('PENDING', 'PROCESSED', 'FAILED')", name="refund_status"),
     sa.CheckConstraint("total_minor >= 0", name="total"),
-    sa.CheckConstraint("refund_minor > 0", name="refund"),
     # Nothing is sold unpaid: a confirmed booking is free or its payment was captured.
     sa.CheckConstraint(
         "status NOT IN ('CONFIRMED', 'COMPLETED') OR total_minor = 0"
@@ -141,6 +241,18 @@ bookings = sa.Table(
         "bookings_hold_expire_time_idx",
         "hold_expire_time",
         postgresql_where=sa.text("status IN ('HELD', 'PENDING_PAYMENT')"),
+    ),
+    # Few events have ended or are cancelled and still have these: completion.py looks for them.
+    sa.Index(
+        "bookings_live_event_id_idx",
+        "event_id",
+        "booking_id",
+        postgresql_where=sa.text("status IN ('HELD', 'PENDING_PAYMENT', 'CONFIRMED')"),
+    ),
+    sa.Index(
+        "bookings_payment_check_time_idx",
+        "payment_check_time",
+        postgresql_where=sa.text("payment_check_time IS NOT NULL"),
     ),
 )
 
@@ -165,7 +277,98 @@ booking_timeline = sa.Table(
     sa.Column("time", _Time, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False, server_default="SYSTEM"),
+    # The customer or the one of the staff.
+    sa.Column("actor_id", _Uuid),
+    sa.CheckConstraint("actor IN ('CUSTOMER', 'STAFF', 'ORGANISER', 'SYSTEM')", name="actor"),
     sa.Index("booking_timeline_booking_id_idx", "booking_id"),
+)
+
+# Money that came for a booking. Never more goes back of a payment: money_back.py.
+booking_payments = sa.Table(
+    "booking_payments",
+    metadata,
+    sa.Column("payment_id", _Uuid, primary_key=True),
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
+    sa.Column("captured_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.CHAR(3), nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.CheckConstraint("captured_minor > 0", name="captured"),
+    sa.Index("booking_payments_booking_id_idx", "booking_id"),
+)
+
+# Money that goes back, from its promise on. The id is payment_svc's too.
+booking_refunds = sa.Table(
+    "booking_refunds",
+    metadata,
+    sa.Column("refund_id", _Uuid, primary_key=True),
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
+    sa.Column("payment_id", _Uuid, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.CHAR(3), nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+    # When payment_svc is asked what became of it, in case its event never comes.
+    sa.Column("check_time", _Time),
+    sa.CheckConstraint("amount_minor > 0", name="amount"),
+    sa.CheckConstraint("status IN ('PENDING', 'PROCESSED', 'FAILED')", name="status"),
+    sa.Index("booking_refunds_booking_id_idx", "booking_id"),
+    sa.Index("booking_refunds_payment_id_idx", "payment_id"),
+    sa.Index(
+        "booking_refunds_check_time_idx",
+        "check_time",
+        postgresql_where=sa.text("check_time IS NOT NULL"),
+    ),
+)
+
+# Other items or another event for a booking, from the wish to its end: changes.py.
+booking_changes = sa.Table(
+    "booking_changes",
+    metadata,
+    # Also the new reservation's.
+    sa.Column("change_id", _Uuid, primary_key=True),
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("from_event_id", _Uuid, nullable=False),
+    sa.Column("from_reservation_id", _Uuid, nullable=False),
+    sa.Column("to_event_id", _Uuid, sa.ForeignKey("events.event_id"), nullable=False),
+    sa.Column("items", JSONB, nullable=False),
+    sa.Column("total_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.CHAR(3), nullable=False),
+    # Owed to the customer once it is done.
+    sa.Column("refund_minor", sa.BigInteger, nullable=False),
+    sa.Column("max_refund_percent", sa.Integer, nullable=False),
+    # To be paid before it is done.
+    sa.Column("difference_minor", sa.BigInteger, nullable=False),
+    sa.Column("payment_id", _Uuid, unique=True),
+    sa.Column("payment_provider", sa.Text),
+    sa.Column("payment_url", sa.Text),
+    sa.Column("expire_time", _Time, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("actor_id", _Uuid),
+    sa.Column("refusal", sa.Text),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+    sa.CheckConstraint(
+        "state IN ('PENDING_PAYMENT', 'EXCHANGING', 'DONE', 'REFUSED', 'EXPIRED', 'CANCELLED')",
+        name="state",
+    ),
+    sa.CheckConstraint("refund_minor >= 0 AND difference_minor >= 0", name="money"),
+    sa.CheckConstraint("(difference_minor > 0) = (payment_id IS NOT NULL)", name="payment"),
+    # One at a time.
+    sa.Index(
+        "booking_changes_open_key",
+        "booking_id",
+        unique=True,
+        postgresql_where=sa.text("state IN ('PENDING_PAYMENT', 'EXCHANGING')"),
+    ),
+    sa.Index(
+        "booking_changes_expire_time_idx",
+        "expire_time",
+        postgresql_where=sa.text("state = 'PENDING_PAYMENT'"),
+    ),
 )
 
 # What a booking still owes to the other services; written with the change that owes it.
@@ -174,15 +377,126 @@ booking_steps = sa.Table(
     metadata,
     sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), primary_key=True),
     sa.Column("kind", sa.Text, primary_key=True),
-    # The reservation or the payment that the step is about.
+    # The reservation, payment or refund that the step is about.
     sa.Column("subject_id", _Uuid, primary_key=True),
+    # Where a reservation is: the booking may have moved to another event since.
+    sa.Column("event_id", _Uuid),
     sa.Column("due_time", _Time, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("last_error", sa.Text),
     sa.Column("create_time", _Time, nullable=False),
-    sa.CheckConstraint("kind IN ('CONFIRM', 'RELEASE', 'VOID', 'REFUND')", name="kind"),
+    # The request and the trace that made it necessary.
+    sa.Column("origin", sa.Text, default=call.origin),
+    sa.CheckConstraint("kind IN ('CONFIRM', 'RELEASE', 'VOID', 'REFUND', 'EXCHANGE')", name="kind"),
     sa.Index("booking_steps_due_time_idx", "due_time"),
 )
 
+# What happened to bookings, for mails, webhooks and whoever else follows it: booking_events.py.
+outbox = outbox_table(metadata)
 event_cursors = cursor_table(metadata)
+
+# Whom to write to, as auth_svc's event stream tells it.
+contacts = sa.Table(
+    "contacts",
+    metadata,
+    sa.Column("user_id", _Uuid, primary_key=True),
+    sa.Column("email", sa.Text, nullable=False),
+    sa.Column("full_name", sa.Text, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+)
+
+# Events of bookings whose customers' addresses have not come yet.
+waiting_letters = sa.Table(
+    "waiting_letters",
+    metadata,
+    sa.Column("event_key", _Uuid, primary_key=True),
+    sa.Column("user_id", _Uuid, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Index("waiting_letters_user_id_idx", "user_id"),
+)
+mails = mail_table(metadata)
+
+# Outside systems that are told what happens to bookings: subscriptions/.
+webhook_endpoints = sa.Table(
+    "webhook_endpoints",
+    metadata,
+    sa.Column("endpoint_id", _Uuid, primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("event_types", ARRAY(sa.Text), nullable=False),
+    sa.Column("is_enabled", sa.Boolean, nullable=False),
+    sa.Column("disable_reason", sa.Text, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+)
+
+# As they are: each message is signed with them.
+webhook_secrets = sa.Table(
+    "webhook_secrets",
+    metadata,
+    sa.Column("secret_id", _Uuid, primary_key=True),
+    sa.Column(
+        "endpoint_id",
+        _Uuid,
+        sa.ForeignKey("webhook_endpoints.endpoint_id", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    sa.Column("secret", sa.Text, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("expire_time", _Time),
+    sa.Index("webhook_secrets_endpoint_id_idx", "endpoint_id"),
+)
+
+# The id is the event's key, and `webhook-id` for those who receive it.
+webhook_messages = sa.Table(
+    "webhook_messages",
+    metadata,
+    sa.Column("message_id", _Uuid, primary_key=True),
+    sa.Column("event_type", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Index("webhook_messages_create_time_idx", "create_time"),
+)
+
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    sa.Column("delivery_id", _Uuid, primary_key=True),
+    sa.Column(
+        "endpoint_id",
+        _Uuid,
+        sa.ForeignKey("webhook_endpoints.endpoint_id", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    sa.Column("message_id", _Uuid, sa.ForeignKey("webhook_messages.message_id"), nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    # Since it was queued, or asked for again: it decides the next pause.
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("attempt_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("log", JSONB, nullable=False, server_default=sa.text("'[]'")),
+    sa.Column("due_time", _Time),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("end_time", _Time),
+    sa.UniqueConstraint("endpoint_id", "message_id"),
+    sa.CheckConstraint("status IN ('PENDING', 'DELIVERED', 'FAILED')", name="status"),
+    sa.CheckConstraint(
+        "(status = 'PENDING') = (due_time IS NOT NULL)"
+        " AND (status = 'PENDING') = (end_time IS NULL)",
+        name="pending_is_due",
+    ),
+    sa.Index(
+        "webhook_deliveries_endpoint_id_due_time_idx",
+        "endpoint_id",
+        "due_time",
+        postgresql_where=sa.text("status = 'PENDING'"),
+    ),
+    sa.Index("webhook_deliveries_endpoint_id_delivery_id_idx", "endpoint_id", "delivery_id"),
+    sa.Index("webhook_deliveries_message_id_idx", "message_id"),
+    sa.Index(
+        "webhook_deliveries_end_time_idx",
+        "end_time",
+        postgresql_where=sa.text("status <> 'PENDING'"),
+    ),
+)
 idempotency_records = idempotency_table(metadata)

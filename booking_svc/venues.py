@@ -14,6 +14,7 @@ from booking_svc import time_zones
 from booking_svc.tables import auditoriums, seats, venues
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
+from mesh.paging import from_token, to_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,40 @@ async def get_venue(connection: AsyncConnection, *, venue_id: UUID) -> Venue:
     if row is None:
         raise DomainError(Reason.VENUE_NOT_FOUND, "no such venue", venue_id=venue_id)
     return Venue(*row)
+
+
+@dataclass(frozen=True, slots=True)
+class VenuePage:
+    """Venues by name. `next_page_token` is empty on the last page."""
+
+    venues: tuple[Venue, ...]
+    next_page_token: str
+    total_size: int
+
+
+async def list_venues(connection: AsyncConnection, *, page_size: int, page_token: str) -> VenuePage:
+    """A page of venues by name. Raises VALIDATION_FAILED for a token of another list."""
+    after = from_token(page_token, 2, scope="venues")
+    wanted = sa.select(venues.c.venue_id, venues.c.name, venues.c.time_zone, venues.c.address)
+    if after is not None:
+        name, venue_id = after
+        wanted = wanted.where(
+            sa.tuple_(venues.c.name, venues.c.venue_id)
+            > sa.tuple_(sa.literal(name), sa.literal(UUID(venue_id), sa.UUID()))
+        )
+    rows = (
+        await connection.execute(
+            wanted.order_by(venues.c.name, venues.c.venue_id).limit(page_size + 1)
+        )
+    ).all()
+    shown = tuple(Venue(*row) for row in rows[:page_size])
+    total = await connection.execute(sa.select(sa.func.count()).select_from(venues))
+    more = len(rows) > page_size
+    return VenuePage(
+        shown,
+        to_token(shown[-1].name, str(shown[-1].venue_id), scope="venues") if more else "",
+        total.scalar_one(),
+    )
 
 
 async def create_auditorium(

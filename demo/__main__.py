@@ -59,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "--kill",
         default="",
         metavar="NAME[,NAME…]",
-        help=f"kill -9 these services during the sale, one by one, or {ALL_IN_TURN}",
+        help=f"kill -9 these services during the sale, one by one, or {ALL_IN_TURN}; also redis,"
+        " redis-frozen, redis-flushed",
     )
     parser.add_argument("--url", default="", help="the gateway of a mesh that runs already")
     return parser

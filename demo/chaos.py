@@ -1,6 +1,6 @@
-"""kill -9 for services in turn, while the customers buy.
+"""kill -9 for services in turn, while the customers buy; Redis is frozen and emptied, too.
 
-The launcher's supervisor starts them again; here we only kill what its pid files name.
+The launcher's supervisor starts them again; here we only touch what its pid files name.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import redis.asyncio
 
 from demo.errors import DemoError
 from mesh.settings import SERVICES
@@ -23,7 +24,14 @@ ALL_IN_TURN = "all-in-turn"
 SECONDS_PER_KILL = 6.0
 """How long customers keep coming for each kill, so that each one hits a crowd."""
 
-_KILLABLE = (*SERVICES, "gateway")
+REDIS = "redis"
+REDIS_FROZEN = "redis-frozen"
+REDIS_FLUSHED = "redis-flushed"
+
+_KILLABLE = (*SERVICES, "gateway", REDIS)
+_DEEDS = {REDIS_FROZEN: "SIGSTOP for 3 s:", REDIS_FLUSHED: "FLUSHALL:"}
+# Below what the supervisor takes for dead.
+_FROZEN_SECONDS = 3.0
 _FIRST_AFTER_SECONDS = 1.5
 _PAUSE_SECONDS = 1.5
 _BACK_WITHIN_SECONDS = 30.0
@@ -37,6 +45,11 @@ class Kill:
     name: str
     pid: int
     away_seconds: float | None = None
+
+    @property
+    def deed(self) -> str:
+        """What was done, e.g. `kill -9 stock_svc`."""
+        return f"{_DEEDS.get(self.name, 'kill -9')} {_process(self.name)}"
 
 
 class Chaos:
@@ -62,9 +75,10 @@ class Chaos:
     def check(self) -> None:
         """Raises DemoError when a process to kill does not run here."""
         for name in self._names:
-            if _pid(self._home, name) is None:
+            if running_pid(self._home, _process(name)) is None:
                 raise DemoError(
-                    f"There is no {name} to kill: {_pid_file(self._home, name)} names no process. "
+                    f"There is no {name} to kill: "
+                    f"{_pid_file(self._home, _process(name))} names no process. "
                     "The demo kills only processes that `make up` started on this machine, "
                     "in BOXOFFICE_HOME."
                 )
@@ -80,7 +94,8 @@ class Chaos:
 
     async def _kill(self, name: str, client: httpx.AsyncClient) -> None:
         began = time.monotonic()
-        while (pid := _pid(self._home, name)) is None:
+        process = _process(name)
+        while (pid := running_pid(self._home, process)) is None:
             # It died by itself, which should not be, and may be on its way back.
             if time.monotonic() > began + _BACK_WITHIN_SECONDS:
                 self.kills.append(Kill(name, 0))
@@ -88,12 +103,20 @@ class Chaos:
             await asyncio.sleep(0.1)
         kill = Kill(name, pid)
         began = time.monotonic()
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
         self.kills.append(kill)
+        gone: set[int | None] = {None}
+        if name == REDIS_FROZEN:
+            await freeze(pid, _FROZEN_SECONDS)
+        elif name == REDIS_FLUSHED:
+            await flush(self._home)
+        else:
+            gone.add(pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        path = "/health/cache" if process == REDIS else "/health"
         while time.monotonic() < began + _BACK_WITHIN_SECONDS:
             await asyncio.sleep(0.1)
-            if _pid(self._home, name) not in {None, pid} and await _is_healthy(client):
+            if running_pid(self._home, process) not in gone and await _is_healthy(client, path):
                 kill.away_seconds = time.monotonic() - began
                 return
 
@@ -106,16 +129,40 @@ def parse(text: str) -> tuple[str, ...]:
         return SERVICES
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        if name not in _KILLABLE:
-            raise DemoError(f"--kill takes {', '.join(_KILLABLE)} or {ALL_IN_TURN}, not {name!r}.")
+        if name not in (*_KILLABLE, *_DEEDS):
+            known = ", ".join((*_KILLABLE, *_DEEDS))
+            raise DemoError(f"--kill takes {known} or {ALL_IN_TURN}, not {name!r}.")
     return names
+
+
+def _process(name: str) -> str:
+    return REDIS if name in _DEEDS else name
+
+
+async def freeze(pid: int, seconds: float) -> None:
+    """Stops a process for so long."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+    finally:
+        # Also when the demo is interrupted: nobody else would wake it.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+async def flush(home: Path) -> None:
+    """Empties the mesh's Redis."""
+    from launcher.redis_server import RedisServer
+
+    async with redis.asyncio.from_url(RedisServer(home).url) as client:
+        await client.flushall()
 
 
 def _pid_file(home: Path, name: str) -> Path:
     return home / "run" / f"{name}.pid"
 
 
-def _pid(home: Path, name: str) -> int | None:
+def running_pid(home: Path, name: str) -> int | None:
     """The pid that the launcher noted, if that very process still runs."""
     try:
         noted = json.loads(_pid_file(home, name).read_text())
@@ -129,8 +176,8 @@ def _pid(home: Path, name: str) -> int | None:
         return None
 
 
-async def _is_healthy(client: httpx.AsyncClient) -> bool:
+async def _is_healthy(client: httpx.AsyncClient, path: str) -> bool:
     try:
-        return (await client.get("/health")).status_code == httpx.codes.OK
+        return (await client.get(path)).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False

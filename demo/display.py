@@ -89,7 +89,7 @@ def sale(journal: Journal, tally: Tally, chaos: Chaos) -> Look:
             f"{sum(tally.retries.values())} retries",
         ]
         if chaos.current is not None:
-            parts.append(f"killed {chaos.current.name}")
+            parts.append(chaos.current.deed)
         return journal.gone, ", ".join(parts)
 
     return look

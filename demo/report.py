@@ -122,7 +122,7 @@ def _troubles(journal: Journal, tally: Tally, kills: Sequence[Kill]) -> Table:
             if kill.away_seconds is not None
             else "[red]not back[/]"
         )
-        table.add_row(f"kill -9 {kill.name} (pid {kill.pid})", back)
+        table.add_row(f"{kill.deed} (pid {kill.pid})", back)
     return table
 
 

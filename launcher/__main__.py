@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+from pathlib import Path
 
 from launcher.errors import LaunchError
 from mesh.settings import MeshSettings
@@ -28,12 +29,30 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("up", help="start the mesh and show its state until Ctrl-C")
     commands.add_parser("down", help="stop the mesh and what a lost one left behind")
+    restart = commands.add_parser("restart", help="restart services and gateways, one by one")
+    restart.add_argument(
+        "names", nargs="*", metavar="NAME", help="e.g. stock_svc or gateway-1; all when left out"
+    )
+    logs = commands.add_parser("logs", help="show the logs of all processes as one")
+    logs.add_argument("text", nargs="?", default="", help="only lines with it, e.g. a request id")
+    logs.add_argument("--follow", "-f", action="store_true", help="go on as lines come")
+    logs.add_argument("--process", default="", help="one process only, e.g. stock_svc-1")
+    logs.add_argument("--lines", type=int, default=200, help="how many from the end; 200")
+    backup = commands.add_parser("backup", help="copy the embedded databases, keys and secrets")
+    backup.add_argument("file", nargs="?", type=Path, help="in the state folder when left out")
+    restore = commands.add_parser("restore", help="put a backup in place of the state folder's")
+    restore.add_argument("file", type=Path)
     protos = commands.add_parser("protos", help="compile the contract into build/")
     protos.add_argument("--force", action="store_true", help="even if nothing changed")
     settings = commands.add_parser("settings", help="list every setting")
     form = settings.add_mutually_exclusive_group()
     form.add_argument("--write", action="store_true", help="write .env.example")
     form.add_argument("--check", action="store_true", help="fail when .env.example is out of date")
+    commands.add_parser("mails", help="write a page with every mail, to look at")
+    keys = commands.add_parser("keys", help="look after the keys that sign access tokens")
+    keys.add_argument(
+        "action", choices=("rotate",), help="add a key; the old one retires by itself"
+    )
     commands.add_parser("check", help="lint, types, and the contract against the main branch")
     return parser
 
@@ -64,9 +83,56 @@ def _down(_: argparse.Namespace) -> int:
     return 0
 
 
+def _restart(arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from launcher import control
+
+    home = _settings().home.absolute()
+    asyncio.run(control.restart(home, arguments.names, lambda text: print(text, flush=True)))
+    print("Restarted.")
+    return 0
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from launcher import logs
+
+    logs.show(
+        _settings().home.absolute(),
+        follow=arguments.follow,
+        only=arguments.process,
+        text=arguments.text,
+        lines=arguments.lines,
+    )
+    return 0
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from launcher import backup
+
+    print(f"Written: {backup.create(_settings().home.absolute(), arguments.file)}")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from launcher import backup
+
+    aside = backup.restore(_settings().home.absolute(), arguments.file)
+    print("Restored." if aside is None else f"Restored; what was there is in {aside}.")
+    return 0
+
+
 def _protos(arguments: argparse.Namespace) -> int:
     generated = _compile(force=arguments.force)
     print("The contract is compiled." if generated else "The contract is up to date.")
+    return 0
+
+
+def _mails(_: argparse.Namespace) -> int:
+    _compile()
+    from launcher import mail_previews
+
+    print(mail_previews.write())
     return 0
 
 
@@ -83,6 +149,14 @@ def _list_settings(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _keys(_: argparse.Namespace) -> int:
+    _compile()
+    from launcher import signing_keys
+
+    print(signing_keys.rotate())
+    return 0
+
+
 def _check(_: argparse.Namespace) -> int:
     _compile()
     from launcher import checks
@@ -93,8 +167,14 @@ def _check(_: argparse.Namespace) -> int:
 _COMMANDS = {
     "up": _up,
     "down": _down,
+    "restart": _restart,
+    "logs": _logs,
+    "backup": _backup,
+    "restore": _restore,
     "protos": _protos,
     "settings": _list_settings,
+    "mails": _mails,
+    "keys": _keys,
     "check": _check,
 }
 

@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mesh.clock import Clock, system_clock
-from mesh.settings import SERVICES
+from mesh.settings import LIMIT_SERVICE, SERVICES
 
 GATEWAY = "gateway"
 OPERATOR = "operator"
 """The person at the machine: health checks and `buf curl` use this one."""
 
-NAMES = (*SERVICES, GATEWAY, OPERATOR)
+NAMES = (*SERVICES, LIMIT_SERVICE, GATEWAY, OPERATOR)
 
 _AUTHORITY_LIFETIME = timedelta(days=3650)
 _LIFETIME = timedelta(days=365)

@@ -1,5 +1,6 @@
 """Asks the processes of the mesh whether they serve."""
 
+import ssl
 from pathlib import Path
 
 import grpc
@@ -54,8 +55,8 @@ class ServiceHealth:
         )
 
 
-async def answers_ok(url: str) -> bool:
+async def answers_ok(url: str, trust: ssl.SSLContext | bool = True) -> bool:
     """Whether GET answers 200. Raises httpx.HTTPError when nothing answers."""
     # A connection of its own each time: a kept one would hold up the gateway's drain.
-    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, verify=trust) as client:
         return (await client.get(url)).status_code == httpx.codes.OK

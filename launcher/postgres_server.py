@@ -31,7 +31,7 @@ with warnings.catch_warnings():
 NAME = "postgres"
 ROLE = "boxoffice"
 _VERSION = 18
-_SUPERUSER = "postgres"
+SUPERUSER = "postgres"
 _LEFTOVER_SECONDS = 15.0
 
 _SERVER_SETTINGS = {
@@ -140,7 +140,7 @@ class PostgresServer:
     async def _connect(self) -> psycopg.AsyncConnection:
         return await psycopg.AsyncConnection.connect(
             host=str(sockets.folder(self.home)),
-            user=_SUPERUSER,
+            user=SUPERUSER,
             dbname="postgres",
             connect_timeout=3,
             autocommit=True,

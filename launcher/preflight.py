@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from launcher.errors import LaunchError
-from mesh.settings import SERVICES, MeshSettings
+from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 # The gateway listens on all addresses.
 _EVERYWHERE = "0.0.0.0"  # noqa: S104  only probed, never served
@@ -30,7 +30,10 @@ class Port:
 def ports(settings: MeshSettings) -> list[Port]:
     """Every port of the mesh."""
     return [
-        Port(settings.gateway_port, "the gateway", "BOXOFFICE_GATEWAY_PORT", _EVERYWHERE),
+        *(
+            Port(settings.gateway_port + n, "the gateway", "BOXOFFICE_GATEWAY_PORT", _EVERYWHERE)
+            for n in range(settings.gateways)
+        ),
         *(
             Port(
                 admin_port(settings, n),
@@ -42,10 +45,23 @@ def ports(settings: MeshSettings) -> list[Port]:
         ),
         *(
             Port(settings.port(service, n), service, "BOXOFFICE_PORT_BASE", settings.host)
-            for service in SERVICES
-            for n in range(settings.replicas)
+            for service, n in _service_processes(settings)
+        ),
+        *(
+            Port(
+                settings.metrics_port(service, n),
+                f"the metrics of {service}",
+                "BOXOFFICE_METRICS_PORT_BASE",
+                settings.metrics_host,
+            )
+            for service, n in _service_processes(settings)
         ),
     ]
+
+
+def _service_processes(settings: MeshSettings) -> list[tuple[str, int]]:
+    together = [(LIMIT_SERVICE, 0)] if settings.counts_globally else []
+    return [(service, n) for service in SERVICES for n in range(settings.replicas)] + together
 
 
 def admin_port(settings: MeshSettings, gateway: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc_tools
 from google.protobuf import descriptor_pb2
 
+from mesh import freshness
 from mesh.paths import BUILD, CONTRACT, PROTOS, STUBS
 
 _VALIDATE = "buf/validate/validate.proto"
@@ -32,7 +33,8 @@ def compile_contract(*, force: bool = False) -> bool:
     """Generates what is out of date. Returns whether anything was generated."""
     digest = _digest()
     stamp = BUILD / "contract.sha256"
-    if not force and CONTRACT.exists() and stamp.exists() and stamp.read_text() == digest:
+    made = CONTRACT.exists() and freshness.STAMP.exists() and stamp.exists()
+    if not force and made and stamp.read_text() == digest:
         return False
     fresh = BUILD / "stubs.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -53,6 +55,7 @@ def compile_contract(*, force: bool = False) -> bool:
     shutil.rmtree(STUBS, ignore_errors=True)
     fresh.rename(STUBS)
     contract.rename(CONTRACT)
+    freshness.STAMP.write_text(freshness.digest())
     stamp.write_text(digest)
     return True
 

@@ -45,6 +45,9 @@ class Provided(BaseSettings):
     password_pepper: SecretStr | None = Field(
         None, description=_GENERATED.format("Mixed into every password; passwords die with it.")
     )
+    page_token_secret: SecretStr | None = Field(
+        None, description=_GENERATED.format("Signs the page tokens of all lists.")
+    )
 
     def database_url(self, service: str) -> str | None:
         """The URL set for a service's database."""

@@ -22,7 +22,7 @@ from rich.table import Table
 from launcher.errors import LaunchError
 from launcher.provided import PREFIX, Provided
 from mesh.paths import ROOT
-from mesh.settings import SERVICES, MeshSettings
+from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 EXAMPLE = ROOT / ".env.example"
 
@@ -124,7 +124,7 @@ def settings_of(service: str) -> type[BaseSettings] | None:
 
 def _classes() -> Iterator[tuple[str, type[BaseSettings]]]:
     yield "All processes", MeshSettings
-    for service in SERVICES:
+    for service in (*SERVICES, LIMIT_SERVICE):
         if (declared := settings_of(service)) is not None:
             yield service, declared
     yield "Provided by `make up` when unset", Provided

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from launcher.mesh import Mesh
 from launcher.supervisor import Process, State
+from mesh.settings import SERVICES
 
 _REFRESH_SECONDS = 1.0
 
@@ -194,14 +195,25 @@ def _state(process: Process, now: float) -> Text:
 
 def _addresses(mesh: Mesh) -> list[tuple[str, str]]:
     settings = mesh.settings
+    more = [
+        (f"Gateway {n + 1}", f"http://127.0.0.1:{settings.gateway_port + n}")
+        for n in range(1, settings.gateways)
+    ]
     return [
         ("Gateway", f"{settings.gateway_url}  (REST, gRPC and gRPC-Web)"),
+        *more,
         ("Health", f"{settings.gateway_url}/health"),
         ("Envoy admin", f"http://127.0.0.1:{settings.envoy_admin_port}"),
+        ("Metrics", _metrics(mesh)),
         ("Certificates", str(settings.certificates)),
         ("Logs", str(settings.home / "logs")),
         ("First booking", "the README shows one with curl"),
     ]
+
+
+def _metrics(mesh: Mesh) -> str:
+    ports = sorted(mesh.settings.metrics_port(service) for service in SERVICES)
+    return f"http://{mesh.settings.metrics_host}:{ports[0]}–{ports[-1]}/metrics"
 
 
 def _duration(seconds: float) -> str:

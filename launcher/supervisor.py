@@ -102,6 +102,10 @@ class Process:
         return f"exit code {self.exit_code}"
 
     def start(self) -> None:
+        """Starts it, for the first time or after `stop`."""
+        self._stop_requested.clear()
+        self._was_healthy.clear()
+        self._gave_up.clear()
         self._rotate_log()
         self._keeper = asyncio.create_task(self._keep_running(), name=f"keep {self.name}")
 
@@ -131,10 +135,13 @@ class Process:
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
         return ""
 
-    async def stop(self) -> None:
-        """Asks it to stop, waits its grace, then kills it and all it started."""
+    async def stop(self) -> bool:
+        """Asks it to stop, waits its grace, then kills it and all it started.
+
+        Returns whether it ended by itself.
+        """
         if self._keeper is None:
-            return
+            return True
         if self._child is not None and self.program.drain is not None:
             with suppress(Exception):
                 await self.program.drain()
@@ -146,6 +153,7 @@ class Process:
         if not done:
             self._signal(signal.SIGKILL)
         await self._keeper
+        return bool(done)
 
     async def _keep_running(self) -> None:
         loop = asyncio.get_running_loop()

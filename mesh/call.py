@@ -9,12 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 from uuid import UUID
 
+from mesh import tracing
 from mesh.errors import DomainError, Reason
 from mesh.policy import Access
 
 REQUEST_ID_HEADER = "x-request-id"
+
+MAX_REQUEST_ID_LENGTH = 1024
+"""Room for the ids of a batch; the gateway's own are UUIDs."""
+
+# A UUID and a comma each.
+_MOST_REQUEST_IDS = MAX_REQUEST_ID_LENGTH // 37
 
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -27,13 +35,15 @@ class Caller:
     """Who calls: the process by its certificate, and the user by a verified token, if any.
 
     `role` is Access.CUSTOMER, STAFF or ADMIN; `session_id` says by which of the user's
-    sessions they are signed in. All three are None without a user.
+    sessions they are signed in. All three are None without a user. `token_version` grows
+    whenever the tokens of before are revoked (mesh/revocations.py).
     """
 
     process: str
     user_id: UUID | None = None
     role: Access | None = None
     session_id: UUID | None = None
+    token_version: int = 0
 
     @property
     def is_staff(self) -> bool:
@@ -88,6 +98,30 @@ def begin(*, request_id: str, idempotency_key: str | None) -> None:
     """Marks the current task as serving a call. The task ends with the call."""
     _request_id.set(request_id)
     _idempotency_key.set(idempotency_key)
+
+
+def origin() -> str:
+    """What caused the work at hand, as text to keep with what the work leaves for later.
+
+    Request id and trace; both may be empty.
+    """
+    return f"{_request_id.get()} {tracing.parent()}"
+
+
+@contextmanager
+def resuming(name: str, *origins: str, **attributes: str) -> Iterator[None]:
+    """Work in the name of the calls that left it, so that logs and traces tell so.
+
+    Of many only the first are named in logs; the trace of the first links to all of them.
+    """
+    parts = [origin.partition(" ") for origin in origins]
+    named = dict.fromkeys(request_id for request_id, _, _ in parts if request_id)
+    token = _request_id.set(",".join(islice(named, _MOST_REQUEST_IDS)))
+    try:
+        with tracing.following(name, *(parent for _, _, parent in parts), **attributes):
+            yield
+    finally:
+        _request_id.reset(token)
 
 
 def identify(who: Caller) -> None:

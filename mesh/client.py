@@ -5,7 +5,9 @@ only methods whose idempotency_level says that repeating is safe, only on UNAVAI
 and only here, so that they do not multiply along the way.
 """
 
+import asyncio
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from mesh import call, policy
+from mesh import call, metrics, policy, tracing
 from mesh.call import REQUEST_ID_HEADER
 from mesh.errors import DomainError, Reason
 from mesh.policy import MethodPolicy
@@ -29,13 +31,18 @@ _OPTIONS: list[tuple[str, Any]] = [
     # The default backoff of two minutes is far too long after a restart.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A replica that is back must be in use before a rolling restart takes the next one.
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
 ]
+
+_CALLED = metrics.histogram(
+    "rpc_client_seconds", "Duration of outgoing calls with their retries.", "rpc", "code"
+)
 
 _Details = grpc.aio.ClientCallDetails
 
@@ -111,11 +118,22 @@ class _UnaryCalls(grpc.aio.UnaryUnaryClientInterceptor):
         request: Any,
     ) -> Any:
         path = _text(client_call_details.method)
-        details = _prepare(client_call_details, timeout=_seconds(self._policies.get(path)))
-        try:
-            return await (await continuation(details, request))
-        except grpc.aio.AioRpcError as error:
-            raise_from_rpc(error)
+        name = path.rpartition(".")[2]
+        code = "OK"
+        started = time.perf_counter()
+        with tracing.calling(name) as span:
+            details = _prepare(client_call_details, timeout=_seconds(self._policies.get(path)))
+            try:
+                return await (await continuation(details, request))
+            except grpc.aio.AioRpcError as error:
+                code = error.code().name
+                raise_from_rpc(error)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            finally:
+                tracing.ended(span, code)
+                _CALLED.labels(name, code).observe(time.perf_counter() - started)
 
 
 class _StreamCalls(grpc.aio.UnaryStreamClientInterceptor):
@@ -145,6 +163,8 @@ def _prepare(details: _Details, *, timeout: float | None) -> _Details:
     metadata = grpc.aio.Metadata(*(details.metadata or ()))
     if request_id := call.request_id():
         metadata.set_all(REQUEST_ID_HEADER, [request_id])
+    if parent := tracing.parent():
+        metadata.set_all(tracing.HEADER, [parent])
     return grpc.aio.ClientCallDetails(
         method=details.method,
         timeout=details.timeout if details.timeout is not None else timeout,

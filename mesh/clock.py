@@ -9,3 +9,8 @@ Clock = Callable[[], datetime]
 
 def system_clock() -> datetime:
     return datetime.now(UTC)
+
+
+def rfc3339(time: datetime) -> str:
+    """A time in text as the API writes it, for example `2026-12-01T05:49:05Z`."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")

@@ -16,12 +16,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh import metrics
 from mesh.clock import Clock
 from mesh.database import Database
 
 _log = logging.getLogger(__name__)
 
 _LOCK_RETRY_SECONDS = 1.0
+
+_APPLIED = metrics.counter("stream_events_applied", "Events that had their effect.", "stream")
+_APPLY = metrics.histogram("stream_apply_seconds", "Duration of a batch's transaction.", "stream")
+_FOLLOWING = metrics.gauge("stream_following", "1 in the process that follows a stream.", "stream")
 
 EventT = TypeVar("EventT")
 
@@ -77,10 +82,13 @@ class EventConsumer(Generic[EventT]):
                 await asyncio.sleep(_LOCK_RETRY_SECONDS)
             position = await self._position()
             _log.info("following", extra={"stream": self._stream, "position": position})
-            async for following, events in self._open_stream(position):
-                await self._take(events, position, following)
-                position = following
-                self._after_commit()
+            with _FOLLOWING.labels(self._stream).track_inprogress():
+                async for following, events in self._open_stream(position):
+                    with _APPLY.labels(self._stream).time():
+                        await self._take(events, position, following)
+                    _APPLIED.labels(self._stream).inc(len(events))
+                    position = following
+                    self._after_commit()
 
     async def _lock(self, session: AsyncConnection) -> bool:
         key = zlib.crc32(self._stream.encode())

@@ -7,7 +7,8 @@ transaction stays open across a network call.
 import importlib
 import re
 import select
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import alembic.config
 import sqlalchemy as sa
 from alembic import context as migration
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from mesh import database_metrics
 
 _POOL_SIZE = 12
 # Below the deadlines of reads, so that a busy service says OVERLOADED before they end.
@@ -32,6 +35,8 @@ _CONNECT_ARGS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+
+_ON_COMMIT = "boxoffice_on_commit"
 
 NAMING = {
     "pk": "%(table_name)s_pkey",
@@ -62,10 +67,13 @@ class Database:
             pool_recycle=_POOL_RECYCLE_SECONDS,
             pool_use_lifo=True,
             connect_args=_CONNECT_ARGS,
+            # An error's text ends in a log, where no customer's data belongs.
+            hide_parameters=True,
             # Else the rowcount of INSERT … ON CONFLICT is -1, and "was it new?" is always no.
             execution_options={"preserve_rowcount": True},
         )
         sa.event.listen(engine.sync_engine, "checkout", _refuse_closed)
+        database_metrics.watch(engine)
         try:
             yield cls(engine, url)
         finally:
@@ -77,14 +85,22 @@ class Database:
 
         Without BEGIN and COMMIT, which cost as much as a read.
         """
+        asked = time.perf_counter()
         async with self._reading.connect() as connection:
+            database_metrics.waited.observe(time.perf_counter() - asked)
             yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block and rolls back on any error."""
+        asked = time.perf_counter()
         async with self._engine.begin() as connection:
+            database_metrics.waited.observe(time.perf_counter() - asked)
+            committed: list[Callable[[], None]] = []
+            connection.info[_ON_COMMIT] = committed
             yield connection
+        for call in committed:
+            call()
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
@@ -117,6 +133,16 @@ class Database:
         """Raises when the database does not answer."""
         async with self.reading() as connection:
             await connection.execute(sa.text("SELECT 1"))
+
+
+def on_commit(connection: AsyncConnection, call: Callable[[], None]) -> None:
+    """Calls `call` once the transaction of `Database.transaction()` has committed.
+
+    For counting what happened, never for an effect: a crash in between forgets it.
+    """
+    calls: list[Callable[[], None]] | None = connection.info.get(_ON_COMMIT)
+    if calls is not None:
+        calls.append(call)
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:

@@ -22,6 +22,8 @@ ISSUER = "boxoffice"
 AUDIENCE = "boxoffice-api"
 ALGORITHM = "RS256"
 TOKEN_TYPE = "at+jwt"
+# auth_svc's refresh tokens are 256 bits in base64url, of this length and without the dots of a JWT.
+REFRESH_TOKEN_LENGTH = 43
 """RFC 9068: the `typ` header of an access token."""
 
 GATEWAY = "gateway"
@@ -53,7 +55,10 @@ def process_of(auth_context: Mapping[str, Iterable[bytes]]) -> str:
 
 
 async def identify(process: str, metadata: Mapping[str, str], jwks: Jwks) -> Caller:
-    """Who calls. Raises TOKEN_INVALID or TOKEN_EXPIRED for a token that does not hold."""
+    """Who calls.
+
+    Raises TOKEN_INVALID, TOKEN_EXPIRED or TOKEN_WRONG_TYPE for a token that does not hold.
+    """
     if process == GATEWAY:
         payload = metadata.get(PAYLOAD_HEADER)
         return Caller(process) if payload is None else _caller(process, _decode(payload))
@@ -70,9 +75,11 @@ def authorise(caller: Caller, policy: MethodPolicy) -> None:
     """Raises unless the policy lets the caller in.
 
     A service that the policy names needs no user. Anyone else is judged by the
-    access that the policy gives to users.
+    access that the policy gives to users. The gateway calls for itself, without a user,
+    only what it routes to nobody.
     """
-    if caller.process in policy.callers and caller.process != GATEWAY:
+    for_itself = policy.access is Access.INTERNAL and caller.user_id is None
+    if caller.process in policy.callers and (caller.process != GATEWAY or for_itself):
         return
     if policy.access is Access.PUBLIC:
         return
@@ -92,6 +99,7 @@ def _caller(process: str, claims: Mapping[str, Any]) -> Caller:
             user_id=UUID(str(claims["sub"])),
             role=_ROLES[claims["role"]],
             session_id=UUID(str(claims["sid"])),
+            token_version=int(claims.get("ver", 0)),
         )
     except (KeyError, ValueError, TypeError):
         raise DomainError(
@@ -110,10 +118,12 @@ def _decode(payload: str) -> Mapping[str, Any]:
 
 
 def _verify(token: str, keys: jwt.PyJWKSet) -> Mapping[str, Any]:
+    if len(token) == REFRESH_TOKEN_LENGTH and "." not in token:
+        raise DomainError(Reason.TOKEN_WRONG_TYPE, "a refresh token is no access token")
     try:
         header = jwt.get_unverified_header(token)
         if header.get("typ") != TOKEN_TYPE:
-            raise DomainError(Reason.TOKEN_INVALID, "not an access token")
+            raise DomainError(Reason.TOKEN_WRONG_TYPE, "not an access token")
         claims: Mapping[str, Any] = jwt.decode(
             token,
             keys[header.get("kid", "")],

@@ -15,18 +15,25 @@ import sqlalchemy.exc
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from mesh import call, identity
+from mesh import call, identity, metrics, redaction, tracing
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.policy import Idempotency, MethodPolicy
+from mesh.revocations import Revocations
 from mesh.status import COMMON_REASONS, from_database, raise_from_rpc, to_status
 from mesh.validation import validate
 
 _log = logging.getLogger("mesh.rpc")
 
+_SERVED = metrics.histogram(
+    "rpc_server_seconds", "Duration of served calls.", "rpc", "caller", "code"
+)
+_STREAMED = metrics.counter("rpc_server_streams", "Streams that ended.", "rpc", "caller", "code")
+_RUNNING = metrics.gauge("rpc_server_running", "Calls being served.", "rpc")
+_REFUSED = metrics.counter("rpc_server_refusals", "Calls refused, by reason.", "rpc", "reason")
+
 _IDEMPOTENCY_HEADERS = ("idempotency-key", "x-idempotency-key")
 _MAX_KEY_LENGTH = 128
-_MAX_REQUEST_ID_LENGTH = 128
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 if TYPE_CHECKING:
@@ -42,9 +49,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
     The server refuses to start with a method that has none (mesh/server.py).
     """
 
-    def __init__(self, policies: Mapping[str, MethodPolicy], jwks: identity.Jwks) -> None:
+    def __init__(
+        self,
+        policies: Mapping[str, MethodPolicy],
+        jwks: identity.Jwks,
+        revocations: Revocations | None = None,
+    ) -> None:
         self._policies = policies
         self._jwks = jwks
+        self._revocations = revocations
         self._handlers: dict[str, _Handler | None] = {}
 
     async def intercept_service(
@@ -71,7 +84,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     return await unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(
-                serve, handler.request_deserializer, handler.response_serializer
+                serve, handler.request_deserializer, _serializer(handler)
             )
         stream: Any = handler.unary_stream
         if stream is None:
@@ -83,7 +96,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     yield response
 
         return grpc.unary_stream_rpc_method_handler(
-            serve_stream, handler.request_deserializer, handler.response_serializer
+            serve_stream, handler.request_deserializer, _serializer(handler)
         )
 
     @asynccontextmanager
@@ -94,22 +107,64 @@ class Interceptor(grpc.aio.ServerInterceptor):
         metadata = _text_metadata(context)
         call.begin(request_id=_request_id(metadata), idempotency_key=_idempotency_key(metadata))
         line: dict[str, Any] = {"method": policy.path, "code": "OK"}
-        try:
-            async with _errors(context, policy, line):
-                process = identity.process_of(context.auth_context())
-                line["caller"] = process
-                caller = await identity.identify(process, metadata, self._jwks)
-                if caller.user_id is not None:
-                    line["user_id"] = str(caller.user_id)
-                call.identify(caller)
-                identity.authorise(caller, policy)
-                _require_idempotency_key(policy)
-                validate(request)
-                async with _deadline(context, policy):
-                    yield
-        finally:
-            line["duration_ms"] = round((time.perf_counter() - started) * 1000, 2)
-            _log.info("rpc", extra=line)
+        running = _RUNNING.labels(policy.name)
+        running.inc()
+        attributes = {"request_id": call.request_id(), "rpc.method": policy.path}
+        # A stream without end would gather spans without end.
+        is_traced = not policy.server_streaming
+        with tracing.serving(policy.name, metadata, attributes, when=is_traced) as span:
+            try:
+                async with _errors(context, policy, line):
+                    await self._admit(request, context, policy, metadata, line)
+                    async with _deadline(context, policy):
+                        yield
+            finally:
+                seconds = time.perf_counter() - started
+                running.dec()
+                _count(policy, line, seconds)
+                tracing.ended(span, line["code"])
+                line["duration_ms"] = round(seconds * 1000, 2)
+                _log.info("rpc", extra=line)
+
+    async def _admit(
+        self,
+        request: Message,
+        context: _Context,
+        policy: MethodPolicy,
+        metadata: Mapping[str, str],
+        line: dict[str, Any],
+    ) -> None:
+        """Raises unless the caller may, and the request is one."""
+        process = identity.process_of(context.auth_context())
+        line["caller"] = process
+        caller = await identity.identify(process, metadata, self._jwks)
+        if caller.user_id is not None:
+            line["user_id"] = str(caller.user_id)
+        call.identify(caller)
+        if self._revocations is not None:
+            self._revocations.check(caller)
+        identity.authorise(caller, policy)
+        _require_idempotency_key(policy)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("request", extra={"request": redaction.shown(request)})
+        validate(request)
+
+
+def _count(policy: MethodPolicy, line: dict[str, Any], seconds: float) -> None:
+    labels = (policy.name, line.get("caller", "unknown"), line["code"])
+    if policy.server_streaming:
+        # How long a client watches says nothing of how fast we are.
+        _STREAMED.labels(*labels).inc()
+    else:
+        _SERVED.labels(*labels).observe(seconds)
+    if "reason" in line:
+        _REFUSED.labels(policy.name, line["reason"]).inc()
+
+
+def _serializer(handler: _Handler) -> Callable[[Any], bytes]:
+    """The handler's own, but an answer that is sent to thousands comes serialised already."""
+    serialize: Any = handler.response_serializer
+    return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
 
 
 @asynccontextmanager
@@ -167,8 +222,19 @@ async def _abort(context: _Context, error: DomainError, line: dict[str, Any]) ->
     status = to_status(error)
     line["reason"] = error.reason
     line["code"] = grpc.StatusCode[_CODE_NAMES[status.code]].name
-    await context.abort_with_status(rpc_status.to_status(status))
+    answer = rpc_status.to_status(status)
+    if status.code == grpc.StatusCode.UNAUTHENTICATED.value[0]:
+        # RFC 6750 section 3: says how to sign in, over gRPC as over REST.
+        challenge = _CHALLENGE if error.reason in _NOT_ABOUT_TOKENS else _CHALLENGE_TOKEN
+        answer = answer._replace(  # type: ignore[attr-defined]  # a named tuple
+            trailing_metadata=(*answer.trailing_metadata, ("www-authenticate", challenge))
+        )
+    await context.abort_with_status(answer)
 
+
+_CHALLENGE = 'Bearer realm="boxoffice"'
+_CHALLENGE_TOKEN = f'{_CHALLENGE}, error="invalid_token"'
+_NOT_ABOUT_TOKENS = frozenset({Reason.INVALID_CREDENTIALS, Reason.WEBHOOK_SIGNATURE_INVALID})
 
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -195,7 +261,7 @@ def _text_metadata(context: _Context) -> dict[str, str]:
 
 def _request_id(metadata: Mapping[str, str]) -> str:
     given = metadata.get(call.REQUEST_ID_HEADER, "")
-    return given if 0 < len(given) <= _MAX_REQUEST_ID_LENGTH else str(new_id())
+    return given if 0 < len(given) <= call.MAX_REQUEST_ID_LENGTH else str(new_id())
 
 
 def _idempotency_key(metadata: Mapping[str, str]) -> str | None:

@@ -1,15 +1,18 @@
 """The outbox: domain events, written in the transaction of their effect, read as a stream.
 
 Positions must not skip a transaction that commits late, so a serial number alone does
-not do. The stream is read in windows of transaction ids [low, high) where `high` is
-the oldest transaction still running (`pg_snapshot_xmin`): everything below it is
-decided. Inside a window rows come in the order of their serial, which for the rows of
-one aggregate is the order in which they happened, because its row lock orders them.
-Whoever reads the same windows again from a position gets the same rows.
+not do. The stream is read in steps from one snapshot of PostgreSQL to the next: what the
+later one sees and the earlier one does not has been committed in between. Inside a step
+rows come in the order of their serial, which for the rows of one aggregate is the order in
+which they happened, because its row lock orders them; and of two transactions that
+waited for the same row, no snapshot sees the second without the first. Transaction ids
+would not do: a transaction gets its id before it waits for a lock. Whoever reads
+the same step again from a position gets the same rows.
 """
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +25,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh.database import Database, libpq_url
+from mesh import call, metrics
+from mesh.clock import system_clock
+from mesh.database import Database, libpq_url, on_commit
 from mesh.errors import FieldViolation, invalid
 
 CHANNEL = "outbox"
@@ -32,10 +37,16 @@ BATCH = 50
 """Events in one message, and so in one transaction of a consumer, whose locks others wait for."""
 
 _POLL_SECONDS = 1.0
-# An event is there but a transaction that began before it still runs: look again soon.
-_HORIZON_SECONDS = 0.005
+_CURRENT_SNAPSHOT = "SELECT pg_current_snapshot()::text"
 
 _log = logging.getLogger(__name__)
+
+_HAPPENED = metrics.counter("domain_events", "What happened, by type of event.", "type")
+_SENT = metrics.counter("outbox_events_sent", "Events read from the outbox for a stream.")
+_DELAY = metrics.histogram(
+    "outbox_delay_seconds", "Age of the oldest event of a batch when it is sent."
+)
+_STREAMS = metrics.gauge("outbox_streams", "Streams that read the outbox.")
 
 
 class Xid8(sa.types.UserDefinedType[int]):
@@ -67,6 +78,8 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
         sa.Column("event_type", sa.Text, nullable=False),
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+        # The request and the trace that it happened in. NULL: from before this column.
+        sa.Column("origin", sa.Text, default=call.origin),
         sa.Index("outbox_transaction_id_sequence_idx", "transaction_id", "sequence"),
     )
 
@@ -91,36 +104,63 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is read, with its position in the stream."""
+    """An event as it is read, with its position in the stream and the `call.origin` of its cause."""
 
     position: str
     event_type: str
     payload: bytes
     create_time: datetime
+    origin: str = ""
+
+
+# What every transaction that may come sees first: the beginning of the stream.
+_NOTHING = "1:1:"
+# An older form of position, which stored cursors may still have: the transactions of [low, high).
+_WINDOW = re.compile(r"([0-9]{1,18})-([0-9]{1,18})-([0-9]{1,18})")
+_SNAPSHOT = re.compile(r"(\d{1,19}):(\d{1,19}):((\d{1,19}(,\d{1,19})*)?)")
 
 
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """Read up to `sequence` within the window [low, high)."""
+    """Read up to `sequence` of what `until` sees and `since` does not: snapshots of PostgreSQL."""
 
-    low: int
-    high: int
+    since: str
+    until: str
     sequence: int
 
     def __str__(self) -> str:
-        return f"{self.low}-{self.high}-{self.sequence}"
+        return f"{self.since}/{self.until}/{self.sequence}"
 
     @classmethod
     def parse(cls, text: str) -> "_Position":
         if not text:
-            return cls(0, 0, 0)
-        try:
-            low, high, sequence = (int(part) for part in text.split("-"))
-        except ValueError:
-            raise invalid(
-                FieldViolation("after_position", "not a position of this stream")
-            ) from None
-        return cls(low, high, sequence)
+            return cls(_NOTHING, _NOTHING, 0)
+        if (window := _WINDOW.fullmatch(text)) is not None:
+            low, high = (max(1, int(window[side])) for side in (1, 2))
+            text = f"{low}:{low}:/{high}:{high}:/{window[3]}"
+        parts = text.split("/")
+        if not (
+            len(parts) == 3
+            and all(map(_is_snapshot, parts[:2]))
+            and int(parts[0].split(":")[0]) <= int(parts[1].split(":")[0])
+            and re.fullmatch(r"[0-9]{1,18}", parts[2])
+        ):
+            raise invalid(FieldViolation("after_position", "not a position of this stream"))
+        return cls(parts[0], parts[1], int(parts[2]))
+
+
+def _is_snapshot(text: str) -> bool:
+    found = _SNAPSHOT.fullmatch(text)
+    if found is None:
+        return False
+    oldest, following = int(found[1]), int(found[2])
+    running = [int(part) for part in found[3].split(",") if part]
+    # PostgreSQL raises for anything else.
+    return (
+        0 < oldest <= following < 2**63
+        and running == sorted(running)
+        and all(oldest <= one < following for one in running)
+    )
 
 
 async def append(
@@ -128,6 +168,7 @@ async def append(
 ) -> None:
     """Writes events in the caller's transaction."""
     if events:
+        on_commit(connection, lambda: _count(events))
         await connection.execute(
             table.insert(),
             [
@@ -140,6 +181,22 @@ async def append(
                 for event in events
             ],
         )
+
+
+async def forget(
+    connection: AsyncConnection, table: sa.Table, *, before: datetime, limit: int
+) -> int:
+    """Deletes the oldest events that were written before a time. Returns how many."""
+    oldest = sa.select(table.c.sequence).order_by(table.c.sequence).limit(limit)
+    deleted = await connection.execute(
+        sa.delete(table).where(table.c.sequence.in_(oldest), table.c.create_time < before)
+    )
+    return deleted.rowcount
+
+
+def _count(events: Sequence[NewEvent]) -> None:
+    for event in events:
+        _HAPPENED.labels(event.event_type).inc()
 
 
 class OutboxReader:
@@ -161,76 +218,104 @@ class OutboxReader:
                     self._writes += 1
                     self._wake.notify_all()
 
-    async def stream(self, after_position: str) -> AsyncIterator[Sequence[Event]]:
+    async def now(self) -> str:
+        """The position of what is written from now on: nothing that is undecided is skipped."""
+        async with self._database.reading() as connection:
+            snapshot = await connection.scalar(sa.text(_CURRENT_SNAPSHOT))
+        return str(_Position(snapshot, snapshot, 0))
+
+    async def stream(
+        self, after_position: str, *, pauses: bool = False
+    ) -> AsyncIterator[Sequence[Event]]:
         """Yields what was written after the position, batch by batch, without end.
 
-        Raises VALIDATION_FAILED for a position that is none.
+        With `pauses` also an empty batch whenever nothing was left to read, about once a
+        second. Raises VALIDATION_FAILED for a position that is none.
         """
         position = _Position.parse(after_position)
+        with _STREAMS.track_inprogress():
+            async for events in self._follow(position, pauses=pauses):
+                if events:
+                    delay = (system_clock() - events[0].create_time).total_seconds()
+                    _SENT.inc(len(events))
+                    _DELAY.observe(max(0.0, delay))
+                yield events
+
+    async def _follow(self, position: _Position, *, pauses: bool) -> AsyncIterator[Sequence[Event]]:
         while True:
             # Counted before reading: a write that comes in between must not be slept over.
             seen = self._writes
-            events, position, is_behind = await self._read(position)
+            events, position = await self._read(position)
             if events:
                 yield events
-            elif is_behind:
-                await asyncio.sleep(_HORIZON_SECONDS)
             else:
+                if pauses:
+                    yield events
                 await self._wait(seen)
+
+    async def position_at(self, time: datetime) -> str:
+        """A position before all events of this time and later.
+
+        The table needs an index on create_time for it.
+        """
+        # What is not committed yet has a transaction id at or above the horizon.
+        first = (
+            f"SELECT least(pg_snapshot_xmin(pg_current_snapshot()), (SELECT min(transaction_id)"
+            f" FROM {self._table.name} WHERE create_time >= :time))::text::bigint"
+        )
+        async with self._database.transaction() as connection:
+            low = (await connection.execute(sa.text(first), {"time": time})).scalar_one()
+        sees_all_before = f"{low}:{low}:"
+        return str(_Position(sees_all_before, sees_all_before, 0))
 
     async def _wait(self, seen: int) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL_SECONDS), self._wake:
                 await self._wake.wait_for(lambda: self._writes != seen)
 
-    async def _read(self, position: _Position) -> tuple[list[Event], _Position, bool]:
-        """One batch, the position after it, and whether newer rows are not yet decided."""
-        async with self._database.transaction() as connection:
-            horizon, newest = (
-                await connection.execute(
-                    sa.text(
-                        "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint,"
-                        f" (SELECT max(transaction_id)::text::bigint FROM {self._table.name})"
-                    )
-                )
-            ).one()
-            events = await self._window(connection, position)
-            if not events and horizon > position.high:
-                # The window is read to its end; go on with what was decided since.
-                position = _Position(position.high, horizon, 0)
-                events = await self._window(connection, position)
-        if events:
-            position = _Position(position.low, position.high, _last(events))
-        return events, position, newest is not None and newest >= position.high
+    async def _read(self, position: _Position) -> tuple[list[Event], _Position]:
+        """One batch and the position after it."""
+        async with self._database.reading() as connection:
+            events = await self._between(connection, position)
+            if not events:
+                # This step is read to its end; go on with what has been committed since.
+                snapshot = await connection.scalar(sa.text(_CURRENT_SNAPSHOT))
+                position = _Position(position.until, snapshot, 0)
+                events = await self._between(connection, position)
+        return events, _Position.parse(events[-1].position) if events else position
 
-    async def _window(self, connection: AsyncConnection, position: _Position) -> list[Event]:
-        if position.high <= position.low:
+    async def _between(self, connection: AsyncConnection, position: _Position) -> list[Event]:
+        if position.until == position.since:
             return []
         rows = await connection.execute(
             sa.text(
-                "SELECT sequence, event_type, payload, create_time"
-                f" FROM {self._table.name}"
-                " WHERE transaction_id >= CAST(:low AS text)::xid8"
-                " AND transaction_id < CAST(:high AS text)::xid8"
+                "SELECT sequence, event_type, payload, create_time, origin"
+                f" FROM {self._table.name},"
+                " (SELECT CAST(:since AS text)::pg_snapshot AS since,"
+                " CAST(:until AS text)::pg_snapshot AS until) AS step"
+                # The index finds what may have been committed in between, the rest is exact.
+                " WHERE transaction_id >= CAST(:oldest AS text)::xid8"
+                " AND transaction_id < CAST(:following AS text)::xid8"
+                " AND pg_visible_in_snapshot(transaction_id, until)"
+                " AND NOT pg_visible_in_snapshot(transaction_id, since)"
                 " AND sequence > :sequence ORDER BY sequence LIMIT :batch"
             ),
             {
-                "low": str(position.low),
-                "high": str(position.high),
+                "since": position.since,
+                "until": position.until,
+                "oldest": position.since.split(":")[0],
+                "following": position.until.split(":")[1],
                 "sequence": position.sequence,
                 "batch": BATCH,
             },
         )
         return [
             Event(
-                str(_Position(position.low, position.high, row.sequence)),
+                str(_Position(position.since, position.until, row.sequence)),
                 row.event_type,
                 row.payload,
                 row.create_time,
+                row.origin or "",
             )
             for row in rows
         ]
-
-
-def _last(events: Sequence[Event]) -> int:
-    return _Position.parse(events[-1].position).sequence

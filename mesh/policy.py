@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
 
 from boxoffice.errors.v1 import reason_pb2
 from boxoffice.options.v1 import policy_pb2
@@ -22,6 +22,9 @@ PACKAGE = "boxoffice."
 """Services outside of it (health, reflection) carry no policy."""
 
 MAX_DEADLINE_SECONDS = 30.0
+MAX_REQUEST_BYTES = 1024 * 1024
+"""What the gateway takes at most: a seat map of some thousand seats fits."""
+DEFAULT_REQUEST_BYTES = 64 * 1024
 DEFAULT_LIMIT_REQUESTS = 100
 DEFAULT_LIMIT_WINDOW_SECONDS = 60.0
 
@@ -53,9 +56,13 @@ class LimitKey(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
+    """So many requests per window; `burst` of them at once, None for all."""
+
     requests: int
     window_seconds: float
     key: LimitKey
+    burst: int | None = None
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,8 @@ class MethodPolicy:
     `path` is the gRPC path, e.g. `/boxoffice.stock.v1.StockService/Reserve`.
     `deadline_seconds` is None for a stream without end. `retryable` is true when
     the method's idempotency_level says that repeating it is safe. `reasons` are
-    names as clients see them, e.g. `SOLD_OUT`.
+    names as clients see them, e.g. `SOLD_OUT`. `response` is the answer's full name,
+    `response_texts` are the JSON names of its fields that are text, in their order.
     """
 
     path: str
@@ -88,11 +96,20 @@ class MethodPolicy:
     development_only: bool
     retryable: bool
     server_streaming: bool
+    client_streaming: bool
+    max_request_bytes: int
+    response: str
+    response_texts: tuple[str, ...]
     bindings: tuple[HttpBinding, ...]
 
     @property
     def service(self) -> str:
         return self.path.split("/")[1]
+
+    @property
+    def name(self) -> str:
+        """Short and still unique, for metrics and spans: `StockService/Reserve`."""
+        return self.path.rpartition(".")[2]
 
     @property
     def is_routed(self) -> bool:
@@ -150,12 +167,25 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         retryable=options.idempotency_level
         in (descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS, descriptor_pb2.MethodOptions.IDEMPOTENT),
         server_streaming=method.server_streaming,
+        client_streaming=method.client_streaming,
+        max_request_bytes=raw.max_request_bytes or _default_request_bytes(raw.access),
+        response=method.output_type.full_name,
+        response_texts=tuple(
+            field.json_name
+            for field in method.output_type.fields
+            if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated
+        ),
         bindings=tuple(_bindings(options.Extensions[annotations_pb2.http]))
         if options.HasExtension(annotations_pb2.http)
         else (),
     )
     _check(policy)
     return policy
+
+
+def _default_request_bytes(access: int) -> int:
+    staff = access in (policy_pb2.ACCESS_STAFF, policy_pb2.ACCESS_ADMIN)
+    return MAX_REQUEST_BYTES if staff else DEFAULT_REQUEST_BYTES
 
 
 def reason_name(reason: "reason_pb2.Reason.ValueType") -> str:
@@ -175,6 +205,8 @@ def _check(policy: MethodPolicy) -> None:
         and not 0 < policy.deadline_seconds <= MAX_DEADLINE_SECONDS
     ):
         raise PolicyError(f"{policy.path} has a deadline outside of 0–{MAX_DEADLINE_SECONDS:g} s")
+    if policy.max_request_bytes > MAX_REQUEST_BYTES:
+        raise PolicyError(f"{policy.path} takes more than {MAX_REQUEST_BYTES} bytes")
     if policy.success_status not in (200, 201, 202, 204):
         raise PolicyError(f"{policy.path} has the success status {policy.success_status}")
     if not policy.reasons:
@@ -188,7 +220,11 @@ def _limit(raw: policy_pb2.RateLimit, path: str) -> RateLimit:
         requests=raw.requests,
         window_seconds=raw.window.ToTimedelta().total_seconds(),
         key=_enum(LimitKey, raw.key, path, "limits.key"),
+        burst=raw.burst or None,
+        shadow=raw.shadow,
     )
+    if limit.burst is not None and limit.burst > limit.requests:
+        raise PolicyError(f"{path} has a limit with a burst of more than its requests")
     if limit.requests < 1 or limit.window_seconds <= 0:
         raise PolicyError(f"{path} has a limit of {limit.requests} in {limit.window_seconds:g} s")
     return limit

@@ -16,9 +16,12 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from mesh import policy, tasks, telemetry
+from mesh import freshness, paging, policy, reporting, tasks, telemetry, tracing
 from mesh.identity import Jwks
 from mesh.interceptor import Interceptor
+from mesh.metrics import Listener
+from mesh.probes import Heart, Readiness
+from mesh.revocations import Revocations
 from mesh.settings import MeshSettings
 
 _log = logging.getLogger(__name__)
@@ -60,12 +63,14 @@ class Service:
     """What a service's process runs once its resources are open.
 
     `loops` run until the process stops. `ping_database` raises when the database is away.
+    Without `revocations` every token holds until it expires.
     """
 
     servicers: Sequence[Servicer]
     jwks: Jwks
     ping_database: Callable[[], Awaitable[None]]
     loops: Sequence[Callable[[], Awaitable[None]]] = field(default=())
+    revocations: Revocations | None = None
 
 
 def run(
@@ -75,16 +80,25 @@ def run(
 ) -> None:
     """Runs a service's process until SIGTERM or SIGINT."""
     try:
+        freshness.check()
         settings = settings_type()
         for field_name in settings.needs():
             settings.required(field_name)
-    except ValueError as error:
+    except (ValueError, freshness.StaleError) as error:
         raise SystemExit(f"{name} cannot start: {error}") from None
     arguments = argparse.ArgumentParser(prog=name, description=f"Runs {name}.")
     arguments.add_argument("--replica", type=int, default=0, help="number of this process, from 0")
     replica: int = arguments.parse_args().replica
-    telemetry.configure(name, settings.log_level)
-    uvloop.run(_serve(name, settings, replica, partial(open_service, settings)))
+    telemetry.configure(name, settings.log_level, replica=replica)
+    reporting.configure(name, settings)
+    if settings.page_token_secret is not None:
+        paging.sign_with(settings.page_token_secret.get_secret_value())
+    tracing.configure(name, settings, replica=replica)
+    try:
+        uvloop.run(_serve(name, settings, replica, partial(open_service, settings)))
+    finally:
+        tracing.shutdown()
+        reporting.shutdown()
 
 
 async def _serve(
@@ -96,17 +110,47 @@ async def _serve(
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    heart, readiness = Heart(), Readiness()
     async with open_service() as service:
         healthy = health.aio.HealthServicer()
         server = build_server(settings, service, healthy)
         port = settings.port(name, replica)
         server.add_secure_port(f"{settings.host}:{port}", _credentials(name, settings))
+        probes = _probes(settings, settings.metrics_port(name, replica), heart, readiness)
         await server.start()
-        loops = [asyncio.create_task(_watch_database(service, healthy))]
-        loops += [asyncio.create_task(_run(loop)) for loop in service.loops]
-        _log.info("serving", extra={"port": port, "environment": settings.environment})
-        await stopping.wait()
-        await _stop(server, healthy, loops, settings.shutdown_grace_seconds)
+        watching = [
+            asyncio.create_task(heart.beat()),
+            asyncio.create_task(_watch_database(service, healthy, readiness)),
+        ]
+        loops = [asyncio.create_task(_run(loop)) for loop in service.loops]
+        if service.revocations is not None:
+            follow = service.revocations.follow
+            loops.append(asyncio.create_task(tasks.forever("revocations", follow)))
+        with probes:
+            _log.info("serving", extra={"port": port, "environment": settings.environment})
+            await stopping.wait()
+            _log.info("stopping")
+            readiness.stop()
+            await healthy.enter_graceful_shutdown()
+            # Calls still come in until everybody has heard that there should be no more.
+            await asyncio.sleep(settings.drain_pause_seconds)
+            await _stop(server, loops, settings.shutdown_grace_seconds)
+            await _end(watching)
+
+
+def _probes(settings: MeshSettings, port: int, heart: Heart, readiness: Readiness) -> Listener:
+    try:
+        return Listener(
+            settings.metrics_host,
+            port,
+            is_live=heart.is_beating,
+            is_ready=lambda: readiness.is_ready,
+        )
+    except OSError as error:
+        raise SystemExit(
+            f"port {port} for the metrics cannot be had ({error.strerror}); "
+            "BOXOFFICE_METRICS_PORT_BASE moves it"
+        ) from None
 
 
 def build_server(
@@ -122,7 +166,8 @@ def build_server(
     policies = {
         path: one for each in servicers for path, one in policy.of_service(each.descriptor).items()
     }
-    server = grpc.aio.server(interceptors=[Interceptor(policies, service.jwks)], options=_OPTIONS)
+    interceptor = Interceptor(policies, service.jwks, service.revocations)
+    server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
     for each in servicers:
         each.register(each.implementation, server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -147,35 +192,35 @@ async def _run(loop: Callable[[], Awaitable[None]]) -> None:
     await loop()
 
 
-async def _watch_database(service: Service, healthy: health.aio.HealthServicer) -> None:
+async def _watch_database(
+    service: Service, healthy: health.aio.HealthServicer, readiness: Readiness
+) -> None:
     """Keeps the health answers true. The process serves once the database was reached once."""
-    serving = health_pb2.HealthCheckResponse.SERVING
-    state: Any
+    states = health_pb2.HealthCheckResponse
     while True:
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT_SECONDS):
                 await service.ping_database()
-            state = serving
+            good = True
         except Exception as error:  # noqa: BLE001 - whatever it is, the database is not usable
             _log.warning("the database is away", extra={"error": type(error).__name__})
-            state = health_pb2.HealthCheckResponse.NOT_SERVING
-        await healthy.set(DATABASE, state)
-        if state == serving:
-            await healthy.set("", serving)
+            good = False
+        await healthy.set(DATABASE, states.SERVING if good else states.NOT_SERVING)
+        ready = readiness.saw(good=good)
+        await healthy.set("", states.SERVING if ready else states.NOT_SERVING)
         await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
 
 
 async def _stop(
-    server: grpc.aio.Server,
-    healthy: health.aio.HealthServicer,
-    loops: list[asyncio.Task[None]],
-    grace_seconds: float,
+    server: grpc.aio.Server, loops: list[asyncio.Task[None]], grace_seconds: float
 ) -> None:
-    _log.info("stopping")
-    for loop in loops:
-        loop.cancel()
-    await asyncio.gather(*loops, return_exceptions=True)
-    await healthy.enter_graceful_shutdown()
+    await _end(loops)
     await server.stop(grace_seconds)
     await tasks.drain(grace_seconds)
     _log.info("stopped")
+
+
+async def _end(running: list[asyncio.Task[None]]) -> None:
+    for each in running:
+        each.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

@@ -26,6 +26,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.TOKEN_EXPIRED: _Code.UNAUTHENTICATED,
     Reason.WEBHOOK_SIGNATURE_INVALID: _Code.UNAUTHENTICATED,
     Reason.TOKEN_REUSED: _Code.UNAUTHENTICATED,
+    Reason.TOKEN_WRONG_TYPE: _Code.UNAUTHENTICATED,
     Reason.ACCOUNT_DEACTIVATED: _Code.PERMISSION_DENIED,
     Reason.STAFF_REQUIRED: _Code.PERMISSION_DENIED,
     Reason.ADMIN_REQUIRED: _Code.PERMISSION_DENIED,
@@ -49,10 +50,15 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.IDEMPOTENCY_KEY_REUSED: _Code.ABORTED,
     Reason.EVENT_STATE_INVALID: _Code.ABORTED,
     Reason.STOCK_ALREADY_DEFINED: _Code.ABORTED,
+    Reason.LAST_ADMIN: _Code.ABORTED,
+    Reason.EVENT_CHANGED: _Code.ABORTED,
+    Reason.SLOT_CONFLICT: _Code.ABORTED,
     Reason.PAYMENT_FAILED: _Code.FAILED_PRECONDITION,
     Reason.RATE_LIMITED: _Code.RESOURCE_EXHAUSTED,
+    Reason.LOGIN_THROTTLED: _Code.RESOURCE_EXHAUSTED,
     Reason.OVERLOADED: _Code.RESOURCE_EXHAUSTED,
     Reason.REQUEST_TOO_LARGE: _Code.INVALID_ARGUMENT,
+    Reason.METHOD_NOT_ALLOWED: _Code.UNIMPLEMENTED,
     Reason.PAYMENT_GATEWAY_ERROR: _Code.UNAVAILABLE,
     Reason.DEPENDENCY_UNAVAILABLE: _Code.UNAVAILABLE,
     Reason.DEADLINE_EXCEEDED: _Code.DEADLINE_EXCEEDED,
@@ -64,6 +70,7 @@ COMMON_REASONS = frozenset(
         Reason.VALIDATION_FAILED,
         Reason.TOKEN_INVALID,
         Reason.TOKEN_EXPIRED,
+        Reason.TOKEN_WRONG_TYPE,
         Reason.STAFF_REQUIRED,
         Reason.ADMIN_REQUIRED,
         Reason.CALLER_NOT_ALLOWED,
@@ -81,6 +88,28 @@ COMMON_REASONS = frozenset(
 _BUSY_SQLSTATES = frozenset({"57014", "55P03"})
 # Deadlock, serialization failure: the transaction was undone and may be tried again.
 _UNDONE_SQLSTATES = frozenset({"40001", "40P01"})
+
+
+# Where the HTTP status is not the one that Envoy's transcoder derives from the code.
+_HTTP_OWN = {
+    Reason.PAYMENT_FAILED: 402,
+    Reason.METHOD_NOT_ALLOWED: 405,
+    Reason.REQUEST_TOO_LARGE: 413,
+}
+_HTTP = {
+    _Code.INVALID_ARGUMENT: 400,
+    _Code.FAILED_PRECONDITION: 400,
+    _Code.UNAUTHENTICATED: 401,
+    _Code.PERMISSION_DENIED: 403,
+    _Code.NOT_FOUND: 404,
+    _Code.UNIMPLEMENTED: 404,
+    _Code.ABORTED: 409,
+    _Code.ALREADY_EXISTS: 409,
+    _Code.RESOURCE_EXHAUSTED: 429,
+    _Code.INTERNAL: 500,
+    _Code.UNAVAILABLE: 503,
+    _Code.DEADLINE_EXCEEDED: 504,
+}
 
 
 def to_status(error: DomainError) -> status_pb2.Status:
@@ -113,13 +142,19 @@ def to_status(error: DomainError) -> status_pb2.Status:
     return status
 
 
+def http_status(reason: Reason) -> int:
+    """The HTTP status that REST clients see with a reason."""
+    return _HTTP_OWN.get(reason) or _HTTP[CODES[reason]]
+
+
 def raise_from_rpc(error: grpc.aio.AioRpcError) -> NoReturn:
     """Raises the DomainError that the called service raised, or what its absence means to us.
 
     A dependency that is away or slow is DEPENDENCY_UNAVAILABLE; an answer that carries
     no reason of ours is a bug in the dependency or in the call, and stays an AioRpcError.
     """
-    known = _from_status(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    known = None if status is None else from_status(status)
     if known is not None and known.reason is not Reason.INTERNAL:
         raise known from error
     if error.code() in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.CANCELLED):
@@ -151,10 +186,8 @@ def from_database(error: sqlalchemy.exc.SQLAlchemyError) -> DomainError | None:
     return None
 
 
-def _from_status(error: grpc.aio.AioRpcError) -> DomainError | None:
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    if status is None:
-        return None
+def from_status(status: status_pb2.Status) -> DomainError | None:
+    """The DomainError in a google.rpc.Status; None when it carries no reason of ours."""
     info = None
     violations: tuple[FieldViolation, ...] = ()
     retry_after = None

@@ -10,11 +10,18 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from mesh import call
+from mesh import call, metrics
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _running: set[asyncio.Task[Any]] = set()
+
+_TURNS = metrics.counter("loop_turns", "Turns of background loops that ended well.", "loop")
+_FAILURES = metrics.counter("loop_failures", "Turns of background loops that failed.", "loop")
+_LAST_TURN = metrics.gauge(
+    "loop_last_turn_timestamp_seconds", "When a turn last ended well, or the loop began.", "loop"
+)
+_CUT_OFF = metrics.counter("shielded_cut_off", "Steps that a shutdown cut off.")
 
 
 async def shielded(work: Coroutine[Any, Any, _T], *, seconds: float) -> _T:
@@ -31,6 +38,7 @@ async def drain(seconds: float) -> None:
         return
     _, late = await asyncio.wait(_running, timeout=seconds)
     for task in late:
+        _CUT_OFF.inc()
         _log.error("shielded work was cut off at shutdown", extra={"task": task.get_name()})
         task.cancel()
 
@@ -39,10 +47,19 @@ async def forever(
     name: str, turn: Callable[[], Awaitable[None]], *, retry_seconds: float = 1.0
 ) -> None:
     """Repeats `turn` until cancelled; a failure is logged and followed by a pause."""
+    turns, failures, last_turn = (
+        _TURNS.labels(name),
+        _FAILURES.labels(name),
+        _LAST_TURN.labels(name),
+    )
+    last_turn.set_to_current_time()
     while True:
         try:
             await turn()
+            turns.inc()
+            last_turn.set_to_current_time()
         except Exception:  # noqa: BLE001 - the top of a background loop
+            failures.inc()
             _log.exception("background loop failed, goes on", extra={"loop": name})
             await asyncio.sleep(retry_seconds)
 

@@ -1,39 +1,52 @@
 """Starts payment_svc."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import httpx
 
-from boxoffice.auth.v1 import auth_service_pb2
+from boxoffice.auth.v1 import auth_event_service_pb2, auth_service_pb2
+from boxoffice.auth.v1.auth_event_service_pb2_grpc import AuthEventServiceStub
 from boxoffice.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from boxoffice.payments.v1 import (
+    book_service_pb2,
+    book_service_pb2_grpc,
     payment_event_service_pb2,
     payment_event_service_pb2_grpc,
     payment_service_pb2,
     payment_service_pb2_grpc,
+    reconciliation_service_pb2,
+    reconciliation_service_pb2_grpc,
     sandbox_service_pb2,
     sandbox_service_pb2_grpc,
     webhook_service_pb2,
     webhook_service_pb2_grpc,
 )
+from mesh import backlog
 from mesh.client import open_channel
 from mesh.clock import Clock, system_clock
 from mesh.database import Database
 from mesh.jwks import RemoteJwks
+from mesh.leadership import forever_alone
 from mesh.outbox import OutboxReader
+from mesh.revocations import Revocations, from_auth
 from mesh.server import Service, Servicer, run
 from mesh.tasks import forever
-from payment_svc import housekeeping, sandbox, tables
+from payment_svc import housekeeping, razorpay_provider, refunds, sandbox, stripe_provider, tables
+from payment_svc.book_servicer import BookServicer, ReconciliationServicer
 from payment_svc.cashier import Cashier
 from payment_svc.pacing import Wakeup
 from payment_svc.providers import Provider
+from payment_svc.razorpay_provider import RazorpayProvider
+from payment_svc.reconciler import Reconciler
 from payment_svc.sandbox.delivery import Delivery
+from payment_svc.sandbox.faults import Lab, parse
 from payment_svc.sandbox.provider import SandboxProvider
 from payment_svc.sandbox.servicer import SandboxServicer
 from payment_svc.servicer import PaymentEventServicer, PaymentServicer, WebhookServicer
 from payment_svc.settings import Settings
+from payment_svc.stripe_provider import StripeProvider
 
 NAME = "payment_svc"
 
@@ -48,22 +61,31 @@ async def open_service(
 ) -> AsyncIterator[Service]:
     """payment_svc with its resources, as long as the block lasts."""
     sandbox_secret = settings.sandbox_secret
-    auth_service = auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]
+    auth_services = [
+        auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
+        auth_event_service_pb2.DESCRIPTOR.services_by_name["AuthEventService"],
+    ]
     async with (
         Database.open(settings.database_url) as database,
-        open_channel(
-            settings, process=NAME, service="auth_svc", services=[auth_service]
-        ) as channel,
+        open_channel(settings, process=NAME, service="auth_svc", services=auth_services) as channel,
         # No proxy from the environment: the gateway is next door.
-        httpx.AsyncClient(trust_env=False) as client,
+        httpx.AsyncClient(trust_env=False, verify=settings.gateway_trust) as client,
+        AsyncExitStack() as closing,
     ):
-        refund_requested, webhook_queued = Wakeup(), Wakeup()
+        refund_requested, webhook_queued, check_wanted = Wakeup(), Wakeup(), Wakeup()
         events = OutboxReader(database, tables.outbox)
         providers: dict[str, Provider] = {}
         loops = [
+            partial(backlog.watch, database, clock, {"refunds": refunds.oldest_due}),
             partial(forever, "outbox", events.listen),
-            partial(forever, "housekeeping", partial(housekeeping.turn, database, clock)),
+            partial(
+                forever_alone,
+                database,
+                "housekeeping",
+                partial(housekeeping.turn, database, clock),
+            ),
         ]
+        lab = Lab(parse(settings.sandbox_faults))
         if sandbox_secret is not None:
             providers[sandbox.NAME] = SandboxProvider(
                 database,
@@ -71,6 +93,7 @@ async def open_service(
                 gateway_url=settings.gateway_url,
                 secrets=[sandbox_secret],
                 webhook_queued=webhook_queued,
+                lab=lab,
             )
             delivery = Delivery(
                 database,
@@ -79,10 +102,36 @@ async def open_service(
                 url=f"{settings.gateway_url}/webhooks/{sandbox.NAME}",
                 secret=sandbox_secret,
                 queued=webhook_queued,
+                lab=lab,
             )
             loops.append(partial(forever, "webhook delivery", delivery.turn))
+        if settings.offers_stripe:
+            stripe = StripeProvider(
+                secret_key=settings.required("stripe_secret_key"),
+                webhook_secrets=settings.secrets("stripe_webhook_secrets"),
+                api_base=settings.stripe_api_base,
+                return_url=settings.gateway_url,
+                clock=clock,
+            )
+            closing.push_async_callback(stripe.close)
+            providers[stripe_provider.NAME] = stripe
+        if settings.offers_razorpay:
+            razorpay = RazorpayProvider(
+                key_id=settings.required("razorpay_key_id"),
+                key_secret=settings.required("razorpay_key_secret"),
+                webhook_secrets=settings.secrets("razorpay_webhook_secrets"),
+                api_base=settings.razorpay_api_base,
+                clock=clock,
+            )
+            closing.push_async_callback(razorpay.close)
+            providers[razorpay_provider.NAME] = razorpay
         cashier = Cashier(database, providers, clock, refund_requested)
-        loops.append(partial(forever, "refunds", cashier.carry_out_refunds))
+        reconciler = Reconciler(database, cashier, providers, clock, check_wanted)
+        loops += [
+            partial(forever, "refunds", cashier.carry_out_refunds),
+            partial(forever, "payment checks", reconciler.check_turn),
+            partial(forever, "movements", reconciler.compare_turn),
+        ]
         yield Service(
             servicers=[
                 Servicer(
@@ -91,9 +140,26 @@ async def open_service(
                     payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
                 ),
                 Servicer(
-                    WebhookServicer(database, cashier, clock, refund_requested),
+                    WebhookServicer(
+                        database,
+                        cashier,
+                        clock,
+                        refund_requested,
+                        check_wanted,
+                        settings.inbound_secrets,
+                    ),
                     webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server,
                     webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
+                ),
+                Servicer(
+                    BookServicer(database),
+                    book_service_pb2_grpc.add_BookServiceServicer_to_server,
+                    book_service_pb2.DESCRIPTOR.services_by_name["BookService"],
+                ),
+                Servicer(
+                    ReconciliationServicer(database, clock),
+                    reconciliation_service_pb2_grpc.add_ReconciliationServiceServicer_to_server,
+                    reconciliation_service_pb2.DESCRIPTOR.services_by_name["ReconciliationService"],
                 ),
                 Servicer(
                     PaymentEventServicer(events),
@@ -101,7 +167,7 @@ async def open_service(
                     payment_event_service_pb2.DESCRIPTOR.services_by_name["PaymentEventService"],
                 ),
                 Servicer(
-                    SandboxServicer(database, clock, webhook_queued),
+                    SandboxServicer(database, clock, webhook_queued, lab),
                     sandbox_service_pb2_grpc.add_SandboxServiceServicer_to_server,
                     sandbox_service_pb2.DESCRIPTOR.services_by_name["SandboxService"],
                     development_only=True,
@@ -109,6 +175,7 @@ async def open_service(
             ],
             jwks=RemoteJwks(AuthServiceStub(channel)),
             ping_database=database.ping,
+            revocations=Revocations(from_auth(AuthEventServiceStub(channel))),
             loops=loops,
         )
 

@@ -70,6 +70,7 @@ async def record(
                 currency_code=report.amount.currency_code,
                 method=report.method,
                 create_time=now,
+                event_time=report.event_time,
             )
             .on_conflict_do_nothing(
                 index_elements=[captures.c.provider, captures.c.provider_reference]
@@ -78,6 +79,18 @@ async def record(
         )
     ).one_or_none()
     return None if row is None else _from_row(row)
+
+
+async def find(connection: AsyncConnection, *, provider: str, reference: str) -> Capture:
+    """The capture that a provider means. Raises when there is none."""
+    row = (
+        await connection.execute(
+            sa.select(captures)
+            .where(captures.c.provider == provider)
+            .where(captures.c.provider_reference == reference)
+        )
+    ).one()
+    return _from_row(row)
 
 
 async def find_accepted(connection: AsyncConnection, *, payment_id: UUID) -> Capture | None:

@@ -4,22 +4,37 @@ Translates to the contract as a servicer does; the domain hands it plain values.
 """
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from boxoffice.payments.v1 import payment_event_service_pb2 as stream_pb2
+from boxoffice.payments.v1 import payment_pb2
 from boxoffice.types.v1 import money_pb2
-from mesh import outbox
+from mesh import metrics, outbox
+from mesh.database import on_commit
 from mesh.money import Money
 from payment_svc import tables
 from payment_svc.payments import Payment
+
+if TYPE_CHECKING:
+    from payment_svc.disputes import Dispute
+
+_MONEY = metrics.counter(
+    "payment_money_minor",
+    "Money that providers took and gave back, in minor units.",
+    "kind",
+    "provider",
+    "currency",
+)
 
 
 async def captured(
     connection: AsyncConnection, payment: Payment, *, method: str, now: datetime
 ) -> None:
     """The payment is paid."""
+    _note(connection, "captured", payment, payment.amount)
     message = stream_pb2.PaymentCaptured(amount=_money(payment.amount), method=method)
     await _append(connection, payment, stream_pb2.PaymentEvent(captured=message), now)
 
@@ -41,8 +56,51 @@ async def refund_processed(
     now: datetime,
 ) -> None:
     """Money of a paid payment went back."""
+    _note(connection, "refunded", payment, amount)
     message = stream_pb2.RefundProcessed(refund_id=str(refund_id), amount=_money(amount))
     await _append(connection, payment, stream_pb2.PaymentEvent(refund_processed=message), now)
+
+
+async def disputed(
+    connection: AsyncConnection, payment: Payment, dispute: "Dispute", *, now: datetime
+) -> None:
+    """The customer's bank asks money back, or has decided on it."""
+    message = stream_pb2.PaymentDisputed(
+        dispute_id=str(dispute.dispute_id),
+        amount=_money(dispute.amount),
+        reason=dispute.reason,
+        status=payment_pb2.Dispute.Status.Value(dispute.status),
+    )
+    await _append(connection, payment, stream_pb2.PaymentEvent(disputed=message), now)
+
+
+def _note(connection: AsyncConnection, kind: str, payment: Payment, amount: Money) -> None:
+    money = _MONEY.labels(kind, payment.order.provider, amount.currency_code)
+    on_commit(connection, lambda: money.inc(amount.amount_minor))
+
+
+async def inbound_received(
+    connection: AsyncConnection,
+    *,
+    inbound_id: UUID,
+    sender: str,
+    content_type: str,
+    body: bytes,
+    now: datetime,
+) -> None:
+    """Another sender's webhook was stored. It belongs to no payment."""
+    event = stream_pb2.PaymentEvent(
+        inbound_received=stream_pb2.InboundReceived(
+            inbound_id=str(inbound_id), sender=sender, content_type=content_type, body=body
+        )
+    )
+    event.event_time.FromDatetime(now)
+    new = outbox.NewEvent(
+        aggregate_id=inbound_id,
+        event_type="inbound_received",
+        payload=event.SerializeToString(),
+    )
+    await outbox.append(connection, tables.outbox, [new], now=now)
 
 
 async def _append(

@@ -6,16 +6,32 @@ from datetime import timedelta
 from mesh import idempotency
 from mesh.clock import Clock
 from mesh.database import Database
+from payment_svc import inbound, webhooks
 from payment_svc.tables import idempotency_records
 
 _IDEMPOTENCY_RETENTION = timedelta(days=3)
+# Disputes can come for about so long after a payment.
+_WEBHOOK_RETENTION = timedelta(days=180)
+_BATCH = 1000
 _INTERVAL_SECONDS = 3600.0
 
 
 async def turn(database: Database, clock: Clock) -> None:
     """One turn of the loop, and the pause after it."""
+    await sweep(database, clock)
+    await asyncio.sleep(_INTERVAL_SECONDS)
+
+
+async def sweep(database: Database, clock: Clock) -> None:
+    """Deletes what is older than its retention, in short transactions."""
     async with database.transaction() as connection:
         await idempotency.forget(
             connection, idempotency_records, before=clock() - _IDEMPOTENCY_RETENTION
         )
-    await asyncio.sleep(_INTERVAL_SECONDS)
+        await inbound.forget(connection, before=clock() - _WEBHOOK_RETENTION)
+    deleted = _BATCH
+    while deleted == _BATCH:
+        async with database.transaction() as connection:
+            deleted = await webhooks.forget(
+                connection, before=clock() - _WEBHOOK_RETENTION, limit=_BATCH
+            )

@@ -12,12 +12,13 @@ from typing import Any, assert_never
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
-from payment_svc import captures, events, payments, refunds
+from payment_svc import book, captures, disputes, events, payments, refunds
 from payment_svc.captures import Capture, Verdict
 from payment_svc.payments import Payment, Status
 from payment_svc.providers import (
     Authorized,
     Captured,
+    Disputed,
     Failed,
     RefundProcessed,
     RefundRefused,
@@ -59,6 +60,8 @@ async def observe(
             return await _captured(connection, payment, report, now)
         case Voided():
             changed = await _voided(connection, payment, now)
+        case Disputed():
+            changed = await disputes.record(connection, payment=payment, report=report, now=now)
         case RefundProcessed() | RefundRefused():
             return await _refund(connection, payment, report, now)
         case _:
@@ -67,8 +70,16 @@ async def observe(
 
 
 async def _payment_of(connection: AsyncConnection, provider: str, report: Report) -> Payment | None:
+    payment_id = report.payment_id or await payments.find_id(
+        connection,
+        provider=provider,
+        session_reference=report.session_reference,
+        capture_reference=getattr(report, "capture_reference", None),
+    )
+    if payment_id is None:
+        return None
     try:
-        payment = await payments.lock(connection, payment_id=report.payment_id)
+        payment = await payments.lock(connection, payment_id=payment_id)
     except DomainError as error:
         if error.reason is Reason.PAYMENT_NOT_FOUND:
             return None
@@ -87,6 +98,9 @@ async def _authorized(
     if seen is not None and report.event_time < seen:
         return False
     facts = _facts(report, method=report.method, failure_code=None)
+    if report.authorization_reference is not None:
+        # Somebody has to take it: at once, not when the next check would come.
+        facts |= {"authorization_reference": report.authorization_reference, "check_time": now}
     return await _proceed(connection, payment, Status.AUTHORIZED, facts, now)
 
 
@@ -116,12 +130,14 @@ async def _proceed(
 
 
 def _facts(report: Report, *, method: str | None, failure_code: str | None) -> dict[str, Any]:
-    return {
+    facts = {
         "method": method,
         "failure_code": failure_code,
-        "provider_reference": report.session_reference,
         "observed_time": report.event_time,
     }
+    if report.session_reference is not None:
+        facts["provider_reference"] = report.session_reference
+    return facts
 
 
 async def _voided(connection: AsyncConnection, payment: Payment, now: datetime) -> bool:
@@ -136,7 +152,23 @@ async def _captured(
 ) -> Outcome:
     capture = await captures.record(connection, payment=payment, report=report, now=now)
     if capture is None:
-        return Outcome.UNCHANGED
+        return await _fee(connection, payment, report, now)
+    await book.captured(
+        connection,
+        payment=payment,
+        capture_id=capture.capture_id,
+        amount=capture.amount,
+        is_accepted=capture.verdict is Verdict.ACCEPTED,
+        now=now,
+    )
+    if report.fee is not None:
+        await book.fee(
+            connection,
+            payment=payment,
+            capture_id=capture.capture_id,
+            amount=report.fee,
+            now=now,
+        )
     match capture.verdict:
         case Verdict.ACCEPTED:
             paid = await payments.move(
@@ -157,6 +189,23 @@ async def _captured(
         case _:
             assert_never(capture.verdict)
     return Outcome.APPLIED
+
+
+async def _fee(
+    connection: AsyncConnection, payment: Payment, report: Captured, now: datetime
+) -> Outcome:
+    """A capture that is known: a provider may tell its fee later than the capture."""
+    if report.fee is None:
+        return Outcome.UNCHANGED
+    capture = await captures.find(
+        connection, provider=payment.order.provider, reference=report.capture_reference
+    )
+    if capture.payment_id != payment.payment_id:
+        return Outcome.UNEXPLAINED
+    is_new = await book.fee(
+        connection, payment=payment, capture_id=capture.capture_id, amount=report.fee, now=now
+    )
+    return Outcome.APPLIED if is_new else Outcome.UNCHANGED
 
 
 async def _give_back(
@@ -182,9 +231,11 @@ async def _refund(
     report: RefundProcessed | RefundRefused,
     now: datetime,
 ) -> Outcome:
-    refund = await refunds.find_of_payment(
-        connection, payment_id=payment.payment_id, refund_id=report.refund_id
-    )
+    refund = None
+    if report.refund_id is not None:
+        refund = await refunds.find_of_payment(
+            connection, payment_id=payment.payment_id, refund_id=report.refund_id
+        )
     if refund is None or (isinstance(report, RefundProcessed) and report.amount != refund.amount):
         _log.error(
             "a provider gave money back that was not asked for",

@@ -3,9 +3,9 @@
 What makes them move is in observations.py; money that goes back in refunds.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.money import Money
 from payment_svc.providers import Order, Session
-from payment_svc.tables import payments
+from payment_svc.tables import captures, payments
 
 
 class Status(StrEnum):
@@ -41,7 +41,14 @@ MOVES: dict[Status, frozenset[Status]] = {
     Status.VOIDED: frozenset(),
 }
 
+# A customer needs about so long on the provider's page.
+_FIRST_CHECK = timedelta(seconds=30)
+# What is paid without a webhook is known within this.
+_LONGEST_PAUSE = timedelta(minutes=5)
+
 PAID = frozenset({Status.CAPTURED, Status.PARTIALLY_REFUNDED, Status.REFUNDED})
+OPEN = frozenset({Status.CREATED, Status.AUTHORIZED, Status.FAILED})
+"""States in which the provider may still know more than we do: it is asked again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class Payment:
     method: str | None
     failure_code: str | None
     observed_time: datetime | None
+    authorization_reference: str | None
     create_time: datetime
     update_time: datetime
 
@@ -82,6 +90,7 @@ async def create(connection: AsyncConnection, *, order: Order, now: datetime) ->
             .values(
                 payment_id=order.payment_id,
                 booking_id=order.booking_id,
+                event_id=order.event_id,
                 customer_id=order.customer_id,
                 provider=order.provider,
                 status=Status.CREATED,
@@ -120,6 +129,31 @@ async def find(connection: AsyncConnection, *, payment_id: UUID, owner: UUID | N
     return _from_row(row)
 
 
+async def find_id(
+    connection: AsyncConnection,
+    *,
+    provider: str,
+    session_reference: str | None,
+    capture_reference: str | None,
+) -> UUID | None:
+    """The payment that a provider means by ids of its own, if it is ours."""
+    if session_reference is not None:
+        found = await connection.execute(
+            sa.select(payments.c.payment_id)
+            .where(payments.c.provider == provider)
+            .where(payments.c.provider_reference == session_reference)
+        )
+    elif capture_reference is not None:
+        found = await connection.execute(
+            sa.select(captures.c.payment_id)
+            .where(captures.c.provider == provider)
+            .where(captures.c.provider_reference == capture_reference)
+        )
+    else:
+        return None
+    return found.scalar_one_or_none()
+
+
 async def lock(connection: AsyncConnection, *, payment_id: UUID) -> Payment:
     """The payment, which nobody else changes until the transaction ends.
 
@@ -151,6 +185,7 @@ async def attach_session(
             .values(
                 provider_reference=session.reference,
                 payment_url=session.payment_url,
+                check_time=sa.case((payments.c.status.in_(OPEN), now + _FIRST_CHECK)),
                 update_time=now,
             )
             .returning(payments)
@@ -175,6 +210,34 @@ async def knows(connection: AsyncConnection, *, payment: Payment, reference: str
     return taken.one_or_none() is None
 
 
+async def lease_checks(
+    connection: AsyncConnection, *, providers: Sequence[str], now: datetime, limit: int
+) -> Sequence[Payment]:
+    """Takes payments that are not final and whose time has come to be asked for.
+
+    SKIP LOCKED and the later time keep two processes from the same payment.
+    """
+    due = (
+        sa.select(payments.c.payment_id)
+        .where(payments.c.check_time <= now)
+        .where(payments.c.provider.in_(providers))
+        .order_by(payments.c.check_time)
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True)
+        .cte("due")
+    )
+    pause = sa.func.least(
+        _FIRST_CHECK * sa.func.power(2, sa.func.least(payments.c.checks, 8)), _LONGEST_PAUSE
+    )
+    rows = await connection.execute(
+        sa.update(payments)
+        .where(payments.c.payment_id == due.c.payment_id)
+        .values(checks=payments.c.checks + 1, check_time=now + pause)
+        .returning(payments)
+    )
+    return [_from_row(row) for row in rows]
+
+
 async def move(
     connection: AsyncConnection,
     *,
@@ -189,7 +252,7 @@ async def move(
             sa.update(payments)
             .where(payments.c.payment_id == payment_id)
             .where(payments.c.status.in_(_before(to)))
-            .values(status=to, update_time=now, **values)
+            .values(status=to, update_time=now, **{**_until_final(to), **values})
             .returning(payments)
         )
     ).one_or_none()
@@ -233,6 +296,10 @@ async def give_back(
     return _from_row(row)
 
 
+def _until_final(status: Status) -> dict[str, Any]:
+    return {} if status in OPEN else {"check_time": None}
+
+
 def _before(status: Status) -> Iterable[Status]:
     return [earlier for earlier, moves in MOVES.items() if status in moves]
 
@@ -248,6 +315,7 @@ def _from_row(row: sa.Row[Any]) -> Payment:
             description=row.description,
             success_url=row.success_url,
             cancel_url=row.cancel_url,
+            event_id=row.event_id,
         ),
         status=Status(row.status),
         refunded=Money(row.refunded_minor, row.currency_code),
@@ -256,6 +324,7 @@ def _from_row(row: sa.Row[Any]) -> Payment:
         method=row.method,
         failure_code=row.failure_code,
         observed_time=row.observed_time,
+        authorization_reference=row.authorization_reference,
         create_time=row.create_time,
         update_time=row.update_time,
     )

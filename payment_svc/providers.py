@@ -4,9 +4,10 @@ Adapters (sandbox/provider.py) translate between this and a provider's own API. 
 report does to a payment is decided in observations.py, for webhooks and answers alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
@@ -22,6 +23,10 @@ class ProviderError(Exception):
         self.code = code
 
 
+class ProviderRefusedError(ProviderError):
+    """The provider said no for good: it did nothing, and asking again changes nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a payment is for. `payment_id` is the idempotency key at the provider."""
@@ -34,6 +39,7 @@ class Order:
     description: str
     success_url: str
     cancel_url: str
+    event_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class RefundOrder:
-    """Money to give back, after so many definite refusals of the same refund."""
+    """Money to give back, after so many definite refusals of the same refund.
+
+    `attempt` counts the calls for it: from the second on, one may have succeeded unheard.
+    """
 
     refund_id: UUID
     payment_id: UUID
@@ -54,6 +63,7 @@ class RefundOrder:
     capture_reference: str
     amount: Money
     refusals: int
+    attempt: int = 1
 
     @property
     def idempotency_key(self) -> str:
@@ -66,28 +76,34 @@ class Report:
     """Something that happened to a payment at its provider.
 
     `session_reference` is the provider's id of the payment, None when it never heard
-    of it; `event_time` is the provider's time of what happened.
+    of it or does not say; `event_time` is the provider's time of what happened. Without
+    a `payment_id` the provider's own ids tell which payment it is.
     """
 
-    payment_id: UUID
+    payment_id: UUID | None
     session_reference: str | None
     event_time: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Authorized(Report):
-    """The money is reserved at the customer's bank."""
+    """The money is reserved at the customer's bank, under the provider's id of that."""
 
     method: str
+    authorization_reference: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Captured(Report):
-    """The money was taken. `capture_reference` is the provider's id of this taking."""
+    """The money was taken. `capture_reference` is the provider's id of this taking.
+
+    `fee` is what the provider keeps of it, None while it does not say.
+    """
 
     capture_reference: str
     amount: Money
     method: str
+    fee: Money | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +120,15 @@ class Voided(Report):
 
 @dataclass(frozen=True, slots=True)
 class RefundProcessed(Report):
-    """Money went back. `refund_reference` is the provider's id of it."""
+    """Money went back. `refund_reference` is the provider's id of it.
 
-    refund_id: UUID
+    Without a `refund_id` it is no refund of ours: somebody gave it back at the provider.
+    """
+
+    refund_id: UUID | None
     refund_reference: str
     amount: Money
+    capture_reference: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +138,41 @@ class RefundRefused(Report):
     refund_id: UUID
     refusals: int
     failure_code: str
+
+
+class DisputeStatus(StrEnum):
+    """OPEN takes the money away for the time being; WON brings it back, LOST does not."""
+
+    OPEN = "OPEN"
+    WON = "WON"
+    LOST = "LOST"
+
+
+@dataclass(frozen=True, slots=True)
+class Disputed(Report):
+    """The customer's bank asks a capture back; `dispute_reference` is the provider's id."""
+
+    dispute_reference: str
+    capture_reference: str
+    amount: Money
+    reason: str
+    status: DisputeStatus
+
+
+class MovementKind(StrEnum):
+    CAPTURE = "CAPTURE"
+    REFUND = "REFUND"
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """Money that the provider says it moved, with the report that would tell of it."""
+
+    kind: MovementKind
+    reference: str
+    amount: Money
+    event_time: datetime
+    report: Captured | RefundProcessed
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +185,37 @@ class WebhookEvent:
 
 
 class Provider(Protocol):
-    """A payment provider. Every call is safe to repeat and raises ProviderError on trouble."""
+    """A payment provider. Every call is safe to repeat and raises ProviderError on trouble.
+
+    `reference` is the provider's id of the payment, None when its answer was never heard.
+    """
 
     async def create_session(self, order: Order) -> Session:
-        """Opens the payment, or returns it when `order.payment_id` is open already."""
+        """Opens the payment, or returns it when `order.payment_id` is open already.
 
-    async def void(self, payment_id: UUID) -> Voided | Captured:
+        Raises ProviderRefusedError for an amount or a currency that it never takes.
+        """
+
+    async def void(self, order: Order, reference: str | None) -> Voided | Captured:
         """Closes a payment to further money, or says that it was paid before.
 
         The provider decides between this and a customer who pays at the same moment.
         """
 
+    async def capture(self, order: Order, authorization_reference: str) -> Captured | Failed:
+        """Takes the money of an authorisation, or says that it is gone."""
+
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused | None:
         """Gives money back. None: accepted, a webhook tells when it is done."""
+
+    async def inspect(self, order: Order, reference: str) -> Sequence[Report]:
+        """All that is true of a payment now, as the reports that would have told it."""
+
+    async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
+        """All money that the provider moved for us in [since, until), at most so many."""
+
+    def step_minor(self, currency_code: str) -> int:
+        """The smallest amount that it can move, in minor units: all others are multiples."""
 
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime

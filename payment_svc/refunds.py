@@ -3,7 +3,7 @@
 The calls to the provider are cashier.py's; here is what they mean to the database.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -17,7 +17,8 @@ from mesh import idempotency
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
-from payment_svc import captures, events, payments
+from payment_svc import book, captures, events, payments
+from payment_svc.amounts import up_to_step
 from payment_svc.captures import Capture, Verdict
 from payment_svc.pacing import backoff
 from payment_svc.payments import Payment
@@ -27,6 +28,9 @@ from payment_svc.tables import idempotency_records, refunds
 from payment_svc.tables import payments as payments_table
 
 DEFAULT_REASON = "customer_request"
+
+StepMinor = Callable[[Payment], int]
+"""The smallest amount that the provider of a payment can move."""
 
 # Longer than a call to a provider may take: nobody else takes up a refund meanwhile.
 _LEASE = timedelta(seconds=15)
@@ -67,13 +71,17 @@ async def request(
     reason: str,
     key: idempotency.Key,
     now: datetime,
+    step_minor: StepMinor = lambda _: 1,
+    refund_id: UUID | None = None,
 ) -> Refund:
     """Promises money of a paid payment to go back; all that is left without an amount.
+
+    An amount between two steps that the provider can move is rounded up to the next.
 
     The same key and request return the same refund. Raises PAYMENT_NOT_FOUND,
     PAYMENT_STATE_INVALID when nothing was paid or less is left, IDEMPOTENCY_KEY_REUSED.
     """
-    refund_id = new_id()
+    refund_id = refund_id or new_id()
     if not await idempotency.claim(
         connection, idempotency_records, key, resource_id=refund_id, now=now
     ):
@@ -95,7 +103,9 @@ async def request(
     left = Money(
         capture.amount.amount_minor - capture.refunding.amount_minor, capture.amount.currency_code
     )
-    wanted = amount if amount is not None else left
+    wanted = left
+    if amount is not None:
+        wanted = up_to_step(amount, step_minor(payment))
     if wanted.amount_minor == 0 or not await captures.promise(
         connection, capture_id=capture.capture_id, amount=wanted
     ):
@@ -147,6 +157,14 @@ async def find_of_payment(
     return None if row is None else _from_row(row)
 
 
+async def oldest_due(connection: AsyncConnection) -> datetime | None:
+    """Since when the refund that waits longest is owed; None when none is."""
+    oldest: datetime | None = await connection.scalar(
+        sa.select(sa.func.min(refunds.c.create_time)).where(refunds.c.status != Status.PROCESSED)
+    )
+    return oldest
+
+
 async def lease_due(
     connection: AsyncConnection, *, now: datetime, limit: int
 ) -> Sequence[DueRefund]:
@@ -190,6 +208,7 @@ async def lease_due(
                 capture_reference=row.capture_reference,
                 amount=Money(row.amount_minor, row.currency_code),
                 refusals=row.refusals,
+                attempt=row.attempts,
             ),
             attempt=row.attempts,
         )
@@ -221,23 +240,32 @@ async def settle(
             .values(
                 status=Status.PROCESSED,
                 provider_reference=report.refund_reference,
+                event_time=report.event_time,
                 failure_code=None,
                 due_time=None,
                 update_time=now,
             )
-            .returning(refunds.c.capture_id)
+            .returning(refunds.c.refund_id, refunds.c.capture_id)
         )
     ).one_or_none()
     if row is None:
         return False
     verdict = await captures.give_back(connection, capture_id=row.capture_id, amount=report.amount)
+    await book.refunded(
+        connection,
+        payment=payment,
+        refund_id=row.refund_id,
+        amount=report.amount,
+        is_accepted=verdict is Verdict.ACCEPTED,
+        now=now,
+    )
     # Money that never paid the payment leaves it, and whoever follows it, alone.
     if verdict is Verdict.ACCEPTED:
         after = await payments.give_back(
             connection, payment_id=payment.payment_id, amount=report.amount, now=now
         )
         await events.refund_processed(
-            connection, after, refund_id=report.refund_id, amount=report.amount, now=now
+            connection, after, refund_id=row.refund_id, amount=report.amount, now=now
         )
     return True
 

@@ -1,6 +1,6 @@
 """PaymentService, WebhookService and PaymentEventService: the contract ⇄ the domain."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -24,11 +24,12 @@ from mesh.errors import DomainError, Reason
 from mesh.money import Money
 from mesh.outbox import OutboxReader
 from mesh.tasks import shielded
-from payment_svc import payments, refunds, webhooks
+from payment_svc import disputes, inbound, payments, refunds, webhooks
 from payment_svc.cashier import Cashier
+from payment_svc.disputes import Dispute
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment
-from payment_svc.providers import Order, WebhookEvent
+from payment_svc.providers import Authorized, Order, WebhookEvent
 from payment_svc.refunds import Refund
 
 # A step with money goes on when its caller leaves, but not for ever.
@@ -59,8 +60,15 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
             description=request.description,
             success_url=request.success_url,
             cancel_url=request.cancel_url,
+            event_id=UUID(request.event_id) if request.event_id else None,
         )
         return _payment(await shielded(self._cashier.open(order), seconds=_PROVIDER_STEP_SECONDS))
+
+    async def CapturePayment(
+        self, request: payment_service_pb2.CapturePaymentRequest, context: _Context
+    ) -> payment_pb2.Payment:
+        step = self._cashier.capture(UUID(request.payment_id))
+        return _payment(await shielded(step, seconds=_PROVIDER_STEP_SECONDS))
 
     async def VoidPayment(
         self, request: payment_service_pb2.VoidPaymentRequest, context: _Context
@@ -80,6 +88,10 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
             amount=_money(request.amount) if request.HasField("amount") else None,
             reason=request.reason,
             key=key,
+            # A service keeps its own account of refunds, from before it asks for one.
+            refund_id=UUID(request.refund_id)
+            if request.HasField("refund_id") and who.user_id is None
+            else None,
         )
         refund = await shielded(step, seconds=_DATABASE_STEP_SECONDS)
         self._refund_requested.ring()
@@ -88,12 +100,17 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
     async def GetPayment(
         self, request: payment_service_pb2.GetPaymentRequest, context: _Context
     ) -> payment_pb2.Payment:
-        async with self._database.transaction() as connection:
-            return _payment(
-                await payments.find(
-                    connection, payment_id=UUID(request.payment_id), owner=caller().owner_scope
-                )
+        owner = caller().owner_scope
+        async with self._database.reading() as connection:
+            payment = await payments.find(
+                connection, payment_id=UUID(request.payment_id), owner=owner
             )
+            asked_back = (
+                await disputes.of_payment(connection, payment_id=payment.payment_id)
+                if owner is None
+                else ()
+            )
+        return _payment(payment, asked_back)
 
     async def GetRefund(
         self, request: payment_service_pb2.GetRefundRequest, context: _Context
@@ -106,7 +123,13 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
             )
 
     async def _refund(
-        self, *, payment_id: UUID, amount: Money | None, reason: str, key: idempotency.Key
+        self,
+        *,
+        payment_id: UUID,
+        amount: Money | None,
+        reason: str,
+        key: idempotency.Key,
+        refund_id: UUID | None,
     ) -> Refund:
         async with self._database.transaction() as connection:
             return await refunds.request(
@@ -116,17 +139,27 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
                 reason=reason,
                 key=key,
                 now=self._clock(),
+                step_minor=self._cashier.step_minor,
+                refund_id=refund_id,
             )
 
 
 class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
     def __init__(
-        self, database: Database, cashier: Cashier, clock: Clock, refund_requested: Wakeup
+        self,
+        database: Database,
+        cashier: Cashier,
+        clock: Clock,
+        refund_requested: Wakeup,
+        check_wanted: Wakeup,
+        inbound_secrets: Mapping[str, str],
     ) -> None:
+        self._inbound_secrets = inbound_secrets
         self._database = database
         self._cashier = cashier
         self._clock = clock
         self._refund_requested = refund_requested
+        self._check_wanted = check_wanted
 
     async def ReceiveWebhook(
         self, request: webhook_service_pb2.ReceiveWebhookRequest, context: _Context
@@ -134,11 +167,7 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
         payload = request.payload.data
         if len(payload) > webhooks.MAX_BYTES:
             raise DomainError(Reason.REQUEST_TOO_LARGE, "the webhook is too large")
-        headers = {
-            name: value
-            for name, value in context.invocation_metadata() or ()
-            if isinstance(value, str)
-        }
+        headers = _headers(context)
         event = self._cashier.provider(request.provider).read_webhook(
             payload, headers, now=self._clock()
         )
@@ -147,7 +176,47 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
         )
         # It may have told of money that has to go back.
         self._refund_requested.ring()
+        if isinstance(event.report, Authorized):
+            # Somebody has to take what is authorised.
+            self._check_wanted.ring()
         return webhook_service_pb2.ReceiveWebhookResponse()
+
+    async def ReceiveInbound(
+        self, request: webhook_service_pb2.ReceiveInboundRequest, context: _Context
+    ) -> webhook_service_pb2.ReceiveInboundResponse:
+        secret = self._inbound_secrets.get(request.sender)
+        if secret is None:
+            raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such sender", provider=request.sender)
+        if len(request.payload.data) > webhooks.MAX_BYTES:
+            raise DomainError(Reason.REQUEST_TOO_LARGE, "the webhook is too large")
+        headers = _headers(context)
+        token = inbound.handshake(headers)
+        if token is not None:
+            await context.send_initial_metadata(((inbound.HANDSHAKE_HEADER, token),))
+            return webhook_service_pb2.ReceiveInboundResponse()
+        inbound.verify(request.payload.data, headers, secret=secret)
+        await shielded(
+            self._keep(request.sender, request.payload.content_type, request.payload.data),
+            seconds=_DATABASE_STEP_SECONDS,
+        )
+        return webhook_service_pb2.ReceiveInboundResponse()
+
+    async def GetWebhookHealth(
+        self, request: webhook_service_pb2.GetWebhookHealthRequest, context: _Context
+    ) -> webhook_service_pb2.GetWebhookHealthResponse:
+        return webhook_service_pb2.GetWebhookHealthResponse(
+            status="ok", providers=self._cashier.offered
+        )
+
+    async def _keep(self, sender: str, content_type: str, body: bytes) -> None:
+        async with self._database.transaction() as connection:
+            await inbound.receive(
+                connection,
+                sender=sender,
+                content_type=content_type,
+                body=body,
+                now=self._clock(),
+            )
 
     async def _receive(
         self, provider: str, event: WebhookEvent, payload: bytes
@@ -171,10 +240,17 @@ class PaymentEventServicer(payment_event_service_pb2_grpc.PaymentEventServiceSer
                 message = response.events.add()
                 message.ParseFromString(event.payload)
                 message.position = event.position
+                message.origin = event.origin
             yield response
 
 
-def _payment(payment: Payment) -> payment_pb2.Payment:
+def _headers(context: _Context) -> dict[str, str]:
+    return {
+        name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)
+    }
+
+
+def _payment(payment: Payment, asked_back: Sequence[Dispute] = ()) -> payment_pb2.Payment:
     message = payment_pb2.Payment(
         payment_id=str(payment.payment_id),
         booking_id=str(payment.order.booking_id),
@@ -185,9 +261,23 @@ def _payment(payment: Payment) -> payment_pb2.Payment:
         method=payment.method,
         payment_url=payment.payment_url,
         provider_reference=payment.provider_reference,
+        failure_code=payment.failure_code,
+        disputes=map(_dispute, asked_back),
     )
     message.create_time.FromDatetime(payment.create_time)
     message.update_time.FromDatetime(payment.update_time)
+    return message
+
+
+def _dispute(dispute: Dispute) -> payment_pb2.Dispute:
+    message = payment_pb2.Dispute(
+        dispute_id=str(dispute.dispute_id),
+        status=payment_pb2.Dispute.Status.Value(dispute.status),
+        amount=_money_message(dispute.amount),
+        reason=dispute.reason,
+    )
+    message.create_time.FromDatetime(dispute.create_time)
+    message.update_time.FromDatetime(dispute.update_time)
     return message
 
 

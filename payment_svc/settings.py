@@ -1,8 +1,14 @@
 """Settings of payment_svc, next to those that all services share."""
 
-from pydantic import Field, SecretStr
+from typing import Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from mesh.settings import MeshSettings
+from payment_svc.sandbox import faults
+
+_STRIPE = ("stripe_secret_key", "stripe_webhook_secrets")
+_RAZORPAY = ("razorpay_key_id", "razorpay_key_secret", "razorpay_webhook_secrets")
 
 
 class Settings(MeshSettings):
@@ -12,6 +18,74 @@ class Settings(MeshSettings):
     sandbox_webhook_secret: SecretStr | None = Field(
         None, description="Signs the sandbox provider's webhooks; `make up` makes one."
     )
+
+    stripe_secret_key: SecretStr | None = Field(
+        None, description="Stripe's API key; with the webhook secrets, Stripe is offered."
+    )
+    stripe_webhook_secrets: SecretStr | None = Field(
+        None, description="Stripe's webhook signing secrets, by commas: several while one changes."
+    )
+    stripe_api_base: str | None = Field(
+        None, pattern="^https?://", description="Where Stripe's API is, e.g. for tests."
+    )
+    razorpay_key_id: SecretStr | None = Field(
+        None,
+        description="Razorpay's API key; with its secret and the webhook secrets, it is offered.",
+    )
+    razorpay_key_secret: SecretStr | None = Field(
+        None, description="The secret of Razorpay's API key."
+    )
+    razorpay_webhook_secrets: SecretStr | None = Field(
+        None, description="Razorpay's webhook secrets, by commas: several while one changes."
+    )
+    razorpay_api_base: str | None = Field(
+        None, pattern="^https?://", description="Where Razorpay's API is, e.g. for tests."
+    )
+
+    sandbox_faults: str = Field(
+        "",
+        description="Chances of the sandbox's faults, by commas: `DROP=0.3,ERROR_AFTER=0.05`.",
+    )
+    inbound_webhook_secrets: SecretStr | None = Field(
+        None, description="Other senders of webhooks, by commas: `ringcentral=secret,crm=secret`."
+    )
+
+    @field_validator("sandbox_faults")
+    @classmethod
+    def _refuse_unknown_faults(cls, text: str) -> str:
+        faults.parse(text)
+        return text
+
+    @property
+    def inbound_secrets(self) -> dict[str, str]:
+        """The secret of each sender that a setting names. Raises ValueError without one."""
+        if self.inbound_webhook_secrets is None:
+            return {}
+        pairs = [part.partition("=") for part in self.secrets("inbound_webhook_secrets")]
+        if not all(name and secret for name, _, secret in pairs):
+            raise ValueError("BOXOFFICE_INBOUND_WEBHOOK_SECRETS: write sender=secret")
+        return {name.strip(): secret for name, _, secret in pairs}
+
+    @model_validator(mode="after")
+    def _refuse_half_a_provider(self) -> Self:
+        for fields in (_STRIPE, _RAZORPAY):
+            given = [getattr(self, field) is not None for field in fields]
+            if any(given) and not all(given):
+                names = ", ".join(f"BOXOFFICE_{field.upper()}" for field in fields)
+                raise ValueError(f"set all of {names}, or none")
+        return self
+
+    @property
+    def offers_stripe(self) -> bool:
+        return self.stripe_secret_key is not None
+
+    @property
+    def offers_razorpay(self) -> bool:
+        return self.razorpay_key_id is not None
+
+    def secrets(self, field: str) -> tuple[str, ...]:
+        """A setting's secrets, which stand between commas."""
+        return tuple(part.strip() for part in self.required(field).split(",") if part.strip())
 
     def needs(self) -> tuple[str, ...]:
         sandbox = ("sandbox_webhook_secret",) if self.is_development else ()

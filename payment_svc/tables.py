@@ -45,6 +45,13 @@ payments = sa.Table(
     _time("observed_time", nullable=True),
     _time("create_time"),
     _time("update_time"),
+    # What it is paid for, when the caller says so: the book counts by it.
+    sa.Column("event_id", sa.Uuid),
+    # The provider's id of money that is reserved and not yet taken.
+    sa.Column("authorization_reference", sa.Text),
+    # When the provider is asked next how it stands, and how often it was asked.
+    _time("check_time", nullable=True),
+    sa.Column("checks", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.UniqueConstraint("provider", "provider_reference"),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),
@@ -61,7 +68,14 @@ payments = sa.Table(
         "(status = 'PARTIALLY_REFUNDED') = (refunded_minor > 0 AND refunded_minor < amount_minor)",
         name="partially_refunded",
     ),
+    sa.CheckConstraint(
+        "check_time IS NULL OR status IN ('CREATED', 'AUTHORIZED', 'FAILED')",
+        name="checked_until_final",
+    ),
     sa.Index("payments_booking_id_idx", "booking_id"),
+    sa.Index(
+        "payments_check_time_idx", "check_time", postgresql_where=sa.text("check_time IS NOT NULL")
+    ),
 )
 
 # Every time a provider took money for a payment. At most one capture of a payment is
@@ -81,6 +95,8 @@ captures = sa.Table(
     sa.Column("refunding_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("refunded_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     _time("create_time"),
+    # The provider's time of it: its day is compared with the provider's.
+    _time("event_time", nullable=True),
     sa.UniqueConstraint("provider", "provider_reference"),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),
@@ -100,6 +116,7 @@ captures = sa.Table(
         postgresql_where=sa.text("verdict = 'ACCEPTED'"),
     ),
     sa.Index("captures_payment_id_idx", "payment_id"),
+    sa.Index("captures_event_time_idx", "event_time"),
 )
 
 refunds = sa.Table(
@@ -120,13 +137,39 @@ refunds = sa.Table(
     _time("due_time", nullable=True),
     _time("create_time"),
     _time("update_time"),
+    # The provider's time of its end.
+    _time("event_time", nullable=True),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),
     sa.CheckConstraint("status IN ('PENDING', 'PROCESSED', 'FAILED')", name="status"),
     sa.CheckConstraint("(status = 'PROCESSED') = (due_time IS NULL)", name="due_until_processed"),
     sa.Index("refunds_due_time_idx", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
     sa.Index("refunds_payment_id_idx", "payment_id"),
+    sa.Index("refunds_provider_reference_idx", "provider_reference"),
+    sa.Index("refunds_event_time_idx", "event_time"),
     sa.Index("refunds_capture_id_idx", "capture_id"),
+)
+
+# Captures that the customer's bank asks back. Recorded and shown; people answer them.
+disputes = sa.Table(
+    "disputes",
+    metadata,
+    sa.Column("dispute_id", sa.Uuid, primary_key=True),
+    sa.Column("payment_id", sa.Uuid, sa.ForeignKey("payments.payment_id"), nullable=False),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("provider_reference", sa.Text, nullable=False),
+    sa.Column("capture_reference", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    _time("create_time"),
+    _time("update_time"),
+    sa.UniqueConstraint("provider", "provider_reference"),
+    sa.CheckConstraint("amount_minor > 0", name="amount"),
+    _currency(),
+    sa.CheckConstraint("status IN ('OPEN', 'WON', 'LOST')", name="status"),
+    sa.Index("disputes_payment_id_idx", "payment_id"),
 )
 
 # Written in the transaction of the effect. The payload holds personal data: it is kept
@@ -154,6 +197,95 @@ webhook_inbox = sa.Table(
     ),
 )
 
+# Webhooks of other senders, as they came, once each.
+inbound_webhooks = sa.Table(
+    "inbound_webhooks",
+    metadata,
+    sa.Column("inbound_id", sa.Uuid, primary_key=True),
+    sa.Column("sender", sa.Text, nullable=False),
+    sa.Column("sha256", sa.LargeBinary, nullable=False),
+    sa.Column("content_type", sa.Text, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    _time("receive_time"),
+    sa.UniqueConstraint("sender", "sha256"),
+    sa.CheckConstraint("sha256 = sha256(body)", name="sha256"),
+    sa.Index("inbound_webhooks_receive_time_idx", "receive_time"),
+)
+
+# What fits nothing of ours, or of a provider's: for people, once each.
+unexplained = sa.Table(
+    "unexplained",
+    metadata,
+    sa.Column("unexplained_id", sa.Uuid, primary_key=True),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("reference", sa.Text, nullable=False),
+    sa.Column("payment_id", sa.Uuid),
+    sa.Column("amount_minor", sa.BigInteger),
+    sa.Column("currency_code", sa.Text),
+    sa.Column("note", sa.Text, nullable=False, server_default=sa.text("''")),
+    _time("create_time"),
+    _time("close_time", nullable=True),
+    sa.UniqueConstraint("provider", "kind", "reference"),
+    sa.CheckConstraint(
+        "kind IN ('WEBHOOK', 'CAPTURE', 'REFUND', 'OTHER_AMOUNT', 'MISSING_CAPTURE',"
+        " 'MISSING_REFUND')",
+        name="kind",
+    ),
+    sa.Index(
+        "unexplained_open_idx", "unexplained_id", postgresql_where=sa.text("close_time IS NULL")
+    ),
+)
+
+# Days that were compared with a provider as a whole, and their totals on both sides.
+compared_days = sa.Table(
+    "compared_days",
+    metadata,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("day", sa.Date, primary_key=True),
+    _time("compare_time"),
+)
+provider_days = sa.Table(
+    "provider_days",
+    metadata,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("currency_code", sa.Text, primary_key=True),
+    sa.Column("provider_minor", sa.BigInteger, nullable=False),
+    sa.Column("our_minor", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("kind IN ('CAPTURE', 'REFUND')", name="kind"),
+)
+
+# The double-entry book. Append-only, and balanced at each commit, both by triggers.
+book_entries = sa.Table(
+    "book_entries",
+    metadata,
+    # Of what it tells about: a capture, a refund, a dispute. So it is written once.
+    sa.Column("entry_id", sa.Uuid, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("payment_id", sa.Uuid, sa.ForeignKey("payments.payment_id"), nullable=False),
+    sa.Column("event_id", sa.Uuid),
+    sa.Column("day", sa.Date, nullable=False),
+    _time("create_time"),
+    sa.CheckConstraint("kind IN ('CAPTURE', 'REFUND', 'FEE', 'DISPUTE')", name="kind"),
+    sa.Index("book_entries_day_idx", "day"),
+    sa.Index("book_entries_event_id_idx", "event_id"),
+)
+book_lines = sa.Table(
+    "book_lines",
+    metadata,
+    sa.Column("entry_id", sa.Uuid, sa.ForeignKey("book_entries.entry_id"), primary_key=True),
+    sa.Column("account", sa.Text, primary_key=True),
+    sa.Column("currency_code", sa.Text, primary_key=True),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("amount_minor <> 0", name="amount"),
+    _currency(),
+    sa.CheckConstraint(
+        "account IN ('PROVIDER', 'EVENT', 'FEES', 'SUSPENSE', 'DISPUTED')", name="account"
+    ),
+)
+
 outbox = outbox_table(metadata)
 idempotency_records = idempotency_table(metadata)
 
@@ -173,6 +305,8 @@ sandbox_payments = sa.Table(
     sa.Column("cancel_url", sa.Text, nullable=False),
     _time("create_time"),
     _time("update_time"),
+    # When the customer was last refused.
+    _time("decline_time", nullable=True),
     sa.UniqueConstraint("payment_id"),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),
@@ -203,6 +337,20 @@ sandbox_ledger = sa.Table(
     sa.CheckConstraint("kind IN ('CAPTURE', 'REFUND')", name="kind"),
     sa.CheckConstraint("(kind = 'REFUND') = (idempotency_key IS NOT NULL)", name="refund_has_key"),
     sa.Index("sandbox_ledger_session_id_idx", "session_id"),
+    sa.Index("sandbox_ledger_create_time_idx", "create_time"),
+)
+
+# What is to go wrong with a payment, so many times.
+sandbox_faults = sa.Table(
+    "sandbox_faults",
+    metadata,
+    sa.Column("fault_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("payment_id", sa.Uuid, nullable=False),
+    sa.Column("fault", sa.Text, nullable=False),
+    sa.Column("remaining", sa.Integer, nullable=False),
+    _time("create_time"),
+    sa.CheckConstraint("remaining >= 0", name="remaining"),
+    sa.Index("sandbox_faults_payment_id_idx", "payment_id"),
 )
 
 # Webhooks on their way. `due_time` is null once one is delivered or given up.
@@ -210,6 +358,7 @@ sandbox_webhooks = sa.Table(
     "sandbox_webhooks",
     metadata,
     sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("payment_id", sa.Uuid),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
     # What the last try came to, e.g. `503` or `ConnectError`.

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from payment_svc import observations
+from payment_svc import observations, unexplained
 from payment_svc.providers import WebhookEvent
 from payment_svc.tables import webhook_inbox
 
@@ -30,6 +30,25 @@ class Outcome(StrEnum):
     UNKNOWN_TYPE = "UNKNOWN_TYPE"
     UNEXPLAINED = "UNEXPLAINED"
     DUPLICATE = "DUPLICATE"
+
+
+async def forget(connection: AsyncConnection, *, before: datetime, limit: int) -> int:
+    """Deletes webhooks received before a time, at most so many. Returns how many.
+
+    One that comes again after that has no second effect: the state goes forward only.
+    """
+    old = (
+        sa.select(webhook_inbox.c.provider, webhook_inbox.c.provider_event_id)
+        .where(webhook_inbox.c.receive_time < before)
+        .limit(limit)
+        .cte("old")
+    )
+    deleted = await connection.execute(
+        sa.delete(webhook_inbox)
+        .where(webhook_inbox.c.provider == old.c.provider)
+        .where(webhook_inbox.c.provider_event_id == old.c.provider_event_id)
+    )
+    return deleted.rowcount
 
 
 async def receive(
@@ -72,6 +91,16 @@ async def receive(
             .where(webhook_inbox.c.provider_event_id == event.event_id)
             .values(outcome=outcome)
         )
+        if outcome is Outcome.UNEXPLAINED:
+            await unexplained.record(
+                connection,
+                provider=provider,
+                kind=unexplained.Kind.WEBHOOK,
+                reference=event.event_id,
+                payment_id=event.report.payment_id,
+                amount=getattr(event.report, "amount", None),
+                now=now,
+            )
     _log.info(
         "webhook",
         extra={

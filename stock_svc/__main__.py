@@ -2,16 +2,28 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
-from boxoffice.auth.v1 import auth_service_pb2
+from boxoffice.auth.v1 import auth_event_service_pb2, auth_service_pb2
+from boxoffice.auth.v1.auth_event_service_pb2_grpc import AuthEventServiceStub
 from boxoffice.auth.v1.auth_service_pb2_grpc import AuthServiceStub
-from boxoffice.stock.v1 import stock_service_pb2
+from boxoffice.stock.v1 import stock_change_service_pb2, stock_service_pb2
+from boxoffice.stock.v1.stock_change_service_pb2_grpc import (
+    add_StockChangeServiceServicer_to_server,
+)
 from boxoffice.stock.v1.stock_service_pb2_grpc import add_StockServiceServicer_to_server
 from mesh.client import open_channel
 from mesh.clock import Clock, system_clock
 from mesh.database import Database
 from mesh.jwks import RemoteJwks
+from mesh.leadership import forever_alone
+from mesh.outbox import OutboxReader
+from mesh.revocations import Revocations, from_auth
 from mesh.server import Service, Servicer, run
+from mesh.tasks import forever
+from stock_svc import housekeeping, tables
+from stock_svc.auditor import Auditor
+from stock_svc.change_servicer import StockChangeServicer
 from stock_svc.servicer import StockServicer
 from stock_svc.settings import Settings
 from stock_svc.sweeper import Sweeper
@@ -30,21 +42,36 @@ async def open_service(
         settings,
         process="stock_svc",
         service="auth_svc",
-        services=[auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"]],
+        services=[
+            auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
+            auth_event_service_pb2.DESCRIPTOR.services_by_name["AuthEventService"],
+        ],
     )
     async with auth_channel, Database.open(settings.database_url) as database:
         sweeper = Sweeper(database, clock=clock, pause_seconds=settings.stock_sweep_seconds)
+        changes = OutboxReader(database, tables.outbox)
         yield Service(
             servicers=[
                 Servicer(
                     StockServicer(database, clock=clock),
                     add_StockServiceServicer_to_server,
                     stock_service_pb2.DESCRIPTOR.services_by_name["StockService"],
-                )
+                ),
+                Servicer(
+                    StockChangeServicer(changes),
+                    add_StockChangeServiceServicer_to_server,
+                    stock_change_service_pb2.DESCRIPTOR.services_by_name["StockChangeService"],
+                ),
             ],
             jwks=RemoteJwks(AuthServiceStub(auth_channel)),
             ping_database=database.ping,
-            loops=[sweeper.run],
+            revocations=Revocations(from_auth(AuthEventServiceStub(auth_channel)), clock=clock),
+            loops=[
+                sweeper.run,
+                partial(forever, "outbox", changes.listen),
+                partial(forever_alone, database, "stock audit", Auditor(database).turn),
+                partial(forever, "housekeeping", partial(housekeeping.turn, database, clock)),
+            ],
         )
 
 

@@ -4,7 +4,7 @@ The movements, the reservations, the seat claims and the customers' totals say t
 thing in four ways. Reads with several statements: give it one snapshot.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -17,14 +17,23 @@ from stock_svc.tables import (
     customer_totals,
     is_live,
     movements,
+    offers,
     pools,
     reservation_lines,
     reservations,
     seat_claims,
+    seats,
 )
 
 # Differences that one check lists; the first few are enough to know where to look.
 _LISTED = 50
+
+# A stadium takes longer than the role's timeouts allow, which are made for bookings. A call
+# that nobody waits for any more is cancelled before.
+_MORE_TIME = sa.text(
+    "SELECT set_config('statement_timeout', '30s', true),"
+    " set_config('transaction_timeout', '60s', true)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +65,12 @@ class Audit:
 
 async def audit(connection: AsyncConnection, *, event_id: UUID) -> Audit:
     """Recomputes everything about an event. Raises EVENT_NOT_FOUND."""
+    await connection.execute(_MORE_TIME)
     audited = await _pools(connection, event_id)
     if not audited:
         raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
     differences = [text for pool in audited for text in _pool_differences(pool)]
-    for check in (_by_reservation, _by_seat, _sold_twice, _by_customer):
+    for check in (_by_reservation, _by_seat, _by_capacity, _sold_twice, _by_customer):
         differences += [text async for text in check(connection, event_id)]
     counted = await connection.execute(
         sa.select(reservations.c.state, sa.func.count())
@@ -73,6 +83,18 @@ async def audit(connection: AsyncConnection, *, event_id: UUID) -> Audit:
         reservations={State(state): count for state, count in counted},
         differences=tuple(differences),
     )
+
+
+async def event_ids(connection: AsyncConnection, *, after: UUID, limit: int) -> Sequence[UUID]:
+    """The next events that have stock, in the order of their ids."""
+    found = await connection.scalars(
+        sa.select(pools.c.event_id)
+        .distinct()
+        .where(pools.c.event_id > after)
+        .order_by(pools.c.event_id)
+        .limit(limit)
+    )
+    return found.all()
 
 
 async def _pools(connection: AsyncConnection, event_id: UUID) -> tuple[PoolAudit, ...]:
@@ -226,6 +248,33 @@ async def _by_seat(connection: AsyncConnection, event_id: UUID) -> AsyncIterator
             f"seat {row.seat_id}: its claim by reservation {row.id} is {row.claim or 'missing'}"
             f" and should be {row.expected or 'missing'}"
         )
+
+
+async def _by_capacity(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
+    """A seated pool has as many places as it has seats that are not blocked."""
+    found = await connection.execute(
+        sa.select(
+            pools.c.pool_id,
+            pools.c.capacity,
+            sa.func.count(seats.c.seat_id).filter(~seats.c.blocked).label("seats"),
+        )
+        .select_from(
+            pools.join(
+                offers,
+                (offers.c.event_id == pools.c.event_id)
+                & (offers.c.pool_id == pools.c.pool_id)
+                & offers.c.seated,
+            ).outerjoin(
+                seats,
+                (seats.c.event_id == offers.c.event_id) & (seats.c.offer_id == offers.c.offer_id),
+            )
+        )
+        .where(pools.c.event_id == event_id)
+        .group_by(pools.c.pool_id, pools.c.capacity)
+    )
+    for row in found:
+        if row.capacity != row.seats:
+            yield f"pool {row.pool_id}: capacity is {row.capacity}, {row.seats} by its seats"
 
 
 async def _sold_twice(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:

@@ -1,27 +1,18 @@
-"""What a request asks for: its lines, checked against the event's offers and seats.
+"""What requests ask for: their lines, checked against the events' offers and seats.
 
 Says how much of which pool, offer and seat is wanted; whether it is there is decided
-in claims.py.
+in reserving.py, under locks.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
-from stock_svc.tables import any_of, events, offers, pools, seats
+from stock_svc.reservation import Line, Reservation
 
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Places of one offer, or one seat; then the quantity is 1."""
-
-    offer_id: UUID
-    quantity: int
-    seat_id: UUID | None = None
+Key = tuple[UUID, UUID]
+"""An event, and the id of something in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,83 +29,81 @@ class OfferTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """The lines of a request with their sums: per pool, per offer, and all seats, sorted."""
+class SeatTerms:
+    """The offer that sells a seat, and whether it was taken or blocked when it was read."""
 
-    lines: tuple[Line, ...]
+    offer_id: UUID
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EventTerms:
+    """How much of an event one customer may own over all offers, and if that is limited, the
+    event's pools."""
+
+    per_customer_limit: int | None
+    pools: frozenset[Key]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A reservation to be made, with sums per pool and per offer, and all its seats, sorted."""
+
+    wanted: Reservation
     terms: Mapping[UUID, OfferTerms]
-    by_pool: Mapping[UUID, int]
+    by_pool: Mapping[Key, int]
     by_offer: Mapping[UUID, int]
-    seat_ids: tuple[UUID, ...]
+    seats: tuple[Key, ...]
+
+    @property
+    def places(self) -> int:
+        return sum(self.by_offer.values())
 
     def pool_of(self, line: Line) -> UUID:
         return self.terms[line.offer_id].pool_id
 
-    @property
-    def seems_short(self) -> bool:
-        """Whether a pool had less left than is wanted when the offers were read."""
-        return any(self.by_pool[each.pool_id] > each.free for each in self.terms.values())
 
-
-async def of_lines(connection: AsyncConnection, *, event_id: UUID, lines: Sequence[Line]) -> Demand:
-    """Sums up what the lines ask for.
+def of_request(
+    wanted: Reservation,
+    *,
+    offers: Mapping[Key, OfferTerms],
+    seats: Mapping[Key, SeatTerms],
+    is_known: bool,
+) -> Demand:
+    """Sums up what a request asks for; `is_known` says whether its event has stock.
 
     Raises VALIDATION_FAILED, EVENT_NOT_FOUND, OFFER_NOT_FOUND, or SEAT_NOT_FOUND also for
     a seat that another offer sells.
     """
-    _check_seats_listed_once(lines)
-    terms = await _terms(connection, event_id, {line.offer_id for line in lines})
-    _check_seated_offers_by_seat(lines, terms)
-    seat_ids = tuple(sorted(line.seat_id for line in lines if line.seat_id is not None))
-    if seat_ids:
-        await _check_seats_exist(connection, event_id, lines, seat_ids)
-    by_pool: dict[UUID, int] = {}
+    terms = _terms(wanted, offers, is_known)
+    _check_seated_offers_by_seat(wanted.lines, terms)
+    _check_seats_exist(wanted, seats)
+    by_pool: dict[Key, int] = {}
     by_offer: dict[UUID, int] = {}
-    for line in lines:
-        pool_id = terms[line.offer_id].pool_id
-        by_pool[pool_id] = by_pool.get(pool_id, 0) + line.quantity
+    for line in wanted.lines:
+        pool = (wanted.event_id, terms[line.offer_id].pool_id)
+        by_pool[pool] = by_pool.get(pool, 0) + line.quantity
         by_offer[line.offer_id] = by_offer.get(line.offer_id, 0) + line.quantity
-    return Demand(tuple(lines), terms, by_pool, by_offer, seat_ids)
+    return Demand(wanted, terms, by_pool, by_offer, seats_of(wanted))
 
 
-def _check_seats_listed_once(lines: Sequence[Line]) -> None:
-    seen: set[UUID] = set()
-    violations = []
-    for n, line in enumerate(lines):
-        if line.seat_id is None:
-            continue
-        if line.seat_id in seen:
-            violations.append(FieldViolation(f"lines[{n}].seat_id", "is listed twice"))
-        if line.quantity != 1:
-            violations.append(FieldViolation(f"lines[{n}].quantity", "must be 1 for a seat"))
-        seen.add(line.seat_id)
-    if violations:
-        raise invalid(*violations)
-
-
-async def _terms(
-    connection: AsyncConnection, event_id: UUID, offer_ids: set[UUID]
-) -> dict[UUID, OfferTerms]:
-    found = await connection.execute(
-        sa.select(
-            offers.c.offer_id,
-            offers.c.pool_id,
-            offers.c.per_customer_limit,
-            offers.c.seated,
-            (pools.c.capacity - pools.c.held - pools.c.sold).label("free"),
-        )
-        .join(
-            pools,
-            (pools.c.event_id == offers.c.event_id) & (pools.c.pool_id == offers.c.pool_id),
-        )
-        .where(offers.c.event_id == event_id, offers.c.offer_id == any_of(offer_ids))
+def seats_of(wanted: Reservation) -> tuple[Key, ...]:
+    return tuple(
+        sorted((wanted.event_id, line.seat_id) for line in wanted.lines if line.seat_id is not None)
     )
+
+
+def _terms(
+    wanted: Reservation, offers: Mapping[Key, OfferTerms], is_known: bool
+) -> dict[UUID, OfferTerms]:
+    asked = {line.offer_id for line in wanted.lines}
     terms = {
-        row.offer_id: OfferTerms(row.pool_id, row.per_customer_limit, row.seated, row.free)
-        for row in found
+        offer_id: offers[wanted.event_id, offer_id]
+        for offer_id in asked
+        if (wanted.event_id, offer_id) in offers
     }
-    if missing := offer_ids - terms.keys():
-        if await connection.scalar(sa.select(1).where(events.c.event_id == event_id)) is None:
+    if missing := asked - terms.keys():
+        if not is_known:
             raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
         raise DomainError(
             Reason.OFFER_NOT_FOUND, "the event has no such offer", offer_id=min(missing)
@@ -132,23 +121,13 @@ def _check_seated_offers_by_seat(lines: Sequence[Line], terms: Mapping[UUID, Off
         raise invalid(*violations)
 
 
-async def _check_seats_exist(
-    connection: AsyncConnection,
-    event_id: UUID,
-    lines: Sequence[Line],
-    seat_ids: tuple[UUID, ...],
-) -> None:
-    found = await connection.execute(
-        sa.select(seats.c.seat_id, seats.c.offer_id).where(
-            seats.c.event_id == event_id, seats.c.seat_id == any_of(seat_ids)
-        )
-    )
-    offer_of = {row.seat_id: row.offer_id for row in found}
-    missing = [
-        line.seat_id
-        for line in lines
-        if line.seat_id is not None and offer_of.get(line.seat_id) != line.offer_id
-    ]
+def _check_seats_exist(wanted: Reservation, seats: Mapping[Key, SeatTerms]) -> None:
+    missing = []
+    for line in wanted.lines:
+        if line.seat_id is not None:
+            found = seats.get((wanted.event_id, line.seat_id))
+            if found is None or found.offer_id != line.offer_id:
+                missing.append(line.seat_id)
     if missing:
         raise DomainError(
             Reason.SEAT_NOT_FOUND,

@@ -11,13 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from stock_svc import claims, ledger
-from stock_svc.demand import Demand
+from stock_svc.demand import Key
 from stock_svc.ledger import Kind
 from stock_svc.states import State
-from stock_svc.tables import any_of, is_active, reservation_lines, reservations, seat_claims
-
-# Lapsed holds that one request clears away: those of its customer, and those of its pools.
-_CLEARED_AT_ONCE = 1000
+from stock_svc.tables import Uuid, any_of, is_active, reservations, rows
 
 
 async def expire(connection: AsyncConnection, *, event_id: UUID, limit: int, now: datetime) -> int:
@@ -25,10 +22,12 @@ async def expire(connection: AsyncConnection, *, event_id: UUID, limit: int, now
 
     Leaves out those that another transaction works on, so that sweepers do not queue up.
     """
-    lapsed = await connection.scalars(
-        _lapsed(event_id, now).limit(limit).with_for_update(skip_locked=True, key_share=True)
+    lapsed = await connection.execute(
+        _lapsed([event_id], now)
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True, of=reservations)
     )
-    return await _expire(connection, event_id, lapsed.all(), now=now)
+    return await _expire(connection, [(row[0], row[1]) for row in lapsed], now=now)
 
 
 async def events_with_lapsed(
@@ -44,75 +43,66 @@ async def events_with_lapsed(
     return found.all()
 
 
-async def clear_the_way(
+async def clear(
     connection: AsyncConnection,
     *,
-    event_id: UUID,
-    request_key: str,
-    customer_id: UUID,
-    demand: Demand,
+    event_ids: Collection[UUID],
+    also_lock: Collection[Key] = (),
+    limit: int,
     now: datetime,
-) -> None:
-    """Expires lapsed reservations that hold what is wanted.
+) -> int:
+    """Expires lapsed reservations of events, at most `limit`, for somebody who wants places.
 
     Waits for those that another transaction is ending, since a place that it frees must not
-    be missed.
+    be missed. `also_lock` are pools that the caller goes on with. Returns how many it met.
     """
-    lapsed = _lapsed(event_id, now)
-    seats = sa.select(seat_claims.c.reservation_id).where(
-        seat_claims.c.event_id == event_id,
-        seat_claims.c.state == sa.literal_column("'HELD'"),
-        seat_claims.c.seat_id == any_of(demand.seat_ids),
+    candidates = _lapsed(event_ids, now).limit(limit).cte().prefix_with("MATERIALIZED")
+    locked = await connection.execute(
+        sa.select(reservations.c.event_id, reservations.c.reservation_id)
+        .join(
+            candidates,
+            (candidates.c.event_id == reservations.c.event_id)
+            & (candidates.c.reservation_id == reservations.c.reservation_id),
+        )
+        .order_by(reservations.c.event_id, reservations.c.reservation_id)
+        .with_for_update(key_share=True, of=reservations)
     )
-    in_pools = sa.exists().where(
-        reservation_lines.c.event_id == reservations.c.event_id,
-        reservation_lines.c.reservation_id == reservations.c.reservation_id,
-        reservation_lines.c.pool_id == any_of(demand.by_pool),
-    )
-    candidates = sa.union(
-        lapsed.where(reservations.c.request_key == request_key),
-        lapsed.where(reservations.c.customer_id == customer_id).limit(_CLEARED_AT_ONCE),
-        lapsed.where(reservations.c.reservation_id.in_(seats)),
-        lapsed.where(in_pools).limit(_CLEARED_AT_ONCE),
-    )
-    locked = await connection.scalars(
-        lapsed.where(reservations.c.reservation_id.in_(candidates))
-        .order_by(reservations.c.reservation_id)
-        .with_for_update(key_share=True)
-    )
-    await _expire(connection, event_id, locked.all(), also_lock=demand.by_pool.keys(), now=now)
+    met = [(row[0], row[1]) for row in locked]
+    await _expire(connection, met, also_lock=also_lock, now=now)
+    return len(met)
 
 
 async def _expire(
     connection: AsyncConnection,
-    event_id: UUID,
-    locked: Sequence[UUID],
+    locked: Sequence[Key],
     *,
-    also_lock: Collection[UUID] = (),
+    also_lock: Collection[Key] = (),
     now: datetime,
 ) -> int:
     """Ends locked, lapsed reservations. `also_lock` are pools that the caller goes on with."""
     if not locked:
         return 0
-    ended = await connection.scalars(
+    key = rows(
+        event_id=(Uuid, [event_id for event_id, _ in locked]),
+        reservation_id=(Uuid, [reservation_id for _, reservation_id in locked]),
+    )
+    ended = await connection.execute(
         sa.update(reservations)
-        .where(reservations.c.event_id == event_id, is_active, reservations.c.expire_time <= now)
-        .where(reservations.c.reservation_id == any_of(locked))
+        .where(reservations.c.event_id == key.c.event_id)
+        .where(reservations.c.reservation_id == key.c.reservation_id)
+        .where(is_active, reservations.c.expire_time <= now)
         .values(state=State.EXPIRED, update_time=now)
-        .returning(reservations.c.reservation_id)
+        .returning(reservations.c.event_id, reservations.c.reservation_id)
     )
-    ended_ids = ended.all()
-    claimed = await claims.of_reservations(connection, event_id=event_id, reservation_ids=ended_ids)
+    ended_keys = [(row[0], row[1]) for row in ended]
+    claimed = await claims.of_reservations(connection, ended_keys)
     if also_lock:
-        pool_ids = {line.pool_id for line in claimed} | set(also_lock)
-        await ledger.lock(connection, event_id=event_id, pool_ids=pool_ids)
-    await claims.give_back(
-        connection, event_id=event_id, claimed=claimed, kind=Kind.EXPIRE, now=now
-    )
-    return len(ended_ids)
+        await ledger.lock(connection, {line.pool for line in claimed} | set(also_lock))
+    await claims.give_back(connection, claimed=claimed, kind=Kind.EXPIRE, now=now)
+    return len(ended_keys)
 
 
-def _lapsed(event_id: UUID, now: datetime) -> sa.Select[UUID]:
-    return sa.select(reservations.c.reservation_id).where(
-        reservations.c.event_id == event_id, is_active, reservations.c.expire_time <= now
+def _lapsed(event_ids: Collection[UUID], now: datetime) -> sa.Select[UUID, UUID]:
+    return sa.select(reservations.c.event_id, reservations.c.reservation_id).where(
+        reservations.c.event_id == any_of(event_ids), is_active, reservations.c.expire_time <= now
     )

@@ -4,18 +4,22 @@ Every change of a counter goes through `post`, which writes the reason in the sa
 transaction: this is why the sum of the movements equals the counters at all times.
 """
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
-from stock_svc.tables import any_of, movements, pools
+from stock_svc import changes
+from stock_svc.states import SeatState
+from stock_svc.tables import Uuid, any_of, movements, pools, rows
+
+NO_SEATS: Mapping[tuple[UUID, UUID], SeatState | None] = MappingProxyType({})
 
 
 class Kind(StrEnum):
@@ -28,12 +32,17 @@ class Kind(StrEnum):
     EXPIRE = "EXPIRE"
     RETURN = "RETURN"
     RESTOCK = "RESTOCK"
+    ADJUST = "ADJUST"
+    BLOCK = "BLOCK"
+    UNBLOCK = "UNBLOCK"
+    REMOVE = "REMOVE"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A change of one pool, for one reservation if there is one behind it."""
 
+    event_id: UUID
     pool_id: UUID
     kind: Kind
     reservation_id: UUID | None = None
@@ -72,60 +81,107 @@ class PoolShortError(Exception):
 
 
 async def post(
-    connection: AsyncConnection, *, event_id: UUID, entries: Iterable[Entry], now: datetime
+    connection: AsyncConnection,
+    *,
+    entries: Iterable[Entry],
+    seats: Mapping[tuple[UUID, UUID], SeatState | None] = NO_SEATS,
+    now: datetime,
 ) -> None:
-    """Changes the pools' counters and records why. Raises PoolShortError when one cannot change so."""
+    """Changes the pools' counters, records why, and tells other services.
+
+    `seats` are the states, by event and seat, that seats get along with it. Raises
+    PoolShortError when a pool cannot change so.
+    """
     entries = tuple(entries)
-    capacity, held, sold, count = (Counter[UUID]() for _ in range(4))
+    sums: dict[tuple[UUID, UUID], list[int]] = {}
     for entry in entries:
-        capacity[entry.pool_id] += entry.capacity
-        held[entry.pool_id] += entry.held
-        sold[entry.pool_id] += entry.sold
-        count[entry.pool_id] += 1
+        summed = sums.setdefault((entry.event_id, entry.pool_id), [0, 0, 0, 0])
+        for n, change in enumerate((entry.capacity, entry.held, entry.sold, 1)):
+            summed[n] += change
     # Before the pools, so that their locks, which everybody wants, are held for less time.
-    await connection.execute(
-        sa.insert(movements),
-        [
-            {
-                "event_id": event_id,
-                "pool_id": entry.pool_id,
-                "kind": entry.kind,
-                "capacity_delta": entry.capacity,
-                "held_delta": entry.held,
-                "sold_delta": entry.sold,
-                "reservation_id": entry.reservation_id,
-                "create_time": now,
-            }
-            for entry in entries
-        ],
+    await _record(connection, entries, now)
+    if len(sums) > 1:
+        # In sorted order, as every transaction does, so that two of them cannot deadlock.
+        await lock(connection, sums)
+    changed = await _change(connection, sums)
+    if missing := sums.keys() - {(pool.event_id, pool.pool_id) for pool in changed}:
+        raise PoolShortError(min(missing)[1])
+    event_ids = {event_id for event_id, _ in (*sums, *seats)}
+    versions = await connection.execute(
+        sa.select(pools.c.event_id, sa.func.sum(pools.c.version))
+        .where(pools.c.event_id == any_of(event_ids))
+        .group_by(pools.c.event_id)
     )
-    # In sorted order, as every transaction does, so that two of them cannot deadlock.
-    for pool_id in sorted(count):
-        new_capacity = pools.c.capacity + capacity[pool_id]
-        new_held = pools.c.held + held[pool_id]
-        new_sold = pools.c.sold + sold[pool_id]
-        # Test and change in one statement: the row lock makes this race-free.
-        changed = await connection.execute(
-            sa.update(pools)
-            .where(pools.c.event_id == event_id, pools.c.pool_id == pool_id)
-            .where(new_held >= 0, new_sold >= 0, new_held + new_sold <= new_capacity)
-            .values(
-                capacity=new_capacity,
-                held=new_held,
-                sold=new_sold,
-                version=pools.c.version + count[pool_id],
-            )
+    removed = {(each.event_id, each.pool_id) for each in entries if each.kind is Kind.REMOVE}
+    await changes.publish(
+        connection,
+        pools=[replace(p, removed=(p.event_id, p.pool_id) in removed) for p in changed],
+        seats=[changes.SeatNow(event, seat, state) for (event, seat), state in seats.items()],
+        versions={event_id: int(version) for event_id, version in versions},
+        now=now,
+    )
+
+
+async def _record(connection: AsyncConnection, entries: Sequence[Entry], now: datetime) -> None:
+    given = rows(
+        event_id=(Uuid, [entry.event_id for entry in entries]),
+        pool_id=(Uuid, [entry.pool_id for entry in entries]),
+        kind=(sa.Text(), [entry.kind for entry in entries]),
+        capacity_delta=(sa.Integer(), [entry.capacity for entry in entries]),
+        held_delta=(sa.Integer(), [entry.held for entry in entries]),
+        sold_delta=(sa.Integer(), [entry.sold for entry in entries]),
+        reservation_id=(Uuid, [entry.reservation_id for entry in entries]),
+    )
+    await connection.execute(
+        sa.insert(movements).from_select(
+            [*given.c.keys(), "create_time"],
+            sa.select(*given.c, sa.literal(now, movements.c.create_time.type)),
         )
-        if changed.rowcount == 0:
-            raise PoolShortError(pool_id)
+    )
 
 
-async def lock(connection: AsyncConnection, *, event_id: UUID, pool_ids: Iterable[UUID]) -> None:
-    """Locks pools in sorted order, for work on more of them than one `post` will change."""
+async def _change(
+    connection: AsyncConnection, sums: Mapping[tuple[UUID, UUID], Sequence[int]]
+) -> list[changes.PoolNow]:
+    """Changes the counters of those pools that can change so, and returns them."""
+    given = rows(
+        event_id=(Uuid, [event_id for event_id, _ in sums]),
+        pool_id=(Uuid, [pool_id for _, pool_id in sums]),
+        capacity=(sa.Integer(), [summed[0] for summed in sums.values()]),
+        held=(sa.Integer(), [summed[1] for summed in sums.values()]),
+        sold=(sa.Integer(), [summed[2] for summed in sums.values()]),
+        entries=(sa.Integer(), [summed[3] for summed in sums.values()]),
+    )
+    capacity = pools.c.capacity + given.c.capacity
+    held = pools.c.held + given.c.held
+    sold = pools.c.sold + given.c.sold
+    # Test and change in one statement: the row lock makes this race-free.
+    changed = await connection.execute(
+        sa.update(pools)
+        .where(pools.c.event_id == given.c.event_id, pools.c.pool_id == given.c.pool_id)
+        .where(held >= 0, sold >= 0, held + sold <= capacity)
+        .values(capacity=capacity, held=held, sold=sold, version=pools.c.version + given.c.entries)
+        .returning(
+            pools.c.event_id,
+            pools.c.pool_id,
+            pools.c.capacity,
+            pools.c.held,
+            pools.c.sold,
+            pools.c.version,
+        )
+    )
+    return [changes.PoolNow(*row) for row in changed]
+
+
+async def lock(connection: AsyncConnection, wanted: Iterable[tuple[UUID, UUID]]) -> None:
+    """Locks pools, each by its event and its id, in sorted order: for work on more of them
+    than one `post` will change."""
+    keys = sorted(set(wanted))
+    key = rows(event_id=(Uuid, [key[0] for key in keys]), pool_id=(Uuid, [key[1] for key in keys]))
     await connection.execute(
         sa.select(pools.c.pool_id)
-        .where(pools.c.event_id == event_id, pools.c.pool_id == any_of(pool_ids))
-        .order_by(pools.c.pool_id)
+        .where(sa.tuple_(pools.c.event_id, pools.c.pool_id).in_(sa.select(key)))
+        .order_by(pools.c.event_id, pools.c.pool_id)
         .with_for_update(key_share=True)
     )
 

@@ -1,6 +1,16 @@
-"""The states of a reservation and its moves, as data. Each move happens at most once."""
+"""The states of a reservation and its moves, as data, and those of a seat.
+
+Each move happens at most once.
+"""
 
 from enum import StrEnum
+
+
+class SeatState(StrEnum):
+    AVAILABLE = "AVAILABLE"
+    HELD = "HELD"
+    SOLD = "SOLD"
+    BLOCKED = "BLOCKED"
 
 
 class State(StrEnum):

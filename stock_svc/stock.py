@@ -5,10 +5,9 @@ Claims on it are in reservations.py, changes of the counters in ledger.py.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -18,8 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from stock_svc import ledger
 from stock_svc.ledger import Entry, Kind
+from stock_svc.states import SeatState
 from stock_svc.tables import (
     Uuid,
+    any_of,
     claim_is_live,
     events,
     is_active,
@@ -35,12 +36,6 @@ from stock_svc.tables import (
 # Seats that one statement inserts, so that a stadium stays below the statement timeout.
 _SEATS_AT_ONCE = 20_000
 _MAX_VIOLATIONS = 100
-
-
-class SeatState(StrEnum):
-    AVAILABLE = "AVAILABLE"
-    HELD = "HELD"
-    SOLD = "SOLD"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +68,8 @@ class Stock:
     pools: Sequence[Pool]
     offers: Sequence[Offer]
     seats: Sequence[Seat] = ()
+    # Over all offers; None is no limit.
+    per_customer_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +118,21 @@ async def define(
     # A second definition waits here for the first.
     inserted = await connection.execute(
         postgresql.insert(events)
-        .values(event_id=event_id, fingerprint=fingerprint, create_time=now)
+        .values(
+            event_id=event_id,
+            fingerprint=fingerprint,
+            create_time=now,
+            per_customer_limit=stock.per_customer_limit,
+        )
         .on_conflict_do_nothing()
     )
     if inserted.rowcount == 1:
         await _insert(connection, event_id, stock)
         await ledger.post(
             connection,
-            event_id=event_id,
             entries=[
-                Entry(pool.pool_id, Kind.DEFINE, capacity=pool.capacity) for pool in stock.pools
+                Entry(event_id, pool.pool_id, Kind.DEFINE, capacity=pool.capacity)
+                for pool in stock.pools
             ],
             now=now,
         )
@@ -139,7 +141,7 @@ async def define(
         sa.select(events.c.fingerprint).where(events.c.event_id == event_id)
     )
     if defined != fingerprint:
-        raise DomainError(Reason.STOCK_ALREADY_DEFINED, "the event has other stock")
+        raise DomainError(Reason.STOCK_ALREADY_DEFINED, "the event has or had other stock")
 
 
 async def left(
@@ -163,7 +165,7 @@ async def left(
         version=sum(pool.version for pool in left_in_pools),
         pools=left_in_pools,
         offers=tuple(OfferLeft(row.offer_id, available[row.pool_id]) for row in drawn),
-        seats=await _seats_left(connection, event_id, now) if with_seats else (),
+        seats=await seats_left(connection, event_id=event_id, now=now) if with_seats else (),
     )
 
 
@@ -196,9 +198,14 @@ async def pools_left(
     )
 
 
-async def _seats_left(
-    connection: AsyncConnection, event_id: UUID, now: datetime
+async def seats_left(
+    connection: AsyncConnection,
+    *,
+    event_id: UUID,
+    seat_ids: Collection[UUID] | None = None,
+    now: datetime,
 ) -> tuple[SeatLeft, ...]:
+    """The state of each seat of an event, or of some; a seat of a lapsed hold is free."""
     has_lapsed = sa.and_(is_active, reservations.c.expire_time <= now)
     # Looked up seat by seat, at most one live claim each: of a join the planner has made
     # nested loops over all claims, as long as a new table has no statistics.
@@ -211,8 +218,12 @@ async def _seats_left(
         .scalar_subquery()
     )
     found = await connection.execute(
-        sa.select(seats.c.seat_id, claimed.label("state"))
+        sa.select(
+            seats.c.seat_id,
+            sa.case((seats.c.blocked, SeatState.BLOCKED.value), else_=claimed).label("state"),
+        )
         .where(seats.c.event_id == event_id)
+        .where(sa.true() if seat_ids is None else seats.c.seat_id == any_of(seat_ids))
         .order_by(seats.c.seat_id)
     )
     return tuple(SeatLeft(row.seat_id, SeatState(row.state or "AVAILABLE")) for row in found)
@@ -230,9 +241,9 @@ def _check(stock: Stock) -> None:
     known_pools = {pool.pool_id for pool in stock.pools}
     pool_of = {offer.offer_id: offer.pool_id for offer in stock.offers}
     violations = [
-        *_repeated("pools", "pool_id", (pool.pool_id for pool in stock.pools)),
-        *_repeated("offers", "offer_id", (offer.offer_id for offer in stock.offers)),
-        *_repeated("seats", "seat_id", (seat.seat_id for seat in stock.seats)),
+        *repeated("pools", "pool_id", (pool.pool_id for pool in stock.pools)),
+        *repeated("offers", "offer_id", (offer.offer_id for offer in stock.offers)),
+        *repeated("seats", "seat_id", (seat.seat_id for seat in stock.seats)),
     ]
     violations += [
         FieldViolation(f"offers[{n}].pool_id", "no such pool in the request")
@@ -263,7 +274,8 @@ def _check(stock: Stock) -> None:
         raise invalid(*violations)
 
 
-def _repeated(field: str, name: str, ids: Iterable[UUID]) -> list[FieldViolation]:
+def repeated(field: str, name: str, ids: Iterable[UUID]) -> list[FieldViolation]:
+    """A violation for each id that a list of a request has twice."""
     seen: set[UUID] = set()
     violations = []
     for n, one in enumerate(ids):
@@ -284,48 +296,65 @@ def _fingerprint(stock: Stock) -> bytes:
         )
     for seat in sorted(stock.seats, key=lambda seat: seat.seat_id):
         digest.update(f"seat {seat.seat_id} {seat.offer_id}\n".encode())
+    if stock.per_customer_limit is not None:
+        digest.update(f"per customer {stock.per_customer_limit}\n".encode())
     return digest.digest()
 
 
 async def _insert(connection: AsyncConnection, event_id: UUID, stock: Stock) -> None:
-    """The capacity comes with the movement DEFINE, not here."""
-    await connection.execute(
-        sa.insert(pools),
-        [
-            {
-                "event_id": event_id,
-                "pool_id": pool.pool_id,
-                "capacity": 0,
-                "held": 0,
-                "sold": 0,
-                "version": 0,
-            }
-            for pool in stock.pools
-        ],
+    await insert_pools(
+        connection, event_id=event_id, pool_ids=[pool.pool_id for pool in stock.pools]
     )
     seated = {seat.offer_id for seat in stock.seats}
-    await connection.execute(
-        sa.insert(offers),
-        [
-            {
-                "event_id": event_id,
-                "offer_id": offer.offer_id,
-                "pool_id": offer.pool_id,
-                "per_customer_limit": offer.per_customer_limit,
-                "seated": offer.offer_id in seated,
-            }
-            for offer in stock.offers
-        ],
-    )
-    for start in range(0, len(stock.seats), _SEATS_AT_ONCE):
-        part = stock.seats[start : start + _SEATS_AT_ONCE]
-        new = rows(
+    await insert_offers(connection, event_id=event_id, new=stock.offers, seated=seated)
+    await insert_seats(connection, event_id=event_id, new=stock.seats)
+
+
+async def insert_pools(
+    connection: AsyncConnection, *, event_id: UUID, pool_ids: Sequence[UUID]
+) -> None:
+    """Inserts empty pools: their capacity comes with a movement."""
+    empty = {"capacity": 0, "held": 0, "sold": 0, "version": 0}
+    if pool_ids:
+        await connection.execute(
+            sa.insert(pools),
+            [{"event_id": event_id, "pool_id": pool_id, **empty} for pool_id in pool_ids],
+        )
+
+
+async def insert_offers(
+    connection: AsyncConnection, *, event_id: UUID, new: Sequence[Offer], seated: Container[UUID]
+) -> None:
+    """Inserts offers; `seated` are those that are sold by seat."""
+    if new:
+        await connection.execute(
+            sa.insert(offers),
+            [
+                {
+                    "event_id": event_id,
+                    "offer_id": offer.offer_id,
+                    "pool_id": offer.pool_id,
+                    "per_customer_limit": offer.per_customer_limit,
+                    "seated": offer.offer_id in seated,
+                }
+                for offer in new
+            ],
+        )
+
+
+async def insert_seats(connection: AsyncConnection, *, event_id: UUID, new: Sequence[Seat]) -> None:
+    """Inserts seats; their pool's capacity is the caller's business."""
+    for start in range(0, len(new), _SEATS_AT_ONCE):
+        part = new[start : start + _SEATS_AT_ONCE]
+        given = rows(
             seat_id=(Uuid, [seat.seat_id for seat in part]),
             offer_id=(Uuid, [seat.offer_id for seat in part]),
         )
         await connection.execute(
             sa.insert(seats).from_select(
-                ["event_id", "seat_id", "offer_id"],
-                sa.select(sa.literal(event_id, Uuid), new.c.seat_id, new.c.offer_id),
+                ["event_id", "seat_id", "offer_id", "blocked"],
+                sa.select(
+                    sa.literal(event_id, Uuid), given.c.seat_id, given.c.offer_id, sa.false()
+                ),
             )
         )

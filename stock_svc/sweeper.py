@@ -1,6 +1,6 @@
 """The sweeper: expires lapsed holds so that the counters and the ledger say so.
 
-Nothing waits for it, since lapsed holds count as free; several may run at once.
+Nothing waits for it, since lapsed holds count as free. One replica does it for all.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from datetime import datetime
 
 from mesh.clock import Clock
 from mesh.database import Database
-from mesh.tasks import forever
+from mesh.leadership import forever_alone
 from stock_svc import expiry
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Sweeper:
         self._pause_seconds = pause_seconds
 
     async def run(self) -> None:
-        await forever("stock sweeper", self._turn)
+        await forever_alone(self._database, "stock sweeper", self._turn)
 
     async def _turn(self) -> None:
         expired = await sweep(self._database, now=self._clock())

@@ -1,4 +1,5 @@
-"""The tables of the ledger. Every key begins with event_id, so that they shard by event.
+"""The tables of the ledger. Every key begins with event_id, so that they shard by event; the
+outbox and the idempotency records, which no booking reads, stand beside them.
 
 What must never happen is refused here a second time, by named constraints: an oversold
 pool, a seat with two live claims, a customer above the limit, a second live reservation
@@ -13,6 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from mesh.database import NAMING
+from mesh.idempotency import idempotency_table
+from mesh.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
 
@@ -31,6 +34,9 @@ events = sa.Table(
     _event_id(),
     sa.Column("fingerprint", sa.LargeBinary, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
+    # Over all offers. Changed under the locks of all the event's pools.
+    sa.Column("per_customer_limit", sa.Integer),
+    sa.CheckConstraint("per_customer_limit >= 1", name="per_customer_limit"),
 )
 
 # The counters. `version` counts the pool's movements. Whoever changes a total or a seat
@@ -68,6 +74,8 @@ seats = sa.Table(
     _event_id(),
     sa.Column("seat_id", Uuid, primary_key=True),
     sa.Column("offer_id", Uuid, nullable=False),
+    # Off sale, and not counted in its pool's capacity.
+    sa.Column("blocked", sa.Boolean, nullable=False),
     sa.ForeignKeyConstraint(["event_id", "offer_id"], ["offers.event_id", "offers.offer_id"]),
 )
 
@@ -84,6 +92,8 @@ reservations = sa.Table(
     sa.Column("extended", sa.Boolean, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
+    # The reservation that this one took the place of, by an exchange.
+    sa.Column("replaces", Uuid),
     sa.CheckConstraint(
         "state IN ('ACTIVE', 'COMMITTED', 'RELEASED', 'EXPIRED', 'RETURNED')", name="state"
     ),
@@ -148,7 +158,8 @@ seat_claims = sa.Table(
 
 claim_is_live = seat_claims.c.state.in_([sa.literal_column("'HELD'"), sa.literal_column("'SOLD'")])
 
-# What a customer holds and owns of an offer. The limit stands in the row for the CHECK.
+# What a customer holds and owns of an offer. The limit stands in the row for the CHECK, and the
+# event's for the trigger customer_totals_event_limit, which sums over the event's offers.
 customer_totals = sa.Table(
     "customer_totals",
     metadata,
@@ -157,6 +168,7 @@ customer_totals = sa.Table(
     sa.Column("customer_id", Uuid, primary_key=True),
     sa.Column("quantity", sa.Integer, nullable=False),
     sa.Column("per_customer_limit", sa.Integer, nullable=False),
+    sa.Column("event_limit", sa.Integer),
     sa.CheckConstraint("quantity >= 0", name="quantity"),
     sa.CheckConstraint("quantity <= per_customer_limit", name="purchase_limit"),
 )
@@ -175,10 +187,16 @@ movements = sa.Table(
     sa.Column("reservation_id", Uuid),
     sa.Column("create_time", _Time, nullable=False),
     sa.CheckConstraint(
-        "kind IN ('DEFINE', 'RESERVE', 'COMMIT', 'RELEASE', 'EXPIRE', 'RETURN', 'RESTOCK')",
+        "kind IN ('DEFINE', 'RESERVE', 'COMMIT', 'RELEASE', 'EXPIRE', 'RETURN', 'RESTOCK',"
+        " 'ADJUST', 'BLOCK', 'UNBLOCK', 'REMOVE')",
         name="kind",
     ),
 )
+
+# What other services learn of each transaction.
+outbox = outbox_table(metadata)
+
+idempotency_records = idempotency_table(metadata)
 
 
 def any_of(ids: Iterable[UUID]) -> sa.ColumnElement[Any]:

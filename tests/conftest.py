@@ -15,6 +15,18 @@ from mesh.database import Database, migrate
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="run long tests at their full length, e.g. 50 restarts"
+    )
+
+
+@pytest.fixture(scope="session")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether `pytest --long` was asked for. Without it, long tests have a short version."""
+    return bool(request.config.getoption("--long"))
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[Callable[[str], str]]:
     """Returns the URL of a database by its name, on a server that lives as long as the tests."""

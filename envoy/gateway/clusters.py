@@ -9,13 +9,14 @@ from ipaddress import ip_address
 from gateway.extension import Config, extension, seconds, typed
 from mesh.identity import GATEWAY, SPIFFE_PREFIX
 from mesh.policy import MethodPolicy
-from mesh.settings import SERVICES, MeshSettings
+from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 SERVED_BY = {
     "boxoffice.auth": "auth_svc",
     "boxoffice.catalogue": "booking_svc",
     "boxoffice.bookings": "booking_svc",
     "boxoffice.health": "booking_svc",
+    "boxoffice.webhooks": "booking_svc",
     "boxoffice.stock": "stock_svc",
     "boxoffice.payments": "payment_svc",
 }
@@ -23,12 +24,15 @@ SERVED_BY = {
 
 JWKS_CLUSTER = "jwks"
 """The gateway itself: it transcodes the key set, which auth_svc serves as gRPC only."""
+JWKS_LISTENER = "jwks"
+"""The listener inside of Envoy that does it; nothing outside can reach it."""
 
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _HEALTH_INTERVAL_SECONDS = 1.0
 _MAX_CONNECTIONS = 256
 _MAX_PENDING_REQUESTS = 512
 _MAX_REQUESTS = 1024
+_MAX_STREAMS = 20_000
 _HTTP2 = {
     "max_concurrent_streams": 100,
     "initial_stream_window_size": 65_536,
@@ -39,8 +43,9 @@ _HTTP2 = {
 
 
 def clusters(settings: MeshSettings) -> list[Config]:
-    """All four services, and the gateway itself as the source of its keys."""
-    return [*(_service(name, settings) for name in SERVICES), _jwks(settings)]
+    """All services, limit_svc where it runs, and the gateway itself as the source of its keys."""
+    together = [LIMIT_SERVICE] if settings.counts_globally else []
+    return [*(_service(name, settings) for name in (*SERVICES, *together)), _jwks()]
 
 
 def cluster_of(policy: MethodPolicy) -> str:
@@ -56,10 +61,18 @@ def reachable(host: str) -> str:
 
 
 def _service(name: str, settings: MeshSettings) -> Config:
-    endpoints = [_endpoint(settings, settings.port(name, n)) for n in range(settings.replicas)]
+    host = settings.host_name(name)
+    if host is None:
+        replicas = 1 if name == LIMIT_SERVICE else settings.replicas
+        endpoints = [_endpoint(settings, settings.port(name, n)) for n in range(replicas)]
+    else:
+        address = {"address": host, "port_value": settings.port(name)}
+        endpoints = [{"endpoint": {"address": {"socket_address": address}}}]
     return {
         "name": name,
-        "type": "STATIC",
+        # By name: every address that the name has, asked for again and again.
+        "type": "STATIC" if host is None else "STRICT_DNS",
+        "dns_refresh_rate": "2s",
         "connect_timeout": seconds(_CONNECT_TIMEOUT_SECONDS),
         "lb_policy": "LEAST_REQUEST",
         # With half of the replicas gone all are tried: a service that has just come back
@@ -84,14 +97,24 @@ def _service(name: str, settings: MeshSettings) -> Config:
                     # Retries never add more than a tenth to the load of a service in trouble.
                     "retry_budget": {"budget_percent": {"value": 10}, "min_retry_concurrency": 3},
                     "track_remaining": True,
-                }
+                },
+                {
+                    # Streams: each stays open for minutes.
+                    "priority": "HIGH",
+                    "max_connections": _MAX_CONNECTIONS,
+                    "max_pending_requests": _MAX_STREAMS,
+                    "max_requests": _MAX_STREAMS,
+                    "retry_budget": {"budget_percent": {"value": 10}, "min_retry_concurrency": 3},
+                    "track_remaining": True,
+                },
             ]
         },
     }
 
 
-def _jwks(settings: MeshSettings) -> Config:
-    endpoint = _endpoint(settings, settings.gateway_port)
+def _jwks() -> Config:
+    address = {"envoy_internal_address": {"server_listener_name": JWKS_LISTENER}}
+    endpoint = {"endpoint": {"address": address}}
     return {
         "name": JWKS_CLUSTER,
         "type": "STATIC",

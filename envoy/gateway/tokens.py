@@ -16,7 +16,7 @@ CLAIMS = "claims"
 """Key of the verified claims in the filter's dynamic metadata; limits.py counts by `sub`."""
 
 _PROVIDER = "boxoffice"
-_JWKS_PATH = "/.well-known/jwks.json"
+JWKS_PATH = "/.well-known/jwks.json"
 _JWKS_CACHE_SECONDS = 60.0
 
 
@@ -54,12 +54,12 @@ def _provider() -> Config:
         "payload_in_metadata": CLAIMS,
         "remote_jwks": {
             "http_uri": {
-                "uri": f"http://{JWKS_CLUSTER}{_JWKS_PATH}",
+                "uri": f"http://{JWKS_CLUSTER}{JWKS_PATH}",
                 "cluster": JWKS_CLUSTER,
                 "timeout": "1s",
             },
             "cache_duration": seconds(_JWKS_CACHE_SECONDS),
-            # fast_listener: the keys come through this very listener, so it cannot wait for them.
+            # fast_listener: the door opens without them; calls with a token get 503 until then.
             "async_fetch": {"fast_listener": True, "failed_refetch_duration": "1s"},
             "retry_policy": {
                 "num_retries": 3,

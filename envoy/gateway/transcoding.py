@@ -7,10 +7,10 @@ from google.protobuf.descriptor import FileDescriptor
 from google.rpc import error_details_pb2, status_pb2
 
 from gateway.extension import Config, extension
-from mesh.policy import MethodPolicy
+from mesh.policy import MAX_REQUEST_BYTES, MethodPolicy
 
-MAX_BODY_BYTES = 1024 * 1024
-"""A seat map of some thousand seats and a provider's largest webhook fit."""
+# The state of each seat of the largest stadium fits: about 80 bytes a seat.
+_MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 
 def descriptors(contract: descriptor_pb2.FileDescriptorSet) -> descriptor_pb2.FileDescriptorSet:
@@ -49,8 +49,8 @@ def transcoder(policies: Collection[MethodPolicy], descriptor_path: str) -> Conf
             "reject_binding_body_field_collisions": True,
         },
         query_param_unescape_plus=True,
-        max_request_body_size=MAX_BODY_BYTES,
-        max_response_body_size=MAX_BODY_BYTES,
+        max_request_body_size=MAX_REQUEST_BYTES,
+        max_response_body_size=_MAX_RESPONSE_BYTES,
         print_options={
             # Otherwise 0, false and "" vanish from answers.
             "always_print_primitive_fields": True,

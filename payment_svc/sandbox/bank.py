@@ -52,6 +52,7 @@ class SandboxSession:
     description: str
     success_url: str
     cancel_url: str
+    decline_time: datetime | None
 
 
 class RefusedError(Exception):
@@ -124,6 +125,11 @@ async def decline(
     if session.state is State.VOIDED:
         raise _given_up(session)
     if session.state is State.OPEN:
+        await connection.execute(
+            sa.update(sandbox_payments)
+            .where(sandbox_payments.c.session_id == session.session_id)
+            .values(decline_time=now, update_time=now)
+        )
         await _announce(connection, session, "payment.failed", now, failure_code=DECLINED)
     return session
 
@@ -160,6 +166,25 @@ async def capture(
         method=METHOD,
     )
     return entry
+
+
+async def dispute(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -> None:
+    """The customer's bank asks the first capture back. No money moves until it is decided."""
+    session = await _lock(connection, payment_id)
+    taken = await ledger.find_capture(connection, session_id=session.session_id)
+    if taken is None:
+        raise RefusedError("nothing_captured")
+    await _announce(
+        connection,
+        session,
+        "dispute.created",
+        now,
+        dispute_id=f"dp_{taken.reference}",
+        capture_id=taken.reference,
+        amount_minor=taken.amount.amount_minor,
+        currency_code=taken.amount.currency_code,
+        reason="fraudulent",
+    )
 
 
 async def refund(
@@ -260,7 +285,13 @@ async def _announce(
             **facts,
         },
     }
-    await outgoing.enqueue(connection, event_id=event_id, body=json.dumps(body).encode(), now=now)
+    await outgoing.enqueue(
+        connection,
+        event_id=event_id,
+        payment_id=session.payment_id,
+        body=json.dumps(body).encode(),
+        now=now,
+    )
 
 
 async def _lock(connection: AsyncConnection, payment_id: UUID) -> SandboxSession:
@@ -302,4 +333,5 @@ def _from_row(row: sa.Row[Any]) -> SandboxSession:
         description=row.description,
         success_url=row.success_url,
         cancel_url=row.cancel_url,
+        decline_time=row.decline_time,
     )

@@ -3,13 +3,16 @@
 import asyncio
 import logging
 from contextlib import suppress
+from datetime import timedelta
 
 import httpx
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.clock import Clock
 from mesh.database import Database
 from payment_svc.pacing import Wakeup
 from payment_svc.sandbox import outgoing, signature
+from payment_svc.sandbox.faults import WEBHOOK_FAULTS, Fault, Lab
 from payment_svc.sandbox.outgoing import OutgoingWebhook
 
 # Below the lease of a webhook.
@@ -17,6 +20,13 @@ TIMEOUT_SECONDS = 8.0
 
 _BATCH = 16
 _POLL_SECONDS = 0.25
+
+# Late: when the payment's window is over, and more.
+_PAUSES = {
+    Fault.DELAY: timedelta(seconds=5),
+    Fault.REORDER: timedelta(seconds=2),
+    Fault.LATE: timedelta(minutes=30),
+}
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +43,7 @@ class Delivery:
         url: str,
         secret: str,
         queued: Wakeup,
+        lab: Lab | None = None,
     ) -> None:
         self._database = database
         self._client = client
@@ -40,6 +51,7 @@ class Delivery:
         self._url = url
         self._secret = secret
         self._queued = queued
+        self._lab = lab or Lab()
 
     async def turn(self) -> None:
         """One turn of the loop: a batch, or a pause when nothing is due."""
@@ -49,8 +61,16 @@ class Delivery:
     async def deliver_due(self) -> int:
         """Sends one batch of the webhooks whose time has come. Returns how many."""
         async with self._database.transaction() as connection:
-            due = await outgoing.lease_due(connection, now=self._clock(), limit=_BATCH)
-        answers = await asyncio.gather(*map(self._post, due))
+            leased = await outgoing.lease_due(connection, now=self._clock(), limit=_BATCH)
+            faults = [await self._strike(connection, webhook) for webhook in leased]
+        held_back = _PAUSES.keys() | {Fault.DROP}
+        going = [
+            (webhook, fault)
+            for webhook, fault in zip(leased, faults, strict=True)
+            if fault not in held_back
+        ]
+        due = [webhook for webhook, _ in going]
+        answers = await asyncio.gather(*(self._send(webhook, fault) for webhook, fault in going))
         if due:
             async with self._database.transaction() as connection:
                 for webhook, answer in zip(due, answers, strict=True):
@@ -61,11 +81,36 @@ class Delivery:
                         answer=answer,
                         now=self._clock(),
                     )
-        return len(due)
+        return len(leased)
 
-    async def _post(self, webhook: OutgoingWebhook) -> str:
+    async def _strike(self, connection: AsyncConnection, webhook: OutgoingWebhook) -> Fault | None:
+        """What goes wrong with a webhook the first time it is due; some are held back by it."""
+        if webhook.attempt > 1:
+            return None
+        fault = await self._lab.next(
+            connection, payment_id=webhook.payment_id, among=WEBHOOK_FAULTS
+        )
+        if fault in _PAUSES or fault is Fault.DROP:
+            pause = _PAUSES.get(fault)
+            await outgoing.hold_back(
+                connection,
+                event_id=webhook.event_id,
+                until=None if pause is None else self._clock() + pause,
+                answer=fault,
+            )
+        return fault
+
+    async def _send(self, webhook: OutgoingWebhook, fault: Fault | None) -> str:
+        if fault is Fault.DUPLICATE:
+            both = await asyncio.gather(self._post(webhook), self._post(webhook))
+            return both[0]
+        if fault is Fault.WRONG_SIGNATURE:
+            return await self._post(webhook, secret=f"not {self._secret}")
+        return await self._post(webhook)
+
+    async def _post(self, webhook: OutgoingWebhook, *, secret: str | None = None) -> str:
         """The answer's status, or the name of what went wrong."""
-        header = signature.sign(webhook.body, secret=self._secret, now=self._clock())
+        header = signature.sign(webhook.body, secret=secret or self._secret, now=self._clock())
         answer = "Timeout"
         with suppress(TimeoutError):
             async with asyncio.timeout(TIMEOUT_SECONDS):

@@ -1,6 +1,7 @@
 """The sandbox's ledger: money that it really moved. Append-only, and the judge in tests."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.money import Money
 from payment_svc.tables import sandbox_ledger
+
+_MAX_OF_SESSION = 200
+_MAX_BETWEEN = 100_000
 
 
 class Kind(StrEnum):
@@ -30,6 +34,7 @@ class Entry:
     reference: str
     amount: Money
     create_time: datetime
+    refund_id: UUID | None
 
 
 async def append(
@@ -88,6 +93,31 @@ async def find_capture(connection: AsyncConnection, *, session_id: str) -> Entry
     return None if row is None else _from_row(row)
 
 
+async def of_session(connection: AsyncConnection, *, session_id: str) -> Sequence[Entry]:
+    """What was moved for a session, oldest first."""
+    rows = await connection.execute(
+        sa.select(sandbox_ledger)
+        .where(sandbox_ledger.c.session_id == session_id)
+        .order_by(sandbox_ledger.c.entry_id)
+        .limit(_MAX_OF_SESSION)
+    )
+    return [_from_row(row) for row in rows]
+
+
+async def list_between(
+    connection: AsyncConnection, *, since: datetime, until: datetime
+) -> Sequence[Entry]:
+    """What was moved in [since, until), oldest first."""
+    rows = await connection.execute(
+        sa.select(sandbox_ledger)
+        .where(sandbox_ledger.c.create_time >= since)
+        .where(sandbox_ledger.c.create_time < until)
+        .order_by(sandbox_ledger.c.entry_id)
+        .limit(_MAX_BETWEEN)
+    )
+    return [_from_row(row) for row in rows]
+
+
 async def list_entries(connection: AsyncConnection, *, after: int, limit: int) -> Sequence[Entry]:
     """Entries after an id, oldest first."""
     rows = await connection.execute(
@@ -107,4 +137,12 @@ def _from_row(row: sa.Row[Any]) -> Entry:
         reference=row.reference,
         amount=Money(row.amount_minor, row.currency_code),
         create_time=row.create_time,
+        refund_id=None if row.idempotency_key is None else _refund_id(row.idempotency_key),
     )
+
+
+def _refund_id(idempotency_key: str) -> UUID | None:
+    """The merchant's refund, which its key begins with; None for another's key."""
+    with suppress(ValueError):
+        return UUID(idempotency_key.partition(":")[0])
+    return None

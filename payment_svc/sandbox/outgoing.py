@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,18 +22,19 @@ class OutgoingWebhook:
     """A webhook to be sent now, for the `attempt`-th time."""
 
     event_id: str
+    payment_id: UUID | None
     body: bytes
     attempt: int
     create_time: datetime
 
 
 async def enqueue(
-    connection: AsyncConnection, *, event_id: str, body: bytes, now: datetime
+    connection: AsyncConnection, *, event_id: str, payment_id: UUID, body: bytes, now: datetime
 ) -> None:
     """Queues a webhook in the transaction of what it tells about."""
     await connection.execute(
         sa.insert(sandbox_webhooks).values(
-            event_id=event_id, body=body, due_time=now, create_time=now
+            event_id=event_id, payment_id=payment_id, body=body, due_time=now, create_time=now
         )
     )
 
@@ -55,12 +57,27 @@ async def lease_due(
         .values(attempts=sandbox_webhooks.c.attempts + 1, due_time=now + _LEASE)
         .returning(
             sandbox_webhooks.c.event_id,
+            sandbox_webhooks.c.payment_id,
             sandbox_webhooks.c.body,
             sandbox_webhooks.c.attempts,
             sandbox_webhooks.c.create_time,
         )
     )
-    return [OutgoingWebhook(row.event_id, row.body, row.attempts, row.create_time) for row in rows]
+    return [
+        OutgoingWebhook(row.event_id, row.payment_id, row.body, row.attempts, row.create_time)
+        for row in rows
+    ]
+
+
+async def hold_back(
+    connection: AsyncConnection, *, event_id: str, until: datetime | None, answer: str
+) -> None:
+    """Sends a webhook later, or never, without having tried."""
+    await connection.execute(
+        sa.update(sandbox_webhooks)
+        .where(sandbox_webhooks.c.event_id == event_id)
+        .values(due_time=until, last_answer=answer)
+    )
 
 
 async def settle(

@@ -3,10 +3,9 @@
 Each call is a transaction of the sandbox's own.
 """
 
-import hashlib
+import asyncio
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -15,10 +14,16 @@ from mesh.clock import Clock
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
+from payment_svc.amounts import SANDBOX
+from payment_svc.guards import CALL_SECONDS
 from payment_svc.pacing import Wakeup
 from payment_svc.providers import (
     Captured,
+    Disputed,
+    DisputeStatus,
     Failed,
+    Movement,
+    MovementKind,
     Order,
     ProviderError,
     RefundOrder,
@@ -29,14 +34,13 @@ from payment_svc.providers import (
     Voided,
     WebhookEvent,
 )
+from payment_svc.reading import UNREADABLE, UNREADABLE_ERRORS, money, text, unreadable
 from payment_svc.sandbox import NAME, bank, ledger, signature
 from payment_svc.sandbox.bank import RefusedError, State
+from payment_svc.sandbox.faults import AFTER_FAULTS, BEFORE_FAULTS, Fault, Lab
+from payment_svc.sandbox.ledger import Entry, Kind
 
-UNREADABLE = "unreadable"
-"""Type of a webhook that is signed rightly and says nothing that can be read."""
-
-_MAX_TEXT_LENGTH = 255
-_MAX_AMOUNT_MINOR = 10**15
+__all__ = ["UNREADABLE", "SandboxProvider"]
 
 
 class SandboxProvider:
@@ -50,14 +54,17 @@ class SandboxProvider:
         gateway_url: str,
         secrets: Sequence[str],
         webhook_queued: Wakeup,
+        lab: Lab | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._gateway_url = gateway_url
         self._secrets = tuple(secrets)
         self._webhook_queued = webhook_queued
+        self._lab = lab or Lab()
 
     async def create_session(self, order: Order) -> Session:
+        await self._trouble(order.payment_id, BEFORE_FAULTS)
         async with self._database.transaction() as connection:
             session = await bank.open_session(
                 connection,
@@ -68,10 +75,12 @@ class SandboxProvider:
                 cancel_url=order.cancel_url,
                 now=self._clock(),
             )
+        await self._trouble(order.payment_id, AFTER_FAULTS)
         return Session(session.session_id, f"{self._gateway_url}/sandbox/pay/{session.payment_id}")
 
-    async def void(self, payment_id: UUID) -> Voided | Captured:
+    async def void(self, order: Order, reference: str | None) -> Voided | Captured:
         now = self._clock()
+        payment_id = order.payment_id
         try:
             async with self._database.transaction() as connection:
                 session = await bank.void(connection, payment_id=payment_id, now=now)
@@ -93,6 +102,7 @@ class SandboxProvider:
 
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused:
         now = self._clock()
+        await self._trouble(order.payment_id, BEFORE_FAULTS)
         try:
             async with self._database.transaction() as connection:
                 entry = await bank.refund(
@@ -115,6 +125,7 @@ class SandboxProvider:
         except DomainError as error:
             raise ProviderError(NAME, error.reason.lower()) from error
         self._webhook_queued.ring()
+        await self._trouble(order.payment_id, AFTER_FAULTS)
         return RefundProcessed(
             order.payment_id,
             order.session_reference,
@@ -124,19 +135,89 @@ class SandboxProvider:
             entry.amount,
         )
 
+    async def capture(self, order: Order, authorization_reference: str) -> Captured | Failed:
+        # The sandbox takes money at once: nothing is ever authorised only.
+        return Failed(order.payment_id, None, self._clock(), "nothing_authorised")
+
+    async def inspect(self, order: Order, reference: str) -> Sequence[Report]:
+        now = self._clock()
+        async with self._database.transaction() as connection:
+            session = await bank.find(connection, payment_id=order.payment_id)
+            entries = await ledger.of_session(connection, session_id=session.session_id)
+        reports: list[Report] = [_movement(entry, reference).report for entry in entries]
+        if session.decline_time is not None and session.state is not State.PAID:
+            reports.append(Failed(order.payment_id, reference, session.decline_time, bank.DECLINED))
+        if session.state is State.VOIDED:
+            reports.append(Voided(order.payment_id, reference, now))
+        return reports
+
+    async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
+        async with self._database.transaction() as connection:
+            entries = await ledger.list_between(connection, since=since, until=until)
+        return [_movement(entry, None) for entry in entries]
+
+    async def _trouble(self, payment_id: UUID, among: Collection[Fault]) -> None:
+        """What the lab lets go wrong with a call, before or after it was done."""
+        async with self._database.transaction() as connection:
+            fault = await self._lab.next(connection, payment_id=payment_id, among=among)
+        if fault is Fault.TIMEOUT_AFTER:
+            await asyncio.sleep(2 * CALL_SECONDS)
+        elif fault is not None:
+            raise ProviderError(NAME, fault.lower())
+
+    def step_minor(self, currency_code: str) -> int:
+        return SANDBOX.step_minor(currency_code)
+
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime
     ) -> WebhookEvent:
         signature.verify(body, headers.get(signature.HEADER), secrets=self._secrets, now=now)
         try:
             event = json.loads(body)
-            event_id, event_type = _text(event["id"]), _text(event["type"])
+            event_id, event_type = text(event["id"]), text(event["type"])
             reader = _READERS.get(event_type)
             report = None if reader is None else reader(event["data"], _time(event))
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-            # Sent again it would say the same: it is kept for people, under its hash.
-            return WebhookEvent(hashlib.sha256(body).hexdigest(), UNREADABLE, None)
+        except UNREADABLE_ERRORS:
+            return unreadable(body)
         return WebhookEvent(event_id, event_type, report)
+
+
+def _disputed(facts: Any, time: datetime) -> Report:
+    return Disputed(
+        UUID(facts["payment_id"]),
+        text(facts["session_id"]),
+        time,
+        text(facts["dispute_id"]),
+        text(facts["capture_id"]),
+        _money(facts),
+        text(facts["reason"]),
+        DisputeStatus.OPEN,
+    )
+
+
+def _movement(entry: Entry, session_reference: str | None) -> Movement:
+    report: Captured | RefundProcessed
+    if entry.kind is Kind.CAPTURE:
+        report = Captured(
+            entry.payment_id,
+            session_reference,
+            entry.create_time,
+            entry.reference,
+            entry.amount,
+            bank.METHOD,
+        )
+        kind = MovementKind.CAPTURE
+    else:
+        report = RefundProcessed(
+            entry.payment_id,
+            session_reference,
+            entry.create_time,
+            entry.refund_id,
+            entry.reference,
+            entry.amount,
+        )
+        kind = MovementKind.REFUND
+    return Movement(kind, entry.reference, entry.amount, entry.create_time, report)
 
 
 def _time(event: Any) -> datetime:
@@ -146,45 +227,34 @@ def _time(event: Any) -> datetime:
     return time
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT_LENGTH or "\0" in value:
-        raise ValueError("not a text that can be kept")
-    return value
-
-
 def _money(facts: Any) -> Money:
-    amount_minor, currency_code = facts["amount_minor"], facts["currency_code"]
-    if type(amount_minor) is not int or not 0 < amount_minor <= _MAX_AMOUNT_MINOR:
-        raise ValueError("not an amount")
-    if not isinstance(currency_code, str) or not re.fullmatch("[A-Z]{3}", currency_code):
-        raise ValueError("not a currency")
-    return Money(amount_minor, currency_code)
+    return money(facts["amount_minor"], facts["currency_code"], SANDBOX)
 
 
 def _captured(facts: Any, time: datetime) -> Report:
     return Captured(
         UUID(facts["payment_id"]),
-        _text(facts["session_id"]),
+        text(facts["session_id"]),
         time,
-        _text(facts["capture_id"]),
+        text(facts["capture_id"]),
         _money(facts),
-        _text(facts["method"]),
+        text(facts["method"]),
     )
 
 
 def _failed(facts: Any, time: datetime) -> Report:
     return Failed(
-        UUID(facts["payment_id"]), _text(facts["session_id"]), time, _text(facts["failure_code"])
+        UUID(facts["payment_id"]), text(facts["session_id"]), time, text(facts["failure_code"])
     )
 
 
 def _refund_processed(facts: Any, time: datetime) -> Report:
     return RefundProcessed(
         UUID(facts["payment_id"]),
-        _text(facts["session_id"]),
+        text(facts["session_id"]),
         time,
         UUID(facts["refund_id"]),
-        _text(facts["refund_reference"]),
+        text(facts["refund_reference"]),
         _money(facts),
     )
 
@@ -193,4 +263,5 @@ _READERS: dict[str, Callable[[Any, datetime], Report]] = {
     "payment.captured": _captured,
     "payment.failed": _failed,
     "refund.processed": _refund_processed,
+    "dispute.created": _disputed,
 }

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import grpc
 from google.api import httpbody_pb2
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from boxoffice.payments.v1 import sandbox_service_pb2, sandbox_service_pb2_grpc
 from boxoffice.types.v1 import money_pb2
@@ -14,8 +15,9 @@ from mesh.database import Database
 from mesh.errors import FieldViolation, invalid
 from mesh.tasks import shielded
 from payment_svc.pacing import Wakeup
-from payment_svc.sandbox import bank, ledger, pages
+from payment_svc.sandbox import bank, faults, ledger, pages
 from payment_svc.sandbox.bank import SandboxSession, State
+from payment_svc.sandbox.faults import PAY_FAULTS, Fault, Lab
 from payment_svc.sandbox.ledger import Entry
 
 _STEP_SECONDS = 8.0
@@ -26,7 +28,10 @@ _Outcome = sandbox_service_pb2.CompleteCheckoutRequest
 
 
 class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
-    def __init__(self, database: Database, clock: Clock, webhook_queued: Wakeup) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, webhook_queued: Wakeup, lab: Lab | None = None
+    ) -> None:
+        self._lab = lab or Lab()
         self._database = database
         self._clock = clock
         self._webhook_queued = webhook_queued
@@ -59,6 +64,20 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
             redirect_url=session.success_url if is_paid else session.cancel_url,
         )
 
+    async def ScriptFaults(
+        self, request: sandbox_service_pb2.ScriptFaultsRequest, context: _Context
+    ) -> sandbox_service_pb2.ScriptFaultsResponse:
+        async with self._database.transaction() as connection:
+            for scripted in request.faults:
+                await faults.script(
+                    connection,
+                    payment_id=UUID(request.payment_id),
+                    fault=Fault(sandbox_service_pb2.ScriptedFault.Kind.Name(scripted.kind)),
+                    times=scripted.times or 1,
+                    now=self._clock(),
+                )
+        return sandbox_service_pb2.ScriptFaultsResponse()
+
     async def ListLedgerEntries(
         self, request: sandbox_service_pb2.ListLedgerEntriesRequest, context: _Context
     ) -> sandbox_service_pb2.ListLedgerEntriesResponse:
@@ -77,7 +96,20 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
     async def _complete(self, payment_id: UUID, *, pays: bool) -> SandboxSession:
         step = bank.pay if pays else bank.decline
         async with self._database.transaction() as connection:
-            return await step(connection, payment_id=payment_id, now=self._clock())
+            before = await bank.find(connection, payment_id=payment_id)
+            session = await step(connection, payment_id=payment_id, now=self._clock())
+            if session.state is State.PAID and before.state is State.OPEN:
+                await self._strike(connection, session)
+            return session
+
+    async def _strike(self, connection: AsyncConnection, session: SandboxSession) -> None:
+        """What the lab lets go wrong with money that was just taken."""
+        fault = await self._lab.next(connection, payment_id=session.payment_id, among=PAY_FAULTS)
+        now = self._clock()
+        if fault is Fault.PAY_TWICE:
+            await bank.capture(connection, session=session, amount=session.amount, now=now)
+        elif fault is Fault.DISPUTE:
+            await bank.dispute(connection, payment_id=session.payment_id, now=now)
 
 
 def _after(token: str) -> int:

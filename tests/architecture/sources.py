@@ -13,7 +13,15 @@ SHARED = "mesh"
 
 # Modules that translate to the contract without being servicers or clients, and why.
 TRANSLATORS = {
-    "booking_svc.messages": "what both of booking_svc's servicers translate alike",
+    "auth_svc.repeats": "what is kept under a key is the answer as the contract says it",
+    "auth_svc.events": "the outbox stores the messages that the event stream sends",
+    "booking_svc.messages": "what booking_svc's servicers translate alike",
+    "booking_svc.booking_messages": "what the servicer and the outbox translate alike",
+    "booking_svc.booking_events": "the outbox stores messages of the contract",
+    "booking_svc.catalogue_messages": "the catalogue's part of it",
+    "stock_svc.messages": "what stock_svc's servicer translates",
+    "stock_svc.changes": "the outbox stores the messages that the change stream sends",
+    "booking_svc.subscriptions.bodies": "webhooks carry messages of the contract as JSON",
     "payment_svc.events": "the outbox stores the messages that the event stream sends",
 }
 

@@ -140,3 +140,15 @@ def a_message(field: str, rules: str) -> Descriptor:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
     return pool.FindMessageTypeByName("example.Example")
+
+
+def test_a_position_of_a_stream_fits_into_its_field() -> None:
+    """It names the transactions that ran: two snapshots with some hundred ids each."""
+    bounds = [
+        field.GetOptions().Extensions[validate_pb2.field].string.max_len
+        for request in REQUESTS.values()
+        for field in request.fields
+        if field.name == "after_position"
+    ]
+    assert len(bounds) > 1
+    assert min(bounds) >= 16_000

@@ -22,6 +22,7 @@ IMPLEMENTED_BY = {
     "health": "booking_svc",
     "stock": "stock_svc",
     "payments": "payment_svc",
+    "webhooks": "booking_svc",
 }
 
 # It names every reason, to say how each looks on the wire.

@@ -16,7 +16,7 @@ from tests.architecture.contract import contract, methods, policies
 LITERAL = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 VARIABLE = re.compile(r"\{([a-z][a-z0-9]*(?:_[a-z0-9]+)*_id)\}")
 FIXED = re.compile(
-    r"/webhooks/\{provider\}"
+    r"/webhooks/(\{provider\}|inbound/\{sender\}|health)"
     r"|/health(/[a-z]+)?"
     r"|/\.well-known/[a-z-]+\.json"
     r"|/sandbox/[a-z-]+(/\{[a-z]+(_[a-z]+)*_id\})?"
@@ -30,14 +30,20 @@ VERBS = {
     "cancel",
     "change-password",
     "checkout",
+    "close",
     "confirm",
+    "erase",
+    "export",
     "login",
     "logout",
     "refresh",
     "refund",
     "register",
     "reschedule",
+    "resend",
     "restock",
+    "rotate-secret",
+    "unblock",
     "watch",
 }
 WITH_BODY = {"POST", "PUT", "PATCH"}
@@ -67,8 +73,12 @@ def _faults_of_segment(segment: str, before: str) -> Iterator[str]:
     variable = VARIABLE.fullmatch(segment)
     if variable is None:
         yield f"{segment!r} is neither lower-case-with-hyphens nor a {{snake_case_id}}"
-    elif variable[1].removesuffix("_id") != before.removesuffix("s").replace("-", "_"):
+    elif variable[1].removesuffix("_id") != _one_of(before).replace("-", "_"):
         yield f"{segment!r} does not say which of {before!r}"
+
+
+def _one_of(plural: str) -> str:
+    return re.sub(r"ies$", "y", plural).removesuffix("s")
 
 
 @pytest.mark.parametrize(

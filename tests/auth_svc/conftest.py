@@ -6,21 +6,35 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+import redis.asyncio
 import sqlalchemy as sa
 
-from auth_svc.accounts import Accounts, SignedIn
+from auth_svc.accounts import User, get_user
+from auth_svc.mailing import Mailing
+from auth_svc.password_change import PasswordChange
+from auth_svc.password_reset import PasswordReset
 from auth_svc.passwords import PasswordHasher
+from auth_svc.sign_in import SignedIn, SignIn
+from auth_svc.sign_up import SignUp
+from auth_svc.throttle import LoginThrottle
 from auth_svc.tokens import SigningKey, load_or_create_key
+from launcher import sockets
+from launcher.redis_server import RedisServer
+from launcher.supervisor import Process, Supervisor, wait_healthy
 from mesh.database import Database
 from mesh.errors import DomainError
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PEPPER = b"pepper of the tests, 32 bytes or more"
+THROTTLE_KEY = b"key of the throttle in tests"
+RESET_URL = "https://tickets.example/new-password"
 REFRESH_KEY = b"key of the refresh tokens in tests"
 ADMIN_SECRET = "the-admin-secret-of-these-tests-0001"
 GOOD_PASSWORD = "Mango-Tram-47"
+ACCESS_LIFETIME = timedelta(minutes=15)
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +51,23 @@ def hasher() -> Iterator[PasswordHasher]:
 
 
 @pytest.fixture
+async def redis_server(tmp_path: Path) -> AsyncIterator[Process]:
+    """A Redis of the test's own, at the socket `redis_url` names."""
+    supervisor = Supervisor(tmp_path)
+    [process] = supervisor.start([RedisServer(tmp_path).program()])
+    await wait_healthy([process], 20)
+    yield process
+    await supervisor.stop()
+    sockets.folder(tmp_path).rmdir()
+
+
+@pytest.fixture
+async def cache(redis_server: Process, tmp_path: Path) -> AsyncIterator["redis.asyncio.Redis"]:
+    async with redis.asyncio.from_url(RedisServer(tmp_path).url) as client:
+        yield client
+
+
+@pytest.fixture
 async def database(
     open_database: Callable[[str], AbstractAsyncContextManager[Database]],
 ) -> AsyncIterator[Database]:
@@ -44,27 +75,62 @@ async def database(
         yield database
 
 
+class Accounts:
+    """What one does with one's own account, by the classes that do it."""
+
+    def __init__(
+        self,
+        database: Database,
+        hasher: PasswordHasher,
+        key: SigningKey,
+        *,
+        admin_secret: str | None = ADMIN_SECRET,
+        cache: "redis.asyncio.Redis | None" = None,
+    ) -> None:
+        sign_up = SignUp(database=database, hasher=hasher, admin_secret=admin_secret)
+        mailing = Mailing(reset_url=RESET_URL, wake=lambda: None)
+        throttle = LoginThrottle(database=database, cache=cache, key=THROTTLE_KEY)
+        sign_in = SignIn(
+            database=database,
+            hasher=hasher,
+            throttle=throttle,
+            signing_key=lambda: key,
+            refresh_key=REFRESH_KEY,
+            access_lifetime=ACCESS_LIFETIME,
+            refresh_lifetime=timedelta(days=7),
+        )
+        password_change = PasswordChange(
+            database=database,
+            hasher=hasher,
+            mailing=mailing,
+            throttle=throttle,
+            access_lifetime=ACCESS_LIFETIME,
+        )
+        password_reset = PasswordReset(
+            database=database,
+            hasher=hasher,
+            mailing=mailing,
+            throttle=throttle,
+            access_lifetime=ACCESS_LIFETIME,
+        )
+        self.mailing = mailing
+        self.throttle = throttle
+        self.reset_password = password_reset.reset
+        self.register = sign_up.register
+        self.register_admin = sign_up.register_admin
+        self.login = sign_in.login
+        self.refresh = sign_in.refresh
+        self.change_password = password_change.change
+        self._database = database
+
+    async def get(self, user_id: UUID) -> User:
+        async with self._database.transaction() as connection:
+            return await get_user(connection, user_id=user_id)
+
+
 @pytest.fixture
 def accounts(database: Database, hasher: PasswordHasher, key: SigningKey) -> Accounts:
-    return some_accounts(database, hasher, key)
-
-
-def some_accounts(
-    database: Database,
-    hasher: PasswordHasher,
-    key: SigningKey,
-    *,
-    admin_secret: str | None = ADMIN_SECRET,
-) -> Accounts:
-    return Accounts(
-        database=database,
-        hasher=hasher,
-        key=key,
-        refresh_key=REFRESH_KEY,
-        admin_secret=admin_secret,
-        access_lifetime=timedelta(minutes=15),
-        refresh_lifetime=timedelta(days=7),
-    )
+    return Accounts(database, hasher, key)
 
 
 def a_sign_up(**changes: Any) -> dict[str, Any]:

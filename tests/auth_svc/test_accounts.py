@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from auth_svc import sessions
-from auth_svc.accounts import Accounts, Role
+from auth_svc.accounts import Role
 from auth_svc.passwords import PasswordHasher
 from auth_svc.tables import refresh_tokens, users
 from auth_svc.tables import sessions as sessions_table
@@ -21,9 +21,9 @@ from tests.auth_svc.conftest import (
     GOOD_PASSWORD,
     NOW,
     PEPPER,
+    Accounts,
     a_sign_up,
     rows,
-    some_accounts,
 )
 
 
@@ -99,7 +99,7 @@ async def test_an_admin_needs_the_secret(accounts: Accounts, database: Database)
 async def test_without_a_secret_nobody_becomes_admin(
     database: Database, hasher: PasswordHasher, key: SigningKey, guess: str
 ) -> None:
-    accounts = some_accounts(database, hasher, key, admin_secret=None)
+    accounts = Accounts(database, hasher, key, admin_secret=None)
     with pytest.raises(DomainError) as refused:
         await accounts.register_admin(**a_sign_up(admin_secret=guess))
     assert refused.value.reason is Reason.INVALID_ADMIN_SECRET
@@ -196,7 +196,7 @@ async def test_what_changes_while_the_password_is_checked_counts(
     interrupted = Interrupted(database, **change)
     try:
         found, _ = await reason_of_login(
-            some_accounts(database, interrupted, key), "mira@example.com", GOOD_PASSWORD
+            Accounts(database, interrupted, key), "mira@example.com", GOOD_PASSWORD
         )
     finally:
         interrupted.close()
@@ -238,7 +238,7 @@ async def test_no_transaction_is_open_while_a_password_is_hashed(
     accounts: Accounts, database: Database, key: SigningKey, watched: Watched
 ) -> None:
     await accounts.register(**a_sign_up())
-    other = some_accounts(database, watched, key)
+    other = Accounts(database, watched, key)
     # At another cost: verified, then hashed again.
     await other.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
     noor = await other.register(**a_sign_up(email="noor@example.com"))
@@ -256,7 +256,7 @@ async def test_a_login_after_the_cost_changed_hashes_again(
     accounts: Accounts, database: Database, key: SigningKey, watched: Watched
 ) -> None:
     user = await accounts.register(**a_sign_up())
-    dearer = some_accounts(database, watched, key)
+    dearer = Accounts(database, watched, key)
     # Several at once: none may take the other's new hash for a new password.
     await asyncio.gather(
         *(dearer.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW) for _ in range(5))

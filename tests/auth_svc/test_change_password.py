@@ -9,13 +9,14 @@ import jwt
 import pytest
 import sqlalchemy as sa
 
-from auth_svc.accounts import Accounts, SignedIn
+from auth_svc.sign_in import SignedIn
 from auth_svc.tables import sessions, users
 from mesh.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import (
     GOOD_PASSWORD,
     NOW,
+    Accounts,
     a_sign_up,
     refusal_of,
     rows,

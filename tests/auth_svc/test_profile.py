@@ -6,11 +6,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from auth_svc.accounts import Accounts, User
+from auth_svc.accounts import User
 from auth_svc.profile import update_profile
 from mesh.database import Database
 from mesh.errors import Reason
-from tests.auth_svc.conftest import NOW, a_sign_up, refusal_of
+from tests.auth_svc.conftest import NOW, Accounts, a_sign_up, refusal_of
 
 LATER = NOW + timedelta(hours=1)
 

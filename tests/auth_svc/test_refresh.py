@@ -7,7 +7,6 @@ import pytest
 import sqlalchemy as sa
 
 from auth_svc import sessions
-from auth_svc.accounts import Accounts
 from auth_svc.passwords import PasswordHasher
 from auth_svc.tables import refresh_tokens, users
 from auth_svc.tables import sessions as sessions_table
@@ -15,12 +14,13 @@ from auth_svc.tokens import SigningKey
 from mesh.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import (
+    ACCESS_LIFETIME,
     NOW,
+    Accounts,
     a_sign_up,
     refusal_of,
     rows,
     signed_in,
-    some_accounts,
 )
 
 SECOND = timedelta(seconds=1)
@@ -78,7 +78,7 @@ async def test_another_process_returns_the_same_successor(
     """As after a kill between commit and reply: nothing of the answer is in memory any more."""
     first = await signed_in(accounts)
     lost = await accounts.refresh(refresh_token=first.refresh_token, now=NOW)
-    restarted = some_accounts(database, hasher, key)
+    restarted = Accounts(database, hasher, key)
     again = await restarted.refresh(refresh_token=first.refresh_token, now=NOW + 3 * SECOND)
     assert again.refresh_token == lost.refresh_token
 
@@ -93,6 +93,7 @@ async def test_without_the_key_nobody_knows_the_successor(
             refresh_token=first.refresh_token,
             key=b"another",
             idle_lifetime=DAY,
+            access_lifetime=ACCESS_LIFETIME,
             now=NOW,
         )
         await connection.rollback()
@@ -172,7 +173,7 @@ async def test_what_is_no_refresh_token(accounts: Accounts, token: str) -> None:
 async def test_an_access_token_is_no_refresh_token(accounts: Accounts) -> None:
     current = await signed_in(accounts)
     error = await refusal_of(accounts.refresh(refresh_token=current.access_token, now=NOW))
-    assert error.reason is Reason.TOKEN_INVALID
+    assert error.reason is Reason.TOKEN_WRONG_TYPE
 
 
 async def test_a_deactivated_account_is_not_refreshed(

@@ -6,12 +6,21 @@ from uuid import UUID, uuid4
 import pytest
 
 from auth_svc import sessions
-from auth_svc.accounts import Accounts, SignedIn
 from auth_svc.sessions import Session, SessionPage
+from auth_svc.sign_in import SignedIn
 from auth_svc.tables import sessions as sessions_table
 from mesh.database import Database
 from mesh.errors import Reason
-from tests.auth_svc.conftest import GOOD_PASSWORD, NOW, a_sign_up, refusal_of, rows, signed_in
+from tests.auth_svc.conftest import (
+    ACCESS_LIFETIME,
+    GOOD_PASSWORD,
+    NOW,
+    Accounts,
+    a_sign_up,
+    refusal_of,
+    rows,
+    signed_in,
+)
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
@@ -35,21 +44,35 @@ async def end_all(
     database: Database, user_id: UUID, *, keep: UUID | None = None, now: datetime = NOW
 ) -> int:
     async with database.transaction() as connection:
-        return await sessions.end_all(connection, user_id=user_id, keep=keep, now=now)
+        return await sessions.end_all(
+            connection, user_id=user_id, keep=keep, access_lifetime=ACCESS_LIFETIME, now=now
+        )
 
 
 async def end_one(
     database: Database, user_id: UUID, session_id: UUID, *, now: datetime = NOW
 ) -> int:
     async with database.transaction() as connection:
-        return await sessions.end_one(connection, user_id=user_id, session_id=session_id, now=now)
+        return await sessions.end_one(
+            connection,
+            user_id=user_id,
+            session_id=session_id,
+            access_lifetime=ACCESS_LIFETIME,
+            now=now,
+        )
 
 
 async def revoke(
     database: Database, user_id: UUID, session_id: UUID, *, now: datetime = NOW
 ) -> None:
     async with database.transaction() as connection:
-        await sessions.revoke(connection, user_id=user_id, session_id=session_id, now=now)
+        await sessions.revoke(
+            connection,
+            user_id=user_id,
+            session_id=session_id,
+            access_lifetime=ACCESS_LIFETIME,
+            now=now,
+        )
 
 
 async def someone_else(accounts: Accounts) -> SignedIn:

@@ -27,6 +27,7 @@ def a_token(key: SigningKey, *, user_id: UUID | None = None, session_id: UUID | 
         user_id=user_id or uuid4(),
         session_id=session_id or uuid4(),
         role="STAFF",
+        version=3,
         lifetime=timedelta(minutes=15),
         now=datetime.now(UTC),
     )
@@ -39,6 +40,7 @@ def test_a_token_verifies_by_the_published_key_and_says_who(key: SigningKey) -> 
         user_id=user_id,
         session_id=session_id,
         role="ADMIN",
+        version=3,
         lifetime=timedelta(minutes=15),
         now=now,
     )
@@ -60,6 +62,7 @@ def test_a_token_verifies_by_the_published_key_and_says_who(key: SigningKey) -> 
         "sub": str(user_id),
         "sid": str(session_id),
         "role": "ADMIN",
+        "ver": 3,
         "iat": int(now.timestamp()),
         "exp": int(now.timestamp()) + 900,
     }
@@ -73,7 +76,7 @@ async def test_the_other_services_believe_it(key: SigningKey) -> None:
 
     metadata = {"authorization": f"Bearer {a_token(key, user_id=user_id, session_id=session_id)}"}
     caller = await identity.identify("operator", metadata, keys)
-    assert caller == Caller("operator", user_id, Access.STAFF, session_id)
+    assert caller == Caller("operator", user_id, Access.STAFF, session_id, token_version=3)
 
 
 def test_two_tokens_are_never_the_same(key: SigningKey) -> None:
@@ -119,9 +122,9 @@ def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
 
 def test_a_loser_of_the_race_takes_the_winners_key(tmp_path: Path) -> None:
     path = tmp_path / "access_token.pem"
-    tokens._create(path)
+    tokens.create_key(path)
     winner = path.read_bytes()
-    tokens._create(path)
+    tokens.create_key(path)
     assert path.read_bytes() == winner
     assert list(tmp_path.iterdir()) == [path]
 

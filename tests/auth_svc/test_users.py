@@ -1,20 +1,27 @@
 """What admins see and change of accounts, on a real database."""
 
+import asyncio
 import dataclasses
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import sqlalchemy as sa
 
 from auth_svc import users
-from auth_svc.accounts import Accounts, Role, User
+from auth_svc.accounts import Role, User
 from auth_svc.tables import sessions
+from auth_svc.tables import users as users_table
 from auth_svc.users import UserPage
 from mesh.database import Database
-from mesh.errors import Reason
+from mesh.errors import DomainError, Reason
 from tests.auth_svc.conftest import (
+    ACCESS_LIFETIME,
+    ADMIN_SECRET,
     GOOD_PASSWORD,
     NOW,
+    Accounts,
     a_sign_up,
     refusal_of,
     rows,
@@ -43,7 +50,12 @@ async def update(
 ) -> User:
     async with database.transaction() as connection:
         return await users.update_user(
-            connection, user_id=user_id, role=role, is_active=is_active, now=LATER
+            connection,
+            user_id=user_id,
+            role=role,
+            is_active=is_active,
+            access_lifetime=ACCESS_LIFETIME,
+            now=LATER,
         )
 
 
@@ -80,7 +92,7 @@ async def test_only_what_is_sent_changes(accounts: Accounts, database: Database)
     user, other = await some_users(accounts, 2)
     assert await update(database, user.user_id) == user
     staff = await update(database, user.user_id, role=Role.STAFF)
-    assert staff == dataclasses.replace(user, role=Role.STAFF, update_time=LATER)
+    assert staff == dataclasses.replace(user, role=Role.STAFF, update_time=LATER, access_version=1)
     assert await accounts.get(user.user_id) == staff
     assert await accounts.get(other.user_id) == other
 
@@ -115,3 +127,52 @@ async def test_a_new_role_ends_no_session(accounts: Accounts, database: Database
 async def test_nobodys_account(database: Database, is_active: bool | None) -> None:
     error = await refusal_of(update(database, uuid4(), role=Role.STAFF, is_active=is_active))
     assert error.reason is Reason.USER_NOT_FOUND
+
+
+async def some_admins(accounts: Accounts, count: int) -> list[User]:
+    return [
+        await accounts.register_admin(
+            **a_sign_up(email=f"admin{number}@example.com"), admin_secret=ADMIN_SECRET
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("change", [{"role": Role.STAFF}, {"is_active": False}])
+async def test_the_last_active_admin_stays_one(
+    accounts: Accounts, database: Database, change: dict[str, Any]
+) -> None:
+    first, last, idle = await some_admins(accounts, 3)
+    await update(database, idle.user_id, is_active=False)
+    await update(database, first.user_id, **change)
+    error = await refusal_of(update(database, last.user_id, **change))
+    assert error.reason is Reason.LAST_ADMIN
+    same = await update(database, last.user_id, role=Role.ADMIN, is_active=True)
+    assert (same.role, same.is_active) == (Role.ADMIN, True)
+    await update(database, idle.user_id, is_active=True)
+    await update(database, last.user_id, **change)
+
+
+async def test_two_admins_who_demote_each_other_leave_one(
+    accounts: Accounts, database: Database
+) -> None:
+    for attempt in range(10):
+        admins = await some_admins_anew(accounts, database, attempt)
+        outcomes = await asyncio.gather(
+            *(update(database, admin.user_id, role=Role.STAFF) for admin in admins),
+            return_exceptions=True,
+        )
+        refused = [each for each in outcomes if isinstance(each, DomainError)]
+        assert [each.reason for each in refused] == [Reason.LAST_ADMIN]
+
+
+async def some_admins_anew(accounts: Accounts, database: Database, attempt: int) -> list[User]:
+    """Two admins, and no other."""
+    async with database.transaction() as connection:
+        await connection.execute(sa.update(users_table).values(role=Role.STAFF))
+    return [
+        await accounts.register_admin(
+            **a_sign_up(email=f"{attempt}-{number}@example.com"), admin_secret=ADMIN_SECRET
+        )
+        for number in range(2)
+    ]

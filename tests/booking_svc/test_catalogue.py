@@ -9,7 +9,7 @@ import alembic.command
 import pytest
 
 from booking_svc import events, venues
-from booking_svc.saga import Wanted
+from booking_svc.pricing import Wanted
 from booking_svc.venues import Auditorium, Row, Seat
 from mesh.database import alembic_config
 from mesh.errors import DomainError, Reason
@@ -154,7 +154,7 @@ async def test_what_cannot_be_put_on_sale(world: World) -> None:
 
 
 async def test_an_auditorium_is_never_used_twice_at_a_time(world: World) -> None:
-    """Twenty at once: the constraint decides, not a query before it."""
+    """Fifty at once: the constraint decides, not a query before it."""
     auditorium = await an_auditorium(world)
     answers = await asyncio.gather(
         *(
@@ -162,12 +162,12 @@ async def test_an_auditorium_is_never_used_twice_at_a_time(world: World) -> None
                 an_offer(capacity=None, seat_type="REGULAR"),
                 auditorium_id=auditorium.auditorium_id,
             )
-            for _ in range(20)
+            for _ in range(50)
         ),
         return_exceptions=True,
     )
     refusals = [answer for answer in answers if isinstance(answer, DomainError)]
-    assert len(refusals) == 19
+    assert len(refusals) == 49
     assert {refusal.reason for refusal in refusals} == {Reason.SHOWTIME_OVERLAP}
 
 

@@ -42,7 +42,12 @@ async def refresh(database: Database, token: str) -> str | None:
     """The successor, or None when the session was ended instead."""
     async with database.transaction() as connection:
         rotated = await sessions.rotate(
-            connection, refresh_token=token, key=KEY, idle_lifetime=WEEK, now=NOW
+            connection,
+            refresh_token=token,
+            key=KEY,
+            idle_lifetime=WEEK,
+            access_lifetime=WEEK,
+            now=NOW,
         )
     return None if rotated is None else rotated.refresh_token
 

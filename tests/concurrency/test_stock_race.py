@@ -2,10 +2,13 @@
 
 import asyncio
 import itertools
+import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import timedelta
 from uuid import UUID
 
+import pytest
 import pytest_asyncio
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,8 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import expiry
-from stock_svc.reservations import Reservation
+from mesh.pipeline import Statement, run_together
+from stock_svc import expiry, statements
+from stock_svc.reservation import Line, Reservation
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
 from stock_svc.tables import pools, reservations, seat_claims
@@ -23,6 +27,12 @@ from tests.stock_svc.sale import LAPSED, NOW, Sale, on_sale
 CONNECTIONS = 16
 BUYERS = 50
 PLACES = 10
+SEATS = [f"A{n}" for n in range(PLACES)]
+
+
+@pytest.fixture(scope="session")
+def runs(is_long: bool) -> int:
+    return 200 if is_long else 4
 
 
 @pytest_asyncio.fixture
@@ -57,18 +67,36 @@ def won(outcomes: list[object]) -> list[Reservation]:
     return [outcome for outcome in outcomes if isinstance(outcome, Reservation)]
 
 
-async def naive_claim(sale: Sale) -> bool:
+class Crowd:
+    """Lets nobody act on what they saw before as many have looked as there are connections.
+
+    So that a race does not depend on who happens to be fast.
+    """
+
+    def __init__(self) -> None:
+        self._looked = 0
+        self._all = asyncio.Event()
+
+    async def has_looked(self) -> None:
+        self._looked += 1
+        if self._looked >= CONNECTIONS:
+            self._all.set()
+        await self._all.wait()
+
+
+async def naive_claim(sale: Sale, crowd: Crowd) -> bool:
     """The copy without the guard: looks first, takes then."""
     is_floor = (pools.c.event_id == sale.event_id) & (pools.c.pool_id == sale.pools["floor"])
     async with sale.database.transaction() as connection:
         free = await connection.scalar(sa.select(pools.c.capacity - pools.c.held).where(is_floor))
         if free is None or free < 1:
             return False
+        await crowd.has_looked()
         await connection.execute(sa.update(pools).where(is_floor).values(held=pools.c.held + 1))
         return True
 
 
-async def naive_seat_claim(sale: Sale, reservation_id: UUID) -> bool:
+async def naive_seat_claim(sale: Sale, reservation_id: UUID, crowd: Crowd) -> bool:
     """The same for a seat."""
     seat_id = sale.seats["A1"]
     async with sale.database.transaction() as connection:
@@ -77,6 +105,7 @@ async def naive_seat_claim(sale: Sale, reservation_id: UUID) -> bool:
         )
         if taken:
             return False
+        await crowd.has_looked()
         await connection.execute(
             sa.insert(seat_claims).values(
                 event_id=sale.event_id, reservation_id=reservation_id, seat_id=seat_id, state="HELD"
@@ -89,11 +118,13 @@ async def test_the_race_is_real_without_the_guard(database: Database) -> None:
     """Control: the same rush oversells when check and claim are separate statements."""
     sale = await on_sale(database, pools={"floor": PLACES})
     await sale.sql("ALTER TABLE pools DROP CONSTRAINT pools_oversold_check")
-    assert (await rush(naive_claim(sale) for _ in range(BUYERS))).count(True) > PLACES
+    crowd = Crowd()
+    assert (await rush(naive_claim(sale, crowd) for _ in range(BUYERS))).count(True) > PLACES
 
 
-async def test_fifty_buyers_ten_places(database: Database) -> None:
-    for _ in range(5):
+@pytest.mark.timeout(1200)
+async def test_fifty_buyers_ten_places(database: Database, runs: int) -> None:
+    for _ in range(runs):
         sale = await on_sale(database, pools={"floor": PLACES})
         outcomes = await rush(sale.reserve() for _ in range(BUYERS))
         assert len(won(outcomes)) == PLACES
@@ -109,18 +140,136 @@ async def test_the_seat_race_is_real_without_the_guard(database: Database) -> No
     )
     made = [await sale.reserve() for _ in range(BUYERS)]
     await sale.sql("DROP INDEX seat_claims_live_idx")
-    claims = await rush(naive_seat_claim(sale, each.reservation_id) for each in made)
+    crowd = Crowd()
+    claims = await rush(naive_seat_claim(sale, each.reservation_id, crowd) for each in made)
     assert claims.count(True) > 1
 
 
-async def test_fifty_buyers_ten_seats(database: Database) -> None:
-    names = [f"A{n}" for n in range(PLACES)]
-    sale = await on_sale(database, seats={"stalls": names})
-    outcomes = await rush(sale.reserve(*sale.lines(names[n % PLACES])) for n in range(BUYERS))
-    assert len(won(outcomes)) == PLACES
-    assert outcomes.count(Reason.SEAT_UNAVAILABLE) == BUYERS - PLACES
-    assert set((await sale.seat_states()).values()) == {"HELD"}
-    await sale.assert_clean()
+@pytest.mark.timeout(1200)
+async def test_fifty_buyers_ten_seats(database: Database, runs: int) -> None:
+    for _ in range(runs):
+        sale = await on_sale(database, seats={"stalls": SEATS})
+        outcomes = await rush(sale.reserve(*sale.lines(SEATS[n % PLACES])) for n in range(BUYERS))
+        assert len(won(outcomes)) == PLACES
+        assert outcomes.count(Reason.SEAT_UNAVAILABLE) == BUYERS - PLACES
+        assert set((await sale.seat_states()).values()) == {"HELD"}
+        await sale.assert_clean()
+
+
+async def guarded_claim(sale: Sale, statement: str, crowd: Crowd) -> bool:
+    """Looks first, takes then, by a statement of the ledger or by a copy of it."""
+    async with sale.database.transaction() as connection:
+        if await free_places(connection, sale) < 1:
+            return False
+        await crowd.has_looked()
+        pool = [[sale.event_id], [sale.pools["floor"]]]
+        change = Statement(statement, [*pool, [0], [1], [0], [1]])
+        [changed] = await run_together(connection, [change])
+        return changed.count == 1
+
+
+async def free_places(connection: AsyncConnection, sale: Sale) -> int:
+    free = await connection.scalar(
+        sa.select(pools.c.capacity - pools.c.held - pools.c.sold)
+        .where(pools.c.event_id == sale.event_id)
+        .where(pools.c.pool_id == sale.pools["floor"])
+    )
+    return int(free or 0)
+
+
+def without_guard(statement: str) -> str:
+    """The test's own copy of the statement that changes pools."""
+    guard = statement[statement.index("  AND pools.held") : statement.index("RETURNING")]
+    assert "<= pools.capacity" in guard
+    return statement.replace(guard, "")
+
+
+@pytest.mark.timeout(1200)
+async def test_the_guard_of_the_statement_keeps_the_pool_whole(
+    database: Database, runs: int
+) -> None:
+    """The same look and the same statement; only the copy without its guard oversells."""
+    for _ in range(runs):
+        control, sale = [await on_sale(database, pools={"floor": PLACES}) for _ in range(2)]
+        await sale.sql("ALTER TABLE pools DROP CONSTRAINT IF EXISTS pools_oversold_check")
+        copy = without_guard(statements.CHANGE_POOLS)
+        crowd = Crowd()
+        oversold = await rush(guarded_claim(control, copy, crowd) for _ in range(BUYERS))
+        assert oversold.count(True) > PLACES
+        crowd = Crowd()
+        exact = await rush(
+            guarded_claim(sale, statements.CHANGE_POOLS, crowd) for _ in range(BUYERS)
+        )
+        assert exact.count(True) == PLACES
+
+
+@pytest_asyncio.fixture
+async def processes(
+    new_database: Callable[[str], str],
+) -> AsyncIterator[tuple[Database, list[asyncio.subprocess.Process]]]:
+    """A database and four processes that buy from it when they are told to."""
+    url = new_database("stock_svc")
+    started = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.concurrency.buyers", url,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    async with Database.open(url) as opened:
+        yield opened, started
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert await process.wait() == 0
+
+
+async def buy(
+    process: asyncio.subprocess.Process, lines: list[list[Line]], sale: Sale
+) -> list[str]:
+    """What became of one buyer for each of the lines, all at once in that process."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    wishes = [
+        [[str(line.offer_id), line.seat_id and str(line.seat_id)] for line in one] for one in lines
+    ]
+    order = {"event_id": str(sale.event_id), "wishes": wishes, "now": NOW.isoformat()}
+    process.stdin.write(json.dumps(order).encode() + b"\n")
+    return list(json.loads(await process.stdout.readline()))
+
+
+@pytest.mark.timeout(1200)
+async def test_four_processes_sell_ten_places(
+    processes: tuple[Database, list[asyncio.subprocess.Process]], runs: int
+) -> None:
+    database, workers = processes
+    for _ in range(runs):
+        sale = await on_sale(database, pools={"floor": PLACES})
+        buyers = [[sale.line()] for _ in range(BUYERS)]
+        parts = await asyncio.gather(
+            *(buy(worker, buyers[n::4], sale) for n, worker in enumerate(workers))
+        )
+        outcomes = [outcome for part in parts for outcome in part]
+        assert (outcomes.count("won"), outcomes.count("SOLD_OUT")) == (PLACES, BUYERS - PLACES)
+        assert await sale.counters() == (PLACES, 0)
+        await sale.assert_clean()
+
+
+@pytest.mark.timeout(1200)
+async def test_four_processes_sell_ten_seats(
+    processes: tuple[Database, list[asyncio.subprocess.Process]], runs: int
+) -> None:
+    database, workers = processes
+    for _ in range(runs):
+        sale = await on_sale(database, seats={"stalls": SEATS})
+        buyers = [sale.lines(SEATS[n % PLACES]) for n in range(BUYERS)]
+        parts = await asyncio.gather(
+            *(buy(worker, buyers[n::4], sale) for n, worker in enumerate(workers))
+        )
+        outcomes = [outcome for part in parts for outcome in part]
+        assert outcomes.count("won") == PLACES
+        assert outcomes.count("SEAT_UNAVAILABLE") == BUYERS - PLACES
+        await sale.assert_clean()
 
 
 async def test_pairs_of_seats_in_any_order_do_not_deadlock(database: Database) -> None:
@@ -140,6 +289,28 @@ async def test_a_customer_with_many_tabs_stays_within_the_limit(database: Databa
     assert len(won(outcomes)) == 4
     assert outcomes.count(Reason.PURCHASE_LIMIT_EXCEEDED) == 16
     await sale.assert_clean()
+
+
+@pytest.mark.timeout(1200)
+async def test_a_customer_stays_within_the_events_limit_over_all_pools(
+    database: Database, runs: int
+) -> None:
+    """No two of the tabs want the same pool's lock, but for the event's limit."""
+    names = [f"pool {n}" for n in range(5)]
+    for _ in range(runs):
+        sale = await on_sale(
+            database,
+            pools=dict.fromkeys(names, 100),
+            offers=dict(zip(names, names, strict=True)),
+            event_limit=4,
+        )
+        customer_id = new_id()
+        outcomes = await rush(
+            sale.reserve(sale.line(names[n % 5]), customer_id=customer_id) for n in range(20)
+        )
+        assert len(won(outcomes)) == 4
+        assert outcomes.count(Reason.PURCHASE_LIMIT_EXCEEDED) == 16
+        await sale.assert_clean()
 
 
 async def test_duplicates_at_once_are_one_reservation(database: Database) -> None:
@@ -306,3 +477,20 @@ async def somebody_waits(database: Database) -> None:
                 if await connection.scalar(waiting):
                     return
             await asyncio.sleep(0.005)
+
+
+async def test_exchanges_in_opposite_directions_do_not_deadlock(database: Database) -> None:
+    """Everybody moves to the other of two full events, as places come free."""
+    one, two = await on_sale(database), await on_sale(database)
+    moves = []
+    for here, there in ((one, two), (two, one)):
+        for _ in range(9):
+            made = await here.reserve()
+            await here.commit(made.reservation_id)
+            moves.append(here.exchange(made.reservation_id, there.line(), to=there))
+    outcomes = await rush(moves[n // 2 + 9 * (n % 2)] for n in range(18))
+    assert len(won(outcomes)) + outcomes.count(Reason.SOLD_OUT) == 18
+    sold = [(await sale.counters())[1] for sale in (one, two)]
+    assert sum(sold) == 18
+    await one.assert_clean()
+    await two.assert_clean()

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -22,6 +23,10 @@ from mesh.settings import SERVICES
 
 ADMIN_SECRET = "the-admin-secret-of-the-end-to-end-tests"
 PASSWORD = "Curtain-Up-2026!"
+INBOUND_SECRET = "agreed-with-the-crm"
+SANDBOX_SECRET = "whsec_the_real_one"
+T = TypeVar("T")
+
 _START_SECONDS = 120
 _STOP_SECONDS = 60
 
@@ -46,6 +51,13 @@ class RunningMesh:
 @pytest.fixture(scope="session")
 def mesh() -> Iterator[RunningMesh]:
     """`make up` with open limits and cheap passwords, as a process of its own."""
+    with running_mesh() as running:
+        yield running
+
+
+@contextmanager
+def running_mesh(**settings: str) -> Iterator[RunningMesh]:
+    """A mesh of its own with more settings, e.g. `running_mesh(BOXOFFICE_REPLICAS="2")`."""
     # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
         gateway, admin, base = free_ports()
@@ -56,7 +68,11 @@ def mesh() -> Iterator[RunningMesh]:
             "BOXOFFICE_PORT_BASE": str(base),
             "BOXOFFICE_RATE_LIMIT_SCALE": "1000",
             "BOXOFFICE_PASSWORD_COST": "4",
+            "BOXOFFICE_WEBHOOK_ALLOW_LOOPBACK": "true",
             "BOXOFFICE_ADMIN_REGISTRATION_SECRET": ADMIN_SECRET,
+            "BOXOFFICE_SANDBOX_WEBHOOK_SECRET": SANDBOX_SECRET,
+            "BOXOFFICE_INBOUND_WEBHOOK_SECRETS": f"crm={INBOUND_SECRET}",
+            **settings,
         }
         log = Path(folder) / "up.log"
         with log.open("wb") as output:
@@ -188,6 +204,15 @@ def items(event: dict[str, Any], quantity: Any = 1) -> dict[str, Any]:
     }
 
 
+def until(found: Callable[[], T | None], what: str, *, seconds: float = 30) -> T:
+    """What `found()` returns once it is true; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+    return result
+
+
 def reason(response: httpx.Response) -> str:
     """The ErrorInfo's reason of an error in the common shape."""
     error = response.json()
@@ -212,15 +237,21 @@ def _clean_environment() -> dict[str, str]:
 
 
 def free_ports() -> tuple[int, int, int]:
-    """Two free ports and a base with the services' ports above it free too."""
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        gateway, admin = first.getsockname()[1], second.getsockname()[1]
-    for base in range(20_000, 30_000, 50):
-        if all(_is_free(base + offset) for offset in range(1, 5)):
-            return gateway, admin, base
-    raise RuntimeError("no free ports")
+    """A free port for the gateway, one for its admin page, and a base for the services.
+
+    The next port after each of the first two is free too, and so are those above the base
+    that the services and their metrics take, for two replicas.
+    """
+    bases = iter(range(20_000, 30_000, 50))
+    return (
+        next(base for base in bases if _are_free(base, base + 1)),
+        next(base for base in bases if _are_free(base, base + 1)),
+        next(base for base in bases if _are_free(*range(base + 1, base + 21))),
+    )
+
+
+def _are_free(*ports: int) -> bool:
+    return all(map(_is_free, ports))
 
 
 def _is_free(port: int) -> bool:

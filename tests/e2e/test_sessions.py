@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mesh.ids import new_id
-from tests.e2e.conftest import Api, reason, violated_fields
+from tests.e2e.conftest import PASSWORD, Api, reason, violated_fields
 
 REFRESH = "/api/v1/auth/refresh"
 LOGOUT = "/api/v1/auth/logout"
@@ -52,7 +52,7 @@ def test_what_is_no_refresh_token(api: Api, token: str) -> None:
 
 def test_an_access_token_is_no_refresh_token(customer: Api) -> None:
     refused = customer.post(REFRESH, {"refreshToken": customer.token})
-    assert (refused.status_code, reason(refused)) == (401, "TOKEN_INVALID")
+    assert (refused.status_code, reason(refused)) == (401, "TOKEN_WRONG_TYPE")
 
 
 @pytest.mark.parametrize("body", [{}, {"refreshToken": ""}, {"refreshToken": "x" * 4097}])
@@ -73,7 +73,8 @@ def test_signing_out_everywhere(api: Api) -> None:
     assert not is_alive(first)
     assert not is_alive(second)
     assert is_alive(stranger)
-    assert first.post(LOGOUT, {"scope": "ALL_SESSIONS"}).json()["tokensInvalidated"] == 0
+    fresh = again(first)
+    assert fresh.post(LOGOUT, {"scope": "ALL_SESSIONS"}).json()["tokensInvalidated"] == 1
 
 
 def test_signing_out_here(customer: Api) -> None:
@@ -132,3 +133,15 @@ def test_without_a_token_there_are_no_sessions(api: Api) -> None:
         api.delete(f"{SESSIONS}/{new_id()}"),
     ):
         assert (refused.status_code, reason(refused)) == (401, "TOKEN_INVALID")
+
+
+def test_guessing_is_slowed_down(api: Api) -> None:
+    mira, guess = api.sign_up(), "/api/v1/auth/login"
+    for email in (mira.session["user"]["email"], f"{new_id()}@example.com"):
+        for _ in range(5):
+            wrong = api.post(guess, {"email": email, "password": "wrong"})
+            assert (wrong.status_code, reason(wrong)) == (401, "INVALID_CREDENTIALS")
+        refused = api.post(guess, {"email": email, "password": PASSWORD})
+        assert (refused.status_code, reason(refused)) == (429, "LOGIN_THROTTLED")
+        assert int(refused.headers["retry-after"]) == 1
+    assert is_alive(mira)

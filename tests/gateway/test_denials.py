@@ -135,6 +135,7 @@ BAD_TOKENS: dict[str, tuple[Callable[[], str], str]] = {
     "no expiry": (lambda: token(exp=None), "TOKEN_INVALID"),
     "not yet valid": (lambda: token(nbf=int(time.time()) + 600), "TOKEN_INVALID"),
     "an opaque string": (lambda: "c29tZSByZWZyZXNoIHRva2Vu", "TOKEN_INVALID"),
+    "a refresh token": (lambda: "rx2AkaSrYOR3yOxq42OYZbdXJ65DaXKsQ8_JsrzZJ8w", "TOKEN_WRONG_TYPE"),
 }
 
 

@@ -87,13 +87,33 @@ def test_a_wrong_query_parameter_is_named(gateway: Gateway, query: str, field: s
     [
         ("GET", "/"),
         ("GET", "/api/v1/nothing"),
-        ("PATCH", "/api/v1/bookings"),
-        ("PUT", "/health"),
-        ("OPTIONS", "/api/v1/bookings"),
+        ("GET", "/api/v1/bookings/b1/cancel/more"),
+        ("POST", "/healthy"),
     ],
 )
-def test_unknown_paths_and_verbs(gateway: Gateway, verb: str, path: str) -> None:
+def test_unknown_paths(gateway: Gateway, verb: str, path: str) -> None:
     check(gateway.rest.request(verb, path, headers=bearer()), 404, "ROUTE_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "allowed"),
+    [
+        ("DELETE", "/api/v1/bookings", {"GET", "POST"}),
+        ("PUT", "/health", {"GET"}),
+        ("OPTIONS", "/api/v1/bookings?page_size=1", {"GET", "POST"}),
+        ("GET", "/api/v1/bookings/b1/cancel", {"POST"}),
+        ("TRACE", "/.well-known/jwks.json", {"GET"}),
+        ("POST", "/openapi.json", {"GET", "HEAD"}),
+        ("DELETE", "/docs/start.js", {"GET", "HEAD"}),
+    ],
+)
+def test_a_verb_that_the_path_does_not_have(
+    gateway: Gateway, verb: str, path: str, allowed: set[str]
+) -> None:
+    answer = gateway.rest.request(verb, path, headers=bearer())
+    check(answer, 405, "METHOD_NOT_ALLOWED")
+    assert set(answer.headers["allow"].split(", ")) == allowed
+    assert gateway.upstream.calls == []
 
 
 @pytest.mark.parametrize("path", ["/api/v1/bookings", "/webhooks/stripe"])
@@ -191,6 +211,7 @@ def test_a_services_own_error_keeps_its_details(gateway: Gateway) -> None:
 STATUSES = {
     Reason.VALIDATION_FAILED: 400,
     Reason.INVALID_CREDENTIALS: 401,
+    Reason.PAYMENT_FAILED: 402,
     Reason.STAFF_REQUIRED: 403,
     Reason.BOOKING_NOT_FOUND: 404,
     Reason.ALREADY_CONFIRMED: 409,

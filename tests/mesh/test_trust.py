@@ -288,14 +288,19 @@ def bad_tokens(key: TokenKey) -> dict[str, str]:
         "no signature": f"{head}.{body}.",
         "two parts": f"{head}.{body}",
         "no token": "opaque",
+        "a refresh token": "rx2AkaSrYOR3yOxq42OYZbdXJ65DaXKsQ8_JsrzZJ8w",
         "nothing": "",
     }
+
+
+OF_ANOTHER_TYPE = {"no type", "another type", "a refresh token's type", "a refresh token"}
 
 
 @pytest.mark.parametrize("kind", bad_tokens(TokenKey.new()))
 async def test_a_token_that_does_not_hold(who_am_i: WhoAmI, key: TokenKey, kind: str) -> None:
     token = bad_tokens(key)[kind]
-    assert await who_am_i.ask("operator", authorization=f"Bearer {token}") == "TOKEN_INVALID"
+    expected = "TOKEN_WRONG_TYPE" if kind in OF_ANOTHER_TYPE else "TOKEN_INVALID"
+    assert await who_am_i.ask("operator", authorization=f"Bearer {token}") == expected
     assert who_am_i.seen == []
 
 
@@ -355,6 +360,8 @@ def test_the_gateway_gets_no_further_than_its_user() -> None:
     with pytest.raises(DomainError) as refused:
         identity.authorise(Caller("gateway", UUID(int=7), Access.ADMIN), named)
     assert refused.value.reason is Reason.CALLER_NOT_ALLOWED
+    # For itself, as it asks limit_svc.
+    identity.authorise(Caller("gateway"), named)
 
 
 async def test_a_method_that_the_process_does_not_serve_is_unimplemented(
@@ -367,3 +374,15 @@ async def test_a_method_that_the_process_does_not_serve_is_unimplemented(
     ):
         error = await refusal(ask(channel, GET_ME))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_refusal_says_how_to_sign_in(network: Network, key: TokenKey) -> None:
+    async with (
+        everything(network, key) as port,
+        network.plain_channel("operator", "stock_svc", port) as channel,
+    ):
+        error = await refusal(call(channel, GET_ME, empty_request(GET_ME)))
+    challenges = [
+        value for name, value in error.trailing_metadata() or () if name == "www-authenticate"
+    ]
+    assert challenges == ['Bearer realm="boxoffice", error="invalid_token"']

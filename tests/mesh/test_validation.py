@@ -7,7 +7,10 @@ import pytest
 from google.rpc import error_details_pb2
 
 from boxoffice.bookings.v1 import booking_service_pb2
+from boxoffice.catalogue.v1 import event_service_pb2
 from mesh import call as current
+from mesh.errors import DomainError
+from mesh.validation import validate
 from tests.mesh.network import (
     Context,
     Network,
@@ -84,6 +87,13 @@ async def test_every_field_at_fault_is_named(network: Network) -> None:
         "checkout.provider",
         "checkout.success_url",
     }
+
+
+def test_an_enum_that_was_left_out_is_said_to_be_required() -> None:
+    request = event_service_pb2.SetEventStatusRequest(event_id=EVENT_ID)
+    with pytest.raises(DomainError) as refused:
+        validate(request)
+    assert str(refused.value) == "status: value is required"
 
 
 @pytest.mark.parametrize("quantity", [0, -1, 1001])

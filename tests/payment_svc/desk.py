@@ -53,6 +53,7 @@ def an_order(
     description: str = "2 × North Stand, Monsoon Nights",
     success_url: str = "",
     cancel_url: str = "",
+    event_id: UUID | None = None,
 ) -> Order:
     return Order(
         payment_id=payment_id or new_id(),
@@ -63,6 +64,7 @@ def an_order(
         description=description,
         success_url=success_url,
         cancel_url=cancel_url,
+        event_id=event_id,
     )
 
 

@@ -22,10 +22,10 @@ from payment_svc.providers import (
     RefundProcessed,
     Session,
     Voided,
-    WebhookEvent,
 )
 from payment_svc.sandbox import NAME
 from payment_svc.sandbox.ledger import Kind
+from payment_svc.sandbox.provider import SandboxProvider
 from payment_svc.webhooks import Outcome
 from tests.payment_svc.desk import GATEWAY_URL, PRICE, Desk, an_order
 
@@ -198,10 +198,13 @@ async def test_without_the_lock_void_and_payment_both_win(desk: Desk) -> None:
     assert all(both)
 
 
-class Failing:
+class Failing(SandboxProvider):
     """A provider whose answers get lost, after or before it has done what was asked."""
 
     def __init__(self, desk: Desk) -> None:
+        super().__init__(
+            desk.database, desk.clock, gateway_url="", secrets=[], webhook_queued=Wakeup()
+        )
         self._desk = desk
         self.is_done_first = True
 
@@ -210,16 +213,13 @@ class Failing:
             await self._desk.provider.create_session(order)
         raise ProviderError(NAME, "http_500")
 
-    async def void(self, payment_id: UUID) -> Voided | Captured:
+    async def void(self, order: Order, reference: str | None) -> Voided | Captured:
         raise ProviderError(NAME, "http_500")
 
     async def refund(self, order: RefundOrder) -> RefundProcessed:
         if self.is_done_first:
             await self._desk.provider.refund(order)
         raise ProviderError(NAME, "http_500")
-
-    def read_webhook(self, *_: object, **__: object) -> WebhookEvent:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("is_done_first", [False, True])
@@ -263,8 +263,8 @@ async def test_a_payment_voided_while_it_is_opened_takes_no_money(desk: Desk) ->
             assert (await desk.cashier.void(order.payment_id)).status is Status.VOIDED
             return await desk.provider.create_session(order)
 
-        async def void(self, payment_id: UUID) -> Voided | Captured:
-            return await desk.provider.void(payment_id)
+        async def void(self, order: Order, reference: str | None) -> Voided | Captured:
+            return await desk.provider.void(order, reference)
 
     meanwhile = Cashier(desk.database, {NAME: VoidsMeanwhile(desk)}, desk.clock, Wakeup())
     payment = await meanwhile.open(order)

@@ -18,7 +18,9 @@ def a_page(
     amount: Money = Money(150_000, "INR"),  # noqa: B008 - frozen
     description: str = "2 × North Stand, Monsoon Nights",
 ) -> str:
-    return pages.checkout(SandboxSession("cs_1", new_id(), state, amount, description, "", ""))
+    return pages.checkout(
+        SandboxSession("cs_1", new_id(), state, amount, description, "", "", None)
+    )
 
 
 @pytest.mark.parametrize(

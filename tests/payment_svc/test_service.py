@@ -1,16 +1,12 @@
 """payment_svc as it runs: through its own server, with mutual TLS and the contract's rules."""
 
 import asyncio
-import base64
 import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from uuid import UUID
 
 import grpc
 import pytest
-from google.api import httpbody_pb2
 from google.rpc import error_details_pb2
 
 from boxoffice.payments.v1 import (
@@ -18,102 +14,16 @@ from boxoffice.payments.v1 import (
     payment_pb2,
     payment_service_pb2,
     sandbox_service_pb2,
-    webhook_service_pb2,
 )
 from boxoffice.payments.v1.payment_event_service_pb2_grpc import PaymentEventServiceStub
 from boxoffice.payments.v1.payment_service_pb2_grpc import PaymentServiceStub
 from boxoffice.payments.v1.sandbox_service_pb2_grpc import SandboxServiceStub
-from boxoffice.payments.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from boxoffice.types.v1.money_pb2 import Money
-from mesh.clock import system_clock
 from mesh.ids import new_id
 from payment_svc.__main__ import main, open_service
-from payment_svc.sandbox import signature
 from payment_svc.settings import Settings
 from tests.mesh.network import Network, details_of, reason_of, refusal
-
-SECRET = "the sandbox's webhook secret"
-Metadata = list[tuple[str, str]]
-
-
-@dataclass
-class Running:
-    """The service, as the gateway and booking_svc reach it."""
-
-    gateway: grpc.aio.Channel
-    booking: grpc.aio.Channel
-
-    async def create(self, **changes: object) -> payment_pb2.Payment:
-        return await PaymentServiceStub(self.booking).CreatePayment(a_request(**changes))
-
-    async def complete(self, payment_id: str, outcome: int) -> str:
-        answer = await SandboxServiceStub(self.gateway).CompleteCheckout(
-            sandbox_service_pb2.CompleteCheckoutRequest(
-                payment_id=payment_id,
-                outcome=outcome,  # type: ignore[arg-type]
-            )
-        )
-        return answer.redirect_url
-
-    async def webhook(
-        self, body: bytes, *, provider: str = "sandbox", secret: str = SECRET
-    ) -> None:
-        header = signature.sign(body, secret=secret, now=system_clock())
-        await WebhookServiceStub(self.gateway).ReceiveWebhook(
-            webhook_service_pb2.ReceiveWebhookRequest(
-                provider=provider,
-                payload=httpbody_pb2.HttpBody(content_type="application/json", data=body),
-            ),
-            metadata=[(signature.HEADER, header)],
-        )
-
-    async def pay(self, payment: payment_pb2.Payment) -> None:
-        """The customer pays, and VoidPayment, which asks the sandbox, tells the service."""
-        await self.complete(
-            payment.payment_id, sandbox_service_pb2.CompleteCheckoutRequest.SUCCEEDED
-        )
-        answer = await PaymentServiceStub(self.booking).VoidPayment(
-            payment_service_pb2.VoidPaymentRequest(payment_id=payment.payment_id)
-        )
-        assert answer.status == payment_pb2.Payment.CAPTURED
-
-
-@pytest.fixture
-async def running(tmp_path: Path, new_database: Callable[[str], str]) -> AsyncIterator[Running]:
-    settings = Settings(
-        home=tmp_path,
-        payment_database_url=new_database("payment_svc"),
-        sandbox_webhook_secret=SECRET,
-    )
-    network = Network(tmp_path)
-    async with (
-        open_service(settings) as service,
-        network.serve("payment_svc", service) as port,
-        network.plain_channel("gateway", "payment_svc", port) as gateway,
-        network.plain_channel("booking_svc", "payment_svc", port) as booking,
-    ):
-        yield Running(gateway, booking)
-
-
-def a_request(**changes: object) -> payment_service_pb2.CreatePaymentRequest:
-    request = payment_service_pb2.CreatePaymentRequest(
-        payment_id=str(new_id()),
-        booking_id=str(new_id()),
-        customer_id=str(new_id()),
-        provider="sandbox",
-        amount=Money(currency_code="INR", amount_minor=150_000),
-        description="2 × North Stand",
-        success_url="https://shop.test/thanks",
-        cancel_url="https://shop.test/back",
-    )
-    request.MergeFrom(payment_service_pb2.CreatePaymentRequest(**changes))  # type: ignore[arg-type]
-    return request
-
-
-def signed_in(user_id: UUID | str, role: str = "CUSTOMER") -> Metadata:
-    """What the gateway forwards of a verified token."""
-    claims = json.dumps({"sub": str(user_id), "role": role, "sid": str(new_id())}).encode()
-    return [("x-jwt-payload", base64.urlsafe_b64encode(claims).decode())]
+from tests.payment_svc.served import SECRET, Running, a_request, signed_in
 
 
 async def test_from_opening_to_the_refund(running: Running) -> None:
@@ -307,6 +217,8 @@ async def test_production_has_no_sandbox(
     assert [each.descriptor.name for each in offered] == [
         "PaymentService",
         "WebhookService",
+        "BookService",
+        "ReconciliationService",
         "PaymentEventService",
     ]
 

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import audit, reservations, stock
+from stock_svc import alterations, audit, exchange, reservations, restocking, stock
+from stock_svc.alterations import Wanted
 from stock_svc.audit import Audit
-from stock_svc.demand import Line
-from stock_svc.reservations import Reservation
-from stock_svc.stock import StockLeft
+from stock_svc.reservation import Line, Reservation
+from stock_svc.stock import SeatLeft, StockLeft
 
 NOW = datetime(2031, 5, 17, 18, 0, tzinfo=UTC)
 HOLD = timedelta(minutes=10)
@@ -85,6 +85,73 @@ class Sale:
                 connection, event_id=self.event_id, reservation_id=reservation_id, now=now
             )
 
+    async def give_back(self, reservation_id: UUID, *, now: datetime = NOW) -> Reservation:
+        async with self.database.transaction() as connection:
+            return await reservations.give_back(
+                connection, event_id=self.event_id, reservation_id=reservation_id, now=now
+            )
+
+    async def exchange(
+        self,
+        reservation_id: UUID,
+        *lines: Line,
+        to: "Sale | None" = None,
+        to_reservation_id: UUID | None = None,
+        request_key: str | None = None,
+        now: datetime = NOW,
+        hold: timedelta = HOLD,
+    ) -> Reservation:
+        async with self.database.transaction() as connection:
+            return await exchange.exchange(
+                connection,
+                event_id=self.event_id,
+                reservation_id=reservation_id,
+                to_event_id=(to or self).event_id,
+                to_reservation_id=to_reservation_id or new_id(),
+                request_key=request_key or str(new_id()),
+                lines=lines or [(to or self).line()],
+                expire_time=now + hold,
+                now=now,
+            )
+
+    async def restock(self, quantity: int, pool: str = "floor") -> StockLeft:
+        async with self.database.transaction() as connection:
+            return await restocking.restock(
+                connection,
+                event_id=self.event_id,
+                pool_id=self.pools[pool],
+                quantity=quantity,
+                now=NOW,
+            )
+
+    async def block(self, *seats: str, now: datetime = NOW) -> tuple[SeatLeft, ...]:
+        async with self.database.transaction() as connection:
+            return await restocking.block(
+                connection,
+                event_id=self.event_id,
+                seat_ids=[self.seats[name] for name in seats],
+                now=now,
+            )
+
+    async def unblock(self, *seats: str) -> tuple[SeatLeft, ...]:
+        async with self.database.transaction() as connection:
+            return await restocking.unblock(
+                connection,
+                event_id=self.event_id,
+                seat_ids=[self.seats[name] for name in seats],
+                now=NOW,
+            )
+
+    async def update(self, wanted: Wanted, *, now: datetime = NOW) -> StockLeft:
+        async with self.database.transaction() as connection:
+            return await alterations.update(
+                connection, event_id=self.event_id, wanted=wanted, now=now
+            )
+
+    async def remove(self, *, now: datetime = NOW) -> None:
+        async with self.database.transaction() as connection:
+            await restocking.remove(connection, event_id=self.event_id, now=now)
+
     async def get(self, reservation_id: UUID) -> Reservation:
         async with self.database.transaction() as connection:
             return await reservations.get(
@@ -131,6 +198,7 @@ async def on_sale(
     offers: Mapping[str, str] | None = None,
     seats: Mapping[str, Sequence[str]] | None = None,
     per_customer_limit: int = 100,
+    event_limit: int | None = None,
 ) -> Sale:
     """An event whose offers draw on pools: `offers={"adult": "floor"}`, `seats={"stalls": ["A1"]}`.
 
@@ -158,6 +226,7 @@ async def on_sale(
             for offer, names in (seats or {}).items()
             for name in names
         ],
+        per_customer_limit=event_limit,
     )
     sale = Sale(database, new_id(), pool_ids, offer_ids, seat_ids, defined)
     async with database.transaction() as connection:

@@ -1,6 +1,7 @@
 """The audit finds what is planted, and nothing where there is nothing."""
 
 import pytest
+import sqlalchemy as sa
 
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
@@ -35,6 +36,17 @@ async def test_other_events_do_not_matter(own_database: Database) -> None:
     await broken.sql(f"UPDATE pools SET held = held - 1 WHERE event_id = '{broken.event_id}'")
     await sale.assert_clean()
     assert (await broken.audit()).differences
+
+
+async def test_an_audit_has_more_time_than_a_booking(database: Database) -> None:
+    sale = await a_busy_sale(database)
+    asked = sa.text("SELECT current_setting('statement_timeout')")
+    async with database.transaction() as connection:
+        await connection.execute(sa.text("SET LOCAL statement_timeout = '2s'"))
+        await audit.audit(connection, event_id=sale.event_id)
+        assert await connection.scalar(asked) == "30s"
+    async with database.transaction() as connection:
+        assert await connection.scalar(asked) != "30s"
 
 
 async def test_an_unknown_event_is_not_found(database: Database) -> None:

@@ -100,8 +100,7 @@ async def test_a_pool_cannot_give_what_it_has_not(
         async with database.transaction() as connection:
             await ledger.post(
                 connection,
-                event_id=sale.event_id,
-                entries=[Entry(sale.pools["floor"], Kind.RESTOCK, **change)],  # type: ignore[arg-type]
+                entries=[Entry(sale.event_id, sale.pools["floor"], Kind.RESTOCK, **change)],  # type: ignore[arg-type]
                 now=NOW,
             )
     assert (await page(sale)).total_size == 1

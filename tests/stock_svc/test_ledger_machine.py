@@ -1,4 +1,5 @@
-"""Any order of calls, clock moves, sweeps and retries, against a model smaller than the code.
+"""Any order of calls, clock moves, sweeps, crashes and retries, against a model smaller than
+the code.
 
 After each step the stock, as a caller sees it, must be the model's; at the end the audit
 must find nothing. Each example has an event of its own.
@@ -6,12 +7,13 @@ must find nothing. Each example has an event of its own.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,8 +29,9 @@ from hypothesis.stateful import (
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc.demand import Line
-from stock_svc.reservations import Reservation
+from stock_svc import reservation, reservations, reserving
+from stock_svc.reservation import Line, Reservation
+from stock_svc.reserving import Outcome
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
 from tests.stock_svc.sale import NOW, Sale, on_sale
@@ -41,6 +44,7 @@ CAPACITIES = {"floor": 6, "balcony": 4}
 POOL_OF = {"adult": "floor", "child": "floor", "high": "balcony", "stalls": "stalls"}
 SEATS = ["A1", "A2", "A3"]
 LIMIT = 3
+EVENT_LIMIT = 5
 
 wishes = st.lists(
     st.tuples(st.sampled_from(["adult", "child", "high"]), st.integers(1, 4))
@@ -49,6 +53,14 @@ wishes = st.lists(
     max_size=3,
     unique_by=lambda wish: wish[1] if wish[0] == "stalls" else wish,
 )
+
+
+# Why a reservation that has ended, in one way or another, cannot be worked with.
+ENDED = {Reason.HOLD_EXPIRED, Reason.RESERVATION_STATE_INVALID, Reason.RESERVATION_NOT_FOUND}
+
+
+class ProcessDiedError(Exception):
+    """The process died here."""
 
 
 @dataclass
@@ -69,25 +81,25 @@ class Held:
 
 class LedgerMachine(RuleBasedStateMachine):
     runner: asyncio.Runner
-    url: str
+    database: Database
 
     reserved = Bundle[Held]("reserved")
 
     def __init__(self) -> None:
         super().__init__()
-        self.resources = AsyncExitStack()
         self.now = NOW
         self.model: list[Held] = []
-        self.sale: Sale = self.do(self.open())
-
-    async def open(self) -> Sale:
-        database = await self.resources.enter_async_context(Database.open(self.url, pool_size=1))
-        return await on_sale(
-            database,
-            pools=CAPACITIES | {"stalls": len(SEATS)},
-            offers=POOL_OF,
-            seats={"stalls": SEATS},
-            per_customer_limit=LIMIT,
+        self.capacities = dict(CAPACITIES)
+        self.blocked: set[str] = set()
+        self.sale: Sale = self.do(
+            on_sale(
+                self.database,
+                pools=CAPACITIES | {"stalls": len(SEATS)},
+                offers=POOL_OF,
+                seats={"stalls": SEATS},
+                per_customer_limit=LIMIT,
+                event_limit=EVENT_LIMIT,
+            )
         )
 
     def do(self, work: Awaitable[_T]) -> _T:
@@ -105,14 +117,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         audited = self.do(self.sale.audit())
-        self.do(self.resources.aclose())
         assert audited.differences == ()
 
     def live(self) -> list[Held]:
         return [held for held in self.model if held.counts(self.now)]
 
     def available(self) -> dict[str, int]:
-        left = CAPACITIES | {"stalls": len(SEATS)}
+        left = self.capacities | {"stalls": len(SEATS) - len(self.blocked)}
         for held in self.live():
             for offer, wish in held.wishes:
                 left[POOL_OF[offer]] -= places(wish)
@@ -143,9 +154,11 @@ class LedgerMachine(RuleBasedStateMachine):
         refusals: set[Reason | None] = set()
         if min(left["floor"], left["balcony"]) < 0:
             refusals.add(Reason.SOLD_OUT)
-        if seats & self.taken_seats():
+        if seats & (self.taken_seats() | self.blocked):
             refusals.add(Reason.SEAT_UNAVAILABLE)
-        if any(owned[offer] > LIMIT for offer in wanted_offers):
+        if any(owned[offer] > LIMIT for offer in wanted_offers) or (
+            sum(owned.values()) > EVENT_LIMIT
+        ):
             refusals.add(Reason.PURCHASE_LIMIT_EXCEEDED)
         return refusals or {None}
 
@@ -170,6 +183,129 @@ class LedgerMachine(RuleBasedStateMachine):
             return multiple()
         self.model.append(held)
         return held
+
+    @rule(
+        target=reserved,
+        requests=st.lists(st.tuples(st.sampled_from(CUSTOMERS), wishes), min_size=2, max_size=4),
+    )
+    def batch(
+        self, requests: list[tuple[UUID, list[tuple[str, int | str]]]]
+    ) -> Held | MultipleResults[Held]:
+        """As if one came after the other, and nobody in between."""
+        asked = [
+            Held(new_id(), customer_id, str(new_id()), wanted, self.now + timedelta(minutes=5))
+            for customer_id, wanted in requests
+        ]
+        made = []
+        for held, outcome in zip(asked, self.do(self.reserve_all(asked)), strict=True):
+            refused = outcome.reason if isinstance(outcome, DomainError) else None
+            assert refused in self.expected_refusals(held.customer_id, held.wishes)
+            if refused is None:
+                self.model.append(held)
+                made.append(held)
+        return multiple(*made)
+
+    async def reserve_all(self, asked: list[Held]) -> list[Outcome]:
+        wanted = [
+            reservation.new(
+                event_id=self.sale.event_id,
+                reservation_id=held.reservation_id,
+                request_key=held.request_key,
+                customer_id=held.customer_id,
+                lines=self.lines(held.wishes),
+                expire_time=held.end,
+                now=self.now,
+            )
+            for held in asked
+        ]
+        async with self.sale.database.transaction() as connection:
+            return await reserving.reserve_all(connection, wanted, now=self.now)
+
+    @rule(target=reserved, held=reserved, wanted=wishes)
+    def exchange(
+        self, held: Held, wanted: list[tuple[str, int | str]]
+    ) -> Held | MultipleResults[Held]:
+        new = Held(
+            new_id(), held.customer_id, str(new_id()), wanted, self.now + timedelta(minutes=9)
+        )
+        exchange = self.sale.exchange(
+            held.reservation_id,
+            *self.lines(wanted),
+            to_reservation_id=new.reservation_id,
+            request_key=new.request_key,
+            now=self.now,
+            hold=timedelta(minutes=9),
+        )
+        if not held.counts(self.now):
+            assert self.refusal(exchange) in ENDED
+            return multiple()
+        before, held.state = held.state, State.RETURNED
+        refused = self.refusal(exchange)
+        assert refused in self.expected_refusals(new.customer_id, wanted)
+        if refused is not None:
+            held.state = before
+            return multiple()
+        held.state = State.RETURNED if before is State.COMMITTED else State.RELEASED
+        new.state = before
+        self.model.append(new)
+        return new
+
+    @rule(held=reserved)
+    def give_back(self, held: Held) -> None:
+        refused = self.refusal(self.sale.give_back(held.reservation_id, now=self.now))
+        if held.state in (State.COMMITTED, State.RETURNED):
+            assert refused is None
+            held.state = State.RETURNED
+        else:
+            assert refused in ENDED
+
+    @rule(quantity=st.integers(1, 2))
+    def restock(self, quantity: int) -> None:
+        self.do(self.sale.restock(quantity))
+        self.capacities["floor"] += quantity
+
+    @rule(seats=st.sets(st.sampled_from(SEATS), min_size=1))
+    def block(self, seats: set[str]) -> None:
+        refused = self.refusal(self.sale.block(*seats, now=self.now))
+        if seats & self.taken_seats():
+            assert refused is Reason.SEAT_UNAVAILABLE
+        else:
+            assert refused is None
+            self.blocked |= seats
+
+    @rule(seats=st.sets(st.sampled_from(SEATS), min_size=1))
+    def unblock(self, seats: set[str]) -> None:
+        self.do(self.sale.unblock(*seats))
+        self.blocked -= seats
+
+    @rule(held=reserved, what=st.sampled_from(["reserve", "commit", "release", "give_back"]))
+    def crash(self, held: Held, what: str) -> None:
+        """The process dies before the commit: nothing has happened, whatever was under way."""
+        self.do(self.die_in(held, what))
+
+    async def die_in(self, held: Held, what: str) -> None:
+        with suppress(DomainError, ProcessDiedError):
+            async with self.sale.database.transaction() as connection:
+                of = {"event_id": self.sale.event_id, "reservation_id": held.reservation_id}
+                match what:
+                    case "commit":
+                        await reservations.commit(connection, **of, now=self.now)
+                    case "release":
+                        await reservations.release(connection, **of, now=self.now)
+                    case "give_back":
+                        await reservations.give_back(connection, **of, now=self.now)
+                    case _:
+                        await reservations.reserve(
+                            connection,
+                            event_id=self.sale.event_id,
+                            reservation_id=new_id(),
+                            request_key=str(new_id()),
+                            customer_id=held.customer_id,
+                            lines=self.lines(held.wishes),
+                            expire_time=self.now + timedelta(minutes=5),
+                            now=self.now,
+                        )
+                raise ProcessDiedError
 
     @rule(held=reserved)
     def retry(self, held: Held) -> None:
@@ -209,11 +345,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert refused is None
             held.state = State.COMMITTED
         else:
-            assert refused in {
-                Reason.HOLD_EXPIRED,
-                Reason.RESERVATION_STATE_INVALID,
-                Reason.RESERVATION_NOT_FOUND,
-            }
+            assert refused in ENDED
 
     @rule(held=reserved)
     def release(self, held: Held) -> None:
@@ -229,11 +361,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(held=reserved, minutes=st.integers(1, 30))
     def extend(self, held: Held, minutes: int) -> None:
         end = self.now + timedelta(minutes=minutes)
-        refused = self.refusal(self.sale.extend(held.reservation_id, now=self.now, to=end))
-        may = held.state is State.ACTIVE and held.counts(self.now)
-        assert (refused is None) is may
-        if may and not held.extended:
+        extend = self.sale.extend(held.reservation_id, now=self.now, to=end)
+        if not (held.state is State.ACTIVE and held.counts(self.now)):
+            assert self.refusal(extend) in ENDED | {Reason.RESERVATION_STATE_INVALID}
+            return
+        if not held.extended:
             held.end, held.extended = end, True
+        # Again, it has the first new end.
+        assert self.do(extend).expire_time == held.end
 
     @rule(minutes=st.sampled_from([4, 6, 12]))
     def time_goes_by(self, minutes: int) -> None:
@@ -249,7 +384,9 @@ class LedgerMachine(RuleBasedStateMachine):
         names = {pool_id: name for name, pool_id in self.sale.pools.items()}
         assert {names[p.pool_id]: p.available for p in left.pools} == self.available()
         seat_names = {seat_id: name for name, seat_id in self.sale.seats.items()}
-        taken = {seat_names[s.seat_id] for s in left.seats if s.state != "AVAILABLE"}
+        states = {seat_names[seat.seat_id]: seat.state for seat in left.seats}
+        assert {seat for seat, state in states.items() if state == "BLOCKED"} == self.blocked
+        taken = {seat for seat, state in states.items() if state in ("HELD", "SOLD")}
         assert taken == self.taken_seats()
 
 
@@ -258,15 +395,21 @@ def places(wish: int | str) -> int:
     return wish if isinstance(wish, int) else 1
 
 
-def test_the_ledger_is_the_model(new_database: Callable[[str], str]) -> None:
+@pytest.mark.timeout(3600)
+def test_the_ledger_is_the_model(new_database: Callable[[str], str], is_long: bool) -> None:
     with asyncio.Runner() as runner:
-        LedgerMachine.runner, LedgerMachine.url = runner, new_database("stock_svc")
-        run_state_machine_as_test(
-            LedgerMachine,
-            settings=settings(
-                max_examples=30,
-                stateful_step_count=25,
-                deadline=None,
-                suppress_health_check=[HealthCheck.too_slow],
-            ),
-        )
+        # One for all examples, so that statements are compiled and prepared once.
+        opened = Database.open(new_database("stock_svc"), pool_size=1)
+        LedgerMachine.runner, LedgerMachine.database = runner, runner.run(opened.__aenter__())
+        try:
+            run_state_machine_as_test(
+                LedgerMachine,
+                settings=settings(
+                    max_examples=2000 if is_long else 100,
+                    stateful_step_count=25,
+                    deadline=None,
+                    suppress_health_check=[HealthCheck.too_slow],
+                ),
+            )
+        finally:
+            runner.run(opened.__aexit__(None, None, None))

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc.reservations import Reservation
+from stock_svc.reservation import Reservation
 from stock_svc.states import MOVES, State
 from stock_svc.sweeper import sweep
 from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale

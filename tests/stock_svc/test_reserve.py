@@ -11,8 +11,7 @@ from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import ledger, reservations
-from stock_svc.demand import Line
-from stock_svc.reservations import MAX_HOLD
+from stock_svc.reservation import MAX_HOLD, Line
 from stock_svc.states import State
 from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale
 
@@ -207,7 +206,7 @@ async def test_who_comes_too_late_writes_nothing_and_waits_for_no_lock(
     sale = await on_sale(database)
     await sale.reserve(sale.line(quantity=10))
     async with database.transaction() as other, database.transaction() as connection:
-        await ledger.lock(other, event_id=sale.event_id, pool_ids=sale.pools.values())
+        await ledger.lock(other, {(sale.event_id, pool_id) for pool_id in sale.pools.values()})
         async with asyncio.timeout(5):
             with pytest.raises(DomainError) as sold_out:
                 await reservations.reserve(

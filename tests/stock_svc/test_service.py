@@ -18,8 +18,10 @@ from google.rpc import error_details_pb2
 
 from boxoffice.stock.v1 import ledger_pb2, reservation_pb2, stock_service_pb2
 from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceStub
+from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+from mesh.status import from_status
 from stock_svc.__main__ import open_service
 from stock_svc.settings import Settings
 from tests.mesh.network import Network, details_of, reason_of, refusal
@@ -32,30 +34,34 @@ Kind = ledger_pb2.Movement
 
 
 @dataclass
+class Time:
+    now: datetime = NOW
+
+
+@dataclass
 class Served:
     """The service, by the certificates of its callers, with a clock that the test sets."""
 
     booking: StockServiceStub
     payment: StockServiceStub
     gateway: StockServiceStub
-    now: datetime = NOW
+    time: Time
 
 
 @pytest.fixture
 async def served(tmp_path: Path, shared_url: str) -> AsyncIterator[Served]:
     settings = Settings(home=tmp_path, stock_database_url=shared_url)
-    network = Network(tmp_path)
+    network, time = Network(tmp_path), Time()
     async with (
-        open_service(settings, clock=lambda: running.now) as service,
+        open_service(settings, clock=lambda: time.now) as service,
         network.serve("stock_svc", service) as port,
         network.mesh_channel("booking_svc", "stock_svc", port, SERVICE) as booking,
         network.mesh_channel("payment_svc", "stock_svc", port, SERVICE) as payment,
         network.plain_channel("gateway", "stock_svc", port) as gateway,
     ):
-        running = Served(
-            StockServiceStub(booking), StockServiceStub(payment), StockServiceStub(gateway)
+        yield Served(
+            StockServiceStub(booking), StockServiceStub(payment), StockServiceStub(gateway), time
         )
-        yield running
 
 
 def token(role: str) -> tuple[tuple[str, str], ...]:
@@ -218,6 +224,73 @@ async def test_a_refusal_reaches_the_caller_with_its_facts(served: Served) -> No
     }
 
 
+async def test_a_batch_has_an_outcome_for_each_request(served: Served) -> None:
+    stock, defined = served.booking, a_stock(new_id())
+    await stock.DefineStock(defined)
+    request, taken = a_request(defined), a_request(defined)
+    taken.request_key = "another"
+    batch = stock_service_pb2.BatchReserveRequest(requests=[request, taken, request])
+    first, second, third = (await stock.BatchReserve(batch)).outcomes
+    assert first.reservation.reservation_id == request.reservation_id
+    assert third.reservation == first.reservation
+    refused = from_status(second.error)
+    assert refused is not None
+    assert refused.reason is Reason.SEAT_UNAVAILABLE
+    assert refused.metadata == {"seat_ids": defined.seats[0].seat_id}
+    request.lines[0].quantity = 0
+    error = await refusal(stock.BatchReserve(batch.__class__(requests=[request])))
+    assert reason_of(error) == "VALIDATION_FAILED"
+
+
+async def test_the_audit_of_every_event_is_streamed(served: Served, database: Database) -> None:
+    stock, defined = served.booking, [a_stock(new_id()) for _ in range(3)]
+    for one in defined:
+        await stock.DefineStock(one)
+    ids = [one.event_id for one in defined]
+    broken = f"UPDATE pools SET held = 1 WHERE event_id = '{ids[1]}' AND capacity = 2"
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql(broken)
+
+    async def streamed(**fields: object) -> list[str]:
+        request = stock_service_pb2.StreamAuditsRequest(**fields)  # type: ignore[arg-type]
+        calls = served.gateway.StreamAudits(request, metadata=token("STAFF"))
+        return [audited.event_id async for audited in calls if audited.event_id in ids]
+
+    assert await streamed() == ids
+    assert await streamed(after_event_id=ids[0]) == ids[1:]
+    assert await streamed(with_differences_only=True) == [ids[1]]
+    async with database.transaction() as connection:
+        await connection.exec_driver_sql(broken.replace("held = 1", "held = 0"))
+
+
+async def test_exchange_and_return(served: Served) -> None:
+    stock, defined = served.booking, a_stock(new_id())
+    await stock.DefineStock(defined)
+    request = a_request(defined)
+    await stock.Reserve(request)
+    of = {"event_id": request.event_id, "reservation_id": request.reservation_id}
+    await stock.CommitReservation(stock_service_pb2.CommitReservationRequest(**of))
+    exchanged = await stock.ExchangeReservation(
+        stock_service_pb2.ExchangeReservationRequest(
+            **of,
+            to_event_id=request.event_id,
+            to_reservation_id=str(new_id()),
+            request_key="fewer",
+            lines=request.lines[:1],
+            expire_time=timestamp(),
+        )
+    )
+    assert exchanged.state == Reservation.COMMITTED
+    assert list(exchanged.lines) == list(request.lines[:1])
+    back = stock_service_pb2.ReturnReservationRequest(
+        event_id=exchanged.event_id, reservation_id=exchanged.reservation_id
+    )
+    for _ in range(2):
+        assert (await stock.ReturnReservation(back)).state == Reservation.RETURNED
+    left = await stock.GetStock(stock_service_pb2.GetStockRequest(event_id=request.event_id))
+    assert sorted(pool.available for pool in left.pools) == [2, 10]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -261,7 +334,7 @@ async def test_the_clock_is_the_services_own(served: Served) -> None:
     await stock.DefineStock(defined)
     request = a_request(defined)
     await stock.Reserve(request)
-    served.now = LAPSED
+    served.time.now = LAPSED
     with pytest.raises(DomainError) as refused:
         await stock.CommitReservation(
             stock_service_pb2.CommitReservationRequest(

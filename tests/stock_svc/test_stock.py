@@ -9,6 +9,7 @@ from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import stock
+from stock_svc.states import SeatState
 from stock_svc.stock import Offer, Pool, Seat, Stock
 from tests.stock_svc.sale import LAPSED, NOW, on_sale
 
@@ -38,7 +39,7 @@ async def test_what_was_defined_is_left(database: Database) -> None:
         (OTHER_POOL, 2, 2),
     }
     assert {(o.offer_id, o.available) for o in left.offers} == {(OFFER, 100), (OTHER_OFFER, 2)}
-    assert [seat.state for seat in left.seats] == [stock.SeatState.AVAILABLE] * 2
+    assert [seat.state for seat in left.seats] == [SeatState.AVAILABLE] * 2
 
 
 async def test_the_same_stock_again_changes_nothing(database: Database) -> None:

@@ -3,12 +3,14 @@
 -- Envoy's own replies arrive here as JSON, marked by headers that errors.py adds. REST
 -- clients get the JSON with the details that only the reply itself knows: the field at
 -- fault, when to come back. gRPC and gRPC-Web clients get status, message and details.
--- All other answers of REST calls lose gRPC's headers and get their success status. An error
+-- A path that exists with other verbs is 405 with them. All other answers of REST calls lose gRPC's headers and get their success status. An error
 -- that gRPC's runtime made instead of a service gets the reason that its code stands for, and
 -- a service's RetryInfo comes as Retry-After too.
 
 local CODE = "x-boxoffice-code"
 local MESSAGE = "x-boxoffice-message"
+local STATUS = "x-boxoffice-status"
+local REQUEST = "x-boxoffice-request"
 local DETAILS = "grpc-status-details-bin"
 
 local REASONS = {
@@ -47,12 +49,18 @@ local function with_field(json, message)
   return with_detail(json, type_url("BadRequest") .. '"fieldViolations":[' .. violation .. "]}")
 end
 
--- The limits filter reports a limit, the largest number, also where none holds.
-local function hide_unlimited(headers)
-  if headers:get("x-ratelimit-limit") == "4294967295" then
+-- The limits filter reports a limit, the largest number, also where none holds. Others are
+-- told by the names of the standard too; limit_svc's is followed by its window.
+local function name_limits(headers)
+  local limit = headers:get("x-ratelimit-limit")
+  if limit == "4294967295" then
     headers:remove("x-ratelimit-limit")
     headers:remove("x-ratelimit-remaining")
     headers:remove("x-ratelimit-reset")
+  elseif limit then
+    headers:replace("ratelimit-limit", limit:match("^%d+"))
+    headers:replace("ratelimit-remaining", headers:get("x-ratelimit-remaining") or "0")
+    headers:replace("ratelimit-reset", headers:get("x-ratelimit-reset") or "0")
   end
 end
 
@@ -62,9 +70,38 @@ local function grpc_reply(headers, code, message)
   headers:replace("grpc-message", message)
 end
 
-local function rest_reply(handle, headers, message)
+-- The verbs that a request could have had in place of its own: those of its path in PATHS,
+-- which replies.py writes before this script.
+local function other_verbs(request)
+  local verb, path = request:match("^(%S+) ([^?]*)")
+  for _, entry in ipairs(PATHS) do
+    if verb and path:find(entry[1]) then
+      return not (entry[2] .. ","):find(verb .. ",", 1, true) and entry[2]
+    end
+  end
+end
+
+local function wrong_verb(handle, headers, verbs)
+  headers:replace(":status", "405")
+  headers:replace("allow", verbs)
+  local body = handle:body()
+  if body and body:length() > 0 then
+    body:setBytes('{"code":12,"details":[' .. type_url("ErrorInfo")
+      .. '"reason":"METHOD_NOT_ALLOWED","domain":"boxoffice","metadata":{}}],'
+      .. '"message":"this path has no such method; Allow lists those that it has"}')
+  end
+end
+
+local function rest_reply(handle, headers, message, status, request)
   headers:remove(DETAILS)
-  local status = headers:get(":status")
+  if status then
+    headers:replace(":status", status)
+  end
+  local verbs = request and other_verbs(request)
+  if verbs then
+    return wrong_verb(handle, headers, verbs)
+  end
+  status = headers:get(":status")
   if status ~= "401" then
     headers:remove("www-authenticate")
   end
@@ -87,12 +124,36 @@ local function rest_reply(handle, headers, message)
   body:setBytes(json)
 end
 
-local function rest_success(handle, headers)
-  local success = handle:metadata():get("success_status")
-  if not success or success == 200 then
+-- Both come from fields of the answer. A quote inside of a text is escaped, so that no text
+-- can look like a field.
+local function location_and_etag(handle, location, etag)
+  local body = handle:body()
+  if not body or body:length() == 0 then
     return
   end
-  headers:replace(":status", string.format("%d", success))
+  local json = body:getBytes(0, body:length())
+  if location then
+    location = location:gsub("{(%w+)}", function(name)
+      return json:match('"' .. name .. '":"([%w%-]+)"')
+    end)
+    handle:headers():replace("location", location)
+  end
+  local tag = etag and json:match('"etag":"([%w%-_.+/=]+)"')
+  if tag then
+    handle:headers():replace("etag", '"' .. tag .. '"')
+  end
+end
+
+local function rest_success(handle, headers)
+  local metadata = handle:metadata()
+  local success = metadata:get("success_status")
+  local location, etag = metadata:get("location"), metadata:get("etag")
+  if success and success ~= 200 then
+    headers:replace(":status", string.format("%d", success))
+  end
+  if location or etag then
+    return location_and_etag(handle, location, etag)
+  end
   if success == 204 then
     headers:remove("content-type")
     headers:remove("content-length")
@@ -116,6 +177,10 @@ local function rest_error(handle, headers)
   if delay then
     handle:headers():replace("retry-after", string.format("%d", math.ceil(tonumber(delay))))
   end
+  -- The gRPC code alone would make it a 400.
+  if json:find('"reason":"PAYMENT_FAILED"', 1, true) then
+    handle:headers():replace(":status", "402")
+  end
   -- For example `{"code":4,"message":"Deadline Exceeded","details":[]}` of a service too busy.
   local head, code = json:match('^({"code":(%d+),"message":".*","details":%[)%]}%s*$')
   if head then
@@ -129,15 +194,17 @@ function envoy_on_response(handle)
   local content_type = headers:get("content-type") or ""
   local is_grpc = content_type:find("application/grpc", 1, true) == 1
   local message = headers:get(MESSAGE)
-  hide_unlimited(headers)
+  name_limits(headers)
   if message then
-    local code = headers:get(CODE)
+    local code, status, request = headers:get(CODE), headers:get(STATUS), headers:get(REQUEST)
     headers:remove(MESSAGE)
     headers:remove(CODE)
+    headers:remove(STATUS)
+    headers:remove(REQUEST)
     if is_grpc then
       grpc_reply(headers, code, message)
     else
-      rest_reply(handle, headers, message)
+      rest_reply(handle, headers, message, status, request)
     end
   elseif not is_grpc then
     headers:remove("grpc-status")

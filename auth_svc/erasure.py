@@ -1,0 +1,85 @@
+"""Erasing an account: the personal data goes, the row stays for those who name its id."""
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from auth_svc import events, sessions
+from auth_svc.accounts import User, email_key, get_user
+from auth_svc.tables import (
+    idempotency_records,
+    mails,
+    outbox,
+    password_reset_requests,
+    password_resets,
+    users,
+)
+from auth_svc.users import lock_with_admins, refuse_last_admin
+from mesh.mail.queue import withdraw
+
+NAME = "Erased user"
+DOMAIN = "erased.invalid"
+"""RFC 2606: no mail ever goes there."""
+
+
+async def erase(
+    connection: AsyncConnection,
+    *,
+    user_id: UUID,
+    unusable_hash: str,
+    access_lifetime: timedelta,
+    now: datetime,
+) -> User:
+    """Forgets who an account belongs to, signs it out and tells the other services.
+
+    What stays is the id, the role and the times. Doing it again changes nothing. Raises
+    USER_NOT_FOUND or LAST_ADMIN.
+    """
+    user, admins = await lock_with_admins(connection, user_id=user_id)
+    erased_email = f"{user_id}@{DOMAIN}"
+    if user.email == erased_email:
+        return user
+    refuse_last_admin(user, admins)
+    await connection.execute(
+        sa.update(users)
+        .where(users.c.user_id == user_id)
+        .values(
+            email=erased_email,
+            email_key=erased_email,
+            full_name=NAME,
+            phone="",
+            address="",
+            is_active=False,
+            password_hash=unusable_hash,
+            password_change_time=now,
+            erase_time=now,
+            update_time=sa.func.greatest(users.c.update_time, now),
+        )
+    )
+    await sessions.end_all(connection, user_id=user_id, access_lifetime=access_lifetime, now=now)
+    await _forget_copies(connection, user, now=now)
+    await events.user_erased(connection, user_id=user_id, now=now)
+    return await get_user(connection, user_id=user_id)
+
+
+async def _forget_copies(connection: AsyncConnection, user: User, *, now: datetime) -> None:
+    """Deletes the personal data that is in other tables than users."""
+    await withdraw(connection, mails, to=user.email, now=now)
+    await connection.execute(
+        sa.delete(password_resets).where(password_resets.c.user_id == user.user_id)
+    )
+    await connection.execute(
+        sa.delete(password_reset_requests).where(
+            password_reset_requests.c.email_key == email_key(user.email)
+        )
+    )
+    await connection.execute(
+        sa.delete(idempotency_records).where(idempotency_records.c.resource_id == user.user_id)
+    )
+    await connection.execute(
+        sa.delete(outbox)
+        .where(outbox.c.aggregate_id == user.user_id)
+        .where(outbox.c.event_type == events.USER_CHANGED)
+    )

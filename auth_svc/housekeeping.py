@@ -1,0 +1,91 @@
+"""Deletes what nobody needs any more, in small steps that nobody waits for."""
+
+import asyncio
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from auth_svc import events
+from auth_svc.tables import (
+    idempotency_records,
+    login_throttles,
+    outbox,
+    password_reset_requests,
+    password_resets,
+    refresh_tokens,
+    sessions,
+)
+from auth_svc.throttle import FORGET_AFTER
+from mesh.clock import Clock
+from mesh.database import Database
+
+SESSION_RETENTION = timedelta(days=1)
+RESET_RETENTION = timedelta(days=1)
+IDEMPOTENCY_RETENTION = timedelta(days=3)
+EVENT_RETENTION = timedelta(days=7)
+"""So long a consumer may be away and still hears of each change, not only of the last one."""
+
+_REVOCATION_MARGIN = timedelta(hours=1)
+_BATCH = 1000
+_INTERVAL_SECONDS = 600.0
+
+
+async def turn(database: Database, clock: Clock, *, access_lifetime: timedelta) -> None:
+    """One turn of the loop, and the pause after it."""
+    await sweep(database, access_lifetime=access_lifetime, now=clock())
+    await asyncio.sleep(_INTERVAL_SECONDS)
+
+
+async def sweep(database: Database, *, access_lifetime: timedelta, now: datetime) -> int:
+    """Deletes all that is over. Returns how many rows."""
+    deleted = 0
+    for table, is_over in _all_that_is_over(access_lifetime=access_lifetime, now=now):
+        while (batch := await _delete_some(database, table, is_over)) > 0:
+            deleted += batch
+    return deleted
+
+
+def _all_that_is_over(
+    *, access_lifetime: timedelta, now: datetime
+) -> list[tuple[sa.Table, sa.ColumnElement[bool]]]:
+    ended = sa.func.coalesce(sessions.c.revoke_time, sessions.c.expire_time)
+    session_is_over = ended < now - SESSION_RETENTION
+    # Both: an ended session's tokens, then the session itself once it has none.
+    tokens_session = sa.exists().where(
+        sessions.c.session_id == refresh_tokens.c.session_id, session_is_over
+    )
+    has_tokens = sa.exists().where(refresh_tokens.c.session_id == sessions.c.session_id)
+    newer = outbox.alias()
+    is_superseded = sa.exists().where(
+        newer.c.aggregate_id == outbox.c.aggregate_id,
+        newer.c.event_type == events.USER_CHANGED,
+        newer.c.sequence > outbox.c.sequence,
+    )
+    return [
+        (refresh_tokens, tokens_session),
+        (sessions, session_is_over & ~has_tokens),
+        (password_resets, password_resets.c.expire_time < now - RESET_RETENTION),
+        (password_reset_requests, password_reset_requests.c.create_time < now - RESET_RETENTION),
+        (login_throttles, login_throttles.c.update_time < now - FORGET_AFTER),
+        (idempotency_records, idempotency_records.c.create_time < now - IDEMPOTENCY_RETENTION),
+        (
+            outbox,
+            outbox.c.event_type.in_(events.REVOCATIONS)
+            & (outbox.c.create_time < now - access_lifetime - _REVOCATION_MARGIN),
+        ),
+        # The newest stays: who begins to listen today learns of every account.
+        (
+            outbox,
+            (outbox.c.event_type == events.USER_CHANGED)
+            & (outbox.c.create_time < now - EVENT_RETENTION)
+            & is_superseded,
+        ),
+    ]
+
+
+async def _delete_some(database: Database, table: sa.Table, is_over: sa.ColumnElement[bool]) -> int:
+    keys = list(table.primary_key.columns)
+    some = sa.select(*keys).where(is_over).limit(_BATCH).with_for_update(skip_locked=True)
+    async with database.transaction() as connection:
+        deleted = await connection.execute(sa.delete(table).where(sa.tuple_(*keys).in_(some)))
+    return deleted.rowcount

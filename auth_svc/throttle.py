@@ -1,0 +1,190 @@
+"""Guessing passwords gets slower with each guess: per account, whether it exists or not.
+
+An attempt counts when it is admitted, before its password is looked at, so that many at
+once get no further than one after the other; success clears the count. Sessions that
+live already are not asked. Counts are in Redis; while Redis is away, in the database.
+"""
+
+import hashlib
+import hmac
+import logging
+from datetime import datetime, timedelta
+
+import redis.asyncio
+import redis.exceptions
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from auth_svc.tables import login_throttles
+from mesh.database import Database
+from mesh.errors import DomainError, Reason
+
+FREE_ATTEMPTS = 5
+"""Typing errors: the pause begins after so many in a row."""
+
+FIRST_PAUSE = timedelta(seconds=1)
+MAX_PAUSE = timedelta(hours=1)
+FORGET_AFTER = timedelta(days=1)
+"""A count that was not touched for so long begins anew."""
+
+# 1 s doubled so often is more than an hour.
+_MAX_DOUBLINGS = 12
+
+_log = logging.getLogger(__name__)
+
+# KEYS: the account. ARGV: now, first and longest pause, life, all in ms; free attempts,
+# most doublings. Returns the ms to wait, or 0 and counts the attempt.
+_ADMIT = """
+local failures = tonumber(redis.call('HGET', KEYS[1], 'failures') or '0')
+local due = tonumber(redis.call('HGET', KEYS[1], 'due') or '0')
+local now = tonumber(ARGV[1])
+if now < due then return due - now end
+failures = failures + 1
+local pause = 0
+if failures >= tonumber(ARGV[5]) then
+  local doublings = math.min(failures - tonumber(ARGV[5]), tonumber(ARGV[6]))
+  pause = math.min(tonumber(ARGV[2]) * 2 ^ doublings, tonumber(ARGV[3]))
+end
+redis.call('HSET', KEYS[1], 'failures', failures, 'due', string.format('%.0f', now + pause))
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return 0
+"""
+
+_GIVE_BACK = """
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  redis.call('HINCRBY', KEYS[1], 'failures', -1)
+  redis.call('HSET', KEYS[1], 'due', 0)
+end
+return 0
+"""
+
+
+class LoginThrottle:
+    """Counts attempts by account. `key` hides the accounts' names from who reads the counts.
+
+    Without `cache` all counts are in the database.
+    """
+
+    def __init__(
+        self, *, database: Database, cache: "redis.asyncio.Redis | None", key: bytes
+    ) -> None:
+        self._database = database
+        self._cache = cache
+        self._key = key
+
+    async def admit(self, account: str, *, now: datetime) -> None:
+        """Counts an attempt. Raises LOGIN_THROTTLED while the last one's pause goes on."""
+        wait_seconds = await self._admit_cached(account, now=now)
+        if wait_seconds is None:
+            async with self._database.transaction() as connection:
+                wait_seconds = await self._admit_row(connection, account, now=now)
+        if wait_seconds > 0:
+            raise DomainError(
+                Reason.LOGIN_THROTTLED,
+                "too many attempts; try again later",
+                retry_after_seconds=wait_seconds,
+            )
+
+    async def give_back(self, account: str) -> None:
+        """Takes back an attempt whose password was never looked at."""
+        if not await self._run(_GIVE_BACK, account):
+            async with self._database.transaction() as connection:
+                await connection.execute(
+                    sa.update(login_throttles)
+                    .where(login_throttles.c.account == self._digest(account))
+                    .where(login_throttles.c.attempts > 0)
+                    .values(
+                        attempts=login_throttles.c.attempts - 1,
+                        due_time=login_throttles.c.update_time,
+                    )
+                )
+
+    async def clear(self, account: str) -> None:
+        """Forgets an account's attempts in the cache: one succeeded."""
+        if self._cache is None:
+            return
+        try:
+            await self._cache.delete(self._name(account))
+        except redis.exceptions.RedisError as error:
+            _warn(error)
+
+    async def clear_row(self, connection: AsyncConnection, account: str) -> None:
+        """Forgets what was counted in the database while the cache was away."""
+        await connection.execute(
+            sa.delete(login_throttles).where(login_throttles.c.account == self._digest(account))
+        )
+
+    async def _admit_cached(self, account: str, *, now: datetime) -> float | None:
+        """Seconds to wait, 0 for none; None when the cache cannot tell."""
+        if self._cache is None:
+            return None
+        try:
+            wait = await self._cache.eval(
+                _ADMIT,
+                1,
+                self._name(account),
+                *(
+                    str(int(value))
+                    for value in (
+                        now.timestamp() * 1000,
+                        FIRST_PAUSE.total_seconds() * 1000,
+                        MAX_PAUSE.total_seconds() * 1000,
+                        FORGET_AFTER.total_seconds() * 1000,
+                        FREE_ATTEMPTS,
+                        _MAX_DOUBLINGS,
+                    )
+                ),
+            )
+        except redis.exceptions.RedisError as error:
+            _warn(error)
+            return None
+        return int(wait) / 1000
+
+    async def _admit_row(
+        self, connection: AsyncConnection, account: str, *, now: datetime
+    ) -> float:
+        digest, row = self._digest(account), login_throttles.c
+        attempts = sa.case((row.update_time < now - FORGET_AFTER, 0), else_=row.attempts) + 1
+        doublings = sa.func.least(attempts - FREE_ATTEMPTS, _MAX_DOUBLINGS)
+        pause = sa.case(
+            (attempts < FREE_ATTEMPTS, timedelta(0)),
+            else_=sa.func.least(FIRST_PAUSE * sa.func.power(2, doublings), MAX_PAUSE),
+        )
+        # Test and count in one statement: the row's lock lets one attempt in at a time.
+        admitted = await connection.execute(
+            postgresql.insert(login_throttles)
+            .values(account=digest, attempts=1, due_time=now, update_time=now)
+            .on_conflict_do_update(
+                index_elements=[row.account],
+                set_={"attempts": attempts, "due_time": now + pause, "update_time": now},
+                where=row.due_time <= now,
+            )
+        )
+        if admitted.rowcount == 1:
+            return 0.0
+        due = await connection.scalar(sa.select(row.due_time).where(row.account == digest))
+        return max(0.001, (due - now).total_seconds()) if due is not None else 0.0
+
+    async def _run(self, script: str, account: str) -> bool:
+        """Whether the cache took it."""
+        if self._cache is None:
+            return False
+        try:
+            await self._cache.eval(script, 1, self._name(account))
+        except redis.exceptions.RedisError as error:
+            _warn(error)
+            return False
+        return True
+
+    def _name(self, account: str) -> str:
+        return f"auth:login:{self._digest(account).hex()}"
+
+    def _digest(self, account: str) -> bytes:
+        return hmac.digest(self._key, account.encode(), hashlib.sha256)
+
+
+def _warn(error: redis.exceptions.RedisError) -> None:
+    _log.warning(
+        "attempts to sign in are counted in the database", extra={"error": type(error).__name__}
+    )

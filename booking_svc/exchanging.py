@@ -1,0 +1,77 @@
+"""The exchange of a booking's places for others, by who asked for it or by a step."""
+
+from booking_svc import bookings, changes, owed
+from booking_svc.bookings import ChangeState
+from booking_svc.changes import Change
+from booking_svc.owed import Step
+from booking_svc.ports import Line, Stock
+from mesh.clock import Clock
+from mesh.database import Database
+from mesh.errors import DomainError, Reason
+
+_REFUSED = frozenset(
+    {
+        Reason.SOLD_OUT,
+        Reason.SEAT_UNAVAILABLE,
+        Reason.PURCHASE_LIMIT_EXCEEDED,
+        Reason.OFFER_NOT_FOUND,
+        Reason.SEAT_NOT_FOUND,
+        Reason.EVENT_NOT_FOUND,
+        Reason.HOLD_EXPIRED,
+        Reason.RESERVATION_STATE_INVALID,
+        Reason.RESERVATION_NOT_FOUND,
+    }
+)
+
+
+class Exchanging:
+    def __init__(self, *, database: Database, stock: Stock, clock: Clock) -> None:
+        self._database = database
+        self._stock = stock
+        self._clock = clock
+
+    async def take(self, step: Step) -> None:
+        """Takes an EXCHANGE step. A refusal is an outcome, too."""
+        async with self._database.reading() as connection:
+            change = await changes.get(connection, change_id=step.subject_id)
+        try:
+            await self.exchange(change)
+        except DomainError as refusal:
+            if refusal.reason not in _REFUSED:
+                raise
+        async with self._database.transaction() as connection:
+            await owed.done(connection, step)
+
+    async def exchange(self, change: Change) -> None:
+        """Exchanges the places and finishes the change, or records why not and raises that."""
+        if change.state is not ChangeState.EXCHANGING:
+            return
+        refusal: DomainError | None = None
+        try:
+            await self._stock.exchange(
+                event_id=change.from_event_id,
+                reservation_id=change.from_reservation_id,
+                to_event_id=change.to_event_id,
+                to_reservation_id=change.change_id,
+                lines=[Line(item.offer_id, item.quantity, item.seat_id) for item in change.items],
+                expire_time=change.expire_time,
+            )
+        except DomainError as error:
+            if error.reason not in _REFUSED:
+                raise
+            refusal = error
+        now = self._clock()
+        async with self._database.transaction() as connection:
+            booking = await bookings.get(connection, booking_id=change.booking_id, lock=True)
+            current = await changes.get(connection, change_id=change.change_id)
+            if current.state is not ChangeState.EXCHANGING:
+                # Another one was quicker, with the same outcome.
+                return
+            if refusal is None:
+                await changes.finish(connection, booking=booking, change=current, now=now)
+            else:
+                await changes.refuse(
+                    connection, booking=booking, change=current, reason=refusal.reason, now=now
+                )
+        if refusal is not None:
+            raise refusal

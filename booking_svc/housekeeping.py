@@ -1,0 +1,26 @@
+"""Deletes what nobody needs any more."""
+
+import asyncio
+from datetime import timedelta
+
+from booking_svc.tables import idempotency_records
+from mesh import idempotency
+from mesh.clock import Clock
+from mesh.database import Database
+
+IDEMPOTENCY_RETENTION = timedelta(days=3)
+_INTERVAL_SECONDS = 3600.0
+
+
+async def sweep(database: Database, clock: Clock) -> int:
+    """Forgets the answers to keys that are older than the API promises. Returns how many."""
+    async with database.transaction() as connection:
+        return await idempotency.forget(
+            connection, idempotency_records, before=clock() - IDEMPOTENCY_RETENTION
+        )
+
+
+async def run_once(database: Database, clock: Clock) -> None:
+    """One turn of the background loop."""
+    await sweep(database, clock)
+    await asyncio.sleep(_INTERVAL_SECONDS)

@@ -1,0 +1,104 @@
+"""Whom to write to: each account's address, as auth_svc's event stream tells it.
+
+A booking can be heard of before its customer is. What is to be written then waits here
+until the address comes, for a few days.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.tables import contacts, mails, waiting_letters
+from mesh.mail import queue
+
+WAIT_AT_MOST = timedelta(days=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    user_id: UUID
+    email: str
+    full_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """The account is gone, and so is everything personal of it."""
+
+    user_id: UUID
+
+
+async def find(connection: AsyncConnection, *, user_id: UUID) -> Contact | None:
+    found = await connection.execute(
+        sa.select(contacts.c.user_id, contacts.c.email, contacts.c.full_name).where(
+            contacts.c.user_id == user_id
+        )
+    )
+    row = found.one_or_none()
+    return None if row is None else Contact(*row)
+
+
+async def find_or_wait(
+    connection: AsyncConnection, *, user_id: UUID, key: UUID, payload: bytes, now: datetime
+) -> Contact | None:
+    """The contact; or None, and the booking event `key` waits for it."""
+    if (contact := await find(connection, user_id=user_id)) is not None:
+        return contact
+    # The contact may be on its way in another transaction: then wait for that one's end.
+    await _lock(connection, user_id)
+    if (contact := await find(connection, user_id=user_id)) is not None:
+        return contact
+    await connection.execute(
+        postgresql.insert(waiting_letters)
+        .values(event_key=key, user_id=user_id, payload=payload, create_time=now)
+        .on_conflict_do_nothing()
+    )
+    return None
+
+
+async def store(connection: AsyncConnection, *, contact: Contact, now: datetime) -> Sequence[bytes]:
+    """Keeps an address. Returns the payloads of the booking events that waited for it."""
+    await _lock(connection, contact.user_id)
+    values = {"email": contact.email, "full_name": contact.full_name, "update_time": now}
+    await connection.execute(
+        postgresql.insert(contacts)
+        .values(user_id=contact.user_id, **values)
+        .on_conflict_do_update(index_elements=["user_id"], set_=values)
+    )
+    waited = await connection.execute(
+        sa.delete(waiting_letters)
+        .where(waiting_letters.c.user_id == contact.user_id)
+        .returning(waiting_letters.c.event_key, waiting_letters.c.payload)
+    )
+    # UUIDv7: in the order in which things happened.
+    return [row.payload for row in sorted(waited, key=lambda row: row.event_key)]
+
+
+async def erase(connection: AsyncConnection, *, user_id: UUID, now: datetime) -> None:
+    """Forgets an address, and withdraws what is queued for it."""
+    await _lock(connection, user_id)
+    gone = await connection.execute(
+        sa.delete(contacts).where(contacts.c.user_id == user_id).returning(contacts.c.email)
+    )
+    await connection.execute(sa.delete(waiting_letters).where(waiting_letters.c.user_id == user_id))
+    for email in gone.scalars():
+        await queue.withdraw(connection, mails, to=email, now=now)
+
+
+async def forget_waiting(connection: AsyncConnection, *, now: datetime) -> int:
+    """Gives up what has waited too long for an address. Returns how many."""
+    deleted = await connection.execute(
+        sa.delete(waiting_letters).where(waiting_letters.c.create_time < now - WAIT_AT_MOST)
+    )
+    return deleted.rowcount
+
+
+async def _lock(connection: AsyncConnection, user_id: UUID) -> None:
+    await connection.execute(
+        sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(str(user_id), 0)))
+    )

@@ -1,0 +1,218 @@
+"""WebhookEndpointService: proto → one domain call → proto."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc import messages
+from booking_svc.answers import answer_once
+from booking_svc.subscriptions import deliveries, endpoints
+from booking_svc.subscriptions.courier import Courier
+from booking_svc.subscriptions.deliveries import Delivery, Status
+from booking_svc.subscriptions.destinations import Rules
+from booking_svc.subscriptions.endpoints import Endpoint
+from boxoffice.webhooks.v1 import (
+    webhook_endpoint_pb2,
+    webhook_endpoint_service_pb2,
+    webhook_endpoint_service_pb2_grpc,
+)
+from mesh import idempotency, paging
+from mesh.call import caller, idempotency_key
+from mesh.clock import Clock
+from mesh.database import Database
+from mesh.idempotency import Key
+
+_OVERLAP = timedelta(days=1)
+
+
+class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointServiceServicer):
+    def __init__(self, database: Database, courier: Courier, rules: Rules, clock: Clock) -> None:
+        self._database = database
+        self._courier = courier
+        self._rules = rules
+        self._clock = clock
+
+    async def CreateWebhookEndpoint(
+        self, request: webhook_endpoint_service_pb2.CreateWebhookEndpointRequest, context: Any
+    ) -> webhook_endpoint_pb2.WebhookEndpoint:
+        now = self._clock()
+
+        async def create(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            created = await endpoints.create(
+                connection,
+                url=request.url,
+                description=request.description,
+                event_types=request.event_types,
+                rules=self._rules,
+                now=now,
+            )
+            return created.endpoint_id, _endpoint(created).SerializeToString()
+
+        key = _key_of("CreateWebhookEndpoint", request)
+        answer = await answer_once(self._database, key, create, now=now)
+        return webhook_endpoint_pb2.WebhookEndpoint.FromString(answer)
+
+    async def ListWebhookEndpoints(
+        self, request: webhook_endpoint_service_pb2.ListWebhookEndpointsRequest, context: Any
+    ) -> webhook_endpoint_service_pb2.ListWebhookEndpointsResponse:
+        async with self._database.reading() as connection:
+            page = await endpoints.list_page(
+                connection,
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+                now=self._clock(),
+            )
+        return webhook_endpoint_service_pb2.ListWebhookEndpointsResponse(
+            webhook_endpoints=map(_endpoint, page.endpoints),
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def GetWebhookEndpoint(
+        self, request: webhook_endpoint_service_pb2.GetWebhookEndpointRequest, context: Any
+    ) -> webhook_endpoint_pb2.WebhookEndpoint:
+        async with self._database.reading() as connection:
+            return _endpoint(
+                await endpoints.get(
+                    connection,
+                    endpoint_id=UUID(request.webhook_endpoint_id),
+                    now=self._clock(),
+                )
+            )
+
+    async def UpdateWebhookEndpoint(
+        self, request: webhook_endpoint_service_pb2.UpdateWebhookEndpointRequest, context: Any
+    ) -> webhook_endpoint_pb2.WebhookEndpoint:
+        async with self._database.transaction() as connection:
+            changed = await endpoints.update(
+                connection,
+                endpoint_id=UUID(request.webhook_endpoint_id),
+                url=request.url if request.HasField("url") else None,
+                description=request.description if request.HasField("description") else None,
+                event_types=request.event_types,
+                is_enabled=request.enabled if request.HasField("enabled") else None,
+                rules=self._rules,
+                now=self._clock(),
+            )
+        return _endpoint(changed)
+
+    async def DeleteWebhookEndpoint(
+        self, request: webhook_endpoint_service_pb2.DeleteWebhookEndpointRequest, context: Any
+    ) -> Empty:
+        async with self._database.transaction() as connection:
+            await endpoints.delete(connection, endpoint_id=UUID(request.webhook_endpoint_id))
+        return Empty()
+
+    async def RotateWebhookSecret(
+        self, request: webhook_endpoint_service_pb2.RotateWebhookSecretRequest, context: Any
+    ) -> webhook_endpoint_pb2.WebhookEndpoint:
+        now = self._clock()
+        overlap = _OVERLAP
+        if request.HasField("overlap_seconds"):
+            overlap = timedelta(seconds=request.overlap_seconds)
+
+        async def rotate(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            changed = await endpoints.rotate_secret(
+                connection,
+                endpoint_id=UUID(request.webhook_endpoint_id),
+                overlap=overlap,
+                now=now,
+            )
+            return changed.endpoint_id, _endpoint(changed).SerializeToString()
+
+        key = _key_of("RotateWebhookSecret", request)
+        answer = await answer_once(self._database, key, rotate, now=now)
+        return webhook_endpoint_pb2.WebhookEndpoint.FromString(answer)
+
+    async def ListWebhookDeliveries(
+        self, request: webhook_endpoint_service_pb2.ListWebhookDeliveriesRequest, context: Any
+    ) -> webhook_endpoint_service_pb2.ListWebhookDeliveriesResponse:
+        endpoint_id = UUID(request.webhook_endpoint_id)
+        wanted = webhook_endpoint_pb2.WebhookDelivery.Status.Name(request.status)
+        async with self._database.reading() as connection:
+            await endpoints.get(connection, endpoint_id=endpoint_id, now=self._clock())
+            page = await deliveries.list_page(
+                connection,
+                endpoint_id=endpoint_id,
+                status=Status(wanted) if request.status else None,
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+            )
+        return webhook_endpoint_service_pb2.ListWebhookDeliveriesResponse(
+            deliveries=map(_delivery, page.deliveries),
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def ResendWebhookDelivery(
+        self, request: webhook_endpoint_service_pb2.ResendWebhookDeliveryRequest, context: Any
+    ) -> webhook_endpoint_pb2.WebhookDelivery:
+        now = self._clock()
+        endpoint_id = UUID(request.webhook_endpoint_id)
+
+        async def resend(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            await endpoints.get(connection, endpoint_id=endpoint_id, now=now, lock=True)
+            queued = await deliveries.resend(
+                connection,
+                endpoint_id=endpoint_id,
+                delivery_id=UUID(request.delivery_id),
+                now=now,
+            )
+            return queued.delivery_id, _delivery(queued).SerializeToString()
+
+        key = _key_of("ResendWebhookDelivery", request)
+        answer = await answer_once(self._database, key, resend, now=now)
+        self._courier.wake()
+        return webhook_endpoint_pb2.WebhookDelivery.FromString(answer)
+
+
+def _key_of(method: str, request: Message) -> Key | None:
+    key = idempotency_key()
+    return None if key is None else idempotency.key_for(method, caller().user(), key, request)
+
+
+def _endpoint(value: Endpoint) -> webhook_endpoint_pb2.WebhookEndpoint:
+    return webhook_endpoint_pb2.WebhookEndpoint(
+        webhook_endpoint_id=str(value.endpoint_id),
+        url=value.url,
+        description=value.description,
+        event_types=value.event_types,
+        enabled=value.is_enabled,
+        disable_reason=value.disable_reason,
+        secret=value.new_secret,
+        secrets=[
+            webhook_endpoint_pb2.WebhookSecret(
+                create_time=messages.time(each.create_time),
+                expire_time=messages.time(each.expire_time),
+            )
+            for each in value.secrets
+        ],
+        create_time=messages.time(value.create_time),
+        update_time=messages.time(value.update_time),
+    )
+
+
+def _delivery(value: Delivery) -> webhook_endpoint_pb2.WebhookDelivery:
+    return webhook_endpoint_pb2.WebhookDelivery(
+        delivery_id=str(value.delivery_id),
+        webhook_id=str(value.message_id),
+        event_type=value.event_type,
+        status=webhook_endpoint_pb2.WebhookDelivery.Status.Value(value.status),
+        attempt_count=value.attempt_count,
+        attempts=[
+            webhook_endpoint_pb2.WebhookAttempt(
+                time=messages.time(each.time),
+                status_code=each.status_code,
+                error=each.error,
+                duration_ms=each.duration_ms,
+            )
+            for each in value.attempts
+        ],
+        next_attempt_time=messages.time(value.due_time),
+        create_time=messages.time(value.create_time),
+        end_time=messages.time(value.end_time),
+    )

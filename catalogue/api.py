@@ -1,0 +1,78 @@
+"""The REST calls of imports and exports, as staff."""
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+_TRIES = 5
+
+
+class RefusedError(Exception):
+    """The API said no, and why."""
+
+
+class Api:
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=30)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.close()
+
+    def sign_in(self, email: str, password: str) -> None:
+        answer = self._call(
+            "POST", "/api/v1/auth/login", json={"email": email, "password": password}
+        )
+        self._client.headers["authorization"] = f"Bearer {answer['accessToken']}"
+
+    def create(self, path: str, body: Any, *, key: str) -> dict[str, Any]:
+        """Creates something, once per key however often it is called."""
+        return self._call("POST", path, json=body, headers={"idempotency-key": key})
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._call("GET", path)
+
+    def all(self, path: str, field: str) -> Iterator[dict[str, Any]]:
+        """Everything on all pages of a list."""
+        token = ""
+        while True:
+            page = self._call("GET", path, params={"pageSize": 100, "pageToken": token})
+            yield from page[field]
+            token = page["nextPageToken"]
+            if not token:
+                return
+
+    def _call(self, verb: str, path: str, **request: Any) -> dict[str, Any]:
+        for attempt in range(_TRIES):
+            answer = self._client.request(verb, path, **request)
+            if answer.status_code not in (429, 503, 504) or attempt == _TRIES - 1:
+                break
+            # At the limit of calls the server says how long to wait.
+            time.sleep(min(float(answer.headers.get("retry-after", 1)), 60))
+        if answer.is_error:
+            raise RefusedError(_why(answer))
+        content: dict[str, Any] = answer.json()
+        return content
+
+
+def _why(answer: httpx.Response) -> str:
+    try:
+        error = answer.json()
+        fields = [
+            f"{violation['field']}: {violation['description']}"
+            for detail in error["details"]
+            for violation in detail.get("fieldViolations", [])
+        ]
+        return "; ".join(fields) or str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {answer.status_code}"

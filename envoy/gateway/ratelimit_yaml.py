@@ -1,0 +1,38 @@
+"""The limits in the configuration format of envoyproxy/ratelimit, which can stand in for limit_svc.
+
+It counts in fixed windows of its units: a window that is none of them is turned into the
+next longer one, and bursts are not known to it.
+"""
+
+from collections.abc import Collection, Iterator
+
+from mesh.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, buckets
+from mesh.policy import MethodPolicy
+
+_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+def text(policies: Collection[MethodPolicy], scale: float) -> str:
+    """The file, one descriptor per bucket."""
+    by_name = {bucket.name: bucket for policy in policies for bucket in buckets(policy)}
+    lines = [f"domain: {DOMAIN}", "descriptors:"]
+    for bucket in by_name.values():
+        lines += _descriptor(bucket.scaled(scale))
+    return "\n".join(lines) + "\n"
+
+
+def _descriptor(bucket: Bucket) -> Iterator[str]:
+    limit = bucket.limit
+    unit, seconds = next(
+        ((name, length) for name, length in _UNITS.items() if length >= limit.window_seconds),
+        ("day", 86400),
+    )
+    yield f"  - key: {BUCKET_KEY}"
+    yield f'    value: "{bucket.name}"'
+    yield "    descriptors:"
+    yield f"      - key: {ENTRY_KEYS[limit.key]}"
+    if limit.shadow:
+        yield "        shadow_mode: true"
+    yield "        rate_limit:"
+    yield f"          unit: {unit}"
+    yield f"          requests_per_unit: {round(limit.requests * seconds / limit.window_seconds)}"

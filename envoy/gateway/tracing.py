@@ -1,0 +1,68 @@
+"""The gateway's share of a trace: the first span, and whether there is a trace at all."""
+
+from urllib.parse import urlsplit
+
+from gateway.extension import Config, extension
+from mesh.settings import MeshSettings
+
+CLUSTER = "traces"
+
+
+def of_requests(settings: MeshSettings) -> Config:
+    """What the connection manager needs to trace; nothing without a collector."""
+    if settings.trace_endpoint is None:
+        return {}
+    share = {"value": settings.trace_sample * 100}
+    return {
+        "tracing": {
+            "provider": extension(
+                "envoy.tracers.opentelemetry",
+                "envoy.config.trace.v3.OpenTelemetryConfig",
+                grpc_service={"envoy_grpc": {"cluster_name": CLUSTER}, "timeout": "1s"},
+                service_name="gateway",
+            ),
+            # A gateway, not a bystander: the span around the upstream call is a span of its own.
+            "spawn_upstream_span": True,
+            # Over what the outside asks for, too: nobody else decides what we pay for.
+            "client_sampling": share,
+            "random_sampling": share,
+            "overall_sampling": share,
+        }
+    }
+
+
+def clusters(settings: MeshSettings) -> list[Config]:
+    """The collector, if there is one."""
+    if settings.trace_endpoint is None:
+        return []
+    url = urlsplit(settings.trace_endpoint)
+    address = {"address": url.hostname, "port_value": url.port or 4317}
+    http2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    cluster: Config = {
+        "name": CLUSTER,
+        "type": "STRICT_DNS",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": CLUSTER,
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": {"socket_address": address}}}]}
+            ],
+        },
+        "typed_extension_protocol_options": {
+            http2: {
+                "@type": f"type.googleapis.com/{http2}",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        },
+    }
+    if url.scheme == "https":
+        cluster["transport_socket"] = extension(
+            "envoy.transport_sockets.tls",
+            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            sni=url.hostname,
+            common_tls_context={
+                "alpn_protocols": ["h2"],
+                "validation_context": {"system_root_certs": {}},
+            },
+        )
+    return [cluster]

@@ -1,0 +1,84 @@
+"""What the protos' comments say, by the full name of what they stand above."""
+
+import re
+from collections.abc import Iterator
+
+from google.protobuf import descriptor_pb2
+
+_MESSAGE, _ENUM, _SERVICE = 4, 5, 6
+_NESTED, _NESTED_ENUM, _MEMBER = 3, 4, 2
+
+_EXAMPLE = re.compile(r"[Ee]\.g\. `([^`]+)`")
+
+
+def comments(contract: descriptor_pb2.FileDescriptorSet) -> dict[str, str]:
+    """Leading comments by full name, e.g. `boxoffice.types.v1.Money.amount_minor`."""
+    return {
+        name: text
+        for file in contract.file
+        for name, text in _of_file(file)
+        if file.package.startswith("boxoffice.")
+    }
+
+
+def paragraphs(text: str) -> str:
+    """A comment as Markdown: its lines joined, its paragraphs kept."""
+    return "\n\n".join(
+        " ".join(line.strip() for line in part.splitlines()) for part in text.strip().split("\n\n")
+    )
+
+
+def summary(text: str) -> str:
+    """The first sentence, without its full stop."""
+    first = paragraphs(text).split("\n\n")[0]
+    return re.split(r"\.(?:\s|$)|: ", first, maxsplit=1)[0].replace("`", "")
+
+
+def example(text: str) -> str | None:
+    """What a comment gives as an example: 42 of "Units, e.g. `42`"."""
+    found = _EXAMPLE.search(" ".join(text.split()))
+    return found.group(1) if found else None
+
+
+def _of_file(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str, str]]:
+    names = dict(_names(file))
+    for location in file.source_code_info.location:
+        name = names.get(tuple(location.path))
+        if name is not None and location.leading_comments:
+            yield name, location.leading_comments
+
+
+def _names(
+    file: descriptor_pb2.FileDescriptorProto,
+) -> Iterator[tuple[tuple[int, ...], str]]:
+    for index, message in enumerate(file.message_type):
+        yield from _of_message(message, file.package, (_MESSAGE, index))
+    for index, enum in enumerate(file.enum_type):
+        yield from _of_enum(enum, file.package, (_ENUM, index))
+    for index, service in enumerate(file.service):
+        name = f"{file.package}.{service.name}"
+        yield (_SERVICE, index), name
+        for number, method in enumerate(service.method):
+            yield (_SERVICE, index, _MEMBER, number), f"{name}.{method.name}"
+
+
+def _of_message(
+    message: descriptor_pb2.DescriptorProto, scope: str, path: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], str]]:
+    name = f"{scope}.{message.name}"
+    yield path, name
+    for index, field in enumerate(message.field):
+        yield (*path, _MEMBER, index), f"{name}.{field.name}"
+    for index, nested in enumerate(message.nested_type):
+        yield from _of_message(nested, name, (*path, _NESTED, index))
+    for index, enum in enumerate(message.enum_type):
+        yield from _of_enum(enum, name, (*path, _NESTED_ENUM, index))
+
+
+def _of_enum(
+    enum: descriptor_pb2.EnumDescriptorProto, scope: str, path: tuple[int, ...]
+) -> Iterator[tuple[tuple[int, ...], str]]:
+    name = f"{scope}.{enum.name}"
+    yield path, name
+    for index, value in enumerate(enum.value):
+        yield (*path, _MEMBER, index), f"{name}.{value.name}"

@@ -1,0 +1,134 @@
+"""Every reason that an operation can be refused with, as responses with examples."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf import json_format
+
+from mesh.errors import DomainError, FieldViolation, Reason
+from mesh.policy import Access, MethodPolicy
+from mesh.status import http_status, to_status
+from openapi.comments import paragraphs
+
+_REASON = "boxoffice.errors.v1.Reason.REASON_"
+
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "description": "What every error looks like, the gateway's own included: google.rpc.Status.",
+    "required": ["code", "message", "details"],
+    "properties": {
+        "code": {"type": "integer", "description": "The gRPC code.", "minimum": 1, "maximum": 16},
+        "message": {"type": "string", "description": "For developers, not for customers."},
+        "details": {
+            "type": "array",
+            "description": "An ErrorInfo with the reason; then, where they apply, BadRequest "
+            "with the fields at fault and RetryInfo with the time to wait.",
+            "items": {
+                "type": "object",
+                "required": ["@type"],
+                "properties": {
+                    "@type": {"type": "string"},
+                    "reason": {"$ref": "#/components/schemas/Reason"},
+                    "domain": {"type": "string"},
+                    "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+                    "retryDelay": {"type": "string"},
+                    "fieldViolations": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "properties": {
+                                "field": {"type": "string"},
+                                "description": {"type": "string"},
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+def reasons_schema(comments: Mapping[str, str]) -> dict[str, Any]:
+    listed = (
+        f"- `{reason}`: {paragraphs(comments.get(_REASON + reason, ''))}" for reason in Reason
+    )
+    return {
+        "type": "string",
+        "description": "Why a call failed.\n\n" + "\n".join(listed),
+        "enum": [reason.value for reason in Reason],
+    }
+
+
+def responses(
+    policy: MethodPolicy, comments: Mapping[str, str], *, has_body: bool
+) -> dict[str, Any]:
+    """Error responses by HTTP status, with an example for each reason."""
+    by_status: dict[int, list[Reason]] = defaultdict(list)
+    for reason in Reason:
+        if reason in policy.reasons or reason in _common(policy, has_body=has_body):
+            by_status[http_status(reason)].append(reason)
+    return {
+        str(status): _response(status, reasons, comments)
+        for status, reasons in sorted(by_status.items())
+    }
+
+
+def _common(policy: MethodPolicy, *, has_body: bool) -> set[Reason]:
+    common = {
+        Reason.VALIDATION_FAILED,
+        Reason.RATE_LIMITED,
+        Reason.OVERLOADED,
+        Reason.DEPENDENCY_UNAVAILABLE,
+        Reason.DEADLINE_EXCEEDED,
+        Reason.INTERNAL,
+    }
+    if policy.needs_token:
+        common |= {Reason.TOKEN_INVALID, Reason.TOKEN_EXPIRED}
+    if policy.access is Access.STAFF:
+        common.add(Reason.STAFF_REQUIRED)
+    if policy.access is Access.ADMIN:
+        common.add(Reason.ADMIN_REQUIRED)
+    if has_body:
+        common.add(Reason.REQUEST_TOO_LARGE)
+    return common
+
+
+def _response(status: int, reasons: list[Reason], comments: Mapping[str, str]) -> dict[str, Any]:
+    response: dict[str, Any] = {
+        "description": ", ".join(f"`{reason}`" for reason in reasons),
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/Error"},
+                "examples": {
+                    reason.value: {
+                        "summary": paragraphs(comments.get(_REASON + reason, "")),
+                        "value": _example(reason, comments),
+                    }
+                    for reason in reasons
+                },
+            }
+        },
+    }
+    headers = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
+    if status in headers:
+        name = headers[status]
+        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"}}
+    return response
+
+
+def _example(reason: Reason, comments: Mapping[str, str]) -> Any:
+    text = paragraphs(comments.get(_REASON + reason, reason))
+    violations: tuple[FieldViolation, ...] = ()
+    if http_status(reason) == 400:
+        violations = (FieldViolation("fieldName", "what is wrong with it"),)
+    error = DomainError(
+        reason,
+        text.split(". ")[0].rstrip("."),
+        violations=violations,
+        retry_after_seconds=1 if http_status(reason) in (429, 503) else None,
+    )
+    example: Any = json_format.MessageToDict(to_status(error))
+    example["details"][0].setdefault("metadata", {})
+    return example

@@ -1,0 +1,53 @@
+"""Starts limit_svc."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import jwt
+
+from boxoffice.limits.v1 import rate_limit_service_pb2
+from boxoffice.limits.v1.rate_limit_service_pb2_grpc import add_RateLimitServiceServicer_to_server
+from limit_svc.gcra import Counter
+from limit_svc.rules import Rules
+from limit_svc.servicer import RateLimitServicer
+from limit_svc.settings import Settings
+from mesh.errors import DomainError, Reason
+from mesh.redis_link import RedisLink
+from mesh.server import Service, Servicer, run
+from mesh.settings import LIMIT_SERVICE
+
+
+def main() -> None:
+    run(LIMIT_SERVICE, Settings, open_service)
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Service]:
+    """limit_svc with its resources, as long as the block lasts."""
+    rules = Rules(settings.contract, settings.rate_limit_scale)
+    async with RedisLink.open(settings.required("redis_url")) as link:
+        yield Service(
+            servicers=[
+                Servicer(
+                    RateLimitServicer(Counter(link), rules),
+                    add_RateLimitServiceServicer_to_server,
+                    rate_limit_service_pb2.DESCRIPTOR.services_by_name["RateLimitService"],
+                )
+            ],
+            jwks=_no_keys,
+            ping_database=_no_database,
+            loops=[rules.follow],
+        )
+
+
+async def _no_keys() -> jwt.PyJWKSet:
+    """Gateways call by their certificate; whoever comes with a token is refused."""
+    raise DomainError(Reason.TOKEN_INVALID, "this service takes no tokens")
+
+
+async def _no_database() -> None:
+    """It has none, and serves without Redis too: gateways that ask must get an answer fast."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Mails over SMTP (RFC 5321) with STARTTLS (RFC 3207) or TLS from the start (RFC 8314).
+
+The standard library's client blocks, so a batch runs in a thread of its own over one
+connection; the time it may take is bounded from outside by closing that connection.
+"""
+
+import asyncio
+import logging
+import smtplib
+import socket
+import ssl
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from typing import Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from mesh.mail.transport import Outcome, Verdict
+
+_log = logging.getLogger(__name__)
+
+_STEP_TIMEOUT_SECONDS = 10.0
+# Well below the lease of the mails.
+_BATCH_TIMEOUT_SECONDS = 90.0
+
+# RFC 1870: the one answer to MAIL FROM that is about the message and not about us.
+_TOO_LARGE = 552
+
+_DEFAULT_PORT = {"smtp": 587, "smtps": 465}
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+class InsecureError(smtplib.SMTPException):
+    """The server offers no encryption, and without it nothing may be sent to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmtpServer:
+    """Where mails go. `starttls` None: encrypted when the server offers it."""
+
+    host: str
+    port: int
+    is_tls: bool
+    starttls: bool | None
+    user: str | None
+    password: str = field(default="", repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Reads `smtp[s]://[user:password@]host[:port][?starttls=true|false]`.
+
+        Raises ValueError, which does not repeat the URL: there may be a password in it.
+        """
+        wrong = ValueError("not of the form smtp://host:587 or smtps://host:465")
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            # Its text quotes what it takes for the port: a piece of the password, perhaps.
+            raise wrong from None
+        if parts.scheme not in _DEFAULT_PORT or not parts.hostname:
+            raise wrong
+        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        asked = query.pop("starttls", None)
+        if query or asked not in (None, "true", "false") or parts.path not in ("", "/"):
+            raise ValueError("after the host only ?starttls=true or ?starttls=false is known")
+        return cls(
+            host=parts.hostname,
+            port=port or _DEFAULT_PORT[parts.scheme],
+            is_tls=parts.scheme == "smtps",
+            starttls=None if asked is None else asked == "true",
+            user=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password or ""),
+        )
+
+
+class SmtpTransport:
+    """Sends batches of mails, each over a connection of its own."""
+
+    def __init__(
+        self,
+        server: SmtpServer,
+        *,
+        tls: ssl.SSLContext | None = None,
+        step_timeout_seconds: float = _STEP_TIMEOUT_SECONDS,
+        batch_timeout_seconds: float = _BATCH_TIMEOUT_SECONDS,
+    ) -> None:
+        self._server = server
+        # Trusts the system's authorities; SSL_CERT_FILE adds a private one.
+        self._tls = tls or ssl.create_default_context()
+        self._step_timeout = step_timeout_seconds
+        self._batch_timeout = batch_timeout_seconds
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="smtp")
+
+    async def send(self, messages: Sequence[EmailMessage]) -> Sequence[Outcome]:
+        batch = _Batch(self._server, self._tls, self._step_timeout, messages)
+        running = asyncio.get_running_loop().run_in_executor(self._thread, batch.run)
+        try:
+            async with asyncio.timeout(self._batch_timeout):
+                await asyncio.shield(running)
+        except TimeoutError:
+            batch.cut()
+            await running
+        except asyncio.CancelledError:
+            batch.cut()
+            raise
+        return batch.outcomes
+
+
+class _Batch:
+    """Messages on their way over one connection, in a thread; `cut` is called from outside."""
+
+    def __init__(
+        self,
+        server: SmtpServer,
+        tls: ssl.SSLContext,
+        timeout: float,
+        messages: Sequence[EmailMessage],
+    ) -> None:
+        self._server = server
+        self._tls = tls
+        self._timeout = timeout
+        self._messages = messages
+        self._client: smtplib.SMTP | None = None
+        self._is_cut = False
+        self.outcomes: list[Outcome] = []
+
+    def run(self) -> None:
+        """Fills `outcomes`, whatever happens: those not sent are UNREACHABLE."""
+        try:
+            self._client = client = self._connect()
+            for message in self._messages:
+                if self._is_cut:
+                    raise TimeoutError
+                if client.sock is None:  # it said 421, or hung up
+                    raise smtplib.SMTPServerDisconnected
+                self.outcomes.append(_send(client, message))
+        except (OSError, smtplib.SMTPException) as error:
+            answer = _answer(error)
+            _log.warning("the mail server took no mails", extra={"answer": answer})
+            rest = len(self._messages) - len(self.outcomes)
+            self.outcomes += [Outcome(Verdict.UNREACHABLE, answer)] * rest
+        finally:
+            self._leave()
+
+    def cut(self) -> None:
+        """Ends the connection: whatever the thread waits for fails at once."""
+        self._is_cut = True
+        if self._client is not None and self._client.sock is not None:
+            with suppress(OSError):
+                self._client.sock.shutdown(socket.SHUT_RDWR)
+
+    def _connect(self) -> smtplib.SMTP:
+        server = self._server
+        client: smtplib.SMTP
+        if server.is_tls:
+            client = smtplib.SMTP_SSL(timeout=self._timeout, context=self._tls)
+        else:
+            client = smtplib.SMTP(timeout=self._timeout)
+        # Connected only now, so that `cut` finds the socket while the server's greeting is
+        # awaited; then nobody but us tells the client which name the certificate must have.
+        client._host = server.host  # type: ignore[attr-defined]
+        self._client = client
+        client.connect(server.host, server.port)
+        client.ehlo_or_helo_if_needed()
+        is_encrypted = server.is_tls
+        if not is_encrypted and server.starttls is not False:
+            is_encrypted = self._start_tls(client)
+        if server.user is not None:
+            # Whoever sits in between could take the offer of STARTTLS away and read the password.
+            if not is_encrypted and server.starttls is None and server.host not in _LOOPBACK:
+                raise InsecureError
+            client.login(server.user, server.password)
+        return client
+
+    def _start_tls(self, client: smtplib.SMTP) -> bool:
+        if client.has_extn("starttls"):
+            client.starttls(context=self._tls)
+            client.ehlo()
+            return True
+        if self._server.starttls:
+            raise InsecureError
+        return False
+
+    def _leave(self) -> None:
+        if self._client is not None:
+            if not self._is_cut:
+                with suppress(OSError, smtplib.SMTPException):
+                    self._client.quit()
+            self._client.close()
+
+
+def _send(client: smtplib.SMTP, message: EmailMessage) -> Outcome:
+    """Sends one. Raises what says nothing about this message, but about the server."""
+    try:
+        client.send_message(message)
+    except smtplib.SMTPRecipientsRefused as error:
+        [(code, _)] = error.recipients.values()
+        return _refusal(code)
+    except smtplib.SMTPDataError as error:
+        return _refusal(error.smtp_code)
+    except smtplib.SMTPSenderRefused as error:
+        if error.smtp_code != _TOO_LARGE:
+            raise
+        return _refusal(error.smtp_code)
+    except (smtplib.SMTPNotSupportedError, UnicodeError):
+        # An address with letters beyond ASCII, and a server without SMTPUTF8 (RFC 6531).
+        return Outcome(Verdict.REFUSED, "SMTPUTF8")
+    except smtplib.SMTPServerDisconnected:
+        # Perhaps because of this very mail: it counts as a try, the rest of the batch does not.
+        return Outcome(Verdict.DEFERRED, "SMTPServerDisconnected")
+    return Outcome(Verdict.SENT, "250")
+
+
+def _refusal(code: int) -> Outcome:
+    # RFC 5321, 4.2.1: 5yz is for good. 421 is the server itself going away.
+    verdict = Verdict.REFUSED if 500 <= code <= 599 else Verdict.DEFERRED
+    return Outcome(verdict, str(code))
+
+
+def _answer(error: Exception) -> str:
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"{type(error).__name__} {error.smtp_code}"
+    return type(error).__name__

@@ -1,0 +1,50 @@
+"""Mails from template files: `<name>.txt`, whose first line is the subject, and `<name>.html`.
+
+Both may use what is in mesh/mail/templates: the HTML ones extend `layout.html`, the look of
+all mails, and import their paragraphs, buttons and tables from `parts.html`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+SHARED = Path(__file__).parent / "templates"
+
+_SUBJECT = "Subject: "
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a mail says."""
+
+    subject: str
+    text: str
+    html: str
+
+
+class Templates:
+    """The template files of a service, in `folder`. A value that a template misses is a bug."""
+
+    def __init__(self, folder: Path, *, filters: Mapping[str, Any] | None = None) -> None:
+        self._environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader([folder, SHARED]),
+            # Names of people and events are text, whatever they look like.
+            autoescape=jinja2.select_autoescape(["html"], default=False),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters.update(filters or {})
+
+    def render(self, name: str, /, **values: Any) -> Rendered:
+        """Renders a mail from `<name>.txt` and `<name>.html`."""
+        text = self._environment.get_template(f"{name}.txt").render(values)
+        first, _, body = text.partition("\n")
+        if not first.startswith(_SUBJECT):
+            raise ValueError(f"{name}.txt does not begin with {_SUBJECT!r}")
+        subject = first.removeprefix(_SUBJECT).strip()
+        html = self._environment.get_template(f"{name}.html").render(values, subject=subject)
+        return Rendered(subject, body.strip() + "\n", html)

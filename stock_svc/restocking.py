@@ -1,0 +1,252 @@
+"""Changes of stock that is on sale: more or fewer places, other offers, seats off sale.
+
+Each works under the locks of the event's pools, so that no buyer gets what it takes away.
+Order of locks: the event, lapsed reservations, pools.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh import idempotency
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from mesh.idempotency import Key
+from stock_svc import expiry, ledger, stock
+from stock_svc.ledger import Entry, Kind
+from stock_svc.states import SeatState, State
+from stock_svc.stock import SeatLeft, StockLeft
+from stock_svc.tables import (
+    any_of,
+    claim_is_live,
+    customer_totals,
+    events,
+    idempotency_records,
+    offers,
+    pools,
+    reservations,
+    seat_claims,
+    seats,
+)
+
+MAX_CAPACITY = 10_000_000
+"""Places that a pool may have, as in the contract."""
+
+# Lapsed holds that one transaction frees before it looks for what is free.
+_EXPIRED_AT_ONCE = 1000
+
+
+async def restock_once(
+    connection: AsyncConnection,
+    *,
+    key: Key | None,
+    encode: Callable[[StockLeft], bytes],
+    event_id: UUID,
+    pool_id: UUID,
+    quantity: int,
+    now: datetime,
+) -> bytes:
+    """`restock`, encoded; again with the same key, the first answer.
+
+    Raises IDEMPOTENCY_KEY_REUSED besides what `restock` raises.
+    """
+    # A second call with the key waits here for the first.
+    if key is not None and not await idempotency.claim(
+        connection, idempotency_records, key, resource_id=pool_id, now=now
+    ):
+        record = await idempotency.find(connection, idempotency_records, key)
+        if record is None or record.response is None:
+            raise LookupError("an idempotency record without an answer")
+        return record.response
+    answer = encode(
+        await restock(connection, event_id=event_id, pool_id=pool_id, quantity=quantity, now=now)
+    )
+    if key is not None:
+        await idempotency.finish(connection, idempotency_records, key, response=answer)
+    return answer
+
+
+async def restock(
+    connection: AsyncConnection, *, event_id: UUID, pool_id: UUID, quantity: int, now: datetime
+) -> StockLeft:
+    """Adds places to a pool. Raises EVENT_NOT_FOUND, POOL_NOT_FOUND or VALIDATION_FAILED."""
+    await lock_event(connection, event_id)
+    await ledger.lock(connection, {(event_id, pool_id)})
+    capacity = await connection.scalar(
+        sa.select(pools.c.capacity).where(pools.c.event_id == event_id, pools.c.pool_id == pool_id)
+    )
+    if capacity is None:
+        raise DomainError(Reason.POOL_NOT_FOUND, "the event has no such pool", pool_id=pool_id)
+    is_seated = await connection.scalar(
+        sa.select(1).where(offers.c.event_id == event_id, offers.c.pool_id == pool_id)
+        .where(offers.c.seated).limit(1)
+    )  # fmt: skip
+    if is_seated:
+        raise invalid(FieldViolation("pool_id", "a seated pool grows by its seats only"))
+    if capacity + quantity > MAX_CAPACITY:
+        most = MAX_CAPACITY - capacity
+        raise invalid(FieldViolation("quantity", f"must be at most {most} for this pool"))
+    await ledger.post(
+        connection, entries=[Entry(event_id, pool_id, Kind.RESTOCK, capacity=quantity)], now=now
+    )
+    return await stock.left(connection, event_id=event_id, with_seats=False, now=now)
+
+
+async def block(
+    connection: AsyncConnection, *, event_id: UUID, seat_ids: Collection[UUID], now: datetime
+) -> tuple[SeatLeft, ...]:
+    """Takes seats off sale, all or none. Raises EVENT_NOT_FOUND, SEAT_NOT_FOUND or
+    SEAT_UNAVAILABLE."""
+    await lock_event(connection, event_id)
+    await expiry.expire(connection, event_id=event_id, limit=_EXPIRED_AT_ONCE, now=now)
+    pool_of = await _lock_pools_of(connection, event_id, seat_ids)
+    taken = await claimed(connection, event_id=event_id, seat_ids=seat_ids)
+    if taken:
+        raise DomainError(
+            Reason.SEAT_UNAVAILABLE,
+            "one or more seats are held or sold",
+            seat_ids=",".join(map(str, taken)),
+        )
+    await _set_blocked(connection, event_id, pool_of, blocked=True, now=now)
+    return await stock.seats_left(connection, event_id=event_id, seat_ids=seat_ids, now=now)
+
+
+async def unblock(
+    connection: AsyncConnection, *, event_id: UUID, seat_ids: Collection[UUID], now: datetime
+) -> tuple[SeatLeft, ...]:
+    """Puts blocked seats on sale again. Raises EVENT_NOT_FOUND or SEAT_NOT_FOUND."""
+    await lock_event(connection, event_id)
+    pool_of = await _lock_pools_of(connection, event_id, seat_ids)
+    await _set_blocked(connection, event_id, pool_of, blocked=False, now=now)
+    return await stock.seats_left(connection, event_id=event_id, seat_ids=seat_ids, now=now)
+
+
+async def remove(connection: AsyncConnection, *, event_id: UUID, now: datetime) -> None:
+    """Forgets what an event has on sale; its movements and the mark that it was stay.
+
+    Raises EVENT_STATE_INVALID when something of it is held or was ever sold.
+    """
+    marked = await connection.execute(
+        sa.update(events).where(events.c.event_id == event_id).values(fingerprint=b"")
+    )
+    if marked.rowcount == 0:
+        return
+    while await expiry.expire(connection, event_id=event_id, limit=_EXPIRED_AT_ONCE, now=now):
+        pass
+    capacities = await _lock_all_pools(connection, event_id)
+    used = [State.ACTIVE, State.COMMITTED, State.RETURNED]
+    if await connection.scalar(
+        sa.select(1)
+        .where(reservations.c.event_id == event_id, reservations.c.state.in_(used))
+        .limit(1)
+    ):
+        raise DomainError(
+            Reason.EVENT_STATE_INVALID, "places of the event are held or have been sold"
+        )
+    if not capacities:
+        return
+    await ledger.post(
+        connection,
+        entries=[
+            Entry(event_id, pool_id, Kind.REMOVE, capacity=-capacity)
+            for pool_id, capacity in capacities.items()
+        ],
+        now=now,
+    )
+    for table in (customer_totals, seats, offers, pools):
+        await connection.execute(sa.delete(table).where(table.c.event_id == event_id))
+
+
+async def lock_event(connection: AsyncConnection, event_id: UUID) -> None:
+    """One change of an event's stock at a time. Raises EVENT_NOT_FOUND."""
+    found = await connection.scalar(
+        sa.select(events.c.fingerprint)
+        .where(events.c.event_id == event_id)
+        .with_for_update(key_share=True)
+    )
+    if not found:
+        raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
+
+
+async def claimed(
+    connection: AsyncConnection, *, event_id: UUID, seat_ids: Collection[UUID]
+) -> Sequence[UUID]:
+    """Those of the seats that are held or sold."""
+    found = await connection.scalars(
+        sa.select(seat_claims.c.seat_id)
+        .where(seat_claims.c.event_id == event_id, claim_is_live)
+        .where(seat_claims.c.seat_id == any_of(seat_ids))
+        .order_by(seat_claims.c.seat_id)
+    )
+    return found.all()
+
+
+async def _lock_all_pools(connection: AsyncConnection, event_id: UUID) -> dict[UUID, int]:
+    """Locks every pool of an event; returns their capacities."""
+    found = await connection.execute(
+        sa.select(pools.c.pool_id, pools.c.capacity)
+        .where(pools.c.event_id == event_id)
+        .order_by(pools.c.pool_id)
+        .with_for_update(key_share=True)
+    )
+    return {row.pool_id: row.capacity for row in found}
+
+
+async def _lock_pools_of(
+    connection: AsyncConnection, event_id: UUID, seat_ids: Collection[UUID]
+) -> dict[UUID, UUID]:
+    """Locks the pools of seats; returns the pool of each seat."""
+    found = await connection.execute(
+        sa.select(seats.c.seat_id, offers.c.pool_id)
+        .join_from(
+            seats,
+            offers,
+            (offers.c.event_id == seats.c.event_id) & (offers.c.offer_id == seats.c.offer_id),
+        )
+        .where(seats.c.event_id == event_id, seats.c.seat_id == any_of(seat_ids))
+    )
+    pool_of = {row.seat_id: row.pool_id for row in found}
+    if missing := sorted(set(seat_ids) - pool_of.keys()):
+        raise DomainError(
+            Reason.SEAT_NOT_FOUND,
+            "the event has no such seat",
+            seat_ids=",".join(map(str, missing)),
+        )
+    await ledger.lock(connection, {(event_id, pool_id) for pool_id in pool_of.values()})
+    return pool_of
+
+
+async def _set_blocked(
+    connection: AsyncConnection,
+    event_id: UUID,
+    pool_of: dict[UUID, UUID],
+    *,
+    blocked: bool,
+    now: datetime,
+) -> None:
+    changed = await connection.scalars(
+        sa.update(seats)
+        .where(seats.c.event_id == event_id, seats.c.seat_id == any_of(pool_of))
+        .where(seats.c.blocked.is_(not blocked))
+        .values(blocked=blocked)
+        .returning(seats.c.seat_id)
+    )
+    seat_ids = changed.all()
+    if not seat_ids:
+        return
+    counts = Counter(pool_of[seat_id] for seat_id in seat_ids)
+    kind, sign, state = (
+        (Kind.BLOCK, -1, SeatState.BLOCKED) if blocked else (Kind.UNBLOCK, 1, SeatState.AVAILABLE)
+    )
+    await ledger.post(
+        connection,
+        entries=[
+            Entry(event_id, pool_id, kind, capacity=sign * count)
+            for pool_id, count in counts.items()
+        ],
+        seats={(event_id, seat_id): state for seat_id in seat_ids},
+        now=now,
+    )

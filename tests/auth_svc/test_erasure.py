@@ -1,0 +1,165 @@
+"""An erased account: nobody is behind it any more, and everything else still adds up."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+
+from auth_svc import erasure, password_reset, profile
+from auth_svc.accounts import Role, User
+from auth_svc.passwords import PasswordHasher
+from auth_svc.tables import metadata, outbox, users
+from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
+from mesh.database import Database
+from mesh.errors import Reason
+from tests.auth_svc.conftest import (
+    ACCESS_LIFETIME,
+    ADMIN_SECRET,
+    GOOD_PASSWORD,
+    NOW,
+    Accounts,
+    a_sign_up,
+    refusal_of,
+    rows,
+    signed_in,
+)
+
+LATER = NOW + timedelta(hours=1)
+CANARIES = ("canary", "Canary", "+919876500000")
+
+
+async def erase(database: Database, hasher: PasswordHasher, user_id: UUID) -> User:
+    async with database.transaction() as connection:
+        return await erasure.erase(
+            connection,
+            user_id=user_id,
+            unusable_hash=hasher.unusable_hash,
+            access_lifetime=ACCESS_LIFETIME,
+            now=LATER,
+        )
+
+
+async def a_canary(accounts: Accounts, database: Database) -> User:
+    """An account with something personal in every table that can hold it."""
+    user = await accounts.register(
+        **a_sign_up(email="Canary@Example.com", full_name="Canary Bird", phone=CANARIES[2])
+    )
+    async with database.transaction() as connection:
+        await profile.update_profile(
+            connection,
+            user_id=user.user_id,
+            full_name="Canary B.",
+            phone=None,
+            address="1 Canary Row",
+            now=NOW,
+        )
+        await password_reset.request(connection, email=user.email, now=NOW)
+        await password_reset.answer_requests(connection, accounts.mailing, now=NOW)
+        await password_reset.request(connection, email=user.email, now=NOW)
+    await accounts.login(email=user.email, password=GOOD_PASSWORD, now=NOW)
+    return user
+
+
+async def everything(database: Database) -> Sequence[Any]:
+    return [
+        value
+        for table in metadata.sorted_tables
+        for row in await rows(database, table)
+        for value in row
+    ]
+
+
+def personal(values: Sequence[Any]) -> list[Any]:
+    return [
+        value
+        for value in values
+        if any(canary in str(value) or canary.encode() in _bytes(value) for canary in CANARIES)
+    ]
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+async def test_nothing_personal_is_left_in_any_table(
+    accounts: Accounts, database: Database, hasher: PasswordHasher
+) -> None:
+    user = await a_canary(accounts, database)
+    # Account, outbox, mail, request: the search finds what is there.
+    assert len(personal(await everything(database))) > 8
+    erased = await erase(database, hasher, user.user_id)
+    assert personal(await everything(database)) == []
+    assert (erased.user_id, erased.create_time) == (user.user_id, user.create_time)
+    assert (erased.full_name, erased.is_active) == ("Erased user", False)
+
+
+async def test_it_signs_out_and_tells_the_others(
+    accounts: Accounts, database: Database, hasher: PasswordHasher
+) -> None:
+    session = await signed_in(accounts)
+    await erase(database, hasher, session.user.user_id)
+    ended = accounts.refresh(refresh_token=session.refresh_token, now=LATER)
+    assert (await refusal_of(ended)).reason is Reason.TOKEN_INVALID
+    events = [
+        stream_pb2.AuthEvent.FromString(row.payload)
+        for row in sorted(await rows(database, outbox), key=lambda row: row.sequence)
+    ]
+    assert [event.WhichOneof("event") for event in events] == ["access_revoked", "user_erased"]
+    assert {event.user_id for event in events} == {str(session.user.user_id)}
+
+
+async def test_nobody_signs_in_to_it_and_the_address_is_free(
+    accounts: Accounts, database: Database, hasher: PasswordHasher
+) -> None:
+    user = await accounts.register(**a_sign_up())
+    erased = await erase(database, hasher, user.user_id)
+    for email in (user.email, erased.email):
+        wrong = accounts.login(email=email, password=GOOD_PASSWORD, now=LATER)
+        assert (await refusal_of(wrong)).reason is Reason.INVALID_CREDENTIALS
+    again = await accounts.register(**a_sign_up())
+    assert again.user_id != user.user_id
+
+
+async def test_again_changes_nothing(
+    accounts: Accounts, database: Database, hasher: PasswordHasher
+) -> None:
+    user = await accounts.register(**a_sign_up())
+    once = await erase(database, hasher, user.user_id)
+    before = await everything(database)
+    assert await erase(database, hasher, user.user_id) == once
+    assert await everything(database) == before
+
+
+async def test_nobodys_account(database: Database, hasher: PasswordHasher) -> None:
+    error = await refusal_of(erase(database, hasher, uuid4()))
+    assert error.reason is Reason.USER_NOT_FOUND
+
+
+async def test_the_last_admin_stays(
+    accounts: Accounts, database: Database, hasher: PasswordHasher
+) -> None:
+    first, second = [
+        await accounts.register_admin(
+            **a_sign_up(email=f"{name}@example.com"), admin_secret=ADMIN_SECRET
+        )
+        for name in ("first", "second")
+    ]
+    await erase(database, hasher, first.user_id)
+    error = await refusal_of(erase(database, hasher, second.user_id))
+    assert error.reason is Reason.LAST_ADMIN
+    assert (await accounts.get(second.user_id)).role is Role.ADMIN
+
+
+@pytest.mark.parametrize("column", [users.c.email, users.c.password_hash])
+async def test_the_table_takes_what_is_written(
+    accounts: Accounts, database: Database, hasher: PasswordHasher, column: sa.Column[str]
+) -> None:
+    """Two erased accounts do not meet in a unique key."""
+    for name in ("one", "two"):
+        user = await accounts.register(**a_sign_up(email=f"{name}@example.com"))
+        await erase(database, hasher, user.user_id)
+    async with database.transaction() as connection:
+        assert len(list(await connection.scalars(sa.select(column)))) == 2

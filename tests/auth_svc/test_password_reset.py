@@ -1,0 +1,220 @@
+"""A new password by mail: one use, half an hour, and nothing told to who only asks."""
+
+import asyncio
+import re
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from auth_svc import password_reset
+from auth_svc.accounts import User
+from auth_svc.passwords import PasswordHasher
+from auth_svc.tables import mails, password_reset_requests, password_resets, sessions, users
+from auth_svc.throttle import FREE_ATTEMPTS
+from mesh.database import Database
+from mesh.errors import Reason
+from tests.auth_svc.conftest import (
+    GOOD_PASSWORD,
+    NOW,
+    RESET_URL,
+    Accounts,
+    a_sign_up,
+    refusal_of,
+    rows,
+    signed_in,
+)
+
+EMAIL = "mira@example.com"
+NEW_PASSWORD = "Quiet-Harbour-58"
+MINUTE = timedelta(minutes=1)
+
+
+async def ask(database: Database, email: str = EMAIL, *, now: datetime = NOW) -> None:
+    async with database.transaction() as connection:
+        await password_reset.request(connection, email=email, now=now)
+
+
+async def answer(accounts: Accounts, database: Database, *, now: datetime = NOW) -> int:
+    async with database.transaction() as connection:
+        return await password_reset.answer_requests(connection, accounts.mailing, now=now)
+
+
+async def queued(database: Database) -> list[Any]:
+    return [row for row in await rows(database, mails) if row.key.startswith("password-reset:")]
+
+
+async def a_token(accounts: Accounts, database: Database, *, now: datetime = NOW) -> str:
+    await ask(database, now=now)
+    await answer(accounts, database, now=now)
+    newest = max(await queued(database), key=lambda row: row.create_time)
+    found = re.search(rf"{re.escape(RESET_URL)}#token=(\S+)", newest.text)
+    assert found is not None
+    assert found[0] in newest.html
+    return found[1]
+
+
+@pytest.fixture
+async def mira(accounts: Accounts) -> User:
+    return await accounts.register(**a_sign_up())
+
+
+async def test_a_forgotten_password_is_replaced(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    session = await signed_in(accounts)
+    token = await a_token(accounts, database)
+    await accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=NOW + MINUTE)
+    await accounts.login(email=EMAIL, password=NEW_PASSWORD, now=NOW + MINUTE)
+    old = accounts.login(email=EMAIL, password=GOOD_PASSWORD, now=NOW + MINUTE)
+    assert (await refusal_of(old)).reason is Reason.INVALID_CREDENTIALS
+    ended = accounts.refresh(refresh_token=session.refresh_token, now=NOW + MINUTE)
+    assert (await refusal_of(ended)).reason is Reason.TOKEN_INVALID
+    assert (await accounts.get(mira.user_id)).access_version == 1
+    told = [row for row in await rows(database, mails) if row.key.startswith("password-changed:")]
+    assert [row.recipient for row in told] == [EMAIL]
+
+
+async def test_the_mail(accounts: Accounts, database: Database, mira: User) -> None:
+    await a_token(accounts, database)
+    [mail] = await queued(database)
+    assert (mail.recipient, mail.subject) == (EMAIL, "Choose a new password")
+    assert mail.expire_time == NOW + timedelta(minutes=30)
+    assert "Hello Mira Rao," in mail.text
+    assert "until 01 March 2026, 12:30 UTC" in mail.text
+
+
+async def test_a_name_is_no_html(accounts: Accounts, database: Database) -> None:
+    await accounts.register(**a_sign_up(full_name="<b>Mira</b>"))
+    await a_token(accounts, database)
+    [mail] = await queued(database)
+    assert "<b>Mira" not in mail.html
+
+
+async def test_the_token_is_stored_as_a_hash(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    token = await a_token(accounts, database)
+    [row] = await rows(database, password_resets)
+    assert len(row.token_hash) == 32
+    assert token not in repr(row)
+
+
+async def test_unknown_addresses_do_the_same_and_get_nothing(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    await ask(database, "nobody@example.com")
+    await ask(database)
+    assert {row.email_key for row in await rows(database, password_reset_requests)} == {
+        EMAIL,
+        "nobody@example.com",
+    }
+    assert await answer(accounts, database) == 2
+    assert [row.recipient for row in await queued(database)] == [EMAIL]
+    assert await rows(database, password_reset_requests) == []
+
+
+async def test_a_deactivated_account_gets_nothing(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    token = await a_token(accounts, database)
+    async with database.transaction() as connection:
+        await connection.execute(sa.update(users).values(is_active=False))
+    refused = accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=NOW)
+    assert (await refusal_of(refused)).reason is Reason.ACCOUNT_DEACTIVATED
+    await ask(database, now=NOW + 10 * MINUTE)
+    await answer(accounts, database, now=NOW + 10 * MINUTE)
+    assert len(await queued(database)) == 1
+
+
+async def test_one_mail_a_minute_and_five_an_hour(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    for half_minutes in range(30):
+        now = NOW + half_minutes * MINUTE / 2
+        # Twice before the loop comes by is once.
+        await ask(database, now=now)
+        await ask(database, now=now)
+        await answer(accounts, database, now=now)
+    sent = sorted(row.create_time for row in await queued(database))
+    assert sent == [NOW + n * MINUTE for n in range(5)]
+
+
+@pytest.mark.parametrize("token", ["x", "A" * 43, "🎟" * 9, "\x00"])
+async def test_what_is_no_token(accounts: Accounts, token: str) -> None:
+    refused = accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=NOW)
+    assert (await refusal_of(refused)).reason is Reason.TOKEN_INVALID
+
+
+async def test_a_token_works_once_and_takes_the_others_with_it(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    first = await a_token(accounts, database)
+    second = await a_token(accounts, database, now=NOW + MINUTE)
+    await accounts.reset_password(token=second, new_password=NEW_PASSWORD, now=NOW + MINUTE)
+    for token in (first, second):
+        again = accounts.reset_password(token=token, new_password=GOOD_PASSWORD, now=NOW + MINUTE)
+        assert (await refusal_of(again)).reason is Reason.TOKEN_INVALID
+
+
+async def test_a_changed_password_takes_the_tokens_with_it(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    token = await a_token(accounts, database)
+    await accounts.change_password(
+        user_id=mira.user_id,
+        session_id=mira.user_id,
+        current_password=GOOD_PASSWORD,
+        new_password=NEW_PASSWORD,
+        now=NOW,
+    )
+    used = accounts.reset_password(token=token, new_password=GOOD_PASSWORD, now=NOW)
+    assert (await refusal_of(used)).reason is Reason.TOKEN_INVALID
+
+
+async def test_a_token_expires(accounts: Accounts, database: Database, mira: User) -> None:
+    token = await a_token(accounts, database)
+    end = NOW + timedelta(minutes=30)
+    late = accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=end)
+    assert (await refusal_of(late)).reason is Reason.TOKEN_EXPIRED
+    just_before = end - timedelta(microseconds=1)
+    await accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=just_before)
+
+
+async def test_a_weak_password_leaves_the_token_usable(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    token = await a_token(accounts, database)
+    weak = accounts.reset_password(token=token, new_password="miraRAO", now=NOW)
+    error = await refusal_of(weak)
+    assert error.reason is Reason.PASSWORD_TOO_WEAK
+    assert {violation.field for violation in error.violations} == {"new_password"}
+    # Too short, no digit, no sign, and it is the name.
+    assert len(error.violations) == 4
+    await accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=NOW)
+
+
+async def test_it_lets_in_an_owner_whom_somebody_has_throttled(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
+    for _ in range(FREE_ATTEMPTS + 1):
+        await refusal_of(accounts.login(email=EMAIL, password="wrong", now=NOW))
+    token = await a_token(accounts, database)
+    await accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=NOW)
+    await accounts.login(email=EMAIL, password=NEW_PASSWORD, now=NOW)
+
+
+async def test_two_uses_at_once_change_it_once(
+    accounts: Accounts, database: Database, mira: User, hasher: PasswordHasher
+) -> None:
+    token = await a_token(accounts, database)
+    passwords = [f"Quiet-Harbour-{n}" for n in range(50, 54)]
+    outcomes = await asyncio.gather(
+        *(accounts.reset_password(token=token, new_password=each, now=NOW) for each in passwords),
+        return_exceptions=True,
+    )
+    assert outcomes.count(None) == 1
+    [winner] = [each for each, outcome in zip(passwords, outcomes, strict=True) if outcome is None]
+    await accounts.login(email=EMAIL, password=winner, now=NOW)
+    assert len(await rows(database, sessions)) == 1

@@ -1,0 +1,222 @@
+"""Guessing gets slower, the same way in Redis and in the database, and whoever is asked for."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+import redis.asyncio
+import sqlalchemy as sa
+
+from auth_svc.passwords import PasswordHasher
+from auth_svc.tables import login_throttles
+from auth_svc.throttle import FORGET_AFTER, FREE_ATTEMPTS, LoginThrottle
+from auth_svc.tokens import SigningKey
+from mesh.database import Database
+from mesh.errors import DomainError, Reason
+from tests.auth_svc.conftest import (
+    GOOD_PASSWORD,
+    NOW,
+    THROTTLE_KEY,
+    Accounts,
+    a_sign_up,
+    refusal_of,
+    rows,
+)
+
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture(params=["redis", "database"])
+def throttle(
+    request: pytest.FixtureRequest, database: Database, cache: "redis.asyncio.Redis"
+) -> LoginThrottle:
+    """One contract for both: what holds where the counts are."""
+    store = cache if request.param == "redis" else None
+    return LoginThrottle(database=database, cache=store, key=THROTTLE_KEY)
+
+
+async def wait_of(attempt: Awaitable[None]) -> float:
+    """Seconds to wait; 0 when the attempt is admitted."""
+    try:
+        await attempt
+    except DomainError as error:
+        return error.retry_after_seconds or -1.0
+    return 0.0
+
+
+async def test_the_pause_doubles_up_to_an_hour(throttle: LoginThrottle) -> None:
+    now = NOW
+    pauses = []
+    for _ in range(20):
+        assert await wait_of(throttle.admit("mira", now=now)) == 0
+        pause = await wait_of(throttle.admit("mira", now=now))
+        if pause:
+            # Refused attempts do not count: otherwise nobody would ever come in again.
+            assert await wait_of(throttle.admit("mira", now=now)) == pause
+        else:
+            await throttle.give_back("mira")
+        pauses.append(pause)
+        now += timedelta(seconds=pause)
+    assert pauses == [0, 0, 0, 0, *(2.0**n for n in range(12)), 3600, 3600, 3600, 3600]
+
+
+async def test_one_account_does_not_wait_for_another(throttle: LoginThrottle) -> None:
+    for _ in range(FREE_ATTEMPTS):
+        await throttle.admit("mira", now=NOW)
+    assert await wait_of(throttle.admit("mira", now=NOW)) == 1
+    assert await wait_of(throttle.admit("noor", now=NOW)) == 0
+
+
+async def test_success_clears_the_count(throttle: LoginThrottle, database: Database) -> None:
+    for _ in range(FREE_ATTEMPTS):
+        await throttle.admit("mira", now=NOW)
+    async with database.transaction() as connection:
+        await throttle.clear_row(connection, "mira")
+    await throttle.clear("mira")
+    for _ in range(FREE_ATTEMPTS):
+        assert await wait_of(throttle.admit("mira", now=NOW)) == 0
+
+
+async def test_an_attempt_that_was_not_looked_at_is_given_back(throttle: LoginThrottle) -> None:
+    for _ in range(10):
+        assert await wait_of(throttle.admit("mira", now=NOW)) == 0
+        await throttle.give_back("mira")
+    # Of an account without attempts there is nothing to give back.
+    await throttle.give_back("noor")
+    assert await wait_of(throttle.admit("noor", now=NOW)) == 0
+
+
+async def test_many_at_once_get_no_further_than_one_after_the_other(
+    throttle: LoginThrottle,
+) -> None:
+    waits = await asyncio.gather(*(wait_of(throttle.admit("mira", now=NOW)) for _ in range(10)))
+    assert waits.count(0) == FREE_ATTEMPTS
+    assert waits.count(1) == 10 - FREE_ATTEMPTS
+
+
+async def test_an_old_count_begins_anew(database: Database) -> None:
+    throttle = LoginThrottle(database=database, cache=None, key=THROTTLE_KEY)
+    for _ in range(FREE_ATTEMPTS):
+        await throttle.admit("mira", now=NOW)
+    later = NOW + FORGET_AFTER + SECOND
+    for _ in range(FREE_ATTEMPTS):
+        assert await wait_of(throttle.admit("mira", now=later)) == 0
+
+
+async def test_in_redis_too(cache: "redis.asyncio.Redis", database: Database) -> None:
+    throttle = LoginThrottle(database=database, cache=cache, key=THROTTLE_KEY)
+    await throttle.admit("mira", now=NOW)
+    [key] = await cache.keys("*")
+    assert 0 < await cache.pttl(key) <= FORGET_AFTER.total_seconds() * 1000
+    assert await rows(database, login_throttles) == []
+
+
+async def test_nobody_reads_an_address_from_the_counts(
+    cache: "redis.asyncio.Redis", database: Database
+) -> None:
+    for store in (cache, None):
+        throttle = LoginThrottle(database=database, cache=store, key=THROTTLE_KEY)
+        await throttle.admit("mira@example.com", now=NOW)
+    [row] = await rows(database, login_throttles)
+    [key] = await cache.keys("*")
+    assert b"mira" not in row.account
+    assert b"mira" not in key
+
+
+async def test_without_redis_the_database_counts(
+    cache: "redis.asyncio.Redis", redis_server: Any, database: Database
+) -> None:
+    throttle = LoginThrottle(database=database, cache=cache, key=THROTTLE_KEY)
+    await throttle.admit("mira", now=NOW)
+    # A kill, in the middle of everything; the supervisor may bring it back, empty, elsewhere.
+    away = LoginThrottle(
+        database=database,
+        cache=redis.asyncio.Redis(unix_socket_path="/nowhere/redis.sock"),
+        key=THROTTLE_KEY,
+    )
+    for _ in range(FREE_ATTEMPTS):
+        assert await wait_of(away.admit("mira", now=NOW)) == 0
+    assert await wait_of(away.admit("mira", now=NOW)) == 1
+    await away.clear("mira")
+    await away.give_back("noor")
+
+
+Attempt = Callable[[str, datetime], Awaitable[object]]
+
+
+@pytest.mark.parametrize("email", ["mira@example.com", "nobody@example.com", "MIRA@example.com"])
+async def test_known_and_unknown_are_throttled_alike(accounts: Accounts, email: str) -> None:
+    await accounts.register(**a_sign_up())
+    reasons = [
+        (await refusal_of(accounts.login(email=email, password="wrong", now=NOW))).reason
+        for _ in range(FREE_ATTEMPTS + 2)
+    ]
+    assert reasons == [Reason.INVALID_CREDENTIALS] * FREE_ATTEMPTS + [Reason.LOGIN_THROTTLED] * 2
+
+
+async def test_the_right_password_waits_too_and_then_clears(
+    accounts: Accounts, database: Database
+) -> None:
+    await accounts.register(**a_sign_up())
+    for _ in range(FREE_ATTEMPTS):
+        await refusal_of(accounts.login(email="mira@example.com", password="wrong", now=NOW))
+    right = {"email": "mira@example.com", "password": GOOD_PASSWORD}
+    assert (await refusal_of(accounts.login(**right, now=NOW))).reason is Reason.LOGIN_THROTTLED
+    await accounts.login(**right, now=NOW + SECOND)
+    assert await rows(database, login_throttles) == []
+    for _ in range(FREE_ATTEMPTS):
+        wrong = accounts.login(email="mira@example.com", password="wrong", now=NOW + SECOND)
+        assert (await refusal_of(wrong)).reason is Reason.INVALID_CREDENTIALS
+
+
+async def test_sessions_go_on_while_somebody_guesses(accounts: Accounts) -> None:
+    await accounts.register(**a_sign_up())
+    session = await accounts.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
+    for _ in range(FREE_ATTEMPTS + 2):
+        await refusal_of(accounts.login(email="mira@example.com", password="wrong", now=NOW))
+    await accounts.refresh(refresh_token=session.refresh_token, now=NOW + SECOND)
+
+
+async def test_a_full_queue_counts_as_no_attempt_and_passwords_are_not_hashed_when_throttled(
+    database: Database, key: SigningKey
+) -> None:
+    hasher = PasswordHasher(cost=4, pepper=b"x" * 32, workers=1, waiting=0)
+    with contextlib.closing(hasher):
+        accounts = Accounts(database, hasher, key)
+        await accounts.register(**a_sign_up())
+        # The one place is taken: whatever is hashed now is refused.
+        assert hasher._places.acquire(blocking=False)
+        for _ in range(FREE_ATTEMPTS + 2):
+            error = await refusal_of(
+                accounts.login(email="mira@example.com", password="wrong", now=NOW)
+            )
+            assert error.reason is Reason.OVERLOADED
+        async with database.transaction() as connection:
+            await connection.execute(sa.update(login_throttles).values(due_time=NOW + SECOND))
+        error = await refusal_of(
+            accounts.login(email="mira@example.com", password="wrong", now=NOW)
+        )
+        assert error.reason is Reason.LOGIN_THROTTLED
+        hasher._places.release()
+
+
+async def test_guessing_the_password_of_now_is_throttled_apart(accounts: Accounts) -> None:
+    await accounts.register(**a_sign_up())
+    login = await accounts.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
+
+    def change(current: str) -> Awaitable[object]:
+        return accounts.change_password(
+            user_id=login.user.user_id,
+            session_id=login.user.user_id,
+            current_password=current,
+            new_password="Another-Tram-48",
+            now=NOW,
+        )
+
+    for _ in range(FREE_ATTEMPTS):
+        assert (await refusal_of(change("wrong"))).reason is Reason.CURRENT_PASSWORD_INCORRECT
+    assert (await refusal_of(change(GOOD_PASSWORD))).reason is Reason.LOGIN_THROTTLED
+    await accounts.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)

@@ -1,0 +1,93 @@
+"""A process that dies at its n-th await, as by kill -9: nothing of it runs on, nothing cleans up.
+
+Its coroutine is abandoned where it waits; its connections are cut by the server, which
+undoes what was not committed. What it had sent to the server before may still take effect.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from mesh.database import Database, libpq_url
+
+NAME = "doomed"
+
+# Never collected: collecting one would run its `finally` blocks, which a dead process does not.
+_GRAVEYARD: list[object] = []
+
+
+class DiedError(BaseException):
+    """The process died here."""
+
+
+class _Mortal:
+    """Awaits a coroutine up to its n-th await, and no further."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int | None) -> None:
+        self._work = work
+        self._at = at
+        self.awaits = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps = self._work.__await__()
+        _GRAVEYARD.append(steps)
+        sent = None
+        while True:
+            # The loop must not know of its generators: at its end it would run them to theirs.
+            hooks = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(firstiter=_GRAVEYARD.append, finalizer=None)
+            try:
+                waits_for = steps.send(sent)
+            except StopIteration as end:
+                return end.value
+            finally:
+                sys.set_asyncgen_hooks(*hooks)
+            self.awaits += 1
+            if self.awaits == self._at:
+                raise DiedError
+            sent = yield waits_for
+
+
+async def run(work: Coroutine[Any, Any, Any], *, at: int | None) -> tuple[bool, int]:
+    """Runs `work` until it dies at its n-th await, if it has so many.
+
+    Returns whether it died, and how many awaits it came to. Refusals count as an end.
+    """
+    mortal = _Mortal(work, at)
+
+    async def body() -> None:
+        await mortal
+
+    task = asyncio.create_task(body())
+    _GRAVEYARD.append(task)
+    await asyncio.wait({task})
+    return isinstance(task.exception(), DiedError), mortal.awaits
+
+
+@asynccontextmanager
+async def database(url: str) -> AsyncIterator[Database]:
+    """A database as a process has it that may die: its pool is never closed in good order."""
+    engine = create_async_engine(
+        url,
+        pool_size=4,
+        max_overflow=0,
+        connect_args={"application_name": NAME},
+        execution_options={"preserve_rowcount": True},
+    )
+    _GRAVEYARD.append(engine)
+    yield Database(engine, url)
+
+
+async def cut(url: str) -> None:
+    """The server finds the connections of the dead process gone."""
+    async with await psycopg.AsyncConnection.connect(libpq_url(url), autocommit=True) as admin:
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE application_name = %s AND datname = current_database()",
+            [NAME],
+        )

@@ -1,0 +1,316 @@
+"""From what happens to a booking to the mail in the customer's mailbox, over a real SMTP server."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from email.message import EmailMessage
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from booking_svc import booking_events, tables
+from booking_svc.booking_events import (
+    BookingEvent,
+    BookingEvents,
+    Cancelled,
+    Change,
+    Completed,
+    Refunded,
+    Rescheduled,
+    Updated,
+)
+from booking_svc.bookings import Actor, Booking
+from booking_svc.notifications import contacts, follower
+from booking_svc.notifications.contacts import Contact, Erased
+from mesh.ids import new_id
+from mesh.mail.message import address_of
+from mesh.mail.sender import Sender
+from mesh.mail.smtp import SmtpServer, SmtpTransport
+from mesh.money import Money
+from mesh.outbox import OutboxReader
+from tests.booking_svc.world import START, World, an_offer
+from tests.mesh.mail.server import MailServer, mail_server
+
+MIRA = Contact(new_id(), "mira@example.org", "Mira Rao")
+
+
+async def know(world: World, *changes: Contact | Erased) -> None:
+    """The accounts' stream has told this."""
+    async with world.database.transaction() as connection:
+        await follower.apply_accounts(connection, changes, world.clock())
+
+
+async def happened(world: World, count: int) -> list[BookingEvent]:
+    events = BookingEvents(OutboxReader(world.database, tables.outbox))
+    found: list[BookingEvent] = []
+    async with asyncio.timeout(20), aclosing(events.open("")) as batches:  # type: ignore[type-var]
+        async for _, batch in batches:
+            found += batch
+            if len(found) >= count:
+                break
+    return found
+
+
+async def follow(world: World, count: int) -> None:
+    """The follower has heard of the first `count` events."""
+    events = await happened(world, count)
+    async with world.database.transaction() as connection:
+        await follower.apply(connection, events, world.clock())
+
+
+async def happen(world: World, booking: Booking, *changes: Change) -> None:
+    async with world.database.transaction() as connection:
+        for change in changes:
+            await booking_events.append(
+                connection, booking=booking, change=change, now=world.clock()
+            )
+
+
+async def delivered(world: World) -> list[EmailMessage]:
+    """What arrives when everything that is queued is sent."""
+    async with mail_server() as server:
+        sender = a_sender(world, server)
+        while await sender.send_due():
+            pass
+    return server.mails
+
+
+def a_sender(world: World, server: MailServer) -> Sender:
+    return Sender(
+        database=world.database,
+        table=tables.mails,
+        transport=SmtpTransport(SmtpServer.parse(f"smtp://127.0.0.1:{server.port}")),
+        sender=address_of("Boxoffice <noreply@example.com>"),
+        clock=world.clock,
+    )
+
+
+def subjects(mails: Sequence[EmailMessage]) -> list[str]:
+    return [mail["Subject"] for mail in mails]
+
+
+def text(mail: EmailMessage) -> str:
+    part = mail.get_body(("plain",))
+    assert part is not None
+    content = part.get_content()
+    assert isinstance(content, str)
+    return content
+
+
+async def confirmed(world: World, **changes: object) -> Booking:
+    event = await world.an_event(**changes)
+    booking = await world.place(event, quantity=2, customer_id=MIRA.user_id)
+    await world.capture(booking)
+    await world.settle()
+    return await world.booking(booking.booking_id)
+
+
+async def test_a_confirmed_booking_is_mailed_once_with_all_that_matters(world: World) -> None:
+    await know(world, MIRA)
+    booking = await confirmed(world, venue_name="Bandra Amphitheatre")
+    await follow(world, 2)
+    await follow(world, 2)
+    [mail] = await delivered(world)
+    assert mail["To"] == "mira@example.org"
+    assert mail["Subject"] == "Confirmed: Monsoon Nights, 1 Jul 2030"
+    said = text(mail)
+    for expected in (
+        "Hello Mira Rao,",
+        "Monday, 1 July 2030, 5:30\u202fpm (IST)",
+        "Bandra Amphitheatre",
+        "2 × Floor: ₹3,000.00",
+        "Total: ₹3,000.00",
+        "Until 17 Jun 2030, 5:30\u202fpm: 97 % back",
+        str(booking.booking_id),
+    ):
+        assert expected in said
+    assert await delivered(world) == []
+
+
+async def test_every_event_that_is_written_about_has_its_mail_and_the_others_none(
+    world: World,
+) -> None:
+    await know(world, MIRA)
+    booking = await confirmed(world)
+    later = await world.an_event(start_time=START + timedelta(days=40), end_time=None)
+    refund = Money(50_000, "INR")
+    await happen(
+        world,
+        booking,
+        Cancelled(Actor.CUSTOMER, "", refund),
+        Cancelled(Actor.ORGANISER, "The singer is ill", refund),
+        Refunded(new_id(), refund),
+        Rescheduled(later.event_id, Money(350_000, "INR"), refund),
+        Updated(Money(350_000, "INR"), refund),
+        Completed(),
+    )
+    await follow(world, 8)
+    mails = await delivered(world)
+    assert sorted(subjects(mails)) == [
+        "Cancelled: Monsoon Nights, 1 Jul 2030",
+        "Changed: Monsoon Nights, 1 Jul 2030",
+        "Confirmed: Monsoon Nights, 1 Jul 2030",
+        "Monsoon Nights on 1 Jul 2030 does not take place",
+        "Moved: Monsoon Nights, now on 1 Jul 2030",
+        "₹500.00 refunded for Monsoon Nights",
+    ]
+    by_subject = {mail["Subject"].split(" ")[0]: text(mail) for mail in mails}
+    assert "₹500.00 goes back" in by_subject["Cancelled:"]
+    assert "The singer is ill" in by_subject["Monsoon"]
+    assert "Before, it was for Monsoon Nights, Thursday, 11 July 2030" in by_subject["Moved:"]
+
+
+@pytest.mark.parametrize("is_wanted", [False, True])
+async def test_a_hold_is_mailed_about_when_that_was_asked_for(
+    world: World, is_wanted: bool
+) -> None:
+    await know(world, MIRA)
+    event = await world.an_event()
+    await world.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=is_wanted)
+    await follow(world, 1)
+    expected = ["Held until 1 Jun 2030, 5:40 pm: Monsoon Nights"] if is_wanted else []
+    assert subjects(await delivered(world)) == expected
+
+
+async def test_a_mail_about_a_hold_that_is_over_is_not_sent(world: World) -> None:
+    await know(world, MIRA)
+    event = await world.an_event()
+    await world.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=True)
+    await follow(world, 1)
+    world.clock.advance(timedelta(minutes=10))
+    assert await delivered(world) == []
+
+
+async def test_our_own_reasons_are_not_for_the_customer(world: World) -> None:
+    await know(world, MIRA)
+    booking = await confirmed(world)
+    await happen(world, booking, Cancelled(Actor.SYSTEM, "payment mismatch, flagged", None))
+    await follow(world, 3)
+    assert "flagged" not in "".join(map(text, await delivered(world)))
+
+
+async def test_a_name_in_a_mail_is_text(world: World) -> None:
+    await know(world, Contact(MIRA.user_id, MIRA.email, "<img src=x> Rao"))
+    await confirmed(world, name="Rock & <b>Roll</b>\nBcc: all@example.org")
+    await follow(world, 2)
+    [mail] = await delivered(world)
+    html = mail.get_body(("html",))
+    assert html is not None
+    assert "<img" not in html.get_content()
+    assert "Rock &amp; &lt;b&gt;Roll" in html.get_content()
+    assert mail["Bcc"] is None
+
+
+async def test_what_happens_before_the_address_is_known_waits_for_it(world: World) -> None:
+    booking = await confirmed(world)
+    await happen(world, booking, Refunded(new_id(), Money(100, "INR")))
+    await follow(world, 3)
+    assert await delivered(world) == []
+    await know(world, MIRA)
+    assert subjects(await delivered(world)) == [
+        "Confirmed: Monsoon Nights, 1 Jul 2030",
+        "₹1.00 refunded for Monsoon Nights",
+    ]
+    await know(world, MIRA)
+    assert await delivered(world) == []
+
+
+async def test_an_address_on_its_way_in_another_transaction_is_not_missed(world: World) -> None:
+    """Whichever commits first, the booking's mail is queued: neither overlooks the other."""
+    await confirmed(world)
+    events = await happened(world, 2)
+    async with world.database.transaction() as telling:
+        await follower.apply_accounts(telling, [MIRA], world.clock())
+
+        async def hear() -> None:
+            async with world.database.transaction() as hearing:
+                await follower.apply(hearing, events, world.clock())
+
+        following = asyncio.create_task(hear())
+        await _until_somebody_waits_for_a_lock(world)
+    await following
+    assert len(await delivered(world)) == 1
+
+
+async def _until_somebody_waits_for_a_lock(world: World) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            async with world.database.reading() as connection:
+                waiting = await connection.execute(
+                    sa.text(
+                        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                    )
+                )
+            if waiting.scalar_one():
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_a_changed_address_is_the_one_that_is_written_to(world: World) -> None:
+    await know(world, MIRA, Contact(MIRA.user_id, "rao@example.org", "Mira Rao"))
+    await confirmed(world)
+    await follow(world, 2)
+    [mail] = await delivered(world)
+    assert mail["To"] == "rao@example.org"
+
+
+async def test_an_erased_account_gets_no_mail_and_leaves_no_address(world: World) -> None:
+    await know(world, MIRA)
+    await confirmed(world)
+    await follow(world, 2)
+    await know(world, Erased(MIRA.user_id))
+    assert await delivered(world) == []
+    async with world.database.reading() as connection:
+        assert await contacts.find(connection, user_id=MIRA.user_id) is None
+        stored = await connection.execute(sa.select(tables.mails))
+        assert MIRA.email not in repr(stored.all())
+
+
+async def test_what_waits_too_long_is_given_up(world: World) -> None:
+    await confirmed(world)
+    await follow(world, 2)
+    world.clock.advance(contacts.WAIT_AT_MOST + timedelta(seconds=1))
+    async with world.database.transaction() as connection:
+        assert await contacts.forget_waiting(connection, now=world.clock()) == 1
+    await know(world, MIRA)
+    assert await delivered(world) == []
+
+
+async def test_the_follower_runs_and_resumes_where_it_was(world: World) -> None:
+    await know(world, MIRA)
+    reader = OutboxReader(world.database, tables.outbox)
+    queued = asyncio.Event()
+    for _ in range(2):
+        await confirmed(world)
+        running = asyncio.create_task(
+            follower.consumer(world.database, reader, world.clock, on_queued=queued.set).run()
+        )
+        await _until_queued(world)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert len(await delivered(world)) == 1
+    assert queued.is_set()
+
+
+async def _until_queued(world: World) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            async with world.database.reading() as connection:
+                count = await connection.execute(
+                    sa.select(sa.func.count()).where(tables.mails.c.status == "QUEUED")
+                )
+            if count.scalar_one():
+                return
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("mark", [MIRA.user_id, new_id()])
+async def test_a_customer_gets_mails_about_own_bookings_only(world: World, mark: UUID) -> None:
+    await know(world, MIRA)
+    event = await world.an_event(an_offer(price=Money(0, "INR")))
+    await world.place(event, customer_id=mark)
+    await follow(world, 2)
+    assert len(await delivered(world)) == (1 if mark == MIRA.user_id else 0)

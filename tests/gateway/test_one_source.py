@@ -1,0 +1,115 @@
+"""One change of a policy in a proto, one command: the gateway, the servers, the API's
+description and the export all change; and nothing starts from what is out of date.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh import freshness
+from mesh.paths import ROOT
+
+SERVICE = "boxoffice/bookings/v1/booking_service.proto"
+PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
+
+# `make protos`, then what `make up` writes, in a checkout of its own.
+MADE = """
+import json, sys
+from pathlib import Path
+from launcher import protos
+protos.compile_contract()
+sys.path.insert(0, "build/stubs")
+from boxoffice.bookings.v1 import booking_service_pb2
+from gateway import config
+from mesh import policy
+from mesh.settings import MeshSettings
+path = config.write(MeshSettings(home=Path("home")))
+service = booking_service_pb2.DESCRIPTOR.services_by_name["BookingService"]
+served = policy.of_service(service)["PLACE"]
+print(json.dumps({
+    "servers": [served.limits[0].requests, served.access.name],
+    "envoy": path.read_text(),
+    "openapi": (path.parent / "public/openapi/openapi.json").read_text(),
+    "ratelimit": (path.parent / "ratelimit.yaml").read_text(),
+}))
+""".replace("PLACE", PLACE)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("protos", "mesh", "launcher", "envoy"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "requirements.lock", tmp_path / "requirements.lock")
+    return tmp_path
+
+
+def run(checkout: Path, script: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{checkout}:{checkout / 'envoy'}:{checkout / 'build/stubs'}",
+        },
+    )
+
+
+def made(checkout: Path) -> dict[str, Any]:
+    completed = run(checkout, MADE)
+    assert completed.returncode == 0, completed.stderr
+    found: dict[str, Any] = json.loads(completed.stdout)
+    return found
+
+
+def test_a_changed_policy_changes_everything_at_once(checkout: Path) -> None:
+    before = made(checkout)
+    assert before["servers"] == [10, "CUSTOMER"]
+    assert "10 in 60 s per user" in before["openapi"]
+    path = checkout / "protos" / SERVICE
+    text = path.read_text()
+    assert "requests: 10\n" in text
+    path.write_text(text.replace("requests: 10\n", "requests: 7\n", 1))
+    after = made(checkout)
+    assert after["servers"] == [7, "CUSTOMER"]
+    assert "7 in 60 s per user" in after["openapi"]
+    assert "requests_per_unit: 7\n" in after["ratelimit"]
+    assert "requests_per_unit: 7\n" not in before["ratelimit"]
+    assert '"max_tokens": 7,' in after["envoy"]
+    assert '"max_tokens": 7,' not in before["envoy"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "import runpy; runpy.run_module('gateway', run_name='__main__')",
+        "from mesh import server; server.run('x', None, None)",
+    ],
+    ids=["gateway", "service"],
+)
+def test_what_is_out_of_date_does_not_start(checkout: Path, command: str) -> None:
+    made(checkout)
+    path = checkout / "protos" / SERVICE
+    path.write_text(path.read_text() + "\n// Changed.\n")
+    completed = run(checkout, command)
+    assert completed.returncode != 0
+    assert "run `make protos`" in completed.stderr
+
+
+def test_a_renamed_proto_counts_as_changed(tmp_path: Path) -> None:
+    (tmp_path / "a.proto").write_text("x")
+    before = freshness.digest(tmp_path)
+    (tmp_path / "a.proto").rename(tmp_path / "b.proto")
+    assert freshness.digest(tmp_path) != before
+
+
+def test_where_there_are_no_protos_nothing_is_stale(tmp_path: Path) -> None:
+    freshness.check(tmp_path / "protos", tmp_path / "stamp")

@@ -1,0 +1,199 @@
+"""The API's description says what the contract says, and the gateway serves it."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from google.protobuf import descriptor_pb2
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from boxoffice.options.v1 import policy_pb2
+from gateway.routes import routed
+from mesh import policy
+from mesh.errors import Reason
+from mesh.policy import MethodPolicy
+from mesh.settings import MeshSettings
+from mesh.status import http_status
+from openapi.document import document
+from tests.gateway import harness
+from tests.gateway.harness import Gateway
+
+PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
+SHOW_CHECKOUT = "/boxoffice.payments.v1.SandboxService/ShowCheckout"
+WATCH = "/boxoffice.catalogue.v1.EventService/GetAvailability"
+
+
+def of(files: descriptor_pb2.FileDescriptorSet, **overrides: object) -> dict[str, Any]:
+    settings = MeshSettings.model_validate(overrides)
+    return document(files, routed(policy.of_contract(files).values(), settings))
+
+
+@pytest.fixture(scope="module")
+def api() -> dict[str, Any]:
+    return of(harness.contract())
+
+
+def bindings() -> Iterator[tuple[MethodPolicy, str, str]]:
+    for each in policy.of_contract(harness.contract()).values():
+        for binding in each.bindings:
+            yield each, binding.verb.lower(), re.sub(r"=[^}]*", "", binding.path)
+
+
+def test_it_is_valid_openapi(api: dict[str, Any]) -> None:
+    assert [error.message for error in OpenAPIV31SpecValidator(api).iter_errors()] == []
+
+
+def test_the_validator_is_not_blind(api: dict[str, Any]) -> None:
+    """Control: a path variable that no parameter declares is refused."""
+    broken = {**api, "paths": {"/a/{b}": {"get": {"responses": {"200": {"description": ""}}}}}}
+    assert list(OpenAPIV31SpecValidator(broken).iter_errors())
+
+
+def test_every_binding_is_there_and_nothing_else(api: dict[str, Any]) -> None:
+    described = {(verb, path) for path, verbs in api["paths"].items() for verb in verbs}
+    assert described == {(verb, path) for _, verb, path in bindings()}
+    names = [
+        operation["operationId"] for verbs in api["paths"].values() for operation in verbs.values()
+    ]
+    assert len(names) == len(set(names))
+
+
+def test_every_reason_of_a_policy_is_an_example_under_its_status(api: dict[str, Any]) -> None:
+    error = jsonschema_rs.validator_for(
+        {"$ref": "#/components/schemas/Error", "components": api["components"]}
+    )
+    for each, verb, path in bindings():
+        responses = api["paths"][path][verb]["responses"]
+        assert str(each.success_status) in responses
+        for reason in each.reasons:
+            content = responses[str(http_status(Reason(reason)))]["content"]["application/json"]
+            example = content["examples"][reason]["value"]
+            error.validate(example)
+            assert example["details"][0]["reason"] == reason
+
+
+def test_tokens_are_asked_for_where_the_policy_does(api: dict[str, Any]) -> None:
+    for each, verb, path in bindings():
+        operation = api["paths"][path][verb]
+        assert operation["security"] == ([{"bearerAuth": []}] if each.needs_token else [])
+        assert ("401" in operation["responses"]) >= each.needs_token
+
+
+def test_schemas_have_the_rules_and_the_comments(api: dict[str, Any]) -> None:
+    operation = api["paths"]["/api/v1/bookings"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["required"]) == {"eventId", "items"}
+    assert body["properties"]["items"]["maxItems"] == 100
+    assert body["properties"]["eventId"]["format"] == "uuid"
+    item = api["components"]["schemas"]["PlaceBookingRequest.Item"]
+    assert item["properties"]["quantity"]["maximum"] == 1000
+    assert "a seat has no quantity" in item["description"]
+    user = api["components"]["schemas"]["User"]
+    assert user["properties"]["fullName"]["examples"] == ["Mira Rao"]
+    assert user["properties"]["fullName"]["description"].startswith("As typed")
+    [key] = [each for each in operation["parameters"] if each["in"] == "header"]
+    assert (key["name"], key["required"]) == ("Idempotency-Key", True)
+
+
+def test_money_is_text_and_enums_have_no_zero(api: dict[str, Any]) -> None:
+    schemas = api["components"]["schemas"]
+    assert schemas["Money"]["properties"]["amountMinor"]["type"] == "string"
+    assert "STATUS_UNSPECIFIED" not in schemas["Booking.Status"]["enum"]
+    assert "PENDING_PAYMENT" in schemas["Booking.Status"]["enum"]
+
+
+def test_path_variables_are_not_in_the_body(api: dict[str, Any]) -> None:
+    operation = api["paths"]["/api/v1/bookings/{booking_id}/checkout"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert "bookingId" not in body["properties"]
+    assert [each["name"] for each in operation["parameters"] if each["in"] == "path"] == [
+        "booking_id"
+    ]
+
+
+def test_raw_bodies_and_pages_are_not_json(api: dict[str, Any]) -> None:
+    webhook = api["paths"]["/webhooks/{provider}"]["post"]
+    assert webhook["requestBody"]["content"].keys() == {"*/*"}
+    page = api["paths"]["/sandbox/pay/{payment_id}"]["get"]
+    assert page["responses"]["200"]["content"].keys() == {"*/*"}
+
+
+def test_streams_are_events_and_204_has_no_body() -> None:
+    files = harness.contract()
+    harness.method_in(files, WATCH).server_streaming = True
+    harness.policy_in(files, PLACE).success_status = 204
+    api = of(files)
+    stream = api["paths"]["/api/v1/events/{event_id}/availability"]["get"]["responses"]["200"]
+    assert stream["content"].keys() == {"text/event-stream"}
+    assert "content" not in api["paths"]["/api/v1/bookings"]["post"]["responses"]["204"]
+
+
+def test_what_production_does_not_serve_is_not_described() -> None:
+    api = of(harness.contract(), environment="production")
+    assert not any(path.startswith("/sandbox") for path in api["paths"])
+
+
+def test_a_changed_policy_changes_the_description() -> None:
+    files = harness.contract()
+    changed = harness.policy_in(files, PLACE)
+    changed.access = policy_pb2.ACCESS_PUBLIC
+    changed.ClearField("limits")
+    operation = of(files)["paths"]["/api/v1/bookings"]["post"]
+    assert operation["security"] == []
+    assert "10 in 60 s" not in operation["description"]
+
+
+def test_the_gateway_serves_the_description(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/openapi.json")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.json()["openapi"] == "3.1.0"
+    assert "max-age" in answer.headers["cache-control"]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/"])
+def test_the_page_loads_only_from_the_gateway(gateway: Gateway, path: str) -> None:
+    page = gateway.rest.get(path)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    policy_of_page = page.headers["content-security-policy"]
+    assert "script-src 'self';" in policy_of_page
+    assert page.headers["x-frame-options"] == "DENY"
+    linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(linked) == 4
+    for each in linked:
+        assert each.startswith("/docs/")
+        found = gateway.rest.get(each)
+        assert (found.status_code, found.headers["x-content-type-options"]) == (200, "nosniff")
+        assert found.headers["content-type"].partition(";")[0] in {
+            "text/css",
+            "text/javascript",
+            "image/png",
+        }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/docs/../envoy.json",
+        "/docs/%2e%2e/%2e%2e/contract.binpb",
+        "/docs/..%2f..%2fenvoy.json",
+        "/docs/nothing.js",
+        "/docsx",
+        "/openapi",
+        "/openapi.json/../docs/../../envoy.json",
+    ],
+)
+def test_nothing_else_is_a_file(gateway: Gateway, path: str) -> None:
+    answer = gateway.rest.get(path)
+    assert answer.status_code in {400, 401, 404}
+    assert answer.json()["details"][0]["domain"] == "boxoffice"
+
+
+def test_the_files_are_only_read(gateway: Gateway) -> None:
+    answer = gateway.rest.post("/openapi.json", json={})
+    assert answer.status_code == 405
+    assert answer.json()["details"][0]["reason"] == "METHOD_NOT_ALLOWED"

@@ -1,0 +1,122 @@
+"""Counting in a real Redis: bursts, sustained rates, all or none, shadow limits."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import from_url
+
+from limit_svc.gcra import Counter, Demand
+from mesh.limits import Bucket
+from mesh.policy import LimitKey, RateLimit
+from mesh.redis_link import RedisAwayError, RedisLink
+from tests.mesh.redis_server import RedisProcess, redis_process
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[RedisProcess]:
+    async with redis_process() as server:
+        yield server
+
+
+@pytest.fixture
+async def counter(redis: RedisProcess) -> AsyncIterator[Counter]:
+    async with RedisLink.open(redis.url, call_seconds=5) as link:
+        yield Counter(link)
+
+
+def a_demand(
+    requests: int,
+    window: float,
+    *,
+    name: str = "a",
+    owner: str = "u",
+    burst: int | None = None,
+    shadow: bool = False,
+) -> Demand:
+    limit = RateLimit(requests, window, LimitKey.USER, burst, shadow)
+    return Demand(Bucket(name, limit), owner)
+
+
+async def test_a_burst_then_one_at_a_time(counter: Counter) -> None:
+    demand = a_demand(3, 3600)
+    verdicts = [(await counter.count([demand]))[0] for _ in range(5)]
+    assert [verdict.has_room for verdict in verdicts] == [True, True, True, False, False]
+    assert [verdict.remaining for verdict in verdicts] == [2, 1, 0, 0, 0]
+    # Refused ones do not push it further away.
+    assert 1190 < verdicts[4].reset_seconds <= 1200
+
+
+async def test_no_second_burst_at_the_edge_of_a_window(counter: Counter) -> None:
+    """A fixed window would admit 40 around its edge."""
+    demand = a_demand(20, 1.0)
+    started, admitted = time.monotonic(), 0
+    while time.monotonic() - started < 2.2:
+        admitted += (await counter.count([demand]))[0].has_room
+        await asyncio.sleep(0.002)
+    elapsed = time.monotonic() - started
+    assert 20 < admitted <= 20 + 20 * elapsed + 1
+
+
+async def test_a_burst_smaller_than_the_limit(counter: Counter) -> None:
+    demand = a_demand(100, 3600, burst=2)
+    assert [(await counter.count([demand]))[0].has_room for _ in range(3)] == [True, True, False]
+
+
+async def test_nothing_is_charged_when_one_bucket_refuses(counter: Counter) -> None:
+    wide, narrow = a_demand(5, 3600, name="wide"), a_demand(1, 3600, name="narrow")
+    for _ in range(10):
+        await counter.count([wide, narrow])
+    [left] = await counter.count([wide])
+    assert (left.has_room, left.remaining) == (True, 3)
+
+
+async def test_owners_do_not_share(counter: Counter) -> None:
+    for owner in ("u1", "u2"):
+        assert (await counter.count([a_demand(1, 3600, owner=owner)]))[0].has_room
+
+
+async def test_a_shadow_limit_is_counted_and_refuses_nothing(counter: Counter) -> None:
+    shadow, real = a_demand(1, 3600, name="shadow", shadow=True), a_demand(5, 3600, name="real")
+    for _ in range(3):
+        verdicts = await counter.count([shadow, real])
+    assert [verdict.has_room for verdict in verdicts] == [False, True]
+    assert verdicts[1].remaining == 2
+
+
+async def test_fifty_at_once_share_ten_places(counter: Counter) -> None:
+    demand = a_demand(10, 3600)
+    verdicts = await asyncio.gather(*(counter.count([demand]) for _ in range(10)))
+    later = await asyncio.gather(*(counter.count([demand]) for _ in range(10)))
+    assert sum(verdict.has_room for [verdict] in verdicts) == 10
+    assert sum(verdict.has_room for [verdict] in later) == 0
+
+
+async def test_a_bucket_that_is_full_again_leaves_redis(
+    counter: Counter, redis: RedisProcess
+) -> None:
+    async with from_url(redis.url) as connection:
+        for seconds in (3600, 0.1):
+            await counter.count([a_demand(1, seconds, name=str(seconds))])
+        [lasting] = [key for key in await connection.keys("*") if b"3600" in key]
+        assert 3500 < await connection.ttl(lasting) <= 3600
+        async with asyncio.timeout(5):
+            while await connection.keys("*") != [lasting]:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_redis_that_is_away_is_told(counter: Counter, redis: RedisProcess) -> None:
+    await redis.kill()
+    with pytest.raises(RedisAwayError):
+        await counter.count([a_demand(1, 1)])
+    await redis.start()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                # Restarted, it does not know the script any more.
+                assert (await counter.count([a_demand(1, 1)]))[0].has_room
+            except RedisAwayError:
+                await asyncio.sleep(0.05)
+            else:
+                return

@@ -1,0 +1,61 @@
+"""Limits come from the contract, and change with it while the process runs."""
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+
+from limit_svc.rules import Rules
+from mesh.paths import CONTRACT
+from tests.gateway import harness
+
+PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
+BUCKET = f"{PLACE} per user in 60 s"
+
+
+@pytest.fixture
+def contract(tmp_path: Path) -> Path:
+    path = tmp_path / "contract.binpb"
+    path.write_bytes(CONTRACT.read_bytes())
+    return path
+
+
+def replace(path: Path, files: descriptor_pb2.FileDescriptorSet) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(files.SerializeToString())
+    fresh.rename(path)
+
+
+def requests(rules: Rules) -> int:
+    bucket = rules.bucket(BUCKET)
+    assert bucket is not None
+    return bucket.limit.requests
+
+
+def test_a_changed_contract_changes_the_limits(contract: Path) -> None:
+    rules = Rules(contract, 2)
+    assert requests(rules) == 20
+    files = harness.contract()
+    harness.policy_in(files, PLACE).limits[0].requests = 7
+    replace(contract, files)
+    rules.look()
+    assert requests(rules) == 14
+
+
+def test_a_broken_contract_changes_nothing(contract: Path) -> None:
+    rules = Rules(contract, 1)
+    files = harness.contract()
+    harness.policy_in(files, PLACE).ClearField("deadline")
+    replace(contract, files)
+    rules.look()
+    contract.unlink()
+    rules.look()
+    assert requests(rules) == 10
+
+
+def test_a_burst_of_more_than_the_limit_does_not_build(contract: Path) -> None:
+    files = harness.contract()
+    harness.policy_in(files, PLACE).limits[0].burst = 11
+    replace(contract, files)
+    with pytest.raises(Exception, match="burst"):
+        Rules(contract, 1)

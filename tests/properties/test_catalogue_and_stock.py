@@ -1,0 +1,266 @@
+"""Any sequence of what staff and customers do, legal or not, and the two stay in step.
+
+After each step the catalogue's capacity and seats are the ledger's, nothing is sold beyond
+them, and the status is the one that a model smaller than the code expects.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from booking_svc import event_listing, event_status, events
+from booking_svc.event_changes import EventChange, OfferChange
+from booking_svc.event_desk import EventDesk
+from booking_svc.event_listing import Filters, Totals
+from booking_svc.event_status import MOVES
+from booking_svc.events import Event, Status
+from booking_svc.ports import PoolChange, StockChange
+from booking_svc.pricing import Wanted
+from booking_svc.stock_levels import apply
+from mesh.database import Database
+from mesh.errors import DomainError, Reason
+from mesh.money import Money
+from tests.booking_svc.test_catalogue import an_auditorium
+from tests.booking_svc.world import START, World, an_offer
+
+_T = TypeVar("_T")
+
+OPENS, CLOSES = START, START + timedelta(hours=4)
+REFUSALS = {
+    Reason.VALIDATION_FAILED,
+    Reason.EVENT_STATE_INVALID,
+    Reason.EVENT_CHANGED,
+    Reason.SOLD_OUT,
+    Reason.SEAT_UNAVAILABLE,
+    Reason.SEAT_NOT_FOUND,
+    Reason.SALE_NOT_ACTIVE,
+    Reason.PURCHASE_LIMIT_EXCEEDED,
+}
+LEGAL = {before: set(after) for before, after in MOVES.items()}
+
+
+class CatalogueMachine(RuleBasedStateMachine):
+    runner: asyncio.Runner
+    world: World
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return self.runner.run(work)
+
+    def try_(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """The result, or None for a refusal that a caller can act on."""
+        try:
+            return self.run(work)
+        except DomainError as refusal:
+            if refusal.reason not in REFUSALS:
+                raise
+            return None
+
+    @initialize(capacity=st.integers(1, 4))
+    def begin(self, capacity: int) -> None:
+        self.world.clock.now = START - timedelta(hours=1)
+        auditorium = self.run(an_auditorium(self.world))
+        self.seats = [seat.seat_id for row in auditorium.rows for seat in row.seats]
+        self.event: Event = self.run(
+            self.world.an_event(
+                an_offer(name="Floor", capacity=capacity),
+                an_offer(name="Regular", pool="r", capacity=None, seat_type="REGULAR"),
+                an_offer(name="Premium", pool="p", capacity=None, seat_type="PREMIUM"),
+                auditorium_id=auditorium.auditorium_id,
+                sale_start_time=OPENS,
+                sale_end_time=CLOSES,
+            )
+        )
+        self.desk = EventDesk(
+            database=self.world.database, stock=self.world.stock, clock=self.world.clock
+        )
+        self.capacity = capacity
+        self.on_sale = set(self.seats)
+        self.said: str | None = None
+        self.bookings: list[UUID] = []
+
+    @rule(quantity=st.integers(1, 3))
+    def book_places(self, quantity: int) -> None:
+        offer = self.event.offers[0]
+        self._book([Wanted(offer.offer_id, quantity, None)])
+
+    @rule(index=st.integers(0, 3))
+    def book_a_seat(self, index: int) -> None:
+        self._book([Wanted(None, 1, self.seats[index])])
+
+    def _book(self, wanted: list[Wanted]) -> None:
+        booking = self.try_(self.world.place(self.event, wanted=wanted, checkout=None))
+        if booking is not None:
+            assert self._status() is Status.ON_SALE or self._left().available == 0
+            self.bookings.append(booking.booking_id)
+
+    @rule(index=st.integers(0, 9))
+    def give_up(self, index: int) -> None:
+        if self.bookings:
+            booking_id = self.bookings.pop(index % len(self.bookings))
+            self.try_(self._cancel(booking_id))
+
+    async def _cancel(self, booking_id: UUID) -> None:
+        with suppress(DomainError):
+            # It may have expired, or been cancelled with the event.
+            await self.world.cancel(booking_id)
+        await self.world.settle()
+
+    @rule(capacity=st.integers(1, 6))
+    def resize(self, capacity: int) -> None:
+        change = EventChange(offers=(OfferChange(name="Floor", capacity=capacity),))
+        if self._change(change):
+            self.capacity = capacity
+
+    @rule(index=st.integers(0, 3), add=st.booleans())
+    def move_a_seat(self, index: int, add: bool) -> None:
+        seat = self.seats[index]
+        change = EventChange(
+            add_seat_ids=(seat,) if add else (), remove_seat_ids=() if add else (seat,)
+        )
+        if self._change(change):
+            (self.on_sale.add if add else self.on_sale.discard)(seat)
+
+    @rule(name=st.sampled_from(["Rain", "Sun"]), price=st.integers(0, 3))
+    def rename(self, name: str, price: int) -> None:
+        self._change(
+            EventChange(name=name, offers=(OfferChange(name="Floor", price=Money(price, "INR")),))
+        )
+
+    @rule()
+    def contradict(self) -> None:
+        """Nothing of a change happens when some of it cannot."""
+        assert not self._change(
+            EventChange(
+                sale_end_time=OPENS - timedelta(days=9),
+                offers=(OfferChange(name="Floor", capacity=1_000),),
+            )
+        )
+
+    def _change(self, change: EventChange) -> bool:
+        made = self.try_(self.desk.update(event_id=self.event.event_id, change=change, etag=None))
+        if made is not None:
+            self.event = made[0]
+        return made is not None
+
+    @rule(to=st.sampled_from(Status))
+    def say(self, to: Status) -> None:
+        before = self._status()
+        made = self.try_(self.desk.set_status(event_id=self.event.event_id, to=to))
+        assert (made is not None) == (to is before or to in LEGAL[before])
+        if made is not None and to is not before:
+            self.event = made[0]
+            self.said = {Status.PAUSED: "PAUSED", Status.CANCELLED: "CANCELLED"}.get(to)
+
+    @rule(minutes=st.sampled_from([1, 11, 61, 300]))
+    def wait(self, minutes: int) -> None:
+        self.world.clock.advance(timedelta(minutes=minutes))
+        self.run(self.world.settle())
+
+    def _left(self) -> Any:
+        return self.run(self.world.stock.left(event_id=self.event.event_id, with_seats=True))
+
+    def _status(self) -> Status:
+        """The model's."""
+        now = self.world.clock()
+        if self.said == "CANCELLED":
+            return Status.CANCELLED
+        if now >= CLOSES:
+            return Status.ENDED
+        if self.said == "PAUSED":
+            return Status.PAUSED
+        if now < OPENS:
+            return Status.UPCOMING
+        return Status.ON_SALE if self._left().available else Status.SOLD_OUT
+
+    @invariant()
+    def the_ledger_has_what_the_catalogue_says(self) -> None:
+        left = self._left()
+        assert left.capacity == self.capacity + len(self.on_sale)
+        assert set(left.seats) == self.on_sale
+        event = self.run(self._read())
+        assert event.offers[0].capacity == self.capacity
+        assert 0 <= left.available <= left.capacity
+        assert not self.run(self.world.audit(event))
+        assert event.status_at(self.world.clock(), available=left.available) is self._status()
+
+    @invariant()
+    def lists_say_the_same_once_they_have_heard(self) -> None:
+        left = self._left()
+        page = self.run(self._list(left))
+        [listed] = [each for each in page.events if each.event.event_id == self.event.event_id]
+        assert (listed.left.capacity, listed.left.available) == (left.capacity, left.available)
+
+    async def _read(self) -> Event:
+        async with self.world.database.reading() as connection:
+            return await events.get(connection, event_id=self.event.event_id)
+
+    async def _list(self, left: Any) -> event_listing.Page:
+        """As the ledger's stream and the loop bring them up to date."""
+        pools = tuple(
+            # Of the same version, lapsed holds may be counted differently: told once more.
+            PoolChange(pool_id, pool.capacity, pool.available, pool.version + 1_000_000 + n, False)
+            for n, (pool_id, pool) in enumerate(left.pools.items(), start=self._told())
+        )
+        now = self.world.clock()
+        async with self.world.database.transaction() as connection:
+            await apply(connection, [StockChange(self.event.event_id, pools, {})], now)
+            await event_status.turn_due(connection, now=now)
+            return await event_listing.list_page(
+                connection,
+                filters=Filters(status=self._status_of(left)),
+                page_size=100,
+                page_token="",
+                totals=Totals(),
+                now=now,
+            )
+
+    def _status_of(self, left: Any) -> Status:
+        return self.event.status_at(self.world.clock(), available=left.available)
+
+    def _told(self) -> int:
+        self.tellings = getattr(self, "tellings", 0) + 10
+        return self.tellings
+
+
+def test_catalogue_and_stock_stay_in_step(open_database: Any, is_long: bool) -> None:
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+
+        async def open_both() -> tuple[Database, Database]:
+            return (
+                await stack.enter_async_context(open_database("booking_svc")),
+                await stack.enter_async_context(open_database("stock_svc")),
+            )
+
+        database, ledger = runner.run(open_both())
+
+        class Machine(CatalogueMachine):
+            def __init__(self) -> None:
+                super().__init__()
+                self.runner, self.world = runner, World(database, ledger)
+
+        try:
+            run_state_machine_as_test(
+                Machine,
+                settings=settings(
+                    max_examples=100 if is_long else 8,
+                    stateful_step_count=40 if is_long else 20,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        finally:
+            runner.run(stack.aclose())

@@ -1,0 +1,263 @@
+"""What the stand-ins for providers share: a real HTTP server, faults, webhooks, a ledger.
+
+A stand-in runs in threads of its own and keeps all in memory. Its ledger is append-only
+and judges what payment_svc believes; `complaints` lists what a client should not have sent.
+"""
+
+import json
+import random
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx
+
+_HANG_SECONDS = 30.0
+
+
+class Fault(Enum):
+    """What goes wrong with a call. AFTER: it was done, only the answer is bad."""
+
+    ERROR = "error"
+    ERROR_AFTER = "error after"
+    TIMEOUT_AFTER = "timeout after"
+    THROTTLE = "throttle"
+    GARBAGE_AFTER = "garbage after"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Money that the stand-in moved: `amount` as this provider writes it."""
+
+    kind: str
+    payment: str
+    reference: str
+    amount: int
+    currency: str
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    query: dict[str, str]
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+class Answer(Exception):  # noqa: N818 - an answer, good or bad
+    """The answer of a call, also of one that is refused."""
+
+    def __init__(self, status: int, body: dict[str, Any]) -> None:
+        super().__init__(status)
+        self.status = status
+        self.body = body
+
+
+@dataclass
+class Chances:
+    """How often a fault strikes by itself, from 0 to 1."""
+
+    faults: dict[Fault, float] = field(default_factory=dict)
+    webhook_lost: float = 0.0
+    webhook_twice: float = 0.0
+
+
+class StandIn:
+    """Base of the stand-ins. `url` is what the SDK's base-URL setting gets."""
+
+    def __init__(self) -> None:
+        self.ledger: list[Entry] = []
+        self.events: list[tuple[str, bytes]] = []
+        self.requests: list[Request] = []
+        self.complaints: list[str] = []
+        self.connections = 0
+        """How many are open."""
+        self.faults: deque[tuple[str, Fault]] = deque()
+        self.chances = Chances()
+        self.random = random.Random(7)
+        self.lock = threading.RLock()
+        self.stopping = threading.Event()
+        self.webhook_url: str | None = None
+        self.clock = time.time
+        self._outgoing: deque[tuple[str, bytes]] = deque()
+        self.url = ""
+
+    def answer(self, request: Request) -> dict[str, Any]:
+        """Does what a request asks; raises Answer for anything but 200."""
+        raise NotImplementedError
+
+    def parse(self, body: bytes, content_type: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def throttled(self) -> dict[str, Any]:
+        """The body of a 429."""
+        raise NotImplementedError
+
+    def headers_for(self, event_id: str, body: bytes) -> dict[str, str]:
+        """The headers of a webhook that is sent now, with its signature."""
+        raise NotImplementedError
+
+    def fail_next(self, part_of_path: str, *faults: Fault) -> None:
+        """Lets the next calls of a path go wrong, one fault each."""
+        self.faults.extend((part_of_path, fault) for fault in faults)
+
+    def announce(self, event_id: str, event: dict[str, Any]) -> None:
+        body = json.dumps(event, indent=2).encode()
+        self.events.append((event_id, body))
+        if self.random.random() < self.chances.webhook_lost:
+            return
+        twice = self.random.random() < self.chances.webhook_twice
+        self._outgoing.extend([(event_id, body)] * (2 if twice else 1))
+
+    def called(self, part_of_path: str, method: str = "POST") -> list[Request]:
+        return [one for one in self.requests if part_of_path in one.path and one.method == method]
+
+    @contextmanager
+    def running(self, *, webhook_url: str | None = None) -> Iterator["StandIn"]:
+        """Serves until the block ends; sends webhooks when it knows where to."""
+        self.webhook_url = webhook_url
+        stand_in = self
+
+        class Handler(_Handler):
+            owner = stand_in
+
+        server = _Server(self, Handler)
+        server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        threads = [threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)]
+        if webhook_url is not None:
+            threads += [threading.Thread(target=self._deliver, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self.stopping.set()
+            server.shutdown()
+            server.server_close()
+            for thread in threads:
+                thread.join(10)
+
+    def _deliver(self) -> None:
+        with httpx.Client(trust_env=False, timeout=8) as client:
+            while not self.stopping.is_set():
+                try:
+                    event_id, body = self._outgoing.popleft()
+                except IndexError:
+                    self.stopping.wait(0.02)
+                    continue
+                headers = {"content-type": "application/json", **self.headers_for(event_id, body)}
+                try:
+                    answer = client.post(str(self.webhook_url), content=body, headers=headers)
+                    is_taken = answer.is_success
+                except httpx.HTTPError:
+                    is_taken = False
+                if not is_taken:
+                    self._outgoing.append((event_id, body))
+                    self.stopping.wait(0.3)
+
+    def serve(self, request: Request) -> tuple[int, bytes]:
+        """The answer to a call, or what a fault makes of it."""
+        fault = self._fault(request)
+        if fault is Fault.ERROR:
+            return 500, b'{"error": {"message": "something broke", "type": "api_error"}}'
+        if fault is Fault.THROTTLE:
+            return 429, json.dumps(self.throttled()).encode()
+        try:
+            with self.lock:
+                self.requests.append(request)
+                status, body = 200, self.answer(request)
+        except Answer as refusal:
+            status, body = refusal.status, refusal.body
+        if fault is Fault.ERROR_AFTER:
+            return 500, b'{"error": {"message": "something broke", "type": "api_error"}}'
+        if fault is Fault.GARBAGE_AFTER:
+            return 502, b"<html>Bad Gateway</html>"
+        if fault is Fault.TIMEOUT_AFTER:
+            self.stopping.wait(_HANG_SECONDS)
+        return status, json.dumps(body).encode()
+
+    def _fault(self, request: Request) -> Fault | None:
+        with self.lock:
+            if self.faults and self.faults[0][0] in request.path:
+                return self.faults.popleft()[1]
+            for fault, chance in self.chances.faults.items():
+                if self.random.random() < chance:
+                    return fault
+        return None
+
+
+class _Server(ThreadingHTTPServer):
+    # Clients that gave up waiting, or were killed, are what the stand-ins are for.
+    request_queue_size = 128
+
+    def __init__(self, owner: StandIn, handler: type["_Handler"]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self._owner = owner
+
+    def process_request(self, request: object, client_address: object) -> None:
+        with self._owner.lock:
+            self._owner.connections += 1
+        super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def shutdown_request(self, request: object) -> None:
+        super().shutdown_request(request)  # type: ignore[arg-type]
+        with self._owner.lock:
+            self._owner.connections -= 1
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A connection that its client broke off is no error of ours."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: StandIn
+    protocol_version = "HTTP/1.1"
+    # Small answers must not wait for the next packet.
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        split = urlsplit(self.path)
+        length = int(self.headers.get("content-length") or 0)
+        raw = self.rfile.read(length)
+        if len(raw) < length:
+            # The client was killed while it sent: a provider does nothing with half a call.
+            self.close_connection = True
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(
+            self.command,
+            split.path,
+            dict(parse_qsl(split.query)),
+            self.owner.parse(raw, headers.get("content-type", "")) if raw else {},
+            headers,
+        )
+        status, body = self.owner.serve(request)
+        try:
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            # The client has given up waiting: that was the point.
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Says nothing."""

@@ -1,0 +1,261 @@
+"""Many requests in one transaction: each its own outcome, whatever happens to the others."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from mesh.database import Database
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from stock_svc import batches, moving, reservation, reserving
+from stock_svc.moving import Move, Order
+from stock_svc.reservation import Line, Reservation
+from stock_svc.reserving import Outcome
+from stock_svc.states import State
+from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale
+
+
+def wish(
+    sale: Sale,
+    *lines: Line,
+    customer_id: UUID | None = None,
+    request_key: str | None = None,
+    reservation_id: UUID | None = None,
+    now: datetime = NOW,
+) -> Reservation:
+    return reservation.new(
+        event_id=sale.event_id,
+        reservation_id=reservation_id or new_id(),
+        request_key=request_key or str(new_id()),
+        customer_id=customer_id or new_id(),
+        lines=lines or [sale.line()],
+        expire_time=now + HOLD,
+        now=now,
+    )
+
+
+async def together(
+    database: Database, *wishes: Reservation, now: datetime = NOW
+) -> Sequence[Outcome]:
+    async with database.transaction() as connection:
+        return await reserving.reserve_all(connection, wishes, now=now)
+
+
+def shown(outcomes: Sequence[Outcome]) -> list[str]:
+    return [str(each.reason if isinstance(each, DomainError) else each.state) for each in outcomes]
+
+
+async def test_each_has_its_own_outcome_over_several_events(database: Database) -> None:
+    floor = await on_sale(database, pools={"floor": 3})
+    hall = await on_sale(database, seats={"stalls": ["A1", "A2"]})
+    unknown = Sale(database, new_id(), {}, {}, {}, floor.stock)
+    outcomes = await together(
+        database,
+        wish(floor, floor.line(quantity=2)),
+        wish(floor, floor.line(quantity=2)),
+        wish(hall, *hall.lines("A1", "A2")),
+        wish(hall, *hall.lines("A2")),
+        wish(floor, *hall.lines("A1")),
+        wish(unknown, floor.line()),
+        wish(floor),
+        wish(floor),
+    )
+    assert shown(outcomes) == [
+        "ACTIVE", "SOLD_OUT", "ACTIVE", "SEAT_UNAVAILABLE", "OFFER_NOT_FOUND", "EVENT_NOT_FOUND",
+        "ACTIVE", "SOLD_OUT",
+    ]  # fmt: skip
+    refusal = outcomes[1]
+    assert isinstance(refusal, DomainError)
+    assert refusal.metadata["available"] == "1"
+    for outcome in outcomes:
+        if isinstance(outcome, Reservation):
+            sale = floor if outcome.event_id == floor.event_id else hall
+            assert await sale.get(outcome.reservation_id) == outcome
+    assert await floor.counters() == (3, 0)
+    await floor.assert_clean()
+    await hall.assert_clean()
+
+
+async def test_the_limit_counts_what_the_batch_has_granted_before(database: Database) -> None:
+    sale = await on_sale(database, per_customer_limit=3)
+    customer_id = new_id()
+    outcomes = await together(
+        database,
+        *(wish(sale, sale.line(quantity=2), customer_id=customer_id) for _ in range(2)),
+        wish(sale, customer_id=customer_id),
+        wish(sale, sale.line(quantity=2)),
+    )
+    assert shown(outcomes) == ["ACTIVE", "PURCHASE_LIMIT_EXCEEDED", "ACTIVE", "ACTIVE"]
+    refusal = outcomes[1]
+    assert isinstance(refusal, DomainError)
+    assert refusal.metadata["owned"] == "2"
+    await sale.assert_clean()
+
+
+async def test_equal_requests_in_one_batch_are_one_reservation(database: Database) -> None:
+    sale = await on_sale(database, pools={"floor": 1})
+    customer_id, reservation_id = new_id(), new_id()
+    outcomes = await together(
+        database,
+        wish(sale, customer_id=customer_id, request_key="key"),
+        wish(sale, customer_id=customer_id, request_key="key"),
+        wish(sale, sale.line(quantity=2), customer_id=customer_id, request_key="key"),
+        wish(sale, request_key="other", reservation_id=reservation_id),
+        wish(sale, request_key="another", reservation_id=reservation_id),
+    )
+    assert shown(outcomes) == [
+        "ACTIVE", "ACTIVE", "IDEMPOTENCY_KEY_REUSED", "SOLD_OUT", "SOLD_OUT",
+    ]  # fmt: skip
+    assert outcomes[0] == outcomes[1]
+    again = await together(database, wish(sale, customer_id=customer_id, request_key="key"))
+    assert list(again) == [outcomes[0]]
+    await sale.assert_clean()
+
+
+async def test_lapsed_holds_make_room_for_the_batch(database: Database) -> None:
+    sale = await on_sale(database, pools={"floor": 2}, offers={"place": "floor"},
+                         seats={"stalls": ["A1"]})  # fmt: skip
+    held = await sale.reserve(sale.line(quantity=2), *sale.lines("A1"), request_key="key")
+    outcomes = await together(
+        database,
+        wish(sale, now=LAPSED),
+        wish(sale, *sale.lines("A1"), now=LAPSED),
+        wish(sale, sale.line(quantity=2), now=LAPSED),
+        wish(sale, request_key="key", now=LAPSED),
+        now=LAPSED,
+    )
+    assert shown(outcomes) == ["ACTIVE", "ACTIVE", "SOLD_OUT", "ACTIVE"]
+    assert (await sale.get(held.reservation_id)).state is State.EXPIRED
+    await sale.assert_clean()
+
+
+async def test_as_many_lapsed_holds_as_it_takes_are_cleared(
+    own_database: Database,
+) -> None:
+    """More than one step clears, each of them in the way."""
+    count = reserving.CLEARED_AT_ONCE + 5
+    sale = await on_sale(own_database, pools={"floor": count})
+    held = [wish(sale) for _ in range(count)]
+    for start in range(0, count, batches.MAX_BATCH):
+        outcomes = await together(own_database, *held[start : start + batches.MAX_BATCH])
+        assert set(shown(outcomes)) == {"ACTIVE"}
+    made = wish(sale, sale.line(quantity=100), now=LAPSED)
+    wishes = [wish(sale, sale.line(quantity=100), now=LAPSED) for _ in range(9)]
+    everything = await together(own_database, made, *wishes, now=LAPSED)
+    assert set(shown(everything)) == {"ACTIVE"}
+    rest = await together(own_database, wish(sale, sale.line(quantity=5), now=LAPSED), now=LAPSED)
+    assert shown(rest) == ["ACTIVE"]
+    await sale.assert_clean()
+
+
+async def test_a_request_that_breaks_the_database_harms_no_other(own_database: Database) -> None:
+    """A trigger fails for one customer's reservations: the batch is split until it fails alone."""
+    sale = await on_sale(own_database, pools={"floor": 20})
+    unlucky = new_id()
+    await sale.sql(
+        "CREATE FUNCTION break_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION 'broken' USING ERRCODE = 'internal_error'; END $$",
+        "CREATE TRIGGER breaks BEFORE INSERT ON reservations FOR EACH ROW"
+        f" WHEN (NEW.customer_id = '{unlucky}') EXECUTE FUNCTION break_it()",
+    )
+    wishes = [wish(sale) for _ in range(9)]
+    wishes.insert(4, wish(sale, customer_id=unlucky))
+    outcomes = await batches.reserve_each(own_database, wishes, clock=lambda: NOW)
+    expected = ["ACTIVE"] * 10
+    expected[4] = str(Reason.INTERNAL)
+    assert shown(outcomes) == expected
+    assert await sale.counters() == (9, 0)
+    await sale.assert_clean()
+
+
+async def test_a_batch_that_was_undone_is_tried_again(own_database: Database) -> None:
+    """As after a deadlock: the first attempt fails as a whole, the second does it."""
+    sale = await on_sale(own_database)
+    await sale.sql(
+        "CREATE SEQUENCE attempts",
+        "CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF nextval('attempts') = 1 THEN"
+        " RAISE EXCEPTION 'deadlock' USING ERRCODE = 'deadlock_detected'; END IF;"
+        " RETURN NULL; END $$",
+        "CREATE TRIGGER fails AFTER INSERT ON reservations"
+        " FOR EACH STATEMENT EXECUTE FUNCTION fail_once()",
+    )
+    outcomes = await batches.reserve_each(
+        own_database, [wish(sale) for _ in range(5)], clock=lambda: NOW
+    )
+    assert shown(outcomes) == ["ACTIVE"] * 5
+    await sale.assert_clean()
+
+
+async def test_batches_at_once_stay_exact(own_database: Database) -> None:
+    """Four coalescers, as in four processes, over pools that overlap."""
+    one = await on_sale(own_database, pools={"floor": 40, "balcony": 15},
+                        offers={"place": "floor", "high": "balcony"})  # fmt: skip
+    two = await on_sale(own_database, seats={"stalls": [f"A{n}" for n in range(10)]})
+    coalescers = [batches.reserving_together(own_database, lambda: NOW) for _ in range(4)]
+    calls = []
+    for n in range(160):
+        lines = [one.line("high"), one.line("place")] if n % 3 else [one.line("place")]
+        wanted = wish(one, *lines) if n % 4 else wish(two, *two.lines(f"A{n % 10}"))
+        calls.append(coalescers[n % 4].submit(wanted))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    errors = [each for each in outcomes if isinstance(each, Exception)]
+    reasons = {each.reason for each in errors if isinstance(each, DomainError)}
+    assert all(isinstance(each, DomainError) for each in errors)
+    assert reasons == {Reason.SOLD_OUT, Reason.SEAT_UNAVAILABLE}
+    assert await one.counters("floor") == (40, 0)
+    assert await one.counters("balcony") == (15, 0)
+    assert set((await two.seat_states()).values()) <= {"HELD", "AVAILABLE"}
+    await one.assert_clean()
+    await two.assert_clean()
+
+
+async def test_orders_of_a_batch_come_one_after_the_other(database: Database) -> None:
+    sale = await on_sale(database, pools={"floor": 9}, offers={"place": "floor"},
+                         seats={"stalls": ["A1", "A2"]})  # fmt: skip
+    seated = await sale.reserve(sale.line(quantity=2), *sale.lines("A1"))
+    other, lapsed = await sale.reserve(*sale.lines("A2")), await sale.reserve(hold=HOLD / 2)
+
+    def order(move: Move, made: Reservation) -> Order:
+        return Order(move, sale.event_id, made.reservation_id, NOW + 2 * HOLD)
+
+    async with database.transaction() as connection:
+        outcomes = await moving.move_all(
+            connection,
+            [
+                order(Move.EXTEND, seated),
+                order(Move.COMMIT, seated),
+                order(Move.RELEASE, seated),
+                order(Move.RETURN, seated),
+                order(Move.COMMIT, seated),
+                order(Move.COMMIT, other),
+                order(Move.COMMIT, other),
+                order(Move.COMMIT, lapsed),
+                order(Move.RELEASE, lapsed),
+                Order(Move.RELEASE, sale.event_id, new_id()),
+                Order(Move.COMMIT, sale.event_id, new_id()),
+            ],
+            now=NOW + HOLD / 2,
+        )
+    found = [
+        str(each.reason) if isinstance(each, DomainError)
+        else (each.reservation and str(each.reservation.state), each.has_moved)
+        for each in outcomes
+    ]  # fmt: skip
+    assert found == [
+        ("ACTIVE", True),
+        ("COMMITTED", True),
+        "RESERVATION_STATE_INVALID",
+        ("RETURNED", True),
+        "RESERVATION_STATE_INVALID",
+        ("COMMITTED", True),
+        ("COMMITTED", False),
+        "HOLD_EXPIRED",
+        ("ACTIVE", False),
+        (None, False),
+        "RESERVATION_NOT_FOUND",
+    ]
+    assert await sale.seat_states() == {"A1": "AVAILABLE", "A2": "SOLD"}
+    assert (await sale.get(seated.reservation_id)).expire_time == NOW + 2 * HOLD
+    await sale.assert_clean()

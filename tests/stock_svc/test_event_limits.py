@@ -1,0 +1,203 @@
+"""The purchase limit of an event: over all its offers and pools, besides those of its offers."""
+
+import asyncio
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from mesh.database import Database, constraint_of
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from stock_svc import alterations, batches, reservation, reserving, stock
+from stock_svc.alterations import Wanted
+from stock_svc.reservation import Line, Reservation
+from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale, refusal_of
+
+LIMIT = 3
+
+
+async def two_pools(database: Database, *, limit: int | None = LIMIT) -> Sale:
+    return await on_sale(
+        database,
+        pools={"floor": 50, "balcony": 50},
+        offers={"adult": "floor", "child": "floor", "high": "balcony"},
+        seats={"stalls": ["A1", "A2"]},
+        event_limit=limit,
+    )
+
+
+async def refused(sale: Sale, customer_id: UUID, *lines: Line) -> dict[str, str]:
+    with pytest.raises(DomainError) as error:
+        await sale.reserve(*lines, customer_id=customer_id)
+    reason, metadata = refusal_of(error.value)
+    assert reason is Reason.PURCHASE_LIMIT_EXCEEDED
+    return metadata
+
+
+async def test_it_counts_over_offers_pools_and_seats(database: Database) -> None:
+    sale, customer_id = await two_pools(database), new_id()
+    await sale.reserve(sale.line("adult"), *sale.lines("A1"), customer_id=customer_id)
+    metadata = await refused(sale, customer_id, sale.line("high", 2))
+    # No offer_id: this is how a client tells the limits apart.
+    assert metadata == {
+        "event_id": str(sale.event_id),
+        "limit": "3",
+        "owned": "2",
+        "requested": "2",
+    }
+    await sale.reserve(sale.line("high"), customer_id=customer_id)
+    for line in (sale.line("adult"), sale.line("child"), sale.line("high"), *sale.lines("A2")):
+        assert (await refused(sale, customer_id, line))["owned"] == "3"
+    await sale.reserve(sale.line("adult", LIMIT))
+    await sale.assert_clean()
+
+
+async def test_another_event_counts_for_itself(database: Database) -> None:
+    one, other, customer_id = await two_pools(database), await two_pools(database), new_id()
+    await one.reserve(one.line("adult", LIMIT), customer_id=customer_id)
+    await other.reserve(other.line("adult", LIMIT), customer_id=customer_id)
+    free = await two_pools(database, limit=None)
+    await free.reserve(free.line("adult", 40), customer_id=customer_id)
+
+
+async def test_what_is_sold_counts_and_what_comes_back_does_not(database: Database) -> None:
+    sale, customer_id = await two_pools(database), new_id()
+    sold = await sale.reserve(sale.line("adult", 2), customer_id=customer_id)
+    await sale.commit(sold.reservation_id)
+    held = await sale.reserve(sale.line("high"), customer_id=customer_id)
+    await refused(sale, customer_id, sale.line("child"))
+    await sale.release(held.reservation_id)
+    await sale.reserve(sale.line("child"), customer_id=customer_id)
+    await sale.give_back(sold.reservation_id)
+    await sale.reserve(sale.line("high", 2), customer_id=customer_id)
+    await refused(sale, customer_id, sale.line("high"))
+    # All holds lapse together, swept or not.
+    await sale.reserve(sale.line("adult", LIMIT), customer_id=customer_id, now=LAPSED)
+    await sale.assert_clean()
+
+
+async def test_a_batch_counts_what_it_has_granted(database: Database) -> None:
+    sale, customer_id = await two_pools(database), new_id()
+    wanted = [
+        a_request(sale, who, sale.line(offer, quantity))
+        for who, offer, quantity in (
+            (customer_id, "adult", 2),
+            (customer_id, "high", 2),
+            (new_id(), "high", 3),
+            (customer_id, "child", 1),
+            (customer_id, "adult", 1),
+        )
+    ]
+    async with database.transaction() as connection:
+        outcomes = await reserving.reserve_all(connection, wanted, now=NOW)
+    reasons = [each.reason if isinstance(each, DomainError) else None for each in outcomes]
+    limit = Reason.PURCHASE_LIMIT_EXCEEDED
+    assert reasons == [None, limit, None, None, limit]
+    await sale.assert_clean()
+
+
+async def test_an_exchange_counts_after_the_old_one_is_given_back(database: Database) -> None:
+    sale, customer_id = await two_pools(database), new_id()
+    old = await sale.reserve(sale.line("adult", LIMIT), customer_id=customer_id)
+    await sale.commit(old.reservation_id)
+    with pytest.raises(DomainError) as error:
+        await sale.exchange(old.reservation_id, sale.line("high", LIMIT + 1))
+    assert error.value.reason is Reason.PURCHASE_LIMIT_EXCEEDED
+    assert error.value.metadata["owned"] == "0"
+    assert await sale.counters("floor") == (0, LIMIT)
+    new = await sale.exchange(old.reservation_id, sale.line("high", 2), sale.line("child"))
+    assert new.state == "COMMITTED"
+    await refused(sale, customer_id, sale.line("adult"))
+    await sale.assert_clean()
+
+
+async def test_a_limit_that_comes_later_counts_what_was_bought_before(database: Database) -> None:
+    sale, customer_id = await two_pools(database, limit=None), new_id()
+    kept = await sale.reserve(sale.line("adult", 2), sale.line("high", 3), customer_id=customer_id)
+    await sale.update(Wanted(per_customer_limit=4))
+    assert (await refused(sale, customer_id, sale.line("child")))["owned"] == "5"
+    # Who owns more keeps it.
+    await sale.commit(kept.reservation_id)
+    await sale.update(Wanted())
+    await refused(sale, customer_id, sale.line("child"))
+    await sale.update(Wanted(per_customer_limit=6))
+    await sale.reserve(sale.line("child"), customer_id=customer_id)
+    await refused(sale, customer_id, sale.line("child"))
+    await sale.update(Wanted(per_customer_limit=0))
+    await sale.reserve(sale.line("child", 20), customer_id=customer_id)
+    await sale.assert_clean()
+
+
+async def test_a_definition_with_another_limit_is_another_one(database: Database) -> None:
+    sale = await two_pools(database)
+    async with database.transaction() as connection:
+        await stock.define(connection, event_id=sale.event_id, stock=sale.stock, now=NOW)
+    other = stock.Stock(sale.stock.pools, sale.stock.offers, sale.stock.seats, LIMIT + 1)
+    with pytest.raises(DomainError) as error:
+        async with database.transaction() as connection:
+            await stock.define(connection, event_id=sale.event_id, stock=other, now=NOW)
+    assert error.value.reason is Reason.STOCK_ALREADY_DEFINED
+
+
+async def test_the_database_refuses_what_the_code_would_grant(database: Database) -> None:
+    sale, customer_id = await two_pools(database), new_id()
+    await sale.reserve(sale.line("adult", LIMIT), customer_id=customer_id)
+    for statement in (
+        "INSERT INTO customer_totals VALUES (:event, :high, :customer, 1, 100, 3)",
+        "UPDATE customer_totals SET quantity = 4 WHERE customer_id = :customer",
+    ):
+        with pytest.raises(sa.exc.IntegrityError) as error:
+            async with database.transaction() as connection:
+                await connection.execute(
+                    sa.text(statement),
+                    {
+                        "event": sale.event_id,
+                        "high": sale.offers["high"],
+                        "customer": customer_id,
+                    },
+                )
+        assert constraint_of(error.value) == "customer_totals_event_limit"
+
+
+async def test_a_limit_set_while_a_buyer_waits_holds_for_that_buyer(database: Database) -> None:
+    """The waiting batch has locked one pool only: it begins again and locks them all."""
+    sale, customer_id = await two_pools(database, limit=None), new_id()
+    await sale.reserve(sale.line("high", LIMIT), customer_id=customer_id)
+    together = batches.reserving_together(database, lambda: NOW)
+    async with database.transaction() as changing:
+        wanted = Wanted(per_customer_limit=LIMIT)
+        await alterations.update(changing, event_id=sale.event_id, wanted=wanted, now=NOW)
+        request = a_request(sale, customer_id, sale.line("adult"))
+        buyer = asyncio.create_task(together.submit(request))
+        await somebody_waits(database)
+    with pytest.raises(DomainError) as error:
+        await buyer
+    assert error.value.reason is Reason.PURCHASE_LIMIT_EXCEEDED
+    await sale.assert_clean()
+
+
+def a_request(sale: Sale, customer_id: UUID, *lines: Line) -> Reservation:
+    return reservation.new(
+        event_id=sale.event_id,
+        reservation_id=new_id(),
+        request_key=str(new_id()),
+        customer_id=customer_id,
+        lines=lines,
+        expire_time=NOW + HOLD,
+        now=NOW,
+    )
+
+
+async def somebody_waits(database: Database) -> None:
+    """Returns when a transaction waits for a lock of another."""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(30):
+        while True:
+            async with database.transaction() as connection:
+                if await connection.scalar(waiting):
+                    return
+            await asyncio.sleep(0.005)
