@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from datetime import UTC, datetime
 
 import pytest
 
@@ -17,9 +18,10 @@ def a_page(
     state: State = State.OPEN,
     amount: Money = Money(150_000, "INR"),  # noqa: B008 - frozen
     description: str = "2 × North Stand, Monsoon Nights",
+    decline_time: datetime | None = None,
 ) -> str:
     return pages.checkout(
-        SandboxSession("cs_1", new_id(), state, amount, description, "", "", None)
+        SandboxSession("cs_1", new_id(), state, amount, description, "", "", decline_time)
     )
 
 
@@ -51,6 +53,13 @@ def test_a_closed_payment_offers_nothing(state: State, text: str) -> None:
     page = a_page(state=state)
     assert "data-outcome=" not in page
     assert f">{text}" in page
+
+
+def test_a_declined_payment_offers_nothing_and_says_so() -> None:
+    page = a_page(decline_time=datetime(2026, 11, 21, tzinfo=UTC))
+    assert "data-outcome=" not in page
+    assert ">The payment was declined. Nothing was charged." in page
+    assert ">Not charged</p>" in page
 
 
 def test_a_description_is_text_never_markup() -> None:
