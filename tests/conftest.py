@@ -4,6 +4,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
@@ -43,24 +44,48 @@ def postgres_url() -> Iterator[Callable[[str], str]]:
         server.cleanup()
 
 
+@dataclass
+class Databases:
+    """Makes copies of each service's empty database, with its newest schema."""
+
+    url: Callable[[str], str]
+    migrated: set[str] = field(default_factory=set)
+
+    def create(self, service: str) -> str:
+        """The name of a new one."""
+        template = f"{service}_template"
+        if service not in self.migrated:
+            self.run(f"CREATE DATABASE {template}")
+            migrate(service, self.url(template))
+            self.migrated.add(service)
+        name = f"{service}_{next(_numbers)}"
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def run(self, statement: str) -> None:
+        admin_url = self.url("postgres").replace("+psycopg", "")
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            admin.execute(statement.encode())
+
+
 @pytest.fixture(scope="session")
-def new_database(postgres_url: Callable[[str], str]) -> Callable[[str], str]:
-    """Returns the URL of a new, empty database of a service, with its newest schema."""
-    admin_url = postgres_url("postgres").replace("+psycopg", "")
-    migrated: set[str] = set()
+def databases(postgres_url: Callable[[str], str]) -> Databases:
+    return Databases(postgres_url)
+
+
+@pytest.fixture
+def new_database(databases: Databases) -> Iterator[Callable[[str], str]]:
+    """Returns the URL of a new, empty database of a service; it is gone after the test."""
+    names: list[str] = []
 
     def create(service: str) -> str:
-        template = f"{service}_template"
-        with psycopg.connect(admin_url, autocommit=True) as admin:
-            if service not in migrated:
-                admin.execute(f"CREATE DATABASE {template}")
-                migrate(service, postgres_url(template))
-                migrated.add(service)
-            name = f"{service}_{next(_numbers)}"
-            admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        return postgres_url(name)
+        names.append(databases.create(service))
+        return databases.url(names[-1])
 
-    return create
+    yield create
+    # A thousand of them would be ten gigabytes in the end.
+    for name in names:
+        databases.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

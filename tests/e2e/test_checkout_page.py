@@ -97,7 +97,9 @@ def test_declining_ends_the_booking_and_charges_nothing(
     booking = place(admin, customer)
     page.goto(booking["payment"]["paymentUrl"])
     page.get_by_role("button", name="Decline").tap()
-    expect(page.get_by_role("status")).to_have_text("The payment was declined. Nothing was charged.")
+    expect(page.get_by_role("status")).to_have_text(
+        "The payment was declined. Nothing was charged."
+    )
     shot(page, tmp_path, "declined")
     customer.wait_for_status(booking["bookingId"], "FAILED")
     wait_until_given_up(page)

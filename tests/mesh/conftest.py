@@ -1,13 +1,13 @@
 """A network of processes, a key that signs tokens, and a database without tables."""
 
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from mesh.database import Database
+from tests.conftest import Databases
 from tests.mesh.network import Network
 from tests.mesh.tokens import TokenKey
 
@@ -26,11 +26,10 @@ def key() -> TokenKey:
 
 
 @pytest.fixture
-async def database(postgres_url: Callable[[str], str]) -> AsyncIterator[Database]:
+async def database(databases: Databases) -> AsyncIterator[Database]:
     """A database of its own, without tables."""
     name = f"mesh_{next(_numbers)}"
-    admin_url = postgres_url("postgres").replace("+psycopg", "")
-    async with await psycopg.AsyncConnection.connect(admin_url, autocommit=True) as admin:
-        await admin.execute(f"CREATE DATABASE {name}".encode())
-    async with Database.open(postgres_url(name)) as database:
+    databases.run(f"CREATE DATABASE {name}")
+    async with Database.open(databases.url(name)) as database:
         yield database
+    databases.run(f"DROP DATABASE {name} WITH (FORCE)")

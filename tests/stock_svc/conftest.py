@@ -5,11 +5,12 @@ import pytest
 import pytest_asyncio
 
 from mesh.database import Database
+from tests.conftest import Databases
 
 
 @pytest.fixture(scope="session")
-def shared_url(new_database: Callable[[str], str]) -> str:
-    return new_database("stock_svc")
+def shared_url(databases: Databases) -> str:
+    return databases.url(databases.create("stock_svc"))
 
 
 @pytest_asyncio.fixture
