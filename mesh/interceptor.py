@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import sqlalchemy.exc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
 from mesh import call, identity, metrics, redaction, tracing
@@ -79,30 +79,27 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             unary: Any = handler.unary_unary
 
-            async def serve(request: Message, context: _Context) -> Any:
-                async with self._around(request, context, policy):
+            async def serve(sent: bytes, context: _Context) -> Any:
+                async with self._around(handler, sent, context, policy) as request:
                     return await unary(request, context)
 
-            return grpc.unary_unary_rpc_method_handler(
-                serve, handler.request_deserializer, _serializer(handler)
-            )
+            # No deserializer: to bytes that are no message the runtime would answer INTERNAL.
+            return grpc.unary_unary_rpc_method_handler(serve, None, _serializer(handler))
         stream: Any = handler.unary_stream
         if stream is None:
             raise TypeError(f"{policy.path}: only unary and server-streaming methods are served")
 
-        async def serve_stream(request: Message, context: _Context) -> AsyncIterator[Any]:
-            async with self._around(request, context, policy):
+        async def serve_stream(sent: bytes, context: _Context) -> AsyncIterator[Any]:
+            async with self._around(handler, sent, context, policy) as request:
                 async for response in stream(request, context):
                     yield response
 
-        return grpc.unary_stream_rpc_method_handler(
-            serve_stream, handler.request_deserializer, _serializer(handler)
-        )
+        return grpc.unary_stream_rpc_method_handler(serve_stream, None, _serializer(handler))
 
     @asynccontextmanager
     async def _around(
-        self, request: Message, context: _Context, policy: MethodPolicy
-    ) -> AsyncIterator[None]:
+        self, handler: _Handler, sent: bytes, context: _Context, policy: MethodPolicy
+    ) -> AsyncIterator[Message]:
         started = time.perf_counter()
         metadata = _text_metadata(context)
         call.begin(request_id=_request_id(metadata), idempotency_key=_idempotency_key(metadata))
@@ -115,9 +112,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         with tracing.serving(policy.name, metadata, attributes, when=is_traced) as span:
             try:
                 async with _errors(context, policy, line):
-                    await self._admit(request, context, policy, metadata, line)
+                    await self._admit(context, policy, metadata, line)
+                    request = _read(handler, sent)
                     async with _deadline(context, policy):
-                        yield
+                        yield request
             finally:
                 seconds = time.perf_counter() - started
                 running.dec()
@@ -128,13 +126,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     async def _admit(
         self,
-        request: Message,
         context: _Context,
         policy: MethodPolicy,
         metadata: Mapping[str, str],
         line: dict[str, Any],
     ) -> None:
-        """Raises unless the caller may, and the request is one."""
+        """Raises unless the caller may."""
         process = identity.process_of(context.auth_context())
         line["caller"] = process
         caller = await identity.identify(process, metadata, self._jwks)
@@ -145,9 +142,21 @@ class Interceptor(grpc.aio.ServerInterceptor):
             self._revocations.check(caller)
         identity.authorise(caller, policy)
         _require_idempotency_key(policy)
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("request", extra={"request": redaction.shown(request)})
-        validate(request)
+
+
+def _read(handler: _Handler, sent: bytes) -> Message:
+    """The request. Raises VALIDATION_FAILED for bytes that are none, and for broken rules."""
+    deserialize: Any = handler.request_deserializer
+    try:
+        request: Message = deserialize(sent)
+    except DecodeError:
+        raise DomainError(
+            Reason.VALIDATION_FAILED, "the request is not the message that this method takes"
+        ) from None
+    if _log.isEnabledFor(logging.DEBUG):
+        _log.debug("request", extra={"request": redaction.shown(request)})
+    validate(request)
+    return request
 
 
 def _count(policy: MethodPolicy, line: dict[str, Any], seconds: float) -> None:

@@ -121,3 +121,18 @@ async def test_a_required_key_must_be_there_and_short(network: Network) -> None:
         found = await fields_at_fault(network, a_booking(), idempotency_key=key)
         assert found == ["Idempotency-Key"]
     assert await place(network, a_booking(), idempotency_key="k" * 128) == ["k" * 128]
+
+
+@pytest.mark.parametrize("sent", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xc3\x28"])
+async def test_bytes_that_are_no_message_are_refused(network: Network, sent: bytes) -> None:
+    """Left to itself, gRPC's runtime answers INTERNAL: as if the fault were ours."""
+    method = f"/{BOOKINGS}/PlaceBooking"
+    metadata = [("x-jwt-payload", encoded(a_payload())), ("idempotency-key", "k")]
+    async with (
+        network.serve("booking_svc", a_service(standing_in(BOOKINGS))) as port,
+        network.plain_channel("gateway", "booking_svc", port) as channel,
+    ):
+        stub: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+        error = await refusal(stub(sent, metadata=metadata))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert reason_of(error) == "VALIDATION_FAILED"
