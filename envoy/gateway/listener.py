@@ -81,6 +81,8 @@ def listener(policies: Collection[MethodPolicy], settings: MeshSettings, folder:
             {
                 "filters": [_connection_manager(policies, settings, folder)],
                 **({"transport_socket": tls.server(settings)} if settings.gateway_tls else {}),
+                # Otherwise a handshake that stops half-way keeps its place for ever.
+                "transport_socket_connect_timeout": "5s",
             }
         ],
     }
@@ -128,6 +130,7 @@ def _filters(
             "envoy.filters.http.grpc_web", "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
         ),
         limits.shield(policies, settings.rate_limit_scale),
+        _known_compression(),
         documentation.file_server(public_folder(folder)),
         # The transcoder's own limit does not count what it drops: fields that it does not know.
         _body_limit(),
@@ -201,6 +204,33 @@ def _compressor() -> Config:
             window_bits=15,
             memory_level=8,
         ),
+    )
+
+
+def _known_compression() -> Config:
+    """Refuses what gRPC's runtime answers with INTERNAL, over REST as well."""
+    header = {"name": "grpc-encoding"}
+    known = {"safe_regex": {"regex": "|".join(errors.COMPRESSIONS)}}
+    unknown = {
+        "and_rules": {
+            "rules": [
+                {"header": {**header, "present_match": True}},
+                {"not_rule": {"header": {**header, "string_match": known}}},
+            ]
+        }
+    }
+    return extension(
+        "envoy.filters.http.rbac",
+        "envoy.extensions.filters.http.rbac.v3.RBAC",
+        rules={
+            "action": "DENY",
+            "policies": {
+                errors.UNKNOWN_COMPRESSION: {
+                    "permissions": [unknown],
+                    "principals": [{"any": True}],
+                }
+            },
+        },
     )
 
 

@@ -26,3 +26,21 @@ def gateway(running: Gateway) -> Gateway:
     running.upstream.calls.clear()
     running.upstream.answers.clear()
     return running
+
+
+@pytest.fixture(scope="session")
+def running_by_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """With the listener for probes beside it, as in production."""
+    folder: Path = tmp_path_factory.mktemp("tls-gateway")
+    probes = harness.free_ports(1)
+    with harness.running_gateway(folder, gateway_tls=True, gateway_metrics_port=probes) as gateway:
+        yield gateway
+
+
+@pytest.fixture(params=["running", "running_by_tls"])
+def each_listener(request: pytest.FixtureRequest) -> Gateway:
+    """The gateway that speaks plain text, and the one that speaks TLS."""
+    gateway: Gateway = request.getfixturevalue(request.param)
+    gateway.upstream.calls.clear()
+    gateway.upstream.answers.clear()
+    return gateway

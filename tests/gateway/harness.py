@@ -7,6 +7,7 @@ reaches them. Everything listens on free ports of 127.0.0.1.
 import json
 import random
 import socket
+import ssl
 import struct
 import subprocess
 import threading
@@ -204,6 +205,17 @@ def rest_client(settings: MeshSettings, *, http2: bool = False) -> httpx.Client:
     )
 
 
+def connection(settings: MeshSettings) -> socket.socket:
+    """A connection to the gateway, for bytes that no client library would send."""
+    plain = socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=10)
+    if not settings.gateway_tls:
+        return plain
+    authority = str(settings.certificates / "ca.pem")
+    return ssl.create_default_context(cafile=authority).wrap_socket(
+        plain, server_hostname="localhost"
+    )
+
+
 def _channel(settings: MeshSettings) -> grpc.Channel:
     address = f"127.0.0.1:{settings.gateway_port}"
     if not settings.gateway_tls:
@@ -214,7 +226,7 @@ def _channel(settings: MeshSettings) -> grpc.Channel:
 
 def settings_in(folder: Path, **overrides: object) -> MeshSettings:
     """Settings with certificates in place and ports that are free."""
-    base = _free_ports(_PORTS)
+    base = free_ports(_PORTS)
     defaults: dict[str, object] = {
         "home": folder,
         "port_base": base,
@@ -323,7 +335,7 @@ def _jwks() -> auth_service_pb2.JsonWebKeySet:
     return auth_service_pb2.JsonWebKeySet(keys=[key])
 
 
-def _free_ports(count: int) -> int:
+def free_ports(count: int) -> int:
     """The first of so many free ports in a row.
 
     Below those that the system gives to outgoing connections: a service that starts

@@ -1,4 +1,4 @@
-"""Default deny: over every RPC of the contract, by REST and by gRPC."""
+"""Default deny: over every RPC of the contract, by REST and by gRPC, plain and by TLS."""
 
 import base64
 import hashlib
@@ -37,6 +37,11 @@ ELSEWHERE = [
     "/boxoffice.bookings.v1.BookingService/PlaceBooking/",
     "/nobody.Knows/This",
 ]
+
+
+@pytest.fixture
+def gateway(each_listener: Gateway) -> Gateway:
+    return each_listener
 
 
 def path_of(each: MethodPolicy) -> str:

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from mesh.errors import DomainError, FieldViolation, Reason
 from mesh.status import CODES, to_status
-from tests.gateway.harness import Gateway, bearer
+from tests.gateway.harness import Gateway, bearer, rest_client
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 GET_BOOKING = "/boxoffice.bookings.v1.BookingService/GetBooking"
@@ -264,3 +264,23 @@ def test_a_services_own_401_says_how_to_sign_in(gateway: Gateway) -> None:
     answer = gateway.rest.post("/api/v1/auth/login", json={})
     check(answer, 401, "INVALID_CREDENTIALS")
     assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_compression_that_nobody_knows(gateway: Gateway) -> None:
+    """gRPC's runtime in the services would answer the whole call with INTERNAL."""
+    unknown = bearer() | {"grpc-encoding": "zzz"}
+    answer = gateway.rest.get("/api/v1/bookings", headers=unknown)
+    body = check(answer, 400, "VALIDATION_FAILED")
+    assert body["message"] == "grpc-encoding must be one of identity, deflate, gzip"
+    assert gateway.web(GET_BOOKING, headers=unknown).headers["grpc-status"] == "12"
+    with rest_client(gateway.settings, http2=True) as client:
+        native = unknown | {"content-type": "application/grpc", "te": "trailers"}
+        refused = client.post(GET_BOOKING, headers=native, content=b"\0" * 5).headers
+    assert (refused["grpc-status"], refused["grpc-accept-encoding"]) == (
+        "12",
+        "identity,deflate,gzip",
+    )
+    assert gateway.upstream.calls == []
+    for known in ("identity", "deflate", "gzip"):
+        headers = bearer() | {"grpc-encoding": known}
+        assert gateway.rest.get("/api/v1/bookings", headers=headers).status_code == 200

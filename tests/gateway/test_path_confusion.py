@@ -1,6 +1,7 @@
 """Paths that mean one thing here and another thing there: none reaches a protected method."""
 
 import socket
+import ssl
 
 import pytest
 
@@ -52,15 +53,23 @@ TARGETS = [
 VERBS = ["GET", "POST", "HEAD", "CONNECT"]
 
 
+@pytest.fixture
+def gateway(each_listener: Gateway) -> Gateway:
+    return each_listener
+
+
 def ask(gateway: Gateway, line: str, host: str = "127.0.0.1") -> bytes:
     """The first line of the answer to a request line as it stands; empty when there is none."""
-    address = ("127.0.0.1", gateway.settings.gateway_port)
-    with socket.create_connection(address, timeout=10) as connection:
+    return ask_over(harness.connection(gateway.settings), line, host)
+
+
+def ask_over(connection: socket.socket, line: str, host: str = "127.0.0.1") -> bytes:
+    with connection:
         request = f"{line}\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode("latin-1"))
         try:
             return connection.makefile("rb").readline()
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             return b""
 
 
@@ -95,10 +104,34 @@ def test_nor_over_http_2(gateway: Gateway, target: str) -> None:
     assert not any("BookingService" in call.path for call in gateway.upstream.calls)
 
 
+ADMIN = [
+    "/config_dump",
+    "/quitquitquit",
+    "/ready/../quitquitquit",
+    "/ready/..;/quitquitquit",
+    "/stats/prometheus/../../quitquitquit",
+    "/ready%2F..%2Fquitquitquit",
+    "//quitquitquit",
+    "/ready/",
+    "/stats",
+]
+
+
+@pytest.mark.parametrize("target", [*TARGETS, *ADMIN])
+def test_the_listener_for_probes_leads_nowhere_else(running_by_tls: Gateway, target: str) -> None:
+    """Behind it is the admin page, which could end the process."""
+    address = ("127.0.0.1", running_by_tls.settings.gateway_metrics_port or 0)
+    for verb in VERBS:
+        connection = socket.create_connection(address, timeout=10)
+        status = ask_over(connection, f"{verb} {target} HTTP/1.1").split()[1:2]
+        assert status == [] or status[0] in (b"400", b"404"), (verb, target, status)
+    ready = socket.create_connection(address, timeout=10)
+    assert b" 200 " in ask_over(ready, "GET /ready HTTP/1.1")
+
+
 def test_the_corpus_is_not_blind(gateway: Gateway) -> None:
     """Control: with a token the plain path reaches the method."""
-    address = ("127.0.0.1", gateway.settings.gateway_port)
-    with socket.create_connection(address, timeout=10) as connection:
+    with harness.connection(gateway.settings) as connection:
         token = harness.bearer()["authorization"]
         connection.sendall(
             f"GET {BOOKING} HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\n"

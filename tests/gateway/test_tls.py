@@ -73,6 +73,15 @@ def test_old_tls_is_refused(secure: Gateway) -> None:
         context.wrap_socket(connection)
 
 
+def test_a_handshake_that_stops_half_way_is_ended(secure: Gateway) -> None:
+    """By the gateway: a client that waits for ever takes a place from others."""
+    address = ("127.0.0.1", secure.settings.gateway_port)
+    with socket.create_connection(address, timeout=30) as connection:
+        # The first bytes of a handshake record.
+        connection.sendall(b"\x16\x03\x01\x02")
+        assert connection.recv(100) == b""
+
+
 def test_production_refuses_a_plain_text_listener() -> None:
     settings = MeshSettings.model_validate({"environment": "production"})
     with pytest.raises(config.ConfigError, match="BOXOFFICE_GATEWAY_TLS"):

@@ -94,6 +94,7 @@ end
 
 local function rest_reply(handle, headers, message, status, request)
   headers:remove(DETAILS)
+  headers:remove("grpc-accept-encoding")
   if status then
     headers:replace(":status", status)
   end
