@@ -257,7 +257,7 @@ def _of_text(rules: validate_pb2.StringRules) -> Schema:
     if rules.HasField("max_bytes"):
         schema["maxLength"] = min(schema.get("maxLength", rules.max_bytes), rules.max_bytes)
     if rules.HasField("pattern"):
-        schema["pattern"] = rules.pattern
+        schema["pattern"] = rules.pattern.replace(*_CONTROLS)
     if getattr(rules, "in"):
         schema["enum"] = list(getattr(rules, "in"))
     well_known = rules.WhichOneof("well_known")
@@ -282,6 +282,10 @@ def _typed_example(text: str | None, schema: Schema) -> object:
         return int(text) if kind == "integer" else float(text)
     except ValueError:
         return None
+
+
+# Few of those who read patterns know classes by their Unicode names.
+_CONTROLS = (r"\p{Cc}", r"\x00-\x1f\x7f-\x9f")
 
 
 def _matches(pattern: str, text: str) -> bool:

@@ -1,5 +1,6 @@
 """The API's description says what the contract says, and the gateway serves it."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -95,6 +96,18 @@ def test_schemas_have_the_rules_and_the_comments(api: dict[str, Any]) -> None:
     assert user["properties"]["fullName"]["description"].startswith("As typed")
     [key] = [each for each in operation["parameters"] if each["in"] == "header"]
     assert (key["name"], key["required"]) == ("Idempotency-Key", True)
+
+
+def test_patterns_are_for_any_reader(api: dict[str, Any]) -> None:
+    """Python's and ECMAScript's regular expressions know no Unicode classes by name."""
+    patterns = re.findall(r'"pattern": ("[^"]*")', json.dumps(api))
+    assert len(patterns) > 20
+    for pattern in patterns:
+        re.compile(json.loads(pattern))
+    body = api["paths"]["/api/v1/auth/register"]["post"]["requestBody"]["content"]
+    name = body["application/json"]["schema"]["properties"]["fullName"]
+    for text, is_one in [("Mira Rao", True), ("Mira\x00", False), ("\x85", False), ("  ", False)]:
+        assert bool(re.search(name["pattern"], text)) is is_one, text
 
 
 def test_money_is_text_and_enums_have_no_zero(api: dict[str, Any]) -> None:
