@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -240,9 +241,10 @@ def free_ports() -> tuple[int, int, int]:
     """A free port for the gateway, one for its admin page, and a base for the services.
 
     The next port after each of the first two is free too, and so are those above the base
-    that the services and their metrics take, for two replicas.
+    that the services and their metrics take, for two replicas. Anywhere, so that another run
+    on this machine, which has not yet taken its own, finds others.
     """
-    bases = iter(range(20_000, 30_000, 50))
+    bases = iter(random.sample(range(20_000, 30_000, 50), 200))
     return (
         next(base for base in bases if _are_free(base, base + 1)),
         next(base for base in bases if _are_free(base, base + 1)),
