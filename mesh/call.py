@@ -133,8 +133,10 @@ def identify(who: Caller) -> None:
 def deadline_in(seconds: float | None) -> Iterator[None]:
     """Bounds the calls made inside to so many seconds from now; None lifts the bound."""
     at = None if seconds is None else asyncio.get_running_loop().time() + seconds
-    token = _deadline.set(at)
+    before = _deadline.get()
+    _deadline.set(at)
     try:
         yield
     finally:
-        _deadline.reset(token)
+        # No reset(): a stream that its client has left is closed by a task of another context.
+        _deadline.set(before)

@@ -1,6 +1,7 @@
 """Time: what a call may take, and what is left of it at each hop."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -199,3 +200,15 @@ async def test_the_request_id_is_the_same_at_every_hop(network: Network) -> None
     assert seen[4] == seen[5]
     assert len({seen[0], seen[2], seen[4]}) == 3
     assert all(len(each) <= current.MAX_REQUEST_ID_LENGTH for each in seen)
+
+
+async def test_a_stream_that_is_closed_by_another_task_ends_in_peace() -> None:
+    """As gRPC closes those whose clients have left; each would be logged as a bug."""
+
+    async def stream() -> AsyncIterator[int]:
+        with current.deadline_in(5):
+            yield 1
+
+    opened = stream()
+    assert await anext(opened) == 1
+    await asyncio.create_task(opened.aclose())  # type: ignore[attr-defined]  # a generator
