@@ -2,7 +2,8 @@
 
 Translates as a servicer does: what is kept is the answer itself, in the transaction of
 the effect. Signing in and refreshing are not among these writes: their answers are
-tokens, which are stored nowhere.
+tokens, which are stored nowhere. A repeated refresh returns the same successor anyway
+(sessions.py), a repeated sign-in is one session more.
 """
 
 import hashlib

@@ -28,6 +28,7 @@ from mesh.call import caller
 from mesh.clock import Clock
 from mesh.database import Database
 from mesh.identity import ALGORITHM
+from mesh.ids import new_id
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -130,12 +131,19 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
     async def RequestPasswordReset(
         self, request: auth_service_pb2.RequestPasswordResetRequest, context: _Context
     ) -> auth_service_pb2.RequestPasswordResetResponse:
-        async with self._database.transaction() as connection:
-            await password_reset.request(connection, email=request.email, now=self._clock())
-        self._reset_requested()
-        return auth_service_pb2.RequestPasswordResetResponse(
+        answer = auth_service_pb2.RequestPasswordResetResponse(
             message="if the address has an account, a mail is on its way"
         )
+
+        async def ask(keep: Keep) -> auth_service_pb2.RequestPasswordResetResponse:
+            async with self._database.transaction() as connection:
+                await password_reset.request(connection, email=request.email, now=self._clock())
+                # About nobody: whether the address has an account is not looked up.
+                await keep(connection, new_id(), answer)
+            self._reset_requested()
+            return answer
+
+        return await self._repeats.once(request.email, request, type(answer), ask)
 
     async def ResetPassword(
         self, request: auth_service_pb2.ResetPasswordRequest, context: _Context
@@ -236,21 +244,33 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
     async def Logout(
         self, request: auth_service_pb2.LogoutRequest, context: _Context
     ) -> auth_service_pb2.LogoutResponse:
-        user_id, now = caller().user(), self._clock()
-        async with self._database.transaction() as connection:
-            if request.scope == auth_service_pb2.LogoutRequest.CURRENT_SESSION:
-                ended = await sessions.end_one(
-                    connection,
-                    user_id=user_id,
-                    session_id=caller().session(),
-                    access_lifetime=self._access_lifetime,
-                    now=now,
+        user_id, session_id = caller().user(), caller().session()
+        is_here = request.scope == auth_service_pb2.LogoutRequest.CURRENT_SESSION
+
+        async def log_out(keep: Keep) -> auth_service_pb2.LogoutResponse:
+            lifetime, now = self._access_lifetime, self._clock()
+            async with self._database.transaction() as connection:
+                if is_here:
+                    ended = await sessions.end_one(
+                        connection,
+                        user_id=user_id,
+                        session_id=session_id,
+                        access_lifetime=lifetime,
+                        now=now,
+                    )
+                else:
+                    ended = await sessions.end_all(
+                        connection, user_id=user_id, access_lifetime=lifetime, now=now
+                    )
+                answer = auth_service_pb2.LogoutResponse(
+                    message="signed out", tokens_invalidated=ended
                 )
-            else:
-                ended = await sessions.end_all(
-                    connection, user_id=user_id, access_lifetime=self._access_lifetime, now=now
-                )
-        return auth_service_pb2.LogoutResponse(message="signed out", tokens_invalidated=ended)
+                await keep(connection, user_id, answer)
+            return answer
+
+        # "Here" means another thing in another session: its key is its own.
+        owner = session_id if is_here else user_id
+        return await self._repeats.once(owner, request, auth_service_pb2.LogoutResponse, log_out)
 
     async def ListSessions(
         self, request: auth_service_pb2.ListSessionsRequest, context: _Context
@@ -272,15 +292,19 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
     async def RevokeSession(
         self, request: auth_service_pb2.RevokeSessionRequest, context: _Context
     ) -> Empty:
-        async with self._database.transaction() as connection:
-            await sessions.revoke(
-                connection,
-                user_id=caller().user(),
-                session_id=UUID(request.session_id),
-                access_lifetime=self._access_lifetime,
-                now=self._clock(),
-            )
-        return Empty()
+        async def revoke(keep: Keep) -> Empty:
+            async with self._database.transaction() as connection:
+                await sessions.revoke(
+                    connection,
+                    user_id=caller().user(),
+                    session_id=UUID(request.session_id),
+                    access_lifetime=self._access_lifetime,
+                    now=self._clock(),
+                )
+                await keep(connection, caller().user(), Empty())
+            return Empty()
+
+        return await self._repeats.once(caller().user(), request, Empty, revoke)
 
 
 def to_proto(user: User) -> user_pb2.User:

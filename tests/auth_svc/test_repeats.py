@@ -9,14 +9,17 @@ from typing import Any
 import grpc
 import pytest
 import sqlalchemy as sa
+from google.protobuf import descriptor_pb2
 
 from auth_svc.__main__ import open_service
 from auth_svc.settings import Settings
-from auth_svc.tables import idempotency_records, users
+from auth_svc.tables import idempotency_records, password_reset_requests, users
 from boxoffice.auth.v1 import auth_service_pb2, user_pb2, user_service_pb2
 from boxoffice.auth.v1.auth_service_pb2_grpc import AccountServiceStub, AuthServiceStub
 from boxoffice.auth.v1.user_service_pb2_grpc import UserServiceStub
 from mesh.database import Database
+from mesh.policy import Idempotency
+from tests.architecture.contract import contract, methods, policies
 from tests.auth_svc.conftest import ADMIN_SECRET, GOOD_PASSWORD, PEPPER, rows
 from tests.mesh.network import Network, reason_of, refusal
 
@@ -164,6 +167,91 @@ async def test_admins_writes(channels: list[grpc.aio.Channel], database: Databas
     # Answers about the erased user are gone with the rest.
     kept = [row.response for row in await rows(database, idempotency_records)]
     assert not any(b"mira@example.com" in response for response in kept)
+
+
+async def test_signing_out_again_has_the_answer_of_then(
+    channels: list[grpc.aio.Channel],
+) -> None:
+    await AuthServiceStub(channels[0]).Register(a_request())
+    tab, _ = [await signed_in(channels[0]) for _ in range(2)]
+    here, there = (AccountServiceStub(channel) for channel in channels)
+    everywhere = auth_service_pb2.LogoutRequest()
+    first = await here.Logout(everywhere, metadata=[*tab, KEY])
+    assert first.tokens_invalidated == 2
+    fresh = await signed_in(channels[0])
+    assert await there.Logout(everywhere, metadata=[*fresh, KEY]) == first
+    # The new session goes on: the call was not made a second time.
+    assert await live_sessions(there, fresh) == 1
+
+
+async def test_signing_out_here_is_about_one_session(channels: list[grpc.aio.Channel]) -> None:
+    """The same key and request in another session is another sign-out."""
+    await AuthServiceStub(channels[0]).Register(a_request())
+    tab, phone, watch = [await signed_in(channels[0]) for _ in range(3)]
+    here, there = (AccountServiceStub(channel) for channel in channels)
+    onsite = auth_service_pb2.LogoutRequest(scope=auth_service_pb2.LogoutRequest.CURRENT_SESSION)
+    for bearer in (tab, tab, phone):
+        ended = await here.Logout(onsite, metadata=[*bearer, KEY])
+        assert ended.tokens_invalidated == 1
+    assert await live_sessions(there, watch) == 1
+
+
+async def test_a_session_ended_twice(channels: list[grpc.aio.Channel]) -> None:
+    await AuthServiceStub(channels[0]).Register(a_request())
+    mine, others = await signed_in(channels[0]), [await signed_in(channels[0]) for _ in range(2)]
+    here, there = (AccountServiceStub(channel) for channel in channels)
+    assert await live_sessions(here, mine) == 1 + len(others)
+    listed = await here.ListSessions(auth_service_pb2.ListSessionsRequest(), metadata=mine)
+    newest, second, _ = [one.session_id for one in listed.sessions]
+    revoke = auth_service_pb2.RevokeSessionRequest(session_id=newest)
+    await here.RevokeSession(revoke, metadata=[*mine, KEY])
+    await there.RevokeSession(revoke, metadata=[*mine, KEY])
+    another = auth_service_pb2.RevokeSessionRequest(session_id=second)
+    refused = await refusal(there.RevokeSession(another, metadata=[*mine, KEY]))
+    assert reason_of(refused) == "IDEMPOTENCY_KEY_REUSED"
+    assert await live_sessions(here, mine) == 2
+
+
+async def live_sessions(stub: AccountServiceStub, bearer: list[tuple[str, str]]) -> int:
+    listed = await stub.ListSessions(auth_service_pb2.ListSessionsRequest(), metadata=bearer)
+    return listed.total_size
+
+
+async def test_a_new_password_is_asked_for_once(
+    channels: list[grpc.aio.Channel], database: Database
+) -> None:
+    here, there = (AuthServiceStub(channel) for channel in channels)
+    await here.Register(a_request())
+    for email in ("mira@example.com", "nobody@example.com"):
+        ask = auth_service_pb2.RequestPasswordResetRequest(email=email)
+        first = await here.RequestPasswordReset(ask, metadata=[KEY])
+        # The loop takes the request; the call's repetition must not leave another.
+        async with database.transaction() as connection:
+            await connection.execute(sa.delete(password_reset_requests))
+        assert await there.RequestPasswordReset(ask, metadata=[KEY]) == first
+        assert await rows(database, password_reset_requests) == []
+        await there.RequestPasswordReset(ask)
+        assert len(await rows(database, password_reset_requests)) == 1
+        async with database.transaction() as connection:
+            await connection.execute(sa.delete(password_reset_requests))
+
+
+# Their answers are tokens, which are stored nowhere. A refresh has its own way of being
+# repeated; a sign-in that is repeated is one session more.
+WITHOUT_A_KEY = {"AuthService/Login", "AuthService/RefreshToken"}
+
+
+def test_every_other_write_takes_a_key() -> None:
+    files = contract()
+    reads = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
+    writes = {
+        path
+        for path, method in methods(files)
+        if path.startswith("/boxoffice.auth.v1.") and method.options.idempotency_level != reads
+    }
+    ignored = {path for path in writes if policies()[path].idempotency is Idempotency.IGNORED}
+    assert len(writes) == 12
+    assert {path.removeprefix("/boxoffice.auth.v1.") for path in ignored} == WITHOUT_A_KEY
 
 
 async def test_no_password_can_be_guessed_from_a_record(

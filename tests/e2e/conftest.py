@@ -80,7 +80,7 @@ def running_mesh(**settings: str) -> Iterator[RunningMesh]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "launcher", "up"],
                 cwd=ROOT,
-                env={**_clean_environment(), **variables},
+                env={**clean_environment(), **variables},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -150,8 +150,8 @@ class Api:
     def send(self, verb: str, path: str, body: Any) -> httpx.Response:
         return self.client.request(verb, path, json=body, headers=self._headers({}))
 
-    def delete(self, path: str) -> httpx.Response:
-        return self.client.delete(path, headers=self._headers({}))
+    def delete(self, path: str, **headers: str) -> httpx.Response:
+        return self.client.delete(path, headers=self._headers(headers))
 
     def book(self, body: Any, *, key: str | None = None) -> httpx.Response:
         return self.post("/api/v1/bookings", body, idempotency_key=key or str(new_id()))
@@ -233,7 +233,7 @@ def violated_fields(response: httpx.Response) -> set[str]:
     }
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("BOXOFFICE_")}
 
 

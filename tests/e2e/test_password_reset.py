@@ -16,6 +16,7 @@ from auth_svc.__main__ import open_service
 from auth_svc.settings import Settings
 from boxoffice.auth.v1 import auth_service_pb2
 from boxoffice.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from mesh.ids import new_id
 from tests.auth_svc.conftest import GOOD_PASSWORD, PEPPER
 from tests.e2e.conftest import PASSWORD, Api, RunningMesh, reason, violated_fields
 from tests.mesh.mail.server import MailServer, mail_server
@@ -71,6 +72,17 @@ def test_an_unknown_address_gets_the_same_answer(api: Api, customer: Api) -> Non
     known = api.post(ASK, {"email": customer.session["user"]["email"]})
     unknown = api.post(ASK, {"email": "nobody-at-all@example.com"})
     assert (known.status_code, known.json()) == (unknown.status_code, unknown.json())
+
+
+@pytest.mark.parametrize("has_account", [True, False])
+def test_asking_again_with_a_key(api: Api, customer: Api, has_account: bool) -> None:
+    """A key tells nobody who has an account."""
+    email = customer.session["user"]["email"] if has_account else f"{new_id()}@example.com"
+    answers = [api.post(ASK, {"email": email}, idempotency_key="ask") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    # Another address's key of the same text is another key.
+    assert api.post(ASK, {"email": f"x{email}"}, idempotency_key="ask").status_code == 200
 
 
 @pytest.mark.parametrize(

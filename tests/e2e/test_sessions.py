@@ -109,6 +109,27 @@ def test_sessions_are_listed_and_ended_one_by_one(customer: Api) -> None:
     assert is_alive(customer)
 
 
+def test_with_a_key_everything_ends_once(customer: Api) -> None:
+    other, third = again(customer), again(customer)
+    listed = customer.get(SESSIONS).json()["sessions"]
+    paths = [f"{SESSIONS}/{session['sessionId']}" for session in listed]
+    for _ in range(2):
+        ended = customer.delete(paths[0], idempotency_key="end-one")
+        assert (ended.status_code, ended.content) == (204, b"")
+    reused = customer.delete(paths[1], idempotency_key="end-one")
+    assert (reused.status_code, reason(reused)) == (409, "IDEMPOTENCY_KEY_REUSED")
+    assert not is_alive(third)
+    assert is_alive(other)
+    first = customer.post(LOGOUT, {}, idempotency_key="sign-out")
+    assert first.json()["tokensInvalidated"] == 2
+    # The token has ended with its session, perhaps not everywhere yet.
+    repeated = customer.post(LOGOUT, {}, idempotency_key="sign-out")
+    assert repeated.status_code == 401 or repeated.json() == first.json()
+    fresh = again(customer)
+    assert fresh.post(LOGOUT, {}, idempotency_key="sign-out").json() == first.json()
+    assert is_alive(fresh)
+
+
 def test_another_users_session(api: Api) -> None:
     mine, stranger = api.sign_up(), api.sign_up()
     [session] = mine.get(SESSIONS).json()["sessions"]
