@@ -11,6 +11,8 @@ from mesh.settings import MeshSettings
 
 _MIN_SECRET_LENGTH = 32
 _MIN_PRODUCTION_COST = 10
+# The services keep the key set for 60 s, the gateway for 10 s; auth_svc looks every 5 s.
+_MIN_PRODUCTION_PUBLISH_SECONDS = 75
 
 
 class Settings(MeshSettings):
@@ -51,12 +53,17 @@ class Settings(MeshSettings):
     )
 
     @model_validator(mode="after")
-    def _refuse_weak_secrets(self) -> Self:
+    def _refuse_what_is_weak(self) -> Self:
         _refuse_short("BOXOFFICE_ADMIN_REGISTRATION_SECRET", self.admin_registration_secret)
         _refuse_short("BOXOFFICE_PASSWORD_PEPPER", self.password_pepper)
         if not self.is_development and self.password_cost < _MIN_PRODUCTION_COST:
             raise ValueError(
                 f"BOXOFFICE_PASSWORD_COST below {_MIN_PRODUCTION_COST} is for development only"
+            )
+        if not self.is_development and self.key_publish_seconds < _MIN_PRODUCTION_PUBLISH_SECONDS:
+            raise ValueError(
+                f"BOXOFFICE_KEY_PUBLISH_SECONDS below {_MIN_PRODUCTION_PUBLISH_SECONDS}"
+                " is for development only"
             )
         return self
 

@@ -55,6 +55,13 @@ def test_a_cheap_hash_is_for_development_only(environment: Any, cost: int) -> No
     Settings(environment="development", password_cost=4)
 
 
+def test_a_key_that_signs_before_everybody_has_it_is_for_development_only() -> None:
+    with pytest.raises(ValidationError, match="BOXOFFICE_KEY_PUBLISH_SECONDS below 75"):
+        Settings(environment="production", key_publish_seconds=74)
+    Settings(environment="production", key_publish_seconds=75)
+    Settings(environment="development", key_publish_seconds=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
