@@ -136,3 +136,12 @@ async def test_bytes_that_are_no_message_are_refused(network: Network, sent: byt
         error = await refusal(stub(sent, metadata=metadata))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert reason_of(error) == "VALIDATION_FAILED"
+
+
+async def test_a_text_that_no_database_holds_is_named(network: Network) -> None:
+    item = booking_service_pb2.PlaceBookingRequest.Item(offer_id="\0", quantity=1)
+    request = a_booking(event_id="a\0b", items=[item])
+    assert await fields_at_fault(network, request, idempotency_key="k") == [
+        "event_id",
+        "items[0].offer_id",
+    ]
