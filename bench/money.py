@@ -374,11 +374,14 @@ class Run:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> None:
+    """Asks ever less often: those who wait must not be what keeps the mesh busy."""
     deadline = time.monotonic() + seconds
+    pause_seconds = 2.0
     while not await condition():
         if time.monotonic() > deadline:
             raise TimeoutError("it never came to that")
-        await asyncio.sleep(2)
+        await asyncio.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 1.5, 15)
 
 
 async def in_parallel(jobs: list[Awaitable[None]], limit: int) -> None:

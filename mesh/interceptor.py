@@ -59,6 +59,17 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._jwks = jwks
         self._revocations = revocations
         self._handlers: dict[str, _Handler | None] = {}
+        self._is_ending = False
+        self._waiting_streams: set[asyncio.Task[Any]] = set()
+
+    def end_streams(self) -> None:
+        """Ends the streams of a process that stops; all can be resumed elsewhere.
+
+        Most have no end of their own and would keep the process for its whole grace.
+        """
+        self._is_ending = True
+        for task in self._waiting_streams:
+            task.cancel()
 
     async def intercept_service(
         self,
@@ -91,10 +102,27 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         async def serve_stream(sent: bytes, context: _Context) -> AsyncIterator[Any]:
             async with self._around(handler, sent, context, policy) as request:
-                async for response in stream(request, context):
+                async for response in self._until_ending(stream(request, context)):
                     yield response
 
         return grpc.unary_stream_rpc_method_handler(serve_stream, None, _serializer(handler))
+
+    async def _until_ending(self, responses: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("served outside of a task")
+        while not self._is_ending:
+            # Cancelled only while it waits for what comes next: cancelled while grpc.aio
+            # sends an answer, its client would hear no status.
+            self._waiting_streams.add(task)
+            try:
+                response = await anext(responses)
+            except StopAsyncIteration:
+                return
+            finally:
+                self._waiting_streams.discard(task)
+            yield response
+        raise _stopping()
 
     @asynccontextmanager
     async def _around(
@@ -190,10 +218,7 @@ async def _errors(
         if context.cancelled():
             raise
         # Cancelled by this server's own shutdown: the client must hear something.
-        refusal = DomainError(
-            Reason.DEPENDENCY_UNAVAILABLE, "the service is stopping", retry_after_seconds=1
-        )
-        await _abort(context, refusal, line)
+        await _abort(context, _stopping(), line)
     except TimeoutError:
         await _abort(
             context, DomainError(Reason.DEADLINE_EXCEEDED, "the call's time ran out"), line
@@ -210,6 +235,12 @@ async def _errors(
                 extra={"method": policy.path, "reason": refusal.reason},
             )
         await _abort(context, refusal, line)
+
+
+def _stopping() -> DomainError:
+    return DomainError(
+        Reason.DEPENDENCY_UNAVAILABLE, "the service is stopping", retry_after_seconds=1
+    )
 
 
 def _refusal(error: Exception) -> DomainError:

@@ -113,7 +113,8 @@ async def _serve(
     heart, readiness = Heart(), Readiness()
     async with open_service() as service:
         healthy = health.aio.HealthServicer()
-        server = build_server(settings, service, healthy)
+        interceptor = build_interceptor(settings, service)
+        server = build_server(settings, service, healthy, interceptor)
         port = settings.port(name, replica)
         server.add_secure_port(f"{settings.host}:{port}", _credentials(name, settings))
         probes = _probes(settings, settings.metrics_port(name, replica), heart, readiness)
@@ -134,7 +135,11 @@ async def _serve(
             await healthy.enter_graceful_shutdown()
             # Calls still come in until everybody has heard that there should be no more.
             await asyncio.sleep(settings.drain_pause_seconds)
-            await _stop(server, loops, settings.shutdown_grace_seconds)
+            await _end(loops)
+            interceptor.end_streams()
+            await server.stop(settings.shutdown_grace_seconds)
+            await tasks.drain(settings.shutdown_grace_seconds)
+            _log.info("stopped")
             await _end(watching)
 
 
@@ -153,20 +158,24 @@ def _probes(settings: MeshSettings, port: int, heart: Heart, readiness: Readines
         ) from None
 
 
-def build_server(
-    settings: MeshSettings, service: Service, healthy: health.aio.HealthServicer
-) -> grpc.aio.Server:
-    """A server with all servicers, health and, in development, reflection; not yet listening.
-
-    Raises mesh.policy.PolicyError when a method has no policy.
-    """
-    servicers = [
-        each for each in service.servicers if settings.is_development or not each.development_only
-    ]
+def build_interceptor(settings: MeshSettings, service: Service) -> Interceptor:
+    """What goes around all calls. Raises mesh.policy.PolicyError for a method without a policy."""
     policies = {
-        path: one for each in servicers for path, one in policy.of_service(each.descriptor).items()
+        path: one
+        for each in _servicers(settings, service)
+        for path, one in policy.of_service(each.descriptor).items()
     }
-    interceptor = Interceptor(policies, service.jwks, service.revocations)
+    return Interceptor(policies, service.jwks, service.revocations)
+
+
+def build_server(
+    settings: MeshSettings,
+    service: Service,
+    healthy: health.aio.HealthServicer,
+    interceptor: Interceptor,
+) -> grpc.aio.Server:
+    """A server with all servicers, health and, in development, reflection; not yet listening."""
+    servicers = _servicers(settings, service)
     server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
     for each in servicers:
         each.register(each.implementation, server)
@@ -177,6 +186,12 @@ def build_server(
             [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
         )
     return server
+
+
+def _servicers(settings: MeshSettings, service: Service) -> list[Servicer]:
+    return [
+        each for each in service.servicers if settings.is_development or not each.development_only
+    ]
 
 
 def _credentials(name: str, settings: MeshSettings) -> grpc.ServerCredentials:
@@ -209,15 +224,6 @@ async def _watch_database(
         ready = readiness.saw(good=good)
         await healthy.set("", states.SERVING if ready else states.NOT_SERVING)
         await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
-
-
-async def _stop(
-    server: grpc.aio.Server, loops: list[asyncio.Task[None]], grace_seconds: float
-) -> None:
-    await _end(loops)
-    await server.stop(grace_seconds)
-    await tasks.drain(grace_seconds)
-    _log.info("stopped")
 
 
 async def _end(running: list[asyncio.Task[None]]) -> None:

@@ -26,7 +26,7 @@ from mesh.errors import DomainError
 from mesh.paths import CONTRACT
 from mesh.policy import PACKAGE
 from mesh.revocations import Revocations
-from mesh.server import Service, Servicer, _credentials, build_server
+from mesh.server import Service, Servicer, _credentials, build_interceptor, build_server
 from mesh.settings import SERVICES, MeshSettings
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -49,7 +49,9 @@ class Network:
     @asynccontextmanager
     async def serve(self, name: str, service: Service) -> AsyncIterator[int]:
         """Serves as the process `name`; yields the port."""
-        server = build_server(self.settings(), service, health.aio.HealthServicer())
+        settings = self.settings()
+        interceptor = build_interceptor(settings, service)
+        server = build_server(settings, service, health.aio.HealthServicer(), interceptor)
         # The process's own way to its credentials, or the handshakes would prove nothing.
         port = server.add_secure_port("127.0.0.1:0", _credentials(name, self.settings()))
         await server.start()

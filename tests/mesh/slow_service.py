@@ -1,4 +1,4 @@
-"""A process of the mesh whose one method takes until a file says so: for test_shutdown.py."""
+"""A process of the mesh whose calls take until a file says so: for test_shutdown.py."""
 
 import asyncio
 import sys
@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from boxoffice.stock.v1 import stock_service_pb2
+from boxoffice.stock.v1 import stock_change_service_pb2, stock_service_pb2
 from mesh import tasks
 from mesh.server import Service, run
 from mesh.settings import MeshSettings
 from tests.mesh.network import Context, a_service, standing_in
 
 STOCK = "boxoffice.stock.v1.StockService"
+CHANGES = "boxoffice.stock.v1.StockChangeService"
 
 
 async def exists(path: Path) -> None:
@@ -29,6 +30,10 @@ async def open_service(settings: MeshSettings) -> AsyncIterator[Service]:
         await exists(settings.home / "call-may-end")
         return stock_service_pb2.Stock(version=7)
 
+    async def stream_changes(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield stock_change_service_pb2.StreamChangesResponse()
+        await asyncio.Event().wait()
+
     async def release(request: Any, context: Context) -> Any:
         await tasks.shielded(shielded_step(), seconds=30)
 
@@ -37,7 +42,10 @@ async def open_service(settings: MeshSettings) -> AsyncIterator[Service]:
         await exists(settings.home / "step-may-end")
         await asyncio.to_thread((settings.home / "step-done").touch)
 
-    yield a_service(standing_in(STOCK, GetStock=get_stock, ReleaseReservation=release))
+    yield a_service(
+        standing_in(STOCK, GetStock=get_stock, ReleaseReservation=release),
+        standing_in(CHANGES, StreamChanges=stream_changes),
+    )
     print("closed", flush=True)
 
 

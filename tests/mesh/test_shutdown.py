@@ -14,9 +14,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from boxoffice.stock.v1 import stock_service_pb2
-from tests.mesh.network import Network, call, refusal
-from tests.mesh.slow_service import STOCK, exists
+from boxoffice.stock.v1 import stock_change_service_pb2, stock_service_pb2
+from tests.mesh.network import Network, call, reason_of, refusal
+from tests.mesh.slow_service import CHANGES, STOCK, exists
 
 EVENT_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
 
@@ -141,6 +141,28 @@ async def test_a_call_that_never_ends_does_not_keep_the_process(home: Path) -> N
         running.process.send_signal(signal.SIGTERM)
         error = await refusal(endless)
         assert error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+        assert await running.process.wait() == 0
+
+
+async def test_a_stream_without_end_ends_at_once_and_says_why(home: Path) -> None:
+    """Not only after the grace, which is longer here than the test may take."""
+    network = Network(home)
+    async with (
+        asyncio.timeout(60),
+        a_process(home, grace_seconds=300) as running,
+        network.plain_channel("booking_svc", "stock_svc", running.port) as channel,
+    ):
+        stream = channel.unary_stream(
+            f"/{CHANGES}/StreamChanges",
+            request_serializer=stock_change_service_pb2.StreamChangesRequest.SerializeToString,
+            response_deserializer=stock_change_service_pb2.StreamChangesResponse.FromString,
+        )(stock_change_service_pb2.StreamChangesRequest())
+        assert await stream.read() == stock_change_service_pb2.StreamChangesResponse()
+        running.process.send_signal(signal.SIGTERM)
+        error = await refusal(stream.read())
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert reason_of(error) == "DEPENDENCY_UNAVAILABLE"
+        assert error.details() == "the service is stopping"
         assert await running.process.wait() == 0
 
 
