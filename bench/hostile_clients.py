@@ -14,6 +14,7 @@ the gateway's memory grew beyond bounds.
 import argparse
 import asyncio
 import multiprocessing
+import os
 import random
 import statistics
 import struct
@@ -113,6 +114,8 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
 def attack(name: str, port: int) -> None:
     """So many connections of a kind, each opened anew when the gateway ends it; never returns."""
     one, connections = ATTACKS[name]
+    # What it burns is nobody's here in life: it takes only what is left.
+    os.nice(19)
 
     async def again() -> None:
         while True:

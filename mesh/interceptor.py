@@ -21,7 +21,7 @@ from mesh.ids import new_id
 from mesh.policy import Idempotency, MethodPolicy
 from mesh.revocations import Revocations
 from mesh.status import COMMON_REASONS, from_database, raise_from_rpc, to_status
-from mesh.validation import refuse_nul, validate
+from mesh.validation import refuse_unreal, validate
 
 _log = logging.getLogger("mesh.rpc")
 
@@ -183,10 +183,8 @@ def _read(handler: _Handler, sent: bytes) -> Message:
         ) from None
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("request", extra={"request": redaction.shown(request)})
-    if b"\0" in sent:
-        # In few requests, so few pay for the search.
-        refuse_nul(request)
     validate(request)
+    refuse_unreal(request, sent)
     return request
 
 

@@ -1,11 +1,14 @@
 """The contract's rules on fields, enforced once for all requests."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import protovalidate
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import FieldViolation, invalid
 
@@ -22,22 +25,56 @@ def validate(request: Message) -> None:
         )
 
 
-def refuse_nul(request: Message) -> None:
-    """Raises VALIDATION_FAILED that names every text with a U+0000: PostgreSQL holds none."""
-    fields = list(_with_nul(request))
-    if fields:
-        raise invalid(*(FieldViolation(field, "must not contain U+0000") for field in fields))
+def refuse_unreal(request: Message, sent: bytes) -> None:
+    """Raises VALIDATION_FAILED for values that their types can hold and nothing else can.
+
+    Texts with U+0000, which PostgreSQL does not take, and times of no calendar. `sent` is the
+    request's bytes: most requests can have neither, and are not searched.
+    """
+    if b"\0" in sent or _has_times(request.DESCRIPTOR):
+        violations = tuple(_unreal(request))
+        if violations:
+            raise invalid(*violations)
 
 
-def _with_nul(message: Message, prefix: str = "") -> Iterator[str]:
+@cache
+def _has_times(descriptor: Descriptor, above: frozenset[str] = frozenset()) -> bool:
+    if descriptor.full_name in _TIMES:
+        return True
+    above |= {descriptor.full_name}
+    return any(
+        field.message_type.full_name not in above and _has_times(field.message_type, above)
+        for field in descriptor.fields
+        if field.message_type is not None
+    )
+
+
+def _unreal(message: Message, prefix: str = "") -> Iterator[FieldViolation]:
     for field, value in message.ListFields():
         path = prefix + field.name
         if field.type == FieldDescriptor.TYPE_STRING:
-            yield from (place for place, text in _elements(field, value, path) if "\0" in text)
+            for place, text in _elements(field, value, path):
+                if "\0" in text:
+                    yield FieldViolation(place, "must not contain U+0000")
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
             # No request has a map.
             for place, one in _elements(field, value, path):
-                yield from _with_nul(one, f"{place}.")
+                yield from (
+                    _no_time(one, place)
+                    if isinstance(one, _TIME_TYPES)
+                    else _unreal(one, f"{place}.")
+                )
+
+
+def _no_time(value: Timestamp | Duration, path: str) -> Iterator[FieldViolation]:
+    try:
+        value.ToDatetime() if isinstance(value, Timestamp) else value.ToTimedelta()
+    except (ValueError, OverflowError):
+        yield FieldViolation(path, "is out of range")
+
+
+_TIME_TYPES = (Timestamp, Duration)
+_TIMES = {kind.DESCRIPTOR.full_name for kind in _TIME_TYPES}
 
 
 def _elements(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, Any]]:

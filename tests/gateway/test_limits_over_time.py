@@ -28,6 +28,9 @@ from tests.mesh.redis_server import RedisProcess, redis_process
 
 LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
 PER_SECOND, BURST = 30, 10
+_AT_ONCE = 50
+
+pytestmark = pytest.mark.timeout(400)  # of which the long run floods for 120
 
 Event = Callable[[], Awaitable[None]]
 
@@ -63,14 +66,17 @@ async def flood(
 ) -> tuple[Counter[int], float]:
     """Statuses of calls at 3 × the limit, one gateway after the other; events at their times."""
     statuses: Counter[int] = Counter()
+    running = 0
     started = time.monotonic()
     async with (
-        httpx.AsyncClient(timeout=10, headers=bearer()) as client,
+        httpx.AsyncClient(timeout=30, headers=bearer()) as client,
         asyncio.TaskGroup() as group,
     ):
 
         async def one(url: str) -> None:
+            nonlocal running
             answer = await client.get(f"{url}/api/v1/bookings")
+            running -= 1
             statuses[answer.status_code] += 1
             if answer.status_code == 429:
                 assert int(answer.headers["retry-after"]) >= 1
@@ -83,8 +89,10 @@ async def flood(
             group.create_task(at(moment, event))
         number = 0
         while (elapsed := time.monotonic() - started) < seconds:
-            if number <= elapsed * PER_SECOND * 3:
+            # A machine that does not keep up sends less; nothing gathers.
+            if number <= elapsed * PER_SECOND * 3 and running < _AT_ONCE:
                 group.create_task(one(urls[number % len(urls)]))
+                running += 1
                 number += 1
             else:
                 await asyncio.sleep(0.003)

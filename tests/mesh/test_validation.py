@@ -10,7 +10,7 @@ from boxoffice.bookings.v1 import booking_service_pb2
 from boxoffice.catalogue.v1 import event_service_pb2
 from mesh import call as current
 from mesh.errors import DomainError
-from mesh.validation import validate
+from mesh.validation import refuse_unreal, validate
 from tests.mesh.network import (
     Context,
     Network,
@@ -138,10 +138,33 @@ async def test_bytes_that_are_no_message_are_refused(network: Network, sent: byt
     assert reason_of(error) == "VALIDATION_FAILED"
 
 
-async def test_a_text_that_no_database_holds_is_named(network: Network) -> None:
+def test_a_text_that_no_database_holds_is_named() -> None:
     item = booking_service_pb2.PlaceBookingRequest.Item(offer_id="\0", quantity=1)
     request = a_booking(event_id="a\0b", items=[item])
-    assert await fields_at_fault(network, request, idempotency_key="k") == [
-        "event_id",
-        "items[0].offer_id",
-    ]
+    with pytest.raises(DomainError) as refused:
+        refuse_unreal(request, request.SerializeToString())
+    fields = [violation.field for violation in refused.value.violations]
+    assert fields == ["event_id", "items[0].offer_id"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "is_one"),
+    [
+        (0, 0, True),
+        (253_402_300_799, 999_999_999, True),
+        (253_402_300_800, 0, False),
+        (-62_135_596_801, 0, False),
+        (2**63 - 1, 0, False),
+        (1, -1, False),
+        (1, 1_000_000_000, False),
+    ],
+)
+def test_a_time_of_no_calendar_is_named(seconds: int, nanos: int, is_one: bool) -> None:
+    request = event_service_pb2.ListEventsRequest()
+    request.starts_after.seconds, request.starts_after.nanos = seconds, nanos
+    if is_one:
+        refuse_unreal(request, request.SerializeToString())
+        return
+    with pytest.raises(DomainError) as refused:
+        refuse_unreal(request, request.SerializeToString())
+    assert [violation.field for violation in refused.value.violations] == ["starts_after"]
