@@ -1,7 +1,8 @@
 """Starts auth_svc."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -52,13 +53,11 @@ async def open_service(
     settings: Settings, *, clock: Clock = system_clock
 ) -> AsyncIterator[Service]:
     """auth_svc with its resources, as long as the block lasts."""
-    secret = settings.admin_registration_secret
-    access_lifetime = timedelta(seconds=settings.access_token_ttl_seconds)
     ring = KeyRing(
         settings.keys_folder,
         clock=clock,
         lead=timedelta(seconds=settings.key_publish_seconds),
-        access_lifetime=access_lifetime,
+        access_lifetime=settings.access_lifetime,
     )
     hasher = PasswordHasher(cost=settings.password_cost, pepper=settings.pepper)
     try:
@@ -66,105 +65,143 @@ async def open_service(
             Database.open(settings.database_url) as database,
             _open_cache(settings) as cache,
         ):
-            sender = Sender.of(settings, database=database, table=tables.mails, clock=clock)
-            mailing = Mailing(reset_url=settings.password_reset_url, wake=sender.wake)
-            mailer = ResetMailer(database=database, mailing=mailing, clock=clock)
-            throttle = LoginThrottle(database=database, cache=cache, key=settings.throttle_key)
-            sign_up = SignUp(
-                database=database,
-                hasher=hasher,
-                admin_secret=None if secret is None else secret.get_secret_value(),
-            )
-            sign_in = SignIn(
-                database=database,
-                hasher=hasher,
-                throttle=throttle,
-                signing_key=ring.signing,
-                refresh_key=settings.refresh_key,
-                access_lifetime=access_lifetime,
-                refresh_lifetime=timedelta(days=settings.refresh_token_ttl_days),
-            )
-            password_change = PasswordChange(
-                database=database,
-                hasher=hasher,
-                mailing=mailing,
-                throttle=throttle,
-                access_lifetime=access_lifetime,
-            )
-            reset = PasswordReset(
-                database=database,
-                hasher=hasher,
-                mailing=mailing,
-                throttle=throttle,
-                access_lifetime=access_lifetime,
-            )
-            repeats = Repeats(database=database, clock=clock, secret=settings.idempotency_secret)
-            events = OutboxReader(database, tables.outbox)
-            event_servicer = AuthEventServicer(events, clock, access_lifetime=access_lifetime)
-            yield Service(
-                servicers=[
-                    Servicer(
-                        AuthServicer(
-                            database,
-                            sign_up,
-                            sign_in,
-                            reset,
-                            repeats,
-                            reset_requested=mailer.wake,
-                            published=ring.published,
-                            clock=clock,
-                        ),
-                        auth_service_pb2_grpc.add_AuthServiceServicer_to_server,
-                        auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
-                    ),
-                    Servicer(
-                        AccountServicer(
-                            password_change,
-                            repeats,
-                            database,
-                            clock,
-                            access_lifetime=access_lifetime,
-                        ),
-                        auth_service_pb2_grpc.add_AccountServiceServicer_to_server,
-                        auth_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
-                    ),
-                    Servicer(
-                        UserServicer(
-                            repeats,
-                            database,
-                            clock,
-                            unusable_hash=hasher.unusable_hash,
-                            access_lifetime=access_lifetime,
-                        ),
-                        user_service_pb2_grpc.add_UserServiceServicer_to_server,
-                        user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
-                    ),
-                    Servicer(
-                        event_servicer,
-                        auth_event_service_pb2_grpc.add_AuthEventServiceServicer_to_server,
-                        auth_event_service_pb2.DESCRIPTOR.services_by_name["AuthEventService"],
-                    ),
-                ],
-                jwks=ring.jwks,
-                ping_database=database.ping,
-                loops=[
-                    partial(forever, "outbox", events.listen),
-                    partial(forever, "password resets", mailer.turn),
-                    partial(forever, "mails", sender.turn),
-                    partial(forever, "keys", ring.turn),
-                    partial(
-                        forever_alone,
-                        database,
-                        "housekeeping",
-                        partial(
-                            housekeeping.turn, database, clock, access_lifetime=access_lifetime
-                        ),
-                    ),
-                ],
-                revocations=Revocations(event_servicer.revocations, clock=clock),
-            )
+            yield _service(_Base(settings, clock, database, cache, hasher, ring))
     finally:
         hasher.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What everything here is made of."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    cache: "redis.asyncio.Redis | None"
+    hasher: PasswordHasher
+    ring: KeyRing
+
+
+def _service(base: _Base) -> Service:
+    settings, clock, database = base.settings, base.clock, base.database
+    sender = Sender.of(settings, database=database, table=tables.mails, clock=clock)
+    mailing = Mailing(reset_url=settings.password_reset_url, wake=sender.wake)
+    mailer = ResetMailer(database=database, mailing=mailing, clock=clock)
+    throttle = LoginThrottle(database=database, cache=base.cache, key=settings.throttle_key)
+    repeats = Repeats(database=database, clock=clock, secret=settings.idempotency_secret)
+    events = OutboxReader(database, tables.outbox)
+    event_servicer = AuthEventServicer(events, clock, access_lifetime=settings.access_lifetime)
+    return Service(
+        servicers=[
+            _auth(base, throttle, mailing, mailer, repeats),
+            _account(base, throttle, mailing, repeats),
+            _users(base, repeats),
+            Servicer(
+                event_servicer,
+                auth_event_service_pb2_grpc.add_AuthEventServiceServicer_to_server,
+                auth_event_service_pb2.DESCRIPTOR.services_by_name["AuthEventService"],
+            ),
+        ],
+        jwks=base.ring.jwks,
+        ping_database=database.ping,
+        loops=_loops(base, events, mailer, sender),
+        revocations=Revocations(event_servicer.revocations, clock=clock),
+    )
+
+
+def _auth(
+    base: _Base,
+    throttle: LoginThrottle,
+    mailing: Mailing,
+    mailer: ResetMailer,
+    repeats: Repeats,
+) -> Servicer:
+    settings, secret = base.settings, base.settings.admin_registration_secret
+    sign_up = SignUp(
+        database=base.database,
+        hasher=base.hasher,
+        admin_secret=None if secret is None else secret.get_secret_value(),
+    )
+    sign_in = SignIn(
+        database=base.database,
+        hasher=base.hasher,
+        throttle=throttle,
+        signing_key=base.ring.signing,
+        refresh_key=settings.refresh_key,
+        access_lifetime=settings.access_lifetime,
+        refresh_lifetime=timedelta(days=settings.refresh_token_ttl_days),
+    )
+    reset = PasswordReset(
+        database=base.database,
+        hasher=base.hasher,
+        mailing=mailing,
+        throttle=throttle,
+        access_lifetime=settings.access_lifetime,
+    )
+    servicer = AuthServicer(
+        base.database,
+        sign_up,
+        sign_in,
+        reset,
+        repeats,
+        reset_requested=mailer.wake,
+        published=base.ring.published,
+        clock=base.clock,
+    )
+    return Servicer(
+        servicer,
+        auth_service_pb2_grpc.add_AuthServiceServicer_to_server,
+        auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
+    )
+
+
+def _account(base: _Base, throttle: LoginThrottle, mailing: Mailing, repeats: Repeats) -> Servicer:
+    lifetime = base.settings.access_lifetime
+    change = PasswordChange(
+        database=base.database,
+        hasher=base.hasher,
+        mailing=mailing,
+        throttle=throttle,
+        access_lifetime=lifetime,
+    )
+    return Servicer(
+        AccountServicer(change, repeats, base.database, base.clock, access_lifetime=lifetime),
+        auth_service_pb2_grpc.add_AccountServiceServicer_to_server,
+        auth_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
+    )
+
+
+def _users(base: _Base, repeats: Repeats) -> Servicer:
+    servicer = UserServicer(
+        repeats,
+        base.database,
+        base.clock,
+        unusable_hash=base.hasher.unusable_hash,
+        access_lifetime=base.settings.access_lifetime,
+    )
+    return Servicer(
+        servicer,
+        user_service_pb2_grpc.add_UserServiceServicer_to_server,
+        user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
+    )
+
+
+def _loops(
+    base: _Base, events: OutboxReader, mailer: ResetMailer, sender: Sender
+) -> list[Callable[[], Awaitable[None]]]:
+    sweep = partial(
+        housekeeping.turn,
+        base.database,
+        base.clock,
+        access_lifetime=base.settings.access_lifetime,
+    )
+    return [
+        partial(forever, "outbox", events.listen),
+        partial(forever, "password resets", mailer.turn),
+        partial(forever, "mails", sender.turn),
+        partial(forever, "keys", base.ring.turn),
+        partial(forever_alone, base.database, "housekeeping", sweep),
+    ]
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
@@ -73,6 +74,10 @@ class Settings(MeshSettings):
     @property
     def keys_folder(self) -> Path:
         return self.access_token_keys or self.home / "keys"
+
+    @property
+    def access_lifetime(self) -> timedelta:
+        return timedelta(seconds=self.access_token_ttl_seconds)
 
     @property
     def database_url(self) -> str:
