@@ -17,6 +17,7 @@ import alembic.command
 import alembic.config
 import sqlalchemy as sa
 from alembic import context as migration
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mesh import database_metrics
@@ -27,6 +28,11 @@ _POOL_TIMEOUT_SECONDS = 1.0
 _POOL_RECYCLE_SECONDS = 1800
 # Two processes that migrate one database at the same time wait for each other here.
 _MIGRATION_LOCK = 0x626F786F  # "boxo"
+# Everybody who needs a table waits behind a migration that waits for it: it gives up before
+# they do (their roles' 500 ms) and tries again when they have been served.
+_MIGRATION_LOCK_TIMEOUT = "200ms"
+_MIGRATION_PAUSE_SECONDS = 0.5
+_MIGRATION_SECONDS = 600.0
 
 _CONNECT_ARGS: dict[str, Any] = {
     "connect_timeout": 3,
@@ -158,9 +164,24 @@ def _refuse_closed(connection: Any, *_: object) -> None:
         raise sa.exc.DisconnectionError
 
 
-def migrate(service: str, url: str) -> None:
-    """Brings the database of `service` to its newest schema. Safe to run twice at once."""
-    alembic.command.upgrade(alembic_config(service, url), "head")
+def migrate(service: str, url: str, revision: str = "head") -> None:
+    """Brings the database of `service` to its newest schema, or up to a revision.
+
+    Safe to run twice at once, and while the service runs: a step that does not get a table's lock at once is taken
+    again later, for ten minutes. Each step commits, so that no lock outlives it.
+    """
+    config = alembic_config(service, url)
+    deadline = time.monotonic() + _MIGRATION_SECONDS
+    while True:
+        try:
+            alembic.command.upgrade(config, revision)
+        except sa.exc.OperationalError as error:
+            is_lock = isinstance(error.orig, (LockNotAvailable, DeadlockDetected))
+            if not is_lock or time.monotonic() > deadline:
+                raise
+            time.sleep(_MIGRATION_PAUSE_SECONDS)
+        else:
+            return
 
 
 def alembic_config(service: str, url: str) -> alembic.config.Config:
@@ -184,8 +205,11 @@ def run_migrations(metadata: sa.MetaData) -> None:
         connection.execute(sa.text("SET transaction_timeout = 0"))
         connection.execute(sa.text("SET lock_timeout = 0"))
         connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+        connection.execute(sa.text(f"SET lock_timeout = '{_MIGRATION_LOCK_TIMEOUT}'"))
         connection.commit()
-        migration.configure(connection=connection, target_metadata=metadata)
+        migration.configure(
+            connection=connection, target_metadata=metadata, transaction_per_migration=True
+        )
         with migration.begin_transaction():
             migration.run_migrations()
         connection.commit()
