@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 import httpx
@@ -55,12 +56,20 @@ def main() -> None:
     run(NAME, Settings, open_service)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wakeups:
+    """Tell a loop that there is something to do before it would look again by itself."""
+
+    refund_requested: Wakeup = field(default_factory=Wakeup)
+    webhook_queued: Wakeup = field(default_factory=Wakeup)
+    check_wanted: Wakeup = field(default_factory=Wakeup)
+
+
 @asynccontextmanager
 async def open_service(
     settings: Settings, *, clock: Clock = system_clock
 ) -> AsyncIterator[Service]:
     """payment_svc with its resources, as long as the block lasts."""
-    sandbox_secret = settings.sandbox_secret
     auth_services = [
         auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
         auth_event_service_pb2.DESCRIPTOR.services_by_name["AuthEventService"],
@@ -70,11 +79,10 @@ async def open_service(
         open_channel(settings, process=NAME, service="auth_svc", services=auth_services) as channel,
         # No proxy from the environment: the gateway is next door.
         httpx.AsyncClient(trust_env=False, verify=settings.gateway_trust) as client,
-        AsyncExitStack() as closing,
+        _real_providers(settings, clock) as providers,
     ):
-        refund_requested, webhook_queued, check_wanted = Wakeup(), Wakeup(), Wakeup()
+        wakeups, lab = _Wakeups(), Lab(parse(settings.sandbox_faults))
         events = OutboxReader(database, tables.outbox)
-        providers: dict[str, Provider] = {}
         loops = [
             partial(backlog.watch, database, clock, {"refunds": refunds.oldest_due}),
             partial(forever, "outbox", events.listen),
@@ -85,26 +93,33 @@ async def open_service(
                 partial(housekeeping.turn, database, clock),
             ),
         ]
-        lab = Lab(parse(settings.sandbox_faults))
-        if sandbox_secret is not None:
-            providers[sandbox.NAME] = SandboxProvider(
-                database,
-                clock,
-                gateway_url=settings.gateway_url,
-                secrets=[sandbox_secret],
-                webhook_queued=webhook_queued,
-                lab=lab,
+        if settings.sandbox_secret is not None:
+            offered, delivery = _sandbox(
+                settings, settings.sandbox_secret, database, client, clock, wakeups, lab
             )
-            delivery = Delivery(
-                database,
-                client,
-                clock,
-                url=f"{settings.gateway_url}/webhooks/{sandbox.NAME}",
-                secret=sandbox_secret,
-                queued=webhook_queued,
-                lab=lab,
-            )
+            providers[sandbox.NAME] = offered
             loops.append(partial(forever, "webhook delivery", delivery.turn))
+        cashier = Cashier(database, providers, clock, wakeups.refund_requested)
+        reconciler = Reconciler(database, cashier, providers, clock, wakeups.check_wanted)
+        loops += [
+            partial(forever, "refunds", cashier.carry_out_refunds),
+            partial(forever, "payment checks", reconciler.check_turn),
+            partial(forever, "movements", reconciler.compare_turn),
+        ]
+        yield Service(
+            servicers=_servicers(settings, database, cashier, events, clock, wakeups, lab),
+            jwks=RemoteJwks(AuthServiceStub(channel)),
+            ping_database=database.ping,
+            revocations=Revocations(from_auth(AuthEventServiceStub(channel))),
+            loops=loops,
+        )
+
+
+@asynccontextmanager
+async def _real_providers(settings: Settings, clock: Clock) -> AsyncIterator[dict[str, Provider]]:
+    """Those that the settings have the keys of, by name."""
+    providers: dict[str, Provider] = {}
+    async with AsyncExitStack() as closing:
         if settings.offers_stripe:
             stripe = StripeProvider(
                 secret_key=settings.required("stripe_secret_key"),
@@ -125,59 +140,88 @@ async def open_service(
             )
             closing.push_async_callback(razorpay.close)
             providers[razorpay_provider.NAME] = razorpay
-        cashier = Cashier(database, providers, clock, refund_requested)
-        reconciler = Reconciler(database, cashier, providers, clock, check_wanted)
-        loops += [
-            partial(forever, "refunds", cashier.carry_out_refunds),
-            partial(forever, "payment checks", reconciler.check_turn),
-            partial(forever, "movements", reconciler.compare_turn),
-        ]
-        yield Service(
-            servicers=[
-                Servicer(
-                    PaymentServicer(database, cashier, clock, refund_requested),
-                    payment_service_pb2_grpc.add_PaymentServiceServicer_to_server,
-                    payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
-                ),
-                Servicer(
-                    WebhookServicer(
-                        database,
-                        cashier,
-                        clock,
-                        refund_requested,
-                        check_wanted,
-                        settings.inbound_secrets,
-                    ),
-                    webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server,
-                    webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
-                ),
-                Servicer(
-                    BookServicer(database),
-                    book_service_pb2_grpc.add_BookServiceServicer_to_server,
-                    book_service_pb2.DESCRIPTOR.services_by_name["BookService"],
-                ),
-                Servicer(
-                    ReconciliationServicer(database, clock),
-                    reconciliation_service_pb2_grpc.add_ReconciliationServiceServicer_to_server,
-                    reconciliation_service_pb2.DESCRIPTOR.services_by_name["ReconciliationService"],
-                ),
-                Servicer(
-                    PaymentEventServicer(events),
-                    payment_event_service_pb2_grpc.add_PaymentEventServiceServicer_to_server,
-                    payment_event_service_pb2.DESCRIPTOR.services_by_name["PaymentEventService"],
-                ),
-                Servicer(
-                    SandboxServicer(database, clock, webhook_queued, lab),
-                    sandbox_service_pb2_grpc.add_SandboxServiceServicer_to_server,
-                    sandbox_service_pb2.DESCRIPTOR.services_by_name["SandboxService"],
-                    development_only=True,
-                ),
-            ],
-            jwks=RemoteJwks(AuthServiceStub(channel)),
-            ping_database=database.ping,
-            revocations=Revocations(from_auth(AuthEventServiceStub(channel))),
-            loops=loops,
-        )
+        yield providers
+
+
+def _sandbox(
+    settings: Settings,
+    secret: str,
+    database: Database,
+    client: httpx.AsyncClient,
+    clock: Clock,
+    wakeups: _Wakeups,
+    lab: Lab,
+) -> tuple[SandboxProvider, Delivery]:
+    """The built-in provider, and what sends its webhooks to us as a real one would."""
+    provider = SandboxProvider(
+        database,
+        clock,
+        gateway_url=settings.gateway_url,
+        secrets=[secret],
+        webhook_queued=wakeups.webhook_queued,
+        lab=lab,
+    )
+    delivery = Delivery(
+        database,
+        client,
+        clock,
+        url=f"{settings.gateway_url}/webhooks/{sandbox.NAME}",
+        secret=secret,
+        queued=wakeups.webhook_queued,
+        lab=lab,
+    )
+    return provider, delivery
+
+
+def _servicers(
+    settings: Settings,
+    database: Database,
+    cashier: Cashier,
+    events: OutboxReader,
+    clock: Clock,
+    wakeups: _Wakeups,
+    lab: Lab,
+) -> list[Servicer]:
+    return [
+        Servicer(
+            PaymentServicer(database, cashier, clock, wakeups.refund_requested),
+            payment_service_pb2_grpc.add_PaymentServiceServicer_to_server,
+            payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
+        ),
+        Servicer(
+            WebhookServicer(
+                database,
+                cashier,
+                clock,
+                wakeups.refund_requested,
+                wakeups.check_wanted,
+                settings.inbound_secrets,
+            ),
+            webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server,
+            webhook_service_pb2.DESCRIPTOR.services_by_name["WebhookService"],
+        ),
+        Servicer(
+            BookServicer(database),
+            book_service_pb2_grpc.add_BookServiceServicer_to_server,
+            book_service_pb2.DESCRIPTOR.services_by_name["BookService"],
+        ),
+        Servicer(
+            ReconciliationServicer(database, clock),
+            reconciliation_service_pb2_grpc.add_ReconciliationServiceServicer_to_server,
+            reconciliation_service_pb2.DESCRIPTOR.services_by_name["ReconciliationService"],
+        ),
+        Servicer(
+            PaymentEventServicer(events),
+            payment_event_service_pb2_grpc.add_PaymentEventServiceServicer_to_server,
+            payment_event_service_pb2.DESCRIPTOR.services_by_name["PaymentEventService"],
+        ),
+        Servicer(
+            SandboxServicer(database, clock, wakeups.webhook_queued, lab),
+            sandbox_service_pb2_grpc.add_SandboxServiceServicer_to_server,
+            sandbox_service_pb2.DESCRIPTOR.services_by_name["SandboxService"],
+            development_only=True,
+        ),
+    ]
 
 
 if __name__ == "__main__":
