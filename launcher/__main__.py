@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     form = settings.add_mutually_exclusive_group()
     form.add_argument("--write", action="store_true", help="write .env.example")
     form.add_argument("--check", action="store_true", help="fail when .env.example is out of date")
+    commands.add_parser("sockets", help="show the folder of the embedded servers' sockets")
     commands.add_parser("mails", help="write a page with every mail, to look at")
     keys = commands.add_parser("keys", help="look after the keys that sign access tokens")
     keys.add_argument(
@@ -149,6 +150,13 @@ def _list_settings(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _sockets(_: argparse.Namespace) -> int:
+    from launcher import sockets
+
+    print(sockets.folder(_settings().home.absolute()))
+    return 0
+
+
 def _keys(_: argparse.Namespace) -> int:
     _compile()
     from launcher import signing_keys
@@ -173,6 +181,7 @@ _COMMANDS = {
     "restore": _restore,
     "protos": _protos,
     "settings": _list_settings,
+    "sockets": _sockets,
     "mails": _mails,
     "keys": _keys,
     "check": _check,

@@ -30,6 +30,7 @@ from launcher import (
     preflight,
     redis_server,
     rolling,
+    scrape,
     sockets,
 )
 from launcher.control import Say
@@ -194,7 +195,9 @@ class Mesh:
         await asyncio.to_thread(self._migrate)
         self._step("Generating the gateway's configuration")
         configs = await asyncio.to_thread(self._write_gateway_configs)
-        # Before anybody can find the mesh healthy and ask for a restart.
+        # Before anybody can find the mesh healthy, and ask for a restart or for what to scrape.
+        scrape.write(self.settings)
+        self._resources.callback(scrape.path(self.home).unlink, missing_ok=True)
         await self._resources.enter_async_context(control.serving(self.home, self.restart))
         self._step("Starting the services")
         services = self._start_services(variables)

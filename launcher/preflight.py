@@ -45,7 +45,7 @@ def ports(settings: MeshSettings) -> list[Port]:
         ),
         *(
             Port(settings.port(service, n), service, "BOXOFFICE_PORT_BASE", settings.host)
-            for service, n in _service_processes(settings)
+            for service, n in service_processes(settings)
         ),
         *(
             Port(
@@ -54,12 +54,13 @@ def ports(settings: MeshSettings) -> list[Port]:
                 "BOXOFFICE_METRICS_PORT_BASE",
                 settings.metrics_host,
             )
-            for service, n in _service_processes(settings)
+            for service, n in service_processes(settings)
         ),
     ]
 
 
-def _service_processes(settings: MeshSettings) -> list[tuple[str, int]]:
+def service_processes(settings: MeshSettings) -> list[tuple[str, int]]:
+    """Every process of a service, with its number among the replicas."""
     together = [(LIMIT_SERVICE, 0)] if settings.counts_globally else []
     return [(service, n) for service in SERVICES for n in range(settings.replicas)] + together
 
@@ -132,15 +133,22 @@ def _is_taken(port: Port) -> bool:
 
 
 def _by(port: int) -> str:
+    """Who has the port: who listens on it, or else whose outgoing connection was given it.
+
+    The services' ports lie among those that Linux gives to outgoing connections.
+    """
     try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if (
-                connection.status == psutil.CONN_LISTEN
-                and connection.laddr
-                and connection.laddr.port == port
-                and connection.pid is not None
-            ):
-                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+        holders = [
+            each
+            for each in psutil.net_connections(kind="tcp")
+            if each.laddr and each.laddr.port == port and each.pid is not None
+        ]
+        holders.sort(key=lambda each: each.status != psutil.CONN_LISTEN)
+        for holder in holders[:1]:
+            name = f"{psutil.Process(holder.pid).name()} (pid {holder.pid})"
+            if holder.status == psutil.CONN_LISTEN:
+                return f" by {name}"
+            return f" by an outgoing connection of {name}, until that ends"
     except psutil.Error:
         # Whose it is may be hidden from us; that it is taken is what matters.
         pass

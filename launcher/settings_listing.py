@@ -68,7 +68,18 @@ def sections() -> list[Section]:
 
 
 def show(console: Console | None = None) -> None:
-    """Prints a table of all settings."""
+    """Prints all settings: a table on a terminal, else a line each, its columns by tabs."""
+    console = console or Console()
+    if console.is_terminal:
+        console.print(_table())
+    else:
+        for section in sections():
+            for each in section.settings:
+                default = each.default or "unset"
+                console.file.write(f"{each.variable}\t{each.kind}\t{default}\t{each.meaning}\n")
+
+
+def _table() -> Table:
     table = Table(title="Settings (environment variables, or lines in .env)", show_lines=False)
     for column in ("Setting", "Type", "Default", "Meaning"):
         table.add_column(column, overflow="fold", no_wrap=column == "Setting")
@@ -79,7 +90,7 @@ def show(console: Console | None = None) -> None:
             table.add_row(
                 setting.variable, setting.kind, setting.default or "unset", setting.meaning
             )
-    (console or Console()).print(table)
+    return table
 
 
 def example() -> str:

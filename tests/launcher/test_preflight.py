@@ -84,3 +84,19 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
 def test_a_missing_executable_is_named(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="envoy is not installed"):
         preflight.check_binaries([tmp_path / "envoy"])
+
+
+def test_a_port_that_an_outgoing_connection_was_given_is_taken_by_it() -> None:
+    """As happens to the services' ports, which lie in the kernel's range for these."""
+    with socket.socket() as server, socket.socket() as outgoing:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        outgoing.connect(server.getsockname())
+        number = outgoing.getsockname()[1]
+        # The end that listens has accepted nothing: the port is the client's alone.
+        wanted = Port(number, "payment_svc", "BOXOFFICE_PORT_BASE", "127.0.0.1")
+        with pytest.raises(LaunchError) as caught:
+            preflight.check_ports([wanted])
+    told = f"Port {number} for payment_svc is taken by an outgoing connection of "
+    assert caught.value.problem.startswith(told)
+    assert f"(pid {os.getpid()}), until that ends; BOXOFFICE_PORT_BASE" in caught.value.problem

@@ -1,8 +1,10 @@
+import io
 from pathlib import Path
 
 import pytest
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
 
 from launcher import settings_listing
 from launcher.errors import LaunchError
@@ -58,6 +60,16 @@ def test_the_example_is_checked_against_the_settings(tmp_path: Path) -> None:
     example.write_text(example.read_text().replace("=8080", "=8081"))
     with pytest.raises(LaunchError, match="out of date"):
         settings_listing.check_example(example)
+
+
+def test_in_a_pipe_each_setting_is_a_whole_line() -> None:
+    output = io.StringIO()
+    settings_listing.show(Console(file=output, width=40))
+    lines = [line.split("\t") for line in output.getvalue().splitlines()]
+    listed = [each for section in settings_listing.sections() for each in section.settings]
+    assert [(line[0], line[3]) for line in lines] == [
+        (each.variable, each.meaning) for each in listed
+    ]
 
 
 def test_the_example_sets_nothing() -> None:
