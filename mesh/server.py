@@ -22,7 +22,7 @@ from mesh.interceptor import Interceptor
 from mesh.metrics import Listener
 from mesh.probes import Heart, Readiness
 from mesh.revocations import Revocations
-from mesh.settings import MeshSettings
+from mesh.settings import LIMIT_SERVICE, MeshSettings
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def run(
     try:
         freshness.check()
         settings = settings_type()
-        for field_name in settings.needs():
+        for field_name in (*settings.needs(), *_shared_secrets(name, settings)):
             settings.required(field_name)
     except (ValueError, freshness.StaleError) as error:
         raise SystemExit(f"{name} cannot start: {error}") from None
@@ -99,6 +99,11 @@ def run(
     finally:
         tracing.shutdown()
         reporting.shutdown()
+
+
+def _shared_secrets(name: str, settings: MeshSettings) -> tuple[str, ...]:
+    """What all replicas must be told: each would make up its own, and refuse the others'."""
+    return () if settings.is_development or name == LIMIT_SERVICE else ("page_token_secret",)
 
 
 async def _serve(

@@ -27,6 +27,11 @@ _PORT_BASE = 50050
 _DRAIN_SECONDS = 3.0
 _METRICS_PORT_BASE = 9463
 
+PUBLISHED_SECRETS = ("an-admin-secret-of-32-characters",)
+"""Written in the README, for newcomers to copy: everybody knows them."""
+# A secret of fewer different characters was typed, not drawn.
+_LEAST_DIFFERENT = 8
+
 
 class MeshSettings(BaseSettings):
     """What every process needs to find the others and to know where it runs."""
@@ -162,6 +167,19 @@ class MeshSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _refuse_known_secrets(self) -> Self:
+        if self.is_development:
+            return self
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr) and _is_known(value.get_secret_value()):
+                raise ValueError(
+                    f"BOXOFFICE_{name.upper()} is a secret that everybody knows or guesses: draw one,"
+                    ' e.g. python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+                )
+        return self
+
+    @model_validator(mode="after")
     def _refuse_what_no_mail_can_use(self) -> Self:
         try:
             address_of(self.mail_from)
@@ -253,3 +271,7 @@ class MeshSettings(BaseSettings):
             return f"dns:///{name}:{self.port(service)}"
         addresses = (f"{self.host}:{self.port(service, n)}" for n in range(self.replicas))
         return "ipv4:" + ",".join(addresses)
+
+
+def _is_known(secret: str) -> bool:
+    return len(set(secret)) < _LEAST_DIFFERENT or any(each in secret for each in PUBLISHED_SECRETS)

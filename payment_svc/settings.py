@@ -56,6 +56,12 @@ class Settings(MeshSettings):
         faults.parse(text)
         return text
 
+    @model_validator(mode="after")
+    def _refuse_faults_in_production(self) -> Self:
+        if not self.is_development and self.sandbox_faults:
+            raise ValueError("BOXOFFICE_SANDBOX_FAULTS is for development only")
+        return self
+
     @property
     def inbound_secrets(self) -> dict[str, str]:
         """The secret of each sender that a setting names. Raises ValueError without one."""

@@ -1,0 +1,110 @@
+"""With BOXOFFICE_ENVIRONMENT=production nothing starts that is meant for a developer's laptop."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from launcher.settings_listing import settings_of
+from mesh.paths import ROOT
+from mesh.settings import LIMIT_SERVICE, PUBLISHED_SECRETS, SERVICES, MeshSettings
+
+PROCESSES = {service: settings_of(service) for service in (*SERVICES, LIMIT_SERVICE)}
+SECRETS = sorted(
+    (service, name)
+    for service, declared in PROCESSES.items()
+    if declared is not None
+    for name, field in declared.model_fields.items()
+    if SecretStr in (field.annotation, *get_args(field.annotation))
+)
+# What must be of a form of its own is refused for that; the rest of it may be a known secret.
+FORMS = {"smtp_url": "smtp://user:{}@mail.example.com"}
+WHOLE = {
+    "stripe_secret_key": {"stripe_webhook_secrets": "drawn-4f81c2aa"},
+    "stripe_webhook_secrets": {"stripe_secret_key": "drawn-4f81c2aa"},
+    "razorpay_key_id": {
+        "razorpay_key_secret": "drawn-4f81c2aa",
+        "razorpay_webhook_secrets": "drawn-4f81c2aa",
+    },
+    "razorpay_key_secret": {
+        "razorpay_key_id": "drawn-4f81c2aa",
+        "razorpay_webhook_secrets": "drawn-4f81c2aa",
+    },
+    "razorpay_webhook_secrets": {
+        "razorpay_key_id": "drawn-4f81c2aa",
+        "razorpay_key_secret": "drawn-4f81c2aa",
+    },
+}
+
+
+def declared(service: str) -> type[MeshSettings]:
+    found = settings_of(service)
+    assert found is not None
+    assert issubclass(found, MeshSettings)
+    return found
+
+
+def test_every_published_secret_is_in_the_readme_and_no_other_is() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert all(secret in readme for secret in PUBLISHED_SECRETS)
+
+
+@pytest.mark.parametrize(("service", "name"), SECRETS)
+@pytest.mark.parametrize("known", [*PUBLISHED_SECRETS, "x" * 40])
+def test_no_secret_that_everybody_knows(service: str, name: str, known: str) -> None:
+    if name in FORMS and known not in PUBLISHED_SECRETS:
+        # Its host and user are letters enough.
+        known = PUBLISHED_SECRETS[0]
+    values: dict[str, Any] = {name: FORMS.get(name, "{}").format(known), **WHOLE.get(name, {})}
+    declared(service).model_validate({**values, "environment": "development"})
+    with pytest.raises(ValidationError, match=f"BOXOFFICE_{name.upper()} is a secret that every"):
+        declared(service).model_validate({**values, "environment": "production"})
+
+
+@pytest.mark.parametrize("service", PROCESSES)
+def test_no_secret_has_a_default(service: str) -> None:
+    for name, field in declared(service).model_fields.items():
+        if (service, name) in SECRETS:
+            assert field.default is None, name
+
+
+@pytest.mark.parametrize(
+    ("service", "field", "value"),
+    [
+        ("auth_svc", "password_cost", 9),
+        ("auth_svc", "rate_limit_scale", 2),
+        ("booking_svc", "webhook_allow_loopback", True),
+        ("payment_svc", "sandbox_faults", "DROP=0.5"),
+    ],
+)
+def test_nothing_that_is_for_development_only(service: str, field: str, value: Any) -> None:
+    declared(service).model_validate({field: value})
+    with pytest.raises(ValidationError, match=f"BOXOFFICE_{field.upper()}.* for development only"):
+        declared(service).model_validate({field: value, "environment": "production"})
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_process_makes_up_a_secret_that_its_replicas_share(service: str, tmp_path: Path) -> None:
+    short = service.removesuffix("_svc").upper()
+    told = subprocess.run(
+        [sys.executable, "-m", service],
+        cwd=tmp_path,
+        env={
+            **{name: text for name, text in os.environ.items() if "BOXOFFICE" not in name},
+            "PYTHONPATH": str(ROOT),
+            "BOXOFFICE_HOME": str(tmp_path),
+            "BOXOFFICE_ENVIRONMENT": "production",
+            "BOXOFFICE_REDIS_URL": "redis://cache.example.com",
+            "BOXOFFICE_PASSWORD_PEPPER": "a-pepper-that-was-drawn-by-a-machine-0815",
+            f"BOXOFFICE_{short}_DATABASE_URL": "postgresql+psycopg://db.example.com/one",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode != 0
+    assert "cannot start: BOXOFFICE_PAGE_TOKEN_SECRET is not set" in told.stderr, told.stderr
