@@ -1,0 +1,193 @@
+"""Pictures of the dashboards, with the data of a demo: `python -m bench.dashboards`.
+
+Scrapes a mesh once a second while `make demo` sells on it, evaluates every panel's queries
+as Grafana would ask for them, and writes build/dashboards/NAME.svg to look at.
+"""
+
+import argparse
+import asyncio
+import html
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from demo.target import DemoSettings, Target, open_target
+from deploy.dashboards import DASHBOARDS, Dashboard, Panel
+from deploy.promql import Series, evaluate
+from launcher import scrape
+from mesh.paths import ROOT
+
+_FOLDER = ROOT / "build" / "dashboards"
+# Grafana's, with a scrape a second: four of them.
+_RATE_INTERVAL = "4s"
+_AFTERWARDS_SECONDS = 10
+_COLUMNS, _WIDTH, _HEIGHT = 3, 480, 250
+_LEFT, _TOP, _RIGHT, _BOTTOM = 62, 34, 12, 66
+_COLOURS = [
+    "#7eb26d",
+    "#eab839",
+    "#6ed0e0",
+    "#ef843c",
+    "#e24d42",
+    "#1f78c1",
+    "#ba43a9",
+    "#705da0",
+    "#508642",
+    "#cca300",
+]
+_MOST_LINES = 10
+
+Line = tuple[str, list[tuple[float, float]]]
+"""A legend, and its points: seconds since the beginning, and values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What was scraped, and when."""
+
+    series: Series
+    times: list[float]
+
+
+async def record(target: Target, customers: int) -> Recording:
+    """Runs the demo on a mesh; returns what was scraped meanwhile and shortly after."""
+    seen = Recording(Series(), [])
+    demo = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "demo", "--url", target.url, "--customers", str(customers)),
+        env={
+            **os.environ,
+            "BOXOFFICE_HOME": str(target.home),
+            "BOXOFFICE_ADMIN_REGISTRATION_SECRET": target.admin_secret,
+        },
+    )
+    ended = asyncio.create_task(demo.wait())
+    until = math.inf
+    async with httpx.AsyncClient(timeout=1, trust_env=False) as client:
+        while time.time() < until:
+            pause = asyncio.create_task(asyncio.sleep(1))
+            await _scrape(client, target.home, seen)
+            await pause
+            if ended.done() and until == math.inf:
+                until = time.time() + _AFTERWARDS_SECONDS
+    return seen
+
+
+async def _scrape(client: httpx.AsyncClient, home: Path, seen: Recording) -> None:
+    async def page(url: str) -> str | None:
+        try:
+            return (await client.get(url)).text
+        except httpx.HTTPError:
+            return None
+
+    targets = [
+        (group["labels"], address)
+        for group in json.loads(scrape.path(home).read_text())
+        for address in group["targets"]
+    ]
+    now = time.time()
+    pages = await asyncio.gather(
+        *(
+            page(f"http://{address}{labels.get('__metrics_path__', '/metrics')}")
+            for labels, address in targets
+        )
+    )
+    for (labels, address), text in zip(targets, pages, strict=True):
+        seen.series.scraped(text, time=now, job=labels["job"], instance=address)
+    seen.times.append(now)
+
+
+def lines(panel: Panel, seen: Recording) -> list[Line]:
+    """A line for each set of labels that the panel's queries find."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for query, legend in panel.queries:
+        asked = query.replace("$__rate_interval", _RATE_INTERVAL)
+        for moment in seen.times:
+            for labels, value in evaluate(asked, seen.series, moment).items():
+                known = dict(labels)
+                name = re.sub(r"{{(\w+)}}", lambda match: known.get(match[1], ""), legend)  # noqa: B023  used at once
+                if math.isfinite(value):
+                    points.setdefault(name, []).append((moment - seen.times[0], value))
+    return sorted(points.items(), key=lambda line: -max(value for _, value in line[1]))
+
+
+def picture(dashboard: Dashboard, seen: Recording) -> str:
+    """The dashboard as an SVG."""
+    rows = math.ceil(len(dashboard.panels) / _COLUMNS)
+    seconds = max(seen.times[-1] - seen.times[0], 1)
+    shown = (
+        f'<g transform="translate({number % _COLUMNS * _WIDTH},{number // _COLUMNS * _HEIGHT})">'
+        f"{_drawn(panel, lines(panel, seen), seconds)}</g>"
+        for number, panel in enumerate(dashboard.panels)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_COLUMNS * _WIDTH}" '
+        f'height="{rows * _HEIGHT}" font-family="sans-serif" font-size="11">'
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(shown)}</svg>\n'
+    )
+
+
+def _drawn(panel: Panel, drawn: Sequence[Line], seconds: float) -> str:
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    most = max((value for _, points in drawn for _, value in points), default=0) or 1
+    parts = [f'<text x="{_LEFT}" y="20" font-size="13">{html.escape(panel.title)}</text>']
+    for step in range(5):
+        y = _TOP + height - height * step / 4
+        parts.append(
+            f'<path d="M{_LEFT} {y:.1f}h{width}" stroke="#ddd"/><text x="{_LEFT - 6}" '
+            f'y="{y + 4:.1f}" text-anchor="end">{_text(most * step / 4, panel.unit)}</text>'
+        )
+    parts.append(f'<text x="{_LEFT + width}" y="{_TOP + height + 14}" text-anchor="end">')
+    parts.append(f"{seconds:.0f} s</text>")
+    if not drawn:
+        parts.append(f'<text x="{_LEFT + width / 2}" y="{_TOP + height / 2}">no data</text>')
+    x, y = float(_LEFT), _TOP + height + 28.0
+    for number, (name, points) in enumerate(drawn[:_MOST_LINES]):
+        colour = _COLOURS[number]
+        path = " ".join(
+            f"{_LEFT + width * at / seconds:.1f},{_TOP + height - height * value / most:.1f}"
+            for at, value in points
+        )
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+        )
+        if x + 6.2 * len(name) > _WIDTH - _RIGHT:
+            x, y = float(_LEFT), y + 13
+        parts.append(f'<text x="{x:.0f}" y="{y:.0f}" fill="{colour}">{html.escape(name)}</text>')
+        x += 6.2 * len(name) + 14
+    return "".join(parts)
+
+
+def _text(value: float, unit: str) -> str:
+    if unit == "percentunit":
+        return f"{value:.0%}"
+    if unit == "bytes":
+        return f"{value / 2**20:.0f} MiB"
+    if unit == "s" and 0 < value < 1:
+        return f"{value * 1000:.3g} ms"
+    return f"{value:.3g}" + (" s" if unit == "s" else "") if value < 10_000 else f"{value:,.0f}"
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--customers", type=int, default=300)
+    customers: int = parser.parse_args().customers
+    async with open_target(DemoSettings(), url="", customers=customers, say=print) as target:
+        seen = await record(target, customers)
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    for dashboard in DASHBOARDS:
+        file = _FOLDER / f"{dashboard.name}.svg"
+        file.write_text(picture(dashboard, seen))
+        print(file)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
