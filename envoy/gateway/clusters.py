@@ -77,7 +77,10 @@ def _service(name: str, settings: MeshSettings) -> Config:
         "lb_policy": "LEAST_REQUEST",
         # With half of the replicas gone all are tried: a service that has just come back
         # is reached before its next health check, and a refused connection costs nothing.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 50}},
+        # limit_svc is not tried then: calls would wait for what the gateway can do alone.
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 0 if name == LIMIT_SERVICE else 50}
+        },
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
         "typed_extension_protocol_options": _http2(),
         "transport_socket": _mutual_tls(name, settings),
