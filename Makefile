@@ -41,9 +41,9 @@ check: bootstrap ## Lint, types, and the contract against the main branch
 test: bootstrap protos check ## Run everything that CI runs
 	@$(VENV)/pytest
 
-browser: bootstrap protos ## Test the payment page in Chromium, which it needs
+browser: bootstrap protos ## Test the pages in Chromium, which they need
 	@command -v $${CHROMIUM:-chromium} >/dev/null || { echo "There is no Chromium here: apt install chromium, or name one: CHROMIUM=/path make browser" >&2; exit 1; }
-	@$(VENV)/pytest tests/payment_svc/test_checkout_page.py tests/e2e/test_checkout_page.py
+	@$(VENV)/pytest tests/payment_svc/test_checkout_page.py tests/e2e/test_checkout_page.py tests/e2e/test_docs_page.py
 
 settings: bootstrap ## List every setting with type, default and meaning
 	@$(LAUNCHER) settings
