@@ -46,6 +46,7 @@ _DEMANDS: dict[str, list[Row]] = {
     "webhook_deliveries": [{"due_time": _TIME}],
     "webhook_inbox": [{"sha256": hashlib.sha256(_BODY).digest(), "payload": _BODY}],
 }
+_CHOICES = "choices"
 _TEXTS = {"currency_code": "INR", "password_hash": "$2b$12$" + "x" * 53, "phone": "+919876543210"}
 
 
@@ -54,16 +55,18 @@ def reflected(engine: sa.Engine) -> sa.MetaData:
     metadata = sa.MetaData()
     with engine.connect() as connection:
         metadata.reflect(connection)
-    metadata.remove(metadata.tables["alembic_version"])
+        metadata.remove(metadata.tables["alembic_version"])
+        for table in metadata.tables.values():
+            table.info[_CHOICES] = _choices(connection, table.name)
     return metadata
 
 
-def made_up(connection: sa.Connection, metadata: sa.MetaData) -> list[tuple[sa.Table, Row]]:
+def made_up(metadata: sa.MetaData) -> list[tuple[sa.Table, Row]]:
     """New rows for all tables, at least one each, those that others refer to first."""
     first: dict[str, Row] = {}
     rows = []
     for table in metadata.sorted_tables:
-        choices = _choices(connection, table.name)
+        choices = table.info[_CHOICES]
         for demand in _DEMANDS.get(table.name, [{}]):
             row = _row(table, first, choices, demand)
             first.setdefault(table.name, row)

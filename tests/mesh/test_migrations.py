@@ -55,7 +55,7 @@ def engine_of(url: str) -> Iterator[sa.Engine]:
 def fill(engine: sa.Engine, metadata: sa.MetaData) -> list[tuple[sa.Table, Row]]:
     """Puts new rows into all tables, as one transaction."""
     with engine.begin() as connection:
-        rows = made_up(connection, metadata)
+        rows = made_up(metadata)
         for table, row in rows:
             connection.execute(table.insert().values(row))
     assert {table.name for table, _ in rows} == metadata.tables.keys()
@@ -70,6 +70,7 @@ def stored(connection: sa.Connection, table: sa.Table, row: Row, names: set[str]
     return dict(found[0])
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("service", SERVICES)
 def test_rows_of_every_revision_survive_the_way_up(service: str, empty: str) -> None:
     kept: list[tuple[sa.Table, Row, Row]] = []
@@ -145,7 +146,7 @@ class VersionBefore:
     def __enter__(self) -> "VersionBefore":
         self._thread.start()
         # psycopg has prepared each statement by then, as a service in use has.
-        self.wait_turns(8)
+        self.wait_turns(6)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,6 +178,7 @@ class VersionBefore:
                 stored(connection, table, row, set(table.c.keys()))
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("service", SERVICES)
 def test_the_version_before_goes_on_while_a_migration_runs(service: str, empty: str) -> None:
     first, *others = revisions(service)
@@ -185,7 +187,7 @@ def test_the_version_before_goes_on_while_a_migration_runs(service: str, empty: 
         with VersionBefore(empty) as running:
             assert running.failures == []
             migrate(service, empty, after)
-            running.wait_turns(8)
+            running.wait_turns(2)
         # One that only adds after all needs no place in CONTRACTING.
         is_contracting = (service, after) in CONTRACTING
         assert bool(running.failures) is is_contracting, (after, running.failures[:3])
