@@ -185,7 +185,9 @@ def test_a_paid_booking_is_one_trace_across_all_processes(
     assert total(samples(watched, "payment_svc"), *captured) == 150_000
 
 
-def test_its_log_lines_and_metrics_are_found_too(api: Api, watched: RunningMesh) -> None:
+def test_its_log_lines_metrics_and_trace_are_found_by_one_id(
+    api: Api, collector: tuple[Collector, str], watched: RunningMesh
+) -> None:
     admin = api.sign_up(admin_secret=ADMIN_SECRET)
     customer = api.sign_up()
     event = admin.create_event()
@@ -214,6 +216,8 @@ def test_its_log_lines_and_metrics_are_found_too(api: Api, watched: RunningMesh)
     assert {each["service"] for each in served} == {"booking_svc", "stock_svc"}
     assert len({each["trace_id"] for each in served}) == 1
     assert all(each["code"] == "OK" and each["duration_ms"] > 0 for each in served)
+    spans = until(lambda: collector[0].trace_of(request_id), "no trace of the request")
+    assert {span.trace_id.hex() for _, span in spans} == {each["trace_id"] for each in served}
 
 
 def test_no_log_holds_a_password_an_address_or_a_token(api: Api, watched: RunningMesh) -> None:
