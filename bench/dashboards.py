@@ -173,7 +173,9 @@ def _text(value: float, unit: str) -> str:
         return f"{value / 2**20:.0f} MiB"
     if unit == "s" and 0 < value < 1:
         return f"{value * 1000:.3g} ms"
-    return f"{value:.3g}" + (" s" if unit == "s" else "") if value < 10_000 else f"{value:,.0f}"
+    if value >= 10_000:
+        return f"{value / 1e6:.3g} M"
+    return f"{value:.3g}" + (" s" if unit == "s" else "")
 
 
 async def main() -> None:

@@ -49,10 +49,13 @@ class Series:
         self.add("up", target, time, float(page is not None))
         seen: set[tuple[str, Labels]] = set()
         for family in text_string_to_metric_families(page or ""):
+            # The parser gives every counter the ending, also Envoy's, which have none.
+            added = "_total" if f"{family.name}_total" not in (page or "") else "\0"
             for sample in family.samples:
+                name = sample.name.removesuffix(added)
                 labels = target | frozenset(sample.labels.items())
-                self.add(sample.name, labels, time, sample.value)
-                seen.add((sample.name, labels))
+                self.add(name, labels, time, sample.value)
+                seen.add((name, labels))
         for metric, by_labels in self._samples.items():
             for labels, samples in by_labels.items():
                 is_gone = target <= labels and metric != "up" and (metric, labels) not in seen

@@ -94,3 +94,12 @@ def test_a_process_that_does_not_answer_has_no_samples() -> None:
     assert len(evaluate("boxoffice_ready", series, 10)) == 2
     assert [dict(labels)["job"] for labels in evaluate("boxoffice_ready == 1", series, 20)] == ["b"]
     assert [dict(labels)["job"] for labels in evaluate("up == 0", series, 20)] == ["a"]
+
+
+def test_a_counter_without_the_usual_ending_keeps_its_name() -> None:
+    """As Envoy writes them."""
+    series = Series()
+    page = "# TYPE envoy_rq_xx counter\nenvoy_rq_xx 3\n# TYPE a_total counter\na_total 4\n"
+    series.scraped(page, time=10, job="gateway", instance="1")
+    assert list(evaluate("envoy_rq_xx", series, 10).values()) == [3.0]
+    assert list(evaluate("a_total", series, 10).values()) == [4.0]
