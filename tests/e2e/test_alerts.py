@@ -29,6 +29,8 @@ from mesh.settings import SERVICES
 from tests.deploy.alerting import BY_NAME
 from tests.e2e.conftest import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
 
+pytestmark = pytest.mark.timeout(600)
+
 _SCRAPE_SECONDS = 2.0
 _DEADLINE_SECONDS = 100.0
 CAUSED = {
