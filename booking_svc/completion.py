@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc import bookings, lifecycle
 from booking_svc.bookings import Status
+from booking_svc.events import Said
 from booking_svc.tables import bookings as bookings_table
 from booking_svc.tables import events
 from mesh.clock import Clock
@@ -34,6 +35,7 @@ async def complete(connection: AsyncConnection, *, now: datetime, limit: int) ->
         sa.select(bookings_table.c.booking_id)
         .join(events, events.c.event_id == bookings_table.c.event_id)
         .where(bookings_table.c.status == Status.CONFIRMED, end <= now)
+        .where(events.c.status != Said.CANCELLED)
         .limit(limit)
         .with_for_update(of=bookings_table, skip_locked=True)
     )

@@ -1,8 +1,10 @@
 """Any order of calls, payments, messages, clock moves and deaths, against a small model.
 
-Messages of payment_svc come twice, in any order, late or never; the process dies at any
-call to another service. After every step only legal moves stand in the timelines. At the
-end stock, bookings and money agree, with the fees as the model counts them.
+Messages of payment_svc come twice, in any order, late or never; money comes twice or does
+not fit; organisers cancel events; the process dies at any call to another service and
+between any two turns of its loops. After every step only legal moves stand in the
+timelines. At the end stock, bookings and money agree, with the fees as the model counts
+them.
 """
 
 import asyncio
@@ -10,11 +12,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum
 from itertools import combinations, pairwise
 from typing import TypeVar
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,11 +27,13 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy.dialects import postgresql
 
-from booking_svc import completion
+from booking_svc import completion, sweeper, tables
 from booking_svc.bookings import Booking, Status
 from booking_svc.events import Event
 from booking_svc.lifecycle import MOVES
@@ -44,6 +50,19 @@ _T = TypeVar("_T")
 CAPACITIES = (8, 6, 6)
 PRICES = (150_000, 100_001, 200_000)
 DAYS = (30, 35, 40)
+# One is always left to move to.
+MAX_CANCELLED = len(CAPACITIES) - 1
+EMPTY = f"TRUNCATE {', '.join(tables.metadata.tables)}"
+
+
+class Loop(Enum):
+    """What booking_svc does by itself, one turn after another in any order."""
+
+    STEPS = "steps"
+    SWEEPER = "sweeper"
+    RECONCILIATION = "reconciliation"
+    COMPLETION = "completion"
+    CANCELLATION = "cancellation"
 
 
 @dataclass
@@ -65,24 +84,24 @@ class Life:
 
 class LifeMachine(RuleBasedStateMachine):
     runner: asyncio.Runner
-    urls: tuple[str, str]
+    databases: tuple[Database, Database]
 
     lives = Bundle[Life]("lives")
 
     def __init__(self) -> None:
         super().__init__()
-        self.resources = AsyncExitStack()
         self.model: list[Life] = []
         self.messages: list[PaymentEvent] = []
-        self.world, self.events = self.do(self.open())
+        self.cancelled: set[UUID] = set()
+        self.world = World(*self.databases)
+        self.events = self.do(self.start())
 
-    async def open(self) -> tuple[World, list[Event]]:
-        databases = [
-            await self.resources.enter_async_context(Database.open(url, pool_size=4))
-            for url in self.urls
-        ]
-        world, production = World(databases[0], databases[1]), new_id()
-        events = [
+    async def start(self) -> list[Event]:
+        """Tables as empty as a new process's; the ledger keeps its own, of other events."""
+        world, production = self.world, new_id()
+        async with world.database.transaction() as connection:
+            await connection.execute(sa.text(EMPTY))
+        return [
             await world.an_event(
                 an_offer(capacity=capacity, price=Money(price, "INR")),
                 production_id=production,
@@ -91,7 +110,6 @@ class LifeMachine(RuleBasedStateMachine):
             )
             for capacity, price, days in zip(CAPACITIES, PRICES, DAYS, strict=True)
         ]
-        return world, events
 
     def do(self, work: Awaitable[_T]) -> _T:
         async def run() -> _T:
@@ -113,6 +131,8 @@ class LifeMachine(RuleBasedStateMachine):
 
     def percent(self, booking: Booking) -> int | None:
         """The standard tiers, said once more; None when cancelling is closed."""
+        if booking.event_id in self.cancelled:
+            return 100
         start = next(e.start_time for e in self.events if e.event_id == booking.event_id)
         assert start is not None
         left = start - self.world.clock()
@@ -146,20 +166,31 @@ class LifeMachine(RuleBasedStateMachine):
     def checkout(self, life: Life) -> None:
         self.attempt(self.world.checkout(life.booking.booking_id))
 
-    @rule(life=lives, is_refused=st.booleans())
-    def pay(self, life: Life, is_refused: bool) -> None:
+    @rule(life=lives, off=st.sampled_from([0, 0, 0, 1]), is_refused=st.booleans())
+    def pay(self, life: Life, off: int, is_refused: bool) -> None:
         """The customer pays the booking, on the page that is open, if it takes money."""
         payment = self.now_of(life).payment
         if payment is not None:
-            self.pay_for(life, payment.payment_id, is_refused)
+            self.pay_for(life, payment.payment_id, off=off, is_refused=is_refused)
 
-    @rule(life=lives)
-    def pay_difference(self, life: Life) -> None:
+    @rule(life=lives, off=st.sampled_from([0, 0, 0, -1]))
+    def pay_difference(self, life: Life, off: int) -> None:
         change = self.now_of(life).change
         if change is not None:
-            self.pay_for(life, change.payment_id, False)
+            self.pay_for(life, change.payment_id, off=off)
 
-    def pay_for(self, life: Life, payment_id: UUID, is_refused: bool) -> None:
+    @rule(life=lives, off=st.sampled_from([0, 0, -1, 1]), currency=st.sampled_from(["INR", "EUR"]))
+    def pay_otherwise(self, life: Life, off: int, currency: str) -> None:
+        """Money that nobody asked for: a second payment, perhaps of another amount."""
+        booking = self.now_of(life)
+        amount = Money(booking.total.amount_minor + off, currency)
+        payment_id = new_id()
+        self.world.payments.paid[payment_id] = amount
+        self.messages.append(Captured(booking.booking_id, payment_id, amount))
+
+    def pay_for(
+        self, life: Life, payment_id: UUID, *, off: int = 0, is_refused: bool = False
+    ) -> None:
         payments = self.world.payments
         amount = payments.opened.get(payment_id)
         if amount is None or payment_id in payments.paid or payment_id in payments.voided:
@@ -170,8 +201,9 @@ class LifeMachine(RuleBasedStateMachine):
             self.messages.append(Failed(booking_id, payment_id, "declined"))
         else:
             payments.refused.discard(payment_id)
-            payments.paid[payment_id] = amount
-            self.messages.append(Captured(booking_id, payment_id, amount))
+            paid = Money(amount.amount_minor + off, amount.currency_code)
+            payments.paid[payment_id] = paid
+            self.messages.append(Captured(booking_id, payment_id, paid))
 
     @rule(number=st.integers(0, 20), again=st.booleans(), is_lost=st.booleans())
     def a_message_comes(self, number: int, again: bool, is_lost: bool) -> None:
@@ -212,6 +244,13 @@ class LifeMachine(RuleBasedStateMachine):
         """What it costs less goes back in full: no fee."""
         self.attempt(self.world.reschedule(life.booking, self.events[event]))
 
+    @precondition(lambda self: len(self.cancelled) < MAX_CANCELLED)
+    @rule(event=st.integers(0, 2))
+    def the_organiser_cancels(self, event: int) -> None:
+        """From then on nobody loses anything by it, whoever cancels the booking."""
+        if self.attempt(self.world.cancel_event(self.events[event])) is None:
+            self.cancelled.add(self.events[event].event_id)
+
     @rule(call=st.integers(1, 6))
     def the_process_will_die(self, call: int) -> None:
         self.world.crashes.at = self.world.crashes.passed + call
@@ -220,31 +259,58 @@ class LifeMachine(RuleBasedStateMachine):
     def time_goes_by(self, minutes: int) -> None:
         self.world.clock.advance(timedelta(minutes=minutes))
 
-    @rule()
-    def the_loops_turn(self) -> None:
-        self.attempt(self.loops())
+    @rule(loop=st.sampled_from(Loop))
+    def a_loop_turns(self, loop: Loop) -> None:
+        self.attempt(self.turn(loop))
 
-    async def loops(self) -> int:
-        done = await self.world.turn()
-        done += await self.world.reconciliation.ask_payments()
-        async with self.world.database.transaction() as connection:
-            done += await completion.complete(connection, now=self.world.clock(), limit=50)
-        return done
+    @rule()
+    def all_loops_turn(self) -> None:
+        self.attempt(self.turn(*Loop))
+
+    async def turn(self, *loops: Loop) -> int:
+        """Returns how much there was to do."""
+        return sum([await self.turn_one(loop) for loop in loops])
+
+    async def turn_one(self, loop: Loop) -> int:
+        world = self.world
+        match loop:
+            case Loop.STEPS:
+                return await world.take_steps()
+            case Loop.SWEEPER:
+                return await sweeper.sweep(world.database, world.clock)
+            case Loop.RECONCILIATION:
+                return await world.reconciliation.ask_payments()
+            case Loop.COMPLETION:
+                async with world.database.transaction() as connection:
+                    return await completion.complete(connection, now=world.clock(), limit=50)
+            case Loop.CANCELLATION:
+                return await world.cancel_batch() or 0
 
     @invariant()
     def only_legal_moves(self) -> None:
-        for life in self.model:
-            booking = self.now_of(life)
-            statuses = [entry.status for entry in booking.timeline]
-            for before, after in pairwise(statuses):
-                assert before is after or after in MOVES[before], statuses
-            assert statuses[-1] is booking.status
+        for status, timeline in self.do(self.timelines()):
+            for before, after in pairwise(timeline):
+                assert before is after or after in MOVES[before], timeline
+            assert timeline[-1] is status
+
+    async def timelines(self) -> list[tuple[Status, list[Status]]]:
+        """The status of each booking, and those that its timeline names."""
+        entries = tables.booking_timeline.c
+        async with self.world.database.reading() as connection:
+            found = await connection.execute(
+                sa.select(
+                    tables.bookings.c.status,
+                    sa.func.array_agg(
+                        postgresql.aggregate_order_by(entries.status, entries.entry_id)
+                    ),
+                )
+                .join_from(tables.bookings, tables.booking_timeline)
+                .group_by(tables.bookings.c.booking_id)
+            )
+        return [(Status(status), [Status(each) for each in past]) for status, past in found]
 
     def teardown(self) -> None:
-        try:
-            self.do(self.the_end())
-        finally:
-            self.do(self.resources.aclose())
+        self.do(self.the_end())
 
     async def the_end(self) -> None:
         """Everybody is alive again, and all that is under way comes to its end."""
@@ -252,12 +318,13 @@ class LifeMachine(RuleBasedStateMachine):
         world.crashes.at = None
         for message in self.messages:
             await world.happen(message)
-        for _ in range(5):
-            world.clock.advance(timedelta(minutes=20))
-            while await self.loops():
+        # Days in the end: the longer ago an event was cancelled, the rarer it is looked at again.
+        for minutes in (20, 20, 20, 20, 4 * 24 * 60, 20):
+            world.clock.advance(timedelta(minutes=minutes))
+            while await self.turn(*Loop):
                 pass
-            if world.payments.refunds:
-                await world.process_refunds()
+            await world.process_refunds()
+        assert await world.reconciliation.compare_stock() == 0
         for life in self.model:
             await self.is_right(life)
         for event, capacity in zip(self.events, CAPACITIES, strict=True):
@@ -270,6 +337,7 @@ class LifeMachine(RuleBasedStateMachine):
         kept = await self.world.net(booking)
         match booking.status:
             case Status.CONFIRMED | Status.COMPLETED:
+                assert booking.event_id not in self.cancelled, booking
                 assert life.may_keep(kept - booking.total.amount_minor), (booking, kept)
             case Status.CANCELLED:
                 assert life.may_keep(kept), (booking, kept)
@@ -280,18 +348,32 @@ class LifeMachine(RuleBasedStateMachine):
         assert all(refund.status == "PROCESSED" for refund in booking.refunds)
 
 
-# A minute on an idle machine, and an hour at full length.
+# Half a minute on an idle machine, and an hour at full length.
 @pytest.mark.timeout(7_200)
 def test_the_life_is_the_model(new_database: Callable[[str], str], is_long: bool) -> None:
+    resources = AsyncExitStack()
     with asyncio.Runner() as runner:
         LifeMachine.runner = runner
-        LifeMachine.urls = (new_database("booking_svc"), new_database("stock_svc"))
-        run_state_machine_as_test(
-            LifeMachine,
-            settings=settings(
-                max_examples=2_000 if is_long else 100,
-                stateful_step_count=40 if is_long else 15,
-                deadline=None,
-                suppress_health_check=[HealthCheck.too_slow],
-            ),
+        LifeMachine.databases = runner.run(
+            opened(resources, new_database("booking_svc"), new_database("stock_svc"))
         )
+        try:
+            run_state_machine_as_test(
+                LifeMachine,
+                settings=settings(
+                    max_examples=2_000 if is_long else 100,
+                    stateful_step_count=40 if is_long else 15,
+                    deadline=None,
+                    suppress_health_check=[HealthCheck.too_slow],
+                ),
+            )
+        finally:
+            runner.run(resources.aclose())
+
+
+async def opened(resources: AsyncExitStack, booking: str, stock: str) -> tuple[Database, Database]:
+    """For all examples: connecting takes as long as an example."""
+    return (
+        await resources.enter_async_context(Database.open(booking)),
+        await resources.enter_async_context(Database.open(stock)),
+    )

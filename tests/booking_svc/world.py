@@ -14,11 +14,22 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from booking_svc import bookings, event_plans, events, payment_events, ports, sweeper, tables
+from booking_svc import (
+    bookings,
+    event_cancellation,
+    event_plans,
+    events,
+    payment_events,
+    ports,
+    sweeper,
+    tables,
+)
 from booking_svc.bookings import Actor, Booking, By, Status
 from booking_svc.changing import Changing, Wish
+from booking_svc.event_desk import EventDesk
 from booking_svc.event_plans import NewEvent, NewOffer
 from booking_svc.events import Event
+from booking_svc.events import Status as EventStatus
 from booking_svc.pricing import Wanted
 from booking_svc.reconciliation import Reconciliation
 from booking_svc.saga import Checkout, Saga
@@ -51,8 +62,8 @@ class Clock:
         self.now += by
 
 
-class ProcessDiedError(Exception):
-    """The process died here."""
+class ProcessDiedError(BaseException):
+    """The process died here: nothing that it would do on an error is done."""
 
 
 @dataclass
@@ -447,7 +458,7 @@ class World:
         return answered(answer)
 
     async def booking(self, booking_id: UUID) -> Booking:
-        async with self.database.transaction() as connection:
+        async with self.database.reading() as connection:
             return await bookings.get(connection, booking_id=booking_id)
 
     async def happen(self, event: ports.PaymentEvent) -> None:
@@ -500,8 +511,24 @@ class World:
         due = await self.steps.claim(limit=100)
         # As many at a time as the loop takes: the pool has connections for so many.
         for first in range(0, len(due), 8):
-            await asyncio.gather(*(self.steps.attempt(step) for step in due[first : first + 8]))
+            taken = await asyncio.gather(
+                *(self.steps.attempt(step) for step in due[first : first + 8]),
+                return_exceptions=True,
+            )
+            for error in taken:
+                if error is not None:
+                    raise error
         return len(due)
+
+    async def cancel_event(self, event: Event, reason: str = "") -> None:
+        """As the organiser does it; its bookings follow, see `cancel_batch`."""
+        desk = EventDesk(database=self.database, stock=self.stock, clock=self.clock)
+        await desk.set_status(event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason)
+
+    async def cancel_batch(self) -> int | None:
+        """One turn of the loop that cancels bookings of cancelled events."""
+        async with self.database.transaction() as connection:
+            return await event_cancellation.go_on(connection, now=self.clock())
 
     async def available(self, event: Event) -> int:
         left = await self.stock.left(event_id=event.event_id, with_seats=False)
