@@ -1,7 +1,8 @@
 """Starts booking_svc: `python -m booking_svc`."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -36,8 +37,9 @@ from booking_svc.event_servicer import EventServicer
 from booking_svc.events import Event
 from booking_svc.health_servicer import HealthServicer
 from booking_svc.notifications import follower
+from booking_svc.notifications.tables import mails
 from booking_svc.payment_client import PaymentClient, PaymentEvents
-from booking_svc.ports import PaymentEvent, StockChange
+from booking_svc.ports import PaymentEvent
 from booking_svc.reconciliation import Reconciliation
 from booking_svc.saga import Saga
 from booking_svc.settings import Settings
@@ -76,6 +78,7 @@ from boxoffice.webhooks.v1 import (
     webhook_endpoint_service_pb2_grpc,
 )
 from mesh import backlog, call, tasks
+from mesh.backlog import OldestSince
 from mesh.cache import Cache
 from mesh.client import open_channel
 from mesh.clock import system_clock
@@ -110,6 +113,26 @@ _CALLED: dict[str, Sequence[ServiceDescriptor]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What several parts of the service share."""
+
+    settings: Settings
+    database: Database
+    channels: Mapping[str, aio.Channel]
+    stock: StockClient
+    outbox: OutboxReader
+    link: RedisLink
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of the service: what it answers, and what it does by itself."""
+
+    servicers: Sequence[Servicer] = ()
+    loops: Sequence[Callable[[], Awaitable[None]]] = ()
+
+
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
@@ -122,228 +145,42 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             )
             for service in SERVICES
         }
-        stock = StockClient(stock_service_pb2_grpc.StockServiceStub(channels["stock_svc"]))
-        payments = PaymentClient(
-            payment_service_pb2_grpc.PaymentServiceStub(channels["payment_svc"])
+        common = _Common(
+            settings,
+            database,
+            channels,
+            StockClient(stock_service_pb2_grpc.StockServiceStub(channels["stock_svc"])),
+            OutboxReader(database, tables.outbox),
+            await stack.enter_async_context(RedisLink.open(settings.required("redis_url"))),
         )
-        steps = Steps(database=database, stock=stock, payments=payments, clock=system_clock)
-        saga = Saga(
-            database=database,
-            stock=stock,
-            payments=payments,
-            clock=system_clock,
-            hold_ttl=timedelta(seconds=settings.hold_ttl_seconds),
-            payment_window=timedelta(seconds=settings.payment_window_seconds),
-            on_owed=steps.wake,
-        )
-        changing = Changing(
-            database=database,
-            stock=stock,
-            payments=payments,
-            clock=system_clock,
-            payment_window=timedelta(seconds=settings.payment_window_seconds),
-            on_owed=steps.wake,
-        )
-        reconciliation = Reconciliation(
-            database=database,
-            stock=stock,
-            payments=payments,
-            clock=system_clock,
-            on_owed=steps.wake,
-        )
-        outbox = OutboxReader(database, tables.outbox)
-        rules = Rules(
-            is_http_allowed=settings.is_development,
-            is_loopback_allowed=settings.webhook_allow_loopback,
-        )
-        courier = await stack.enter_async_context(Courier.open(database, system_clock, rules=rules))
-        link = await stack.enter_async_context(RedisLink.open(settings.required("redis_url")))
-        sender = Sender.of(settings, database=database, table=tables.mails, clock=system_clock)
-        changes = StockChanges(
-            stock_change_service_pb2_grpc.StockChangeServiceStub(channels["stock_svc"])
-        )
-        availability = Availability(stock=stock, read=partial(_read_event, database))
-        desk = EventDesk(
-            database=database, stock=stock, clock=system_clock, on_change=availability.forget
-        )
-        watch = Watch(availability=availability, encode=catalogue_messages.availability_update)
-        health = HealthServicer(
-            {name: health_pb2_grpc.HealthStub(channel) for name, channel in channels.items()},
-            await _ping_cache(settings, stack),
+        parts = (
+            _catalogue(common),
+            _bookings(common),
+            _mails(common),
+            await _webhooks(common, stack),
+            await _health(common, stack),
+            _upkeep(common),
         )
         yield Service(
-            servicers=[
-                Servicer(
-                    VenueServicer(database, system_clock),
-                    venue_service_pb2_grpc.add_VenueServiceServicer_to_server,
-                    venue_service_pb2.DESCRIPTOR.services_by_name["VenueService"],
-                ),
-                Servicer(
-                    EventServicer(
-                        database=database,
-                        desk=desk,
-                        availability=availability,
-                        watch=watch,
-                        cache=EventCache(database, Cache(link)),
-                        clock=system_clock,
-                    ),
-                    event_service_pb2_grpc.add_EventServiceServicer_to_server,
-                    event_service_pb2.DESCRIPTOR.services_by_name["EventService"],
-                ),
-                Servicer(
-                    BookingServicer(database, saga, changing, system_clock),
-                    booking_service_pb2_grpc.add_BookingServiceServicer_to_server,
-                    booking_service_pb2.DESCRIPTOR.services_by_name["BookingService"],
-                ),
-                Servicer(
-                    WebhookEndpointServicer(database, courier, rules, system_clock),
-                    webhook_endpoint_service_pb2_grpc.add_WebhookEndpointServiceServicer_to_server,
-                    webhook_endpoint_service_pb2.DESCRIPTOR.services_by_name[
-                        "WebhookEndpointService"
-                    ],
-                ),
-                Servicer(
-                    health,
-                    health_service_pb2_grpc.add_HealthServiceServicer_to_server,
-                    health_service_pb2.DESCRIPTOR.services_by_name["HealthService"],
-                ),
-            ],
+            servicers=[servicer for part in parts for servicer in part.servicers],
             jwks=RemoteJwks(auth_service_pb2_grpc.AuthServiceStub(channels["auth_svc"])),
             ping_database=database.ping,
             revocations=Revocations(from_auth(AuthEventServiceStub(channels["auth_svc"]))),
-            loops=[
-                partial(tasks.forever, "steps", steps.run),
-                partial(
-                    forever_alone,
-                    database,
-                    "sweeper",
-                    partial(sweeper.run_once, database, system_clock, steps.wake),
-                ),
-                partial(
-                    forever_alone,
-                    database,
-                    "completion",
-                    partial(completion.run_once, database, system_clock),
-                ),
-                partial(forever_alone, database, "reconciliation", reconciliation.run_once),
-                partial(
-                    forever_alone,
-                    database,
-                    "housekeeping",
-                    partial(housekeeping.run_once, database, system_clock),
-                ),
-                partial(
-                    tasks.forever,
-                    "event status",
-                    partial(event_status.run_once, database, system_clock),
-                ),
-                partial(
-                    tasks.forever, "availability", partial(availability.follow, changes.open_now)
-                ),
-                watch.run,
-                partial(
-                    tasks.forever,
-                    "unwanted stock",
-                    partial(unwanted_stock.run_once, database, stock, system_clock),
-                ),
-                partial(
-                    tasks.forever,
-                    "event cancellations",
-                    partial(event_cancellation.run_once, database, system_clock, steps.wake),
-                ),
-                partial(tasks.forever, "stock levels", _stock_consumer(database, changes).run),
-                partial(
-                    tasks.forever,
-                    "payment events",
-                    _consumer(database, channels["payment_svc"], steps).run,
-                ),
-                partial(tasks.forever, "outbox", outbox.listen),
-                partial(
-                    backlog.watch,
-                    database,
-                    system_clock,
-                    {
-                        "booking steps": owed.oldest_due,
-                        "booking mails": partial(oldest_queued, table=tables.mails),
-                    },
-                ),
-                partial(
-                    tasks.forever,
-                    "booking mails",
-                    follower.consumer(database, outbox, system_clock, on_queued=sender.wake).run,
-                ),
-                partial(
-                    tasks.forever,
-                    "accounts",
-                    follower.accounts(
-                        database,
-                        AccountEvents(AuthEventServiceStub(channels["auth_svc"])).open,
-                        system_clock,
-                        on_queued=sender.wake,
-                    ).run,
-                ),
-                partial(tasks.forever, "mail sender", sender.turn),
-                partial(
-                    tasks.forever,
-                    "webhooks",
-                    webhook_follower.consumer(
-                        database, outbox, system_clock, on_queued=courier.wake
-                    ).run,
-                ),
-                partial(tasks.forever, "webhook courier", courier.run),
-                partial(
-                    tasks.forever,
-                    "webhook log",
-                    partial(webhook_follower.forget_old, database, system_clock, Locks(link)),
-                ),
-                partial(
-                    tasks.forever,
-                    "waiting letters",
-                    partial(follower.forget_waiting, database, system_clock, Locks(link)),
-                ),
-            ],
+            loops=[loop for part in parts for loop in part.loops],
         )
 
 
-async def _ping_cache(settings: Settings, stack: AsyncExitStack) -> Callable[[], Awaitable[None]]:
-    """Tells whether Redis answers; nothing that sells depends on it."""
-    client = redis.asyncio.from_url(
-        settings.required("redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5
+def _catalogue(common: _Common) -> _Part:
+    database, stock = common.database, common.stock
+    changes = StockChanges(
+        stock_change_service_pb2_grpc.StockChangeServiceStub(common.channels["stock_svc"])
     )
-    stack.push_async_callback(client.aclose)
-
-    async def ping() -> None:
-        await client.ping()
-
-    return ping
-
-
-def _consumer(
-    database: Database, channel: aio.Channel, steps: Steps
-) -> EventConsumer[PaymentEvent]:
-    async def apply(
-        connection: AsyncConnection, events: Sequence[PaymentEvent], now: datetime
-    ) -> None:
-        for event in events:
-            with call.resuming(
-                f"apply {type(event).__name__}", event.origin, booking_id=str(event.booking_id)
-            ):
-                await payment_events.apply(connection, event=event, now=now)
-
-    stub = payment_event_service_pb2_grpc.PaymentEventServiceStub(channel)
-    return EventConsumer(
-        stream="payment_svc",
-        database=database,
-        cursors=tables.event_cursors,
-        clock=system_clock,
-        open_stream=PaymentEvents(stub).open,
-        apply=apply,
-        after_commit=steps.wake,
+    availability = Availability(stock=stock, read=partial(_read_event, database))
+    watch = Watch(availability=availability, encode=catalogue_messages.availability_update)
+    desk = EventDesk(
+        database=database, stock=stock, clock=system_clock, on_change=availability.forget
     )
-
-
-def _stock_consumer(database: Database, changes: StockChanges) -> EventConsumer[StockChange]:
-    return EventConsumer(
+    levels = EventConsumer(
         stream="stock_svc",
         database=database,
         cursors=tables.event_cursors,
@@ -351,6 +188,200 @@ def _stock_consumer(database: Database, changes: StockChanges) -> EventConsumer[
         open_stream=changes.open,
         apply=stock_levels.apply,
     )
+    return _Part(
+        [
+            Servicer(
+                VenueServicer(database, system_clock),
+                venue_service_pb2_grpc.add_VenueServiceServicer_to_server,
+                venue_service_pb2.DESCRIPTOR.services_by_name["VenueService"],
+            ),
+            Servicer(
+                EventServicer(
+                    database=database,
+                    desk=desk,
+                    availability=availability,
+                    watch=watch,
+                    cache=EventCache(database, Cache(common.link)),
+                    clock=system_clock,
+                ),
+                event_service_pb2_grpc.add_EventServiceServicer_to_server,
+                event_service_pb2.DESCRIPTOR.services_by_name["EventService"],
+            ),
+        ],
+        [
+            _forever("event status", partial(event_status.run_once, database, system_clock)),
+            _forever("availability", partial(availability.follow, changes.open_now)),
+            watch.run,
+            _forever("stock levels", levels.run),
+            _forever(
+                "unwanted stock", partial(unwanted_stock.run_once, database, stock, system_clock)
+            ),
+        ],
+    )
+
+
+def _bookings(common: _Common) -> _Part:
+    settings, database, stock = common.settings, common.database, common.stock
+    channel = common.channels["payment_svc"]
+    payments = PaymentClient(payment_service_pb2_grpc.PaymentServiceStub(channel))
+    payment_window = timedelta(seconds=settings.payment_window_seconds)
+    steps = Steps(database=database, stock=stock, payments=payments, clock=system_clock)
+    saga = Saga(
+        database=database,
+        stock=stock,
+        payments=payments,
+        clock=system_clock,
+        hold_ttl=timedelta(seconds=settings.hold_ttl_seconds),
+        payment_window=payment_window,
+        on_owed=steps.wake,
+    )
+    changing = Changing(
+        database=database,
+        stock=stock,
+        payments=payments,
+        clock=system_clock,
+        payment_window=payment_window,
+        on_owed=steps.wake,
+    )
+    reconciliation = Reconciliation(
+        database=database, stock=stock, payments=payments, clock=system_clock, on_owed=steps.wake
+    )
+    payment_consumer = EventConsumer(
+        stream="payment_svc",
+        database=database,
+        cursors=tables.event_cursors,
+        clock=system_clock,
+        open_stream=PaymentEvents(
+            payment_event_service_pb2_grpc.PaymentEventServiceStub(channel)
+        ).open,
+        apply=_apply_payment_events,
+        after_commit=steps.wake,
+    )
+    return _Part(
+        [
+            Servicer(
+                BookingServicer(database, saga, changing, system_clock),
+                booking_service_pb2_grpc.add_BookingServiceServicer_to_server,
+                booking_service_pb2.DESCRIPTOR.services_by_name["BookingService"],
+            )
+        ],
+        [
+            _forever("steps", steps.run),
+            _forever("payment events", payment_consumer.run),
+            _alone(database, "sweeper", sweeper.run_once, steps.wake),
+            _alone(database, "completion", completion.run_once),
+            partial(forever_alone, database, "reconciliation", reconciliation.run_once),
+            _forever(
+                "event cancellations",
+                partial(event_cancellation.run_once, database, system_clock, steps.wake),
+            ),
+        ],
+    )
+
+
+def _mails(common: _Common) -> _Part:
+    database = common.database
+    sender = Sender.of(common.settings, database=database, table=mails, clock=system_clock)
+    accounts = AccountEvents(AuthEventServiceStub(common.channels["auth_svc"]))
+    letters = follower.consumer(database, common.outbox, system_clock, on_queued=sender.wake)
+    addresses = follower.accounts(database, accounts.open, system_clock, on_queued=sender.wake)
+    return _Part(
+        loops=[
+            _forever("booking mails", letters.run),
+            _forever("accounts", addresses.run),
+            _forever("mail sender", sender.turn),
+            _forever(
+                "waiting letters",
+                partial(follower.forget_waiting, database, system_clock, Locks(common.link)),
+            ),
+        ]
+    )
+
+
+async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
+    settings, database = common.settings, common.database
+    rules = Rules(
+        is_http_allowed=settings.is_development,
+        is_loopback_allowed=settings.webhook_allow_loopback,
+    )
+    courier = await stack.enter_async_context(Courier.open(database, system_clock, rules=rules))
+    messages = webhook_follower.consumer(
+        database, common.outbox, system_clock, on_queued=courier.wake
+    )
+    return _Part(
+        [
+            Servicer(
+                WebhookEndpointServicer(database, courier, rules, system_clock),
+                webhook_endpoint_service_pb2_grpc.add_WebhookEndpointServiceServicer_to_server,
+                webhook_endpoint_service_pb2.DESCRIPTOR.services_by_name["WebhookEndpointService"],
+            )
+        ],
+        [
+            _forever("webhooks", messages.run),
+            _forever("webhook courier", courier.run),
+            _forever(
+                "webhook log",
+                partial(webhook_follower.forget_old, database, system_clock, Locks(common.link)),
+            ),
+        ],
+    )
+
+
+async def _health(common: _Common, stack: AsyncExitStack) -> _Part:
+    """Tells who answers, Redis too; nothing that sells depends on that."""
+    client = redis.asyncio.from_url(
+        common.settings.required("redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5
+    )
+    stack.push_async_callback(client.aclose)
+
+    async def ping() -> None:
+        await client.ping()
+
+    stubs = {name: health_pb2_grpc.HealthStub(each) for name, each in common.channels.items()}
+    return _Part(
+        [
+            Servicer(
+                HealthServicer(stubs, ping),
+                health_service_pb2_grpc.add_HealthServiceServicer_to_server,
+                health_service_pb2.DESCRIPTOR.services_by_name["HealthService"],
+            )
+        ]
+    )
+
+
+def _upkeep(common: _Common) -> _Part:
+    queues: dict[str, OldestSince] = {
+        "booking steps": owed.oldest_due,
+        "booking mails": partial(oldest_queued, table=mails),
+    }
+    return _Part(
+        loops=[
+            _forever("outbox", common.outbox.listen),
+            _alone(common.database, "housekeeping", housekeeping.run_once),
+            partial(backlog.watch, common.database, system_clock, queues),
+        ]
+    )
+
+
+def _forever(name: str, turn: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    return partial(tasks.forever, name, turn)
+
+
+def _alone(
+    database: Database, name: str, run_once: Callable[..., Awaitable[None]], *more: object
+) -> Callable[[], Awaitable[None]]:
+    """A loop that one process runs for all."""
+    return partial(forever_alone, database, name, partial(run_once, database, system_clock, *more))
+
+
+async def _apply_payment_events(
+    connection: AsyncConnection, happened: Sequence[PaymentEvent], now: datetime
+) -> None:
+    for event in happened:
+        with call.resuming(
+            f"apply {type(event).__name__}", event.origin, booking_id=str(event.booking_id)
+        ):
+            await payment_events.apply(connection, event=event, now=now)
 
 
 async def _read_event(database: Database, event_id: UUID) -> Event:

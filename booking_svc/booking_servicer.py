@@ -8,8 +8,9 @@ from google.protobuf.message import Message
 from booking_svc import booking_messages, bookings, cancelling
 from booking_svc.bookings import Actor, Booking, By, Status
 from booking_svc.changing import Changing, Wish
+from booking_svc.checkout import Checkout
 from booking_svc.pricing import Wanted
-from booking_svc.saga import Checkout, Saga
+from booking_svc.saga import Saga
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
 from mesh import paging
 from mesh.call import caller, idempotency_key

@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc import bookings, cancelling, changes, events, lifecycle, pricing
 from booking_svc.bookings import Actor, Booking, By, ChangeState, Item, Status
 from booking_svc.changes import Change
+from booking_svc.checkout import Checkout
 from booking_svc.events import Event
 from booking_svc.exchanging import Exchanging
 from booking_svc.ports import Payments, Stock
 from booking_svc.pricing import Wanted
-from booking_svc.saga import Checkout
 from booking_svc.tables import idempotency_records
 from mesh import idempotency
 from mesh.clock import Clock

@@ -1,4 +1,7 @@
-"""booking_svc's tables. Each rule that must never break stands here as a constraint."""
+"""booking_svc's tables. Each rule that must never break stands here as a constraint.
+
+Those of its packages are in notifications/tables.py and subscriptions/tables.py.
+"""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR, UUID
@@ -7,7 +10,6 @@ from mesh import call
 from mesh.consumer import cursor_table
 from mesh.database import NAMING
 from mesh.idempotency import idempotency_table
-from mesh.mail.queue import mail_table
 from mesh.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
@@ -394,109 +396,4 @@ booking_steps = sa.Table(
 # What happened to bookings, for mails, webhooks and whoever else follows it: booking_events.py.
 outbox = outbox_table(metadata)
 event_cursors = cursor_table(metadata)
-
-# Whom to write to, as auth_svc's event stream tells it.
-contacts = sa.Table(
-    "contacts",
-    metadata,
-    sa.Column("user_id", _Uuid, primary_key=True),
-    sa.Column("email", sa.Text, nullable=False),
-    sa.Column("full_name", sa.Text, nullable=False),
-    sa.Column("update_time", _Time, nullable=False),
-)
-
-# Events of bookings whose customers' addresses have not come yet.
-waiting_letters = sa.Table(
-    "waiting_letters",
-    metadata,
-    sa.Column("event_key", _Uuid, primary_key=True),
-    sa.Column("user_id", _Uuid, nullable=False),
-    sa.Column("payload", sa.LargeBinary, nullable=False),
-    sa.Column("create_time", _Time, nullable=False),
-    sa.Index("waiting_letters_user_id_idx", "user_id"),
-)
-mails = mail_table(metadata)
-
-# Outside systems that are told what happens to bookings: subscriptions/.
-webhook_endpoints = sa.Table(
-    "webhook_endpoints",
-    metadata,
-    sa.Column("endpoint_id", _Uuid, primary_key=True),
-    sa.Column("url", sa.Text, nullable=False),
-    sa.Column("description", sa.Text, nullable=False),
-    sa.Column("event_types", ARRAY(sa.Text), nullable=False),
-    sa.Column("is_enabled", sa.Boolean, nullable=False),
-    sa.Column("disable_reason", sa.Text, nullable=False),
-    sa.Column("create_time", _Time, nullable=False),
-    sa.Column("update_time", _Time, nullable=False),
-)
-
-# As they are: each message is signed with them.
-webhook_secrets = sa.Table(
-    "webhook_secrets",
-    metadata,
-    sa.Column("secret_id", _Uuid, primary_key=True),
-    sa.Column(
-        "endpoint_id",
-        _Uuid,
-        sa.ForeignKey("webhook_endpoints.endpoint_id", ondelete="CASCADE"),
-        nullable=False,
-    ),
-    sa.Column("secret", sa.Text, nullable=False),
-    sa.Column("create_time", _Time, nullable=False),
-    sa.Column("expire_time", _Time),
-    sa.Index("webhook_secrets_endpoint_id_idx", "endpoint_id"),
-)
-
-# The id is the event's key, and `webhook-id` for those who receive it.
-webhook_messages = sa.Table(
-    "webhook_messages",
-    metadata,
-    sa.Column("message_id", _Uuid, primary_key=True),
-    sa.Column("event_type", sa.Text, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("create_time", _Time, nullable=False),
-    sa.Index("webhook_messages_create_time_idx", "create_time"),
-)
-
-webhook_deliveries = sa.Table(
-    "webhook_deliveries",
-    metadata,
-    sa.Column("delivery_id", _Uuid, primary_key=True),
-    sa.Column(
-        "endpoint_id",
-        _Uuid,
-        sa.ForeignKey("webhook_endpoints.endpoint_id", ondelete="CASCADE"),
-        nullable=False,
-    ),
-    sa.Column("message_id", _Uuid, sa.ForeignKey("webhook_messages.message_id"), nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    # Since it was queued, or asked for again: it decides the next pause.
-    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("attempt_count", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("log", JSONB, nullable=False, server_default=sa.text("'[]'")),
-    sa.Column("due_time", _Time),
-    sa.Column("create_time", _Time, nullable=False),
-    sa.Column("end_time", _Time),
-    sa.UniqueConstraint("endpoint_id", "message_id"),
-    sa.CheckConstraint("status IN ('PENDING', 'DELIVERED', 'FAILED')", name="status"),
-    sa.CheckConstraint(
-        "(status = 'PENDING') = (due_time IS NOT NULL)"
-        " AND (status = 'PENDING') = (end_time IS NULL)",
-        name="pending_is_due",
-    ),
-    sa.Index(
-        "webhook_deliveries_endpoint_id_due_time_idx",
-        "endpoint_id",
-        "due_time",
-        postgresql_where=sa.text("status = 'PENDING'"),
-    ),
-    sa.Index("webhook_deliveries_endpoint_id_delivery_id_idx", "endpoint_id", "delivery_id"),
-    sa.Index("webhook_deliveries_message_id_idx", "message_id"),
-    sa.Index(
-        "webhook_deliveries_end_time_idx",
-        "end_time",
-        postgresql_where=sa.text("status <> 'PENDING'"),
-    ),
-)
 idempotency_records = idempotency_table(metadata)

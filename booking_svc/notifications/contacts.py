@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.tables import contacts, mails, waiting_letters
+from booking_svc.notifications.tables import contacts, mails, waiting_letters
 from mesh.mail import queue
 
 WAIT_AT_MOST = timedelta(days=3)

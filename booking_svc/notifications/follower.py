@@ -12,6 +12,7 @@ from booking_svc import booking_events, tables
 from booking_svc.booking_events import BookingEvent, BookingEvents
 from booking_svc.notifications import contacts, letters
 from booking_svc.notifications.contacts import Contact, Erased
+from booking_svc.notifications.tables import mails
 from mesh.clock import Clock
 from mesh.consumer import Batch, EventConsumer
 from mesh.database import Database
@@ -119,4 +120,4 @@ async def _enqueue(
     connection: AsyncConnection, event: BookingEvent, kind: str, contact: Contact, now: datetime
 ) -> None:
     mail = await letters.write(connection, event=event, kind=kind, contact=contact)
-    await queue.enqueue(connection, tables.mails, mail, now=now)
+    await queue.enqueue(connection, mails, mail, now=now)

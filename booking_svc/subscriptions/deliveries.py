@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.tables import (
+from booking_svc.subscriptions.tables import (
     webhook_deliveries,
     webhook_endpoints,
     webhook_messages,

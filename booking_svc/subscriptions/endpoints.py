@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.subscriptions import destinations, signature
 from booking_svc.subscriptions.destinations import Rules
-from booking_svc.tables import webhook_endpoints, webhook_secrets
+from booking_svc.subscriptions.tables import webhook_endpoints, webhook_secrets
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.paging import id_from_token, to_token

@@ -9,9 +9,9 @@ import pytest
 
 from booking_svc import bookings, ports
 from booking_svc.bookings import PaymentStatus, RefundStatus, Status
+from booking_svc.checkout import Checkout
 from booking_svc.lifecycle import MOVES
 from booking_svc.pricing import Wanted
-from booking_svc.saga import Checkout
 from mesh import idempotency
 from mesh.clock import rfc3339
 from mesh.errors import DomainError, Reason

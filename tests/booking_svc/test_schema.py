@@ -10,6 +10,8 @@ from alembic.migration import MigrationContext
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from booking_svc import bookings, lifecycle, owed
+from booking_svc.notifications import tables as _notifications  # noqa: F401 - adds its tables
+from booking_svc.subscriptions import tables as _subscriptions  # noqa: F401 - adds its tables
 from booking_svc.tables import metadata
 from boxoffice.bookings.v1 import booking_pb2
 

@@ -26,13 +26,14 @@ from booking_svc import (
 )
 from booking_svc.bookings import Actor, Booking, By, Status
 from booking_svc.changing import Changing, Wish
+from booking_svc.checkout import Checkout
 from booking_svc.event_desk import EventDesk
 from booking_svc.event_plans import NewEvent, NewOffer
 from booking_svc.events import Event
 from booking_svc.events import Status as EventStatus
 from booking_svc.pricing import Wanted
 from booking_svc.reconciliation import Reconciliation
-from booking_svc.saga import Checkout, Saga
+from booking_svc.saga import Saga
 from booking_svc.steps import Steps
 from mesh.database import Database
 from mesh.errors import DomainError, Reason

@@ -24,6 +24,7 @@ from booking_svc.booking_events import (
 from booking_svc.bookings import Actor, Booking
 from booking_svc.notifications import contacts, follower
 from booking_svc.notifications.contacts import Contact, Erased
+from booking_svc.notifications.tables import mails
 from mesh.ids import new_id
 from mesh.mail.message import address_of
 from mesh.mail.sender import Sender
@@ -80,7 +81,7 @@ async def delivered(world: World) -> list[EmailMessage]:
 def a_sender(world: World, server: MailServer) -> Sender:
     return Sender(
         database=world.database,
-        table=tables.mails,
+        table=mails,
         transport=SmtpTransport(SmtpServer.parse(f"smtp://127.0.0.1:{server.port}")),
         sender=address_of("Boxoffice <noreply@example.com>"),
         clock=world.clock,
@@ -265,7 +266,7 @@ async def test_an_erased_account_gets_no_mail_and_leaves_no_address(world: World
     assert await delivered(world) == []
     async with world.database.reading() as connection:
         assert await contacts.find(connection, user_id=MIRA.user_id) is None
-        stored = await connection.execute(sa.select(tables.mails))
+        stored = await connection.execute(sa.select(mails))
         assert MIRA.email not in repr(stored.all())
 
 
@@ -300,7 +301,7 @@ async def _until_queued(world: World) -> None:
         while True:
             async with world.database.reading() as connection:
                 count = await connection.execute(
-                    sa.select(sa.func.count()).where(tables.mails.c.status == "QUEUED")
+                    sa.select(sa.func.count()).where(mails.c.status == "QUEUED")
                 )
             if count.scalar_one():
                 return

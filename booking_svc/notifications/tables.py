@@ -1,0 +1,32 @@
+"""Tables of the mails to customers."""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import UUID
+
+from booking_svc.tables import metadata
+from mesh.mail.queue import mail_table
+
+_Uuid = UUID(as_uuid=True)
+_Time = sa.DateTime(timezone=True)
+
+# Whom to write to, as auth_svc's event stream tells it.
+contacts = sa.Table(
+    "contacts",
+    metadata,
+    sa.Column("user_id", _Uuid, primary_key=True),
+    sa.Column("email", sa.Text, nullable=False),
+    sa.Column("full_name", sa.Text, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+)
+
+# Events of bookings whose customers' addresses have not come yet.
+waiting_letters = sa.Table(
+    "waiting_letters",
+    metadata,
+    sa.Column("event_key", _Uuid, primary_key=True),
+    sa.Column("user_id", _Uuid, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Index("waiting_letters_user_id_idx", "user_id"),
+)
+mails = mail_table(metadata)
