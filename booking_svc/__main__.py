@@ -48,6 +48,7 @@ from booking_svc.stock_client import StockChanges, StockClient
 from booking_svc.subscriptions import follower as webhook_follower
 from booking_svc.subscriptions.courier import Courier
 from booking_svc.subscriptions.destinations import Rules
+from booking_svc.subscriptions.sealing import Seal
 from booking_svc.venue_servicer import VenueServicer
 from booking_svc.watch import Watch
 from booking_svc.webhook_endpoint_servicer import WebhookEndpointServicer
@@ -304,14 +305,19 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
         is_http_allowed=settings.is_development,
         is_loopback_allowed=settings.webhook_allow_loopback,
     )
-    courier = await stack.enter_async_context(Courier.open(database, system_clock, rules=rules))
+    seal = Seal(settings.sealing_keys)
+    courier = await stack.enter_async_context(
+        Courier.open(database, system_clock, rules=rules, seal=seal)
+    )
     messages = webhook_follower.consumer(
         database, common.outbox, system_clock, on_queued=courier.wake
     )
     return _Part(
         [
             Servicer(
-                WebhookEndpointServicer(database, courier, rules, system_clock),
+                WebhookEndpointServicer(
+                    database=database, courier=courier, rules=rules, seal=seal, clock=system_clock
+                ),
                 webhook_endpoint_service_pb2_grpc.add_WebhookEndpointServiceServicer_to_server,
                 webhook_endpoint_service_pb2.DESCRIPTOR.services_by_name["WebhookEndpointService"],
             )
@@ -321,7 +327,7 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
             _forever("webhook courier", courier.run),
             _forever(
                 "webhook log",
-                partial(webhook_follower.forget_old, database, system_clock, Locks(common.link)),
+                partial(webhook_follower.tidy, database, system_clock, seal, Locks(common.link)),
             ),
         ],
     )

@@ -6,6 +6,8 @@ from pydantic import Field, SecretStr, model_validator
 
 from mesh.settings import MeshSettings
 
+_MIN_KEY_LENGTH = 32
+
 
 class Settings(MeshSettings):
     booking_database_url: SecretStr | None = Field(
@@ -21,6 +23,22 @@ class Settings(MeshSettings):
         False, description="Webhooks may go to this machine; development only."
     )
 
+    webhook_secret_keys: SecretStr | None = Field(
+        None,
+        description="Seal the webhook endpoints' secrets in the database, 32 characters or more"
+        " each; several by commas while one changes, the newest first; `make up` makes one.",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_short_keys(self) -> Self:
+        if self.webhook_secret_keys is not None and not self.sealing_keys:
+            raise ValueError("BOXOFFICE_WEBHOOK_SECRET_KEYS has no key")
+        if any(len(key) < _MIN_KEY_LENGTH for key in self.sealing_keys):
+            raise ValueError(
+                f"BOXOFFICE_WEBHOOK_SECRET_KEYS: each needs {_MIN_KEY_LENGTH} characters or more"
+            )
+        return self
+
     @model_validator(mode="after")
     def _refuse_loopback_in_production(self) -> Self:
         if not self.is_development and self.webhook_allow_loopback:
@@ -28,7 +46,15 @@ class Settings(MeshSettings):
         return self
 
     def needs(self) -> tuple[str, ...]:
-        return ("booking_database_url", "redis_url")
+        return ("booking_database_url", "redis_url", "webhook_secret_keys")
+
+    @property
+    def sealing_keys(self) -> tuple[str, ...]:
+        """The newest first."""
+        if self.webhook_secret_keys is None:
+            return ()
+        keys = self.webhook_secret_keys.get_secret_value().split(",")
+        return tuple(key.strip() for key in keys if key.strip())
 
     @property
     def database_url(self) -> str:

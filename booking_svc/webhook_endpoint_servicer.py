@@ -15,6 +15,7 @@ from booking_svc.subscriptions.courier import Courier
 from booking_svc.subscriptions.deliveries import Delivery, Status
 from booking_svc.subscriptions.destinations import Rules
 from booking_svc.subscriptions.endpoints import Endpoint
+from booking_svc.subscriptions.sealing import Seal
 from boxoffice.webhooks.v1 import (
     webhook_endpoint_pb2,
     webhook_endpoint_service_pb2,
@@ -30,10 +31,13 @@ _OVERLAP = timedelta(days=1)
 
 
 class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointServiceServicer):
-    def __init__(self, database: Database, courier: Courier, rules: Rules, clock: Clock) -> None:
+    def __init__(
+        self, *, database: Database, courier: Courier, rules: Rules, seal: Seal, clock: Clock
+    ) -> None:
         self._database = database
         self._courier = courier
         self._rules = rules
+        self._seal = seal
         self._clock = clock
 
     async def CreateWebhookEndpoint(
@@ -48,13 +52,14 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
                 description=request.description,
                 event_types=request.event_types,
                 rules=self._rules,
+                seal=self._seal,
                 now=now,
             )
-            return created.endpoint_id, _endpoint(created).SerializeToString()
+            return created.endpoint_id, self._sealed(created)
 
         key = _key_of("CreateWebhookEndpoint", request)
         answer = await answer_once(self._database, key, create, now=now)
-        return webhook_endpoint_pb2.WebhookEndpoint.FromString(answer)
+        return self._opened(answer)
 
     async def ListWebhookEndpoints(
         self, request: webhook_endpoint_service_pb2.ListWebhookEndpointsRequest, context: Any
@@ -120,13 +125,14 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
                 connection,
                 endpoint_id=UUID(request.webhook_endpoint_id),
                 overlap=overlap,
+                seal=self._seal,
                 now=now,
             )
-            return changed.endpoint_id, _endpoint(changed).SerializeToString()
+            return changed.endpoint_id, self._sealed(changed)
 
         key = _key_of("RotateWebhookSecret", request)
         answer = await answer_once(self._database, key, rotate, now=now)
-        return webhook_endpoint_pb2.WebhookEndpoint.FromString(answer)
+        return self._opened(answer)
 
     async def ListWebhookDeliveries(
         self, request: webhook_endpoint_service_pb2.ListWebhookDeliveriesRequest, context: Any
@@ -168,6 +174,13 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
         answer = await answer_once(self._database, key, resend, now=now)
         self._courier.wake()
         return webhook_endpoint_pb2.WebhookDelivery.FromString(answer)
+
+    def _sealed(self, made: Endpoint) -> bytes:
+        """An answer with a secret, as it may be kept for who repeats the call."""
+        return self._seal.seal(_endpoint(made).SerializeToString())
+
+    def _opened(self, answer: bytes) -> webhook_endpoint_pb2.WebhookEndpoint:
+        return webhook_endpoint_pb2.WebhookEndpoint.FromString(self._seal.open(answer))
 
 
 def _key_of(method: str, request: Message) -> Key | None:

@@ -5,7 +5,12 @@ import os
 import secrets
 from pathlib import Path
 
-NAMES = ("sandbox_webhook_secret", "password_pepper", "page_token_secret")
+NAMES = (
+    "sandbox_webhook_secret",
+    "password_pepper",
+    "page_token_secret",
+    "webhook_secret_keys",
+)
 """As settings: the first is BOXOFFICE_SANDBOX_WEBHOOK_SECRET."""
 
 _BYTES = 32

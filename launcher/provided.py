@@ -48,6 +48,9 @@ class Provided(BaseSettings):
     page_token_secret: SecretStr | None = Field(
         None, description=_GENERATED.format("Signs the page tokens of all lists.")
     )
+    webhook_secret_keys: SecretStr | None = Field(
+        None, description=_GENERATED.format("Seals the webhook endpoints' secrets.")
+    )
 
     def database_url(self, service: str) -> str | None:
         """The URL set for a service's database."""

@@ -18,6 +18,7 @@ import httpx
 from booking_svc.subscriptions import deliveries, destinations, endpoints, signature
 from booking_svc.subscriptions.deliveries import Attempt, Leased, Status
 from booking_svc.subscriptions.destinations import RefusedDestinationError, Rules
+from booking_svc.subscriptions.sealing import Seal
 from mesh import metrics
 from mesh.clock import Clock
 from mesh.database import Database
@@ -45,12 +46,14 @@ class Courier:
         clock: Clock,
         *,
         rules: Rules,
+        seal: Seal,
         attempt_seconds: float = ATTEMPT_SECONDS,
     ) -> None:
         self._database = database
         self._client = client
         self._clock = clock
         self._rules = rules
+        self._seal = seal
         self._attempt_seconds = attempt_seconds
         self._running: dict[asyncio.Task[None], UUID] = {}
         self._queued = asyncio.Event()
@@ -63,6 +66,7 @@ class Courier:
         clock: Clock,
         *,
         rules: Rules,
+        seal: Seal,
         attempt_seconds: float = ATTEMPT_SECONDS,
     ) -> AsyncIterator["Courier"]:
         async with httpx.AsyncClient(
@@ -76,7 +80,9 @@ class Courier:
             limits=httpx.Limits(max_connections=_PLACES, max_keepalive_connections=0),
             headers={"user-agent": "Boxoffice-Webhooks/1"},
         ) as client:
-            yield cls(database, client, clock, rules=rules, attempt_seconds=attempt_seconds)
+            yield cls(
+                database, client, clock, rules=rules, seal=seal, attempt_seconds=attempt_seconds
+            )
 
     def wake(self) -> None:
         """Something was queued, and is committed."""
@@ -168,8 +174,8 @@ class Courier:
     async def _post(self, leased: Leased) -> int:
         address = await destinations.address_for(leased.url, self._rules)
         async with self._database.reading() as connection:
-            secrets = await deliveries.signing_secrets(
-                connection, endpoint_id=leased.endpoint_id, now=self._clock()
+            secrets = await endpoints.signing_secrets(
+                connection, endpoint_id=leased.endpoint_id, seal=self._seal, now=self._clock()
             )
         parts = urlsplit(leased.url)
         host = f"[{address}]" if ":" in address else address

@@ -15,7 +15,6 @@ from booking_svc.subscriptions.tables import (
     webhook_deliveries,
     webhook_endpoints,
     webhook_messages,
-    webhook_secrets,
 )
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
@@ -176,20 +175,6 @@ async def lease_due(
         )
     )
     return [Leased(*row) for row in rows]
-
-
-async def signing_secrets(
-    connection: AsyncConnection, *, endpoint_id: UUID, now: datetime
-) -> Sequence[str]:
-    """The secrets in force, newest first."""
-    table = webhook_secrets.c
-    found = await connection.execute(
-        sa.select(table.secret)
-        .where(table.endpoint_id == endpoint_id)
-        .where(sa.or_(table.expire_time.is_(None), table.expire_time > now))
-        .order_by(table.secret_id.desc())
-    )
-    return found.scalars().all()
 
 
 async def settle(

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.subscriptions import destinations, signature
 from booking_svc.subscriptions.destinations import Rules
+from booking_svc.subscriptions.sealing import Seal
 from booking_svc.subscriptions.tables import webhook_endpoints, webhook_secrets
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
@@ -25,9 +26,8 @@ _COUNT_LOCK = 0x77656268  # "webh"
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """`expire_time` None: the newest one."""
+    """How long a secret holds, not what it is. `expire_time` None: the newest one."""
 
-    secret: str
     create_time: datetime
     expire_time: datetime | None
 
@@ -62,6 +62,7 @@ async def create(
     description: str,
     event_types: Sequence[str],
     rules: Rules,
+    seal: Seal,
     now: datetime,
 ) -> Endpoint:
     """Adds an endpoint with its first secret. Raises VALIDATION_FAILED."""
@@ -84,7 +85,7 @@ async def create(
             update_time=now,
         )
     )
-    secret = await _add_secret(connection, endpoint_id, now)
+    secret = await _add_secret(connection, endpoint_id, seal, now)
     return replace(await get(connection, endpoint_id=endpoint_id, now=now), new_secret=secret)
 
 
@@ -172,7 +173,7 @@ async def delete(connection: AsyncConnection, *, endpoint_id: UUID) -> None:
 
 
 async def rotate_secret(
-    connection: AsyncConnection, *, endpoint_id: UUID, overlap: timedelta, now: datetime
+    connection: AsyncConnection, *, endpoint_id: UUID, overlap: timedelta, seal: Seal, now: datetime
 ) -> Endpoint:
     """Makes a new secret; those of before end after `overlap`, or earlier if they would anyway.
 
@@ -186,7 +187,7 @@ async def rotate_secret(
         .where(table.endpoint_id == endpoint_id)
         .values(expire_time=sa.func.least(table.expire_time, end))
     )
-    secret = await _add_secret(connection, endpoint_id, now)
+    secret = await _add_secret(connection, endpoint_id, seal, now)
     newest = (
         sa.select(table.secret_id)
         .where(table.endpoint_id == endpoint_id)
@@ -224,11 +225,48 @@ async def enabled(connection: AsyncConnection) -> Sequence[tuple[UUID, tuple[str
     return [(row.endpoint_id, tuple(row.event_types)) for row in rows]
 
 
-async def _add_secret(connection: AsyncConnection, endpoint_id: UUID, now: datetime) -> str:
+async def signing_secrets(
+    connection: AsyncConnection, *, endpoint_id: UUID, seal: Seal, now: datetime
+) -> Sequence[str]:
+    """The secrets in force, newest first."""
+    table = webhook_secrets.c
+    found = await connection.execute(
+        sa.select(table.secret)
+        .where(table.endpoint_id == endpoint_id)
+        .where(sa.or_(table.expire_time.is_(None), table.expire_time > now))
+        .order_by(table.secret_id.desc())
+    )
+    return [seal.open(sealed.encode()).decode() for sealed in found.scalars()]
+
+
+async def reseal(connection: AsyncConnection, *, seal: Seal) -> int:
+    """Seals with the newest key what is not: of older keys, or of before there were any.
+
+    Returns how many. Raises UnknownKeyError.
+    """
+    table = webhook_secrets.c
+    found = await connection.execute(
+        sa.select(table.secret_id, table.secret).order_by(table.secret_id).with_for_update()
+    )
+    old = [row for row in found if not seal.is_newest(row.secret.encode())]
+    for row in old:
+        sealed = seal.seal(seal.open(row.secret.encode())).decode()
+        await connection.execute(
+            sa.update(webhook_secrets).where(table.secret_id == row.secret_id).values(secret=sealed)
+        )
+    return len(old)
+
+
+async def _add_secret(
+    connection: AsyncConnection, endpoint_id: UUID, seal: Seal, now: datetime
+) -> str:
     secret = signature.new_secret()
     await connection.execute(
         webhook_secrets.insert().values(
-            secret_id=new_id(), endpoint_id=endpoint_id, secret=secret, create_time=now
+            secret_id=new_id(),
+            endpoint_id=endpoint_id,
+            secret=seal.seal(secret.encode()).decode(),
+            create_time=now,
         )
     )
     return secret
@@ -240,7 +278,7 @@ async def _secrets(
     """The secrets in force, newest first."""
     table = webhook_secrets.c
     rows = await connection.execute(
-        sa.select(webhook_secrets)
+        sa.select(table.endpoint_id, table.create_time, table.expire_time)
         .where(table.endpoint_id.in_(endpoint_ids))
         .where(sa.or_(table.expire_time.is_(None), table.expire_time > now))
         .order_by(table.secret_id.desc())
@@ -248,7 +286,7 @@ async def _secrets(
     found: dict[UUID, tuple[Secret, ...]] = {}
     for row in rows:
         known = found.get(row.endpoint_id, ())
-        found[row.endpoint_id] = (*known, Secret(row.secret, row.create_time, row.expire_time))
+        found[row.endpoint_id] = (*known, Secret(row.create_time, row.expire_time))
     return found
 
 

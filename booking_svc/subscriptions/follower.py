@@ -1,6 +1,7 @@
 """Follows what happens to bookings and queues it for the endpoints that want to hear of it."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -9,16 +10,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc import tables
 from booking_svc.booking_events import BookingEvent, BookingEvents
 from booking_svc.subscriptions import bodies, deliveries, endpoints
+from booking_svc.subscriptions.sealing import Seal
 from mesh.clock import Clock
 from mesh.consumer import EventConsumer
 from mesh.database import Database
 from mesh.lock import Locks
 from mesh.outbox import OutboxReader
 
+_log = logging.getLogger(__name__)
+
 STREAM = "webhooks"
 """The name of the cursor, and so of the lock of the process that follows."""
 
-_FORGET_EVERY_SECONDS = 600.0
+_TIDY_EVERY_SECONDS = 600.0
 
 
 async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now: datetime) -> None:
@@ -54,12 +58,15 @@ def consumer(
     )
 
 
-async def forget_old(database: Database, clock: Clock, locks: Locks) -> None:
-    """One turn of a loop: one process deletes the log of long ago."""
+async def tidy(database: Database, clock: Clock, seal: Seal, locks: Locks) -> None:
+    """One turn of a loop: one process deletes the log of long ago, and seals what is not."""
 
-    async def forget() -> None:
+    async def tidy_up() -> None:
         async with database.transaction() as connection:
             await deliveries.forget(connection, now=clock())
+        async with database.transaction() as connection:
+            if resealed := await endpoints.reseal(connection, seal=seal):
+                _log.info("sealed with the newest key", extra={"secrets": resealed})
 
-    await locks.once("booking_svc webhook log", forget, ttl_seconds=_FORGET_EVERY_SECONDS / 2)
-    await asyncio.sleep(_FORGET_EVERY_SECONDS)
+    await locks.once("booking_svc webhook log", tidy_up, ttl_seconds=_TIDY_EVERY_SECONDS / 2)
+    await asyncio.sleep(_TIDY_EVERY_SECONDS)

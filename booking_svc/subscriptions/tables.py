@@ -21,7 +21,7 @@ webhook_endpoints = sa.Table(
     sa.Column("update_time", _Time, nullable=False),
 )
 
-# As they are: each message is signed with them.
+# Sealed with the service's own key (sealing.py): each message is signed with what is inside.
 webhook_secrets = sa.Table(
     "webhook_secrets",
     metadata,

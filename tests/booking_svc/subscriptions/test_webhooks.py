@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from booking_svc import tables
 from booking_svc.booking_events import BookingEvents
@@ -15,12 +16,23 @@ from booking_svc.subscriptions.courier import Courier
 from booking_svc.subscriptions.deliveries import Delivery, Status
 from booking_svc.subscriptions.destinations import Rules
 from booking_svc.subscriptions.endpoints import Endpoint
+from booking_svc.subscriptions.sealing import Seal, UnknownKeyError
+from booking_svc.subscriptions.tables import webhook_secrets
+from booking_svc.webhook_endpoint_servicer import WebhookEndpointServicer
+from boxoffice.webhooks.v1 import webhook_endpoint_pb2
+from boxoffice.webhooks.v1 import webhook_endpoint_service_pb2 as pb2
+from mesh import call
+from mesh.call import Caller
 from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
 from mesh.outbox import OutboxReader
+from mesh.policy import Access
 from tests.booking_svc.subscriptions.receiver import Receiver, receiver
 from tests.booking_svc.world import World
 
 RULES = Rules(is_http_allowed=True, is_loopback_allowed=True)
+OLD_KEY = "a key of thirty-two characters or more"
+SEAL = Seal([OLD_KEY])
 
 
 @pytest.fixture
@@ -31,7 +43,9 @@ async def outside() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def courier(world: World) -> AsyncIterator[Courier]:
-    async with Courier.open(world.database, world.clock, rules=RULES, attempt_seconds=5) as courier:
+    async with Courier.open(
+        world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=5
+    ) as courier:
         yield courier
 
 
@@ -43,6 +57,7 @@ async def subscribe(world: World, url: str, *event_types: str) -> Endpoint:
             description="",
             event_types=event_types,
             rules=RULES,
+            seal=SEAL,
             now=world.clock(),
         )
 
@@ -237,7 +252,7 @@ async def test_an_address_is_looked_at_before_every_try(world: World, outside: R
     """The endpoint was let in when loopback was allowed; the courier does not go there."""
     endpoint = await told_once(world, outside)
     strict = Rules(is_http_allowed=True)
-    async with Courier.open(world.database, world.clock, rules=strict) as courier:
+    async with Courier.open(world.database, world.clock, rules=strict, seal=SEAL) as courier:
         await deliver(courier)
     assert outside.connections == 0
     [delivery] = await log(world, endpoint)
@@ -252,7 +267,7 @@ async def test_an_endpoint_that_hangs_keeps_nobody_else_waiting(
         hanging = await stack.enter_async_context(receiver())
         hanging.is_hanging = True
         courier = await stack.enter_async_context(
-            Courier.open(world.database, world.clock, rules=RULES, attempt_seconds=3)
+            Courier.open(world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=3)
         )
         slow = await subscribe(world, hanging.url)
         quick = await subscribe(world, outside.url)
@@ -292,7 +307,11 @@ async def test_two_secrets_sign_while_a_receiver_changes_over(
 async def rotate(world: World, endpoint: Endpoint, overlap: timedelta) -> Endpoint:
     async with world.database.transaction() as connection:
         return await endpoints.rotate_secret(
-            connection, endpoint_id=endpoint.endpoint_id, overlap=overlap, now=world.clock()
+            connection,
+            endpoint_id=endpoint.endpoint_id,
+            overlap=overlap,
+            seal=SEAL,
+            now=world.clock(),
         )
 
 
@@ -302,9 +321,87 @@ async def test_there_are_never_more_than_four_secrets(world: World, outside: Rec
     for _ in range(6):
         rotated = await rotate(world, endpoint, timedelta(days=1))
         made.append(rotated.new_secret)
-    assert [secret.secret for secret in rotated.secrets] == made[:-5:-1]
+    assert await in_force(world, endpoint) == made[:-5:-1]
     rotated = await rotate(world, endpoint, timedelta(0))
-    assert [secret.secret for secret in rotated.secrets] == [rotated.new_secret]
+    assert await in_force(world, endpoint) == [rotated.new_secret]
+
+
+async def in_force(world: World, endpoint: Endpoint, seal: Seal = SEAL) -> Sequence[str]:
+    async with world.database.reading() as connection:
+        return await endpoints.signing_secrets(
+            connection, endpoint_id=endpoint.endpoint_id, seal=seal, now=world.clock()
+        )
+
+
+async def stored(world: World) -> Sequence[str]:
+    """The secrets as whoever reads the database sees them."""
+    async with world.database.reading() as connection:
+        found = await connection.execute(
+            sa.select(webhook_secrets.c.secret).order_by(webhook_secrets.c.secret_id)
+        )
+    return found.scalars().all()
+
+
+async def reseal(world: World, seal: Seal) -> int:
+    async with world.database.transaction() as connection:
+        return await endpoints.reseal(connection, seal=seal)
+
+
+async def test_the_database_does_not_tell_the_secrets(world: World, outside: Receiver) -> None:
+    endpoint = await subscribe(world, outside.url)
+    [sealed] = await stored(world)
+    assert signature.PREFIX not in sealed
+    assert endpoint.new_secret.removeprefix(signature.PREFIX) not in sealed
+    with pytest.raises(UnknownKeyError):
+        await in_force(world, endpoint, Seal(["k" * 32]))
+
+
+async def test_nor_does_the_answer_that_is_kept_for_a_repetition(
+    world: World, courier: Courier, outside: Receiver
+) -> None:
+    servicer = WebhookEndpointServicer(
+        database=world.database, courier=courier, rules=RULES, seal=SEAL, clock=world.clock
+    )
+    request = pb2.CreateWebhookEndpointRequest(url=outside.url)
+
+    async def create() -> webhook_endpoint_pb2.WebhookEndpoint:
+        call.begin(request_id="r", idempotency_key="k")
+        call.identify(admin)
+        return await servicer.CreateWebhookEndpoint(request, None)
+
+    admin = Caller("gateway", new_id(), Access.ADMIN)
+    first, again = [await asyncio.create_task(create()) for _ in range(2)]
+    assert first == again
+    assert first.secret.startswith(signature.PREFIX)
+    async with world.database.reading() as connection:
+        kept = await connection.scalar(sa.select(tables.idempotency_records.c.response))
+    assert isinstance(kept, bytes)
+    assert first.secret.encode() not in kept
+
+
+async def test_secrets_of_before_there_was_a_key_are_sealed(
+    world: World, courier: Courier, outside: Receiver
+) -> None:
+    """They sign before and after, and none is lost."""
+    endpoint = await told_once(world, outside)
+    async with world.database.transaction() as connection:
+        await connection.execute(sa.update(webhook_secrets).values(secret=endpoint.new_secret))
+    assert await in_force(world, endpoint) == [endpoint.new_secret]
+    assert [await reseal(world, SEAL) for _ in range(2)] == [1, 0]
+    assert endpoint.new_secret not in await stored(world)
+    await deliver(courier)
+    assert outside.received[0].is_signed_by(endpoint.new_secret)
+
+
+async def test_a_key_is_replaced_by_a_newer_one(world: World, outside: Receiver) -> None:
+    endpoint = await subscribe(world, outside.url)
+    older, newer = OLD_KEY, "a newer key, also of 32 characters"
+    both = Seal([newer, older])
+    assert await in_force(world, endpoint, both) == [endpoint.new_secret]
+    assert [await reseal(world, both) for _ in range(2)] == [1, 0]
+    assert await in_force(world, endpoint, Seal([newer])) == [endpoint.new_secret]
+    with pytest.raises(UnknownKeyError):
+        await reseal(world, Seal([older]))
 
 
 async def test_a_process_that_dies_leaves_its_messages_to_others(
@@ -335,7 +432,7 @@ async def test_many_couriers_send_each_message_once(
     for _ in range(10):
         await world.place(event)
     await follow(world)
-    async with Courier.open(world.database, world.clock, rules=RULES) as other:
+    async with Courier.open(world.database, world.clock, rules=RULES, seal=SEAL) as other:
         while sum(await asyncio.gather(deliver(courier), deliver(other))):
             pass
     ids = [told.headers["webhook-id"] for told in outside.received]
