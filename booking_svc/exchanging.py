@@ -1,5 +1,7 @@
 """The exchange of a booking's places for others, by who asked for it or by a step."""
 
+from datetime import timedelta
+
 from booking_svc import bookings, changes, owed
 from booking_svc.bookings import ChangeState
 from booking_svc.changes import Change
@@ -9,6 +11,7 @@ from mesh.clock import Clock
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
 
+_AN_END = timedelta(minutes=1)
 _REFUSED = frozenset(
     {
         Reason.SOLD_OUT,
@@ -54,7 +57,8 @@ class Exchanging:
                 to_event_id=change.to_event_id,
                 to_reservation_id=change.change_id,
                 lines=[Line(item.offer_id, item.quantity, item.seat_id) for item in change.items],
-                expire_time=change.expire_time,
+                # A hold has its own end; the ledger takes none that is past, however late we come.
+                expire_time=max(change.expire_time, self._clock() + _AN_END),
             )
         except DomainError as error:
             if error.reason not in _REFUSED:

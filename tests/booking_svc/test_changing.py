@@ -309,3 +309,30 @@ async def test_dying_at_any_call_of_rescheduling(world: World, point: int, price
     assert net(world, booking) == price
     assert (await world.available(first), await world.available(second)) == (10, 9)
     assert [*await world.audit(first), *await world.audit(second)] == []
+
+
+async def test_a_difference_whose_news_come_after_the_hold_goes_back(world: World) -> None:
+    first, second = await two_nights(world, price=200_000)
+    booking = await a_confirmed(world, first)
+    await world.reschedule(booking, second)
+    world.clock.advance(WINDOW + timedelta(minutes=45))
+    await pay_difference(world, booking)
+    await world.settle()
+    stayed = await world.booking(booking.booking_id)
+    assert (stayed.event_id, stayed.change) == (first.event_id, None)
+    assert net(world, booking) == 150_000
+    assert await world.cancel(booking.booking_id)
+
+
+async def test_an_exchange_is_taken_up_however_late(world: World) -> None:
+    """Every process was away for longer than the change has time."""
+    first, second = await two_nights(world)
+    booking = await a_confirmed(world, first)
+    world.crashes.passed, world.crashes.at = 0, 1
+    with suppress(ProcessDiedError):
+        await world.reschedule(booking, second)
+    world.crashes.at = None
+    world.clock.advance(timedelta(days=1))
+    await world.settle()
+    assert (await world.booking(booking.booking_id)).event_id == second.event_id
+    assert (await world.available(first), await world.available(second)) == (10, 9)
