@@ -12,7 +12,7 @@ from mesh.settings import MeshSettings
 
 _MIN_SECRET_LENGTH = 32
 _MIN_PRODUCTION_COST = 10
-# The services and the gateway keep the key set for 60 s; auth_svc looks every 5 s.
+# The services keep the key set for 60 s, the gateway for 10 s; auth_svc looks every 5 s.
 _MIN_PRODUCTION_PUBLISH_SECONDS = 75
 
 

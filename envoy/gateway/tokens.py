@@ -18,9 +18,9 @@ CLAIMS = "claims"
 _PROVIDER = "boxoffice"
 JWKS_PATH = "/.well-known/jwks.json"
 # Envoy fetches the keys anew 5 s before it, but never because of a `kid` that it does not
-# know, so a new key must be published for longer before it signs: docs/sessions.md. Not
-# shorter: with 10 s it refused tokens 10 s after auth_svc had hung (test_auth_away.py).
-_JWKS_CACHE_SECONDS = 60.0
+# know, so a new key must be published for longer before it signs: docs/sessions.md. Keys
+# that it cannot fetch anew it keeps.
+_JWKS_CACHE_SECONDS = 10.0
 
 
 def jwt_authn(policies: Iterable[MethodPolicy]) -> Config:
