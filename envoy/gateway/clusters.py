@@ -24,8 +24,6 @@ SERVED_BY = {
 
 JWKS_CLUSTER = "jwks"
 """The gateway itself: it transcodes the key set, which auth_svc serves as gRPC only."""
-JWKS_LISTENER = "jwks"
-"""The listener inside of Envoy that does it; nothing outside can reach it."""
 
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _HEALTH_INTERVAL_SECONDS = 1.0
@@ -45,7 +43,17 @@ _HTTP2 = {
 def clusters(settings: MeshSettings) -> list[Config]:
     """All services, limit_svc where it runs, and the gateway itself as the source of its keys."""
     together = [LIMIT_SERVICE] if settings.counts_globally else []
-    return [*(_service(name, settings) for name in (*SERVICES, *together)), _jwks()]
+    return [*(_service(name, settings) for name in (*SERVICES, *together)), _jwks(settings)]
+
+
+def jwks_address(settings: MeshSettings) -> Config:
+    """Where a gateway process transcodes the key set for itself.
+
+    An abstract Unix socket: no file, no port, and one per admin port, which is one per process.
+    Not Envoy's own internal listener: its main thread, which fetches the keys ahead of time,
+    cannot connect to one.
+    """
+    return {"pipe": {"path": f"@boxoffice-jwks-{settings.envoy_admin_port}"}}
 
 
 def cluster_of(policy: MethodPolicy) -> str:
@@ -115,9 +123,8 @@ def _service(name: str, settings: MeshSettings) -> Config:
     }
 
 
-def _jwks() -> Config:
-    address = {"envoy_internal_address": {"server_listener_name": JWKS_LISTENER}}
-    endpoint = {"endpoint": {"address": address}}
+def _jwks(settings: MeshSettings) -> Config:
+    endpoint = {"endpoint": {"address": jwks_address(settings)}}
     return {
         "name": JWKS_CLUSTER,
         "type": "STATIC",

@@ -49,7 +49,7 @@ def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings)
         "static_resources": {
             "listeners": [
                 listener(policies, settings, _folder(settings)),
-                key_set.listener(policies, descriptor_path(_folder(settings))),
+                key_set.listener(policies, settings, descriptor_path(_folder(settings))),
                 *probes.listeners(settings),
             ],
             "clusters": [
@@ -58,12 +58,6 @@ def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings)
                 *probes.clusters(settings),
             ],
         },
-        "bootstrap_extensions": [
-            extension(
-                "envoy.bootstrap.internal_listener",
-                "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
-            )
-        ],
         "overload_manager": _overload_manager(),
         "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
     }

@@ -1,4 +1,4 @@
-"""The listener inside of Envoy through which it fetches the keys that verify tokens.
+"""The listener through which Envoy fetches the keys that verify tokens from itself.
 
 auth_svc serves them as gRPC, jwt_authn fetches them as JSON: a transcoder between the two.
 Not the door's own: that may speak TLS, limits its callers and wants tokens.
@@ -8,13 +8,16 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gateway import transcoding
-from gateway.clusters import JWKS_LISTENER, cluster_of
+from gateway.clusters import cluster_of, jwks_address
 from gateway.extension import Config, extension
 from gateway.tokens import JWKS_PATH
 from mesh.policy import MethodPolicy
+from mesh.settings import MeshSettings
 
 
-def listener(policies: Collection[MethodPolicy], descriptor_path: Path) -> Config:
+def listener(
+    policies: Collection[MethodPolicy], settings: MeshSettings, descriptor_path: Path
+) -> Config:
     [policy] = [
         each for each in policies if any(binding.path == JWKS_PATH for binding in each.bindings)
     ]
@@ -32,7 +35,7 @@ def listener(policies: Collection[MethodPolicy], descriptor_path: Path) -> Confi
         route_config={"virtual_hosts": [{"name": "jwks", "domains": ["*"], "routes": [route]}]},
     )
     return {
-        "name": JWKS_LISTENER,
-        "internal_listener": {},
+        "name": "jwks",
+        "address": jwks_address(settings),
         "filter_chains": [{"filters": [manager]}],
     }

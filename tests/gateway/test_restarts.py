@@ -1,8 +1,11 @@
 """Services that come late, go and come back; and the log of it all."""
 
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.gateway import harness
@@ -37,6 +40,20 @@ def test_tokens_are_verified_once_auth_svc_has_come(tmp_path: Path) -> None:
         query = f"{BOOKINGS}?page_token=hidden"
         gateway.rest.get(query, headers=bearer(secret) | {"x-request-id": "logged"})
     _check_log((tmp_path / "envoy.log").read_text(), secret)
+
+
+def test_keys_are_fetched_before_anybody_needs_them(tmp_path: Path) -> None:
+    """Such keys are kept until there are newer ones; those that a call waited for, a while."""
+    name = "http.gateway.jwt_authn.jwks_fetch_success"
+    with harness.running_gateway(tmp_path, wait=False) as gateway:
+        stats = f"http://127.0.0.1:{gateway.settings.envoy_admin_port}/stats"
+        deadline = time.monotonic() + harness.START_SECONDS
+        fetched = ""
+        while not fetched.startswith(name) or fetched.endswith(": 0"):
+            assert time.monotonic() < deadline, fetched
+            time.sleep(0.05)
+            with suppress(httpx.TransportError):
+                fetched = httpx.get(stats, params={"filter": name}).text.strip()
 
 
 def _check_log(log: str, secret: str) -> None:
