@@ -8,7 +8,7 @@ from functools import partial
 
 import redis.asyncio
 
-from auth_svc import housekeeping, tables
+from auth_svc import housekeeping, sessions, tables
 from auth_svc.event_servicer import AuthEventServicer
 from auth_svc.keys import KeyRing
 from auth_svc.mailing import Mailing
@@ -130,6 +130,9 @@ def _auth(
         refresh_key=settings.refresh_key,
         access_lifetime=settings.access_lifetime,
         refresh_lifetime=timedelta(days=settings.refresh_token_ttl_days),
+        refreshes_per_minute=max(
+            round(sessions.REFRESHES_PER_MINUTE * settings.rate_limit_scale), 1
+        ),
     )
     reset = PasswordReset(
         database=base.database,

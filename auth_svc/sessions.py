@@ -7,6 +7,7 @@ Access tokens name their session but are not stored (tokens.py).
 import base64
 import hashlib
 import hmac
+import math
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,6 +28,10 @@ MAX_AGE = timedelta(days=30)
 GRACE = timedelta(seconds=10)
 """So long after its use a refresh token still returns its successor: a lost reply, a second tab."""
 
+REFRESHES_PER_MINUTE = 30
+"""Of one user, in any 60 seconds. Here, for at the gateway nobody knows yet whose token it is."""
+
+_MINUTE = timedelta(minutes=1)
 _TOKEN_BYTES = 32
 
 # A refresh that began before a revocation may reply after it, by a clock that goes after.
@@ -90,6 +95,7 @@ async def rotate(
     key: bytes,
     idle_lifetime: timedelta,
     access_lifetime: timedelta,
+    limit_per_minute: int,
     now: datetime,
 ) -> Tokens | None:
     """Uses a refresh token up and returns its successor, the same again during GRACE.
@@ -98,7 +104,8 @@ async def rotate(
     commit and reply, or another one, can say it again although only hashes are stored.
 
     None when the token was used before: the session has been ended, and the caller
-    commits that before it refuses. Raises TOKEN_INVALID, TOKEN_EXPIRED or TOKEN_WRONG_TYPE.
+    commits that before it refuses. Raises TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_WRONG_TYPE or
+    RATE_LIMITED, which leaves the token as it is.
     """
     # What a JWT looks like: its header is a JSON object in base64url.
     if refresh_token.startswith("eyJ") and refresh_token.count(".") == 2:
@@ -148,6 +155,9 @@ async def rotate(
         expire_time=min(use_time + idle_lifetime, session.expire_time),
     )
     if token.use_time is None:
+        await _refuse_too_many(
+            connection, user_id=session.user_id, limit_per_minute=limit_per_minute, now=now
+        )
         await connection.execute(
             sa.update(refresh_tokens)
             .where(refresh_tokens.c.token_hash == token_hash)
@@ -155,6 +165,27 @@ async def rotate(
         )
         await _insert_token(connection, tokens=successor, now=now)
     return successor
+
+
+async def _refuse_too_many(
+    connection: AsyncConnection, *, user_id: UUID, limit_per_minute: int, now: datetime
+) -> None:
+    """Counts what was used in the minute before `now`: no window has an edge to burst at."""
+    oldest_that_counts = await connection.scalar(
+        sa.select(refresh_tokens.c.use_time)
+        .join_from(sessions, refresh_tokens)
+        .where(sessions.c.user_id == user_id, refresh_tokens.c.use_time > now - _MINUTE)
+        .order_by(refresh_tokens.c.use_time.desc())
+        .offset(limit_per_minute - 1)
+        .limit(1)
+    )
+    if oldest_that_counts is not None:
+        pause = oldest_that_counts + _MINUTE - now
+        raise DomainError(
+            Reason.RATE_LIMITED,
+            "too many refreshes; use the access token while it lives",
+            retry_after_seconds=math.ceil(pause.total_seconds()),
+        )
 
 
 async def list_page(

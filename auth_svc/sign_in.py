@@ -49,6 +49,7 @@ class SignIn:
         refresh_key: bytes,
         access_lifetime: timedelta,
         refresh_lifetime: timedelta,
+        refreshes_per_minute: int,
     ) -> None:
         self._database = database
         self._hasher = hasher
@@ -57,6 +58,7 @@ class SignIn:
         self._refresh_key = refresh_key
         self._access_lifetime = access_lifetime
         self._refresh_lifetime = refresh_lifetime
+        self._refreshes_per_minute = refreshes_per_minute
 
     async def login(self, *, email: str, password: str, now: datetime) -> SignedIn:
         """Begins a session.
@@ -96,8 +98,8 @@ class SignIn:
     async def refresh(self, *, refresh_token: str, now: datetime) -> SignedIn:
         """The next tokens of a session.
 
-        Raises TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_WRONG_TYPE, ACCOUNT_DEACTIVATED, or
-        TOKEN_REUSED after ending the session.
+        Raises TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_WRONG_TYPE, ACCOUNT_DEACTIVATED, RATE_LIMITED,
+        or TOKEN_REUSED after ending the session.
         """
         async with self._database.transaction() as connection:
             session = await sessions.rotate(
@@ -106,6 +108,7 @@ class SignIn:
                 key=self._refresh_key,
                 idle_lifetime=self._refresh_lifetime,
                 access_lifetime=self._access_lifetime,
+                limit_per_minute=self._refreshes_per_minute,
                 now=now,
             )
             if session is not None:

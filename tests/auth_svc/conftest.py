@@ -17,6 +17,7 @@ from auth_svc.mailing import Mailing
 from auth_svc.password_change import PasswordChange
 from auth_svc.password_reset import PasswordReset
 from auth_svc.passwords import PasswordHasher
+from auth_svc.sessions import REFRESHES_PER_MINUTE
 from auth_svc.sign_in import SignedIn, SignIn
 from auth_svc.sign_up import SignUp
 from auth_svc.throttle import LoginThrottle
@@ -98,6 +99,7 @@ class Accounts:
             refresh_key=REFRESH_KEY,
             access_lifetime=ACCESS_LIFETIME,
             refresh_lifetime=timedelta(days=7),
+            refreshes_per_minute=REFRESHES_PER_MINUTE,
         )
         password_change = PasswordChange(
             database=database,

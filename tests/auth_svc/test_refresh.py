@@ -15,6 +15,7 @@ from mesh.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import (
     ACCESS_LIFETIME,
+    GOOD_PASSWORD,
     NOW,
     Accounts,
     a_sign_up,
@@ -49,6 +50,26 @@ async def test_a_refresh_carries_the_session_on(accounts: Accounts, database: Da
     assert (successor.use_time, successor.expire_time) == (None, later + 7 * DAY)
     third = await accounts.refresh(refresh_token=second.refresh_token, now=later + DAY)
     assert third.refresh_token not in {first.refresh_token, second.refresh_token}
+
+
+async def test_a_user_may_refresh_thirty_times_in_any_minute(accounts: Accounts) -> None:
+    """In all sessions together, and nobody else has less for it."""
+    await accounts.register(**a_sign_up(email="other@example.com"))
+    other = await accounts.login(email="other@example.com", password=GOOD_PASSWORD, now=NOW)
+    token = (await signed_in(accounts)).refresh_token
+    second = (await signed_in(accounts)).refresh_token
+    for n in range(30):
+        token = (await accounts.refresh(refresh_token=token, now=NOW + n * SECOND)).refresh_token
+    at = NOW + 59 * SECOND
+    for refused in (token, second):
+        error = await refusal_of(accounts.refresh(refresh_token=refused, now=at))
+        assert error.reason is Reason.RATE_LIMITED
+        assert error.retry_after_seconds == 1
+    await accounts.refresh(refresh_token=other.refresh_token, now=at)
+    # The first one is a minute ago: there is room for one, and only one.
+    await accounts.refresh(refresh_token=token, now=at + SECOND)
+    error = await refusal_of(accounts.refresh(refresh_token=second, now=at + SECOND))
+    assert error.reason is Reason.RATE_LIMITED
 
 
 async def test_no_token_is_stored_in_the_clear(accounts: Accounts, database: Database) -> None:
@@ -94,6 +115,7 @@ async def test_without_the_key_nobody_knows_the_successor(
             key=b"another",
             idle_lifetime=DAY,
             access_lifetime=ACCESS_LIFETIME,
+            limit_per_minute=1,
             now=NOW,
         )
         await connection.rollback()

@@ -47,6 +47,7 @@ async def refresh(database: Database, token: str) -> str | None:
             key=KEY,
             idle_lifetime=WEEK,
             access_lifetime=WEEK,
+            limit_per_minute=sessions.REFRESHES_PER_MINUTE,
             now=NOW,
         )
     return None if rotated is None else rotated.refresh_token

@@ -18,6 +18,7 @@ from typing import NoReturn
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc.passwords import PasswordHasher
+from auth_svc.sessions import REFRESHES_PER_MINUTE
 from auth_svc.sign_in import SignIn
 from auth_svc.throttle import LoginThrottle
 from auth_svc.tokens import load_or_create_key
@@ -50,6 +51,7 @@ def a_sign_in(database: Database, keys: Path) -> SignIn:
         refresh_key=REFRESH_KEY,
         access_lifetime=timedelta(minutes=15),
         refresh_lifetime=WEEK,
+        refreshes_per_minute=REFRESHES_PER_MINUTE,
     )
 
 
