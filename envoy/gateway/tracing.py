@@ -23,6 +23,10 @@ def of_requests(settings: MeshSettings) -> Config:
             ),
             # A gateway, not a bystander: the span around the upstream call is a span of its own.
             "spawn_upstream_span": True,
+            # Envoy's own tag has the query, and a token may be in it: the path without it
+            # is a tag of ours.
+            "max_path_tag_length": 1,
+            "custom_tags": [{"tag": "url.path", "value": "%PATH(NQ:ORIG)%"}],
             # Over what the outside asks for, too: nobody else decides what we pay for.
             "client_sampling": share,
             "random_sampling": share,
