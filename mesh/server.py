@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -142,8 +143,10 @@ async def _serve(
             await asyncio.sleep(settings.drain_pause_seconds)
             await _end(loops)
             interceptor.end_streams()
+            end = time.monotonic() + settings.shutdown_grace_seconds
             await server.stop(settings.shutdown_grace_seconds)
-            await tasks.drain(settings.shutdown_grace_seconds)
+            # One grace for both: whoever asked the process to stop kills it soon after.
+            await tasks.drain(max(end - time.monotonic(), 0))
             _log.info("stopped")
             await _end(watching)
 
