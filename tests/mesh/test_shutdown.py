@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from boxoffice.stock.v1 import stock_change_service_pb2, stock_service_pb2
+from tests.gateway.harness import free_ports
 from tests.mesh.network import Network, call, reason_of, refusal
 from tests.mesh.slow_service import CHANGES, STOCK, exists
 
@@ -41,14 +41,14 @@ class Running:
 
 @asynccontextmanager
 async def a_process(home: Path, *, grace_seconds: float) -> AsyncIterator[Running]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    base = free_ports(20)
+    # stock_svc has the third port after the base.
+    port = base + 3
     environment = {
         **os.environ,
         "BOXOFFICE_HOME": str(home),
-        # stock_svc has the third port after the base.
-        "BOXOFFICE_PORT_BASE": str(port - 3),
+        "BOXOFFICE_PORT_BASE": str(base),
+        "BOXOFFICE_METRICS_PORT_BASE": str(base + 10),
         "BOXOFFICE_SHUTDOWN_GRACE_SECONDS": str(grace_seconds),
     }
     process = await asyncio.create_subprocess_exec(
