@@ -322,7 +322,8 @@ def test_an_event_whose_transaction_commits_late(ailing: RunningMesh, watch: Wat
     watch.until("StreamIsLate", cause=commit_late, job="payment_svc")
 
 
-def test_a_database_that_refuses(ailing: RunningMesh, watch: Watch) -> None:
+def test_a_database_that_refuses(ailing: RunningMesh, admin: Api, watch: Watch) -> None:
+    booking = Booking.placed(admin, admin.create_event())
     with database(ailing, "postgres") as connection:
         connection.execute("ALTER DATABASE booking ALLOW_CONNECTIONS false")
         try:
@@ -330,6 +331,8 @@ def test_a_database_that_refuses(ailing: RunningMesh, watch: Watch) -> None:
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'booking'"
             )
             watch.until("NotReady", job="booking_svc")
+            # Whoever follows a stream notices with the next event at the latest.
+            booking.pay()
             watch.until("StreamIsNotFollowed", job="booking_svc", stream="payment_svc")
             watch.until("LoopHasNoLeader", loop="reconciliation")
             watch.until("DatabaseRefuses", job="booking_svc")

@@ -85,7 +85,8 @@ def token(*, key: Any = KEY, algorithm: str = ALGORITHM, **claims: object) -> st
         "role": "CUSTOMER",
         "jti": "token",
         "iat": now,
-        "exp": now + 900,
+        # Made when tests are collected, used when they run.
+        "exp": now + 86_400,
         **claims,
     }
     return jwt.encode(

@@ -100,6 +100,7 @@ def test_no_process_makes_up_a_secret_that_its_replicas_share(service: str, tmp_
             "BOXOFFICE_ENVIRONMENT": "production",
             "BOXOFFICE_REDIS_URL": "redis://cache.example.com",
             "BOXOFFICE_PASSWORD_PEPPER": "a-pepper-that-was-drawn-by-a-machine-0815",
+            "BOXOFFICE_WEBHOOK_SECRET_KEYS": "a-key-that-was-drawn-by-a-machine-0815-4711",
             f"BOXOFFICE_{short}_DATABASE_URL": "postgresql+psycopg://db.example.com/one",
         },
         capture_output=True,
