@@ -83,8 +83,9 @@ class Coalescer(Generic[RequestT, ResultT]):
         )
         self._queue.append(waiting)
         if len(self._senders) < self._max_in_flight:
-            # A batch is nobody's call: it must not inherit one caller's deadline.
-            sender = loop.create_task(self._send_queued(), context=contextvars.Context())
+            # A batch is nobody's call: it must not inherit one caller's deadline, and goes on
+            # when they leave.
+            sender = tasks.begin(self._send_queued(), context=contextvars.Context())
             self._senders.add(sender)
         return await waiting.outcome
 
@@ -95,8 +96,7 @@ class Coalescer(Generic[RequestT, ResultT]):
         try:
             while batch := self._take():
                 _SIZE.labels(self._name).observe(len(batch))
-                # Shielded: the process finishes it before it stops.
-                await tasks.shielded(self._answer(batch), seconds=self._seconds + 1)
+                await self._answer(batch)
         finally:
             # Here, not in a callback: that comes a moment later, and what is queued by then
             # would take this for a sender that still looks.

@@ -6,6 +6,7 @@ the process waits for it before it exits.
 """
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -25,10 +26,17 @@ _LAST_TURN = metrics.gauge(
 
 async def shielded(work: Coroutine[Any, Any, _T], *, seconds: float) -> _T:
     """Runs `work` to its end, or for `seconds`, even when the awaiting call is cancelled."""
-    task = asyncio.create_task(_bounded(work, seconds))
+    return await asyncio.shield(begin(_bounded(work, seconds)))
+
+
+def begin(
+    work: Coroutine[Any, Any, _T], *, context: contextvars.Context | None = None
+) -> asyncio.Task[_T]:
+    """Begins work that is no call's own; the process waits for it before it exits."""
+    task = asyncio.create_task(work, context=context)
     _running.add(task)
     task.add_done_callback(_finished)
-    return await asyncio.shield(task)
+    return task
 
 
 async def drain(seconds: float) -> None:
