@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class Chances:
     webhook_twice: float = 0.0
 
 
-class StandIn:
+class StandIn(ABC):
     """Base of the stand-ins. `url` is what the SDK's base-URL setting gets."""
 
     def __init__(self) -> None:
@@ -91,20 +92,21 @@ class StandIn:
         self._outgoing: deque[tuple[str, bytes]] = deque()
         self.url = ""
 
+    @abstractmethod
     def answer(self, request: Request) -> dict[str, Any]:
         """Does what a request asks; raises Answer for anything but 200."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parse(self, body: bytes, content_type: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """What a request's body says."""
 
+    @abstractmethod
     def throttled(self) -> dict[str, Any]:
         """The body of a 429."""
-        raise NotImplementedError
 
+    @abstractmethod
     def headers_for(self, event_id: str, body: bytes) -> dict[str, str]:
         """The headers of a webhook that is sent now, with its signature."""
-        raise NotImplementedError
 
     def fail_next(self, part_of_path: str, *faults: Fault) -> None:
         """Lets the next calls of a path go wrong, one fault each."""
