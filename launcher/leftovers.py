@@ -95,7 +95,7 @@ def stop_all(home: Path, seconds: float) -> list[str]:
     _, alive = psutil.wait_procs(list(stopped.values()), timeout=seconds)
     for process in alive:
         with suppress(ProcessLookupError):
-            # Each was started in a session of its own, so its group is its own too.
+            # Each was started in a process group of its own.
             os.killpg(process.pid, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=5)
     for path in stopped:

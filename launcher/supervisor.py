@@ -215,8 +215,10 @@ class Process:
             stdout=log,
             stderr=log,
             env=self.program.environment,
-            # Ctrl-C in the terminal reaches the launcher alone, which stops them in order.
-            start_new_session=True,
+            # Ctrl-C in the terminal reaches the launcher alone, which stops them in order. Not
+            # a session each: Linux would share the cores among sessions first, and a thread
+            # that is nice would be so to its own process only.
+            process_group=0,
             **identity,
         )
 
