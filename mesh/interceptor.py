@@ -20,7 +20,7 @@ from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.policy import Idempotency, MethodPolicy
 from mesh.revocations import Revocations
-from mesh.status import COMMON_REASONS, from_database, raise_from_rpc, to_status
+from mesh.status import COMMON_REASONS, cause_of, from_database, raise_from_rpc, to_status
 from mesh.validation import refuse_unreal, validate
 
 _log = logging.getLogger("mesh.rpc")
@@ -225,6 +225,8 @@ async def _errors(
         raise
     except Exception as error:  # noqa: BLE001 - the one place that sees every bug
         refusal = _refusal(error)
+        if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
+            line["cause"] = cause_of(error)
         if refusal.reason is Reason.INTERNAL:
             _log.exception("a call failed by a bug", extra={"method": policy.path})
         elif refusal.reason not in COMMON_REASONS and refusal.reason not in policy.reasons:

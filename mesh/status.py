@@ -186,6 +186,18 @@ def from_database(error: sqlalchemy.exc.SQLAlchemyError) -> DomainError | None:
     return None
 
 
+def cause_of(error: sqlalchemy.exc.SQLAlchemyError) -> str:
+    """For the log: what the database said, without the statement and its values."""
+    original = getattr(error, "orig", None)
+    diagnostics = getattr(original, "diag", None)
+    parts = (
+        getattr(original, "sqlstate", None),
+        getattr(diagnostics, "message_primary", None),
+        getattr(diagnostics, "context", None),
+    )
+    return ": ".join(part for part in parts if part) or type(original or error).__name__
+
+
 def from_status(status: status_pb2.Status) -> DomainError | None:
     """The DomainError in a google.rpc.Status; None when it carries no reason of ours."""
     info = None

@@ -18,7 +18,7 @@ from mesh.clock import Clock
 from mesh.coalescing import Coalescer
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
-from mesh.status import from_database
+from mesh.status import cause_of, from_database
 from stock_svc import moving, reserving
 from stock_svc.moving import Moved, Order
 from stock_svc.reservation import Reservation
@@ -123,8 +123,10 @@ def _refusal(failure: Exception) -> DomainError:
         return DomainError(
             Reason.OVERLOADED, "the request's reservation keeps changing", retry_after_seconds=1
         )
-    known = from_database(failure) if isinstance(failure, sa.exc.SQLAlchemyError) else None
-    if known is None:
-        _log.error("a call of a batch failed by a bug", exc_info=failure)
-        return DomainError(Reason.INTERNAL, "internal error")
-    return known
+    if isinstance(failure, sa.exc.SQLAlchemyError):
+        known = from_database(failure)
+        if known is not None:
+            _log.warning("the database refused a call", extra={"cause": cause_of(failure)})
+            return known
+    _log.error("a call of a batch failed by a bug", exc_info=failure)
+    return DomainError(Reason.INTERNAL, "internal error")
