@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -24,6 +25,9 @@ TOTAL_LIFETIME = timedelta(seconds=10)
 
 _TOTALS_KEPT = 1_000
 _UNDATED = "infinity"
+_LISTED = [status for status in Status if status is not Status.DRAFT]
+
+_Columns = sa.ColumnCollection[str, sa.ColumnElement[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +87,22 @@ async def list_page(
     """
     scope = f"events {astuple(filters)}"
     after = from_token(page_token, 2, scope=scope)
-    matching = await _matching(connection, filters)
-    wanted = events.selected.where(matching)
-    if after is not None:
-        start, event_id = after
-        wanted = wanted.where(
-            sa.tuple_(events_table.c.sort_time, events_table.c.event_id)
-            > sa.tuple_(
-                sa.cast(sa.literal(start, sa.Text), sa.DateTime(timezone=True)),
-                sa.literal(UUID(event_id), sa.UUID()),
-            )
-        )
+    text = await search.condition(connection, query=filters.query)
+    known = totals.get(filters, now)
+    few = None
+    if filters.query and known is None:
+        few = await _few(connection, filters, text, after, page_size + 1)
+    if few is None:
+        matching = sa.and_(_matching(events_table.c, filters), text)
+        wanted: sa.ColumnElement[bool] = matching & _after(events_table.c, after)
+        total = known or await _count(connection, filters, matching, totals, now)
+    else:
+        wanted, total = few
     rows = (
         await connection.execute(
-            wanted.order_by(events_table.c.sort_time, events_table.c.event_id).limit(page_size + 1)
+            events.selected.where(wanted)
+            .order_by(events_table.c.sort_time, events_table.c.event_id)
+            .limit(page_size + 1)
         )
     ).all()
     found = [events.from_row(row) for row in rows[:page_size]]
@@ -105,7 +111,7 @@ async def list_page(
     return Page(
         tuple(Listed(event, lefts[event.event_id]) for event in found),
         _token(found, scope) if more else "",
-        await _count(connection, filters, matching, totals, now),
+        total,
     )
 
 
@@ -115,41 +121,79 @@ def _token(found: Sequence[Event], scope: str) -> str:
     return to_token(start, str(last.event_id), scope=scope)
 
 
-async def _matching(connection: AsyncConnection, filters: Filters) -> sa.ColumnElement[bool]:
-    table = events_table.c
-    if filters.status is None:
-        matching = table.current_status != sa.literal_column("'DRAFT'")
-    else:
-        matching = table.current_status == filters.status
+def _after(of: _Columns, after: Sequence[str] | None) -> sa.ColumnElement[bool]:
+    """What comes after the last event of the page before."""
+    if after is None:
+        return sa.true()
+    start, event_id = after
+    return sa.tuple_(of.sort_time, of.event_id) > sa.tuple_(
+        sa.cast(sa.literal(start, sa.Text), sa.DateTime(timezone=True)),
+        sa.literal(UUID(event_id), sa.UUID()),
+    )
+
+
+def _matching(of: _Columns, filters: Filters) -> sa.ColumnElement[bool]:
+    """What the filters say, without their text."""
+    statuses = _LISTED if filters.status is None else [filters.status]
+    matching: sa.ColumnElement[bool] = of.current_status.in_(statuses)
     if filters.starts_after is not None:
-        matching &= (table.sort_time >= filters.starts_after) & table.start_time.is_not(None)
+        # As the index has it, which says of the undated that they start never.
+        dated = of.sort_time < sa.literal_column(f"'{_UNDATED}'::timestamptz")
+        matching &= (of.sort_time >= filters.starts_after) & dated
     if filters.starts_before is not None:
-        matching &= table.sort_time < filters.starts_before
+        matching &= of.sort_time < filters.starts_before
     if filters.production_id is not None:
-        matching &= table.production_id == filters.production_id
+        matching &= of.production_id == filters.production_id
     if filters.venue_id is not None:
-        matching &= table.venue_id == filters.venue_id
-    if filters.query:
-        matching &= await _found(connection, filters.query)
+        matching &= of.venue_id == filters.venue_id
     return matching
 
 
-async def _found(connection: AsyncConnection, query: str) -> sa.ColumnElement[bool]:
-    """What holds for the events that a text finds: by their ids, when they are not many.
+async def _few(
+    connection: AsyncConnection,
+    filters: Filters,
+    text: sa.ColumnElement[bool],
+    after: Sequence[str] | None,
+    limit: int,
+) -> tuple[sa.ColumnElement[bool], int] | None:
+    """The next events by their ids, and how many there are in all; None when the text finds
+    too many.
 
-    The planner does not know how rare a word is, and with the other filters it would walk
-    through all events in their order to find the few.
+    The text alone comes first: the planner does not know how rare a word is, and would walk
+    through all events in their order, or of a status, to find the few.
     """
     table = events_table.c
-    condition = await search.condition(connection, query=query, column=table.search)
-    ids = (
-        await connection.scalars(
-            sa.select(table.event_id).where(condition).limit(COUNTED_EXACTLY + 1)
+    found = (
+        sa.select(
+            table.event_id,
+            table.sort_time,
+            table.current_status,
+            table.production_id,
+            table.venue_id,
         )
-    ).all()
-    if len(ids) > COUNTED_EXACTLY:
-        return condition
-    return table.event_id == sa.any_(sa.literal(list(ids), postgresql.ARRAY(sa.UUID())))
+        .where(text)
+        .limit(COUNTED_EXACTLY + 1)
+        .cte("found")
+        .prefix_with("MATERIALIZED")
+    )
+    matching = _matching(found.c, filters)
+    page = (
+        sa.select(found.c.event_id)
+        .where(matching, _after(found.c, after))
+        .order_by(found.c.sort_time, found.c.event_id)
+        .limit(limit)
+    )
+    count = sa.func.count()
+    ids, of_text, total = (
+        await connection.execute(
+            sa.select(
+                sa.func.array(page.scalar_subquery()), count, count.filter(matching)
+            ).select_from(found)
+        )
+    ).one()
+    if of_text > COUNTED_EXACTLY:
+        return None
+    return table.event_id == sa.any_(sa.literal(ids, postgresql.ARRAY(sa.UUID()))), total
 
 
 async def _count(
@@ -159,9 +203,6 @@ async def _count(
     totals: Totals,
     now: datetime,
 ) -> int:
-    known = totals.get(filters, now)
-    if known is not None:
-        return known
     some = sa.select(sa.literal(1)).select_from(events_table).where(matching)
     counted = await connection.scalar(
         sa.select(sa.func.count()).select_from(some.limit(COUNTED_EXACTLY + 1).subquery())

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.tables import search_words
+from booking_svc.tables import events, search_words
 
 _MAX_WORDS = 400
 _MAX_QUERY_WORDS = 10
@@ -62,9 +62,7 @@ async def learn(connection: AsyncConnection, *, words: Sequence[str]) -> None:
         )
 
 
-async def condition(
-    connection: AsyncConnection, *, query: str, column: sa.ColumnElement[object]
-) -> sa.ColumnElement[bool]:
+async def condition(connection: AsyncConnection, *, query: str) -> sa.ColumnElement[bool]:
     """What holds for the events that a query finds; nothing holds for no words at all."""
     wanted = words_of(query)[:_MAX_QUERY_WORDS]
     if not wanted:
@@ -76,7 +74,7 @@ async def condition(
             return sa.false()
         parts.append("(" + " | ".join(f"'{each}':*" for each in meant) + ")")
     # Words have letters, marks and digits only: nothing of a tsquery's own signs.
-    return column.op("@@")(sa.cast(" & ".join(parts), postgresql.TSQUERY))
+    return events.c.search.op("@@")(sa.cast(" & ".join(parts), postgresql.TSQUERY))
 
 
 async def _begins_one(connection: AsyncConnection, word: str) -> bool:
