@@ -174,7 +174,9 @@ class Bench:
         for kind in (HERE, ELSEWHERE):
             folder = folders / kind
             folder.mkdir()
-            gateway = harness.running_gateway(folder, rate_limit_scale=1)
+            # As many workers as `make up` gives it.
+            workers = os.cpu_count() or 1
+            gateway = harness.running_gateway(folder, rate_limit_scale=1, workers=workers)
             self._gateways[kind] = stack.enter_context(gateway).settings
         [self._envoy] = [
             child

@@ -77,6 +77,9 @@ def listener(policies: Collection[MethodPolicy], settings: MeshSettings, folder:
         # A second gateway on the port must fail, not share it silently.
         "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
+        # A crowd at the door does not keep those inside waiting: between two who come in,
+        # everybody is served.
+        "max_connections_to_accept_per_socket_event": 1,
         "filter_chains": [
             {
                 "filters": [_connection_manager(policies, settings, folder)],
@@ -278,6 +281,8 @@ _HARDENING: Config = {
     "request_headers_timeout": "5s",
     "request_timeout": "15s",
     "stream_idle_timeout": "30s",
+    # Who was refused and goes on sending: a new connection costs more than one that waits.
+    "delayed_close_timeout": "5s",
     "common_http_protocol_options": {
         "headers_with_underscores_action": "REJECT_REQUEST",
         "max_headers_count": 64,

