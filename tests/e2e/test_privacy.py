@@ -1,4 +1,4 @@
-"""Nothing personal and no secret is in any log, metric, trace or error of a whole run."""
+"""Nothing personal and no secret is in any log, metric, trace, error or report of a whole run."""
 
 import re
 import threading
@@ -18,7 +18,9 @@ from mesh.policy import PACKAGE
 from mesh.settings import SERVICES
 from tests.architecture.contract import contract
 from tests.e2e.conftest import Api, RunningMesh, items, running_mesh, until
-from tests.e2e.test_password_reset import mailed_token
+from tests.e2e.test_password_reset import SUBJECT, token_in
+from tests.mesh.error_tracker import ErrorTracker, error_tracker
+from tests.mesh.mail.server import MailServer, mail_server_aside
 
 EMAIL = "canary.bird@canary-mail.example"
 ADMIN_SECRET = "kanarie-geheim-van-de-beheerder-0001"
@@ -82,9 +84,25 @@ def traces() -> Iterator[tuple[Traces, str]]:
 
 
 @pytest.fixture
-def lonely(traces: tuple[Traces, str]) -> Iterator[RunningMesh]:
+def mails() -> Iterator[MailServer]:
+    with mail_server_aside() as server:
+        yield server
+
+
+@pytest.fixture
+def reports() -> Iterator[ErrorTracker]:
+    with error_tracker() as tracker:
+        yield tracker
+
+
+@pytest.fixture
+def lonely(
+    traces: tuple[Traces, str], mails: MailServer, reports: ErrorTracker
+) -> Iterator[RunningMesh]:
     """A mesh of its own: what other tests log is not this test's."""
     with running_mesh(
+        BOXOFFICE_SMTP_URL=f"smtp://127.0.0.1:{mails.port}",
+        BOXOFFICE_SENTRY_DSN=reports.dsn,
         BOXOFFICE_LOG_LEVEL="DEBUG",
         BOXOFFICE_TRACE_ENDPOINT=traces[1],
         BOXOFFICE_TRACE_SAMPLE="1",
@@ -93,7 +111,9 @@ def lonely(traces: tuple[Traces, str]) -> Iterator[RunningMesh]:
         yield running
 
 
-def a_whole_run(mesh: RunningMesh, api: Api, admin: Api) -> list[tuple[str, str]]:
+def a_whole_run(
+    mails: MailServer, reports: ErrorTracker, api: Api, admin: Api
+) -> list[tuple[str, str]]:
     """What a customer does, well and badly. Returns secrets made on the way, and all errors."""
     account = {
         "email": EMAIL,
@@ -122,10 +142,14 @@ def a_whole_run(mesh: RunningMesh, api: Api, admin: Api) -> list[tuple[str, str]
     profile = {"address": CANARIES["address"], "fullName": CANARIES["full name"]}
     assert me.send("PATCH", "/api/v1/auth/profile", profile).status_code == 200
     note(me.send("PATCH", "/api/v1/auth/profile", {"address": CANARIES["address"] + "\x00"}))
+    # A mail server that names the customer in its answers, and takes nothing for good.
+    mails.answers[EMAIL] = f"550 5.1.1 <{EMAIL}>: {CANARIES['full name']} is unknown"
     event = admin.create_event()
     booking = me.book({**items(event, 2), "checkout": {"provider": "sandbox"}}).json()
     me.post(f"/sandbox/pay/{booking['payment']['paymentId']}", {"outcome": "SUCCEEDED"})
     me.wait_for_status(booking["bookingId"], "CONFIRMED")
+    until(lambda: "a mail is given up" in reports.raw, "no report came", seconds=60)
+    mails.answers.clear()
     path = f"/api/v1/bookings/{booking['bookingId']}"
     told = {"note": CANARIES["note"], "attendees": [CANARIES["attendee"]] * 2}
     assert me.send("PATCH", path, told).status_code == 200
@@ -139,7 +163,7 @@ def a_whole_run(mesh: RunningMesh, api: Api, admin: Api) -> list[tuple[str, str]
     note(me.post("/webhooks/sandbox", {"kanarie": UNREADABLE}))
     hook = admin.post("/api/v1/webhook-endpoints", {"url": f"{api.client.base_url}/hook"})
     seen.append(("secret", hook.json()["secret"]))
-    seen += [("secret", token) for token in a_forgotten_password(mesh, api, note)]
+    seen += [("secret", token) for token in a_forgotten_password(mails, api, note)]
     me = api.sign_in(EMAIL, CANARIES["password"])
     changed = me.post(
         "/api/v1/auth/change-password",
@@ -157,12 +181,17 @@ def a_whole_run(mesh: RunningMesh, api: Api, admin: Api) -> list[tuple[str, str]
 
 
 def a_forgotten_password(
-    mesh: RunningMesh, api: Api, note: Callable[[httpx.Response], httpx.Response]
+    mails: MailServer, api: Api, note: Callable[[httpx.Response], httpx.Response]
 ) -> list[str]:
     """Resets it to what it was, after a few wrong tries. Returns the tokens."""
     asked, confirmed = "/api/v1/auth/reset-password", "/api/v1/auth/reset-password/confirm"
     api.post(asked, {"email": EMAIL})
-    token = mailed_token(mesh, EMAIL)
+
+    def mailed() -> str | None:
+        asked_for = (mail for mail in mails.mails if mail["Subject"] == SUBJECT)
+        return next((token_in(mail, "plain") for mail in asked_for), None)
+
+    token = until(mailed, "no mail came", seconds=60)
     reset = {"token": token, "newPassword": CANARIES["password"]}
     note(api.post(asked, {"email": f"{EMAIL}\x00"}))
     note(api.post(confirmed, {**reset, "token": CANARIES["wrong reset token"]}))
@@ -186,11 +215,13 @@ def test_every_field_that_the_contract_hides_has_a_canary() -> None:
 
 
 @pytest.mark.timeout(400)
-def test_no_canary_sings(lonely: RunningMesh, traces: tuple[Traces, str]) -> None:
+def test_no_canary_sings(
+    lonely: RunningMesh, traces: tuple[Traces, str], mails: MailServer, reports: ErrorTracker
+) -> None:
     with httpx.Client(base_url=lonely.url, timeout=20) as client:
         api = Api(client)
         admin = api.sign_up(admin_secret=lonely.variables["BOXOFFICE_ADMIN_REGISTRATION_SECRET"])
-        seen = a_whole_run(lonely, api, admin)
+        seen = a_whole_run(mails, reports, api, admin)
         metrics = "".join(_metrics(lonely))
         # Spans are sent in batches; those of the last calls show that all have come.
         paths = ("/api/v1/auth/me", "/api/v1/events")
@@ -204,6 +235,7 @@ def test_no_canary_sings(lonely: RunningMesh, traces: tuple[Traces, str]) -> Non
     assert len(errors) > 17
     secrets = [text for kind, text in seen if kind == "secret"]
     places = {"errors": "\n".join(errors), "metrics": metrics, "traces": traces[0].text}
+    places["reports"] = reports.raw
     places |= _logs(lonely.home)
     for service in (*SERVICES, "SELECT"):
         assert service in places["traces"]

@@ -1,16 +1,12 @@
 """Bugs reach the error tracker, refusals do not, and nobody's data goes with them."""
 
-import gzip
-import itertools
-import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
+
+from tests.mesh.error_tracker import ErrorTracker, error_tracker
 
 # A process of its own: the tracker's client is one per process and stays.
 _PROCESS = """
@@ -39,52 +35,13 @@ reporting.shutdown()
 """
 
 
-class Sink:
-    """Takes what Sentry's client sends."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.raw = ""
-        sink = self
-
-        class Connection(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                sink.take(body.decode())
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *arguments: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Connection)
-
-    @property
-    def dsn(self) -> str:
-        return f"http://key@127.0.0.1:{self.server.server_address[1]}/1"
-
-    def take(self, envelope: str) -> None:
-        self.raw += envelope
-        lines = [json.loads(line) for line in envelope.splitlines() if line]
-        for header, payload in itertools.pairwise(lines):
-            if header.get("type") == "event":
-                self.events.append(payload)
-
-
 @pytest.fixture
-def sink() -> Iterator[Sink]:
-    sink = Sink()
-    thread = threading.Thread(target=sink.server.serve_forever)
-    thread.start()
-    yield sink
-    sink.server.shutdown()
-    sink.server.server_close()
-    thread.join()
+def sink() -> Iterator[ErrorTracker]:
+    with error_tracker() as tracker:
+        yield tracker
 
 
-def test_a_bug_is_reported_with_its_request_and_nobodys_data(sink: Sink) -> None:
+def test_a_bug_is_reported_with_its_request_and_nobodys_data(sink: ErrorTracker) -> None:
     completed = subprocess.run(
         [sys.executable, "-c", _PROCESS, sink.dsn], capture_output=True, text=True, check=True
     )

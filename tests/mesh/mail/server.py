@@ -2,8 +2,9 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
@@ -109,6 +110,23 @@ async def mail_server(
         yield server
     finally:
         listening.close()
+
+
+@contextmanager
+def mail_server_aside() -> Iterator[MailServer]:
+    """For tests that run no event loop of their own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    listening = mail_server()
+    try:
+        yield asyncio.run_coroutine_threadsafe(listening.__aenter__(), loop).result()
+    finally:
+        leaving = listening.__aexit__(None, None, None)
+        asyncio.run_coroutine_threadsafe(leaving, loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @dataclass(frozen=True)
