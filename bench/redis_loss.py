@@ -9,6 +9,7 @@ that fails.
 
 import argparse
 import asyncio
+import math
 import os
 import secrets
 import signal
@@ -206,9 +207,13 @@ def _show(crowd: Crowd) -> int:
         table.add_column(column, justify="left" if column in ("", "Redis") else "right")
     is_kept = not crowd.failures
     for what in (_READ, _BUY):
-        well = _percentile(crowd.seconds[_WELL, what], 99)
+        well = _percentile(crowd.seconds[_WELL, what] or [math.nan], 99)
         for phase in (_WELL, _FROZEN, _KILLED, _FLUSHED):
             seconds = crowd.seconds[phase, what]
+            if not seconds:
+                table.add_row(what, phase, "0")
+                is_kept = False
+                continue
             p99 = _percentile(seconds, 99)
             is_kept &= p99 - well <= PROMISED_SECONDS
             table.add_row(

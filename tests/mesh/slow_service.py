@@ -32,7 +32,10 @@ async def open_service(settings: MeshSettings) -> AsyncIterator[Service]:
 
     async def stream_changes(request: Any, context: Context) -> AsyncIterator[Any]:
         yield stock_change_service_pb2.StreamChangesResponse()
-        await asyncio.Event().wait()
+        if request.from_now:
+            await asyncio.Event().wait()
+        while True:  # There is always more.
+            yield stock_change_service_pb2.StreamChangesResponse()
 
     async def release(request: Any, context: Context) -> Any:
         await tasks.shielded(shielded_step(), seconds=30)

@@ -8,6 +8,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -144,7 +145,8 @@ async def test_a_call_that_never_ends_does_not_keep_the_process(home: Path) -> N
         assert await running.process.wait() == 0
 
 
-async def test_a_stream_without_end_ends_at_once_and_says_why(home: Path) -> None:
+@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "sending"])
+async def test_a_stream_without_end_ends_at_once_and_says_why(home: Path, waits: bool) -> None:
     """Not only after the grace, which is longer here than the test may take."""
     network = Network(home)
     async with (
@@ -156,14 +158,19 @@ async def test_a_stream_without_end_ends_at_once_and_says_why(home: Path) -> Non
             f"/{CHANGES}/StreamChanges",
             request_serializer=stock_change_service_pb2.StreamChangesRequest.SerializeToString,
             response_deserializer=stock_change_service_pb2.StreamChangesResponse.FromString,
-        )(stock_change_service_pb2.StreamChangesRequest())
+        )(stock_change_service_pb2.StreamChangesRequest(from_now=waits))
         assert await stream.read() == stock_change_service_pb2.StreamChangesResponse()
         running.process.send_signal(signal.SIGTERM)
-        error = await refusal(stream.read())
+        error = await refusal(end_of(stream))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert reason_of(error) == "DEPENDENCY_UNAVAILABLE"
         assert error.details() == "the service is stopping"
         assert await running.process.wait() == 0
+
+
+async def end_of(stream: "grpc.aio.UnaryStreamCall[Any, Any]") -> None:
+    while await stream.read() is not grpc.aio.EOF:
+        pass
 
 
 async def test_a_taken_port_is_refused(home: Path) -> None:

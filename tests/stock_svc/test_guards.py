@@ -43,7 +43,8 @@ GUARDS = [
         "if limit is None or owned + one.places <= limit:",
         "if True:",
     ),
-    Guard("what a batch took before", "granting.py", "locked.free[pool] -= quantity", "pass"),
+    Guard("places a batch took before", "granting.py", "locked.free[pool] -= quantity", "pass"),
+    Guard("seats a batch took before", "granting.py", "locked.taken |= set(one.seats)", "pass"),
     Guard(
         "places left, in the statement",
         "statements.py",
@@ -63,10 +64,12 @@ GUARDS = [
     Guard(
         "one reservation for a key",
         "reserving.py",
-        "if n in first_of and wave.settle_first(n, first_of[n]):",
-        "if False:",
+        "        if first.has_lapsed(self.now):\n            return False\n",
+        "        return False\n",
     ),
-    Guard("a key with other lines", "reserving.py", "if first.has_lapsed(self.now):", "if False:"),
+    Guard(
+        "a lapsed one is not the first", "reserving.py", "if first.has_lapsed(self.now):", "if 0:"
+    ),
     Guard(
         "equal keys in a batch",
         "reserving.py",
