@@ -494,3 +494,16 @@ async def test_exchanges_in_opposite_directions_do_not_deadlock(database: Databa
     assert sum(sold) == 18
     await one.assert_clean()
     await two.assert_clean()
+
+
+async def test_of_exchanges_of_one_reservation_exactly_one_wins(database: Database) -> None:
+    sale = await on_sale(database, pools={"floor": 100})
+    for _ in range(10):
+        await sale.reserve()  # What would be given back twice belongs to somebody.
+    for _ in range(10):
+        made = await sale.reserve()
+        outcomes = await rush(sale.exchange(made.reservation_id) for _ in range(4))
+        assert len(won(outcomes)) == 1
+        assert outcomes.count(Reason.RESERVATION_STATE_INVALID) == 3
+    assert await sale.counters() == (20, 0)
+    await sale.assert_clean()

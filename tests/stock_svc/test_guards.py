@@ -113,10 +113,10 @@ GUARDS = [
         RACES,
     ),
     Guard(
-        "row locks of what lapsed",
+        "lapsed still, once it is locked",
         "expiry.py",
-        ".with_for_update(key_share=True, of=reservations)",
-        "",
+        ".where(is_active, reservations.c.expire_time <= now)\n        .values(",
+        ".values(",
         RACES,
     ),
     Guard("row locks of an exchange", "exchange.py", _ROW_LOCK, "", RACES),

@@ -54,7 +54,7 @@ wishes = st.lists(
     unique_by=lambda wish: wish[1] if wish[0] == "stalls" else wish,
 )
 
-# Two customers who ask for one of these in one batch cannot both have it.
+# Two customers who ask for one of these cannot both have it.
 greedy = st.sampled_from([[("high", 3)], [("adult", 3), ("child", 2)], [("stalls", "A1")]])
 
 # Why a reservation that has ended, in one way or another, cannot be worked with.
@@ -167,7 +167,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         target=reserved,
         customer_id=st.sampled_from(CUSTOMERS),
-        wanted=wishes,
+        wanted=wishes | greedy,
         minutes=st.sampled_from([5, 15]),
     )
     def reserve(
@@ -311,9 +311,11 @@ class LedgerMachine(RuleBasedStateMachine):
                         )
                 raise ProcessDiedError
 
-    @rule(held=reserved)
-    def retry(self, held: Held) -> None:
+    @rule(held=reserved, is_late=st.booleans())
+    def retry(self, held: Held, is_late: bool) -> None:
         """The same request under another id finds the first while that counts, else is new."""
+        if is_late:
+            self.now = max(self.now, held.end)
         if held.counts(self.now):
             again = self.do(self.request(held, new_id()))
             assert again.reservation_id == held.reservation_id
@@ -365,14 +367,16 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(held=reserved, minutes=st.integers(1, 30))
     def extend(self, held: Held, minutes: int) -> None:
         end = self.now + timedelta(minutes=minutes)
-        extend = self.sale.extend(held.reservation_id, now=self.now, to=end)
         if not (held.state is State.ACTIVE and held.counts(self.now)):
+            extend = self.sale.extend(held.reservation_id, now=self.now, to=end)
             assert self.refusal(extend) in ENDED | {Reason.RESERVATION_STATE_INVALID}
             return
         if not held.extended:
             held.end, held.extended = end, True
-        # Again, it has the first new end.
-        assert self.do(extend).expire_time == held.end
+        # Again, to whatever time, it has the first new end.
+        for to in (end, end + timedelta(minutes=1)):
+            extended = self.do(self.sale.extend(held.reservation_id, now=self.now, to=to))
+            assert extended.expire_time == held.end
 
     @rule(minutes=st.sampled_from([4, 6, 12]))
     def time_goes_by(self, minutes: int) -> None:
