@@ -235,6 +235,7 @@ class CatalogueMachine(RuleBasedStateMachine):
         return self.tellings
 
 
+@pytest.mark.timeout(3600)
 def test_catalogue_and_stock_stay_in_step(open_database: Any, is_long: bool) -> None:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
