@@ -174,6 +174,15 @@ class Movement:
     event_time: datetime
     report: Captured | RefundProcessed
 
+    @classmethod
+    def of(cls, report: Captured | RefundProcessed) -> "Movement":
+        """The movement that a report tells of."""
+        if isinstance(report, Captured):
+            kind, reference = MovementKind.CAPTURE, report.capture_reference
+        else:
+            kind, reference = MovementKind.REFUND, report.refund_reference
+        return cls(kind, reference, report.amount, report.event_time, report)
+
 
 @dataclass(frozen=True, slots=True)
 class WebhookEvent:

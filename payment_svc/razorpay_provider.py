@@ -26,7 +26,6 @@ from payment_svc.providers import (
     Captured,
     Failed,
     Movement,
-    MovementKind,
     Order,
     ProviderError,
     ProviderRefusedError,
@@ -174,28 +173,11 @@ class RazorpayProvider:
         found: list[Movement] = []
         for payment in await self._pages("payment", window):
             if payment["status"] in razorpay_events.TAKEN:
-                taken = razorpay_events.captured(payment, None, None)
-                found.append(
-                    Movement(
-                        MovementKind.CAPTURE,
-                        taken.capture_reference,
-                        taken.amount,
-                        taken.event_time,
-                        taken,
-                    )
-                )
+                found.append(Movement.of(razorpay_events.captured(payment, None, None)))
         for refund in await self._pages("refund", window):
             back = razorpay_events.refund_report(refund)
             if isinstance(back, RefundProcessed):
-                found.append(
-                    Movement(
-                        MovementKind.REFUND,
-                        back.refund_reference,
-                        back.amount,
-                        back.event_time,
-                        back,
-                    )
-                )
+                found.append(Movement.of(back))
         return found
 
     def step_minor(self, currency_code: str) -> int:

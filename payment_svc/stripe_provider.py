@@ -21,7 +21,6 @@ from payment_svc.providers import (
     Captured,
     Failed,
     Movement,
-    MovementKind,
     Order,
     ProviderError,
     ProviderRefusedError,
@@ -162,27 +161,11 @@ class StripeProvider:
         ):
             taken = stripe_events.charge_captured(charge)
             if taken is not None:
-                found.append(
-                    Movement(
-                        MovementKind.CAPTURE,
-                        taken.capture_reference,
-                        taken.amount,
-                        taken.event_time,
-                        taken,
-                    )
-                )
+                found.append(Movement.of(taken))
         async for refund in _pages(self._api.refunds.list_async, {"created": created}):
             back = stripe_events.refund_report(refund)
             if isinstance(back, RefundProcessed):
-                found.append(
-                    Movement(
-                        MovementKind.REFUND,
-                        back.refund_reference,
-                        back.amount,
-                        back.event_time,
-                        back,
-                    )
-                )
+                found.append(Movement.of(back))
         return found
 
     def step_minor(self, currency_code: str) -> int:

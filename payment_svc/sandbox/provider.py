@@ -23,7 +23,6 @@ from payment_svc.providers import (
     DisputeStatus,
     Failed,
     Movement,
-    MovementKind,
     Order,
     ProviderError,
     RefundOrder,
@@ -144,7 +143,7 @@ class SandboxProvider:
         async with self._database.transaction() as connection:
             session = await bank.find(connection, payment_id=order.payment_id)
             entries = await ledger.of_session(connection, session_id=session.session_id)
-        reports: list[Report] = [_movement(entry, reference).report for entry in entries]
+        reports: list[Report] = [_report(entry, reference) for entry in entries]
         if session.decline_time is not None and session.state is not State.PAID:
             reports.append(Failed(order.payment_id, reference, session.decline_time, bank.DECLINED))
         if session.state is State.VOIDED:
@@ -154,7 +153,7 @@ class SandboxProvider:
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
         async with self._database.transaction() as connection:
             entries = await ledger.list_between(connection, since=since, until=until)
-        return [_movement(entry, None) for entry in entries]
+        return [Movement.of(_report(entry, None)) for entry in entries]
 
     async def _trouble(self, payment_id: UUID, among: Collection[Fault]) -> None:
         """What the lab lets go wrong with a call, before or after it was done."""
@@ -195,10 +194,9 @@ def _disputed(facts: Any, time: datetime) -> Report:
     )
 
 
-def _movement(entry: Entry, session_reference: str | None) -> Movement:
-    report: Captured | RefundProcessed
+def _report(entry: Entry, session_reference: str | None) -> Captured | RefundProcessed:
     if entry.kind is Kind.CAPTURE:
-        report = Captured(
+        return Captured(
             entry.payment_id,
             session_reference,
             entry.create_time,
@@ -206,18 +204,14 @@ def _movement(entry: Entry, session_reference: str | None) -> Movement:
             entry.amount,
             bank.METHOD,
         )
-        kind = MovementKind.CAPTURE
-    else:
-        report = RefundProcessed(
-            entry.payment_id,
-            session_reference,
-            entry.create_time,
-            entry.refund_id,
-            entry.reference,
-            entry.amount,
-        )
-        kind = MovementKind.REFUND
-    return Movement(kind, entry.reference, entry.amount, entry.create_time, report)
+    return RefundProcessed(
+        entry.payment_id,
+        session_reference,
+        entry.create_time,
+        entry.refund_id,
+        entry.reference,
+        entry.amount,
+    )
 
 
 def _time(event: Any) -> datetime:

@@ -25,7 +25,7 @@ from mesh.database import Database
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import comparison, tables
-from payment_svc.providers import Captured, Movement, MovementKind
+from payment_svc.providers import Captured, Movement
 from payment_svc.sandbox import signature
 
 SECRET = "the sandbox's webhook secret"
@@ -91,8 +91,7 @@ class Running:
     async def compare_a_day(self) -> None:
         """A day on which the sandbox took ₹ 7 that nobody told us of."""
         start = datetime(2026, 3, 1, tzinfo=UTC)
-        taken = Captured(None, "cs_1", start, "ch_1", Money(700, "INR"), "card")
-        movement = Movement(MovementKind.CAPTURE, "ch_1", Money(700, "INR"), start, taken)
+        movement = Movement.of(Captured(None, "cs_1", start, "ch_1", Money(700, "INR"), "card"))
         async with (
             Database.open(self.database_url) as database,
             database.transaction() as connection,
