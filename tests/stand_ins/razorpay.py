@@ -23,23 +23,28 @@ FEE_PERCENT = 2
 class RazorpayStandIn(StandIn):
     """Keeps links, payments and refunds as Razorpay would; customers pay with `pay`."""
 
+    opening_path = "/payment_links"
+    given_up = "cancelled"
+
     def __init__(self) -> None:
         super().__init__()
         self.links: dict[str, dict[str, Any]] = {}
         self.payments: dict[str, dict[str, Any]] = {}
-        self.refunds: dict[str, dict[str, Any]] = {}
-        self.refund_status = "processed"
         self._keys: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
+
+    @property
+    def opened(self) -> dict[str, dict[str, Any]]:
+        return self.links
 
     # What a customer, a bank or the dashboard does.
 
     def pay(
-        self, link_id: str, *, declined: str | None = None, authorized_only: bool = False
+        self, reference: str, *, declined: str | None = None, authorized_only: bool = False
     ) -> str:
         """A try to pay a link; with `authorized_only` the money waits for its capture."""
         with self.lock:
-            link = self.links[link_id]
+            link = self.links[reference]
             if link["status"] != "created" and not authorized_only:
                 raise ValueError(f"the link is {link['status']}")
             payment = self._new_payment(link)
@@ -69,31 +74,37 @@ class RazorpayStandIn(StandIn):
         with self.lock:
             self.payments[payment_id] |= {"status": "failed", "error_reason": "not_captured"}
 
-    def dispute(self, payment_id: str, status: str = "open") -> None:
+    def dispute(self, reference: str, *, reason: str, end: str | None = None) -> None:
         with self.lock:
-            payment = self.payments[payment_id]
-            kind = "created" if status == "open" else status
+            payment = self._paid(reference)
             dispute = {
-                "id": f"disp_{payment_id}",
-                "payment_id": payment_id,
+                "id": f"disp_{payment['id']}",
+                "payment_id": payment["id"],
                 "amount": payment["amount"],
                 "currency": payment["currency"],
-                "reason_code": "goods_not_received",
-                "status": status,
+                "reason_code": reason,
+                "status": end or "open",
             }
-            self._event(f"payment.dispute.{kind}", payment=payment, dispute=dispute)
+            self._event(f"payment.dispute.{end or 'created'}", payment=payment, dispute=dispute)
 
-    def finish_refunds(self, status: str) -> None:
-        """Ends the refunds that are pending."""
+    def refund_in_dashboard(self, reference: str, amount: int) -> None:
+        with self.lock:
+            self._refund(self._paid(reference)["id"], {"amount": amount})
+
+    def finish_refunds(self, *, succeed: bool) -> None:
         with self.lock:
             for refund in self.refunds.values():
                 if refund["status"] == "pending":
-                    refund["status"] = status
-                    if status == "processed":
+                    refund["status"] = "processed" if succeed else "failed"
+                    if succeed:
                         self._book("REFUND", self.payments[refund["payment_id"]], refund)
                     else:
                         self.payments[refund["payment_id"]]["amount_refunded"] -= refund["amount"]
-                    self._event(f"refund.{status}", refund=refund)
+                    self._event(f"refund.{refund['status']}", refund=refund)
+
+    def forget_keys(self) -> None:
+        with self.lock:
+            self._keys.clear()
 
     # The API.
 
@@ -106,8 +117,11 @@ class RazorpayStandIn(StandIn):
     def throttled(self) -> dict[str, Any]:
         return _error("Too many requests")
 
-    def headers_for(self, event_id: str, body: bytes) -> dict[str, str]:
-        signature = hmac.new(WEBHOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
+    def headers_for(
+        self, event_id: str, body: bytes, *, secret: str | None = None
+    ) -> dict[str, str]:
+        key = (secret or WEBHOOK_SECRET).encode()
+        signature = hmac.new(key, body, hashlib.sha256).hexdigest()
         return {"x-razorpay-signature": signature, "x-razorpay-event-id": event_id}
 
     def answer(self, request: Request) -> dict[str, Any]:
@@ -203,6 +217,15 @@ class RazorpayStandIn(StandIn):
         self.links[link_id] = link
         return link
 
+    def _paid(self, link_id: str) -> dict[str, Any]:
+        """The try that paid a link."""
+        order_id = self.links[link_id]["order_id"]
+        return next(
+            one
+            for one in self.payments.values()
+            if one["order_id"] == order_id and one["status"] in {"captured", "refunded"}
+        )
+
     def _new_payment(self, link: dict[str, Any]) -> dict[str, Any]:
         link.setdefault("order_id", f"order_{link['id']}")
         payment_id = f"pay_{next(self._numbers):014}"
@@ -252,12 +275,12 @@ class RazorpayStandIn(StandIn):
             "currency": payment["currency"],
             "payment_id": payment_id,
             "notes": body.get("notes", []),
-            "status": self.refund_status,
+            "status": "pending" if self.has_slow_refunds else "processed",
             "created_at": int(self.clock()),
         }
         self.refunds[str(refund["id"])] = refund
         self._event("refund.created", payment=payment, refund=refund)
-        if self.refund_status == "processed":
+        if refund["status"] == "processed":
             self._book("REFUND", payment, refund)
             self._event("refund.processed", payment=payment, refund=refund)
         return refund

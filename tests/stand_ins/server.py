@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
@@ -75,7 +75,15 @@ class Chances:
 class StandIn(ABC):
     """Base of the stand-ins. `url` is what the SDK's base-URL setting gets."""
 
+    opening_path: ClassVar[str]
+    """What is called to open a payment."""
+    given_up: ClassVar[str]
+    """The status of one that was closed before it was paid."""
+
     def __init__(self) -> None:
+        self.refunds: dict[str, dict[str, Any]] = {}
+        self.has_slow_refunds = False
+        """Whether new refunds wait until `finish_refunds`."""
         self.ledger: list[Entry] = []
         self.events: list[tuple[str, bytes]] = []
         self.requests: list[Request] = []
@@ -105,8 +113,35 @@ class StandIn(ABC):
         """The body of a 429."""
 
     @abstractmethod
-    def headers_for(self, event_id: str, body: bytes) -> dict[str, str]:
-        """The headers of a webhook that is sent now, with its signature."""
+    def headers_for(
+        self, event_id: str, body: bytes, *, secret: str | None = None
+    ) -> dict[str, str]:
+        """The headers of a webhook that is sent now, signed with its own secret or another."""
+
+    @property
+    @abstractmethod
+    def opened(self) -> dict[str, dict[str, Any]]:
+        """All that was ever opened, by the provider's ids."""
+
+    @abstractmethod
+    def pay(self, reference: str, *, declined: str | None = None) -> object:
+        """The customer pays what was opened, or is refused with a code."""
+
+    @abstractmethod
+    def finish_refunds(self, *, succeed: bool) -> None:
+        """Ends the refunds that wait."""
+
+    @abstractmethod
+    def refund_in_dashboard(self, reference: str, amount: int) -> None:
+        """Somebody gives money back at the provider, past us."""
+
+    @abstractmethod
+    def dispute(self, reference: str, *, reason: str, end: str | None = None) -> None:
+        """The customer's bank asks the money back, or ends that: won or lost."""
+
+    @abstractmethod
+    def forget_keys(self) -> None:
+        """What was asked under an idempotency key is new again."""
 
     def fail_next(self, part_of_path: str, *faults: Fault) -> None:
         """Lets the next calls of a path go wrong, one fault each."""

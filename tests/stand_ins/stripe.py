@@ -22,22 +22,26 @@ FEE_PERCENT = 2
 class StripeStandIn(StandIn):
     """Keeps sessions, intents and refunds as Stripe would; customers pay with `pay`."""
 
+    opening_path = "/checkout/sessions"
+    given_up = "expired"
+
     def __init__(self) -> None:
         super().__init__()
         self.sessions: dict[str, dict[str, Any]] = {}
         self.intents: dict[str, dict[str, Any]] = {}
         self.charges: dict[str, dict[str, Any]] = {}
-        self.refunds: dict[str, dict[str, Any]] = {}
-        self.refund_status = "succeeded"
         self._keys: dict[str, tuple[Any, int, dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
 
+    @property
+    def opened(self) -> dict[str, dict[str, Any]]:
+        return self.sessions
+
     # What a customer, a bank or the dashboard does.
 
-    def pay(self, session_id: str, *, declined: str | None = None) -> None:
-        """The customer pays on the session's page, or is refused with a code."""
+    def pay(self, reference: str, *, declined: str | None = None) -> None:
         with self.lock:
-            session = self.sessions[session_id]
+            session = self.sessions[reference]
             if session["status"] != "open":
                 raise ValueError(f"the session is {session['status']}")
             intent = self._intent_of(session)
@@ -49,11 +53,10 @@ class StripeStandIn(StandIn):
                 return
             self._succeed(session, intent, charge)
 
-    def dispute(self, session_id: str, status: str = "needs_response") -> None:
-        """The customer's bank asks the money of a session back."""
+    def dispute(self, reference: str, *, reason: str, end: str | None = None) -> None:
         with self.lock:
-            intent = self.intents[self.sessions[session_id]["payment_intent"]]
-            kind = "created" if status == "needs_response" else "closed"
+            intent = self.intents[self.sessions[reference]["payment_intent"]]
+            kind = "created" if end is None else "closed"
             self._event(
                 f"charge.dispute.{kind}",
                 {
@@ -62,31 +65,32 @@ class StripeStandIn(StandIn):
                     "payment_intent": intent["id"],
                     "amount": intent["amount"],
                     "currency": intent["currency"],
-                    "reason": "fraudulent",
-                    "status": status,
+                    "reason": reason,
+                    "status": end or "needs_response",
                 },
             )
 
-    def refund_in_dashboard(self, session_id: str, amount: int) -> None:
-        """Somebody gives money back at Stripe, past us."""
+    def refund_in_dashboard(self, reference: str, amount: int) -> None:
         with self.lock:
-            self._refund(
-                {"payment_intent": self.sessions[session_id]["payment_intent"], "amount": amount}
-            )
+            intent_id = self.sessions[reference]["payment_intent"]
+            self._refund({"payment_intent": intent_id, "amount": amount})
 
-    def finish_refunds(self, status: str) -> None:
-        """Ends the refunds that are pending."""
+    def finish_refunds(self, *, succeed: bool) -> None:
         with self.lock:
             for refund in self.refunds.values():
                 if refund["status"] == "pending":
-                    refund["status"] = status
-                    if status == "succeeded":
+                    refund["status"] = "succeeded" if succeed else "failed"
+                    if succeed:
                         self._book("REFUND", refund)
                     else:
                         charge = self.charges[refund["charge"]]
                         charge["amount_refunded"] -= refund["amount"]
                         refund["failure_reason"] = "expired_or_canceled_card"
                     self._event("refund.updated", refund)
+
+    def forget_keys(self) -> None:
+        with self.lock:
+            self._keys.clear()
 
     # The API.
 
@@ -98,9 +102,11 @@ class StripeStandIn(StandIn):
     def throttled(self) -> dict[str, Any]:
         return _error("invalid_request_error", "rate_limit", "Too many requests")
 
-    def headers_for(self, event_id: str, body: bytes) -> dict[str, str]:
+    def headers_for(
+        self, event_id: str, body: bytes, *, secret: str | None = None
+    ) -> dict[str, str]:
         signed = sdk.WebhookSignature.generate_signature_header(
-            body.decode(), WEBHOOK_SECRET, int(self.clock())
+            body.decode(), secret or WEBHOOK_SECRET, int(self.clock())
         )
         return {"stripe-signature": signed}
 
@@ -220,11 +226,11 @@ class StripeStandIn(StandIn):
             "charge": charge["id"],
             "payment_intent": intent["id"],
             "metadata": _metadata(form, "metadata"),
-            "status": self.refund_status,
+            "status": "pending" if self.has_slow_refunds else "succeeded",
             "created": int(self.clock()),
         }
         self.refunds[str(refund["id"])] = refund
-        if self.refund_status == "succeeded":
+        if refund["status"] == "succeeded":
             self._book("REFUND", refund)
         self._event("refund.created", refund)
         return dict(refund)
