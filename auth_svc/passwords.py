@@ -74,14 +74,15 @@ class PasswordHasher:
     """Hashes and compares passwords in threads of its own. Close it at the end.
 
     The hash is bcrypt over base64(HMAC-SHA-256(pepper, NFC(password))): bcrypt itself
-    reads no more than 72 bytes and stops at NUL. `workers` defaults to the cores;
-    `waiting` is how many may queue for them.
+    reads no more than 72 bytes and stops at NUL. `workers` defaults to all
+    cores but one, which the event loops keep: a thread that yields may have to yield while it
+    holds the interpreter. `waiting` is how many may queue for them.
     """
 
     def __init__(
         self, *, cost: int, pepper: bytes, workers: int | None = None, waiting: int | None = None
     ) -> None:
-        workers = workers or os.cpu_count() or 1
+        workers = workers or max((os.cpu_count() or 1) - 1, 1)
         waiting = workers * _WAITING_PER_WORKER if waiting is None else waiting
         self._cost = cost
         self._pepper = pepper
