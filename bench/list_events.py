@@ -174,13 +174,13 @@ def _questions(
     """What is asked in one round: filters, and how many pages are turned."""
     name = rng.choice(names)
     first = name.split()[0]
-    monday = _NOW + timedelta(days=rng.randrange(100))
+    begin = _NOW + timedelta(days=rng.randrange(100))
     return {
         "first page": (Filters(), 1),
         "tenth page": (Filters(), 10),
         "on sale": (Filters(status=Status.ON_SALE), 1),
         "sold out": (Filters(status=Status.SOLD_OUT), 1),
-        "a week": (Filters(starts_after=monday, starts_before=monday + timedelta(days=7)), 1),
+        "a week": (Filters(starts_after=begin, starts_before=begin + timedelta(days=7)), 1),
         "a production": (Filters(production_id=rng.choice(productions)), 1),
         "text: a full name": (Filters(query=name), 1),
         "text: a common word": (Filters(query=rng.choice(_KINDS)), 1),

@@ -225,10 +225,11 @@ async def _errors(
         raise
     except Exception as error:  # noqa: BLE001 - the one place that sees every bug
         refusal = _refusal(error)
-        if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
-            line["cause"] = cause_of(error)
         if refusal.reason is Reason.INTERNAL:
             _log.exception("a call failed by a bug", extra={"method": policy.path})
+        elif isinstance(error, sqlalchemy.exc.SQLAlchemyError):
+            # Not of a bug: what the database says of a wrong value repeats the value.
+            line["cause"] = cause_of(error)
         elif refusal.reason not in COMMON_REASONS and refusal.reason not in policy.reasons:
             _log.error(
                 "a method answered with a reason that its policy does not name",

@@ -187,7 +187,7 @@ def from_database(error: sqlalchemy.exc.SQLAlchemyError) -> DomainError | None:
 
 
 def cause_of(error: sqlalchemy.exc.SQLAlchemyError) -> str:
-    """For the log: what the database said, without the statement and its values."""
+    """For the log: what the database said when it was busy or away. It names no values then."""
     original = getattr(error, "orig", None)
     diagnostics = getattr(original, "diag", None)
     parts = (

@@ -144,6 +144,27 @@ async def test_a_token_is_refused_with_other_filters(world: World) -> None:
     assert refusal.value.reason is Reason.VALIDATION_FAILED
 
 
+@pytest.mark.parametrize("counted_exactly", [1_000, 3])
+async def test_pages_of_a_text_with_a_filter(
+    world: World, monkeypatch: pytest.MonkeyPatch, counted_exactly: int
+) -> None:
+    """Few and many finds are looked up in two ways, which show the same."""
+    monkeypatch.setattr(event_listing, "COUNTED_EXACTLY", counted_exactly)
+    wanted = [(await dated(world, f"Gala {n}", n)).event_id for n in range(1, 6)]
+    await dated(world, "Gala of before", 0)
+    await dated(world, "Derby", 3)
+    shown: list[Any] = []
+    token = ""
+    for _ in range(3):
+        page = await a_page(
+            world, size=2, token=token, query="gala", starts_after=START + timedelta(hours=1)
+        )
+        assert page.total_size == 5
+        shown += [each.event.event_id for each in page.events]
+        token = page.next_page_token
+    assert (shown, token) == (wanted, "")
+
+
 async def test_a_large_total_is_counted_once_in_ten_seconds(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

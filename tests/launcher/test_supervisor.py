@@ -68,6 +68,13 @@ async def test_a_killed_process_is_restarted_with_growing_backoff(watched: Watch
     assert watched.backoffs == pytest.approx([0.2, 0.4, 0.8], abs=0.05)
 
 
+async def test_it_has_a_group_of_its_own_in_the_session_of_all(watched: Watched) -> None:
+    """Ctrl-C passes it by, and Linux shares the cores among sessions before it minds niceness."""
+    [process] = await watched.start(a_program())
+    assert os.getpgid(pid_of(process)) == pid_of(process)
+    assert os.getsid(pid_of(process)) == os.getsid(0)
+
+
 async def test_tiers_stop_in_reverse_order(watched: Watched) -> None:
     await watched.start(a_program("database"))
     pids = [pid_of(process) for process in await watched.start(a_program("one"), a_program("two"))]

@@ -169,28 +169,39 @@ async def test_a_called_service_that_is_slow_is_a_dependency(network: Network) -
 
 
 @pytest.mark.parametrize(
-    ("statement", "reason"),
+    ("statement", "reason", "cause"),
     [
-        ("SET LOCAL statement_timeout = 10; SELECT pg_sleep(10)", "OVERLOADED"),
-        ("SELECT pg_terminate_backend(pg_backend_pid())", "DEPENDENCY_UNAVAILABLE"),
+        ("SET LOCAL statement_timeout = 10; SELECT pg_sleep(10)", "OVERLOADED", "57014: cancel"),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", "DEPENDENCY_UNAVAILABLE", "57P01: term"),
         (
             "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40P01'; END $$",
             "DEPENDENCY_UNAVAILABLE",
+            "40P01: x",
         ),
-        ("SELECT 'hunter2 in /etc/secret' FROM nowhere", "INTERNAL"),
-        ("DO $$ BEGIN RAISE EXCEPTION 'hunter2 in /etc/secret'; END $$", "INTERNAL"),
+        ("SELECT 'hunter2 in /etc/secret' FROM nowhere", "INTERNAL", None),
+        ("DO $$ BEGIN RAISE EXCEPTION 'hunter2 in /etc/secret'; END $$", "INTERNAL", None),
     ],
 )
 async def test_a_database_error_is_translated_without_its_text(
-    network: Network, database: Database, statement: str, reason: str
+    network: Network,
+    database: Database,
+    caplog: pytest.LogCaptureFixture,
+    statement: str,
+    reason: str,
+    cause: str | None,
 ) -> None:
     async def query(request: Any, context: Context) -> Any:
         async with database.transaction() as connection:
             for part in statement.split("; ") if statement.startswith("SET") else [statement]:
                 await connection.execute(sa.text(part))
 
-    answer = await answer_of(network, query)
+    with caplog.at_level(logging.INFO, "mesh.rpc"):
+        answer = await answer_of(network, query)
     assert reason_of(answer) == reason
+    [line] = [vars(record) for record in caplog.records if record.message == "rpc"]
+    # For operators; of a bug it would repeat what the statement was given.
+    assert ("cause" in line) == (cause is not None)
+    assert line.get("cause", "").startswith(cause or "")
     shown = str(answer) + str(answer.trailing_metadata())
     assert not any(word in shown for word in (SECRET, "SELECT", "psycopg", "nowhere"))
 

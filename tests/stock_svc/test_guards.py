@@ -31,8 +31,6 @@ class Guard:
     noticed_by: str = MACHINE
 
 
-_ROW_LOCK = ".with_for_update(key_share=True)"
-
 GUARDS = [
     Guard("places left", "granting.py", "if one.by_pool[pool] > free[pool]:", "if False:"),
     Guard("seats taken", "granting.py", "if seat in locked.taken]", "if False]"),
@@ -68,7 +66,10 @@ GUARDS = [
         "        return False\n",
     ),
     Guard(
-        "a lapsed one is not the first", "reserving.py", "if first.has_lapsed(self.now):", "if 0:"
+        "a lapsed one is not the first",
+        "reserving.py",
+        "if first.has_lapsed(self.now):",
+        "if False:",
     ),
     Guard(
         "equal keys in a batch",
@@ -119,7 +120,7 @@ GUARDS = [
         ".values(",
         RACES,
     ),
-    Guard("row locks of an exchange", "exchange.py", _ROW_LOCK, "", RACES),
+    Guard("row locks of an exchange", "exchange.py", ".with_for_update(key_share=True)", "", RACES),
 ]
 
 
