@@ -10,6 +10,7 @@ import select
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mesh import database_metrics
+from mesh.notifier import Notifier
 
 _POOL_SIZE = 12
 # Below the deadlines of reads, so that a busy service says OVERLOADED before they end.
@@ -43,6 +45,7 @@ _CONNECT_ARGS: dict[str, Any] = {
 }
 
 _ON_COMMIT = "boxoffice_on_commit"
+_NOTIFIER = "boxoffice_notifier"
 
 NAMING = {
     "pk": "%(table_name)s_pkey",
@@ -57,8 +60,9 @@ NAMING = {
 class Database:
     """A pool of connections. Open it inside the event loop, once per process."""
 
-    def __init__(self, engine: AsyncEngine, url: str) -> None:
+    def __init__(self, engine: AsyncEngine, notifier: Notifier, url: str) -> None:
         self._engine = engine
+        self._notifier = notifier
         self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.url = url
 
@@ -80,8 +84,18 @@ class Database:
         )
         sa.event.listen(engine.sync_engine, "checkout", _refuse_closed)
         database_metrics.watch(engine)
+        notifying = create_async_engine(
+            url,
+            pool_size=1,
+            max_overflow=0,
+            pool_recycle=_POOL_RECYCLE_SECONDS,
+            isolation_level="AUTOCOMMIT",
+            connect_args=_CONNECT_ARGS,
+        )
+        sa.event.listen(notifying.sync_engine, "checkout", _refuse_closed)
         try:
-            yield cls(engine, url)
+            async with Notifier.of(notifying) as notifier:
+                yield cls(engine, notifier, url)
         finally:
             await engine.dispose()
 
@@ -104,6 +118,7 @@ class Database:
             database_metrics.waited.observe(time.perf_counter() - asked)
             committed: list[Callable[[], None]] = []
             connection.info[_ON_COMMIT] = committed
+            connection.info[_NOTIFIER] = self._notifier
             yield connection
         for call in committed:
             call()
@@ -149,6 +164,16 @@ def on_commit(connection: AsyncConnection, call: Callable[[], None]) -> None:
     calls: list[Callable[[], None]] | None = connection.info.get(_ON_COMMIT)
     if calls is not None:
         calls.append(call)
+
+
+def notify_on_commit(connection: AsyncConnection, channel: str) -> None:
+    """Wakes who listens on a channel of PostgreSQL, once the transaction has committed.
+
+    Once for all that commit in a short time. A hint, never an effect: as with `on_commit`.
+    """
+    notifier: Notifier | None = connection.info.get(_NOTIFIER)
+    if notifier is not None:
+        on_commit(connection, partial(notifier.notify, channel))
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:

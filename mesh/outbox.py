@@ -27,15 +27,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh import call, metrics
 from mesh.clock import system_clock
-from mesh.database import Database, libpq_url, on_commit
+from mesh.database import Database, libpq_url, notify_on_commit, on_commit
 from mesh.errors import FieldViolation, invalid
 
-CHANNEL = "outbox"
-"""PostgreSQL's NOTIFY channel; a trigger on the table sends on it."""
+_CHANNEL = "outbox"
 
 BATCH = 50
 """Events in one message, and so in one transaction of a consumer, whose locks others wait for."""
 
+# For what nobody was told of, because a process ended between its commit and its NOTIFY.
 _POLL_SECONDS = 1.0
 _CURRENT_SNAPSHOT = "SELECT pg_current_snapshot()::text"
 
@@ -82,15 +82,6 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
         sa.Column("origin", sa.Text, default=call.origin),
         sa.Index("outbox_transaction_id_sequence_idx", "transaction_id", "sequence"),
     )
-
-
-NOTIFY_TRIGGER = f"""
-CREATE FUNCTION notify_outbox() RETURNS trigger LANGUAGE plpgsql AS
-$$ BEGIN PERFORM pg_notify('{CHANNEL}', ''); RETURN NULL; END $$;
-CREATE TRIGGER outbox_notify AFTER INSERT ON outbox
-FOR EACH STATEMENT EXECUTE FUNCTION notify_outbox();
-"""
-"""SQL for the migration that makes the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +159,7 @@ async def append(
 ) -> None:
     """Writes events in the caller's transaction."""
     if events:
-        on_commit(connection, lambda: _count(events))
+        appended(connection, events)
         await connection.execute(
             table.insert(),
             [
@@ -181,6 +172,14 @@ async def append(
                 for event in events
             ],
         )
+
+
+def appended(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
+    """For a caller that has written events by a statement of its own: once the transaction has
+    committed, they are counted and the readers are woken."""
+    if events:
+        on_commit(connection, lambda: _count(events))
+        notify_on_commit(connection, _CHANNEL)
 
 
 async def forget(
@@ -212,7 +211,7 @@ class OutboxReader:
         """Wakes the streams when something was written. Runs until cancelled."""
         url = libpq_url(self._database.url)
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-            await connection.execute(f"LISTEN {CHANNEL}")
+            await connection.execute(f"LISTEN {_CHANNEL}")
             async for _ in connection.notifies():
                 async with self._wake:
                     self._writes += 1

@@ -15,9 +15,10 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
+from mesh.outbox import NewEvent
 from mesh.pipeline import Statement, run_together
 from stock_svc import statements
-from stock_svc.changes import PoolNow, SeatNow, messages
+from stock_svc.changes import PoolNow, SeatNow, messages, publishing
 from stock_svc.demand import Key
 from stock_svc.reservation import Line, Reservation
 from stock_svc.statements import columns
@@ -225,7 +226,7 @@ async def _write(
                 statements.CHANGE_POOLS,
                 columns(((*key, 0, *counter) for key, counter in counters.items()), 6),
             ),
-            Statement(statements.INSERT_CHANGES, (now, *columns(changes, 3))),
+            publishing(connection, changes, now),
             # One move of a seat after the other: in one batch it may be sold and given back.
             *(
                 Statement(statements.MOVE_SEATS, (target, source, *columns(part, 3)))
@@ -254,7 +255,7 @@ def _by_move(
 
 async def _changes(
     connection: AsyncConnection, counters: dict[Key, list[int]], seats: Sequence[SeatNow]
-) -> list[tuple[UUID, str, bytes]]:
+) -> list[NewEvent]:
     """Locks the pools; returns what other services are told, since the counters are known then."""
     if not counters:
         return []
@@ -278,7 +279,4 @@ async def _changes(
         version_of[event_id] += counter[2]
     # Of a seat that was sold and given back in one batch, the last state.
     last = {(seat.event_id, seat.seat_id): seat for seat in seats}
-    return [
-        (event.aggregate_id, event.event_type, event.payload)
-        for event in messages(pools, list(last.values()), version_of)
-    ]
+    return messages(pools, list(last.values()), version_of)

@@ -15,9 +15,10 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
+from mesh.outbox import NewEvent
 from mesh.pipeline import Result, Statement, run_together
 from stock_svc import demand, expiry, statements
-from stock_svc.changes import PoolNow, SeatNow, messages
+from stock_svc.changes import PoolNow, SeatNow, messages, publishing
 from stock_svc.demand import Demand, EventTerms, Key, OfferTerms, SeatTerms
 from stock_svc.granting import Locked, decide, short
 from stock_svc.reservation import Line, Reservation
@@ -305,7 +306,7 @@ async def _write(
                 statements.CHANGE_POOLS,
                 columns(((*key, 0, count, 0, entries[key]) for key, count in held.items()), 6),
             ),
-            Statement(statements.INSERT_CHANGES, (now, *columns(changes, 3))),
+            publishing(connection, changes, now),
         ],
     )
     if results[0].count != len(made):
@@ -317,7 +318,7 @@ async def _write(
 
 def _changes(
     granted: Sequence[Demand], held: Counter[Key], entries: Counter[Key], locked: Locked
-) -> list[tuple[UUID, str, bytes]]:
+) -> list[NewEvent]:
     """What other services are told: the counters are known, since the pools are locked."""
     pools = [
         PoolNow(
@@ -330,10 +331,7 @@ def _changes(
     versions = dict(locked.versions)
     for (event_id, _), count in entries.items():
         versions[event_id] += count
-    return [
-        (event.aggregate_id, event.event_type, event.payload)
-        for event in messages(pools, seats, versions)
-    ]
+    return messages(pools, seats, versions)
 
 
 def _event_totals(customers: Collection[tuple[UUID, UUID]]) -> list[Statement]:

@@ -14,6 +14,7 @@ import psycopg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from mesh.database import Database, libpq_url
+from mesh.notifier import Notifier
 
 NAME = "doomed"
 
@@ -80,7 +81,7 @@ async def database(url: str) -> AsyncIterator[Database]:
         execution_options={"preserve_rowcount": True},
     )
     _GRAVEYARD.append(engine)
-    yield Database(engine, url)
+    yield Database(engine, Notifier(engine), url)
 
 
 async def cut(url: str) -> None:

@@ -99,6 +99,15 @@ def _names(metadata: sa.MetaData, table: sa.Table) -> set[str]:
     return set(metadata.tables[table.name].c.keys())
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_trigger_notifies(service: str, empty: str) -> None:
+    """Transactions with a NOTIFY commit one after the other; see mesh/notifier.py."""
+    migrate(service, empty)
+    with engine_of(empty) as engine, engine.connect() as connection:
+        functions = "SELECT proname FROM pg_proc WHERE prosrc ~* 'notify' AND pronamespace = 'public'::regnamespace"
+        assert connection.execute(sa.text(functions)).all() == []
+
+
 def test_refunds_of_before_the_table_of_refunds_are_in_it(empty: str) -> None:
     migrate("booking_svc", empty, "0004")
     with engine_of(empty) as engine:

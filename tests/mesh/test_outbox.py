@@ -2,17 +2,20 @@
 
 import asyncio
 import random
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from mesh import outbox
-from mesh.database import Database
+from mesh.database import Database, libpq_url
 from mesh.errors import DomainError, Reason
 from mesh.outbox import Event, NewEvent, OutboxReader
+from tests.mesh.listening import is_listening
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -24,7 +27,6 @@ events = outbox.outbox_table(metadata)
 async def database(database: Database) -> Database:
     async with database.transaction() as connection:
         await connection.run_sync(metadata.create_all)
-        await connection.exec_driver_sql(outbox.NOTIFY_TRIGGER)
     return database
 
 
@@ -197,14 +199,15 @@ async def test_many_writers_lose_and_double_nothing(database: Database) -> None:
             assert own == sorted(own)
 
 
-async def test_a_listening_reader_is_woken(database: Database) -> None:
-    """Ten events, each written when the reader has read everything and waits.
-
-    Without the wake-up each would come with the next poll, a second later.
-    """
+async def test_a_listening_reader_is_woken(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten events, each written when the reader has read everything and waits for good."""
+    monkeypatch.setattr(outbox, "_POLL_SECONDS", 3600)
     reader = OutboxReader(database, events)
     listening = asyncio.create_task(reader.listen())
-    async with asyncio.timeout(6), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
+    async with asyncio.timeout(20), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
+        await is_listening(database)
         for number in range(10):
             batch = asyncio.ensure_future(anext(stream))
             done, _ = await asyncio.wait({batch}, timeout=0.05)
@@ -214,6 +217,63 @@ async def test_a_listening_reader_is_woken(database: Database) -> None:
     listening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await listening
+
+
+@asynccontextmanager
+async def a_slow_commit(database: Database) -> AsyncIterator[None]:
+    """Meanwhile a transaction with a NOTIFY is in its commit: it waits for a standby."""
+    standby = "ALTER SYSTEM SET synchronous_standby_names = '{}'"
+    reload = sa.text("SELECT pg_reload_conf()")
+    waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+    # One that writes nothing would wait for nothing.
+    statement = sa.text("SELECT pg_notify('slow', ''), pg_logical_emit_message(true, '', '')")
+
+    async def commit() -> None:
+        async with database.transaction() as connection:
+            await connection.execute(statement)
+
+    async with database.session() as admin:
+        await admin.execute(sa.text(standby.format("nobody")))
+        await admin.execute(reload)
+        committing = asyncio.create_task(commit())
+        try:
+            while not await admin.scalar(waiting):
+                if committing.done():  # The server has not read its settings yet.
+                    committing = asyncio.create_task(commit())
+                await asyncio.sleep(0.01)
+            yield
+        finally:
+            await admin.execute(sa.text(standby.format("")))
+            await admin.execute(reload)
+            await committing
+
+
+async def write_beside(database: Database, name: str) -> None:
+    """Writes without waiting for the standby itself."""
+    async with database.transaction() as connection:
+        await connection.execute(sa.text("SET LOCAL synchronous_commit = local"))
+        await outbox.append(connection, events, some(name), now=NOW)
+
+
+async def test_a_commit_waits_for_no_other_commit(database: Database) -> None:
+    """PostgreSQL takes one commit with a NOTIFY after the other, on the whole server."""
+    async with asyncio.timeout(20), a_slow_commit(database):
+        await write_beside(database, "one")
+        assert names(await read(database, 1)) == ["one"]
+
+
+async def test_commits_share_a_notification(database: Database) -> None:
+    """Twenty of them, while the first notification cannot be sent; the next is for the others."""
+    url = libpq_url(database.url)
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as listener:
+        await listener.execute("LISTEN outbox")
+        async with asyncio.timeout(20), a_slow_commit(database):
+            for number in range(20):
+                await write_beside(database, str(number))
+        heard = [one.payload async for one in listener.notifies(timeout=20, stop_after=2)]
+        await listener.execute("NOTIFY outbox, 'end'")
+        heard += [one.payload async for one in listener.notifies(timeout=20, stop_after=1)]
+    assert heard == ["", "", "end"]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ import pytest
 
 from boxoffice.stock.v1 import stock_change_service_pb2, stock_service_pb2
 from boxoffice.stock.v1.stock_change_service_pb2_grpc import StockChangeServiceStub
+from mesh import outbox
 from mesh.database import Database
 from stock_svc.__main__ import open_service
 from stock_svc.alterations import Wanted
 from stock_svc.settings import Settings
 from stock_svc.stock import Pool, Seat
 from stock_svc.sweeper import sweep
+from tests.mesh.listening import is_listening
 from tests.mesh.network import Network, reason_of, refusal
 from tests.stock_svc.sale import LAPSED, Sale, on_sale
 
@@ -53,7 +55,11 @@ class Stream:
 
 
 @pytest.fixture
-async def stub(tmp_path: Path, shared_url: str) -> AsyncIterator[StockChangeServiceStub]:
+async def stub(
+    tmp_path: Path, shared_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[StockChangeServiceStub]:
+    """It does not look by itself: each change must be told to those who wait."""
+    monkeypatch.setattr(outbox, "_POLL_SECONDS", 3600)
     network = Network(tmp_path)
     settings = Settings(home=tmp_path, stock_database_url=shared_url)
     async with (
@@ -62,6 +68,7 @@ async def stub(tmp_path: Path, shared_url: str) -> AsyncIterator[StockChangeServ
         network.mesh_channel("booking_svc", "stock_svc", port, SERVICE) as channel,
     ):
         loops = [asyncio.ensure_future(loop()) for loop in service.loops]
+        await is_listening(database)
         yield StockChangeServiceStub(channel)
         for loop in loops:
             loop.cancel()

@@ -3,7 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-from mesh.outbox import NOTIFY_TRIGGER, Xid8
+from mesh import outbox_trigger
+from mesh.outbox import Xid8
 
 revision = "0003"
 down_revision = "0002"
@@ -30,7 +31,7 @@ def upgrade() -> None:
     op.create_index("outbox_transaction_id_sequence_idx", "outbox", ["transaction_id", "sequence"])
     op.create_index("outbox_create_time_idx", "outbox", ["create_time"])
     op.create_index("outbox_aggregate_id_idx", "outbox", ["aggregate_id"])
-    op.execute(NOTIFY_TRIGGER)
+    op.execute(outbox_trigger.CREATE)
 
 
 def downgrade() -> None:

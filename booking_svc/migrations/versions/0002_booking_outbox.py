@@ -3,7 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-from mesh.outbox import NOTIFY_TRIGGER, Xid8
+from mesh import outbox_trigger
+from mesh.outbox import Xid8
 
 revision = "0002"
 down_revision = "0001"
@@ -27,7 +28,7 @@ def upgrade() -> None:
     op.create_index(
         "outbox_transaction_id_sequence_idx", "outbox", ["transaction_id", "sequence"], unique=False
     )
-    op.execute(NOTIFY_TRIGGER)
+    op.execute(outbox_trigger.CREATE)
     op.add_column(
         "booking_timeline",
         sa.Column("actor", sa.Text(), server_default="SYSTEM", nullable=False),

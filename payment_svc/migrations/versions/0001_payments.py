@@ -3,7 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-from mesh.outbox import NOTIFY_TRIGGER, Xid8
+from mesh import outbox_trigger
+from mesh.outbox import Xid8
 
 revision = "0001"
 down_revision = None
@@ -25,7 +26,7 @@ def upgrade() -> None:
     _create_messages()
     _create_sandbox()
     _create_sandbox_ledger()
-    op.execute(NOTIFY_TRIGGER)
+    op.execute(outbox_trigger.CREATE)
     op.execute(_APPEND_ONLY)
 
 

@@ -6,7 +6,8 @@ Revision: 0003, after 0002.
 import sqlalchemy as sa
 from alembic import op
 
-from mesh.outbox import NOTIFY_TRIGGER, Xid8
+from mesh import outbox_trigger
+from mesh.outbox import Xid8
 
 revision = "0003"
 down_revision = "0002"
@@ -38,7 +39,7 @@ def upgrade() -> None:
     op.create_index(
         "outbox_transaction_id_sequence_idx", "outbox", ["transaction_id", "sequence"], unique=False
     )
-    op.execute(NOTIFY_TRIGGER)
+    op.execute(outbox_trigger.CREATE)
     op.create_table(
         "idempotency_records",
         sa.Column("scope", sa.Text(), nullable=False),

@@ -1,0 +1,18 @@
+"""The outbox without its trigger: readers are woken after the commit."""
+
+from alembic import op
+
+from mesh import outbox_trigger
+
+revision = "0006"
+down_revision = "0005"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute(outbox_trigger.DROP)
+
+
+def downgrade() -> None:
+    op.execute(outbox_trigger.CREATE)
