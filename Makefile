@@ -6,7 +6,7 @@ VENV := .venv/bin
 LAUNCHER := $(VENV)/python -m launcher
 
 .DEFAULT_GOAL := help
-.PHONY: help up down restart logs backup restore demo protos check test browser settings env-example keys-rotate mails format manifests lock clean bootstrap
+.PHONY: help up down restart migrate logs backup restore demo protos check test browser settings env-example keys-rotate mails format manifests lock clean bootstrap
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ down: bootstrap ## Stop the mesh and what a lost `make up` left behind
 
 restart: bootstrap ## Restart services and gateways one by one; NAMES="stock_svc gateway" chooses
 	@exec $(LAUNCHER) restart $(NAMES)
+
+migrate: bootstrap ## Bring the databases to this version's schema; the version before may run
+	@exec $(LAUNCHER) migrate
 
 logs: bootstrap ## Show the logs of all processes as one; TEXT=<request id> chooses lines
 	@exec $(LAUNCHER) logs $(TEXT)

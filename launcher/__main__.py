@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     restart.add_argument(
         "names", nargs="*", metavar="NAME", help="e.g. stock_svc or gateway-1; all when left out"
     )
+    commands.add_parser("migrate", help="bring the databases to this version's schema")
     logs = commands.add_parser("logs", help="show the logs of all processes as one")
     logs.add_argument("text", nargs="?", default="", help="only lines with it, e.g. a request id")
     logs.add_argument("--follow", "-f", action="store_true", help="go on as lines come")
@@ -92,6 +93,17 @@ def _restart(arguments: argparse.Namespace) -> int:
     home = _settings().home.absolute()
     asyncio.run(control.restart(home, arguments.names, lambda text: print(text, flush=True)))
     print("Restarted.")
+    return 0
+
+
+def _migrate(_: argparse.Namespace) -> int:
+    _compile()
+    from launcher import migrations
+    from launcher.provided import Provided
+    from launcher.settings_listing import load
+
+    migrations.run(_settings().home.absolute(), load(Provided))
+    print("The databases have this version's schema.")
     return 0
 
 
@@ -176,6 +188,7 @@ _COMMANDS = {
     "up": _up,
     "down": _down,
     "restart": _restart,
+    "migrate": _migrate,
     "logs": _logs,
     "backup": _backup,
     "restore": _restore,

@@ -26,6 +26,7 @@ from launcher import (
     gateway_server,
     generated_secrets,
     leftovers,
+    migrations,
     postgres_server,
     preflight,
     redis_server,
@@ -41,7 +42,6 @@ from launcher.provided import PREFIX, Provided, database, environment
 from launcher.redis_server import RedisServer
 from launcher.settings_listing import load, settings_of
 from launcher.supervisor import Process, Program, Supervisor, python, wait_healthy
-from mesh.database import migrate
 from mesh.policy import PolicyError
 from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
@@ -94,10 +94,6 @@ class Mesh:
     def process(self, name: str) -> Process:
         """A process by name: `postgres`, `redis`, `stock_svc`, `stock_svc-1`, `gateway`."""
         return next(process for process in self.processes if process.name == name)
-
-    def database_url(self, service: str) -> str:
-        """SQLAlchemy URL of a service's database."""
-        return self._provided.database_url(service) or self._postgres.url(database(service))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -192,7 +188,7 @@ class Mesh:
         variables = environment(self.settings, provided)
         await self._start_servers()
         self._step("Migrating the databases")
-        await asyncio.to_thread(self._migrate)
+        await asyncio.to_thread(migrations.run, self.home, self._provided)
         self._step("Generating the gateway's configuration")
         configs = await asyncio.to_thread(self._write_gateway_configs)
         # Before anybody can find the mesh healthy, and ask for a restart or for what to scrape.
@@ -217,7 +213,9 @@ class Mesh:
         """What the services' environment has beside the mesh's settings, by variable."""
         values = dict(self._variables)
         for service in SERVICES:
-            values[f"{PREFIX}{database(service).upper()}_DATABASE_URL"] = self.database_url(service)
+            values[f"{PREFIX}{database(service).upper()}_DATABASE_URL"] = migrations.url(
+                self.home, self._provided, service
+            )
         if self.settings.redis_url is None:
             values.setdefault(f"{PREFIX}REDIS_URL", self._redis.url)
         for name, secret in generated_secrets.load(self.home).items():
@@ -254,19 +252,6 @@ class Mesh:
         await wait_healthy(self._supervisor.start(programs), _SERVERS_SECONDS)
         if self._embedded_databases:
             await self._postgres.provision(self._embedded_databases)
-
-    def _migrate(self) -> None:
-        # One after the other: Alembic keeps its state in module globals.
-        for service in SERVICES:
-            try:
-                migrate(service, self.database_url(service))
-            except Exception as error:
-                raise LaunchError(
-                    f"The database of {service} cannot be migrated: {error}",
-                    f"Is BOXOFFICE_{database(service).upper()}_DATABASE_URL right, and the server up?"
-                    if self._provided.database_url(service)
-                    else "",
-                ) from error
 
     def _start_services(self, variables: Mapping[str, str]) -> list[Process]:
         started: list[Process] = []

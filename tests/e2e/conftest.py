@@ -57,8 +57,11 @@ def mesh() -> Iterator[RunningMesh]:
 
 
 @contextmanager
-def running_mesh(**settings: str) -> Iterator[RunningMesh]:
-    """A mesh of its own with more settings, e.g. `running_mesh(BOXOFFICE_REPLICAS="2")`."""
+def running_mesh(checkout: Path = ROOT, /, **settings: str) -> Iterator[RunningMesh]:
+    """A mesh of its own with more settings, e.g. `running_mesh(BOXOFFICE_REPLICAS="2")`.
+
+    `checkout` is where its code is, if not here, with a virtual environment in it.
+    """
     # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
         gateway, admin, base = free_ports()
@@ -78,19 +81,25 @@ def running_mesh(**settings: str) -> Iterator[RunningMesh]:
         log = Path(folder) / "up.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "launcher", "up"],
-                cwd=ROOT,
+                [python_of(checkout), "-m", "launcher", "up"],
+                cwd=checkout,
                 env={**clean_environment(), **variables},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        running = RunningMesh(f"http://127.0.0.1:{gateway}", Path(folder), base, variables)
+        home = Path(variables["BOXOFFICE_HOME"])
+        running = RunningMesh(f"http://127.0.0.1:{gateway}", home, base, variables)
         try:
             _wait_until_healthy(running.url, process, log)
             yield running
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(_STOP_SECONDS) == 0, log.read_text()
+
+
+def python_of(checkout: Path) -> str:
+    """The interpreter that runs a checkout's code."""
+    return sys.executable if checkout == ROOT else str(checkout / ".venv" / "bin" / "python")
 
 
 @pytest.fixture
