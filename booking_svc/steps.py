@@ -63,10 +63,11 @@ class Steps:
         A step that hangs, because its service is away, holds up no other booking's.
         """
         running: set[asyncio.Task[None]] = set()
+        is_more = False
 
         def finished(task: asyncio.Task[None]) -> None:
             running.discard(task)
-            if len(running) <= _AT_ONCE // 2:
+            if is_more and len(running) <= _AT_ONCE // 2:
                 self.wake()
             if not task.cancelled() and (error := task.exception()) is not None:
                 # Not even its failure could be recorded: it is due again when its lease is over.
@@ -76,7 +77,9 @@ class Steps:
             while True:
                 self._wake.clear()
                 if free := _AT_ONCE - len(running):
-                    for step in await self.claim(limit=free):
+                    claimed = await self.claim(limit=free)
+                    is_more = len(claimed) == free
+                    for step in claimed:
                         task = asyncio.create_task(self.attempt(step))
                         running.add(task)
                         task.add_done_callback(finished)
@@ -90,7 +93,7 @@ class Steps:
 
     async def claim(self, *, limit: int) -> Sequence[Step]:
         """Leases due steps to this process, so that two do not take them at the same time."""
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             return await owed.lease(connection, now=self._clock(), limit=limit, lease=_LEASE)
 
     async def attempt(self, step: Step) -> None:

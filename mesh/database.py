@@ -111,15 +111,26 @@ class Database:
             yield connection
 
     @asynccontextmanager
+    async def single(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for one statement that writes, and commits by itself."""
+        async with self.reading() as connection:
+            yield connection
+
+    @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block and rolls back on any error."""
         asked = time.perf_counter()
         async with self._engine.begin() as connection:
             database_metrics.waited.observe(time.perf_counter() - asked)
             committed: list[Callable[[], None]] = []
-            connection.info[_ON_COMMIT] = committed
-            connection.info[_NOTIFIER] = self._notifier
-            yield connection
+            info = connection.info
+            info[_ON_COMMIT] = committed
+            info[_NOTIFIER] = self._notifier
+            try:
+                yield connection
+            finally:
+                info.pop(_ON_COMMIT, None)
+                info.pop(_NOTIFIER, None)
         for call in committed:
             call()
 

@@ -18,6 +18,9 @@ from mesh import tasks
 # A transaction that writes nothing waits for no flush.
 _NOTIFY = sa.text("SELECT pg_notify(:channel, '')")
 
+# What commits within it shares the next one.
+_PAUSE_SECONDS = 0.02
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +58,7 @@ class Notifier:
                 channel = self._wanted.pop()
                 async with self._engine.connect() as connection:
                     await connection.execute(_NOTIFY, {"channel": channel})
+                await asyncio.sleep(_PAUSE_SECONDS)
         except (sa.exc.SQLAlchemyError, OSError) as error:
             _log.warning("listeners were not woken", extra={"error": type(error).__name__})
         finally:

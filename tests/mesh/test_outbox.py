@@ -104,6 +104,8 @@ async def test_a_position_of_the_older_form_resumes_as_well(database: Database) 
     assert names(await read(database, 2, after=f"{low}-{high + 1}-{first}")) == ["two", "three"]
     await write(database, "four")
     assert names(await read(database, 2, after=f"{low}-{high}-{first + 1}")) == ["three", "four"]
+    # Of a window that had nothing in it, the number says nothing of what comes after it.
+    assert len(await read(database, 4, after=f"{low}-{low}-{first + 9}")) == 4
 
 
 async def test_a_transaction_that_commits_late_is_not_skipped(database: Database) -> None:
