@@ -113,10 +113,14 @@ async def done(connection: AsyncConnection, step: Step) -> None:
 
 
 async def oldest_due(connection: AsyncConnection) -> datetime | None:
-    """Since when the step that waits longest is owed; None when nothing is."""
-    oldest: datetime | None = await connection.scalar(
-        sa.select(sa.func.min(booking_steps.c.create_time))
-    )
+    """Since when the step that waits longest should have been taken; None when nothing is owed.
+
+    In the future while all of them are for later.
+    """
+    columns = booking_steps.c
+    # One that was tried is due again later, but it waits since the beginning.
+    since = sa.case((columns.attempts == 0, columns.due_time), else_=columns.create_time)
+    oldest: datetime | None = await connection.scalar(sa.select(sa.func.min(since)))
     return oldest
 
 

@@ -105,7 +105,7 @@ class Cashier:
 
         Raises PAYMENT_NOT_FOUND or PAYMENT_GATEWAY_ERROR.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             payment = await payments.find(connection, payment_id=payment_id, owner=None)
         if payment.status in PAID or payment.status is Status.VOIDED:
             return payment
@@ -122,7 +122,7 @@ class Cashier:
         Raises PAYMENT_NOT_FOUND, PAYMENT_STATE_INVALID when nothing is authorised,
         PAYMENT_FAILED when the authorisation is gone, or PAYMENT_GATEWAY_ERROR.
         """
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             payment = await payments.find(connection, payment_id=payment_id, owner=None)
         if payment.status not in PAID:
             payment = await self.check(payment)
@@ -174,12 +174,12 @@ class Cashier:
 
     async def carry_out_refunds(self) -> None:
         """One turn of the loop that brings refunds to their end."""
-        if await shielded(self.refund_due(), seconds=_REFUND_BATCH_SECONDS) == 0:
+        if await shielded(self.refund_due(), seconds=_REFUND_BATCH_SECONDS) < _REFUND_BATCH:
             await self._refund_requested.wait(_REFUND_POLL_SECONDS)
 
     async def refund_due(self) -> int:
         """Carries out one batch of the refunds whose time has come. Returns how many."""
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             due = await refunds.lease_due(connection, now=self._clock(), limit=_REFUND_BATCH)
         done = await asyncio.gather(*map(self._refund, due), return_exceptions=True)
         for error in done:
@@ -226,7 +226,7 @@ class Cashier:
             )
 
     async def _find(self, payment_id: UUID) -> Payment:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return await payments.find(connection, payment_id=payment_id, owner=None)
 
     async def _observe_void(

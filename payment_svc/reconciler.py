@@ -57,12 +57,12 @@ class Reconciler:
 
     async def check_turn(self) -> None:
         """One turn of the loop that asks for payments that are not final."""
-        if await shielded(self.check_due(), seconds=_CHECK_BATCH_SECONDS) == 0:
+        if await shielded(self.check_due(), seconds=_CHECK_BATCH_SECONDS) < _CHECK_BATCH:
             await self._check_wanted.wait(_CHECK_POLL_SECONDS)
 
     async def check_due(self) -> int:
         """Asks for one batch of the payments whose time has come. Returns how many."""
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             due = await payments.lease_checks(
                 connection,
                 providers=list(self._providers),

@@ -115,7 +115,7 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
     async def GetRefund(
         self, request: payment_service_pb2.GetRefundRequest, context: _Context
     ) -> payment_pb2.Refund:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             return _refund(
                 await refunds.find(
                     connection, refund_id=UUID(request.refund_id), owner=caller().owner_scope

@@ -41,7 +41,7 @@ async def sweep(database: Database, *, now: datetime) -> int:
     """Expires all that has lapsed by now. Returns how many reservations."""
     total = 0
     while True:
-        async with database.transaction() as connection:
+        async with database.reading() as connection:
             event_ids = await expiry.events_with_lapsed(connection, limit=_EVENTS_AT_ONCE, now=now)
         expired = 0
         for event_id in event_ids:

@@ -105,7 +105,7 @@ class Courier:
         if places <= 0:
             return 0
         in_flight = Counter(self._running.values())
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             due = await deliveries.lease_due(
                 connection,
                 now=self._clock(),

@@ -84,13 +84,13 @@ class Sender:
         sent = await self.send_due()
         if self._failures:
             await asyncio.sleep(self._pause.total_seconds())
-        elif sent == 0:
+        elif sent < _BATCH:
             await self._forget()
             await self._wait()
 
     async def send_due(self) -> int:
         """Sends one batch of the mails whose time has come. Returns how many it took up."""
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             due = await queue.lease_due(connection, self._table, now=self._clock(), limit=_BATCH)
         if not due:
             return 0

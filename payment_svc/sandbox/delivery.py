@@ -55,7 +55,7 @@ class Delivery:
 
     async def turn(self) -> None:
         """One turn of the loop: a batch, or a pause when nothing is due."""
-        if await self.deliver_due() == 0:
+        if await self.deliver_due() < _BATCH:
             await self._queued.wait(_POLL_SECONDS)
 
     async def deliver_due(self) -> int:

@@ -151,13 +151,13 @@ class SandboxProvider:
         return reports
 
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             entries = await ledger.list_between(connection, since=since, until=until)
         return [Movement.of(_report(entry, None)) for entry in entries]
 
     async def _trouble(self, payment_id: UUID, among: Collection[Fault]) -> None:
         """What the lab lets go wrong with a call, before or after it was done."""
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             fault = await self._lab.next(connection, payment_id=payment_id, among=among)
         if fault is Fault.TIMEOUT_AFTER:
             await asyncio.sleep(2 * CALL_SECONDS)

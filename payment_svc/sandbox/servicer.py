@@ -39,7 +39,7 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
     async def ShowCheckout(
         self, request: sandbox_service_pb2.ShowCheckoutRequest, context: _Context
     ) -> httpbody_pb2.HttpBody:
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             session = await bank.find(connection, payment_id=UUID(request.payment_id))
         # The gateway's own policy, which is for JSON, would keep the page from working.
         await context.send_initial_metadata(
@@ -82,7 +82,7 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
         self, request: sandbox_service_pb2.ListLedgerEntriesRequest, context: _Context
     ) -> sandbox_service_pb2.ListLedgerEntriesResponse:
         limit = paging.page_size(request.page_size, default=_DEFAULT_PAGE_SIZE)
-        async with self._database.transaction() as connection:
+        async with self._database.reading() as connection:
             entries = await ledger.list_entries(
                 connection, after=_after(request.page_token), limit=limit + 1
             )

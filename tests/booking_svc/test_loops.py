@@ -1,12 +1,14 @@
 """What happens by itself: the end of events, lost messages, old records."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from booking_svc import completion, housekeeping, reconciliation
+from booking_svc import completion, housekeeping, lifecycle, owed, reconciliation
 from booking_svc.bookings import Actor, PaymentStatus, RefundStatus, Status
+from booking_svc.owed import StepKind
 from booking_svc.tables import idempotency_records
+from mesh.ids import new_id
 from tests.booking_svc.test_cancelling import a_confirmed
 from tests.booking_svc.world import World
 
@@ -103,3 +105,27 @@ async def test_answers_are_kept_for_three_days(world: World) -> None:
     async with world.database.reading() as connection:
         left = await connection.scalar(sa.select(sa.func.count()).select_from(idempotency_records))
     assert left == 0
+
+
+async def test_a_step_waits_since_it_was_due(world: World) -> None:
+    """Not since it was written down for later, and not since its last try."""
+    booking = await world.place(await world.an_event())
+    late = timedelta(seconds=60)
+
+    async def oldest() -> datetime | None:
+        async with world.database.reading() as connection:
+            return await owed.oldest_due(connection)
+
+    assert await oldest() is None
+    async with world.database.transaction() as connection:
+        await lifecycle.free_places(connection, booking=booking, now=world.clock(), due_in=late)
+    due = world.clock() + late
+    assert await oldest() == due
+    async with world.database.transaction() as connection:
+        payment_id = new_id()
+        await owed.owe(connection, booking.booking_id, StepKind.VOID, payment_id, now=world.clock())
+    owed_at = world.clock()
+    assert await oldest() == owed_at
+    world.clock.advance(timedelta(seconds=1))
+    assert len(await world.steps.claim(limit=9)) == 1
+    assert await oldest() == owed_at
