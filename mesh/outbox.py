@@ -110,6 +110,7 @@ class Event:
 
 # What every transaction that may come sees first: the beginning of the stream.
 _NOTHING = "1:1:"
+_LAST_ID = str(2**64 - 1)
 # An older form of position, which stored cursors may still have: the transactions of [low, high).
 _WINDOW = re.compile(r"([0-9]{1,18})-([0-9]{1,18})-([0-9]{1,18})")
 _SNAPSHOT = re.compile(r"(\d{1,19}):(\d{1,19}):((\d{1,19}(,\d{1,19})*)?)")
@@ -208,7 +209,10 @@ class OutboxReader:
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._database = database
         self._table = table
-        self._reading = _reading(table)
+        self._of_step = _reading(table, "sequence")
+        # Not to be had from the primary key: that index would be gone through from its beginning
+        # for the few that are new.
+        self._of_new_step = _reading(table, "sequence + 0")
         self._wake = asyncio.Condition()
         self._writes = 0
 
@@ -299,12 +303,14 @@ class OutboxReader:
         """A batch of a position's step, and the snapshot that the step ends with: the present
         one, when the position is the beginning of a step."""
         is_begun = position.until != position.since
+        is_tail = not is_begun and position.since != _NOTHING
         rows = await connection.execute(
-            self._reading,
+            self._of_new_step if is_tail else self._of_step,
             {
                 "since": position.since,
                 "until": position.until if is_begun else None,
                 "oldest": position.since.split(":")[0],
+                "following": position.until.split(":")[1] if is_begun else _LAST_ID,
                 "sequence": position.sequence if is_begun else 0,
                 "batch": BATCH,
             },
@@ -326,7 +332,7 @@ class OutboxReader:
         return events, until
 
 
-def _reading(table: sa.Table) -> sa.TextClause:
+def _reading(table: sa.Table, order: str) -> sa.TextClause:
     """The events of a step in their order; without any, a row that has the end of the step alone."""
     return sa.text(f"""
         WITH step AS MATERIALIZED (
@@ -338,11 +344,11 @@ def _reading(table: sa.Table) -> sa.TextClause:
             SELECT sequence, event_type, payload, create_time, origin FROM {table.name}
             -- The index finds what may have been committed in between, the rest is exact.
             WHERE transaction_id >= CAST(CAST(:oldest AS text) AS xid8)
-                AND transaction_id < pg_snapshot_xmax(step.until)
+                AND transaction_id < CAST(CAST(:following AS text) AS xid8)
                 AND pg_visible_in_snapshot(transaction_id, step.until)
                 AND NOT pg_visible_in_snapshot(transaction_id, step.since)
                 AND sequence > :sequence
-            ORDER BY sequence LIMIT :batch
+            ORDER BY {order} LIMIT :batch
         ) AS found ON true
         ORDER BY found.sequence
     """)

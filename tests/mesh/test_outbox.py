@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -152,6 +153,43 @@ async def test_from_now_on(database: Database) -> None:
         position = await reader.now()
     await write(database, "after")
     assert names(await read(database, 2, after=position)) == ["running", "after"]
+
+
+async def test_what_was_read_is_not_gone_through_again(
+    database: Database, statements: list[tuple[str, Any]]
+) -> None:
+    """A million old events must not make the reading of a new one slow."""
+    many = (
+        "INSERT INTO outbox (transaction_id, aggregate_id, event_type, payload, create_time)"
+        " SELECT (3 + number / 420)::text::xid8, gen_random_uuid(), 'made', '', now()"
+        " FROM generate_series(1, 300000) AS number"
+    )
+    async with database.transaction() as connection:
+        await connection.execute(sa.text(many))
+    async with database.session() as session:
+        await session.execute(sa.text("ANALYZE outbox"))
+        position = await OutboxReader(database, events).now()
+        await write(database, "new")
+        statements.clear()
+        assert names(await read(database, 1, after=position)) == ["new"]
+        [reading] = [each for each in statements if "FROM outbox" in each[0]][:1]
+        explained = await session.exec_driver_sql("EXPLAIN ANALYZE " + reading[0], reading[1])
+        plan = "\n".join(explained.scalars())
+    assert "outbox_transaction_id_sequence_idx" in plan, plan
+    assert "Rows Removed" not in plan, plan
+
+
+@pytest.fixture
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """Every statement that is executed, with its parameters."""
+    executed: list[tuple[str, Any]] = []
+
+    def note(_1: Any, _2: Any, statement: str, parameters: Any, _3: Any, _4: bool) -> None:
+        executed.append((statement, parameters))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield executed
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 async def test_old_events_are_forgotten(database: Database) -> None:
