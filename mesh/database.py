@@ -16,6 +16,7 @@ from typing import Any
 
 import alembic.command
 import alembic.config
+import psycopg
 import sqlalchemy as sa
 from alembic import context as migration
 from psycopg.errors import DeadlockDetected, LockNotAvailable
@@ -84,17 +85,11 @@ class Database:
         )
         sa.event.listen(engine.sync_engine, "checkout", _refuse_closed)
         database_metrics.watch(engine)
-        notifying = create_async_engine(
-            url,
-            pool_size=1,
-            max_overflow=0,
-            pool_recycle=_POOL_RECYCLE_SECONDS,
-            isolation_level="AUTOCOMMIT",
-            connect_args=_CONNECT_ARGS,
+        connect = partial(
+            psycopg.AsyncConnection.connect, libpq_url(url), autocommit=True, **_CONNECT_ARGS
         )
-        sa.event.listen(notifying.sync_engine, "checkout", _refuse_closed)
         try:
-            async with Notifier.of(notifying) as notifier:
+            async with Notifier.open(connect) as notifier:
                 yield cls(engine, notifier, url)
         finally:
             await engine.dispose()

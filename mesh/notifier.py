@@ -7,16 +7,18 @@ the other, on the whole server, each with its flush to disk (PreCommit_Notify in
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
+import psycopg
 
 from mesh import tasks
 
+Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+
 # A transaction that writes nothing waits for no flush.
-_NOTIFY = sa.text("SELECT pg_notify(:channel, '')")
+_NOTIFY = "SELECT pg_notify(%s, '')"
 
 # What commits within it shares the next one.
 _PAUSE_SECONDS = 0.02
@@ -25,25 +27,27 @@ _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Sends notifications on a connection of its own, of an engine that has one and commits each
-    statement. A hint only: who listens looks from time to time as well."""
+    """Sends notifications on a connection of its own, which `connect` opens: one that commits
+    each statement. A hint only: who listens looks from time to time as well."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
         self._wanted: set[str] = set()
         self._sending: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
-    async def of(cls, engine: AsyncEngine) -> AsyncIterator["Notifier"]:
-        """A notifier that closes the engine in the end, when it has sent everything."""
-        notifier = cls(engine)
+    async def open(cls, connect: Callable[[], Awaitable[Connection]]) -> AsyncIterator["Notifier"]:
+        """A notifier whose connection ends with the block, when everything is sent."""
+        notifier = cls(connect)
         try:
             yield notifier
         finally:
             if notifier._sending is not None:
                 await asyncio.wait({notifier._sending})
-            await engine.dispose()
+            if notifier._connection is not None:
+                await notifier._connection.close()
 
     def notify(self, channel: str) -> None:
         """Wakes who listens on the channel, soon."""
@@ -55,11 +59,22 @@ class Notifier:
     async def _send(self) -> None:
         try:
             while self._wanted:
-                channel = self._wanted.pop()
-                async with self._engine.connect() as connection:
-                    await connection.execute(_NOTIFY, {"channel": channel})
+                await self._send_one(self._wanted.pop())
                 await asyncio.sleep(_PAUSE_SECONDS)
-        except (sa.exc.SQLAlchemyError, OSError) as error:
+        except (psycopg.Error, OSError) as error:
             _log.warning("listeners were not woken", extra={"error": type(error).__name__})
         finally:
             self._sending = None
+
+    async def _send_one(self, channel: str) -> None:
+        if self._connection is not None:
+            try:
+                await self._connection.execute(_NOTIFY, [channel])
+            except psycopg.OperationalError:
+                # The server has ended it, perhaps long ago: with a new one, then.
+                await self._connection.close()
+                self._connection = None
+            else:
+                return
+        self._connection = await self._connect()
+        await self._connection.execute(_NOTIFY, [channel])

@@ -14,7 +14,7 @@ import psycopg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from mesh.database import Database, libpq_url
-from mesh.notifier import Notifier
+from mesh.notifier import Connection, Notifier
 
 NAME = "doomed"
 
@@ -81,7 +81,11 @@ async def database(url: str) -> AsyncIterator[Database]:
         execution_options={"preserve_rowcount": True},
     )
     _GRAVEYARD.append(engine)
-    yield Database(engine, Notifier(engine), url)
+    yield Database(engine, Notifier(_nobody_listens), url)
+
+
+async def _nobody_listens() -> Connection:
+    raise psycopg.OperationalError
 
 
 async def cut(url: str) -> None:

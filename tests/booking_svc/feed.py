@@ -37,18 +37,20 @@ class Line:
     ) -> AsyncIterator[StreamChangesResponse]:
         cut = asyncio.create_task(self._cut.wait())
         stream = self._servicer.StreamChanges(request, None)  # type: ignore[arg-type]
+        following: asyncio.Future[StreamChangesResponse] | None = None
         try:
             while True:
                 following = asyncio.ensure_future(anext(stream))
                 await asyncio.wait({following, cut}, return_when=asyncio.FIRST_COMPLETED)
                 if cut.done():
-                    following.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await following
                     raise ConnectionError("the line is cut")
                 yield await following
         finally:
             cut.cancel()
+            if following is not None:
+                # It may be reading: its connection goes back before the database is closed.
+                following.cancel()
+                await asyncio.wait({following})
 
 
 class CountedStock(LedgerStock):

@@ -316,6 +316,25 @@ async def test_commits_share_a_notification(database: Database) -> None:
     assert heard == ["", "", "end"]
 
 
+async def test_listeners_are_woken_after_the_server_has_ended_the_connection(
+    database: Database,
+) -> None:
+    url = libpq_url(database.url)
+    ended = (
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND query LIKE 'SELECT pg_notify%'"
+    )
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as listener:
+        await listener.execute("LISTEN outbox")
+        for name in ("one", "two"):
+            await write(database, name)
+            async with asyncio.timeout(20):
+                await anext(listener.notifies())
+            if name == "one":
+                found = await listener.execute(ended)
+                assert await found.fetchone() == (1,)
+
+
 @pytest.mark.parametrize(
     "position",
     ["x", "1:1:/1:1:", "2-1-3", "1:2:/1:2:/x", "2:1:/1:1:/0", "1:3:2,1/1:3:/0", "1:3:9/1:3:/0"],
