@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -166,9 +166,11 @@ async def _counted(urls: list[str]) -> httpx.Headers:
     async with httpx.AsyncClient(headers=other) as client, asyncio.timeout(30):
         for url in urls:
             while True:
-                answer = await client.get(f"{url}/api/v1/bookings")
-                if "x-ratelimit-limit" in answer.headers:
-                    break
+                # The second one may begin to listen later than the first.
+                with suppress(httpx.ConnectError):
+                    answer = await client.get(f"{url}/api/v1/bookings")
+                    if "x-ratelimit-limit" in answer.headers:
+                        break
                 await asyncio.sleep(0.2)
     return answer.headers
 
