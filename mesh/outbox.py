@@ -180,7 +180,7 @@ async def append(
 
 
 def appended(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
-    """For a caller that has written events by a statement of its own: once the transaction has
+    """For a caller that writes events by a statement of its own: once the transaction has
     committed, they are counted and the readers are woken."""
     if events:
         on_commit(connection, lambda: _count(events))

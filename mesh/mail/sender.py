@@ -80,7 +80,7 @@ class Sender:
         self._queued.set()
 
     async def turn(self) -> None:
-        """One turn of the loop: a batch, or a pause when nothing is due or no server is there."""
+        """One turn of the loop: a batch, and a pause unless more is due and the server is there."""
         sent = await self.send_due()
         if self._failures:
             await asyncio.sleep(self._pause.total_seconds())

@@ -54,7 +54,7 @@ class Delivery:
         self._lab = lab or Lab()
 
     async def turn(self) -> None:
-        """One turn of the loop: a batch, or a pause when nothing is due."""
+        """One turn of the loop: a batch, and a pause unless more is due."""
         if await self.deliver_due() < _BATCH:
             await self._queued.wait(_POLL_SECONDS)
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from booking_svc import bookings, ports
+from booking_svc import bookings, ports, steps
 from booking_svc.bookings import PaymentStatus, RefundStatus, Status
 from booking_svc.checkout import Checkout
 from booking_svc.lifecycle import MOVES
@@ -441,3 +441,19 @@ async def test_steps_that_hang_hold_up_no_other_booking(world: World) -> None:
     finally:
         back.set()
         running.cancel()
+
+
+async def test_more_steps_than_fit_at_once_are_taken_without_a_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_IDLE_SECONDS", 3600)
+    event = await world.an_event(an_offer(capacity=40))
+    for _ in range(20):
+        booking = await world.place(event)
+        await world.cancel(booking.booking_id, reason="")
+    running = asyncio.create_task(world.steps.run())
+    async with asyncio.timeout(20):
+        while await world.available(event) < 40:
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -1,7 +1,10 @@
 """One booking, found everywhere from its request id: its trace, its log lines, its metrics."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -266,3 +269,17 @@ def test_every_metric_of_a_panel_or_an_alert_is_there(watched: RunningMesh) -> N
             endings = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
             offered.update(name + ending for ending in endings)
     assert sorted(named - offered) == []
+
+
+def test_the_databases_of_a_running_mesh_are_migrated(watched: RunningMesh) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "migrate"],
+        cwd=ROOT,
+        env={**os.environ, **watched.variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "The databases have this version's schema.\n"
+    assert httpx.get(f"{watched.url}/health").status_code == 200
