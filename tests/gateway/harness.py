@@ -184,8 +184,12 @@ def running_gateway(
             if service not in without:
                 stack.enter_context(server(service, settings, upstream))
         stack.callback(upstream.stopping.set)
-        for number in range(settings.gateways):
-            path = config.write_for(files or contract(), settings, number)
+        # All before the first starts: they name files that they share.
+        paths = [
+            config.write_for(files or contract(), settings, number)
+            for number in range(settings.gateways)
+        ]
+        for path in paths:
             stack.enter_context(_envoy(path, folder / f"{path.stem}.log", workers))
         rest = stack.enter_context(rest_client(settings))
         channel = stack.enter_context(_channel(settings))
