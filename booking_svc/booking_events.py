@@ -4,9 +4,10 @@ Translates to the contract as a servicer does: the outbox holds the messages tha
 webhooks send. Domain code gets plain values.
 """
 
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,6 +22,7 @@ from mesh.database import on_commit
 from mesh.ids import new_id
 from mesh.money import Money
 from mesh.outbox import OutboxReader
+from mesh.pipeline import Statement
 
 _MONEY = metrics.counter(
     "booking_money_minor",
@@ -123,6 +125,23 @@ async def append(
     """Writes an event in the transaction of its effect; `booking` is as it is after it."""
     on_commit(connection, lambda: _count(booking, change))
     await outbox.append(connection, tables.outbox, [to_new(booking, change, now)], now=now)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event of one of many calls: `origin` is the call's."""
+
+    booking: Booking
+    change: Change
+    origin: str
+
+
+def insertion(connection: AsyncConnection, events: Sequence[Told], *, now: datetime) -> Statement:
+    """What `append` does for many, to be sent in the caller's transaction with other statements."""
+    for event in events:
+        on_commit(connection, partial(_count, event.booking, event.change))
+    new = [replace(to_new(each.booking, each.change, now), origin=each.origin) for each in events]
+    return outbox.insertion(connection, new, now=now)
 
 
 def _count(booking: Booking, change: Change) -> None:

@@ -14,6 +14,7 @@ from booking_svc import answers, bookings, changes, lifecycle, owed, pricing
 from booking_svc.bookings import Booking, By, PaymentStatus, Status
 from booking_svc.events import Event, Said
 from booking_svc.owed import StepKind
+from booking_svc.placing import Placing
 from booking_svc.ports import Payments, Stock
 from booking_svc.tables import idempotency_records
 from mesh import idempotency
@@ -22,6 +23,8 @@ from mesh.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.idempotency import Key
 from mesh.ids import new_id
+
+_FREE = "nothing to pay"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,9 @@ class CheckingOut:
         payments: Payments,
         clock: Clock,
         payment_window: timedelta,
+        placing: Placing,
     ) -> None:
+        self._placing = placing
         self._database = database
         self._stock = stock
         self._payments = payments
@@ -104,9 +109,14 @@ class CheckingOut:
             success_url=checkout.success_url,
             cancel_url=checkout.cancel_url,
         )
+        now = self._clock()
+        if answer is not None and answer.is_claimed:
+            paged = lifecycle.with_page(booking, created.payment_url, now)
+            if await self._placing.open_page(answer.key, paged, answer.encode(paged)):
+                return paged
         async with self._database.transaction() as connection:
             booking = await lifecycle.set_payment_url(
-                connection, booking=booking, url=created.payment_url, now=self._clock()
+                connection, booking=booking, url=created.payment_url, now=now
             )
             if answer is not None:
                 await answer.store(connection, booking, self._clock())
@@ -114,6 +124,13 @@ class CheckingOut:
 
     async def _confirm_free(self, booking: Booking, by: By, answer: Answer | None) -> Booking:
         await self._stock.commit(event_id=booking.event_id, reservation_id=booking.reservation_id)
+        if answer is not None and answer.is_claimed and booking.status is Status.HELD:
+            confirmed = lifecycle.moved(
+                booking, to=Status.CONFIRMED, reason=_FREE, by=by, now=self._clock()
+            )
+            response = answer.encode(confirmed)
+            if await self._placing.confirm(answer.key, confirmed, by, response):
+                return confirmed
         async with self._database.transaction() as connection:
             booking = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
             if booking.status is not Status.CONFIRMED:
@@ -121,7 +138,7 @@ class CheckingOut:
                     connection,
                     booking=booking,
                     to=Status.CONFIRMED,
-                    reason="nothing to pay",
+                    reason=_FREE,
                     by=by,
                     now=self._clock(),
                 )

@@ -4,7 +4,7 @@ New ones are checked in event_plans.py, lists are made in event_listing.py, and 
 staff may do to one is in event_status.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -322,8 +322,19 @@ async def get(connection: AsyncConnection, *, event_id: UUID, lock: bool = False
         )
     row = (await connection.execute(selected.where(is_it))).one_or_none()
     if row is None:
-        raise DomainError(Reason.EVENT_NOT_FOUND, "no such event", event_id=event_id)
+        raise not_found(event_id)
     return from_row(row)
+
+
+def not_found(event_id: UUID) -> DomainError:
+    return DomainError(Reason.EVENT_NOT_FOUND, "no such event", event_id=event_id)
+
+
+async def get_all(connection: AsyncConnection, event_ids: Collection[UUID]) -> dict[UUID, Event]:
+    """Those of the events that there are, by their ids."""
+    wanted = sa.bindparam("ids", list(event_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
+    rows = await connection.execute(selected.where(events.c.event_id == sa.any_(wanted)))
+    return {row.event_id: from_row(row) for row in rows}
 
 
 def from_row(row: sa.Row[Any]) -> Event:

@@ -13,10 +13,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import booking_events, cancellation
+from booking_svc import booking_events, pricing
 from booking_svc.booking_events import Change
 from booking_svc.bookings import (
     SYSTEM,
+    Actor,
     Booking,
     By,
     Item,
@@ -26,9 +27,11 @@ from booking_svc.bookings import (
     TimelineEntry,
     get,
 )
+from booking_svc.events import Event
 from booking_svc.owed import StepKind, owe
 from booking_svc.tables import booking_items, booking_timeline, bookings
 from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
 from mesh.money import Money
 
 MOVES: dict[Status, frozenset[Status]] = {
@@ -55,40 +58,51 @@ UNPAID = (Status.HELD, Status.PENDING_PAYMENT)
 
 # How long a payment's event may take before reconciliation.py asks for it.
 FIRST_CHECK = timedelta(seconds=60)
+_CHECKOUT = "checkout"
 # Longer than any step's try.
 _STALLED = timedelta(seconds=60)
 
 
-async def insert(
-    connection: AsyncConnection,
+def placed(
     *,
-    booking: Booking,
-    reason: str,
-    by: By,
-    is_mail_wanted: bool = False,
+    booking_id: UUID,
+    event: Event,
+    customer_id: UUID,
+    items: tuple[Item, ...],
+    hold_expire_time: datetime,
+    provider: str | None,
+    now: datetime,
 ) -> Booking:
-    """Writes a new booking with its items, the first entry of its timeline and its event."""
-    await connection.execute(
-        bookings.insert().values(
-            booking_id=booking.booking_id,
-            event_id=booking.event_id,
-            customer_id=booking.customer_id,
-            status=booking.status,
-            currency_code=booking.total.currency_code,
-            total_minor=booking.total.amount_minor,
-            hold_expire_time=booking.hold_expire_time,
-            reservation_id=booking.reservation_id,
-            cancellation_policy=cancellation.to_json(booking.cancellation_policy),
-            create_time=booking.create_time,
-            update_time=booking.update_time,
-        )
+    """A new booking, not yet written: HELD, or PENDING_PAYMENT at once when a provider is named.
+
+    Its id is its reservation's, too.
+    """
+    booking = Booking(
+        booking_id=booking_id,
+        event_id=event.event_id,
+        customer_id=customer_id,
+        status=Status.HELD,
+        items=items,
+        total=pricing.total(items, event.currency_code),
+        hold_expire_time=hold_expire_time,
+        reservation_id=booking_id,
+        payment=None,
+        refunds=(),
+        cancellation_policy=event.cancellation_policy,
+        timeline=(TimelineEntry(now, Status.HELD, "placed", Actor.CUSTOMER),),
+        create_time=now,
+        update_time=now,
+        confirm_time=None,
     )
-    await insert_items(connection, booking_id=booking.booking_id, items=booking.items)
-    now = booking.create_time
-    entry = await _note(connection, booking.booking_id, booking.status, reason, by, now)
-    held = booking_events.Held(is_mail_wanted)
-    await booking_events.append(connection, booking=booking, change=held, now=now)
-    return replace(booking, timeline=(entry,))
+    if provider is None:
+        return booking
+    begun = TimelineEntry(now, Status.PENDING_PAYMENT, _CHECKOUT, Actor.CUSTOMER)
+    return replace(
+        booking,
+        status=Status.PENDING_PAYMENT,
+        payment=Payment(new_id(), provider, PaymentStatus.CREATED, None),
+        timeline=(*booking.timeline, begun),
+    )
 
 
 async def insert_items(
@@ -142,7 +156,7 @@ async def begin_payment(
         connection,
         booking=changed,
         to=Status.PENDING_PAYMENT,
-        reason="checkout",
+        reason=_CHECKOUT,
         by=by,
         now=now,
         columns=columns,
@@ -163,6 +177,13 @@ async def set_payment_url(
     )
     if stored.rowcount == 0:
         return await get(connection, booking_id=booking.booking_id)
+    return with_page(booking, url, now)
+
+
+def with_page(booking: Booking, url: str, now: datetime) -> Booking:
+    """The booking with a page where its payment is paid."""
+    if booking.payment is None:
+        raise ValueError(f"booking {booking.booking_id} has no payment")
     return replace(booking, payment=replace(booking.payment, payment_url=url), update_time=now)
 
 
@@ -196,27 +217,35 @@ async def move(
 
     Raises BOOKING_STATE_INVALID for a move that MOVES does not have.
     """
+    after = moved(booking, to=to, reason=reason, by=by, now=now)
+    changes: dict[str, object] = {**columns, "status": to}
+    if to is Status.CONFIRMED:
+        changes["confirm_time"] = now
+    await _update(connection, booking.booking_id, now=now, **changes)
+    await _note(connection, booking.booking_id, to, reason, by, now)
+    if (change := _change(to, reason, by, refund)) is not None:
+        await booking_events.append(connection, booking=after, change=change, now=now)
+    return after
+
+
+def moved(booking: Booking, *, to: Status, reason: str, by: By, now: datetime) -> Booking:
+    """The booking in another state, not yet written.
+
+    Raises BOOKING_STATE_INVALID for a move that MOVES does not have.
+    """
     if to not in MOVES[booking.status]:
         raise DomainError(
             Reason.BOOKING_STATE_INVALID,
             f"a booking that is {booking.status} cannot become {to}",
             status=booking.status,
         )
-    changes: dict[str, object] = {**columns, "status": to}
-    if to is Status.CONFIRMED:
-        changes["confirm_time"] = now
-    await _update(connection, booking.booking_id, now=now, **changes)
-    entry = await _note(connection, booking.booking_id, to, reason, by, now)
-    moved = replace(
+    return replace(
         booking,
         status=to,
         confirm_time=now if to is Status.CONFIRMED else booking.confirm_time,
-        timeline=(*booking.timeline, entry),
+        timeline=(*booking.timeline, TimelineEntry(now, to, reason, by.actor)),
         update_time=now,
     )
-    if (change := _change(to, reason, by, refund)) is not None:
-        await booking_events.append(connection, booking=moved, change=change, now=now)
-    return moved
 
 
 async def describe(
@@ -351,7 +380,7 @@ async def _note(
     reason: str,
     by: By,
     now: datetime,
-) -> TimelineEntry:
+) -> None:
     await connection.execute(
         booking_timeline.insert().values(
             booking_id=booking_id,
@@ -362,7 +391,6 @@ async def _note(
             actor_id=by.user_id,
         )
     )
-    return TimelineEntry(now, status, reason, by.actor)
 
 
 def _change(to: Status, reason: str, by: By, refund: Money | None) -> Change | None:

@@ -1,7 +1,7 @@
 """What is asked for, as items at a price: the rules of one request, without the ledger's."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -27,20 +27,29 @@ class Wanted:
 async def price(
     connection: AsyncConnection, event: Event, wanted: Sequence[Wanted]
 ) -> tuple[Item, ...]:
-    """The items of a request at today's prices.
+    """The items of a request at today's prices, as `priced` makes them."""
+    seat_ids = seats_of(wanted)
+    if event.auditorium_id is None or not seat_ids:
+        return priced(event, wanted, {})
+    types = await venues.seat_types(
+        connection, auditorium_id=event.auditorium_id, seat_ids=seat_ids
+    )
+    return priced(event, wanted, types)
+
+
+def seats_of(wanted: Sequence[Wanted]) -> set[UUID]:
+    return {line.seat_id for line in wanted if line.seat_id is not None}
+
+
+def priced(
+    event: Event, wanted: Sequence[Wanted], seat_types: Mapping[UUID, str]
+) -> tuple[Item, ...]:
+    """The items of a request; `seat_types` are those of the event's seats among them.
 
     Raises OFFER_NOT_FOUND, SEAT_NOT_FOUND, or VALIDATION_FAILED that names every line
     which is more than the offer allows in one booking, or asks for a seat again.
     """
     sold_by = {offer.seat_type: offer for offer in event.offers if offer.seat_type is not None}
-    seat_ids = [line.seat_id for line in wanted if line.seat_id is not None]
-    seat_types = (
-        await venues.seat_types(
-            connection, auditorium_id=event.auditorium_id, seat_ids=set(seat_ids)
-        )
-        if event.auditorium_id is not None and seat_ids
-        else {}
-    )
     asked: Counter[UUID] = Counter()
     seen: set[UUID] = set()
     items, faults = [], []

@@ -21,12 +21,12 @@ from booking_svc import (
     lifecycle,
     pricing,
 )
-from booking_svc.bookings import Actor, Booking, By, Item, Status
+from booking_svc.bookings import Actor, Booking, By, Item
 from booking_svc.checkout import Answer, CheckingOut, Checkout
 from booking_svc.events import Event
-from booking_svc.ports import Payments, Reservation, Stock
+from booking_svc.placing import Placing
+from booking_svc.ports import Payments, Stock
 from booking_svc.pricing import Wanted
-from booking_svc.tables import idempotency_records
 from mesh import idempotency
 from mesh.clock import Clock
 from mesh.database import Database
@@ -56,12 +56,14 @@ class Saga:
         self._hold_ttl = hold_ttl
         self._payment_window = payment_window
         self._on_owed = on_owed
+        self._placing = Placing(database, clock)
         self._checking_out = CheckingOut(
             database=database,
             stock=stock,
             payments=payments,
             clock=clock,
             payment_window=payment_window,
+            placing=self._placing,
         )
 
     async def place(
@@ -82,17 +84,21 @@ class Saga:
         """
         answer = Answer(key, encode, is_claimed=True)
         async with idempotency.running(key):
-            async with self._database.reading() as connection:
-                record = await idempotency.find(connection, idempotency_records, key)
-                if record is not None and record.response is not None:
-                    return record.response
-                event = await events.get(connection, event_id=event_id)
-            if record is None:
+            found = await self._placing.find(key, event_id, pricing.seats_of(wanted))
+            if found.record is not None and found.record.response is not None:
+                return found.record.response
+            event = found.event
+            if event is None:
+                raise events.not_found(event_id)
+            if found.record is None:
+                now = self._clock()
+                event.refuse_unless_on_sale(now)
+                items = pricing.priced(event, wanted, found.seat_types)
                 booking = await self._hold(
-                    answer, customer_id, event, wanted, checkout, is_mail_wanted
+                    answer, customer_id, event, items, checkout, now, is_mail_wanted
                 )
             else:
-                booking = await self._get(record.resource_id)
+                booking = await self._get(found.record.resource_id)
             if checkout is None:
                 # Stored with the booking, here or by a call with this key that was quicker.
                 return encode(booking)
@@ -167,15 +173,12 @@ class Saga:
         answer: Answer,
         customer_id: UUID,
         event: Event,
-        wanted: Sequence[Wanted],
+        items: tuple[Item, ...],
         checkout: Checkout | None,
+        now: datetime,
         is_mail_wanted: bool,
     ) -> Booking:
         """Claims the places, then writes booking and record; without checkout, the answer too."""
-        now = self._clock()
-        event.refuse_unless_on_sale(now)
-        async with self._database.reading() as connection:
-            items = await pricing.price(connection, event, wanted)
         is_paid = checkout is not None and any(item.unit_price.amount_minor for item in items)
         try:
             reservation = await self._stock.reserve(
@@ -197,39 +200,24 @@ class Saga:
                 ) from None
         if reservation.expire_time <= now:
             raise DomainError(Reason.HOLD_EXPIRED, "the places were held, but not any more")
-        booking = _new_booking(customer_id, event, items, reservation, now)
-        by = By(Actor.CUSTOMER, customer_id)
-        async with self._database.transaction() as connection:
-            is_first = await idempotency.claim(
-                connection,
-                idempotency_records,
-                answer.key,
-                resource_id=booking.booking_id,
-                now=now,
-            )
-            if is_first:
-                booking = await lifecycle.insert(
-                    connection,
-                    booking=booking,
-                    reason="placed",
-                    by=by,
-                    is_mail_wanted=is_mail_wanted,
-                )
-                if checkout is None:
-                    await answer.store(connection, booking, self._clock())
-                elif is_paid:
-                    booking = await lifecycle.begin_payment(
-                        connection,
-                        booking=booking,
-                        payment_id=new_id(),
-                        provider=checkout.provider,
-                        hold_expire_time=booking.hold_expire_time,
-                        by=by,
-                        now=now,
-                    )
-                return booking
-        # Another process was quicker with this key: its booking is the one.
-        return await self._get(booking.booking_id)
+        booking = lifecycle.placed(
+            booking_id=reservation.reservation_id,
+            event=event,
+            customer_id=customer_id,
+            items=items,
+            hold_expire_time=reservation.expire_time,
+            provider=checkout.provider if is_paid and checkout is not None else None,
+            now=now,
+        )
+        is_first = await self._placing.write(
+            answer.key,
+            booking,
+            By(Actor.CUSTOMER, customer_id),
+            answer.encode(booking) if checkout is None else None,
+            is_mail_wanted=is_mail_wanted,
+        )
+        # If another call was quicker with this key, its booking is the one.
+        return booking if is_first else await self._get(booking.booking_id)
 
     async def _checkout_placed(
         self, booking: Booking, event: Event, checkout: Checkout, answer: Answer
@@ -246,29 +234,3 @@ class Saga:
             return answer.encode(booking)
         async with self._database.transaction() as connection:
             return await answer.store(connection, booking, self._clock())
-
-
-def _new_booking(
-    customer_id: UUID,
-    event: Event,
-    items: tuple[Item, ...],
-    reservation: Reservation,
-    now: datetime,
-) -> Booking:
-    return Booking(
-        booking_id=reservation.reservation_id,
-        event_id=event.event_id,
-        customer_id=customer_id,
-        status=Status.HELD,
-        items=items,
-        total=pricing.total(items, event.currency_code),
-        hold_expire_time=reservation.expire_time,
-        reservation_id=reservation.reservation_id,
-        payment=None,
-        refunds=(),
-        cancellation_policy=event.cancellation_policy,
-        timeline=(),
-        create_time=now,
-        update_time=now,
-        confirm_time=None,
-    )

@@ -8,6 +8,7 @@ from itertools import groupby
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc import time_zones
@@ -198,6 +199,21 @@ async def seat_types(
         wanted = wanted.where(seats.c.seat_id.in_(seat_ids))
     found = await connection.execute(wanted.order_by(seats.c.row_index, seats.c.seat_index))
     return {row.seat_id: row.seat_type for row in found}
+
+
+async def seats_of_any(
+    connection: AsyncConnection, seat_ids: Collection[UUID]
+) -> Mapping[UUID, tuple[UUID, str]]:
+    """Auditorium and type of each seat that there is, of whatever auditoriums."""
+    if not seat_ids:
+        return {}
+    wanted = sa.bindparam("ids", list(seat_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
+    found = await connection.execute(
+        sa.select(seats.c.seat_id, seats.c.auditorium_id, seats.c.seat_type).where(
+            seats.c.seat_id == sa.any_(wanted)
+        )
+    )
+    return {row.seat_id: (row.auditorium_id, row.seat_type) for row in found}
 
 
 def _refuse_duplicates(rows: tuple[Row, ...]) -> None:

@@ -24,6 +24,7 @@ MAX_REQUEST_ID_LENGTH = 1024
 # A UUID and a comma each.
 _MOST_REQUEST_IDS = MAX_REQUEST_ID_LENGTH // 37
 
+_running = 0
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
 _caller: ContextVar["Caller | None"] = ContextVar("caller", default=None)
@@ -98,6 +99,22 @@ def begin(*, request_id: str, idempotency_key: str | None) -> None:
     """Marks the current task as serving a call. The task ends with the call."""
     _request_id.set(request_id)
     _idempotency_key.set(idempotency_key)
+
+
+def running() -> int:
+    """How many calls this process is serving, streams not counted."""
+    return _running
+
+
+@contextmanager
+def counted() -> Iterator[None]:
+    """Around a call that is being served."""
+    global _running  # noqa: PLW0603 - of the process, like the metric beside it
+    _running += 1
+    try:
+        yield
+    finally:
+        _running -= 1
 
 
 def origin() -> str:

@@ -1,7 +1,7 @@
 """Coalescing: while batches are in flight new requests queue, and the next batch takes them.
 
 At low load a batch has one request and nothing waits; under a rush the batches grow by
-themselves. Each caller has its own outcome. A caller that leaves takes nothing from the
+themselves, and a batch waits for a moment in which nobody comes. Each caller has its own outcome. A caller that leaves takes nothing from the
 others; one whose time is over before it was sent is not sent.
 """
 
@@ -22,6 +22,10 @@ _SIZE = metrics.histogram(
     "batch_size", "Requests that a batch took.", "batches", buckets=metrics.SIZES
 )
 _REFUSED = metrics.counter("batch_refused", "Requests that found the queue full.", "batches")
+
+# grpc.aio takes one call from the network in every few turns of the event loop: those that came
+# at the same moment come one by one, and the next one may be on its way for so many.
+_TURNS = 32
 
 # When a full queue makes sense to be tried again.
 _RETRY_SECONDS = 1.0
@@ -62,6 +66,8 @@ class Coalescer(Generic[RequestT, ResultT]):
         self._max_queued = max_queued
         self._seconds = seconds
         self._queue: deque[_Waiting[RequestT, ResultT]] = deque()
+        self._arrived = 0
+        self._is_gathering = False
         self._senders: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: RequestT) -> ResultT:
@@ -82,25 +88,47 @@ class Coalescer(Generic[RequestT, ResultT]):
             call.origin(),
         )
         self._queue.append(waiting)
-        if len(self._senders) < self._max_in_flight:
-            # A batch is nobody's call: it must not inherit one caller's deadline, and goes on
-            # when they leave.
-            sender = tasks.begin(self._send_queued(), context=contextvars.Context())
-            self._senders.add(sender)
+        self._arrived += 1
+        self._begin_sender()
         return await waiting.outcome
 
+    def _begin_sender(self) -> None:
+        if self._is_gathering or len(self._senders) >= self._max_in_flight:
+            return
+        # A batch is nobody's call: it must not inherit one caller's deadline, and goes on
+        # when they leave.
+        sender = tasks.begin(self._send_queued(), context=contextvars.Context())
+        self._senders.add(sender)
+
     async def _send_queued(self) -> None:
-        """Sends batch after batch until nothing waits."""
+        """Sends batch after batch until nothing waits, or another sender gathers the next."""
         sender = asyncio.current_task()
         assert sender is not None  # noqa: S101 - a coroutine always runs in a task
         try:
-            while batch := self._take():
-                _SIZE.labels(self._name).observe(len(batch))
-                await self._answer(batch)
+            while self._queue and not self._is_gathering:
+                await self._gather()
+                if batch := self._take():
+                    if self._queue:
+                        self._begin_sender()
+                    _SIZE.labels(self._name).observe(len(batch))
+                    await self._answer(batch)
         finally:
             # Here, not in a callback: that comes a moment later, and what is queued by then
             # would take this for a sender that still looks.
             self._senders.discard(sender)
+
+    async def _gather(self) -> None:
+        """Waits while more come, unless this process serves nobody who could be next."""
+        self._is_gathering = True
+        try:
+            while len(self._queue) < min(self._max_batch, call.running()):
+                arrived = self._arrived
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
+                if self._arrived == arrived:
+                    return
+        finally:
+            self._is_gathering = False
 
     async def _answer(self, batch: Sequence[_Waiting[RequestT, ResultT]]) -> None:
         outcomes: Sequence[ResultT | Exception]

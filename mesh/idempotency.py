@@ -5,7 +5,7 @@ the other. A key belongs to one caller and one method.
 """
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,8 +17,33 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
+from mesh.pipeline import Result, Statement, columns
 
 _running: set["Key"] = set()
+
+_FIND = """
+SELECT scope, key, records.fingerprint, records.resource_id, records.response
+FROM unnest(%s::text[], %s::text[]) AS wanted (scope, key)
+JOIN idempotency_records AS records USING (scope, key)
+"""
+
+# Sorted: two batches with the same keys wait for each other in one order.
+_CLAIM = """
+INSERT INTO idempotency_records
+    (scope, key, fingerprint, resource_id, response, create_time)
+SELECT given.*, %s::timestamptz
+FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::uuid[], %s::bytea[])
+    AS given (scope, key, fingerprint, resource_id, response)
+ORDER BY scope, key
+ON CONFLICT DO NOTHING
+RETURNING scope, key
+"""
+
+_FINISH = """
+UPDATE idempotency_records AS records SET response = given.response
+FROM unnest(%s::text[], %s::text[], %s::bytea[]) AS given (scope, key, response)
+WHERE records.scope = given.scope AND records.key = given.key AND records.response IS NULL
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +118,34 @@ async def find(connection: AsyncConnection, table: sa.Table, key: Key) -> Record
             .where(table.c.key == key.key)
         )
     ).one_or_none()
-    if row is None:
-        return None
-    if row.fingerprint != key.fingerprint:
+    return None if row is None else _record(key, *row)
+
+
+def finding(keys: Sequence[Key]) -> Statement:
+    """What asks for the records of many keys at once; `found` reads the answer."""
+    return Statement(_FIND, columns(((key.scope, key.key) for key in keys), 2))
+
+
+def found(keys: Sequence[Key], result: Result) -> list[Record | DomainError | None]:
+    """What each key stands for, in order; IDEMPOTENCY_KEY_REUSED for one whose request differs."""
+    rows = {(scope, key): rest for scope, key, *rest in result.rows}
+    records: list[Record | DomainError | None] = []
+    for key in keys:
+        row = rows.get((key.scope, key.key))
+        try:
+            records.append(None if row is None else _record(key, *row))
+        except DomainError as refusal:
+            records.append(refusal)
+    return records
+
+
+def _record(key: Key, fingerprint: bytes, resource_id: UUID, response: bytes | None) -> Record:
+    if fingerprint != key.fingerprint:
         raise DomainError(
             Reason.IDEMPOTENCY_KEY_REUSED,
             "this idempotency key was used with another request",
         )
-    return Record(row.resource_id, row.response)
+    return Record(resource_id, response)
 
 
 async def claim(
@@ -119,6 +164,24 @@ async def claim(
         .on_conflict_do_nothing()
     )
     return inserted.rowcount == 1
+
+
+def claiming(claims: Sequence[tuple[Key, Record]], *, now: datetime) -> Statement:
+    """What claims many keys at once, some with their final answer already.
+
+    It returns scope and key of each that is claimed: of the others another call was first.
+    """
+    rows = (
+        (key.scope, key.key, key.fingerprint, record.resource_id, record.response)
+        for key, record in claims
+    )
+    return Statement(_CLAIM, (now, *columns(rows, 5)))
+
+
+def finishing(answers: Sequence[tuple[Key, bytes]]) -> Statement:
+    """What stores the final answers of many keys at once; those that have one keep it."""
+    rows = ((key.scope, key.key, response) for key, response in answers)
+    return Statement(_FINISH, columns(rows, 3))
 
 
 async def finish(

@@ -91,8 +91,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
             unary: Any = handler.unary_unary
 
             async def serve(sent: bytes, context: _Context) -> Any:
-                async with self._around(handler, sent, context, policy) as request:
-                    return await unary(request, context)
+                with call.counted():
+                    async with self._around(handler, sent, context, policy) as request:
+                        return await unary(request, context)
 
             # No deserializer: to bytes that are no message the runtime would answer INTERNAL.
             return grpc.unary_unary_rpc_method_handler(serve, None, _serializer(handler))

@@ -30,6 +30,7 @@ from mesh import call, metrics
 from mesh.clock import system_clock
 from mesh.database import Database, libpq_url, notify_on_commit, on_commit
 from mesh.errors import FieldViolation, invalid
+from mesh.pipeline import Statement, columns
 
 _CHANNEL = "outbox"
 
@@ -42,6 +43,12 @@ _POLL_SECONDS = 1.0
 # and so more at once.
 _PAUSES_PER_BATCH = 4.0
 _LONGEST_PAUSE_SECONDS = 0.1
+
+_INSERT = """
+INSERT INTO outbox (aggregate_id, event_type, payload, origin, create_time)
+SELECT given.*, %s::timestamptz
+FROM unnest(%s::uuid[], %s::text[], %s::bytea[], %s::text[]) AS given
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -90,11 +97,15 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event to be written. `payload` is the serialised message that the stream sends."""
+    """An event to be written. `payload` is the serialised message that the stream sends.
+
+    `origin` is the `call.origin` of its cause, for `insertion`.
+    """
 
     aggregate_id: UUID
     event_type: str
     payload: bytes
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +175,7 @@ async def append(
 ) -> None:
     """Writes events in the caller's transaction."""
     if events:
-        appended(connection, events)
+        _on_commit(connection, events)
         await connection.execute(
             table.insert(),
             [
@@ -179,9 +190,18 @@ async def append(
         )
 
 
-def appended(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
-    """For a caller that writes events by a statement of its own: once the transaction has
-    committed, they are counted and the readers are woken."""
+def insertion(
+    connection: AsyncConnection, events: Sequence[NewEvent], *, now: datetime
+) -> Statement:
+    """What writes events of many calls, to be sent in the caller's transaction with other
+    statements (mesh/pipeline.py)."""
+    _on_commit(connection, events)
+    rows = ((each.aggregate_id, each.event_type, each.payload, each.origin) for each in events)
+    return Statement(_INSERT, (now, *columns(rows, 4)))
+
+
+def _on_commit(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
+    """Once the transaction has committed, they are counted and the readers are woken."""
     if events:
         on_commit(connection, lambda: _count(events))
         notify_on_commit(connection, _CHANNEL)

@@ -4,7 +4,7 @@ For the few paths where the way to the server and back is most of the cost. Ever
 goes through SQLAlchemy (mesh/database.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,6 +29,12 @@ class Result:
 
     rows: list[tuple[Any, ...]]
     count: int
+
+
+def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
+    """Rows as one list for each of `width` columns, as `unnest` takes them."""
+    listed = list(rows)
+    return [[row[n] for row in listed] for n in range(width)]
 
 
 async def run_together(

@@ -78,7 +78,7 @@ class Cashier:
         never takes this amount or currency, or PAYMENT_GATEWAY_ERROR.
         """
         provider = self.provider(order.provider)
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             payment = await payments.create(connection, order=order, now=self._clock())
         if payment.payment_url is not None or payment.status is Status.VOIDED:
             return payment
@@ -89,7 +89,7 @@ class Cashier:
             if error.reason is Reason.PAYMENT_FAILED:
                 await self._refused(order, error.metadata["code"])
             raise
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             payment = await payments.attach_session(
                 connection, payment_id=order.payment_id, session=session, now=self._clock()
             )

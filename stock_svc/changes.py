@@ -13,8 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from boxoffice.stock.v1 import stock_change_service_pb2, stock_service_pb2
 from mesh import outbox
 from mesh.outbox import NewEvent
-from mesh.pipeline import Statement
-from stock_svc import statements, tables
+from stock_svc import tables
 from stock_svc.states import SeatState
 
 # Of seats in one message, so that a stadium's change stays below what gRPC lets through.
@@ -57,15 +56,6 @@ async def publish(
     of one pool stand in their order.
     """
     await outbox.append(connection, tables.outbox, messages(pools, seats, versions), now=now)
-
-
-def publishing(
-    connection: AsyncConnection, changes: Sequence[NewEvent], now: datetime
-) -> Statement:
-    """What `publish` does, as a statement for the caller to send together with others."""
-    outbox.appended(connection, changes)
-    rows = ((one.aggregate_id, one.event_type, one.payload) for one in changes)
-    return Statement(statements.INSERT_CHANGES, (now, *statements.columns(rows, 3)))
 
 
 def messages(

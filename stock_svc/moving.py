@@ -14,14 +14,14 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh import outbox
 from mesh.errors import DomainError, Reason
 from mesh.outbox import NewEvent
-from mesh.pipeline import Statement, run_together
+from mesh.pipeline import Statement, columns, run_together
 from stock_svc import statements
-from stock_svc.changes import PoolNow, SeatNow, messages, publishing
+from stock_svc.changes import PoolNow, SeatNow, messages
 from stock_svc.demand import Key
 from stock_svc.reservation import Line, Reservation
-from stock_svc.statements import columns
 from stock_svc.states import MOVES, SeatState, State
 
 
@@ -226,7 +226,7 @@ async def _write(
                 statements.CHANGE_POOLS,
                 columns(((*key, 0, *counter) for key, counter in counters.items()), 6),
             ),
-            publishing(connection, changes, now),
+            outbox.insertion(connection, changes, now=now),
             # One move of a seat after the other: in one batch it may be sold and given back.
             *(
                 Statement(statements.MOVE_SEATS, (target, source, *columns(part, 3)))

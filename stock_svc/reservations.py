@@ -12,11 +12,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.batches import RacedError
 from mesh.errors import DomainError, Reason
 from stock_svc import moving, reservation, reserving
 from stock_svc.moving import Move, Moved, Order
 from stock_svc.reservation import Line, Reservation, check_end
-from stock_svc.reserving import RacedError
 from stock_svc.states import State
 from stock_svc.tables import is_live, reservation_lines, reservations
 
@@ -49,10 +49,8 @@ async def reserve(
     )
     try:
         [outcome] = await reserving.reserve_all(connection, [wanted], now=now)
-    except RacedError:
-        raise DomainError(
-            Reason.OVERLOADED, "the request's reservation keeps changing", retry_after_seconds=1
-        ) from None
+    except RacedError as raced:
+        raise raced.refusal() from None
     if isinstance(outcome, DomainError):
         raise outcome
     return outcome

@@ -14,25 +14,22 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh import outbox
+from mesh.batches import RacedError
 from mesh.errors import DomainError, Reason
 from mesh.outbox import NewEvent
-from mesh.pipeline import Result, Statement, run_together
+from mesh.pipeline import Result, Statement, columns, run_together
 from stock_svc import demand, expiry, statements
-from stock_svc.changes import PoolNow, SeatNow, messages, publishing
+from stock_svc.changes import PoolNow, SeatNow, messages
 from stock_svc.demand import Demand, EventTerms, Key, OfferTerms, SeatTerms
 from stock_svc.granting import Locked, decide, short
 from stock_svc.reservation import Line, Reservation
-from stock_svc.statements import columns
 from stock_svc.states import SeatState
 
 # Lapsed holds that one transaction clears out of its way at a time.
 CLEARED_AT_ONCE = 1000
 
 Outcome = Reservation | DomainError
-
-
-class RacedError(Exception):
-    """Another transaction has changed what this one was decided on: begin again."""
 
 
 async def reserve_all(
@@ -306,7 +303,7 @@ async def _write(
                 statements.CHANGE_POOLS,
                 columns(((*key, 0, count, 0, entries[key]) for key, count in held.items()), 6),
             ),
-            publishing(connection, changes, now),
+            outbox.insertion(connection, changes, now=now),
         ],
     )
     if results[0].count != len(made):

@@ -6,7 +6,6 @@ indexes on live seat claims and request keys that ON CONFLICT does not hide. Tha
 the trigger `customer_totals_event_limit`.
 """
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stock_svc.reservation import Reservation
@@ -203,11 +202,6 @@ WHERE pools.event_id = given.event_id AND pools.pool_id = given.pool_id
 RETURNING pools.event_id, pools.pool_id, pools.capacity, pools.held, pools.sold, pools.version
 """
 
-INSERT_CHANGES = """
-INSERT INTO outbox (aggregate_id, event_type, payload, create_time)
-SELECT given.*, %s::timestamptz FROM unnest(%s::uuid[], %s::text[], %s::bytea[]) AS given
-"""
-
 
 def reservation(row: tuple[Any, ...]) -> Reservation:
     """A reservation without its lines, of a row with its columns."""
@@ -215,9 +209,3 @@ def reservation(row: tuple[Any, ...]) -> Reservation:
     return Reservation(
         event_id, reservation_id, customer_id, request_key, fingerprint, State(state), *others
     )
-
-
-def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
-    """Rows as one list for each of `width` columns."""
-    listed = list(rows)
-    return [[row[n] for row in listed] for n in range(width)]

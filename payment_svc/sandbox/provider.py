@@ -64,7 +64,7 @@ class SandboxProvider:
 
     async def create_session(self, order: Order) -> Session:
         await self._trouble(order.payment_id, BEFORE_FAULTS)
-        async with self._database.transaction() as connection:
+        async with self._database.single() as connection:
             session = await bank.open_session(
                 connection,
                 payment_id=order.payment_id,

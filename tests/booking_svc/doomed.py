@@ -1,19 +1,21 @@
 """A process that dies at its n-th await, as by kill -9: nothing of it runs on, nothing cleans up.
 
-Its coroutine is abandoned where it waits; its connections are cut by the server, which
-undoes what was not committed. What it had sent to the server before may still take effect.
+Its coroutine and the tasks that it has begun are abandoned where they wait; its connections
+are cut by the server, which undoes what was not committed. What it had sent to the server
+before may still take effect.
 """
 
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Coroutine, Generator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from mesh.database import Database, libpq_url
+from mesh.errors import DomainError
 from mesh.notifier import Connection, Notifier
 
 NAME = "doomed"
@@ -26,32 +28,58 @@ class DiedError(BaseException):
     """The process died here."""
 
 
-class _Mortal:
-    """Awaits a coroutine up to its n-th await, and no further."""
+class _Process:
+    """Counts the awaits of all its tasks, and dies at the n-th."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any], at: int | None) -> None:
-        self._work = work
+    def __init__(self, at: int | None) -> None:
         self._at = at
         self.awaits = 0
+        self.died = asyncio.get_running_loop().create_future()
+
+    def passes(self) -> None:
+        self.awaits += 1
+        if self.awaits == self._at:
+            self.died.set_result(None)
+            raise DiedError
+
+    def begin(self, work: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+        """A task of this process. What it begins in turn is of this process, too."""
+
+        async def body() -> Any:
+            return await _Mortal(work, self)
+
+        task = asyncio.Task(body(), **options)
+        _GRAVEYARD.append(task)
+        return task
+
+
+class _Mortal:
+    """Awaits a coroutine for as long as its process lives."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], process: _Process) -> None:
+        self._work = work
+        self._process = process
 
     def __await__(self) -> Generator[Any, Any, Any]:
         steps = self._work.__await__()
         _GRAVEYARD.append(steps)
+        loop = asyncio.get_running_loop()
         sent = None
-        while True:
+        while not self._process.died.done():
             # The loop must not know of its generators: at its end it would run them to theirs.
             hooks = sys.get_asyncgen_hooks()
             sys.set_asyncgen_hooks(firstiter=_GRAVEYARD.append, finalizer=None)
+            loop.set_task_factory(lambda _, work, **options: self._process.begin(work, **options))
             try:
                 waits_for = steps.send(sent)
             except StopIteration as end:
                 return end.value
             finally:
+                loop.set_task_factory(None)
                 sys.set_asyncgen_hooks(*hooks)
-            self.awaits += 1
-            if self.awaits == self._at:
-                raise DiedError
+            self._process.passes()
             sent = yield waits_for
+        raise DiedError
 
 
 async def run(work: Coroutine[Any, Any, Any], *, at: int | None) -> tuple[bool, int]:
@@ -59,15 +87,14 @@ async def run(work: Coroutine[Any, Any, Any], *, at: int | None) -> tuple[bool, 
 
     Returns whether it died, and how many awaits it came to. Refusals count as an end.
     """
-    mortal = _Mortal(work, at)
-
-    async def body() -> None:
-        await mortal
-
-    task = asyncio.create_task(body())
-    _GRAVEYARD.append(task)
-    await asyncio.wait({task})
-    return isinstance(task.exception(), DiedError), mortal.awaits
+    process = _Process(at)
+    task = process.begin(work)
+    await asyncio.wait({task, process.died}, return_when=asyncio.FIRST_COMPLETED)
+    if not process.died.done():
+        # Raises what is no refusal; those count as an end.
+        with suppress(DomainError):
+            task.result()
+    return process.died.done(), process.awaits
 
 
 @asynccontextmanager

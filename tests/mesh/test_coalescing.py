@@ -64,6 +64,51 @@ async def test_what_queues_during_a_batch_is_the_next() -> None:
     assert sent.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
+async def test_a_batch_waits_for_those_who_come_one_by_one() -> None:
+    """As grpc.aio takes calls from the network, one in every few turns of the event loop."""
+    sent = Sent(open_at_once=True)
+    together = coalescer(sent, max_batch=10, max_in_flight=2)
+    calls = []
+
+    async def serve(number: int) -> str:
+        with call.counted():
+            return await together.submit(number)
+
+    with call.counted():  # Somebody else, who is busy with other things.
+        for number in range(6):
+            calls.append(asyncio.create_task(serve(number)))
+            for _ in range(3):
+                await asyncio.sleep(0)
+        assert await asyncio.gather(*calls) == [f"got {n}" for n in range(6)]
+    assert sent.batches == [list(range(6))]
+
+
+async def test_a_full_batch_waits_for_nobody_and_the_next_goes_out_beside_it() -> None:
+    sent = Sent()
+    together = coalescer(sent, max_batch=2, max_in_flight=2)
+    with call.counted(), call.counted(), call.counted(), call.counted(), call.counted():
+        calls = [asyncio.create_task(together.submit(0))]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        calls += [asyncio.create_task(together.submit(n)) for n in range(1, 4)]
+        await sent.count(2)
+        sent.go.set()
+        await asyncio.gather(*calls)
+    assert sent.batches == [[0, 1], [2, 3]]
+
+
+async def test_who_is_the_only_one_served_waits_for_nobody() -> None:
+    sent = Sent()
+    together = coalescer(sent)
+    with call.counted():
+        waiting = asyncio.create_task(together.submit(0))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert sent.batches == [[0]]
+    sent.go.set()
+    assert await waiting == "got 0"
+
+
 async def test_several_batches_at_once_up_to_a_number() -> None:
     sent = Sent()
     together = coalescer(sent, max_in_flight=2)
