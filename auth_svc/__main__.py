@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-import redis.asyncio
-
 from auth_svc import housekeeping, sessions, tables
 from auth_svc.event_servicer import AuthEventServicer
 from auth_svc.keys import KeyRing
@@ -36,12 +34,10 @@ from mesh.database import Database
 from mesh.leadership import forever_alone
 from mesh.mail.sender import Sender
 from mesh.outbox import OutboxReader
+from mesh.redis_link import RedisLink
 from mesh.revocations import Revocations
 from mesh.server import Service, Servicer, run
 from mesh.tasks import forever
-
-# A sign-in waits so long for a Redis that hangs, before the database counts instead.
-_CACHE_TIMEOUT_SECONDS = 0.25
 
 
 def main() -> None:
@@ -63,9 +59,9 @@ async def open_service(
     try:
         async with (
             Database.open(settings.database_url) as database,
-            _open_cache(settings) as cache,
+            _open_link(settings) as link,
         ):
-            yield _service(_Base(settings, clock, database, cache, hasher, ring))
+            yield _service(_Base(settings, clock, database, link, hasher, ring))
     finally:
         hasher.close()
 
@@ -77,7 +73,7 @@ class _Base:
     settings: Settings
     clock: Clock
     database: Database
-    cache: "redis.asyncio.Redis | None"
+    link: RedisLink | None
     hasher: PasswordHasher
     ring: KeyRing
 
@@ -87,7 +83,7 @@ def _service(base: _Base) -> Service:
     sender = Sender.of(settings, database=database, table=tables.mails, clock=clock)
     mailing = Mailing(reset_url=settings.password_reset_url, wake=sender.wake)
     mailer = ResetMailer(database=database, mailing=mailing, clock=clock)
-    throttle = LoginThrottle(database=database, cache=base.cache, key=settings.throttle_key)
+    throttle = LoginThrottle(database=database, link=base.link, key=settings.throttle_key)
     repeats = Repeats(database=database, clock=clock, secret=settings.idempotency_secret)
     events = OutboxReader(database, tables.outbox)
     event_servicer = AuthEventServicer(events, clock, access_lifetime=settings.access_lifetime)
@@ -208,20 +204,13 @@ def _loops(
 
 
 @asynccontextmanager
-async def _open_cache(settings: Settings) -> AsyncIterator["redis.asyncio.Redis | None"]:
+async def _open_link(settings: Settings) -> AsyncIterator[RedisLink | None]:
     """Redis, which nothing here needs: without it the database counts."""
     if settings.redis_url is None:
         yield None
         return
-    client = redis.asyncio.from_url(
-        settings.redis_url.get_secret_value(),
-        socket_timeout=_CACHE_TIMEOUT_SECONDS,
-        socket_connect_timeout=_CACHE_TIMEOUT_SECONDS,
-    )
-    try:
-        yield client
-    finally:
-        await client.aclose()
+    async with RedisLink.open(settings.redis_url.get_secret_value()) as link:
+        yield link
 
 
 if __name__ == "__main__":

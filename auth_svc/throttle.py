@@ -7,11 +7,9 @@ live already are not asked. Counts are in Redis; while Redis is away, in the dat
 
 import hashlib
 import hmac
-import logging
+from contextlib import suppress
 from datetime import datetime, timedelta
 
-import redis.asyncio
-import redis.exceptions
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from auth_svc.tables import login_throttles
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
+from mesh.redis_link import RedisAwayError, RedisLink
 
 FREE_ATTEMPTS = 5
 """Typing errors: the pause begins after so many in a row."""
@@ -30,8 +29,6 @@ FORGET_AFTER = timedelta(days=1)
 
 # 1 s doubled so often is more than an hour.
 _MAX_DOUBLINGS = 12
-
-_log = logging.getLogger(__name__)
 
 # KEYS: the account. ARGV: now, first and longest pause, life, all in ms; free attempts,
 # most doublings. Returns the ms to wait, or 0 and counts the attempt.
@@ -63,14 +60,12 @@ return 0
 class LoginThrottle:
     """Counts attempts by account. `key` hides the accounts' names from who reads the counts.
 
-    Without `cache` all counts are in the database.
+    Without `link` all counts are in the database.
     """
 
-    def __init__(
-        self, *, database: Database, cache: "redis.asyncio.Redis | None", key: bytes
-    ) -> None:
+    def __init__(self, *, database: Database, link: RedisLink | None, key: bytes) -> None:
         self._database = database
-        self._cache = cache
+        self._link = link
         self._key = key
 
     async def admit(self, account: str, *, now: datetime) -> None:
@@ -88,7 +83,7 @@ class LoginThrottle:
 
     async def give_back(self, account: str) -> None:
         """Takes back an attempt whose password was never looked at."""
-        if not await self._run(_GIVE_BACK, account):
+        if await self._run(_GIVE_BACK, account) is None:
             async with self._database.transaction() as connection:
                 await connection.execute(
                     sa.update(login_throttles)
@@ -102,12 +97,10 @@ class LoginThrottle:
 
     async def clear(self, account: str) -> None:
         """Forgets an account's attempts in the cache: one succeeded."""
-        if self._cache is None:
+        if self._link is None:
             return
-        try:
-            await self._cache.delete(self._name(account))
-        except redis.exceptions.RedisError as error:
-            _warn(error)
+        with suppress(RedisAwayError):
+            await self._link.call(lambda client: client.delete(self._name(account)))
 
     async def clear_row(self, connection: AsyncConnection, account: str) -> None:
         """Forgets what was counted in the database while the cache was away."""
@@ -117,29 +110,17 @@ class LoginThrottle:
 
     async def _admit_cached(self, account: str, *, now: datetime) -> float | None:
         """Seconds to wait, 0 for none; None when the cache cannot tell."""
-        if self._cache is None:
-            return None
-        try:
-            wait = await self._cache.eval(
-                _ADMIT,
-                1,
-                self._name(account),
-                *(
-                    str(int(value))
-                    for value in (
-                        now.timestamp() * 1000,
-                        FIRST_PAUSE.total_seconds() * 1000,
-                        MAX_PAUSE.total_seconds() * 1000,
-                        FORGET_AFTER.total_seconds() * 1000,
-                        FREE_ATTEMPTS,
-                        _MAX_DOUBLINGS,
-                    )
-                ),
-            )
-        except redis.exceptions.RedisError as error:
-            _warn(error)
-            return None
-        return int(wait) / 1000
+        wait = await self._run(
+            _ADMIT,
+            account,
+            now.timestamp() * 1000,
+            FIRST_PAUSE.total_seconds() * 1000,
+            MAX_PAUSE.total_seconds() * 1000,
+            FORGET_AFTER.total_seconds() * 1000,
+            FREE_ATTEMPTS,
+            _MAX_DOUBLINGS,
+        )
+        return None if wait is None else wait / 1000
 
     async def _admit_row(
         self, connection: AsyncConnection, account: str, *, now: datetime
@@ -166,25 +147,18 @@ class LoginThrottle:
         due = await connection.scalar(sa.select(row.due_time).where(row.account == digest))
         return max(0.001, (due - now).total_seconds()) if due is not None else 0.0
 
-    async def _run(self, script: str, account: str) -> bool:
-        """Whether the cache took it."""
-        if self._cache is None:
-            return False
+    async def _run(self, script: str, account: str, *arguments: float) -> int | None:
+        """What a script says of an account; None when the cache cannot tell."""
+        if self._link is None:
+            return None
+        name, values = self._name(account), [str(int(value)) for value in arguments]
         try:
-            await self._cache.eval(script, 1, self._name(account))
-        except redis.exceptions.RedisError as error:
-            _warn(error)
-            return False
-        return True
+            return int(await self._link.call(lambda client: client.eval(script, 1, name, *values)))
+        except RedisAwayError:
+            return None
 
     def _name(self, account: str) -> str:
         return f"auth:login:{self._digest(account).hex()}"
 
     def _digest(self, account: str) -> bytes:
         return hmac.digest(self._key, account.encode(), hashlib.sha256)
-
-
-def _warn(error: redis.exceptions.RedisError) -> None:
-    _log.warning(
-        "attempts to sign in are counted in the database", extra={"error": type(error).__name__}
-    )

@@ -27,6 +27,7 @@ from launcher.redis_server import RedisServer
 from launcher.supervisor import Process, Supervisor, wait_healthy
 from mesh.database import Database
 from mesh.errors import DomainError
+from mesh.redis_link import RedisLink
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PEPPER = b"pepper of the tests, 32 bytes or more"
@@ -69,6 +70,13 @@ async def cache(redis_server: Process, tmp_path: Path) -> AsyncIterator["redis.a
 
 
 @pytest.fixture
+async def link(redis_server: Process, tmp_path: Path) -> AsyncIterator[RedisLink]:
+    # Patient: what is slow here is the machine, and not Redis.
+    async with RedisLink.open(RedisServer(tmp_path).url, call_seconds=10) as link:
+        yield link
+
+
+@pytest.fixture
 async def database(
     open_database: Callable[[str], AbstractAsyncContextManager[Database]],
 ) -> AsyncIterator[Database]:
@@ -86,11 +94,11 @@ class Accounts:
         key: SigningKey,
         *,
         admin_secret: str | None = ADMIN_SECRET,
-        cache: "redis.asyncio.Redis | None" = None,
+        link: RedisLink | None = None,
     ) -> None:
         sign_up = SignUp(database=database, hasher=hasher, admin_secret=admin_secret)
         mailing = Mailing(reset_url=RESET_URL, wake=lambda: None)
-        throttle = LoginThrottle(database=database, cache=cache, key=THROTTLE_KEY)
+        throttle = LoginThrottle(database=database, link=link, key=THROTTLE_KEY)
         sign_in = SignIn(
             database=database,
             hasher=hasher,

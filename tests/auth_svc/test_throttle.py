@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any
 
 import pytest
 import redis.asyncio
@@ -14,8 +15,11 @@ from auth_svc.passwords import PasswordHasher
 from auth_svc.tables import login_throttles
 from auth_svc.throttle import FORGET_AFTER, FREE_ATTEMPTS, LoginThrottle
 from auth_svc.tokens import SigningKey
+from launcher.supervisor import Process
 from mesh.database import Database
 from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from mesh.redis_link import RedisLink
 from tests.auth_svc.conftest import (
     GOOD_PASSWORD,
     NOW,
@@ -30,12 +34,10 @@ SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture(params=["redis", "database"])
-def throttle(
-    request: pytest.FixtureRequest, database: Database, cache: "redis.asyncio.Redis"
-) -> LoginThrottle:
+def throttle(request: pytest.FixtureRequest, database: Database, link: RedisLink) -> LoginThrottle:
     """One contract for both: what holds where the counts are."""
-    store = cache if request.param == "redis" else None
-    return LoginThrottle(database=database, cache=store, key=THROTTLE_KEY)
+    store = link if request.param == "redis" else None
+    return LoginThrottle(database=database, link=store, key=THROTTLE_KEY)
 
 
 async def wait_of(attempt: Awaitable[None]) -> float:
@@ -98,7 +100,7 @@ async def test_many_at_once_get_no_further_than_one_after_the_other(
 
 
 async def test_an_old_count_begins_anew(database: Database) -> None:
-    throttle = LoginThrottle(database=database, cache=None, key=THROTTLE_KEY)
+    throttle = LoginThrottle(database=database, link=None, key=THROTTLE_KEY)
     for _ in range(FREE_ATTEMPTS):
         await throttle.admit("mira", now=NOW)
     later = NOW + FORGET_AFTER + SECOND
@@ -106,8 +108,10 @@ async def test_an_old_count_begins_anew(database: Database) -> None:
         assert await wait_of(throttle.admit("mira", now=later)) == 0
 
 
-async def test_in_redis_too(cache: "redis.asyncio.Redis", database: Database) -> None:
-    throttle = LoginThrottle(database=database, cache=cache, key=THROTTLE_KEY)
+async def test_in_redis_too(
+    link: RedisLink, cache: "redis.asyncio.Redis", database: Database
+) -> None:
+    throttle = LoginThrottle(database=database, link=link, key=THROTTLE_KEY)
     await throttle.admit("mira", now=NOW)
     [key] = await cache.keys("*")
     assert 0 < await cache.pttl(key) <= FORGET_AFTER.total_seconds() * 1000
@@ -115,10 +119,10 @@ async def test_in_redis_too(cache: "redis.asyncio.Redis", database: Database) ->
 
 
 async def test_nobody_reads_an_address_from_the_counts(
-    cache: "redis.asyncio.Redis", database: Database
+    link: RedisLink, cache: "redis.asyncio.Redis", database: Database
 ) -> None:
-    for store in (cache, None):
-        throttle = LoginThrottle(database=database, cache=store, key=THROTTLE_KEY)
+    for store in (link, None):
+        throttle = LoginThrottle(database=database, link=store, key=THROTTLE_KEY)
         await throttle.admit("mira@example.com", now=NOW)
     [row] = await rows(database, login_throttles)
     [key] = await cache.keys("*")
@@ -126,22 +130,31 @@ async def test_nobody_reads_an_address_from_the_counts(
     assert b"mira" not in key
 
 
-async def test_without_redis_the_database_counts(
-    cache: "redis.asyncio.Redis", redis_server: Any, database: Database
-) -> None:
-    throttle = LoginThrottle(database=database, cache=cache, key=THROTTLE_KEY)
-    await throttle.admit("mira", now=NOW)
-    # A kill, in the middle of everything; the supervisor may bring it back, empty, elsewhere.
-    away = LoginThrottle(
-        database=database,
-        cache=redis.asyncio.Redis(unix_socket_path="/nowhere/redis.sock"),
-        key=THROTTLE_KEY,
-    )
-    for _ in range(FREE_ATTEMPTS):
+async def test_without_redis_the_database_counts(database: Database) -> None:
+    async with RedisLink.open("unix:///nowhere/redis.sock") as nowhere:
+        away = LoginThrottle(database=database, link=nowhere, key=THROTTLE_KEY)
+        for _ in range(FREE_ATTEMPTS):
+            assert await wait_of(away.admit("mira", now=NOW)) == 0
+        assert await wait_of(away.admit("mira", now=NOW)) == 1
+        await away.give_back("mira")
         assert await wait_of(away.admit("mira", now=NOW)) == 0
-    assert await wait_of(away.admit("mira", now=NOW)) == 1
-    await away.clear("mira")
-    await away.give_back("noor")
+        await away.clear("mira")
+        await away.give_back("noor")
+
+
+async def test_redis_is_killed_and_the_database_counts(
+    link: RedisLink, redis_server: Process, database: Database
+) -> None:
+    throttle = LoginThrottle(database=database, link=link, key=THROTTLE_KEY)
+    await throttle.admit("mira", now=NOW)
+    assert redis_server.pid is not None
+    os.kill(redis_server.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while not await rows(database, login_throttles):
+            # The supervisor may be quick to bring it back, empty.
+            await throttle.admit(str(new_id()), now=NOW)
+        while link.is_away:
+            await asyncio.sleep(0.05)
 
 
 Attempt = Callable[[str, datetime], Awaitable[object]]

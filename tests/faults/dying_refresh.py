@@ -46,7 +46,7 @@ def a_sign_in(database: Database, keys: Path) -> SignIn:
         database=database,
         # Without a thread: refreshing hashes no password.
         hasher=PasswordHasher(cost=4, pepper=b"x" * 32, workers=1),
-        throttle=LoginThrottle(database=database, cache=None, key=b"y" * 32),
+        throttle=LoginThrottle(database=database, link=None, key=b"y" * 32),
         signing_key=lambda: key,
         refresh_key=REFRESH_KEY,
         access_lifetime=timedelta(minutes=15),
