@@ -62,6 +62,17 @@ def test_compose_runs_every_process_read_only() -> None:
         assert alias == f"{name.replace('_', '-')}.{domain}"
 
 
+def test_secrets_of_compose_get_into_it_and_nowhere_else() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    # What stands as ${…} comes from there too, and not from a service's env_file.
+    assert "docker compose --env-file deploy/secrets.env -f deploy/compose.yaml" in text
+    secret = ["deploy/secrets.env", "deploy/certificates"]
+    assert set(secret) <= set((ROOT / ".dockerignore").read_text().splitlines())
+    ignored = [secret[0], f"{secret[1]}/ca.key"]
+    found = subprocess.check_output(["git", "check-ignore", *ignored], cwd=ROOT, text=True)
+    assert found.splitlines() == ignored
+
+
 def test_every_setting_of_compose_is_one() -> None:
     known = (ROOT / ".env.example").read_text()
     names = {name for each in COMPOSE["services"].values() for name in each.get("environment", {})}
