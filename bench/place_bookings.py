@@ -11,8 +11,8 @@ REST. Rounds of the kinds take turns, so that whatever the machine does meets al
 - free: PlaceBooking with checkout of total 0, CONFIRMED in the same call;
 - pay: PlaceBooking with checkout in the sandbox, PENDING_PAYMENT with a page to pay at.
 
-Printed are calls a second, their p50 and p99, and the processors' time a call by process, each as
-the median of the rounds. With --against the same is asked of another checkout in between, which
+Printed are calls a second, their p50 and p99, how many were refused as too many, and the
+processors' time a call by process, each as the median of the rounds. With --against the same is asked of another checkout in between, which
 must have been made ready with `make protos`, and the ratio is printed. In the end the audit of
 each event must find nothing, and as many places held and sold as were answered.
 """
@@ -42,6 +42,8 @@ _KINDS = ("read", "hold", "free", "pay")
 _CAPACITY = 10_000_000
 _LIMIT = 1_000_000
 _WARM_UP_SECONDS = 2.0
+# What an overloaded service asks for.
+_RETRY_SECONDS = 1.0
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Side:
         default_factory=lambda: defaultdict(list)
     )
     placed: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def prepare(cls, name: str, mesh: RunningMesh, callers: int) -> "Side":
@@ -149,6 +152,10 @@ async def _round(side: Side, kind: str, seconds: float) -> None:
             request = side.request(kind, token)
             began = time.perf_counter()
             status, body = await caller.call(request)
+            if status == httpx.codes.TOO_MANY_REQUESTS:
+                side.refused[kind] += 1
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
             durations.append(time.perf_counter() - began)
             if status not in (200, 201):
                 raise SystemExit(f"{side.name}, {kind}: {status} {body.decode()}")
@@ -187,7 +194,7 @@ async def measure(sides: Sequence[Side], kinds: Sequence[str], rounds: int, seco
     for side in sides:
         for kind in kinds:
             await _round(side, kind, _WARM_UP_SECONDS)
-        for measured in (side.rates, side.seconds, side.burned):
+        for measured in (side.rates, side.seconds, side.burned, side.refused):
             measured.clear()
     for number in range(rounds):
         for kind in kinds:
@@ -199,7 +206,17 @@ async def measure(sides: Sequence[Side], kinds: Sequence[str], rounds: int, seco
 def _show(sides: Sequence[Side], kinds: Sequence[str]) -> None:
     console = Console(width=150)
     table = Table(title="Medians of the rounds")
-    for column in ("", "", "calls/s", "p50 ms", "p99 ms", "× read", "× other", "CPU ms a call"):
+    for column in (
+        "",
+        "",
+        "calls/s",
+        "p50 ms",
+        "p99 ms",
+        "refused",
+        "× read",
+        "× other",
+        "CPU ms a call",
+    ):
         table.add_column(column, justify="left" if column in ("", "CPU ms a call") else "right")
     for kind in kinds:
         for side in sides:
@@ -211,6 +228,7 @@ def _show(sides: Sequence[Side], kinds: Sequence[str]) -> None:
                 side.name,
                 f"{rate:,.0f}",
                 *(f"{1000 * cuts[percent - 1]:.1f}" for percent in (50, 99)),
+                str(side.refused[kind]),
                 f"{rate / statistics.median(side.rates['read']):.2f}" if "read" in kinds else "",
                 "" if other is None else f"{_ratio(side, other, kind):.2f}",
                 _burned(side.burned[kind]),

@@ -128,7 +128,8 @@ class Availability:
         """What is known of an event; asks the ledger if it must. Raises EVENT_NOT_FOUND."""
         known = self._levels.get(event_id)
         if known is None or not self._is_good(known, with_seats):
-            return await self._look(event_id, with_seats)
+            has_seats = known is not None and known.seats is not None
+            return await self._look(event_id, with_seats or has_seats)
         self._levels.move_to_end(event_id)
         if time.monotonic() - known.offers_at > _OFFERS_SECONDS:
             known.offers_at = time.monotonic()
@@ -222,12 +223,14 @@ class Availability:
         return level
 
     def _keep(self, event_id: UUID, level: Level) -> None:
-        old = self._levels.pop(event_id, None)
+        old = self._levels.get(event_id)
+        if old is not None and old.seats is not None and level.seats is None:
+            # Those seats go on with their own pools: a change that the stream has still to tell
+            # is older than the pools of this look, and would be taken for known.
+            return
+        self._levels.pop(event_id, None)
         if old is not None:
             self._seats -= len(old.seats or ())
-            if level.seats is None:
-                # A look without seats must not take them from those who want them.
-                level.seats = old.seats
         self._levels[event_id] = level
         self._seats += len(level.seats or ())
         if old is not None:

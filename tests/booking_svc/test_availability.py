@@ -1,14 +1,17 @@
 """The cache of what is left: true at rest, and the ledger is asked once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import pytest
 
 from booking_svc import event_listing, events, stock_levels
+from booking_svc.availability import Availability
 from booking_svc.event_listing import Filters, Listed, Totals
 from booking_svc.events import Event, Status
+from booking_svc.ports import PoolChange, StockChange
 from booking_svc.pricing import Wanted
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -89,6 +92,92 @@ async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed
             await asyncio.sleep(0.005)
     gate.set()
     assert (await look).available == 6
+
+
+class Late:
+    """A stream of changes that tells what it is given, when it is given."""
+
+    def __init__(self) -> None:
+        self._told: asyncio.Queue[StockChange] = asyncio.Queue()
+        self._taken = 0
+
+    async def open(self) -> AsyncIterator[Sequence[StockChange]]:
+        yield ()
+        while True:
+            yield [await self._told.get()]
+            self._taken += 1
+
+    async def tell(self, *changes: StockChange) -> None:
+        until = self._taken + len(changes)
+        for change in changes:
+            self._told.put_nowait(change)
+        async with asyncio.timeout(10):
+            while self._taken < until:
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def following(availability: Availability) -> AsyncIterator[Late]:
+    late = Late()
+    task = asyncio.create_task(availability.follow(late.open))
+    async with asyncio.timeout(10):
+        while not availability.is_fed:
+            await asyncio.sleep(0)
+    yield late
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def hold_two(world: World, event: Event, seats: Sequence[UUID]) -> list[StockChange]:
+    """Holds two seats of a pool, one after the other. What the stream is going to tell of it."""
+    changes = []
+    for seat_id in seats:
+        before = await world.stock.left(event_id=event.event_id, with_seats=False)
+        await world.place(event, wanted=[Wanted(None, 1, seat_id)])
+        left = await world.stock.left(event_id=event.event_id, with_seats=False)
+        [(pool_id, pool)] = left.pools.items() - before.pools.items()
+        told = PoolChange(pool_id, pool.capacity, pool.available, pool.version, False)
+        changes.append(StockChange(event.event_id, (told,), {seat_id: "HELD"}))
+    return changes
+
+
+async def test_a_look_without_seats_does_not_hide_what_the_stream_has_still_to_tell(
+    world: World,
+) -> None:
+    event, seats = await a_seated_event(world)
+    availability = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox))).availability
+    async with following(availability) as late:
+        level = await availability.level(event_id=event.event_id, with_seats=True)
+        changes = await hold_two(world, event, seats[:2])
+        # It was looked at long ago, and who looks now wants no seats.
+        level.read_at -= 3600
+        await availability.left(event_id=event.event_id, with_seats=False)
+        await late.tell(*changes)
+        left = await availability.left(event_id=event.event_id, with_seats=True)
+    assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
+
+
+async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
+    event, seats = await a_seated_event(world)
+    gate, reached = asyncio.Event(), asyncio.Event()
+
+    async def read(_: UUID) -> Event:
+        if not reached.is_set():
+            reached.set()
+            await gate.wait()
+        return event
+
+    availability = Availability(stock=world.stock, read=read)
+    async with following(availability) as late:
+        slow = asyncio.create_task(availability.left(event_id=event.event_id, with_seats=False))
+        await reached.wait()
+        await availability.left(event_id=event.event_id, with_seats=True)
+        changes = await hold_two(world, event, seats[:2])
+        gate.set()
+        await slow
+        await late.tell(*changes)
+        left = await availability.left(event_id=event.event_id, with_seats=True)
+    assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
 
 
 async def test_an_older_change_does_not_win(world: World, feed: Feed) -> None:
