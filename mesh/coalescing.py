@@ -1,7 +1,7 @@
 """Coalescing: while batches are in flight new requests queue, and the next batch takes them.
 
 At low load a batch has one request and nothing waits; under a rush the batches grow by
-themselves, and a batch waits for a moment in which nobody comes. Each caller has its own outcome. A caller that leaves takes nothing from the
+themselves, and a batch waits, shortly, for a moment in which nobody comes. Each caller has its own outcome. A caller that leaves takes nothing from the
 others; one whose time is over before it was sent is not sent.
 """
 
@@ -23,9 +23,14 @@ _SIZE = metrics.histogram(
 )
 _REFUSED = metrics.counter("batch_refused", "Requests that found the queue full.", "batches")
 
-# grpc.aio takes one call from the network in every few turns of the event loop: those that came
-# at the same moment come one by one, and the next one may be on its way for so many.
+# grpc.aio takes one call of a method from the network in every few turns of the event loop: those
+# that came at the same moment come one by one, and the next may be on its way for so many.
 _TURNS = 32
+# A loop that has much else to do takes its time for them.
+_GATHER_SECONDS = 0.05
+# So many requests in so short a time are a rush. Without one nobody can be expected to come.
+_RUSH = 4
+_RUSH_SECONDS = 0.4
 
 # When a full queue makes sense to be tried again.
 _RETRY_SECONDS = 1.0
@@ -58,6 +63,8 @@ class Coalescer(Generic[RequestT, ResultT]):
         max_in_flight: int,
         max_queued: int,
         seconds: float,
+        rush_seconds: float = _RUSH_SECONDS,
+        gather_seconds: float = _GATHER_SECONDS,
     ) -> None:
         self._name = name
         self._send = send
@@ -66,6 +73,9 @@ class Coalescer(Generic[RequestT, ResultT]):
         self._max_queued = max_queued
         self._seconds = seconds
         self._queue: deque[_Waiting[RequestT, ResultT]] = deque()
+        self._rush_seconds = rush_seconds
+        self._gather_seconds = gather_seconds
+        self._arrivals: deque[float] = deque(maxlen=_RUSH)
         self._arrived = 0
         self._is_gathering = False
         self._senders: set[asyncio.Task[None]] = set()
@@ -88,6 +98,7 @@ class Coalescer(Generic[RequestT, ResultT]):
             call.origin(),
         )
         self._queue.append(waiting)
+        self._arrivals.append(loop.time())
         self._arrived += 1
         self._begin_sender()
         return await waiting.outcome
@@ -118,17 +129,25 @@ class Coalescer(Generic[RequestT, ResultT]):
             self._senders.discard(sender)
 
     async def _gather(self) -> None:
-        """Waits while more come, unless this process serves nobody who could be next."""
+        """In a rush waits while more come, unless this process serves nobody who could be next."""
+        began = asyncio.get_running_loop().time()
+        if len(self._arrivals) < _RUSH or self._arrivals[0] < began - self._rush_seconds:
+            return
         self._is_gathering = True
         try:
             while len(self._queue) < min(self._max_batch, call.running()):
-                arrived = self._arrived
-                for _ in range(_TURNS):
-                    await asyncio.sleep(0)
-                if self._arrived == arrived:
+                if not await self._another_comes(before=began + self._gather_seconds):
                     return
         finally:
             self._is_gathering = False
+
+    async def _another_comes(self, *, before: float) -> bool:
+        arrived, loop = self._arrived, asyncio.get_running_loop()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+            if loop.time() > before:
+                return False
+        return self._arrived > arrived
 
     async def _answer(self, batch: Sequence[_Waiting[RequestT, ResultT]]) -> None:
         outcomes: Sequence[ResultT | Exception]

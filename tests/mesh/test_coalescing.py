@@ -42,7 +42,15 @@ def coalescer(
     return Coalescer(
         "test", sent, max_batch=max_batch, max_in_flight=max_in_flight,
         max_queued=max_queued, seconds=seconds,
+        # However slow the machine is that the tests run on.
+        rush_seconds=3600, gather_seconds=3600,
     )  # fmt: skip
+
+
+async def in_a_rush(together: Coalescer[int, str]) -> None:
+    """Some have come just now, and are gone again."""
+    for _ in range(4):
+        await together.submit(0)
 
 
 async def test_a_single_request_does_not_wait() -> None:
@@ -68,6 +76,8 @@ async def test_a_batch_waits_for_those_who_come_one_by_one() -> None:
     """As grpc.aio takes calls from the network, one in every few turns of the event loop."""
     sent = Sent(open_at_once=True)
     together = coalescer(sent, max_batch=10, max_in_flight=2)
+    await in_a_rush(together)
+    sent.batches.clear()
     calls = []
 
     async def serve(number: int) -> str:
@@ -84,8 +94,11 @@ async def test_a_batch_waits_for_those_who_come_one_by_one() -> None:
 
 
 async def test_a_full_batch_waits_for_nobody_and_the_next_goes_out_beside_it() -> None:
-    sent = Sent()
+    sent = Sent(open_at_once=True)
     together = coalescer(sent, max_batch=2, max_in_flight=2)
+    await in_a_rush(together)
+    sent.batches.clear()
+    sent.go.clear()
     with call.counted(), call.counted(), call.counted(), call.counted(), call.counted():
         calls = [asyncio.create_task(together.submit(0))]
         for _ in range(3):
@@ -97,9 +110,38 @@ async def test_a_full_batch_waits_for_nobody_and_the_next_goes_out_beside_it() -
     assert sent.batches == [[0, 1], [2, 3]]
 
 
-async def test_who_is_the_only_one_served_waits_for_nobody() -> None:
-    sent = Sent()
+async def test_without_a_rush_nobody_waits() -> None:
+    sent = Sent(open_at_once=True)
     together = coalescer(sent)
+    with call.counted(), call.counted():
+        for number in range(3):
+            waiting = asyncio.create_task(together.submit(number))
+            for _ in range(4):
+                await asyncio.sleep(0)
+            assert waiting.done()
+    assert sent.batches == [[0], [1], [2]]
+
+
+async def test_a_batch_waits_for_so_long_at_most() -> None:
+    sent = Sent(open_at_once=True)
+    together = Coalescer[int, str](
+        "test", sent, max_batch=100, max_in_flight=1, max_queued=100, seconds=5,
+        rush_seconds=3600, gather_seconds=0,
+    )  # fmt: skip
+    await in_a_rush(together)
+    with call.counted(), call.counted():
+        waiting = asyncio.create_task(together.submit(1))
+        for _ in range(6):
+            await asyncio.sleep(0)
+        assert waiting.done()
+
+
+async def test_who_is_the_only_one_served_waits_for_nobody() -> None:
+    sent = Sent(open_at_once=True)
+    together = coalescer(sent)
+    await in_a_rush(together)
+    sent.batches.clear()
+    sent.go.clear()
     with call.counted():
         waiting = asyncio.create_task(together.submit(0))
         for _ in range(4):
