@@ -25,7 +25,7 @@ from mesh.coalescing import Coalescer
 from mesh.database import Database
 from mesh.errors import DomainError
 from mesh.idempotency import Key, Record
-from mesh.pipeline import Statement, columns, run_together
+from mesh.pipeline import LOOK_UP, Statement, columns, run_together
 
 _MAX_BATCH = 256
 _MAX_QUEUED = 4096
@@ -134,7 +134,7 @@ class Placing:
     async def _find_each(self, asked: Sequence[Asked]) -> Sequence[Found | Exception]:
         keys = [one.key for one in asked]
         async with self._database.reading() as connection:
-            [result] = await run_together(connection, [idempotency.finding(keys)])
+            _, result = await run_together(connection, [LOOK_UP, idempotency.finding(keys)])
             known = await events.get_all(connection, {one.event_id for one in asked})
             seats = await venues.seats_of_any(
                 connection, {seat_id for one in asked for seat_id in one.seat_ids}
@@ -214,7 +214,7 @@ async def _page_all(
         for booking, payment in ((page.booking, page.booking.payment) for page in pages)
         if payment is not None
     )
-    [paged] = await run_together(connection, [Statement(_SET_PAGES, columns(rows, 4))])
+    _, paged = await run_together(connection, [LOOK_UP, Statement(_SET_PAGES, columns(rows, 4))])
     known = {booking_id for (booking_id,) in paged.rows}
     is_it = [page.booking.booking_id in known for page in pages]
     answers = [
@@ -230,7 +230,7 @@ async def _confirm_all(
 ) -> list[bool | DomainError]:
     """Whether each booking was held still."""
     rows = ((one.booking.booking_id, one.booking.update_time) for one in free)
-    [confirmed] = await run_together(connection, [Statement(_CONFIRM, columns(rows, 2))])
+    _, confirmed = await run_together(connection, [LOOK_UP, Statement(_CONFIRM, columns(rows, 2))])
     known = {booking_id for (booking_id,) in confirmed.rows}
     is_held = [one.booking.booking_id in known for one in free]
     held = [one for one, is_it in zip(free, is_held, strict=True) if is_it]

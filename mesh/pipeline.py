@@ -23,6 +23,18 @@ class Statement:
     parameters: Sequence[object] = ()
 
 
+LOOK_UP = Statement("""
+SELECT set_config('enable_seqscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true)
+""")
+"""Before statements that look rows up by their keys, for the rest of the transaction.
+
+A plan that was made while the tables were small, and is kept, would go on reading them from end
+to end.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a statement returned, and how many rows it has changed or found."""

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh import outbox
 from mesh.errors import DomainError, Reason
 from mesh.outbox import NewEvent
-from mesh.pipeline import Statement, columns, run_together
+from mesh.pipeline import LOOK_UP, Statement, columns, run_together
 from stock_svc import statements
 from stock_svc.changes import PoolNow, SeatNow, messages
 from stock_svc.demand import Key
@@ -95,7 +95,7 @@ async def move_all(
     _, locked, listed = await run_together(
         connection,
         [
-            Statement(statements.LOOK_UP),
+            LOOK_UP,
             Statement(statements.LOCK_RESERVATIONS, keys),
             Statement(statements.LINES, keys),
         ],

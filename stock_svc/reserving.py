@@ -18,7 +18,7 @@ from mesh import outbox
 from mesh.batches import RacedError
 from mesh.errors import DomainError, Reason
 from mesh.outbox import NewEvent
-from mesh.pipeline import Result, Statement, columns, run_together
+from mesh.pipeline import LOOK_UP, Result, Statement, columns, run_together
 from stock_svc import demand, expiry, statements
 from stock_svc.changes import PoolNow, SeatNow, messages
 from stock_svc.demand import Demand, EventTerms, Key, OfferTerms, SeatTerms
@@ -146,7 +146,7 @@ async def _look(connection: AsyncConnection, wave: _Wave) -> frozenset[UUID]:
     _, lapsed, offers, seats, known, *firsts = await run_together(
         connection,
         [
-            Statement(statements.LOOK_UP),
+            LOOK_UP,
             Statement(statements.LAPSED, (event_ids, wave.now)),
             Statement(statements.OFFERS, columns(offer_keys, 2)),
             Statement(statements.SEATS, columns(seat_keys, 2)),

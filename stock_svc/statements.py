@@ -11,14 +11,6 @@ from typing import Any
 from stock_svc.reservation import Reservation
 from stock_svc.states import State
 
-# These statements look rows up by their keys; a plan that was made while the tables were
-# small, and is kept, would go on reading them from end to end.
-LOOK_UP = """
-SELECT set_config('enable_seqscan', 'off', true),
-       set_config('enable_hashjoin', 'off', true),
-       set_config('enable_mergejoin', 'off', true)
-"""
-
 LAPSED = """
 SELECT wanted.event_id FROM unnest(%s::uuid[]) AS wanted (event_id)
 WHERE EXISTS (
