@@ -206,7 +206,7 @@ async def _write_all(
 
 
 async def _page_all(
-    connection: AsyncConnection, pages: Sequence[Page], _: datetime
+    connection: AsyncConnection, pages: Sequence[Page], _now: datetime
 ) -> list[bool | DomainError]:
     """Whether each booking has the payment still that the page is of."""
     rows = (
