@@ -51,16 +51,6 @@ async def connect(home: Path, database: str) -> psycopg.AsyncConnection:
     return await psycopg.AsyncConnection.connect(url, autocommit=True)
 
 
-async def connect_at_last(home: Path, database: str) -> psycopg.AsyncConnection:
-    """Connects to a server that may have to start more than once."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                return await connect(home, database)
-            except psycopg.OperationalError:
-                await asyncio.sleep(0.1)
-
-
 async def test_each_service_gets_a_database_of_its_own_role(home: Path, postgres: Process) -> None:
     server = PostgresServer(home)
     for _ in range(2):
@@ -91,7 +81,7 @@ async def test_data_survives_a_kill_and_the_server_comes_back(
         os.kill(postgres.pid, signal.SIGKILL)
         await until(lambda: postgres.restarts >= 1)
         await until(lambda: postgres.state is State.HEALTHY, seconds=30)
-    async with await connect_at_last(home, "booking") as connection:
+    async with await connect(home, "booking") as connection:
         found = await connection.execute("SELECT count(*) FROM kept")
         assert await found.fetchone() == (1000,)
 
