@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ import pytest
 from mesh.ids import new_id
 from mesh.paths import ROOT
 from mesh.settings import SERVICES
+from tests.ports import mesh_ports
 
 ADMIN_SECRET = "the-admin-secret-of-the-end-to-end-tests"
 PASSWORD = "Curtain-Up-2026!"
@@ -64,7 +63,7 @@ def running_mesh(checkout: Path = ROOT, /, **settings: str) -> Iterator[RunningM
     """
     # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
-        gateway, admin, base = free_ports()
+        gateway, admin, base = mesh_ports()
         variables = {
             "BOXOFFICE_HOME": folder,
             "BOXOFFICE_GATEWAY_PORT": str(gateway),
@@ -244,30 +243,6 @@ def violated_fields(response: httpx.Response) -> set[str]:
 
 def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("BOXOFFICE_")}
-
-
-def free_ports() -> tuple[int, int, int]:
-    """A free port for the gateway, one for its admin page, and a base for the services.
-
-    The next port after each of the first two is free too, and so are those above the base
-    that the services and their metrics take, for two replicas. Anywhere, so that another run
-    on this machine, which has not yet taken its own, finds others.
-    """
-    bases = iter(random.sample(range(20_000, 30_000, 50), 200))
-    return (
-        next(base for base in bases if _are_free(base, base + 1)),
-        next(base for base in bases if _are_free(base, base + 1)),
-        next(base for base in bases if _are_free(*range(base + 1, base + 21))),
-    )
-
-
-def _are_free(*ports: int) -> bool:
-    return all(map(_is_free, ports))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

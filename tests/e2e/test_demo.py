@@ -6,11 +6,11 @@ import sys
 import tempfile
 
 from mesh.paths import ROOT
-from tests.e2e.conftest import free_ports
+from tests.ports import mesh_ports
 
 
 def test_the_audit_is_clean_after_every_service_was_killed() -> None:
-    gateway, admin, base = free_ports()
+    gateway, admin, base = mesh_ports()
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as home:
         completed = subprocess.run(
             [sys.executable, "-m", "demo", "--customers", "80", "--kill", "all-in-turn"],

@@ -5,6 +5,7 @@ import pytest
 
 from tests.gateway import harness
 from tests.gateway.harness import Gateway
+from tests.ports import free_ports
 
 CANCEL = "/boxoffice.bookings.v1.BookingService/CancelBooking"
 
@@ -32,7 +33,7 @@ def gateway(running: Gateway) -> Gateway:
 def running_by_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """With the listener for probes beside it, as in production."""
     folder: Path = tmp_path_factory.mktemp("tls-gateway")
-    probes = harness.free_ports(1)
+    probes = free_ports(1)
     with harness.running_gateway(folder, gateway_tls=True, gateway_metrics_port=probes) as gateway:
         yield gateway
 

@@ -5,7 +5,6 @@ reaches them. Everything listens on free ports of 127.0.0.1.
 """
 
 import json
-import random
 import socket
 import ssl
 import struct
@@ -36,6 +35,7 @@ from launcher import certificates
 from mesh.identity import ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
 from mesh.paths import CONTRACT
 from mesh.settings import SERVICES, MeshSettings
+from tests.ports import free_ports
 
 START_SECONDS = 15.0
 USER_ID = "0192aaaa-0000-7000-8000-000000000001"
@@ -339,25 +339,3 @@ def _jwks() -> auth_service_pb2.JsonWebKeySet:
         kty="RSA", use="sig", alg=ALGORITHM, kid=KEY_ID, n=public["n"], e=public["e"]
     )
     return auth_service_pb2.JsonWebKeySet(keys=[key])
-
-
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row.
-
-    Below those that the system gives to outgoing connections: a service that starts
-    late in a test must not find its port taken by one.
-    """
-    for _ in range(100):
-        first = random.randrange(15_000, 32_000)
-        if all(_is_free(first + n) for n in range(count)):
-            return first
-    raise OSError(f"no {count} free ports in a row")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

@@ -98,6 +98,6 @@ def test_webhooks_and_probes_are_not_cut_by_the_common_limit(limited: Gateway) -
 def test_a_flood_meets_the_shield_before_anything_else(limited: Gateway) -> None:
     """Last: it empties the shield's bucket of 1,200 for this address."""
     statuses = [limited.rest.get("/nothing").status_code for _ in range(1300)]
-    assert statuses[-1] == 429
     assert set(statuses) == {404, 429}
-    assert limited.rest.get("/health").status_code == 429
+    # One comes back each 50 ms, for any of these: none is sure to be refused.
+    assert 429 in [limited.rest.get("/health").status_code for _ in range(50)]

@@ -9,7 +9,7 @@ from launcher import leftovers
 from launcher.errors import LaunchError
 from launcher.mesh import Mesh
 from mesh.settings import MeshSettings
-from tests.e2e.conftest import free_ports
+from tests.ports import mesh_ports
 
 
 def a_mesh(home: Path, **given: object) -> Mesh:
@@ -36,7 +36,7 @@ async def test_a_taken_port_stops_it_before_anything_is_started(tmp_path: Path) 
 
 
 async def test_a_wrong_setting_of_a_service_is_told_before_it_starts(tmp_path: Path) -> None:
-    gateway_port, envoy_admin_port, port_base = free_ports()
+    gateway_port, envoy_admin_port, port_base = mesh_ports()
     settings = MeshSettings.model_validate(
         {
             "home": tmp_path,

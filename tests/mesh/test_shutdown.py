@@ -15,9 +15,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from boxoffice.stock.v1 import stock_change_service_pb2, stock_service_pb2
-from tests.gateway.harness import free_ports
 from tests.mesh.network import Network, call, reason_of, refusal
 from tests.mesh.slow_service import CHANGES, STOCK, exists
+from tests.ports import free_ports
 
 EVENT_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
 
