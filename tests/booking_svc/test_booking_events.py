@@ -119,7 +119,7 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(world: World) 
         Refunded(new_id(), Money(3, "KWD")),
         Completed(),
     ],
-    ids=repr,
+    ids=lambda change: type(change).__name__,
 )
 async def test_what_is_written_is_read_back(world: World, change: Change) -> None:
     booking = await world.place(await world.an_event())

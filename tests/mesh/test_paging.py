@@ -24,8 +24,8 @@ def test_no_token_is_the_first_page() -> None:
 @pytest.mark.parametrize(
     "token",
     [
-        paging.to_token("one"),
-        paging.to_token("one", "two", "three"),
+        pytest.param(paging.to_token("one"), id="one value"),
+        pytest.param(paging.to_token("one", "two", "three"), id="three values"),
         "x",
         "%%%",
         "ü",
@@ -77,7 +77,11 @@ def test_the_id_in_a_token_comes_back() -> None:
     assert paging.id_from_token("") is None
 
 
-@pytest.mark.parametrize("token", ["x", paging.to_token("x"), paging.to_token("a", "b")])
+@pytest.mark.parametrize(
+    "token",
+    ["x", paging.to_token("x"), paging.to_token("a", "b")],
+    ids=["no token", "no id", "two values"],
+)
 def test_a_token_without_an_id_is_foreign(token: str) -> None:
     with pytest.raises(DomainError) as refused:
         paging.id_from_token(token)
