@@ -44,7 +44,7 @@ check: bootstrap ## Lint, types, and the contract against the main branch
 	@$(LAUNCHER) check
 
 test: bootstrap protos check ## Run everything that CI runs
-	@$(VENV)/pytest --numprocesses $(WORKERS) --dist loadfile
+	@$(VENV)/pytest --numprocesses $(WORKERS)
 
 browser: bootstrap protos ## Test the pages in Chromium, which they need
 	@command -v $${CHROMIUM:-chromium} >/dev/null || { echo "There is no Chromium here: apt install chromium, or name one: CHROMIUM=/path make browser" >&2; exit 1; }

