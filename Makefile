@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv/bin
-# Tests run beside each other, a file at a time.
+# Processes that run tests beside each other.
 WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
 
@@ -43,7 +43,7 @@ protos: bootstrap ## Compile the contract: stubs and descriptor set in build/
 check: bootstrap ## Lint, types, and the contract against the main branch
 	@$(LAUNCHER) check
 
-test: bootstrap protos check ## Run everything that CI runs
+test: bootstrap protos check ## Run everything that CI runs; WORKERS=4 uses more cores
 	@$(VENV)/pytest --numprocesses $(WORKERS)
 
 browser: bootstrap protos ## Test the pages in Chromium, which they need

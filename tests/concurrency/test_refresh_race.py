@@ -14,6 +14,7 @@ from auth_svc.tables import refresh_tokens
 from mesh.database import Database
 from mesh.ids import new_id
 from tests.auth_svc.conftest import NOW
+from tests.locks import somebody_waits
 
 TABS = 8
 KEY = b"key of the race"
@@ -105,19 +106,6 @@ async def test_a_refresh_waits_for_the_end_of_its_session(database: Database) ->
     async with database.transaction() as ending:
         await ending.execute(sa.text("UPDATE sessions SET revoke_time = now()"))
         waiting = asyncio.create_task(refresh(database, token))
-        await _somebody_waits(database)
+        await somebody_waits(database)
     [outcome] = await asyncio.gather(waiting, return_exceptions=True)
     assert "sign in again" in str(outcome)
-
-
-async def _somebody_waits(database: Database) -> None:
-    blocked = sa.text(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    async with asyncio.timeout(10):
-        while True:
-            async with database.transaction() as connection:
-                if await connection.scalar(blocked):
-                    return
-            await asyncio.sleep(0.005)

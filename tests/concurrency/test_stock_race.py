@@ -22,6 +22,7 @@ from stock_svc.reservation import Line, Reservation
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
 from stock_svc.tables import pools, reservations, seat_claims
+from tests.locks import somebody_waits
 from tests.stock_svc.sale import LAPSED, NOW, Sale, on_sale
 
 CONNECTIONS = 16
@@ -463,20 +464,6 @@ async def lock(connection: AsyncConnection, table: sa.Table, **key: UUID) -> Non
     """Locks a row, or raises when somebody has it."""
     wanted = sa.select(table).filter_by(**key).with_for_update(nowait=True)
     assert len((await connection.execute(wanted)).all()) == 1
-
-
-async def somebody_waits(database: Database) -> None:
-    """Returns when a transaction waits for a lock of another."""
-    waiting = sa.text(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    async with asyncio.timeout(10):
-        while True:
-            async with database.transaction() as connection:
-                if await connection.scalar(waiting):
-                    return
-            await asyncio.sleep(0.005)
 
 
 async def test_exchanges_in_opposite_directions_do_not_deadlock(database: Database) -> None:

@@ -12,6 +12,7 @@ from mesh.ids import new_id
 from stock_svc import alterations, batches, reservation, reserving, stock
 from stock_svc.alterations import Wanted
 from stock_svc.reservation import Line, Reservation
+from tests.locks import somebody_waits
 from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale, refusal_of
 
 LIMIT = 3
@@ -187,17 +188,3 @@ def a_request(sale: Sale, customer_id: UUID, *lines: Line) -> Reservation:
         expire_time=NOW + HOLD,
         now=NOW,
     )
-
-
-async def somebody_waits(database: Database) -> None:
-    """Returns when a transaction waits for a lock of another."""
-    waiting = sa.text(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    async with asyncio.timeout(30):
-        while True:
-            async with database.transaction() as connection:
-                if await connection.scalar(waiting):
-                    return
-            await asyncio.sleep(0.005)
