@@ -1,0 +1,270 @@
+"""Each guard of stock, bookings and money is needed: without it, a test fails.
+
+A guard is taken out of a copy of the project, one at a time. The short version takes out
+one of each service and sees that the texts of all others are still where this file says;
+`--long` takes out each.
+"""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mesh.paths import ROOT
+
+MACHINE = "tests/stock_svc/test_ledger_machine.py"
+RACES = "tests/concurrency/test_stock_race.py"
+PLACING = "tests/booking_svc/test_placing.py"
+LIFE = "tests/booking_svc/test_lifecycle.py"
+_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".boxoffice", "__pycache__", ".*_cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Where a guard stands, what the file says without it, and who must notice."""
+
+    name: str
+    file: str
+    text: str
+    without: str
+    noticed_by: str = MACHINE
+
+
+GUARDS = [
+    Guard(
+        "places left", "stock_svc/granting.py", "if one.by_pool[pool] > free[pool]:", "if False:"
+    ),
+    Guard("seats taken", "stock_svc/granting.py", "if seat in locked.taken]", "if False]"),
+    Guard("purchase limit", "stock_svc/granting.py", "if owned + quantity > limit:", "if False:"),
+    Guard(
+        "purchase limit of the event",
+        "stock_svc/granting.py",
+        "if limit is None or owned + one.places <= limit:",
+        "if True:",
+    ),
+    Guard(
+        "places a batch took before",
+        "stock_svc/granting.py",
+        "locked.free[pool] -= quantity",
+        "pass",
+    ),
+    Guard(
+        "seats a batch took before",
+        "stock_svc/granting.py",
+        "locked.taken |= set(one.seats)",
+        "pass",
+    ),
+    Guard(
+        "places left, in the statement",
+        "stock_svc/statements.py",
+        "  AND pools.held + given.held + pools.sold + given.sold"
+        " <= pools.capacity + given.capacity\n",
+        "",
+        RACES,
+    ),
+    Guard("blocked seats", "stock_svc/statements.py", "seats.blocked OR EXISTS (", "EXISTS ("),
+    Guard(
+        "totals given back",
+        "stock_svc/statements.py",
+        "SET quantity = totals.quantity - given.quantity",
+        "SET quantity = totals.quantity",
+    ),
+    Guard(
+        "lapsed holds cleared",
+        "stock_svc/reserving.py",
+        "        if lapsed:\n",
+        "        if False:\n",
+    ),
+    Guard(
+        "one reservation for a key",
+        "stock_svc/reserving.py",
+        "        if first.has_lapsed(self.now):\n            return False\n",
+        "        return False\n",
+    ),
+    Guard(
+        "a lapsed one is not the first",
+        "stock_svc/reserving.py",
+        "if first.has_lapsed(self.now):",
+        "if False:",
+    ),
+    Guard(
+        "equal keys in a batch",
+        "stock_svc/reserving.py",
+        "if not keys & seen:",
+        "if True:",
+        "tests/stock_svc/test_batches.py",
+    ),
+    Guard(
+        "commit of a lapsed hold",
+        "stock_svc/moving.py",
+        "if has_lapsed and order.move in _NEEDS_HOLD:",
+        "if False:",
+    ),
+    Guard("moves", "stock_svc/moving.py", "if target not in MOVES[found.state]:", "if False:"),
+    Guard(
+        "refused moves",
+        "stock_svc/moving.py",
+        "if found.state in _REFUSED_IN[order.move]:",
+        "if False:",
+    ),
+    Guard(
+        "extended once",
+        "stock_svc/moving.py",
+        "if found.extended or order.expire_time is None:",
+        "if order.expire_time is None:",
+    ),
+    Guard("block of a taken seat", "stock_svc/restocking.py", "    if taken:\n", "    if False:\n"),
+    Guard(
+        "exchange ends the old one",
+        "stock_svc/exchange.py",
+        "    await ledger.lock(connection, pools)\n    await _end(connection, old, freed, now=now)\n",
+        "    await ledger.lock(connection, pools)\n",
+    ),
+    Guard(
+        "row locks of pools",
+        "stock_svc/statements.py",
+        "ORDER BY event_id, pool_id FOR NO KEY UPDATE",
+        "ORDER BY event_id, pool_id",
+        RACES,
+    ),
+    Guard(
+        "row locks of reservations",
+        "stock_svc/statements.py",
+        "ORDER BY event_id, reservation_id FOR NO KEY UPDATE",
+        "ORDER BY event_id, reservation_id",
+        RACES,
+    ),
+    Guard(
+        "lapsed still, once it is locked",
+        "stock_svc/expiry.py",
+        ".where(is_active, reservations.c.expire_time <= now)\n        .values(",
+        ".values(",
+        RACES,
+    ),
+    Guard(
+        "row locks of an exchange",
+        "stock_svc/exchange.py",
+        ".with_for_update(key_share=True)",
+        "",
+        RACES,
+    ),
+    Guard(
+        "first with its key",
+        "booking_svc/placing.py",
+        "is_first = [(one.key.scope, one.key.key) in won for one in new]",
+        "is_first = [True for _ in new]",
+        PLACING,
+    ),
+    Guard(
+        "held still, when it is confirmed",
+        "booking_svc/placing.py",
+        " AND bookings.status = 'HELD'\n",
+        "\n",
+        PLACING,
+    ),
+    Guard(
+        "the payment that the page is of",
+        "booking_svc/placing.py",
+        " AND bookings.payment_id = given.payment_id\n",
+        "\n",
+        PLACING,
+    ),
+    Guard(
+        "the request that each is of",
+        "booking_svc/placing.py",
+        "new = New(key, booking, by, response, is_mail_wanted, call.origin())",
+        'new = New(key, booking, by, response, is_mail_wanted, "")',
+        PLACING,
+    ),
+    Guard(
+        "one request for a key",
+        "mesh/idempotency.py",
+        "if fingerprint != key.fingerprint:",
+        "if False:",
+        "tests/mesh/test_idempotency.py",
+    ),
+    Guard(
+        "moves of a booking",
+        "booking_svc/lifecycle.py",
+        "if to not in MOVES[booking.status]:",
+        "if False:",
+        LIFE,
+    ),
+    Guard(
+        "row lock of a booking",
+        "booking_svc/bookings.py",
+        "sa.select(bookings.c.booking_id).where(is_it).with_for_update()",
+        "sa.select(bookings.c.booking_id).where(is_it)",
+        LIFE,
+    ),
+    Guard(
+        "no more back than was paid",
+        "payment_svc/captures.py",
+        ".where(captures.c.refunding_minor + amount.amount_minor <= captures.c.amount_minor)\n",
+        "\n",
+        "tests/payment_svc/test_refunds.py",
+    ),
+    Guard(
+        "moves of a payment",
+        "payment_svc/payments.py",
+        "            .where(payments.c.status.in_(_before(to)))\n",
+        "",
+        "tests/payment_svc/test_payments.py",
+    ),
+    Guard(
+        "row lock of a payment",
+        "payment_svc/payments.py",
+        ".with_for_update(key_share=True)",
+        "",
+        "tests/payment_svc/test_observations.py",
+    ),
+    Guard(
+        "one process moves a cursor",
+        "mesh/consumer.py",
+        "if moved.rowcount != 1:",
+        "if False:",
+        "tests/mesh/test_consumer.py",
+    ),
+]
+
+
+def without(guard: Guard, folder: Path) -> Path:
+    """A copy of the project that lacks the guard."""
+    copy = folder / "boxoffice"
+    shutil.copytree(ROOT, copy, ignore=_LEFT_OUT)
+    file = copy / guard.file
+    file.write_text(file.read_text().replace(guard.text, guard.without))
+    return copy
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name.replace(" ", "-"))
+def test_the_guards_are_where_this_file_says(guard: Guard) -> None:
+    assert (ROOT / guard.file).read_text().count(guard.text) == 1
+
+
+@pytest.mark.timeout(7200)
+def test_the_tests_notice_that_a_guard_is_gone(tmp_path: Path, is_long: bool) -> None:
+    unnoticed = []
+    one_each = {Path(guard.file).parts[0]: guard for guard in reversed(GUARDS)}.values()
+    for number, guard in enumerate(GUARDS if is_long else one_each):
+        if not is_noticed(guard, tmp_path / str(number)):
+            unnoticed.append(guard.name)
+    assert unnoticed == []
+
+
+def is_noticed(guard: Guard, folder: Path) -> bool:
+    # Not shrunk to the smallest example: that it fails is enough.
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "--hypothesis-profile=unshrunk",
+         "-p", "no:cacheprovider", guard.noticed_by],
+        cwd=without(guard, folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    last = run.stdout.strip().splitlines()[-1]
+    print(f"without {guard.name}: {last}", flush=True)
+    return run.returncode == pytest.ExitCode.TESTS_FAILED and "error" not in last
