@@ -69,12 +69,15 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, *, pool_size: int = _POOL_SIZE) -> AsyncIterator["Database"]:
+    async def open(
+        cls, url: str, *, pool_size: int = _POOL_SIZE, pool_seconds: float = _POOL_TIMEOUT_SECONDS
+    ) -> AsyncIterator["Database"]:
+        """A call that gets no connection within `pool_seconds` fails: the service is busy."""
         engine = create_async_engine(
             url,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=_POOL_TIMEOUT_SECONDS,
+            pool_timeout=pool_seconds,
             pool_recycle=_POOL_RECYCLE_SECONDS,
             pool_use_lifo=True,
             connect_args=_CONNECT_ARGS,

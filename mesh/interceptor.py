@@ -6,8 +6,8 @@ request id and log line → errors → identity and policy → validation → de
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -20,7 +20,7 @@ from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.policy import Idempotency, MethodPolicy
 from mesh.revocations import Revocations
-from mesh.status import COMMON_REASONS, cause_of, from_database, raise_from_rpc, to_status
+from mesh.status import CODES, COMMON_REASONS, cause_of, from_database, raise_from_rpc, to_status
 from mesh.validation import refuse_unreal, validate
 
 _log = logging.getLogger("mesh.rpc")
@@ -138,20 +138,22 @@ class Interceptor(grpc.aio.ServerInterceptor):
         attributes = {"request_id": call.request_id(), "rpc.method": policy.path}
         # A stream without end would gather spans without end.
         is_traced = not policy.server_streaming
-        with tracing.serving(policy.name, metadata, attributes, when=is_traced) as span:
-            try:
-                async with _errors(context, policy, line):
-                    await self._admit(context, policy, metadata, line)
-                    request = _read(handler, sent)
-                    async with _deadline(context, policy):
-                        yield request
-            finally:
-                seconds = time.perf_counter() - started
-                running.dec()
-                _count(policy, line, seconds)
-                tracing.ended(span, line["code"])
-                line["duration_ms"] = round(seconds * 1000, 2)
-                _log.info("rpc", extra=line)
+        # The answer last: who has heard it finds the call in log, metrics and trace.
+        async with _answered(context):
+            with tracing.serving(policy.name, metadata, attributes, when=is_traced) as span:
+                try:
+                    with _errors(context, policy, line):
+                        await self._admit(context, policy, metadata, line)
+                        request = _read(handler, sent)
+                        async with _deadline(context, policy):
+                            yield request
+                finally:
+                    seconds = time.perf_counter() - started
+                    running.dec()
+                    _count(policy, line, seconds)
+                    tracing.ended(span, line["code"])
+                    line["duration_ms"] = round(seconds * 1000, 2)
+                    _log.info("rpc", extra=line)
 
     async def _admit(
         self,
@@ -206,37 +208,41 @@ def _serializer(handler: _Handler) -> Callable[[Any], bytes]:
     return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
 
 
-@asynccontextmanager
-async def _errors(
-    context: _Context, policy: MethodPolicy, line: dict[str, Any]
-) -> AsyncIterator[None]:
+@contextmanager
+def _errors(context: _Context, policy: MethodPolicy, line: dict[str, Any]) -> Iterator[None]:
+    """Makes every error the DomainError that the client gets to know, and notes it in `line`."""
     try:
-        yield
-    except asyncio.CancelledError:
-        line["code"] = "CANCELLED"
-        if context.cancelled():
-            raise
-        # Cancelled by this server's own shutdown: the client must hear something.
-        await _abort(context, _stopping(), line)
-    except TimeoutError:
-        await _abort(
-            context, DomainError(Reason.DEADLINE_EXCEEDED, "the call's time ran out"), line
-        )
-    except (grpc.aio.AbortError, GeneratorExit):
+        try:
+            yield
+        except asyncio.CancelledError:
+            line["code"] = "CANCELLED"
+            if context.cancelled():
+                raise
+            # Cancelled by this server's own shutdown: the client must hear something.
+            raise _stopping() from None
+        except TimeoutError:
+            raise DomainError(Reason.DEADLINE_EXCEEDED, "the call's time ran out") from None
+        except Exception as error:  # noqa: BLE001 - the one place that sees every bug
+            raise _refusal_of(error, policy, line) from None
+    except DomainError as refusal:
+        line["reason"] = refusal.reason
+        line["code"] = CODES[refusal.reason].name
         raise
-    except Exception as error:  # noqa: BLE001 - the one place that sees every bug
-        refusal = _refusal(error)
-        if refusal.reason is Reason.INTERNAL:
-            _log.exception("a call failed by a bug", extra={"method": policy.path})
-        elif isinstance(error, sqlalchemy.exc.SQLAlchemyError):
-            # Not of a bug: what the database says of a wrong value repeats the value.
-            line["cause"] = cause_of(error)
-        elif refusal.reason not in COMMON_REASONS and refusal.reason not in policy.reasons:
-            _log.error(
-                "a method answered with a reason that its policy does not name",
-                extra={"method": policy.path, "reason": refusal.reason},
-            )
-        await _abort(context, refusal, line)
+
+
+def _refusal_of(error: Exception, policy: MethodPolicy, line: dict[str, Any]) -> DomainError:
+    refusal = _refusal(error)
+    if refusal.reason is Reason.INTERNAL:
+        _log.exception("a call failed by a bug", extra={"method": policy.path})
+    elif isinstance(error, sqlalchemy.exc.SQLAlchemyError):
+        # Not of a bug: what the database says of a wrong value repeats the value.
+        line["cause"] = cause_of(error)
+    elif refusal.reason not in COMMON_REASONS and refusal.reason not in policy.reasons:
+        _log.error(
+            "a method answered with a reason that its policy does not name",
+            extra={"method": policy.path, "reason": refusal.reason},
+        )
+    return refusal
 
 
 def _stopping() -> DomainError:
@@ -263,25 +269,29 @@ def _refusal(error: Exception) -> DomainError:
     return DomainError(Reason.INTERNAL, "internal error")
 
 
-async def _abort(context: _Context, error: DomainError, line: dict[str, Any]) -> None:
-    status = to_status(error)
-    line["reason"] = error.reason
-    line["code"] = grpc.StatusCode[_CODE_NAMES[status.code]].name
-    answer = rpc_status.to_status(status)
-    if status.code == grpc.StatusCode.UNAUTHENTICATED.value[0]:
+@asynccontextmanager
+async def _answered(context: _Context) -> AsyncIterator[None]:
+    """Answers a refusal with its status."""
+    try:
+        yield
+    except DomainError as refusal:
+        await context.abort_with_status(_answer(refusal))
+
+
+def _answer(refusal: DomainError) -> grpc.Status:
+    answer = rpc_status.to_status(to_status(refusal))
+    if CODES[refusal.reason] is grpc.StatusCode.UNAUTHENTICATED:
         # RFC 6750 section 3: says how to sign in, over gRPC as over REST.
-        challenge = _CHALLENGE if error.reason in _NOT_ABOUT_TOKENS else _CHALLENGE_TOKEN
+        challenge = _CHALLENGE if refusal.reason in _NOT_ABOUT_TOKENS else _CHALLENGE_TOKEN
         answer = answer._replace(  # type: ignore[attr-defined]  # a named tuple
             trailing_metadata=(*answer.trailing_metadata, ("www-authenticate", challenge))
         )
-    await context.abort_with_status(answer)
+    return answer
 
 
 _CHALLENGE = 'Bearer realm="boxoffice"'
 _CHALLENGE_TOKEN = f'{_CHALLENGE}, error="invalid_token"'
 _NOT_ABOUT_TOKENS = frozenset({Reason.INVALID_CREDENTIALS, Reason.WEBHOOK_SIGNATURE_INVALID})
-
-_CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 @asynccontextmanager

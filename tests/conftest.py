@@ -16,6 +16,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from mesh.database import Database, migrate
+from tests.databases import open_patiently
 
 # For runs that only ask whether something fails.
 hypothesis.settings.register_profile(
@@ -152,4 +153,4 @@ def open_database(
     new_database: Callable[[str], str],
 ) -> Callable[[str], AbstractAsyncContextManager[Database]]:
     """Opens a new, empty database of a service: `async with open_database("stock_svc") as db`."""
-    return lambda service: Database.open(new_database(service))
+    return lambda service: open_patiently(new_database(service))

@@ -12,9 +12,10 @@ import sqlalchemy as sa
 
 from auth_svc.tables import outbox, users
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
-from mesh.database import Database, alembic_config
+from mesh.database import alembic_config
 from mesh.ids import new_id
 from mesh.outbox import OutboxReader
+from tests.databases import open_patiently
 
 # The revision before the one that announces them.
 BEFORE = "0005"
@@ -61,7 +62,7 @@ def upgrade(url: str) -> None:
 async def heard(url: str, count: int) -> list[stream_pb2.AuthEvent]:
     """The first so many events of the stream, as a service that listens reads them."""
     found: list[stream_pb2.AuthEvent] = []
-    async with asyncio.timeout(60), Database.open(url) as database:
+    async with asyncio.timeout(60), open_patiently(url) as database:
         async for batch in OutboxReader(database, outbox).stream(""):
             found += [stream_pb2.AuthEvent.FromString(event.payload) for event in batch]
             if len(found) >= count:

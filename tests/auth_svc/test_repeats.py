@@ -21,6 +21,7 @@ from mesh.database import Database
 from mesh.policy import Idempotency
 from tests.architecture.contract import contract, methods, policies
 from tests.auth_svc.conftest import ADMIN_SECRET, GOOD_PASSWORD, PEPPER, rows
+from tests.databases import open_patiently
 from tests.mesh.network import Network, reason_of, refusal
 
 KEY = ("idempotency-key", "key-1")
@@ -56,7 +57,7 @@ async def channels(tmp_path: Path, url: str) -> AsyncIterator[list[grpc.aio.Chan
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    async with Database.open(url) as opened:
+    async with open_patiently(url) as opened:
         yield opened
 
 

@@ -15,12 +15,12 @@ import pytest
 from booking_svc.bookings import Booking, Status
 from booking_svc.events import Event
 from mesh import idempotency
-from mesh.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
 from tests.booking_svc import doomed
 from tests.booking_svc.world import START, World, an_offer
+from tests.databases import open_patiently
 
 Scene = Callable[
     ["Stage"], Awaitable[tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]]
@@ -56,7 +56,7 @@ class Stage:
 @pytest.fixture
 async def stage(new_database: Callable[[str], str]) -> AsyncIterator[Stage]:
     urls = (new_database("booking_svc"), new_database("stock_svc"))
-    async with Database.open(urls[0]) as database, Database.open(urls[1]) as ledger:
+    async with open_patiently(urls[0]) as database, open_patiently(urls[1]) as ledger:
         world = World(database, ledger)
         yield Stage(world, urls, world)
 

@@ -45,6 +45,7 @@ from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
 from tests.booking_svc.world import SANDBOX, START, ProcessDiedError, World, an_offer
+from tests.databases import open_patiently
 
 _T = TypeVar("_T")
 
@@ -400,6 +401,6 @@ def test_the_life_is_the_model(new_database: Callable[[str], str], is_long: bool
 async def opened(resources: AsyncExitStack, booking: str, stock: str) -> tuple[Database, Database]:
     """For all examples: connecting takes as long as an example."""
     return (
-        await resources.enter_async_context(Database.open(booking)),
-        await resources.enter_async_context(Database.open(stock)),
+        await resources.enter_async_context(open_patiently(booking)),
+        await resources.enter_async_context(open_patiently(stock)),
     )

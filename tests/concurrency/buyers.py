@@ -12,11 +12,11 @@ from typing import Any
 from uuid import UUID
 
 from mesh.coalescing import Coalescer
-from mesh.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from stock_svc import batches, reservation
 from stock_svc.reservation import Line, Reservation
+from tests.databases import open_patiently
 from tests.stock_svc.sale import HOLD, NOW
 
 
@@ -40,7 +40,7 @@ async def outcome(
 
 
 async def main(url: str) -> None:
-    async with Database.open(url) as database:
+    async with open_patiently(url) as database:
         together = batches.reserving_together(database, lambda: NOW)
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)

@@ -14,6 +14,7 @@ from auth_svc.tables import refresh_tokens
 from mesh.database import Database
 from mesh.ids import new_id
 from tests.auth_svc.conftest import NOW
+from tests.databases import open_patiently
 from tests.locks import somebody_waits
 
 TABS = 8
@@ -23,7 +24,7 @@ WEEK = timedelta(days=7)
 
 @pytest_asyncio.fixture
 async def database(new_database: Callable[[str], str]) -> AsyncIterator[Database]:
-    async with Database.open(new_database("auth_svc"), pool_size=TABS) as opened:
+    async with open_patiently(new_database("auth_svc"), pool_size=TABS) as opened:
         yield opened
 
 

@@ -16,6 +16,7 @@ from mesh.ids import new_id
 from stock_svc import batches, reservation
 from stock_svc.tables import pools
 from tests.concurrency.linearizability import Call, is_linearizable
+from tests.databases import open_patiently
 from tests.stock_svc.sale import HOLD, NOW, Sale, on_sale
 
 CLIENTS = 5
@@ -83,7 +84,7 @@ class Recorder:
 
 @pytest_asyncio.fixture
 async def database(new_database: Callable[[str], str]) -> AsyncIterator[Database]:
-    async with Database.open(new_database("stock_svc")) as opened:
+    async with open_patiently(new_database("stock_svc")) as opened:
         yield opened
 
 

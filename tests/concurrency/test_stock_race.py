@@ -22,6 +22,7 @@ from stock_svc.reservation import Line, Reservation
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
 from stock_svc.tables import pools, reservations, seat_claims
+from tests.databases import open_patiently
 from tests.locks import somebody_waits
 from tests.stock_svc.sale import LAPSED, NOW, Sale, on_sale
 
@@ -40,7 +41,7 @@ def runs(is_long: bool) -> int:
 async def database(
     new_database: Callable[[str], str],
 ) -> AsyncIterator[Database]:
-    async with Database.open(new_database("stock_svc"), pool_size=CONNECTIONS) as opened:
+    async with open_patiently(new_database("stock_svc"), pool_size=CONNECTIONS) as opened:
         yield opened
 
 
@@ -217,7 +218,7 @@ async def processes(
         )
         for _ in range(4)
     ]  # fmt: skip
-    async with Database.open(url) as opened:
+    async with open_patiently(url) as opened:
         yield opened, started
     for process in started:
         assert process.stdin is not None

@@ -19,8 +19,8 @@ from typing import Any
 from google.protobuf import json_format
 
 from boxoffice.stock.v1 import stock_service_pb2
-from mesh.database import Database
 from stock_svc.servicer import StockServicer
+from tests.databases import open_patiently
 
 
 class Suspensions:
@@ -73,7 +73,7 @@ async def serve(order: dict[str, Any]) -> None:
     now = datetime.fromisoformat(order["now"])
     request = getattr(stock_service_pb2, f"{order['method']}Request")()
     json_format.ParseDict(order["request"], request)
-    async with Database.open(order["url"]) as database:
+    async with open_patiently(order["url"]) as database:
         servicer = StockServicer(database, clock=lambda: now)
         # The pool has its connection: what is counted is the work.
         await database.ping()

@@ -20,6 +20,7 @@ from stock_svc.reservation import Reservation
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
 from stock_svc.tables import reservations
+from tests.databases import open_patiently
 from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale
 
 MOST_AWAITS = 200
@@ -65,7 +66,7 @@ async def bench(new_database: Callable[[str], str]) -> AsyncIterator[Bench]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    async with Database.open(url) as database:
+    async with open_patiently(url) as database:
         yield Bench(database, Victim(process, url))
     assert process.stdin is not None
     process.stdin.close()

@@ -23,6 +23,7 @@ from mesh.errors import Reason
 from mesh.ids import new_id
 from mesh.paths import ROOT
 from tests.auth_svc.conftest import refusal_of, rows
+from tests.databases import open_patiently
 from tests.faults.dying_refresh import WEEK, a_sign_in
 
 RUNS, LONG_RUNS = 25, 1000
@@ -32,7 +33,7 @@ SECOND = timedelta(seconds=1)
 
 @pytest_asyncio.fixture
 async def database(new_database: Callable[[str], str]) -> AsyncIterator[Database]:
-    async with Database.open(new_database("auth_svc")) as opened:
+    async with open_patiently(new_database("auth_svc")) as opened:
         yield opened
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from mesh.database import Database
 from tests.conftest import Databases
+from tests.databases import open_patiently
 from tests.mesh.network import Network
 from tests.mesh.tokens import TokenKey
 
@@ -30,6 +31,6 @@ async def database(databases: Databases) -> AsyncIterator[Database]:
     """A database of its own, without tables."""
     name = f"mesh_{next(_numbers)}"
     databases.run(f"CREATE DATABASE {name}")
-    async with Database.open(databases.url(name)) as database:
+    async with open_patiently(databases.url(name)) as database:
         yield database
     databases.run(f"DROP DATABASE {name} WITH (FORCE)")

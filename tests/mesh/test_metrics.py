@@ -7,13 +7,15 @@ from urllib.request import urlopen
 
 import pytest
 import sqlalchemy as sa
+from google.rpc import status_pb2
 from prometheus_client import REGISTRY
 
 from boxoffice.auth.v1 import auth_service_pb2
-from mesh import metrics, tasks
+from mesh import interceptor, metrics, tasks
 from mesh.database import Database, on_commit
 from mesh.errors import DomainError, Reason
 from mesh.probes import Heart, Readiness
+from mesh.status import to_status
 from tests.mesh.network import Network, a_service, call, refusal, service_descriptor, standing_in
 
 AUTH = "boxoffice.auth.v1.AuthService"
@@ -125,6 +127,29 @@ async def test_calls_are_counted_at_both_ends(network: Network) -> None:
         value("rpc_client_seconds_count", **called),
     ] == [count + 1 for count in before]
     assert value("rpc_server_running", rpc="AuthService/GetJwks") == 0
+
+
+async def test_a_refusal_is_counted_before_its_client_hears_it(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who looks for a call that failed might find nothing of it."""
+    labels = {"rpc": "AuthService/GetJwks", "reason": "OVERLOADED"}
+    before, counted = value("rpc_server_refusals_total", **labels), []
+
+    def answer(error: DomainError) -> status_pb2.Status:
+        counted.append(value("rpc_server_refusals_total", **labels) - before)
+        return to_status(error)
+
+    async def refuse(_request: object, _context: object) -> object:
+        raise DomainError(Reason.OVERLOADED, "too much")
+
+    monkeypatch.setattr(interceptor, "to_status", answer)
+    async with (
+        network.serve("auth_svc", a_service(standing_in(AUTH, GetJwks=refuse))) as port,
+        network.plain_channel("stock_svc", "auth_svc", port) as channel,
+    ):
+        await refusal(call(channel, JWKS, auth_service_pb2.GetJwksRequest()))
+    assert counted == [1]
 
 
 async def test_statements_and_connections_are_measured(database: Database) -> None:

@@ -21,12 +21,12 @@ from boxoffice.payments.v1.sandbox_service_pb2_grpc import SandboxServiceStub
 from boxoffice.payments.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from boxoffice.types.v1 import money_pb2
 from mesh.clock import system_clock
-from mesh.database import Database
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import comparison, tables
 from payment_svc.providers import Captured, Movement
 from payment_svc.sandbox import signature
+from tests.databases import open_patiently
 
 SECRET = "the sandbox's webhook secret"
 Metadata = list[tuple[str, str]]
@@ -76,7 +76,7 @@ class Running:
 
     async def sandbox_webhooks(self) -> list[bytes]:
         """All that the sandbox wants to send: here no loop sends it."""
-        async with Database.open(self.database_url) as database, database.reading() as connection:
+        async with open_patiently(self.database_url) as database, database.reading() as connection:
             rows = await connection.execute(
                 sa.select(tables.sandbox_webhooks.c.body).order_by(
                     tables.sandbox_webhooks.c.event_id
@@ -93,7 +93,7 @@ class Running:
         start = datetime(2026, 3, 1, tzinfo=UTC)
         movement = Movement.of(Captured(None, "cs_1", start, "ch_1", Money(700, "INR"), "card"))
         async with (
-            Database.open(self.database_url) as database,
+            open_patiently(self.database_url) as database,
             database.transaction() as connection,
         ):
             await comparison.close_day(

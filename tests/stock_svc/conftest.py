@@ -6,6 +6,7 @@ import pytest_asyncio
 
 from mesh.database import Database
 from tests.conftest import Databases
+from tests.databases import open_patiently
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,7 @@ def shared_url(databases: Databases) -> str:
 @pytest_asyncio.fixture
 async def database(shared_url: str) -> AsyncIterator[Database]:
     """A database that other tests use too: keep to events of your own."""
-    async with Database.open(shared_url) as opened:
+    async with open_patiently(shared_url) as opened:
         yield opened
 
 

@@ -34,6 +34,7 @@ from stock_svc.reservation import Line, Reservation
 from stock_svc.reserving import Outcome
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
+from tests.databases import open_patiently
 from tests.stock_svc.sale import NOW, Sale, on_sale
 
 _T = TypeVar("_T")
@@ -407,7 +408,7 @@ def places(wish: int | str) -> int:
 def test_the_ledger_is_the_model(new_database: Callable[[str], str], is_long: bool) -> None:
     with asyncio.Runner() as runner:
         # One for all examples, so that statements are compiled and prepared once.
-        opened = Database.open(new_database("stock_svc"), pool_size=1)
+        opened = open_patiently(new_database("stock_svc"), pool_size=1)
         LedgerMachine.runner, LedgerMachine.database = runner, runner.run(opened.__aenter__())
         try:
             run_state_machine_as_test(
