@@ -36,7 +36,7 @@ class Mesh:
     async def read(self, count: int, *, after: str = "") -> list[stream_pb2.AuthEvent]:
         found: list[stream_pb2.AuthEvent] = []
         request = stream_pb2.StreamEventsRequest(after_position=after)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for batch in self.events.StreamEvents(request):
                 found += batch.events
                 if len(found) >= count:
@@ -51,7 +51,7 @@ class Mesh:
         return False
 
     async def wait_refused(self, login: Any) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await self.is_refused(login):
                 await asyncio.sleep(0.01)
 
@@ -187,7 +187,7 @@ async def test_revocations_come_from_the_beginning_and_go_on(mesh: Mesh) -> None
     stream = mesh.events.StreamRevocations(stream_pb2.StreamRevocationsRequest())
     seen: list[stream_pb2.Revocation] = []
     pulses = 0
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for message in stream:
             seen += message.revocations
             pulses += message.HasField("as_of")

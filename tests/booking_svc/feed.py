@@ -95,7 +95,7 @@ class Feed:
 
     async def caught_up(self, event: Event) -> None:
         """Waits until the cache is what the ledger says."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 truth = await self.world.stock.left(event_id=event.event_id, with_seats=True)
                 known = await self.availability.left(event_id=event.event_id, with_seats=True)
@@ -131,7 +131,7 @@ async def a_feed(world: World) -> AsyncIterator[Feed]:
         asyncio.create_task(feed.follow()),
     ]
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not feed.availability.is_fed:
                 await asyncio.sleep(0.005)
         yield feed

@@ -81,7 +81,7 @@ async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed
     look = asyncio.create_task(feed.availability.left(event_id=event.event_id, with_seats=False))
     await reached.wait()
     await world.place(event, quantity=4)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         # The event's own beginning may be told of now, too.
         while not any(
             pool.available == 6
@@ -111,7 +111,7 @@ class Late:
         until = self._taken + len(changes)
         for change in changes:
             self._told.put_nowait(change)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self._taken < until:
                 await asyncio.sleep(0)
 
@@ -120,7 +120,7 @@ class Late:
 async def following(availability: Availability) -> AsyncIterator[Late]:
     late = Late()
     task = asyncio.create_task(availability.follow(late.open))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not availability.is_fed:
             await asyncio.sleep(0)
     yield late
@@ -224,7 +224,7 @@ async def test_lists_follow_the_stock(world: World, feed: Feed) -> None:
     consumer = asyncio.create_task(feed.consumer.run())
 
     async def listed(status: Status, available: int) -> Listed:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 async with world.database.reading() as connection:
                     page = await event_listing.list_page(

@@ -36,7 +36,7 @@ async def happened(world: World, count: int) -> list[BookingEvent]:
     """The first `count` events of the outbox."""
     events = BookingEvents(OutboxReader(world.database, tables.outbox))
     found: list[BookingEvent] = []
-    async with asyncio.timeout(20), aclosing(events.open("")) as batches:  # type: ignore[type-var]
+    async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
             found += batch
             if len(found) >= count:
@@ -95,7 +95,7 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(world: World) 
 
     for number in (3, 4):
         running = asyncio.create_task(consumer().run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(seen) < number:
                 await asyncio.sleep(0.02)
         running.cancel()

@@ -26,7 +26,7 @@ async def server() -> AsyncIterator[RedisProcess]:
 
 @pytest.fixture
 async def cache(world: World, server: RedisProcess) -> AsyncIterator[EventCache]:
-    async with RedisLink.open(server.url) as link:
+    async with RedisLink.open(server.url, call_seconds=2) as link:
         yield EventCache(world.database, Cache(link))
 
 

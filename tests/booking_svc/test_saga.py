@@ -438,7 +438,7 @@ async def test_steps_that_hang_hold_up_no_other_booking(world: World) -> None:
     world.payments.void = hang  # type: ignore[method-assign]
     running = asyncio.create_task(world.steps.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for booking in given_up:
                 await world.cancel(booking.booking_id, reason="")
             world.steps.wake()
@@ -461,7 +461,7 @@ async def test_more_steps_than_fit_at_once_are_taken_without_a_pause(
         booking = await world.place(event)
         await world.cancel(booking.booking_id, reason="")
     running = asyncio.create_task(world.steps.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await world.available(event) < 40:
             await asyncio.sleep(0.02)
     running.cancel()

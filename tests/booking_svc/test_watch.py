@@ -35,7 +35,7 @@ class Watcher:
         self.seats: dict[str, str] = {}
 
     async def take(self) -> AvailabilityUpdate:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             payload = await anext(self._stream)
         self.payloads.append(payload)
         update = AvailabilityUpdate.FromString(payload)

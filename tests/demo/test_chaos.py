@@ -66,7 +66,7 @@ async def _empty_and_freeze(home: Path, process: Process) -> None:
         await chaos.flush(home)
         assert await client.get("k") is None
     freezing = asyncio.create_task(chaos.freeze(process.pid, 0.3))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
             await asyncio.sleep(0.01)
     await freezing

@@ -171,8 +171,8 @@ class Api:
         return event
 
     def wait_for_status(self, booking_id: str, *statuses: str) -> dict[str, Any]:
-        """The booking, once it is in one of the states; fails after 15 s."""
-        deadline = time.monotonic() + 15
+        """The booking, once it is in one of the states; fails after a minute."""
+        deadline = time.monotonic() + 60
         while True:
             booking: dict[str, Any] = self.get(f"/api/v1/bookings/{booking_id}").json()
             if booking["status"] in statuses:

@@ -37,7 +37,7 @@ from mesh.paths import CONTRACT
 from mesh.settings import SERVICES, MeshSettings
 from tests.ports import free_ports
 
-START_SECONDS = 15.0
+START_SECONDS = 60.0
 USER_ID = "0192aaaa-0000-7000-8000-000000000001"
 KEY_ID = "test"
 KEY = rsa.generate_private_key(65537, 2048)

@@ -183,7 +183,7 @@ async def two_gateways(
 async def _counted(urls: list[str]) -> httpx.Headers:
     """Until every gateway gets its counts from limit_svc: counting alone has no headers."""
     other = bearer(harness.token(sub="0192aaaa-0000-7000-8000-000000000999"))
-    async with httpx.AsyncClient(headers=other) as client, asyncio.timeout(30):
+    async with httpx.AsyncClient(headers=other) as client, asyncio.timeout(60):
         for url in urls:
             while True:
                 # The second one may begin to listen later than the first.

@@ -21,8 +21,8 @@ def test_a_service_is_served_as_soon_as_it_is_up_and_again_after_a_restart(
     harness.wait_for(gateway, AUDIT, 503)
     for _ in range(2):
         with harness.server("stock_svc", gateway.settings, gateway.upstream):
-            harness.wait_for(gateway, AUDIT, 200, seconds=2)
-        harness.wait_for(gateway, AUDIT, 503, seconds=2)
+            harness.wait_for(gateway, AUDIT, 200)
+        harness.wait_for(gateway, AUDIT, 503)
 
 
 def test_tokens_are_verified_once_auth_svc_has_come(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_tokens_are_verified_once_auth_svc_has_come(tmp_path: Path) -> None:
         assert refusal.json()["details"][0]["reason"] == "DEPENDENCY_UNAVAILABLE"
         assert "www-authenticate" not in refusal.headers
         with harness.server("auth_svc", gateway.settings, gateway.upstream):
-            harness.wait_for(gateway, BOOKINGS, 200, seconds=5)
+            harness.wait_for(gateway, BOOKINGS, 200)
         # The keys outlive the service that published them.
         harness.wait_for(gateway, BOOKINGS, 200)
         query = f"{BOOKINGS}?page_token=hidden"

@@ -15,6 +15,6 @@ _LISTENERS = sa.text(
 
 async def is_listening(database: Database) -> None:
     """Returns when a process listens on a channel of this database."""
-    async with asyncio.timeout(20), database.reading() as connection:
+    async with asyncio.timeout(60), database.reading() as connection:
         while not await connection.scalar(_LISTENERS):
             await asyncio.sleep(0.01)

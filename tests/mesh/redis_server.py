@@ -36,7 +36,7 @@ class RedisProcess:
             *("--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"),
             stdout=asyncio.subprocess.DEVNULL,
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await self._answers():
                 await asyncio.sleep(0.02)
 

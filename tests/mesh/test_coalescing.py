@@ -30,7 +30,7 @@ class Sent:
         ]
 
     async def count(self, batches: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.batches) < batches:
                 await asyncio.sleep(0)
 

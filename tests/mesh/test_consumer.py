@@ -140,7 +140,7 @@ async def test_one_process_at_a_time_follows_a_stream(database: Database) -> Non
         return events
 
     async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
 
@@ -170,7 +170,7 @@ async def until_waiting_for_the_lock(database: Database) -> None:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()"
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             async with database.transaction() as connection:
                 if (await connection.execute(asked)).scalar_one() == 2:

@@ -28,7 +28,7 @@ class Loop:
             self.running.discard(who)
 
     async def until(self, *who: str) -> None:
-        async with asyncio.timeout(20), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(lambda: self.running == set(who))
 
 
@@ -38,7 +38,7 @@ async def test_the_second_takes_over_when_the_first_ends(database: Database) -> 
         asyncio.create_task(leadership.forever_alone(database, "sweeper", partial(loop.turn, who)))
         for who in ("first", "second")
     )
-    async with asyncio.timeout(20), loop.changed:
+    async with asyncio.timeout(60), loop.changed:
         await loop.changed.wait_for(lambda: bool(loop.running))
     leader, other = (first, second) if "first" in loop.running else (second, first)
     remaining = "second" if leader is first else "first"
@@ -74,7 +74,7 @@ async def test_who_lost_the_session_stops_and_starts_again(database: Database) -
                 " WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
             )
         )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while loop.running:
             await asyncio.sleep(0.05)
     await loop.until("only")

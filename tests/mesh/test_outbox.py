@@ -44,7 +44,7 @@ async def read(database: Database, count: int, *, after: str = "") -> list[Event
     """The next so many events after a position."""
     found: list[Event] = []
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         aclosing(OutboxReader(database, events).stream(after)) as stream,  # type: ignore[type-var]
     ):
         while len(found) < count:
@@ -80,7 +80,7 @@ async def test_a_time_does_not_skip_what_commits_late(database: Database) -> Non
 async def test_a_pause_is_told_when_nothing_is_left(database: Database) -> None:
     await write(database, "one")
     stream = OutboxReader(database, events).stream("", pauses=True)
-    async with asyncio.timeout(20), aclosing(stream) as batches:  # type: ignore[type-var]
+    async with asyncio.timeout(60), aclosing(stream) as batches:  # type: ignore[type-var]
         assert [len(await anext(batches)) for _ in range(3)] == [1, 0, 0]
 
 
@@ -111,7 +111,7 @@ async def test_a_position_of_the_older_form_resumes_as_well(database: Database) 
 
 async def test_a_transaction_that_commits_late_is_not_skipped(database: Database) -> None:
     reader = OutboxReader(database, events)
-    async with asyncio.timeout(20), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
+    async with asyncio.timeout(60), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
         async with database.transaction() as late:
             await outbox.append(late, events, some("late"), now=NOW)
             await write(database, "early")
@@ -140,7 +140,7 @@ async def test_what_waited_for_a_lock_comes_after_what_held_it(database: Databas
         await outbox.append(second, events, some("second", aggregate=aggregate), now=NOW)
         await second.commit()
         # `other` still runs, with an id between the two.
-        async with asyncio.timeout(20), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
+        async with asyncio.timeout(60), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
             found = list(await anext(stream))
     assert names(found) == ["first", "second"]
 
@@ -246,7 +246,7 @@ async def test_a_listening_reader_is_woken(
     monkeypatch.setattr(outbox, "_POLL_SECONDS", 3600)
     reader = OutboxReader(database, events)
     listening = asyncio.create_task(reader.listen())
-    async with asyncio.timeout(20), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
+    async with asyncio.timeout(60), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
         await is_listening(database)
         for number in range(10):
             batch = asyncio.ensure_future(anext(stream))
@@ -297,7 +297,7 @@ async def write_beside(database: Database, name: str) -> None:
 
 async def test_a_commit_waits_for_no_other_commit(database: Database) -> None:
     """PostgreSQL takes one commit with a NOTIFY after the other, on the whole server."""
-    async with asyncio.timeout(20), a_slow_commit(database):
+    async with asyncio.timeout(60), a_slow_commit(database):
         await write_beside(database, "one")
         assert names(await read(database, 1)) == ["one"]
 
@@ -307,7 +307,7 @@ async def test_commits_share_a_notification(database: Database) -> None:
     url = libpq_url(database.url)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as listener:
         await listener.execute("LISTEN outbox")
-        async with asyncio.timeout(20), a_slow_commit(database):
+        async with asyncio.timeout(60), a_slow_commit(database):
             for number in range(20):
                 await write_beside(database, str(number))
         heard = [one.payload async for one in listener.notifies(timeout=20, stop_after=2)]
@@ -328,7 +328,7 @@ async def test_listeners_are_woken_after_the_server_has_ended_the_connection(
         await listener.execute("LISTEN outbox")
         for name in ("one", "two"):
             await write(database, name)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await anext(listener.notifies())
             if name == "one":
                 found = await listener.execute(ended)

@@ -98,7 +98,7 @@ async def test_a_running_call_ends_and_new_ones_are_refused(home: Path) -> None:
         await exists(home / "call-began")
         running.process.send_signal(signal.SIGTERM)
         await running.line_with('"stopping"')
-        error = await refusal(call(other, f"/{STOCK}/GetStock", request, timeout=1))
+        error = await refusal(call(other, f"/{STOCK}/GetStock", request, timeout=30))
         assert error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
         (home / "call-may-end").touch()
         assert (await slow).version == 7

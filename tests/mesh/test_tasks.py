@@ -43,7 +43,7 @@ async def test_shielded_work_outlives_a_client_that_cancels(network: Network) ->
 
     service = a_service(standing_in(STOCK, GetStock=get_stock))
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         network.serve("stock_svc", service) as port,
         network.plain_channel("booking_svc", "stock_svc", port) as channel,
     ):
@@ -74,7 +74,7 @@ async def test_without_the_shield_the_work_is_lost(network: Network) -> None:
 
     service = a_service(standing_in(STOCK, GetStock=get_stock))
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         network.serve("stock_svc", service) as port,
         network.plain_channel("booking_svc", "stock_svc", port) as channel,
     ):
@@ -137,7 +137,7 @@ async def test_a_background_loop_goes_on_after_a_failure(
 
     with caplog.at_level(logging.ERROR, "mesh.tasks"):
         loop = asyncio.create_task(tasks.forever("test", turn, retry_seconds=0.001))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await enough.wait()
         loop.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -65,7 +65,7 @@ async def test_a_signed_webhook_is_on_the_stream_once(channels: Channels) -> Non
         payment_event_service_pb2.StreamEventsRequest()
     )
     received: list[tuple[str, bytes]] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for batch in stream:
             received += [
                 (event.inbound_received.sender, event.inbound_received.body)

@@ -72,7 +72,7 @@ async def test_from_opening_to_the_refund(running: Running) -> None:
     stream = PaymentEventServiceStub(running.booking).StreamEvents(
         payment_event_service_pb2.StreamEventsRequest()
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         batch = await anext(aiter(stream))
     assert [event.WhichOneof("event") for event in batch.events] == ["captured"]
     assert batch.events[0].position

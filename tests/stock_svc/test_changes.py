@@ -37,7 +37,7 @@ class Stream:
     arrived: list[Change] = field(default_factory=list)
 
     async def next(self) -> Change:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not self.arrived:
                 response = await anext(self.calls)
                 self.arrived += [

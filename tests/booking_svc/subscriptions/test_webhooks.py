@@ -66,7 +66,7 @@ async def follow(world: World) -> None:
     """The follower has heard of everything."""
     events = BookingEvents(OutboxReader(world.database, tables.outbox))
     stream = events.open("")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         _, batch = await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
     async with world.database.transaction() as connection:
@@ -275,7 +275,7 @@ async def test_an_endpoint_that_hangs_keeps_nobody_else_waiting(
         for _ in range(8):
             await world.place(event)
         await follow(world)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(outside.received) < 8:
                 await courier.start_due()
                 await asyncio.sleep(0.01)
@@ -491,7 +491,7 @@ async def test_the_courier_runs_until_it_is_cancelled(
     running = asyncio.create_task(courier.run())
     await told_once(world, outside)
     courier.wake()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not outside.received:
             await asyncio.sleep(0.01)
     running.cancel()
