@@ -256,7 +256,8 @@ def _burned(rounds: Sequence[dict[str, float]]) -> str:
     return f"{sum(medians.values()):.2f} = " + ", ".join(shown)
 
 
-def _sides(against: Path | None, callers: int, stack: ExitStack) -> Iterator[Side]:
+def sides_of(against: Path | None, callers: int, stack: ExitStack) -> Iterator[Side]:
+    """This checkout and perhaps another, each with a mesh that ends with the stack."""
     settings = {"BOXOFFICE_RATE_LIMIT_SCALE": "100000"}
     mesh = stack.enter_context(running_mesh(**settings))
     yield Side.prepare("here", mesh, callers)
@@ -274,7 +275,7 @@ def main() -> int:
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        sides = list(_sides(arguments.against, arguments.callers, stack))
+        sides = list(sides_of(arguments.against, arguments.callers, stack))
         asyncio.run(measure(sides, arguments.kinds, arguments.rounds, arguments.seconds))
         _show(sides, arguments.kinds)
         for side in sides:

@@ -78,6 +78,7 @@ DASHBOARDS = (
             Panel("Streams: age of events when sent, 99 of 100", "s", ((_quantile(0.99, "boxoffice_outbox_delay_seconds", by="job"), "{{job}}"),)),
             Panel("Queues: the oldest waits", "s", (("max by (queue) (boxoffice_backlog_age_seconds)", "{{queue}}"),)),
             Panel("Gateway: requests by status", "reqps", ((_rate("envoy_http_downstream_rq_xx", "envoy_response_code_class", '{envoy_http_conn_manager_prefix="gateway"}'), "{{envoy_response_code_class}}xx"),)),
+            Panel("Gateway: turned away", "reqps", ((_rate("envoy_cluster_upstream_rq_active_overflow", "envoy_cluster_name", '{envoy_cluster_name=~".+_svc"}'), "{{envoy_cluster_name}}"),), "More than the replicas get done in time: answered with 429 at once."),
             Panel("Gateway: healthy replicas", "short", (("min by (envoy_cluster_name) (envoy_cluster_membership_healthy)", "{{envoy_cluster_name}}"),)),
             Panel("Gateway: connections", "short", (('sum(envoy_http_downstream_cx_active{envoy_http_conn_manager_prefix="gateway"})', "open"),)),
         ),

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from google.protobuf import descriptor_pb2
 
-from gateway.clusters import cluster_of
+from gateway.clusters import service_of
 from mesh import policy
 from mesh.paths import CONTRACT
 from mesh.policy import MethodPolicy
@@ -51,7 +51,7 @@ def callers() -> dict[str, frozenset[str]]:
         if each.path.startswith("/boxoffice.limits."):
             # Envoy asks it by itself, by a method of Envoy's.
             continue
-        service = cluster_of(each)
+        service = service_of(each)
         found.setdefault(service, set()).update(each.callers)
         if each.is_routed:
             found[service].add(GATEWAY)

@@ -80,9 +80,10 @@ class MethodPolicy:
 
     `path` is the gRPC path, e.g. `/boxoffice.stock.v1.StockService/Reserve`.
     `deadline_seconds` is None for a stream without end. `retryable` is true when
-    the method's idempotency_level says that repeating it is safe. `reasons` are
-    names as clients see them, e.g. `SOLD_OUT`. `response` is the answer's full name,
-    `response_texts` are the JSON names of its fields that are text, in their order.
+    the method's idempotency_level says that repeating it is safe, `has_effects` unless it
+    says that there are none. `reasons` are names as clients see them, e.g. `SOLD_OUT`.
+    `response` is the answer's full name, `response_texts` are the JSON names of its fields
+    that are text, in their order.
     """
 
     path: str
@@ -95,6 +96,7 @@ class MethodPolicy:
     reasons: frozenset[str]
     development_only: bool
     retryable: bool
+    has_effects: bool
     server_streaming: bool
     client_streaming: bool
     max_request_bytes: int
@@ -166,6 +168,7 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         development_only=raw.development_only,
         retryable=options.idempotency_level
         in (descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS, descriptor_pb2.MethodOptions.IDEMPOTENT),
+        has_effects=options.idempotency_level != descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS,
         server_streaming=method.server_streaming,
         client_streaming=method.client_streaming,
         max_request_bytes=raw.max_request_bytes or _default_request_bytes(raw.access),

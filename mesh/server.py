@@ -39,6 +39,10 @@ _OPTIONS: list[tuple[str, Any]] = [
     # Off: a second process on the same port must fail, not share it silently.
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", 1024),
+    # Who watches comes back by the thousand when a process has started again. Beyond the
+    # runtime's own thousand that nobody has taken yet, calls would be CANCELLED at random.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 40_000),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 30_000),

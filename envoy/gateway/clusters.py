@@ -1,9 +1,10 @@
 """The services behind the gateway: which one serves what, and how it is reached.
 
-Mutual TLS with the exact SPIFFE name, health checks, outlier detection and circuit
-breakers. What is routed to them is in routes.py.
+Mutual TLS with the exact SPIFFE name, health checks, outlier detection, and how many calls
+are at work in one at a time. What is routed to them is in routes.py.
 """
 
+from collections.abc import Collection
 from ipaddress import ip_address
 
 from gateway.extension import Config, extension, seconds, typed
@@ -28,9 +29,19 @@ JWKS_CLUSTER = "jwks"
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _HEALTH_INTERVAL_SECONDS = 1.0
 _MAX_CONNECTIONS = 256
-_MAX_PENDING_REQUESTS = 512
-_MAX_REQUESTS = 1024
-_MAX_STREAMS = 20_000
+_MAX_READS_A_REPLICA = 64
+_MAX_OTHERS_A_REPLICA = 128
+"""So many are answered in time by one process on a slow core; more would make all late.
+
+Those with effects also wait for other services, and have longer deadlines. Both leave room for
+a burst: a hundred who buy at once are not too many.
+"""
+_LEAST_BEHIND_A_NAME = 2
+"""Replicas, unless the settings know of more; the gateways grow in number as they do."""
+_MAX_LIMIT_CALLS = 1024
+_MAX_APART = 20_000
+_APART = "_apart"
+_KEY_SET = "/boxoffice.auth.v1.AuthService/GetJwks"
 _HTTP2 = {
     "max_concurrent_streams": 100,
     "initial_stream_window_size": 65_536,
@@ -40,10 +51,16 @@ _HTTP2 = {
 }
 
 
-def clusters(settings: MeshSettings) -> list[Config]:
+def clusters(settings: MeshSettings, policies: Collection[MethodPolicy]) -> list[Config]:
     """All services, limit_svc where it runs, and the gateway itself as the source of its keys."""
-    together = [LIMIT_SERVICE] if settings.counts_globally else []
-    return [*(_service(name, settings) for name in (*SERVICES, *together)), _jwks(settings)]
+    apart = sorted({service_of(each) for each in policies if each.is_routed and _is_apart(each)})
+    found = [
+        *(_cluster(name, name, _calls(name, settings), settings) for name in SERVICES),
+        *(_cluster(f"{name}{_APART}", name, (_MAX_APART,), settings) for name in apart),
+    ]
+    if settings.counts_globally:
+        found.append(_cluster(LIMIT_SERVICE, LIMIT_SERVICE, (_MAX_LIMIT_CALLS,), settings))
+    return [*found, _jwks(settings)]
 
 
 def jwks_address(settings: MeshSettings) -> Config:
@@ -56,11 +73,25 @@ def jwks_address(settings: MeshSettings) -> Config:
     return {"pipe": {"path": f"@boxoffice-jwks-{settings.envoy_admin_port}"}}
 
 
-def cluster_of(policy: MethodPolicy) -> str:
-    """Name of the cluster, which is the service's, that serves an RPC."""
+def service_of(policy: MethodPolicy) -> str:
+    """Name of the service that serves an RPC."""
     package, _, _ = policy.service.rpartition(".")
     area, _, _ = package.rpartition(".")
     return SERVED_BY[area]
+
+
+def destination(policy: MethodPolicy) -> Config:
+    """The cluster of a route, and its priority there: reads, the others, and what is apart.
+
+    Each of the three is counted for itself: a crowd that looks must leave room for those who
+    buy, and both for those who watch, and for whoever asks whether the service is well.
+    """
+    service = service_of(policy)
+    if _is_apart(policy):
+        return {"cluster": f"{service}{_APART}"}
+    if policy.has_effects:
+        return {"cluster": service, "priority": "HIGH"}
+    return {"cluster": service}
 
 
 def reachable(host: str) -> str:
@@ -68,13 +99,34 @@ def reachable(host: str) -> str:
     return "127.0.0.1" if ip_address(host).is_unspecified else host
 
 
-def _service(name: str, settings: MeshSettings) -> Config:
-    host = settings.host_name(name)
+def _is_apart(policy: MethodPolicy) -> bool:
+    """Streams are open for minutes, by the thousand.
+
+    A balancer must hear of health, and a gateway of keys, however many calls there are.
+    """
+    return (
+        policy.server_streaming
+        or policy.service.startswith("boxoffice.health.")
+        or policy.path == _KEY_SET
+    )
+
+
+def _calls(service: str, settings: MeshSettings) -> tuple[int, int]:
+    """So many reads, and so many of the others, are at work at a time."""
+    replicas = settings.replicas
+    if settings.host_name(service) is not None:
+        replicas = max(replicas, _LEAST_BEHIND_A_NAME)
+    return _MAX_READS_A_REPLICA * replicas, _MAX_OTHERS_A_REPLICA * replicas
+
+
+def _cluster(name: str, service: str, calls: tuple[int, ...], settings: MeshSettings) -> Config:
+    """`calls` are those at work at a time, by priority: DEFAULT, HIGH."""
+    host = settings.host_name(service)
     if host is None:
-        replicas = 1 if name == LIMIT_SERVICE else settings.replicas
-        endpoints = [_endpoint(settings, settings.port(name, n)) for n in range(replicas)]
+        replicas = 1 if service == LIMIT_SERVICE else settings.replicas
+        endpoints = [_endpoint(settings, settings.port(service, n)) for n in range(replicas)]
     else:
-        address = {"address": host, "port_value": settings.port(name)}
+        address = {"address": host, "port_value": settings.port(service)}
         endpoints = [{"endpoint": {"address": {"socket_address": address}}}]
     return {
         "name": name,
@@ -87,11 +139,11 @@ def _service(name: str, settings: MeshSettings) -> Config:
         # is reached before its next health check, and a refused connection costs nothing.
         # limit_svc is not tried then: calls would wait for what the gateway can do alone.
         "common_lb_config": {
-            "healthy_panic_threshold": {"value": 0 if name == LIMIT_SERVICE else 50}
+            "healthy_panic_threshold": {"value": 0 if service == LIMIT_SERVICE else 50}
         },
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
         "typed_extension_protocol_options": _http2(),
-        "transport_socket": _mutual_tls(name, settings),
+        "transport_socket": _mutual_tls(service, settings),
         "health_checks": [_health_check()],
         "outlier_detection": {
             "consecutive_5xx": 5,
@@ -102,22 +154,16 @@ def _service(name: str, settings: MeshSettings) -> Config:
         "circuit_breakers": {
             "thresholds": [
                 {
+                    "priority": priority,
                     "max_connections": _MAX_CONNECTIONS,
-                    "max_pending_requests": _MAX_PENDING_REQUESTS,
-                    "max_requests": _MAX_REQUESTS,
+                    # Until there is a connection. Then max_requests counts them.
+                    "max_pending_requests": most,
+                    "max_requests": most,
                     # Retries never add more than a tenth to the load of a service in trouble.
                     "retry_budget": {"budget_percent": {"value": 10}, "min_retry_concurrency": 3},
                     "track_remaining": True,
-                },
-                {
-                    # Streams: each stays open for minutes.
-                    "priority": "HIGH",
-                    "max_connections": _MAX_CONNECTIONS,
-                    "max_pending_requests": _MAX_STREAMS,
-                    "max_requests": _MAX_STREAMS,
-                    "retry_budget": {"budget_percent": {"value": 10}, "min_retry_concurrency": 3},
-                    "track_remaining": True,
-                },
+                }
+                for priority, most in zip(("DEFAULT", "HIGH"), calls, strict=False)
             ]
         },
     }

@@ -53,7 +53,7 @@ def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings)
                 *probes.listeners(settings),
             ],
             "clusters": [
-                *clusters(settings),
+                *clusters(settings, policies),
                 *tracing.clusters(settings),
                 *probes.clusters(settings),
             ],

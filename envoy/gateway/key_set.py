@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gateway import transcoding
-from gateway.clusters import cluster_of, jwks_address
+from gateway.clusters import destination, jwks_address
 from gateway.extension import Config, extension
 from gateway.tokens import JWKS_PATH
 from mesh.policy import MethodPolicy
@@ -21,7 +21,7 @@ def listener(
     [policy] = [
         each for each in policies if any(binding.path == JWKS_PATH for binding in each.bindings)
     ]
-    route = {"match": {"path": policy.path}, "route": {"cluster": cluster_of(policy)}}
+    route = {"match": {"path": policy.path}, "route": destination(policy)}
     manager = extension(
         "envoy.filters.network.http_connection_manager",
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",

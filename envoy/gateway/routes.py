@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from gateway import documentation, limits, replies
-from gateway.clusters import cluster_of
+from gateway.clusters import destination
 from gateway.extension import Config, extension, seconds, typed
 from mesh.policy import MethodPolicy
 from mesh.settings import MeshSettings
@@ -98,7 +98,7 @@ def _route(policy: MethodPolicy, location: str | None) -> Config:
             }
         },
         "route": {
-            "cluster": cluster_of(policy),
+            **destination(policy),
             **_deadlines(policy),
             "retry_policy": _retry_policy(policy),
         },
@@ -108,9 +108,6 @@ def _route(policy: MethodPolicy, location: str | None) -> Config:
             else _buffer(buffer={"max_request_bytes": policy.max_request_bytes})
         },
     }
-    if policy.server_streaming:
-        # Counted apart (clusters.py): thousands who watch must leave room for those who buy.
-        route["route"]["priority"] = "HIGH"
     if not policy.needs_token:
         # Nobody has verified it, so no service shall see it.
         route["request_headers_to_remove"] = ["authorization"]

@@ -40,6 +40,7 @@ CAUSED = {
     "DatabaseRefuses",
     "EventLoopIsSlow",
     "GatewayFindsNobody",
+    "GatewayTurnsAway",
     "LoopFails",
     "LoopHasNoLeader",
     "MailsWait",
@@ -292,9 +293,9 @@ def test_more_calls_than_connections(ailing: RunningMesh, admin: Api, watch: Wat
             for answer in await asyncio.gather(*reads):
                 assert answer.status_code in (200, 429, 503, 504), answer.text
 
-    def rush() -> None:
+    def rush(calls: int) -> None:
         with futures.ThreadPoolExecutor(1) as pool:
-            running = pool.submit(asyncio.run, read(300))
+            running = pool.submit(asyncio.run, read(calls))
             while not running.done():
                 watch.scrape()
                 used_up.append(watch.holds("PoolIsUsedUp", {"job": "booking_svc"}))
@@ -303,7 +304,9 @@ def test_more_calls_than_connections(ailing: RunningMesh, admin: Api, watch: Wat
     used_up: list[bool] = []
     with database(ailing, "booking") as connection, connection.transaction():
         connection.execute("LOCK TABLE bookings")
-        watch.until("Overloaded", cause=rush)
+        # As many as the gateway lets in; then as many as it does not.
+        watch.until("Overloaded", cause=lambda: rush(64))
+        watch.until("GatewayTurnsAway", cause=lambda: rush(300), envoy_cluster_name="booking_svc")
     assert any(used_up)
     watch.until_over("PoolIsUsedUp")
 

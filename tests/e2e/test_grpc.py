@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pb2
 
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
 from boxoffice.stock.v1 import stock_service_pb2, stock_service_pb2_grpc
-from gateway.clusters import cluster_of
+from gateway.clusters import service_of
 from mesh import policy
 from mesh.client import credentials, server_name
 from mesh.ids import new_id
@@ -87,7 +87,7 @@ async def test_internal_methods_are_for_the_callers_they_name(
         assert code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
     refused = admin.client.post(method.path, headers=dict(token), json={})
     assert refused.status_code in (404, 415), refused.text
-    service = cluster_of(method)
+    service = service_of(method)
     for process in ("auth_svc", "operator", "gateway"):
         async with directly(mesh, service, process=process) as channel:
             code, details = await code_of(call_raw(channel, method.path, token))

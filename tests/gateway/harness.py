@@ -303,7 +303,8 @@ def server(service: str, settings: MeshSettings, upstream: Upstream) -> Iterator
         require_client_auth=True,
     )
     server = grpc.server(
-        ThreadPoolExecutor(8),
+        # As many as the gateway lets in, so that those who hang leave room.
+        ThreadPoolExecutor(300),
         handlers=[_AnyMethod(upstream)],
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 * 1024 * 1024)],
     )

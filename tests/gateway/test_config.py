@@ -91,10 +91,44 @@ def test_routes_lead_to_the_service_that_owns_the_package(
 ) -> None:
     generated = generate(contract)
     clusters = {each["name"] for each in generated["static_resources"]["clusters"]}
-    assert clusters == {*SERVICES, "jwks"}
+    # Of those that have streams, or answer for health or keys.
+    apart = {"auth_svc_apart", "booking_svc_apart", "stock_svc_apart"}
+    assert clusters == {*SERVICES, "jwks", *apart}
     for route in routes(generated)[:-1]:
         area = ".".join(route["match"]["path"].removeprefix("/").split(".")[:2])
-        assert route["route"]["cluster"] == SERVED_BY[area]
+        assert route["route"]["cluster"].removesuffix("_apart") == SERVED_BY[area]
+
+
+def test_calls_are_counted_by_what_they_do(
+    contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
+) -> None:
+    for route in routes(generate(contract))[:-1]:
+        path = route["match"]["path"]
+        cluster, priority = route["route"]["cluster"], route["route"].get("priority", "DEFAULT")
+        if policies[path].server_streaming or "/boxoffice.health" in path or "Jwks" in path:
+            assert (cluster.endswith("_apart"), priority) == (True, "DEFAULT"), path
+        else:
+            is_read = not policies[path].has_effects
+            assert cluster in SERVICES, path
+            assert priority == ("DEFAULT" if is_read else "HIGH"), path
+
+
+@pytest.mark.parametrize(
+    ("replicas", "domain", "reads"),
+    [(1, None, 64), (3, None, 192), (1, "shop.svc", 128), (8, "shop.svc", 512)],
+)
+def test_each_replica_brings_room(
+    contract: descriptor_pb2.FileDescriptorSet, replicas: int, domain: str | None, reads: int
+) -> None:
+    generated = generate(contract, replicas=replicas, service_domain=domain)
+    found = {each["name"]: each for each in generated["static_resources"]["clusters"]}
+
+    def most(name: str) -> dict[str, int]:
+        thresholds = found[name]["circuit_breakers"]["thresholds"]
+        return {each["priority"]: each["max_requests"] for each in thresholds}
+
+    assert most("stock_svc") == {"DEFAULT": reads, "HIGH": 2 * reads}
+    assert most("booking_svc_apart") == {"DEFAULT": 20_000}
 
 
 def test_a_route_waits_a_little_longer_than_the_service(
@@ -117,7 +151,6 @@ def test_a_stream_without_deadline_has_no_timeout(
     route = next(each for each in routes(generate(contract)) if each["match"].get("path") == path)
     assert (route["route"]["timeout"], route["route"]["idle_timeout"]) == ("0s", "0s")
     assert "max_stream_duration" not in route["route"]
-    assert route["route"]["priority"] == "HIGH"
 
 
 def test_only_repeatable_calls_are_repeated_after_an_answer(
