@@ -29,8 +29,9 @@ _FOLDER = ROOT / "build" / "dashboards"
 # Grafana's, with a scrape a second: four of them.
 _RATE_INTERVAL = "4s"
 _AFTERWARDS_SECONDS = 10
-_COLUMNS, _WIDTH, _HEIGHT = 3, 480, 250
-_LEFT, _TOP, _RIGHT, _BOTTOM = 62, 34, 12, 66
+_COLUMNS, _WIDTH, _HEIGHT = 3, 480, 280
+# Below are five lines of names.
+_LEFT, _TOP, _RIGHT, _BOTTOM = 62, 34, 12, 96
 _COLOURS = [
     "#7eb26d",
     "#eab839",

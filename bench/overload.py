@@ -10,8 +10,9 @@ that it is as before.
 
 Printed for each load are the calls that were answered well a second and their share of the peak
 (the *goodput*), how many were refused at once as too many (429) or too late (503, 504), and how
-long each kind of answer took. Rounds take turns, and with --against two checkouts, each with a
-mesh of its own that rests while the other works.
+long each kind of answer took. Any other answer is a fault and printed. In the end the audit of the
+event must find nothing, and every place that was answered for. Rounds take turns, and with
+--against two checkouts, each with a mesh of its own that rests while the other works.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from bench.place_bookings import Caller, Side, sides_of
+from bench.place_bookings import Caller, Side, audit, sides_of
 
 _CALLERS = 32
 _KINDS = ("read", "read", "hold")
@@ -80,6 +81,8 @@ class Crowd:
         if what == "wrong":
             print(f"{kind}: {status} {body.decode()}", file=sys.stderr)
         seconds[what].append(time.perf_counter() - began)
+        # A booking whose answer was late may be there all the same.
+        (self._side.placed if what == "well" else self._side.refused)[kind] += 1
         return what
 
     async def closed(self, callers: int, seconds: float) -> float:
@@ -186,13 +189,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout")
     arguments = parser.parse_args()
+    faults = 0
     with ExitStack() as stack:
         sides = list(sides_of(arguments.against, _CALLERS, stack))
         for side, outcomes in _measured(
             sides, arguments.loads, arguments.rounds, arguments.seconds
         ):
             _show(side, outcomes)
-    return 0
+            audit(side)
+            faults += sum(len(each.seconds["wrong"]) for each in outcomes.values())
+    print("The ledgers add up to what was answered.")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ async def _round(side: Side, kind: str, seconds: float) -> None:
     )
 
 
-def _audit(side: Side) -> None:
+def audit(side: Side) -> None:
     """Raises SystemExit unless the ledger adds up and has every place that was answered for.
 
     Of those that were refused some may be held still, until their time is over.
@@ -279,7 +279,7 @@ def main() -> int:
         asyncio.run(measure(sides, arguments.kinds, arguments.rounds, arguments.seconds))
         _show(sides, arguments.kinds)
         for side in sides:
-            _audit(side)
+            audit(side)
     print("The ledgers add up to what was answered.")
     return 0
 
