@@ -429,7 +429,7 @@ async def test_a_process_that_dies_leaves_its_messages_to_others(
 async def test_many_couriers_send_each_message_once(
     world: World, courier: Courier, outside: Receiver
 ) -> None:
-    await subscribe(world, outside.url)
+    endpoint = await subscribe(world, outside.url)
     event = await world.an_event()
     for _ in range(10):
         await world.place(event)
@@ -439,6 +439,7 @@ async def test_many_couriers_send_each_message_once(
     ) as other:
         while sum(await asyncio.gather(deliver(courier), deliver(other))):
             pass
+    assert {one.error for each in await log(world, endpoint) for one in each.attempts} == {""}
     ids = [told.headers["webhook-id"] for told in outside.received]
     assert len(ids) == len(set(ids)) == 10
 
