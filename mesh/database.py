@@ -4,12 +4,13 @@ One RPC is one transaction, opened at the edge with `Database.transaction()`. No
 transaction stays open across a network call.
 """
 
+import asyncio
 import importlib
 import re
 import select
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ _MIGRATION_LOCK = 0x626F786F  # "boxo"
 _MIGRATION_LOCK_TIMEOUT = "200ms"
 _MIGRATION_PAUSE_SECONDS = 0.5
 _MIGRATION_SECONDS = 600.0
+
+# What was cut off when a process ends gives its connections back in tasks of its own.
+_RETURN_SECONDS = 2.0
+_RETURN_PAUSE_SECONDS = 0.005
 
 _CONNECT_ARGS: dict[str, Any] = {
     "connect_timeout": 3,
@@ -95,6 +100,7 @@ class Database:
             async with Notifier.open(connect) as notifier:
                 yield cls(engine, notifier, url)
         finally:
+            await _all_returned(engine)
             await engine.dispose()
 
     @asynccontextmanager
@@ -183,6 +189,15 @@ def notify_on_commit(connection: AsyncConnection, channel: str) -> None:
     notifier: Notifier | None = connection.info.get(_NOTIFIER)
     if notifier is not None:
         on_commit(connection, partial(notifier.notify, channel))
+
+
+async def _all_returned(engine: AsyncEngine) -> None:
+    """Waits a moment for connections on their way back: the engine closes only what it has."""
+    pool: Any = engine.pool
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_RETURN_SECONDS):
+            while pool.checkedout():
+                await asyncio.sleep(_RETURN_PAUSE_SECONDS)
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:

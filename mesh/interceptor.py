@@ -223,14 +223,15 @@ def _errors(context: _Context, policy: MethodPolicy, line: dict[str, Any]) -> It
         except TimeoutError:
             raise DomainError(Reason.DEADLINE_EXCEEDED, "the call's time ran out") from None
         except Exception as error:  # noqa: BLE001 - the one place that sees every bug
-            raise _refusal_of(error, policy, line) from None
+            raise _noted_refusal(error, policy, line) from None
     except DomainError as refusal:
         line["reason"] = refusal.reason
         line["code"] = CODES[refusal.reason].name
         raise
 
 
-def _refusal_of(error: Exception, policy: MethodPolicy, line: dict[str, Any]) -> DomainError:
+def _noted_refusal(error: Exception, policy: MethodPolicy, line: dict[str, Any]) -> DomainError:
+    """What the client gets to know of an error; what operators need to know besides is logged."""
     refusal = _refusal(error)
     if refusal.reason is Reason.INTERNAL:
         _log.exception("a call failed by a bug", extra={"method": policy.path})

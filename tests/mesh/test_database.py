@@ -1,7 +1,9 @@
 """The pool, and what reading and writing through it promise."""
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -53,6 +55,29 @@ async def test_a_transaction_after_reading_is_one_again(open_database: Open) -> 
         with pytest.raises(RuntimeError, match="undo"):
             await insert(database, failing=True)
         assert await count(database) == 0
+
+
+async def test_closing_waits_for_a_call_that_is_cut_off(open_database: Open) -> None:
+    """Else its connection would be open still when nobody can close it any more."""
+    reads = asyncio.Event()
+
+    async def read(database: Database) -> None:
+        async with database.reading():
+            reads.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                # As on a busy machine: much is cut off, and each gets its turn.
+                await asyncio.sleep(0.1)
+
+    async with open_database("stock_svc") as database:
+        pool: Any = database._engine.pool
+        task = asyncio.create_task(read(database))
+        await reads.wait()
+        task.cancel()
+    assert pool.checkedout() == 0
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_snapshot_sees_one_moment(open_database: Open) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -43,12 +43,14 @@ async def outside() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def courier(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Courier]:
-    """One that no machine is too slow for."""
     monkeypatch.setattr(destinations, "_RESOLVE_SECONDS", 60.0)
-    async with Courier.open(
-        world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=60
-    ) as courier:
+    async with a_courier(world) as courier:
         yield courier
+
+
+def a_courier(world: World) -> AbstractAsyncContextManager[Courier]:
+    """One that no machine is too slow for."""
+    return Courier.open(world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=60)
 
 
 async def subscribe(world: World, url: str, *event_types: str) -> Endpoint:
@@ -434,9 +436,7 @@ async def test_many_couriers_send_each_message_once(
     for _ in range(10):
         await world.place(event)
     await follow(world)
-    async with Courier.open(
-        world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=60
-    ) as other:
+    async with a_courier(world) as other:
         while sum(await asyncio.gather(deliver(courier), deliver(other))):
             pass
     assert {one.error for each in await log(world, endpoint) for one in each.attempts} == {""}
