@@ -7,7 +7,6 @@ from datetime import timedelta
 from functools import partial
 
 from auth_svc import housekeeping, sessions, tables
-from auth_svc.event_servicer import AuthEventServicer
 from auth_svc.keys import KeyRing
 from auth_svc.mailing import Mailing
 from auth_svc.password_change import PasswordChange
@@ -15,12 +14,14 @@ from auth_svc.password_reset import PasswordReset
 from auth_svc.passwords import PasswordHasher
 from auth_svc.repeats import Repeats
 from auth_svc.reset_mailer import ResetMailer
-from auth_svc.servicer import AccountServicer, AuthServicer
+from auth_svc.servicers.accounts import AccountServicer
+from auth_svc.servicers.auth import AuthServicer
+from auth_svc.servicers.auth_events import AuthEventServicer
+from auth_svc.servicers.users import UserServicer
 from auth_svc.settings import Settings
 from auth_svc.sign_in import SignIn
 from auth_svc.sign_up import SignUp
 from auth_svc.throttle import LoginThrottle
-from auth_svc.user_servicer import UserServicer
 from boxoffice.auth.v1 import (
     auth_event_service_pb2,
     auth_event_service_pb2_grpc,
@@ -30,13 +31,13 @@ from boxoffice.auth.v1 import (
     user_service_pb2_grpc,
 )
 from mesh.clock import Clock, system_clock
-from mesh.database import Database
-from mesh.leadership import forever_alone
+from mesh.db.database import Database
+from mesh.db.leadership import forever_alone
+from mesh.db.outbox import OutboxReader
 from mesh.mail.sender import Sender
-from mesh.outbox import OutboxReader
-from mesh.redis_link import RedisLink
-from mesh.revocations import Revocations
-from mesh.server import Service, Servicer, run
+from mesh.redis.link import RedisLink
+from mesh.rpc.revocations import Revocations
+from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
 
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc import events
+from auth_svc import outbox
 from auth_svc.tables import users
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 
@@ -88,7 +88,7 @@ async def insert_user(connection: AsyncConnection, *, user: User, password_hash:
         raise DomainError(
             Reason.EMAIL_ALREADY_REGISTERED, "this e-mail address has an account; sign in"
         )
-    await events.user_changed(
+    await outbox.user_changed(
         connection,
         user_id=user.user_id,
         email=user.email,

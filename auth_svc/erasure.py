@@ -6,12 +6,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc import events, sessions
+from auth_svc import outbox, sessions, tables
 from auth_svc.accounts import User, email_key, get_user
 from auth_svc.tables import (
     idempotency_records,
     mails,
-    outbox,
     password_reset_requests,
     password_resets,
     users,
@@ -60,7 +59,7 @@ async def erase(
     )
     await sessions.end_all(connection, user_id=user_id, access_lifetime=access_lifetime, now=now)
     await _forget_copies(connection, user, now=now)
-    await events.user_erased(connection, user_id=user_id, now=now)
+    await outbox.user_erased(connection, user_id=user_id, now=now)
     return await get_user(connection, user_id=user_id)
 
 
@@ -79,7 +78,7 @@ async def _forget_copies(connection: AsyncConnection, user: User, *, now: dateti
         sa.delete(idempotency_records).where(idempotency_records.c.resource_id == user.user_id)
     )
     await connection.execute(
-        sa.delete(outbox)
-        .where(outbox.c.aggregate_id == user.user_id)
-        .where(outbox.c.event_type == events.USER_CHANGED)
+        sa.delete(tables.outbox)
+        .where(tables.outbox.c.aggregate_id == user.user_id)
+        .where(tables.outbox.c.event_type == outbox.USER_CHANGED)
     )

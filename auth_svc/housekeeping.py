@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from auth_svc import events
+from auth_svc.outbox import REVOCATIONS, USER_CHANGED
 from auth_svc.tables import (
     idempotency_records,
     login_throttles,
@@ -17,7 +17,7 @@ from auth_svc.tables import (
 )
 from auth_svc.throttle import FORGET_AFTER
 from mesh.clock import Clock
-from mesh.database import Database
+from mesh.db.database import Database
 
 SESSION_RETENTION = timedelta(days=1)
 RESET_RETENTION = timedelta(days=1)
@@ -58,7 +58,7 @@ def _all_that_is_over(
     newer = outbox.alias()
     is_superseded = sa.exists().where(
         newer.c.aggregate_id == outbox.c.aggregate_id,
-        newer.c.event_type == events.USER_CHANGED,
+        newer.c.event_type == USER_CHANGED,
         newer.c.sequence > outbox.c.sequence,
     )
     return [
@@ -70,13 +70,13 @@ def _all_that_is_over(
         (idempotency_records, idempotency_records.c.create_time < now - IDEMPOTENCY_RETENTION),
         (
             outbox,
-            outbox.c.event_type.in_(events.REVOCATIONS)
+            outbox.c.event_type.in_(REVOCATIONS)
             & (outbox.c.create_time < now - access_lifetime - _REVOCATION_MARGIN),
         ),
         # The newest stays: who begins to listen today learns of every account.
         (
             outbox,
-            (outbox.c.event_type == events.USER_CHANGED)
+            (outbox.c.event_type == USER_CHANGED)
             & (outbox.c.create_time < now - EVENT_RETENTION)
             & is_superseded,
         ),

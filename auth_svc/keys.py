@@ -17,7 +17,7 @@ import jwt
 
 from auth_svc.tokens import PublicKey, SigningKey, create_key, key_set, load_key, load_or_create_key
 from mesh.clock import Clock
-from mesh.identity import CLOCK_SKEW_SECONDS
+from mesh.rpc.identity import CLOCK_SKEW_SECONDS
 
 MAX_KEYS = 16
 """More than any rotation leaves behind."""

@@ -20,7 +20,7 @@ from auth_svc.mailing import Mailing
 from auth_svc.password_reset import end_resets
 from auth_svc.passwords import PasswordHasher, check_policy, is_same
 from auth_svc.throttle import LoginThrottle
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, FieldViolation, Reason
 
 

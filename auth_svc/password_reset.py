@@ -30,7 +30,7 @@ from auth_svc.mailing import Mailing
 from auth_svc.passwords import PasswordHasher, check_policy
 from auth_svc.tables import password_reset_requests, password_resets
 from auth_svc.throttle import LoginThrottle
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 

@@ -6,7 +6,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc import events
+from auth_svc import outbox
 from auth_svc.accounts import User, get_user
 from auth_svc.tables import users
 
@@ -35,7 +35,7 @@ async def update_profile(
         )
     user = await get_user(connection, user_id=user_id)
     if full_name is not None:
-        await events.user_changed(
+        await outbox.user_changed(
             connection, user_id=user_id, email=user.email, full_name=full_name, now=now
         )
     return user

@@ -16,11 +16,11 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc.tables import idempotency_records
-from mesh import idempotency
-from mesh.call import idempotency_key
 from mesh.clock import Clock
-from mesh.database import Database
+from mesh.db import idempotent
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
+from mesh.rpc.call import idempotency_key
 
 _AnswerT = TypeVar("_AnswerT", bound=Message)
 
@@ -57,15 +57,15 @@ class Repeats:
         key = self._key(owner, text, request)
 
         async def keep(connection: AsyncConnection, user_id: UUID, answer: Message) -> None:
-            is_first = await idempotency.claim(
+            is_first = await idempotent.claim(
                 connection, idempotency_records, key, resource_id=user_id, now=self._clock()
             )
             if not is_first:
                 raise _OvertakenError
             response = answer.SerializeToString()
-            await idempotency.finish(connection, idempotency_records, key, response=response)
+            await idempotent.finish(connection, idempotency_records, key, response=response)
 
-        async with idempotency.running(key):
+        async with idempotent.running(key):
             kept = await self._find(key, answer_type)
             if kept is not None:
                 return kept
@@ -78,20 +78,20 @@ class Repeats:
                     raise
                 return kept
 
-    async def _find(self, key: idempotency.Key, answer_type: type[_AnswerT]) -> _AnswerT | None:
+    async def _find(self, key: idempotent.Key, answer_type: type[_AnswerT]) -> _AnswerT | None:
         async with self._database.reading() as connection:
-            record = await idempotency.find(connection, idempotency_records, key)
+            record = await idempotent.find(connection, idempotency_records, key)
         if record is None:
             return None
         if record.response is None:
             raise DomainError(Reason.INTERNAL, "an answer was not kept")
         return answer_type.FromString(record.response)
 
-    def _key(self, owner: UUID | str, text: str, request: Message) -> idempotency.Key:
+    def _key(self, owner: UUID | str, text: str, request: Message) -> idempotent.Key:
         content = request.SerializeToString(deterministic=True)
         # Keyed: a plain hash of a request with a password in it could be guessed at.
         whose = self._digest(str(owner).encode()).hex()
-        return idempotency.Key(
+        return idempotent.Key(
             f"{request.DESCRIPTOR.full_name}:{whose}", text, self._digest(content)
         )
 

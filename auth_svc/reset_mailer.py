@@ -5,7 +5,7 @@ import asyncio
 from auth_svc import password_reset
 from auth_svc.mailing import Mailing
 from mesh.clock import Clock
-from mesh.database import Database
+from mesh.db.database import Database
 
 # For requests that another replica wrote down and did not come to answer.
 _POLL_SECONDS = 5.0

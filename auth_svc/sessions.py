@@ -16,7 +16,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc import events
+from auth_svc import outbox
 from auth_svc.tables import refresh_tokens, sessions, users
 from mesh import paging
 from mesh.errors import DomainError, Reason
@@ -261,7 +261,7 @@ async def revoke_access(
         .returning(users.c.access_version)
     )
     if version is not None:
-        await events.access_revoked(
+        await outbox.access_revoked(
             connection,
             user_id=user_id,
             min_version=version,
@@ -286,7 +286,7 @@ async def end_one(
     ended = (sessions.c.user_id == user_id) & (sessions.c.session_id == session_id)
     could_be_refreshed = await _end(connection, ended, now=now)
     if could_be_refreshed:
-        await events.session_revoked(
+        await outbox.session_revoked(
             connection,
             session_id=session_id,
             user_id=user_id,

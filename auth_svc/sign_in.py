@@ -21,7 +21,7 @@ from auth_svc.accounts import (
 from auth_svc.passwords import PasswordHasher
 from auth_svc.throttle import LoginThrottle
 from auth_svc.tokens import SigningKey
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from auth_svc.accounts import Besides, Role, User, insert_user, nothing
 from auth_svc.passwords import PasswordHasher, check_policy
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 

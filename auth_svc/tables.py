@@ -6,10 +6,10 @@ Rows of users are never deleted: bookings and payments go on naming them.
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import UUID
 
-from mesh.database import NAMING
-from mesh.idempotency import idempotency_table
+from mesh.db.database import NAMING
+from mesh.db.idempotent import idempotency_table
+from mesh.db.outbox import outbox_table
 from mesh.mail.queue import mail_table
-from mesh.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
 

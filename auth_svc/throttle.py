@@ -15,9 +15,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc.tables import login_throttles
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
-from mesh.redis_link import RedisAwayError, RedisLink
+from mesh.redis.link import RedisAwayError, RedisLink
 
 FREE_ATTEMPTS = 5
 """Typing errors: the pause begins after so many in a row."""

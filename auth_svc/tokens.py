@@ -1,6 +1,6 @@
 """Access tokens: the key pair that signs them, its public half, and what a token says.
 
-Verifying is mesh/identity.py's part, which every service shares.
+Verifying is mesh/rpc/identity.py's part, which every service shares.
 """
 
 import base64
@@ -17,8 +17,8 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mesh.identity import ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
 from mesh.ids import new_id
+from mesh.rpc.identity import ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
 
 _KEY_FILE = "access_token.pem"
 _KEY_BITS = 2048
@@ -97,7 +97,7 @@ def issue(
     lifetime: timedelta,
     now: datetime,
 ) -> str:
-    """An access token in the form of RFC 9068. `ver` tells revoked ones (mesh/revocations.py)."""
+    """An access token in the form of RFC 9068. `ver` tells revoked ones (mesh/rpc/revocations.py)."""
     issued_at = int(now.timestamp())
     return jwt.encode(
         {

@@ -21,9 +21,9 @@ import httpx
 
 from demo.target import DemoSettings, Target, open_target
 from deploy.dashboards import DASHBOARDS, Dashboard, Panel
-from deploy.promql import Series, evaluate
 from launcher import scrape
 from mesh.paths import ROOT
+from testing.promql import Series, evaluate
 
 _FOLDER = ROOT / "build" / "dashboards"
 # Grafana's, with a scrape a second: four of them.

@@ -29,7 +29,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.gateway import harness
+from testing import gateway_harness
 
 PER_SECOND = 100
 MOST_MIB = 128
@@ -176,7 +176,7 @@ class Bench:
             folder.mkdir()
             # As many workers as `make up` gives it.
             workers = os.cpu_count() or 1
-            gateway = harness.running_gateway(folder, rate_limit_scale=1, workers=workers)
+            gateway = gateway_harness.running_gateway(folder, rate_limit_scale=1, workers=workers)
             self._gateways[kind] = stack.enter_context(gateway).settings
         [self._envoy] = [
             child

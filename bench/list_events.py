@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import event_listing, search
-from booking_svc.event_listing import Filters, Totals
-from booking_svc.events import Status
-from booking_svc.tables import events, offers, search_words, stock_levels
-from mesh.database import Database, migrate
+from booking_svc.catalogue import event_listing, search
+from booking_svc.catalogue.event_listing import Filters, Totals
+from booking_svc.catalogue.events import Status
+from booking_svc.catalogue.tables import events, offers, search_words, stock_levels
+from mesh.db.database import Database, migrate
 from mesh.ids import new_id
 
 _NOW = datetime(2030, 6, 1, 12, tzinfo=UTC)

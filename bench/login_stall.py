@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import httpx
 
-from bench.meshes import a_mesh
 from mesh.ids import new_id
+from testing.meshes import a_mesh
 
 LOGINS_PER_SECOND = 20
 READS_PER_SECOND = 50

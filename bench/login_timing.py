@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import httpx
 
-from bench.meshes import a_mesh
 from mesh.ids import new_id
+from testing.meshes import a_mesh
 
 BOUND_MS = 5.0
 # Fewer than the throttle lets through for one account.

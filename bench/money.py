@@ -30,11 +30,11 @@ import httpx
 
 from mesh.ids import new_id
 from mesh.paths import ROOT
-from tests.stand_ins import razorpay as razorpay_side
-from tests.stand_ins import stripe as stripe_side
-from tests.stand_ins.razorpay import RazorpayStandIn
-from tests.stand_ins.server import Chances, Fault, StandIn
-from tests.stand_ins.stripe import StripeStandIn
+from testing.providers import razorpay as razorpay_side
+from testing.providers import stripe as stripe_side
+from testing.providers.razorpay import RazorpayStandIn
+from testing.providers.server import Chances, Fault, StandIn
+from testing.providers.stripe import StripeStandIn
 
 PASSWORD = "Curtain-Up-2026!"
 ADMIN_SECRET = "the-admin-secret-of-the-money-benchmark"

@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mesh.ids import new_id
-from tests.e2e.conftest import ADMIN_SECRET, Api, RunningMesh, running_mesh
+from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, running_mesh
 
 _KINDS = ("read", "hold", "free", "pay")
 _CAPACITY = 10_000_000

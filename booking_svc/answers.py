@@ -7,10 +7,10 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.tables import idempotency_records
-from mesh import idempotency
-from mesh.database import Database
+from mesh.db import idempotent
+from mesh.db.database import Database
+from mesh.db.idempotent import Key
 from mesh.errors import DomainError, Reason
-from mesh.idempotency import Key
 
 Effect = Callable[[AsyncConnection], Awaitable[tuple[UUID, bytes]]]
 """Makes something in a transaction. Returns its id and the serialised answer."""
@@ -26,7 +26,7 @@ async def answer_once(
     if key is None:
         async with database.transaction() as connection:
             return (await effect(connection))[1]
-    async with idempotency.running(key):
+    async with idempotent.running(key):
         known = await stored(database, key)
         if known is not None:
             return known
@@ -39,7 +39,7 @@ async def answer_once(
 async def stored(database: Database, key: Key) -> bytes | None:
     """The answer that the key stands for. Raises IDEMPOTENCY_KEY_REUSED."""
     async with database.reading() as connection:
-        record = await idempotency.find(connection, idempotency_records, key)
+        record = await idempotent.find(connection, idempotency_records, key)
     return None if record is None else record.response
 
 
@@ -47,7 +47,7 @@ async def store(
     connection: AsyncConnection, key: Key, resource_id: UUID, answer: bytes, *, now: datetime
 ) -> None:
     """Writes the answer with its effect. Another process's call with the key undoes both."""
-    first = await idempotency.claim(
+    first = await idempotent.claim(
         connection, idempotency_records, key, resource_id=resource_id, now=now
     )
     if not first:
@@ -56,4 +56,4 @@ async def store(
             "a call with this idempotency key has just ended: repeat it for its answer",
             retry_after_seconds=1,
         )
-    await idempotency.finish(connection, idempotency_records, key, response=answer)
+    await idempotent.finish(connection, idempotency_records, key, response=answer)

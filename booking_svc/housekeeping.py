@@ -4,9 +4,9 @@ import asyncio
 from datetime import timedelta
 
 from booking_svc.tables import idempotency_records
-from mesh import idempotency
 from mesh.clock import Clock
-from mesh.database import Database
+from mesh.db import idempotent
+from mesh.db.database import Database
 
 IDEMPOTENCY_RETENTION = timedelta(days=3)
 _INTERVAL_SECONDS = 3600.0
@@ -15,7 +15,7 @@ _INTERVAL_SECONDS = 3600.0
 async def sweep(database: Database, clock: Clock) -> int:
     """Forgets the answers to keys that are older than the API promises. Returns how many."""
     async with database.transaction() as connection:
-        return await idempotency.forget(
+        return await idempotent.forget(
             connection, idempotency_records, before=clock() - IDEMPOTENCY_RETENTION
         )
 

@@ -13,9 +13,9 @@ import yaml
 from google.protobuf import descriptor_pb2
 
 from gateway.clusters import service_of
-from mesh import policy
 from mesh.paths import CONTRACT
-from mesh.policy import MethodPolicy
+from mesh.rpc import policy
+from mesh.rpc.policy import MethodPolicy
 from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 FOLDER = Path(__file__).parent / "kubernetes"

@@ -1,6 +1,6 @@
 """`make check`: everything that is wrong before a test runs.
 
-Lint, format and types of the code; lint, format and compatibility of the contract;
+Lint, format, types and import contracts of the code; lint, format and compatibility of the contract;
 and whether generated files that are committed are up to date. All of them run, even
 after one has failed.
 """
@@ -66,6 +66,12 @@ def _mypy() -> str:
     return ""
 
 
+def _imports() -> str:
+    # Its cache is keyed by the folder; the check itself takes half a second.
+    _tool("lint-imports", "--no-logo", "--no-cache")
+    return ""
+
+
 def _buf_lint() -> str:
     _tool("buf", "lint", str(CONTRACT))
     return ""
@@ -102,6 +108,7 @@ _CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("ruff check", _ruff),
     ("ruff format", _ruff_format),
     ("mypy", _mypy),
+    ("import contracts", _imports),
     ("buf lint", _buf_lint),
     ("buf format", _buf_format),
     ("buf breaking", _buf_breaking),

@@ -42,7 +42,7 @@ from launcher.provided import PREFIX, Provided, database, environment
 from launcher.redis_server import RedisServer
 from launcher.settings_listing import load, settings_of
 from launcher.supervisor import Process, Program, Supervisor, python, wait_healthy
-from mesh.policy import PolicyError
+from mesh.rpc.policy import PolicyError
 from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 _SERVERS_SECONDS = 60.0

@@ -16,8 +16,8 @@ from pathlib import Path
 import grpc_tools
 from google.protobuf import descriptor_pb2
 
-from mesh import freshness
 from mesh.paths import BUILD, CONTRACT, PROTOS, STUBS
+from mesh.rpc import freshness
 
 _VALIDATE = "buf/validate/validate.proto"
 
@@ -75,7 +75,7 @@ def write_descriptor_set(protos: Path, target: Path) -> None:
 def _check_policies(contract: Path, *, stubs: Path) -> None:
     """Reads every policy as the gateway and the services will, with the new stubs."""
     completed = subprocess.run(
-        [sys.executable, "-m", "mesh.policy", str(contract)],
+        [sys.executable, "-m", "mesh.rpc.policy", str(contract)],
         capture_output=True,
         text=True,
         check=False,

@@ -9,11 +9,11 @@ from boxoffice.limits.v1 import rate_limit_service_pb2
 from boxoffice.limits.v1.rate_limit_service_pb2_grpc import add_RateLimitServiceServicer_to_server
 from limit_svc.gcra import Counter
 from limit_svc.rules import Rules
-from limit_svc.servicer import RateLimitServicer
+from limit_svc.servicers.rate_limits import RateLimitServicer
 from limit_svc.settings import Settings
 from mesh.errors import DomainError, Reason
-from mesh.redis_link import RedisLink
-from mesh.server import Service, Servicer, run
+from mesh.redis.link import RedisLink
+from mesh.rpc.server import Service, Servicer, run
 from mesh.settings import LIMIT_SERVICE
 
 

@@ -15,8 +15,8 @@ from typing import Final
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from mesh.limits import Bucket
-from mesh.redis_link import RedisLink
+from mesh.redis.link import RedisLink
+from mesh.rpc.limits import Bucket
 
 _MICROSECONDS = 1_000_000
 # One slot of a Redis cluster, for one script call.

@@ -7,9 +7,9 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 
-from mesh import policy
-from mesh.limits import Bucket, buckets
-from mesh.policy import PolicyError
+from mesh.rpc import policy
+from mesh.rpc.limits import Bucket, buckets
+from mesh.rpc.policy import PolicyError
 
 _log = logging.getLogger(__name__)
 

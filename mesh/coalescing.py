@@ -12,8 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from mesh import call, metrics, tasks
+from mesh import tasks
+from mesh.deadlines import deadline_in, remaining_seconds
 from mesh.errors import DomainError, Reason
+from mesh.observability import metrics, request_context
+from mesh.rpc import call
 
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
@@ -90,12 +93,12 @@ class Coalescer(Generic[RequestT, ResultT]):
                 Reason.OVERLOADED, "too many calls at once", retry_after_seconds=_RETRY_SECONDS
             )
         loop = asyncio.get_running_loop()
-        remaining = call.remaining_seconds()
+        remaining = remaining_seconds()
         waiting = _Waiting[RequestT, ResultT](
             request,
             loop.create_future(),
             None if remaining is None else loop.time() + remaining,
-            call.origin(),
+            request_context.origin(),
         )
         self._queue.append(waiting)
         self._arrivals.append(loop.time())
@@ -153,7 +156,10 @@ class Coalescer(Generic[RequestT, ResultT]):
         outcomes: Sequence[ResultT | Exception]
         try:
             origins = (waiting.origin for waiting in batch)
-            with call.deadline_in(self._seconds), call.resuming(f"batch {self._name}", *origins):
+            with (
+                deadline_in(self._seconds),
+                request_context.resuming(f"batch {self._name}", *origins),
+            ):
                 async with asyncio.timeout(self._seconds):
                     outcomes = await self._send([waiting.request for waiting in batch])
             if len(outcomes) != len(batch):

@@ -1,6 +1,6 @@
 """Errors that a caller can act on, as plain Python.
 
-A domain function raises DomainError; how it looks on the wire is mesh/status.py's
+A domain function raises DomainError; how it looks on the wire is mesh/rpc/errors.py's
 business. Anything else that is raised is a bug and reaches the client as INTERNAL.
 """
 

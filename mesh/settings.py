@@ -11,8 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from mesh.mail.message import address_of
-from mesh.mail.smtp import SmtpServer
+from mesh.mail_settings import SmtpServer, address_of
 
 SERVICES = ("auth_svc", "booking_svc", "stock_svc", "payment_svc")
 """In the order of their ports: the first listens on the port base plus 1."""

@@ -11,7 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from mesh import call, metrics
+from mesh.deadlines import deadline_in
+from mesh.observability import metrics
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ async def forever(
 
 
 async def _bounded(work: Coroutine[Any, Any, _T], seconds: float) -> _T:
-    with call.deadline_in(seconds):
+    with deadline_in(seconds):
         async with asyncio.timeout(seconds):
             return await work
 

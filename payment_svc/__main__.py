@@ -24,30 +24,36 @@ from boxoffice.payments.v1 import (
     webhook_service_pb2,
     webhook_service_pb2_grpc,
 )
-from mesh import backlog
-from mesh.client import open_channel
 from mesh.clock import Clock, system_clock
-from mesh.database import Database
-from mesh.jwks import RemoteJwks
-from mesh.leadership import forever_alone
-from mesh.outbox import OutboxReader
-from mesh.revocations import Revocations, from_auth
-from mesh.server import Service, Servicer, run
+from mesh.db import backlog
+from mesh.db.database import Database
+from mesh.db.leadership import forever_alone
+from mesh.db.outbox import OutboxReader
+from mesh.rpc.client import open_channel
+from mesh.rpc.jwks import RemoteJwks
+from mesh.rpc.revocations import Revocations, from_auth
+from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
-from payment_svc import housekeeping, razorpay_provider, refunds, sandbox, stripe_provider, tables
-from payment_svc.book_servicer import BookServicer, ReconciliationServicer
-from payment_svc.cashier import Cashier
+from payment_svc import housekeeping, refunds, tables
 from payment_svc.pacing import Wakeup
-from payment_svc.providers import Provider
-from payment_svc.razorpay_provider import RazorpayProvider
+from payment_svc.provider_calls import Cashier
+from payment_svc.providers import sandbox
+from payment_svc.providers.base import Provider
+from payment_svc.providers.razorpay.provider import NAME as RAZORPAY
+from payment_svc.providers.razorpay.provider import RazorpayProvider
+from payment_svc.providers.sandbox.delivery import Delivery
+from payment_svc.providers.sandbox.faults import Lab, parse
+from payment_svc.providers.sandbox.provider import SandboxProvider
+from payment_svc.providers.stripe.provider import NAME as STRIPE
+from payment_svc.providers.stripe.provider import StripeProvider
 from payment_svc.reconciler import Reconciler
-from payment_svc.sandbox.delivery import Delivery
-from payment_svc.sandbox.faults import Lab, parse
-from payment_svc.sandbox.provider import SandboxProvider
-from payment_svc.sandbox.servicer import SandboxServicer
-from payment_svc.servicer import PaymentEventServicer, PaymentServicer, WebhookServicer
+from payment_svc.servicers.ledger import BookServicer
+from payment_svc.servicers.payment_events import PaymentEventServicer
+from payment_svc.servicers.payments import PaymentServicer
+from payment_svc.servicers.reconciliation import ReconciliationServicer
+from payment_svc.servicers.sandbox import SandboxServicer
+from payment_svc.servicers.webhooks import WebhookServicer
 from payment_svc.settings import Settings
-from payment_svc.stripe_provider import StripeProvider
 
 NAME = "payment_svc"
 
@@ -129,7 +135,7 @@ async def _real_providers(settings: Settings, clock: Clock) -> AsyncIterator[dic
                 clock=clock,
             )
             closing.push_async_callback(stripe.close)
-            providers[stripe_provider.NAME] = stripe
+            providers[STRIPE] = stripe
         if settings.offers_razorpay:
             razorpay = RazorpayProvider(
                 key_id=settings.required("razorpay_key_id"),
@@ -139,7 +145,7 @@ async def _real_providers(settings: Settings, clock: Clock) -> AsyncIterator[dic
                 clock=clock,
             )
             closing.push_async_callback(razorpay.close)
-            providers[razorpay_provider.NAME] = razorpay
+            providers[RAZORPAY] = razorpay
         yield providers
 
 

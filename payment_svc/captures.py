@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc.payments import PAID, Payment, Status
-from payment_svc.providers import Captured
+from payment_svc.providers.base import Captured
 from payment_svc.tables import captures
 
 

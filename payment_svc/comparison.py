@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.money import Money
-from payment_svc.providers import Captured, Movement, MovementKind
+from payment_svc.providers.base import Captured, Movement, MovementKind
 from payment_svc.tables import (
     book_entries,
     captures,

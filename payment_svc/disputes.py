@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.ids import new_id
 from mesh.money import Money
-from payment_svc import book, events
+from payment_svc import ledger, outbox
 from payment_svc.payments import Payment
-from payment_svc.providers import Disputed, DisputeStatus
+from payment_svc.providers.base import Disputed, DisputeStatus
 from payment_svc.tables import disputes
 
 MOVES: dict[DisputeStatus, frozenset[DisputeStatus]] = {
@@ -77,14 +77,22 @@ async def record(
         return False
     dispute = await _find(connection, payment.order.provider, report.dispute_reference)
     if dispute.status is DisputeStatus.LOST:
-        await book.lost(
+        await ledger.lost(
             connection,
             payment=payment,
             dispute_id=dispute.dispute_id,
             amount=dispute.amount,
             now=now,
         )
-    await events.disputed(connection, payment, dispute, now=now)
+    await outbox.disputed(
+        connection,
+        payment,
+        dispute_id=dispute.dispute_id,
+        status=dispute.status,
+        amount=dispute.amount,
+        reason=dispute.reason,
+        now=now,
+    )
     _log.error(
         "a payment is disputed",
         extra={

@@ -3,9 +3,9 @@
 import asyncio
 from datetime import timedelta
 
-from mesh import idempotency
 from mesh.clock import Clock
-from mesh.database import Database
+from mesh.db import idempotent
+from mesh.db.database import Database
 from payment_svc import inbound, webhooks
 from payment_svc.tables import idempotency_records
 
@@ -25,7 +25,7 @@ async def turn(database: Database, clock: Clock) -> None:
 async def sweep(database: Database, clock: Clock) -> None:
     """Deletes what is older than its retention, in short transactions."""
     async with database.transaction() as connection:
-        await idempotency.forget(
+        await idempotent.forget(
             connection, idempotency_records, before=clock() - _IDEMPOTENCY_RETENTION
         )
         await inbound.forget(connection, before=clock() - _WEBHOOK_RETENTION)

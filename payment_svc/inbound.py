@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from payment_svc import events, signatures
+from payment_svc import outbox
+from payment_svc.providers import signatures
 from payment_svc.tables import inbound_webhooks
 
 SIGNATURE_HEADER = "x-webhook-signature"
@@ -75,7 +76,7 @@ async def receive(
     )
     is_new = inserted.rowcount == 1
     if is_new:
-        await events.inbound_received(
+        await outbox.inbound_received(
             connection,
             inbound_id=inbound_id,
             sender=sender,

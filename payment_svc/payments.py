@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.money import Money
-from payment_svc.providers import Order, Session
+from payment_svc.providers.base import Order, Session
 from payment_svc.tables import captures, payments
 
 

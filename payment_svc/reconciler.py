@@ -9,18 +9,17 @@ import logging
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 
-from mesh import metrics
 from mesh.clock import Clock
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError
+from mesh.observability import metrics
 from mesh.tasks import shielded
-from payment_svc import comparison, payments, unexplained
-from payment_svc.cashier import Cashier
-from payment_svc.guards import LIST_SECONDS
-from payment_svc.observations import Outcome
+from payment_svc import comparison, payments, unmatched
 from payment_svc.pacing import Wakeup
+from payment_svc.payment_reports import Outcome
 from payment_svc.payments import Payment
-from payment_svc.providers import Movement, MovementKind, Provider
+from payment_svc.provider_calls import Cashier
+from payment_svc.providers.base import LIST_SECONDS, Movement, MovementKind, Provider
 
 _CHECK_BATCH = 16
 _CHECK_POLL_SECONDS = 1.0
@@ -95,9 +94,9 @@ class Reconciler:
         for movement in news.unheard:
             (outcome,) = await self._cashier.observe(name, [movement.report])
             if outcome is Outcome.UNEXPLAINED:
-                await self._explain(name, unexplained.Kind(movement.kind), movement)
+                await self._explain(name, unmatched.Kind(movement.kind), movement)
         for movement in news.other_amount:
-            await self._explain(name, unexplained.Kind.OTHER_AMOUNT, movement)
+            await self._explain(name, unmatched.Kind.OTHER_AMOUNT, movement)
         return len(news.unheard)
 
     async def compare_day(self, name: str, day: date) -> None:
@@ -116,11 +115,11 @@ class Reconciler:
             )
             for one in missing:
                 kind = (
-                    unexplained.Kind.MISSING_CAPTURE
+                    unmatched.Kind.MISSING_CAPTURE
                     if one.kind is MovementKind.CAPTURE
-                    else unexplained.Kind.MISSING_REFUND
+                    else unmatched.Kind.MISSING_REFUND
                 )
-                await unexplained.record(
+                await unmatched.record(
                     connection,
                     provider=name,
                     kind=kind,
@@ -144,9 +143,9 @@ class Reconciler:
         async with self._cashier.calling(name, seconds=LIST_SECONDS):
             return list(await self._providers[name].movements(since=since, until=until))
 
-    async def _explain(self, name: str, kind: unexplained.Kind, movement: Movement) -> None:
+    async def _explain(self, name: str, kind: unmatched.Kind, movement: Movement) -> None:
         async with self._database.transaction() as connection:
-            is_new = await unexplained.record(
+            is_new = await unmatched.record(
                 connection,
                 provider=name,
                 kind=kind,
@@ -163,6 +162,6 @@ class Reconciler:
 
     async def _count(self) -> None:
         async with self._database.reading() as connection:
-            counts = await unexplained.count_open(connection)
+            counts = await unmatched.count_open(connection)
         for name in self._providers:
             _OPEN.labels(name).set(counts.get(name, 0))

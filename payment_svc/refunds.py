@@ -13,16 +13,16 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh import idempotency
+from mesh.db import idempotent
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
-from payment_svc import book, captures, events, payments
-from payment_svc.amounts import up_to_step
+from payment_svc import captures, ledger, outbox, payments
 from payment_svc.captures import Capture, Verdict
 from payment_svc.pacing import backoff
 from payment_svc.payments import Payment
-from payment_svc.providers import RefundOrder, RefundProcessed, RefundRefused
+from payment_svc.providers.amounts import up_to_step
+from payment_svc.providers.base import RefundOrder, RefundProcessed, RefundRefused
 from payment_svc.tables import captures as captures_table
 from payment_svc.tables import idempotency_records, refunds
 from payment_svc.tables import payments as payments_table
@@ -69,7 +69,7 @@ async def request(
     payment_id: UUID,
     amount: Money | None,
     reason: str,
-    key: idempotency.Key,
+    key: idempotent.Key,
     now: datetime,
     step_minor: StepMinor = lambda _: 1,
     refund_id: UUID | None = None,
@@ -82,11 +82,11 @@ async def request(
     PAYMENT_STATE_INVALID when nothing was paid or less is left, IDEMPOTENCY_KEY_REUSED.
     """
     refund_id = refund_id or new_id()
-    if not await idempotency.claim(
+    if not await idempotent.claim(
         connection, idempotency_records, key, resource_id=refund_id, now=now
     ):
         # A key that could not be claimed is committed: claiming waits for the one before.
-        record = await idempotency.find(connection, idempotency_records, key)
+        record = await idempotent.find(connection, idempotency_records, key)
         if record is None:
             raise LookupError("an idempotency record that is neither free nor there")
         return await find(connection, refund_id=record.resource_id, owner=None)
@@ -251,7 +251,7 @@ async def settle(
     if row is None:
         return False
     verdict = await captures.give_back(connection, capture_id=row.capture_id, amount=report.amount)
-    await book.refunded(
+    await ledger.refunded(
         connection,
         payment=payment,
         refund_id=row.refund_id,
@@ -264,7 +264,7 @@ async def settle(
         after = await payments.give_back(
             connection, payment_id=payment.payment_id, amount=report.amount, now=now
         )
-        await events.refund_processed(
+        await outbox.refund_processed(
             connection, after, refund_id=row.refund_id, amount=report.amount, now=now
         )
     return True

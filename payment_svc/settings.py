@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from mesh.settings import MeshSettings
-from payment_svc.sandbox import faults
+from payment_svc.providers.sandbox import faults
 
 _STRIPE = ("stripe_secret_key", "stripe_webhook_secrets")
 _RAZORPAY = ("razorpay_key_id", "razorpay_key_secret", "razorpay_webhook_secrets")

@@ -7,9 +7,9 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from mesh.database import NAMING
-from mesh.idempotency import idempotency_table
-from mesh.outbox import outbox_table
+from mesh.db.database import NAMING
+from mesh.db.idempotent import idempotency_table
+from mesh.db.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
 

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from payment_svc import observations, unexplained
-from payment_svc.providers import WebhookEvent
+from payment_svc import payment_reports, unmatched
+from payment_svc.providers.base import WebhookEvent
 from payment_svc.tables import webhook_inbox
 
 MAX_BYTES = 512 * 1024
@@ -81,7 +81,7 @@ async def receive(
     elif event.report is None:
         outcome = Outcome.UNKNOWN_TYPE
     else:
-        observed = await observations.observe(
+        observed = await payment_reports.observe(
             connection, provider=provider, report=event.report, now=now
         )
         outcome = Outcome(observed)
@@ -92,10 +92,10 @@ async def receive(
             .values(outcome=outcome)
         )
         if outcome is Outcome.UNEXPLAINED:
-            await unexplained.record(
+            await unmatched.record(
                 connection,
                 provider=provider,
-                kind=unexplained.Kind.WEBHOOK,
+                kind=unmatched.Kind.WEBHOOK,
                 reference=event.event_id,
                 payment_id=event.report.payment_id,
                 amount=getattr(event.report, "amount", None),

@@ -12,19 +12,19 @@ from boxoffice.stock.v1.stock_change_service_pb2_grpc import (
     add_StockChangeServiceServicer_to_server,
 )
 from boxoffice.stock.v1.stock_service_pb2_grpc import add_StockServiceServicer_to_server
-from mesh.client import open_channel
 from mesh.clock import Clock, system_clock
-from mesh.database import Database
-from mesh.jwks import RemoteJwks
-from mesh.leadership import forever_alone
-from mesh.outbox import OutboxReader
-from mesh.revocations import Revocations, from_auth
-from mesh.server import Service, Servicer, run
+from mesh.db.database import Database
+from mesh.db.leadership import forever_alone
+from mesh.db.outbox import OutboxReader
+from mesh.rpc.client import open_channel
+from mesh.rpc.jwks import RemoteJwks
+from mesh.rpc.revocations import Revocations, from_auth
+from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
 from stock_svc import housekeeping, tables
 from stock_svc.auditor import Auditor
-from stock_svc.change_servicer import StockChangeServicer
-from stock_svc.servicer import StockServicer
+from stock_svc.servicers.stock import StockServicer
+from stock_svc.servicers.stock_changes import StockChangeServicer
 from stock_svc.settings import Settings
 from stock_svc.sweeper import Sweeper
 

@@ -7,9 +7,9 @@ import asyncio
 import logging
 from uuid import UUID
 
-from mesh import metrics
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
+from mesh.observability import metrics
 from stock_svc import audit
 
 _log = logging.getLogger(__name__)

@@ -6,14 +6,14 @@ from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh.batches import commit_each
 from mesh.clock import Clock
 from mesh.coalescing import Coalescer
-from mesh.database import Database
+from mesh.db.batches import commit_each
+from mesh.db.database import Database
 from mesh.errors import DomainError
-from stock_svc import moving, reserving
-from stock_svc.moving import Moved, Order
+from stock_svc import reserve, transitions
 from stock_svc.reservation import Reservation
+from stock_svc.transitions import Moved, Order
 
 MAX_BATCH = 256
 MAX_QUEUED = 4096
@@ -68,10 +68,10 @@ def _coalescer(
 async def _reserve(
     connection: AsyncConnection, wanted: Sequence[Reservation], now: datetime
 ) -> list[Reservation | DomainError]:
-    return await reserving.reserve_all(connection, wanted, now=now)
+    return await reserve.reserve_all(connection, wanted, now=now)
 
 
 async def _move(
     connection: AsyncConnection, orders: Sequence[Order], now: datetime
 ) -> list[Moved | DomainError]:
-    return await moving.move_all(connection, orders, now=now)
+    return await transitions.move_all(connection, orders, now=now)

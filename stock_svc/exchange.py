@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
-from stock_svc import claims, expiry, ledger, moving, reservation, reservations, reserving
+from stock_svc import claims, expiry, ledger, reservation, reservations, reserve, transitions
 from stock_svc.claims import Claimed
 from stock_svc.demand import Key
 from stock_svc.ledger import Kind
@@ -87,7 +87,7 @@ async def _lock(connection: AsyncConnection, wanted: set[Key]) -> None:
 def _refuse_unless_live(found: Reservation, now: datetime) -> None:
     reservations.refuse_expired(found, now)
     if found.state not in (State.ACTIVE, State.COMMITTED):
-        raise moving.state_invalid(found)
+        raise transitions.state_invalid(found)
 
 
 async def _swap(
@@ -95,7 +95,7 @@ async def _swap(
 ) -> Reservation:
     """The hold takes the place of the old one."""
     if hold.state is not State.ACTIVE or hold.replaces is not None:
-        raise moving.state_invalid(hold)
+        raise transitions.state_invalid(hold)
     freed = await _claimed(connection, old)
     held = await _claimed(connection, hold)
     await ledger.lock(connection, {line.pool for line in (*freed, *held)})
@@ -124,15 +124,15 @@ async def _make(
             connection,
             event_ids=[new.event_id],
             also_lock=pools,
-            limit=reserving.CLEARED_AT_ONCE,
+            limit=reserve.CLEARED_AT_ONCE,
             now=now,
         )
-        == reserving.CLEARED_AT_ONCE
+        == reserve.CLEARED_AT_ONCE
     ):
         pass
     await ledger.lock(connection, pools)
     await _end(connection, old, freed, now=now)
-    [made] = await reserving.reserve_all(connection, [new], now=now)
+    [made] = await reserve.reserve_all(connection, [new], now=now)
     if isinstance(made, DomainError):
         raise made
     if old.state is State.ACTIVE:

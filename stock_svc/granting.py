@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from mesh.errors import DomainError, Reason
-from stock_svc.changes import PoolNow
 from stock_svc.demand import Demand, Key, SeatTerms
+from stock_svc.outbox import PoolNow
 
 
 @dataclass(slots=True)

@@ -3,9 +3,9 @@
 import asyncio
 from datetime import timedelta
 
-from mesh import idempotency, outbox
 from mesh.clock import Clock
-from mesh.database import Database
+from mesh.db import idempotent, outbox
+from mesh.db.database import Database
 from stock_svc.tables import idempotency_records
 from stock_svc.tables import outbox as changes
 
@@ -20,7 +20,7 @@ async def turn(database: Database, clock: Clock) -> None:
     """One turn of the loop, and the pause after it."""
     now = clock()
     async with database.transaction() as connection:
-        await idempotency.forget(
+        await idempotent.forget(
             connection, idempotency_records, before=now - _IDEMPOTENCY_RETENTION
         )
     deleted = _CHANGES_AT_ONCE

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
-from stock_svc import changes
+from stock_svc import outbox
 from stock_svc.states import SeatState
 from stock_svc.tables import Uuid, any_of, movements, pools, rows
 
@@ -113,10 +113,10 @@ async def post(
         .group_by(pools.c.event_id)
     )
     removed = {(each.event_id, each.pool_id) for each in entries if each.kind is Kind.REMOVE}
-    await changes.publish(
+    await outbox.publish(
         connection,
         pools=[replace(p, removed=(p.event_id, p.pool_id) in removed) for p in changed],
-        seats=[changes.SeatNow(event, seat, state) for (event, seat), state in seats.items()],
+        seats=[outbox.SeatNow(event, seat, state) for (event, seat), state in seats.items()],
         versions={event_id: int(version) for event_id, version in versions},
         now=now,
     )
@@ -142,7 +142,7 @@ async def _record(connection: AsyncConnection, entries: Sequence[Entry], now: da
 
 async def _change(
     connection: AsyncConnection, sums: Mapping[tuple[UUID, UUID], Sequence[int]]
-) -> list[changes.PoolNow]:
+) -> list[outbox.PoolNow]:
     """Changes the counters of those pools that can change so, and returns them."""
     given = rows(
         event_id=(Uuid, [event_id for event_id, _ in sums]),
@@ -170,7 +170,7 @@ async def _change(
             pools.c.version,
         )
     )
-    return [changes.PoolNow(*row) for row in changed]
+    return [outbox.PoolNow(*row) for row in changed]
 
 
 async def lock(connection: AsyncConnection, wanted: Iterable[tuple[UUID, UUID]]) -> None:

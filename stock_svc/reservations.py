@@ -12,13 +12,14 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh.batches import RacedError
+from mesh.db.batches import RacedError
 from mesh.errors import DomainError, Reason
-from stock_svc import moving, reservation, reserving
-from stock_svc.moving import Move, Moved, Order
+from stock_svc import reservation, transitions
 from stock_svc.reservation import Line, Reservation, check_end
+from stock_svc.reserve import reserve_all
 from stock_svc.states import State
 from stock_svc.tables import is_live, reservation_lines, reservations
+from stock_svc.transitions import Move, Moved, Order
 
 
 async def reserve(
@@ -48,7 +49,7 @@ async def reserve(
         now=now,
     )
     try:
-        [outcome] = await reserving.reserve_all(connection, [wanted], now=now)
+        [outcome] = await reserve_all(connection, [wanted], now=now)
     except RacedError as raced:
         raise raced.refusal() from None
     if isinstance(outcome, DomainError):
@@ -114,7 +115,7 @@ def reservation_of(moved: Moved) -> Reservation:
 
 
 async def _move(connection: AsyncConnection, order: Order, now: datetime) -> Moved:
-    [outcome] = await moving.move_all(connection, [order], now=now)
+    [outcome] = await transitions.move_all(connection, [order], now=now)
     if isinstance(outcome, DomainError):
         raise outcome
     return outcome

@@ -12,9 +12,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh import idempotency
+from mesh.db import idempotent
+from mesh.db.idempotent import Key
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
-from mesh.idempotency import Key
 from stock_svc import expiry, ledger, stock
 from stock_svc.ledger import Entry, Kind
 from stock_svc.states import SeatState, State
@@ -54,10 +54,10 @@ async def restock_once(
     Raises IDEMPOTENCY_KEY_REUSED besides what `restock` raises.
     """
     # A second call with the key waits here for the first.
-    if key is not None and not await idempotency.claim(
+    if key is not None and not await idempotent.claim(
         connection, idempotency_records, key, resource_id=pool_id, now=now
     ):
-        record = await idempotency.find(connection, idempotency_records, key)
+        record = await idempotent.find(connection, idempotency_records, key)
         if record is None or record.response is None:
             raise LookupError("an idempotency record without an answer")
         return record.response
@@ -65,7 +65,7 @@ async def restock_once(
         await restock(connection, event_id=event_id, pool_id=pool_id, quantity=quantity, now=now)
     )
     if key is not None:
-        await idempotency.finish(connection, idempotency_records, key, response=answer)
+        await idempotent.finish(connection, idempotency_records, key, response=answer)
     return answer
 
 

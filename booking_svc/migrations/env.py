@@ -1,8 +1,9 @@
 """Alembic's entry: booking_svc's tables, with those of its packages."""
 
+from booking_svc.bookings import tables as _bookings  # noqa: F401 - adds its tables
 from booking_svc.notifications import tables as _notifications  # noqa: F401 - adds its tables
-from booking_svc.subscriptions import tables as _subscriptions  # noqa: F401 - adds its tables
 from booking_svc.tables import metadata
-from mesh.database import run_migrations
+from booking_svc.webhooks import tables as _subscriptions  # noqa: F401 - adds its tables
+from mesh.db.database import run_migrations
 
 run_migrations(metadata)

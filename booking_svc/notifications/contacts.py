@@ -5,7 +5,6 @@ until the address comes, for a few days.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -13,24 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from booking_svc.clients.ports import Contact
 from booking_svc.notifications.tables import contacts, mails, waiting_letters
 from mesh.mail import queue
 
 WAIT_AT_MOST = timedelta(days=3)
-
-
-@dataclass(frozen=True, slots=True)
-class Contact:
-    user_id: UUID
-    email: str
-    full_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Erased:
-    """The account is gone, and so is everything personal of it."""
-
-    user_id: UUID
 
 
 async def find(connection: AsyncConnection, *, user_id: UUID) -> Contact | None:

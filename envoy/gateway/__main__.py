@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from gateway import config
-from mesh.policy import PolicyError
+from mesh.rpc.policy import PolicyError
 from mesh.settings import MeshSettings
 
 

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from ipaddress import ip_address
 
 from gateway.extension import Config, extension, seconds, typed
-from mesh.identity import GATEWAY, SPIFFE_PREFIX
-from mesh.policy import MethodPolicy
+from mesh.rpc.identity import GATEWAY, SPIFFE_PREFIX
+from mesh.rpc.policy import MethodPolicy
 from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 SERVED_BY = {

@@ -14,8 +14,8 @@ from gateway.extension import Config, extension, typed
 from gateway.listener import descriptor_path, listener, public_folder
 from gateway.routes import routed
 from gateway.transcoding import descriptors
-from mesh import freshness, policy
 from mesh.paths import CONTRACT
+from mesh.rpc import freshness, policy
 from mesh.settings import MeshSettings
 from openapi import page
 from openapi.document import document
@@ -33,7 +33,7 @@ def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings)
     """Envoy's bootstrap for a compiled contract.
 
     It names files that `write` and the launcher make: the descriptors and the certificates.
-    Raises mesh.policy.PolicyError for an RPC without a policy, ConfigError for what
+    Raises mesh.rpc.policy.PolicyError for an RPC without a policy, ConfigError for what
     production refuses.
     """
     if not settings.is_development and not settings.gateway_tls:

@@ -12,8 +12,8 @@ import grpc
 
 from gateway.extension import Config, typed
 from mesh.errors import DomainError, Reason
-from mesh.identity import REFRESH_TOKEN_LENGTH
-from mesh.status import CODES, DOMAIN, to_status
+from mesh.rpc.errors import CODES, DOMAIN, to_status
+from mesh.rpc.identity import REFRESH_TOKEN_LENGTH
 
 COMPRESSIONS = ("identity", "deflate", "gzip")
 """What gRPC's runtime in the services can read, as `grpc-encoding` names it."""

@@ -11,7 +11,7 @@ from gateway import transcoding
 from gateway.clusters import destination, jwks_address
 from gateway.extension import Config, extension
 from gateway.tokens import JWKS_PATH
-from mesh.policy import MethodPolicy
+from mesh.rpc.policy import MethodPolicy
 from mesh.settings import MeshSettings
 
 

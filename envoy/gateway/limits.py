@@ -17,8 +17,8 @@ from math import ceil
 
 from gateway import tokens
 from gateway.extension import Config, extension, percent, seconds
-from mesh.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, buckets
-from mesh.policy import LimitKey, MethodPolicy, RateLimit
+from mesh.rpc.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, buckets
+from mesh.rpc.policy import LimitKey, MethodPolicy, RateLimit
 from mesh.settings import LIMIT_SERVICE
 
 METADATA = "boxoffice.limits"

@@ -15,8 +15,8 @@ from gateway import (
     transcoding,
 )
 from gateway.extension import Config, extension
-from mesh.identity import PAYLOAD_HEADER
-from mesh.policy import MAX_REQUEST_BYTES, MethodPolicy
+from mesh.rpc.identity import PAYLOAD_HEADER
+from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 from mesh.settings import MeshSettings
 
 _BUFFER_BYTES = 32 * 1024

@@ -6,8 +6,8 @@ next longer one, and bursts are not known to it.
 
 from collections.abc import Collection, Iterator
 
-from mesh.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, buckets
-from mesh.policy import MethodPolicy
+from mesh.rpc.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, buckets
+from mesh.rpc.policy import MethodPolicy
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway import documentation
 from gateway.extension import Config, extension
-from mesh.policy import MethodPolicy
+from mesh.rpc.policy import MethodPolicy
 
 FILTER = "envoy.filters.http.lua"
 SUCCESS_STATUS = "success_status"

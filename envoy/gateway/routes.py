@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from gateway import documentation, limits, replies
 from gateway.clusters import destination
 from gateway.extension import Config, extension, seconds, typed
-from mesh.policy import MethodPolicy
+from mesh.rpc.policy import MethodPolicy
 from mesh.settings import MeshSettings
 
 METHOD_BODY_LIMIT = "boxoffice.method_body_limit"

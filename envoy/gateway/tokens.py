@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from gateway.clusters import JWKS_CLUSTER
 from gateway.extension import Config, extension, seconds
-from mesh.identity import AUDIENCE, CLOCK_SKEW_SECONDS, ISSUER, PAYLOAD_HEADER
-from mesh.policy import MethodPolicy
+from mesh.rpc.identity import AUDIENCE, CLOCK_SKEW_SECONDS, ISSUER, PAYLOAD_HEADER
+from mesh.rpc.policy import MethodPolicy
 
 FILTER = "envoy.filters.http.jwt_authn"
 CLAIMS = "claims"

@@ -7,7 +7,7 @@ from google.protobuf.descriptor import FileDescriptor
 from google.rpc import error_details_pb2, status_pb2
 
 from gateway.extension import Config, extension
-from mesh.policy import MAX_REQUEST_BYTES, MethodPolicy
+from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 
 # The state of each seat of the largest stadium fits: about 80 bytes a seat.
 _MAX_RESPONSE_BYTES = 16 * 1024 * 1024

@@ -7,14 +7,8 @@ from typing import Any
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-from mesh import policy as policies_of
-from mesh.policy import (
-    DEFAULT_LIMIT_REQUESTS,
-    HttpBinding,
-    Idempotency,
-    LimitKey,
-    MethodPolicy,
-)
+from mesh.rpc import policy as policies_of
+from mesh.rpc.policy import DEFAULT_LIMIT_REQUESTS, HttpBinding, Idempotency, LimitKey, MethodPolicy
 from openapi import errors
 from openapi.comments import comments, paragraphs, summary
 from openapi.schemas import Schemas, is_required

@@ -7,8 +7,8 @@ from typing import Any
 from google.protobuf import json_format
 
 from mesh.errors import DomainError, FieldViolation, Reason
-from mesh.policy import Access, MethodPolicy
-from mesh.status import http_status, to_status
+from mesh.rpc.errors import http_status, to_status
+from mesh.rpc.policy import Access, MethodPolicy
 from openapi.comments import paragraphs
 
 _REASON = "boxoffice.errors.v1.Reason.REASON_"

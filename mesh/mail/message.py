@@ -3,9 +3,10 @@
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
-from email.utils import format_datetime, parseaddr
+from email.utils import format_datetime
 
 from mesh.mail.queue import QueuedMail
+from mesh.mail_settings import address_of
 
 # 7bit: quoted-printable or base64 for all else, so that no server has to speak 8BITMIME.
 _POLICY = SMTP.clone(cte_type="7bit")
@@ -13,16 +14,6 @@ _POLICY = SMTP.clone(cte_type="7bit")
 
 class UnsendableError(ValueError):
     """No server could ever take this mail, e.g. because its address is none."""
-
-
-def address_of(text: str) -> Address:
-    """The address in `Name <local@domain>` or `local@domain`. Raises ValueError."""
-    name, spec = parseaddr(text)
-    local, _, domain = spec.rpartition("@")
-    if not local or not domain or not text.isprintable():
-        raise ValueError("not a mail address")
-    # RFC 5890: servers know a domain by its ASCII form.
-    return Address(name, local, domain.encode("idna").decode())
 
 
 def build(mail: QueuedMail, *, sender: Address) -> EmailMessage:

@@ -9,15 +9,16 @@ from email.message import EmailMessage
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh import metrics
 from mesh.clock import Clock
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.mail import queue
 from mesh.mail.files import FileTransport
-from mesh.mail.message import UnsendableError, address_of, build
+from mesh.mail.message import UnsendableError, build
 from mesh.mail.queue import QueuedMail, Status
-from mesh.mail.smtp import SmtpServer, SmtpTransport
+from mesh.mail.smtp import SmtpTransport
 from mesh.mail.transport import Outcome, Transport, Verdict
+from mesh.mail_settings import SmtpServer, address_of
+from mesh.observability import metrics
 from mesh.settings import MeshSettings
 
 _log = logging.getLogger(__name__)

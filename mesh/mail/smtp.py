@@ -12,12 +12,10 @@ import ssl
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from email.message import EmailMessage
-from typing import Self
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from mesh.mail.transport import Outcome, Verdict
+from mesh.mail_settings import SmtpServer
 
 _log = logging.getLogger(__name__)
 
@@ -28,52 +26,11 @@ _BATCH_TIMEOUT_SECONDS = 90.0
 # RFC 1870: the one answer to MAIL FROM that is about the message and not about us.
 _TOO_LARGE = 552
 
-_DEFAULT_PORT = {"smtp": 587, "smtps": 465}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 class InsecureError(smtplib.SMTPException):
     """The server offers no encryption, and without it nothing may be sent to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class SmtpServer:
-    """Where mails go. `starttls` None: encrypted when the server offers it."""
-
-    host: str
-    port: int
-    is_tls: bool
-    starttls: bool | None
-    user: str | None
-    password: str = field(default="", repr=False)
-
-    @classmethod
-    def parse(cls, url: str) -> Self:
-        """Reads `smtp[s]://[user:password@]host[:port][?starttls=true|false]`.
-
-        Raises ValueError, which does not repeat the URL: there may be a password in it.
-        """
-        wrong = ValueError("not of the form smtp://host:587 or smtps://host:465")
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            # Its text quotes what it takes for the port: a piece of the password, perhaps.
-            raise wrong from None
-        if parts.scheme not in _DEFAULT_PORT or not parts.hostname:
-            raise wrong
-        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        asked = query.pop("starttls", None)
-        if query or asked not in (None, "true", "false") or parts.path not in ("", "/"):
-            raise ValueError("after the host only ?starttls=true or ?starttls=false is known")
-        return cls(
-            host=parts.hostname,
-            port=port or _DEFAULT_PORT[parts.scheme],
-            is_tls=parts.scheme == "smtps",
-            starttls=None if asked is None else asked == "true",
-            user=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password or ""),
-        )
 
 
 class SmtpTransport:

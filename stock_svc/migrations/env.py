@@ -1,4 +1,4 @@
-from mesh.database import run_migrations
+from mesh.db.database import run_migrations
 from stock_svc.tables import metadata
 
 run_migrations(metadata)

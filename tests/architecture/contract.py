@@ -5,9 +5,9 @@ from functools import cache
 
 from google.protobuf import descriptor_pb2
 
-from mesh import policy
 from mesh.paths import CONTRACT
-from mesh.policy import PACKAGE, MethodPolicy
+from mesh.rpc import policy
+from mesh.rpc.policy import PACKAGE, MethodPolicy
 
 
 def contract() -> descriptor_pb2.FileDescriptorSet:

@@ -11,18 +11,13 @@ from mesh.settings import SERVICES
 
 SHARED = "mesh"
 
-# Modules that translate to the contract without being servicers or clients, and why.
+# Folders and files that translate between domain values and messages of the contract.
+EDGE_FOLDERS = {"servicers", "clients"}
+EDGE_FILES = {"proto", "outbox"}
+# Further modules that use messages, and why.
 TRANSLATORS = {
-    "auth_svc.repeats": "what is kept under a key is the answer as the contract says it",
-    "auth_svc.events": "the outbox stores the messages that the event stream sends",
-    "booking_svc.messages": "what booking_svc's servicers translate alike",
-    "booking_svc.booking_messages": "what the servicer and the outbox translate alike",
-    "booking_svc.booking_events": "the outbox stores messages of the contract",
-    "booking_svc.catalogue_messages": "the catalogue's part of it",
-    "stock_svc.messages": "what stock_svc's servicer translates",
-    "stock_svc.changes": "the outbox stores the messages that the change stream sends",
-    "booking_svc.subscriptions.bodies": "webhooks carry messages of the contract as JSON",
-    "payment_svc.events": "the outbox stores the messages that the event stream sends",
+    "auth_svc.repeats": "an idempotency record stores the answer as a message",
+    "booking_svc.webhooks.payload": "webhooks carry messages as JSON",
 }
 
 
@@ -40,9 +35,13 @@ class Module:
 
     @property
     def is_edge(self) -> bool:
-        """Whether it translates between the domain and the contract: a servicer or a client."""
-        last = self.name.rpartition(".")[2]
-        return last.endswith(("servicer", "_client")) or self.name in TRANSLATORS
+        """Whether it translates between the domain and the contract."""
+        *folders, last = self.name.split(".")
+        return (
+            not EDGE_FOLDERS.isdisjoint(folders)
+            or (self.package in SERVICES and last in EDGE_FILES)
+            or self.name in TRANSLATORS
+        )
 
     @property
     def is_domain(self) -> bool:

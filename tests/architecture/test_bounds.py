@@ -7,8 +7,8 @@ from buf.validate import validate_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from testing.network import contract_services
 from tests.architecture.contract import contract, methods
-from tests.mesh.network import contract_services
 
 # The gateway bounds a raw body; a time or a duration has the range of its own format.
 BOUNDED_BY_NATURE = {

@@ -7,8 +7,8 @@ from google.protobuf import descriptor_pb2
 
 from boxoffice.errors.v1 import reason_pb2
 from boxoffice.options.v1 import policy_pb2
-from mesh import policy
-from mesh.policy import PolicyError
+from mesh.rpc import policy
+from mesh.rpc.policy import PolicyError
 from mesh.settings import SERVICES
 from tests.architecture.contract import contract, methods, policies
 

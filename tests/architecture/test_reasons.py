@@ -26,7 +26,7 @@ IMPLEMENTED_BY = {
 }
 
 # It names every reason, to say how each looks on the wire.
-TABLE_OF_ALL = "mesh.status"
+TABLE_OF_ALL = "mesh.rpc.errors"
 
 
 def reasons_named(module: Module) -> Iterator[str]:

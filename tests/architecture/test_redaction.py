@@ -6,8 +6,8 @@ import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 
 from boxoffice.auth.v1 import auth_service_pb2
-from mesh import redaction
-from mesh.policy import PACKAGE
+from mesh.observability import redaction
+from mesh.rpc.policy import PACKAGE
 from tests.architecture.contract import contract
 
 # Names of what is somebody's, or opens something. A new field with such a name is marked, too.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mesh.policy import HttpBinding, MethodPolicy
+from mesh.rpc.policy import HttpBinding, MethodPolicy
 from tests.architecture.contract import contract, methods, policies
 
 LITERAL = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

@@ -25,9 +25,9 @@ from auth_svc.tokens import SigningKey, load_or_create_key
 from launcher import sockets
 from launcher.redis_server import RedisServer
 from launcher.supervisor import Process, Supervisor, wait_healthy
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError
-from mesh.redis_link import RedisLink
+from mesh.redis.link import RedisLink
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PEPPER = b"pepper of the tests, 32 bytes or more"

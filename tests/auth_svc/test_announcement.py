@@ -12,10 +12,10 @@ import sqlalchemy as sa
 
 from auth_svc.tables import outbox, users
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
-from mesh.database import alembic_config
+from mesh.db.database import alembic_config
+from mesh.db.outbox import OutboxReader
 from mesh.ids import new_id
-from mesh.outbox import OutboxReader
-from tests.databases import open_patiently
+from testing.databases import open_patiently
 
 # The revision before the one that announces them.
 BEFORE = "0005"

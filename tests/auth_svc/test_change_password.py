@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from auth_svc.sign_in import SignedIn
 from auth_svc.tables import sessions, users
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import (
     GOOD_PASSWORD,

@@ -13,7 +13,7 @@ from auth_svc.accounts import Role, User
 from auth_svc.passwords import PasswordHasher
 from auth_svc.tables import metadata, outbox, users
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import (
     ACCESS_LIFETIME,

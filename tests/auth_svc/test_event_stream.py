@@ -15,8 +15,8 @@ from boxoffice.auth.v1 import auth_service_pb2, user_pb2, user_service_pb2
 from boxoffice.auth.v1.auth_event_service_pb2_grpc import AuthEventServiceStub
 from boxoffice.auth.v1.auth_service_pb2_grpc import AccountServiceStub, AuthServiceStub
 from boxoffice.auth.v1.user_service_pb2_grpc import UserServiceStub
+from testing.network import Network, reason_of, refusal
 from tests.auth_svc.conftest import ADMIN_SECRET, GOOD_PASSWORD, PEPPER
-from tests.mesh.network import Network, reason_of, refusal
 
 
 class Mesh:

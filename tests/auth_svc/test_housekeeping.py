@@ -21,7 +21,7 @@ from auth_svc.tables import (
 )
 from auth_svc.tables import sessions as sessions_table
 from auth_svc.throttle import FORGET_AFTER
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.ids import new_id
 from tests.auth_svc.conftest import ACCESS_LIFETIME, NOW, Accounts, a_sign_up, rows, signed_in
 

@@ -8,7 +8,7 @@ import pytest
 
 from auth_svc.keys import DatedKey, KeyRing, RotationError, ring_of, rotate
 from auth_svc.tokens import KeyFileError, load_or_create_key
-from mesh.identity import CLOCK_SKEW_SECONDS
+from mesh.rpc.identity import CLOCK_SKEW_SECONDS
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEAD = timedelta(seconds=150)

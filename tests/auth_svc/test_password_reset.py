@@ -13,7 +13,7 @@ from auth_svc.accounts import User
 from auth_svc.passwords import PasswordHasher
 from auth_svc.tables import mails, password_reset_requests, password_resets, sessions, users
 from auth_svc.throttle import FREE_ATTEMPTS
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import (
     GOOD_PASSWORD,

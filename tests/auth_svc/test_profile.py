@@ -8,7 +8,7 @@ import pytest
 
 from auth_svc.accounts import User
 from auth_svc.profile import update_profile
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import NOW, Accounts, a_sign_up, refusal_of
 

@@ -11,7 +11,7 @@ from auth_svc.passwords import PasswordHasher
 from auth_svc.tables import refresh_tokens, users
 from auth_svc.tables import sessions as sessions_table
 from auth_svc.tokens import SigningKey
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import (
     ACCESS_LIFETIME,

@@ -17,12 +17,12 @@ from auth_svc.tables import idempotency_records, password_reset_requests, users
 from boxoffice.auth.v1 import auth_service_pb2, user_pb2, user_service_pb2
 from boxoffice.auth.v1.auth_service_pb2_grpc import AccountServiceStub, AuthServiceStub
 from boxoffice.auth.v1.user_service_pb2_grpc import UserServiceStub
-from mesh.database import Database
-from mesh.policy import Idempotency
+from mesh.db.database import Database
+from mesh.rpc.policy import Idempotency
+from testing.databases import open_patiently
+from testing.network import Network, reason_of, refusal
 from tests.architecture.contract import contract, methods, policies
 from tests.auth_svc.conftest import ADMIN_SECRET, GOOD_PASSWORD, PEPPER, rows
-from tests.databases import open_patiently
-from tests.mesh.network import Network, reason_of, refusal
 
 KEY = ("idempotency-key", "key-1")
 NEW_PASSWORD = "Quiet-Harbour-58"

@@ -14,8 +14,8 @@ from auth_svc.__main__ import open_service
 from auth_svc.settings import Settings
 from boxoffice.auth.v1 import auth_service_pb2, user_pb2
 from boxoffice.auth.v1.auth_service_pb2_grpc import AccountServiceStub, AuthServiceStub
+from testing.network import Network, details_of, reason_of, refusal
 from tests.auth_svc.conftest import ADMIN_SECRET, GOOD_PASSWORD, PEPPER
-from tests.mesh.network import Network, details_of, reason_of, refusal
 
 
 @pytest.fixture

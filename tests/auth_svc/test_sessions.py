@@ -9,7 +9,7 @@ from auth_svc import sessions
 from auth_svc.sessions import Session, SessionPage
 from auth_svc.sign_in import SignedIn
 from auth_svc.tables import sessions as sessions_table
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import Reason
 from tests.auth_svc.conftest import (
     ACCESS_LIFETIME,

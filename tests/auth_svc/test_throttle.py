@@ -16,10 +16,10 @@ from auth_svc.tables import login_throttles
 from auth_svc.throttle import FORGET_AFTER, FREE_ATTEMPTS, LoginThrottle
 from auth_svc.tokens import SigningKey
 from launcher.supervisor import Process
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from mesh.redis_link import RedisLink
+from mesh.redis.link import RedisLink
 from tests.auth_svc.conftest import (
     GOOD_PASSWORD,
     NOW,

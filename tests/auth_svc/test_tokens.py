@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from auth_svc import tokens
 from auth_svc.tokens import KeyFileError, SigningKey
-from mesh import identity
-from mesh.call import Caller
-from mesh.policy import Access
+from mesh.rpc import identity
+from mesh.rpc.call import Caller
+from mesh.rpc.policy import Access
 
 
 def a_token(key: SigningKey, *, user_id: UUID | None = None, session_id: UUID | None = None) -> str:

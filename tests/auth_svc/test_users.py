@@ -14,7 +14,7 @@ from auth_svc.accounts import Role, User
 from auth_svc.tables import sessions
 from auth_svc.tables import users as users_table
 from auth_svc.users import UserPage
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from tests.auth_svc.conftest import (
     ACCESS_LIFETIME,

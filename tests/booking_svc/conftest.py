@@ -3,8 +3,8 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from mesh.database import Database
-from tests.booking_svc.world import World
+from mesh.db.database import Database
+from testing.booking_harness import World
 
 
 @pytest.fixture

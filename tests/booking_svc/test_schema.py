@@ -9,10 +9,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
-from booking_svc import bookings, lifecycle, owed
+from booking_svc.bookings import bookings, saga_steps, state_machine
 from booking_svc.notifications import tables as _notifications  # noqa: F401 - adds its tables
-from booking_svc.subscriptions import tables as _subscriptions  # noqa: F401 - adds its tables
 from booking_svc.tables import metadata
+from booking_svc.webhooks import tables as _subscriptions  # noqa: F401 - adds its tables
 from boxoffice.bookings.v1 import booking_pb2
 
 
@@ -23,7 +23,7 @@ def test_the_migrations_make_what_the_tables_say(new_database: Callable[[str], s
         migrated = described(connection)
     engine.dispose()
     known = {
-        *(f"'{each}'" for each in owed.StepKind),
+        *(f"'{each}'" for each in saga_steps.StepKind),
         *(f"'{each}'" for each in bookings.Status),
         *(f"'{each}'" for each in bookings.Actor),
     }
@@ -68,4 +68,4 @@ def test_the_contract_knows_the_same_values(
 
 
 def test_every_state_has_its_moves() -> None:
-    assert lifecycle.MOVES.keys() == set(bookings.Status)
+    assert state_machine.MOVES.keys() == set(bookings.Status)

@@ -11,11 +11,11 @@ import sqlalchemy as sa
 from auth_svc import sessions
 from auth_svc.accounts import Role, User, insert_user
 from auth_svc.tables import refresh_tokens
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.ids import new_id
+from testing.databases import open_patiently
+from testing.locks import somebody_waits
 from tests.auth_svc.conftest import NOW
-from tests.databases import open_patiently
-from tests.locks import somebody_waits
 
 TABS = 8
 KEY = b"key of the race"

@@ -10,14 +10,14 @@ import pytest
 import pytest_asyncio
 import sqlalchemy as sa
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from stock_svc import batches, reservation
 from stock_svc.tables import pools
-from tests.concurrency.linearizability import Call, is_linearizable
-from tests.databases import open_patiently
-from tests.stock_svc.sale import HOLD, NOW, Sale, on_sale
+from testing.databases import open_patiently
+from testing.linearizability import Call, is_linearizable
+from testing.stock_harness import HOLD, NOW, Sale, on_sale
 
 CLIENTS = 5
 CALLS = 6

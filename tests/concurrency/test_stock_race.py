@@ -13,18 +13,18 @@ import pytest_asyncio
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh.database import Database
+from mesh.db.database import Database
+from mesh.db.pipeline import Statement, run_together
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from mesh.pipeline import Statement, run_together
 from stock_svc import expiry, statements
 from stock_svc.reservation import Line, Reservation
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
 from stock_svc.tables import pools, reservations, seat_claims
-from tests.databases import open_patiently
-from tests.locks import somebody_waits
-from tests.stock_svc.sale import LAPSED, NOW, Sale, on_sale
+from testing.databases import open_patiently
+from testing.locks import somebody_waits
+from testing.stock_harness import LAPSED, NOW, Sale, on_sale
 
 CONNECTIONS = 16
 BUYERS = 50
@@ -213,7 +213,7 @@ async def processes(
     url = new_database("stock_svc")
     started = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.concurrency.buyers", url,
+            sys.executable, "-m", "testing.buyers", url,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )
         for _ in range(4)

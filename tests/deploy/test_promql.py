@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.promql import Series, evaluate
-from tests.deploy.alerting import BY_NAME, FOLDER, firing, seconds, written
+from testing.alerting import BY_NAME, FOLDER, firing, seconds, written
+from testing.promql import Series, evaluate
 
 WRITTEN: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts_test.yaml").read_text())["tests"]
 

@@ -12,10 +12,10 @@ import pytest
 
 from launcher import migrations
 from launcher.provided import Provided
-from mesh.database import libpq_url
+from mesh.db.database import libpq_url
 from mesh.paths import ROOT
 from mesh.settings import SERVICES
-from tests.e2e.conftest import RunningMesh, python_of, running_mesh
+from testing.running_mesh import RunningMesh, python_of, running_mesh
 
 # Holds end within the sale, as in the demo's own mesh.
 _SALE = {"BOXOFFICE_HOLD_TTL_SECONDS": "12", "BOXOFFICE_PAYMENT_WINDOW_SECONDS": "20"}

@@ -1,51 +1,11 @@
 """The whole mesh, started as a newcomer starts it, and clients of its gateway."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from mesh.ids import new_id
-from mesh.paths import ROOT
-from mesh.settings import SERVICES
-from tests.ports import mesh_ports
-
-ADMIN_SECRET = "the-admin-secret-of-the-end-to-end-tests"
-PASSWORD = "Curtain-Up-2026!"
-INBOUND_SECRET = "agreed-with-the-crm"
-SANDBOX_SECRET = "whsec_the_real_one"
-T = TypeVar("T")
-
-_START_SECONDS = 120
-_STOP_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class RunningMesh:
-    """A mesh that answers at `url`. `variables` are its processes' environment."""
-
-    url: str
-    home: Path
-    port_base: int
-    variables: dict[str, str]
-
-    def port(self, service: str) -> int:
-        return self.port_base + SERVICES.index(service) + 1
-
-    def pid(self, process: str) -> int:
-        pid: int = json.loads((self.home / "run" / f"{process}.pid").read_text())["pid"]
-        return pid
+from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, running_mesh
 
 
 @pytest.fixture(scope="package")
@@ -55,204 +15,17 @@ def mesh() -> Iterator[RunningMesh]:
         yield running
 
 
-@contextmanager
-def running_mesh(checkout: Path = ROOT, /, **settings: str) -> Iterator[RunningMesh]:
-    """A mesh of its own with more settings, e.g. `running_mesh(BOXOFFICE_REPLICAS="2")`.
-
-    `checkout` is where its code is, if not here, with a virtual environment in it.
-    """
-    # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
-    with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
-        gateway, admin, base = mesh_ports()
-        variables = {
-            "BOXOFFICE_HOME": folder,
-            "BOXOFFICE_GATEWAY_PORT": str(gateway),
-            "BOXOFFICE_ENVOY_ADMIN_PORT": str(admin),
-            "BOXOFFICE_PORT_BASE": str(base),
-            "BOXOFFICE_RATE_LIMIT_SCALE": "1000",
-            "BOXOFFICE_PASSWORD_COST": "4",
-            "BOXOFFICE_WEBHOOK_ALLOW_LOOPBACK": "true",
-            "BOXOFFICE_ADMIN_REGISTRATION_SECRET": ADMIN_SECRET,
-            "BOXOFFICE_SANDBOX_WEBHOOK_SECRET": SANDBOX_SECRET,
-            "BOXOFFICE_INBOUND_WEBHOOK_SECRETS": f"crm={INBOUND_SECRET}",
-            **settings,
-        }
-        log = Path(folder) / "up.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [python_of(checkout), "-m", "launcher", "up"],
-                cwd=checkout,
-                env={**clean_environment(), **variables},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        home = Path(variables["BOXOFFICE_HOME"])
-        running = RunningMesh(f"http://127.0.0.1:{gateway}", home, base, variables)
-        try:
-            _wait_until_healthy(running.url, process, log)
-            yield running
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(_STOP_SECONDS) == 0, log.read_text()
-
-
-def python_of(checkout: Path) -> str:
-    """The interpreter that runs a checkout's code."""
-    return sys.executable if checkout == ROOT else str(checkout / ".venv" / "bin" / "python")
-
-
 @pytest.fixture
-def api(mesh: RunningMesh) -> Iterator["Api"]:
+def api(mesh: RunningMesh) -> Iterator[Api]:
     with httpx.Client(base_url=mesh.url, timeout=20) as client:
         yield Api(client)
 
 
 @pytest.fixture
-def admin(api: "Api") -> "Api":
+def admin(api: Api) -> Api:
     return api.sign_up(admin_secret=ADMIN_SECRET)
 
 
 @pytest.fixture
-def customer(api: "Api") -> "Api":
+def customer(api: Api) -> Api:
     return api.sign_up()
-
-
-@dataclass(frozen=True)
-class Api:
-    """A REST client, signed in or not. `session` is Login's answer."""
-
-    client: httpx.Client
-    token: str | None = None
-    user_id: str = ""
-    session: dict[str, Any] = field(default_factory=dict)
-
-    def sign_up(self, *, admin_secret: str | None = None) -> "Api":
-        """A client of a new account."""
-        account = {
-            "email": f"{new_id()}@example.com",
-            "password": PASSWORD,
-            "fullName": "Mira Rao",
-        }
-        if admin_secret is None:
-            user = self.post("/api/v1/auth/register", account)
-        else:
-            user = self.post(
-                "/api/v1/auth/admin/register", {**account, "adminSecret": admin_secret}
-            )
-        assert user.status_code == 201, user.text
-        return self.sign_in(account["email"])
-
-    def sign_in(self, email: str, password: str = PASSWORD) -> "Api":
-        """A client with a new session of an account."""
-        answer = self.post("/api/v1/auth/login", {"email": email, "password": password})
-        assert answer.status_code == 200, answer.text
-        session = answer.json()
-        return Api(self.client, session["accessToken"], session["user"]["userId"], session)
-
-    def get(self, path: str, **headers: str) -> httpx.Response:
-        return self.client.get(path, headers=self._headers(headers))
-
-    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
-        return self.client.post(path, json=body, headers=self._headers(headers))
-
-    def send(self, verb: str, path: str, body: Any) -> httpx.Response:
-        return self.client.request(verb, path, json=body, headers=self._headers({}))
-
-    def delete(self, path: str, **headers: str) -> httpx.Response:
-        return self.client.delete(path, headers=self._headers(headers))
-
-    def book(self, body: Any, *, key: str | None = None) -> httpx.Response:
-        return self.post("/api/v1/bookings", body, idempotency_key=key or str(new_id()))
-
-    def create_event(self, **changes: Any) -> dict[str, Any]:
-        created = self.post("/api/v1/events", an_event(**changes))
-        assert created.status_code == 201, created.text
-        event: dict[str, Any] = created.json()
-        return event
-
-    def wait_for_status(self, booking_id: str, *statuses: str) -> dict[str, Any]:
-        """The booking, once it is in one of the states; fails after a minute."""
-        deadline = time.monotonic() + 60
-        while True:
-            booking: dict[str, Any] = self.get(f"/api/v1/bookings/{booking_id}").json()
-            if booking["status"] in statuses:
-                return booking
-            assert time.monotonic() < deadline, booking
-            time.sleep(0.05)
-
-    def _headers(self, headers: dict[str, str]) -> dict[str, str]:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        if self.token is not None:
-            named.setdefault("authorization", f"Bearer {self.token}")
-        return named
-
-
-def an_event(**changes: Any) -> dict[str, Any]:
-    """CreateEvent's body: a concert with 10 places at ₹ 1,500, on sale."""
-    return {
-        "name": "Monsoon Nights",
-        "timeZone": "Asia/Kolkata",
-        "startTime": "2099-07-04T14:00:00Z",
-        "saleStartTime": "2020-01-01T00:00:00Z",
-        "offers": [
-            {
-                "name": "Floor",
-                "price": {"currencyCode": "INR", "amountMinor": "150000"},
-                "capacity": 10,
-            }
-        ],
-        **changes,
-    }
-
-
-def items(event: dict[str, Any], quantity: Any = 1) -> dict[str, Any]:
-    """PlaceBooking's body: places of the event's first offer."""
-    return {
-        "eventId": event["eventId"],
-        "items": [{"offerId": event["offers"][0]["offerId"], "quantity": quantity}],
-    }
-
-
-def until(found: Callable[[], T | None], what: str, *, seconds: float = 30) -> T:
-    """What `found()` returns once it is true; fails after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (result := found()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
-    return result
-
-
-def reason(response: httpx.Response) -> str:
-    """The ErrorInfo's reason of an error in the common shape."""
-    error = response.json()
-    assert set(error) == {"code", "message", "details"}, error
-    info = next(detail for detail in error["details"] if detail["@type"].endswith("ErrorInfo"))
-    assert info["domain"] == "boxoffice"
-    return str(info["reason"])
-
-
-def violated_fields(response: httpx.Response) -> set[str]:
-    """The fields that a BadRequest names."""
-    return {
-        violation["field"]
-        for detail in response.json()["details"]
-        if detail["@type"].endswith("BadRequest")
-        for violation in detail["fieldViolations"]
-    }
-
-
-def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("BOXOFFICE_")}
-
-
-def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)

@@ -21,13 +21,13 @@ import httpx
 import psycopg
 import pytest
 
-from deploy.promql import Series, evaluate
 from launcher import scrape
 from launcher.postgres_server import PostgresServer
-from mesh.database import libpq_url
+from mesh.db.database import libpq_url
 from mesh.settings import SERVICES
-from tests.deploy.alerting import BY_NAME
-from tests.e2e.conftest import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
+from testing.alerting import BY_NAME
+from testing.promql import Series, evaluate
+from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
 
 pytestmark = pytest.mark.timeout(600)
 

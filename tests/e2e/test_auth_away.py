@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.conftest import Api, RunningMesh, items, reason
+from testing.running_mesh import Api, RunningMesh, items, reason
 
 # Longer than the gateway keeps its keys: it must not forget those that it cannot fetch anew.
 _LONG_SECONDS = 75.0

@@ -6,14 +6,14 @@ import httpx
 import pytest
 
 from mesh.ids import new_id
-from tests.e2e.conftest import PASSWORD, Api, items, reason, violated_fields
+from testing.running_mesh import PASSWORD, Api, items, reason, violated_fields
 
 
 @pytest.fixture(scope="module")
 def sale(mesh: Any) -> Any:
     """An event with places, with a customer who will be refused; checked for changes in the end."""
     with httpx.Client(base_url=mesh.url, timeout=20) as client:
-        from tests.e2e.conftest import ADMIN_SECRET
+        from testing.running_mesh import ADMIN_SECRET
 
         api = Api(client)
         admin, customer = api.sign_up(admin_secret=ADMIN_SECRET), api.sign_up()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from mesh.ids import new_id
-from tests.e2e.conftest import Api, items, reason, until
+from testing.running_mesh import Api, items, reason, until
 
 
 def a_night(admin: Api, production: str, price: int, **changes: Any) -> dict[str, Any]:

@@ -11,9 +11,17 @@ from typing import Any
 import httpx
 import pytest
 
-from catalogue.__main__ import main as catalogue
 from mesh.ids import new_id
-from tests.e2e.conftest import PASSWORD, Api, RunningMesh, an_event, items, reason, violated_fields
+from testing.running_mesh import (
+    PASSWORD,
+    Api,
+    RunningMesh,
+    an_event,
+    items,
+    reason,
+    violated_fields,
+)
+from tools.catalogue.__main__ import main as catalogue
 
 
 @contextmanager

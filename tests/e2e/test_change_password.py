@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import PASSWORD, Api, reason, violated_fields
+from testing.running_mesh import PASSWORD, Api, reason, violated_fields
 
 PATH = "/api/v1/auth/change-password"
 NEXT_PASSWORD = "Encore-Please-27!"

@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tests.browser import (
-    ARGUMENTS,
-    CHROMIUM,
-    HAS_NO_SIDE_SCROLL,
-    PHONE,
-    needs_chromium,
-    picture,
-)
-from tests.e2e.conftest import Api, items
+from testing.browser import ARGUMENTS, CHROMIUM, HAS_NO_SIDE_SCROLL, PHONE, needs_chromium, picture
+from testing.running_mesh import Api, items
 
 pytestmark = needs_chromium
 

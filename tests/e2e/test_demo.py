@@ -8,7 +8,7 @@ import tempfile
 import pytest
 
 from mesh.paths import ROOT
-from tests.ports import mesh_ports
+from testing.ports import mesh_ports
 
 _SECONDS = 600
 

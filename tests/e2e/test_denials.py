@@ -26,14 +26,14 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from auth_svc.tokens import SigningKey, load_key
-from mesh.client import credentials, server_name
 from mesh.ids import new_id
-from mesh.policy import Access, HttpBinding, MethodPolicy
+from mesh.rpc.client import credentials, server_name
+from mesh.rpc.policy import Access, HttpBinding, MethodPolicy
 from mesh.settings import SERVICES
+from testing.network import contract_services, reason_of
+from testing.running_mesh import Api, RunningMesh, items
+from testing.tokens import TokenKey, a_payload, signed_by_hmac, unsigned
 from tests.architecture.contract import policies
-from tests.e2e.conftest import Api, RunningMesh, items
-from tests.mesh.network import contract_services, reason_of
-from tests.mesh.tokens import TokenKey, a_payload, signed_by_hmac, unsigned
 
 ALL = list(policies().values())
 SIGNED_IN = [one for one in ALL if one.needs_token]

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from mesh.ids import new_id
-from tests.browser import ARGUMENTS, CHROMIUM, needs_chromium, picture
-from tests.e2e.conftest import Api, RunningMesh, items
+from testing.browser import ARGUMENTS, CHROMIUM, needs_chromium, picture
+from testing.running_mesh import Api, RunningMesh, items
 
 pytestmark = [needs_chromium, pytest.mark.timeout(300)]
 

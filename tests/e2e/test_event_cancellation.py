@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Api, RunningMesh, items, until
+from testing.running_mesh import Api, RunningMesh, items, until
 
 PRICE = 150_000
 _SECONDS = 600

@@ -1,6 +1,6 @@
 """A place is sold: over REST, paid in the sandbox, confirmed by its webhook, and audited."""
 
-from tests.e2e.conftest import Api, items
+from testing.running_mesh import Api, items
 
 
 def test_a_place_is_sold(admin: Api, customer: Api) -> None:

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from schemathesis import openapi
 from schemathesis.generation import GenerationMode
 
-from mesh.policy import MethodPolicy
+from mesh.rpc.policy import MethodPolicy
+from testing.network import contract_services
+from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
 from tests.architecture.contract import policies
-from tests.e2e.conftest import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
 from tests.e2e.messages import broken, messages
-from tests.mesh.network import contract_services
 
 ROLES = ["CUSTOMER", "STAFF", "ADMIN", None]
 LONG = 10_000

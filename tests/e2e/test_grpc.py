@@ -12,12 +12,12 @@ from google.protobuf import descriptor_pb2
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
 from boxoffice.stock.v1 import stock_service_pb2, stock_service_pb2_grpc
 from gateway.clusters import service_of
-from mesh import policy
-from mesh.client import credentials, server_name
 from mesh.ids import new_id
 from mesh.paths import CONTRACT
-from mesh.policy import Access, MethodPolicy
-from tests.e2e.conftest import Api, RunningMesh
+from mesh.rpc import policy
+from mesh.rpc.client import credentials, server_name
+from mesh.rpc.policy import Access, MethodPolicy
+from testing.running_mesh import Api, RunningMesh
 
 _CONTRACT = descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes())
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"

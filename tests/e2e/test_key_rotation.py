@@ -17,9 +17,9 @@ import jwt
 import pytest
 
 from auth_svc.tokens import SigningKey, load_key
-from mesh.identity import CLOCK_SKEW_SECONDS
 from mesh.paths import ROOT
-from tests.e2e.conftest import Api, RunningMesh, clean_environment, running_mesh, until
+from mesh.rpc.identity import CLOCK_SKEW_SECONDS
+from testing.running_mesh import Api, RunningMesh, clean_environment, running_mesh, until
 
 LIFE = timedelta(seconds=60)
 # The default of BOXOFFICE_KEY_PUBLISH_SECONDS.

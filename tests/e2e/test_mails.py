@@ -6,7 +6,7 @@ from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
 
-from tests.e2e.conftest import Api, RunningMesh, items
+from testing.running_mesh import Api, RunningMesh, items
 
 
 def test_a_confirmed_booking_is_mailed(mesh: RunningMesh, admin: Api, customer: Api) -> None:

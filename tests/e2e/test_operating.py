@@ -22,8 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy import dashboards
 from mesh.paths import ROOT
 from mesh.settings import SERVICES, MeshSettings
-from tests.deploy.queries import metrics_of
-from tests.e2e.conftest import (
+from testing.running_mesh import (
     ADMIN_SECRET,
     PASSWORD,
     Api,
@@ -32,6 +31,7 @@ from tests.e2e.conftest import (
     running_mesh,
     until,
 )
+from tests.deploy.queries import metrics_of
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):

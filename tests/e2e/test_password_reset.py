@@ -16,10 +16,10 @@ from auth_svc.settings import Settings
 from boxoffice.auth.v1 import auth_service_pb2
 from boxoffice.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from mesh.ids import new_id
+from testing.network import Network
+from testing.running_mesh import PASSWORD, Api, RunningMesh, reason, until, violated_fields
+from testing.smtp_server import MailServer, mail_server
 from tests.auth_svc.conftest import GOOD_PASSWORD, PEPPER
-from tests.e2e.conftest import PASSWORD, Api, RunningMesh, reason, until, violated_fields
-from tests.mesh.mail.server import MailServer, mail_server
-from tests.mesh.network import Network
 
 ASK = "/api/v1/auth/reset-password"
 CONFIRM = f"{ASK}/confirm"

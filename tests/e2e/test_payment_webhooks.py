@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 
-from tests.e2e.conftest import INBOUND_SECRET, SANDBOX_SECRET, Api, items, reason
+from testing.running_mesh import INBOUND_SECRET, SANDBOX_SECRET, Api, items, reason
 from tests.payment_svc.forger import BODY, SECRET, Forger, timed
 
 FORGERIES = 300

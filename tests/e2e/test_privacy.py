@@ -14,13 +14,13 @@ from google.protobuf.descriptor_pb2 import DescriptorProto
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from mesh.ids import new_id
-from mesh.policy import PACKAGE
+from mesh.rpc.policy import PACKAGE
 from mesh.settings import SERVICES
+from testing.error_tracker import ErrorTracker, error_tracker
+from testing.running_mesh import Api, RunningMesh, items, running_mesh, until
+from testing.smtp_server import MailServer, mail_server_aside
 from tests.architecture.contract import contract
-from tests.e2e.conftest import Api, RunningMesh, items, running_mesh, until
 from tests.e2e.test_password_reset import SUBJECT, token_in
-from tests.mesh.error_tracker import ErrorTracker, error_tracker
-from tests.mesh.mail.server import MailServer, mail_server_aside
 
 EMAIL = "canary.bird@canary-mail.example"
 ADMIN_SECRET = "kanarie-geheim-van-de-beheerder-0001"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Api, reason, violated_fields
+from testing.running_mesh import Api, reason, violated_fields
 
 PROFILE = "/api/v1/auth/profile"
 ME = "/api/v1/auth/me"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh.paths import ROOT
-from tests.e2e.conftest import ADMIN_SECRET, RunningMesh
+from testing.running_mesh import ADMIN_SECRET, RunningMesh
 
 _README = (ROOT / "README.md").read_text()
 _BLOCK = r"<!-- {}: run by .*? -->\n```\w+\n(.*?)```"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mesh.ids import new_id
-from tests.e2e.conftest import PASSWORD, Api, reason
+from testing.running_mesh import PASSWORD, Api, reason
 
 # The promise is 60 s; a stream that works takes milliseconds.
 PROMISED_SECONDS = 60.0

@@ -18,7 +18,7 @@ import pytest
 from mesh.ids import new_id
 from mesh.paths import ROOT
 from mesh.settings import SERVICES
-from tests.e2e.conftest import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
+from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
 
 _CUSTOMERS = 8
 # Each of them; together about 30 calls a second, which leaves the machine time to start processes.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mesh.ids import new_id
-from tests.e2e.conftest import Api, items, reason, violated_fields
+from testing.running_mesh import Api, items, reason, violated_fields
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mesh.ids import new_id
-from tests.e2e.conftest import PASSWORD, Api, reason, violated_fields
+from testing.running_mesh import PASSWORD, Api, reason, violated_fields
 
 USERS = "/api/v1/users"
 

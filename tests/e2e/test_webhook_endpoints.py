@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Api, items, reason, violated_fields
+from testing.running_mesh import Api, items, reason, violated_fields
 
 ENDPOINTS = "/api/v1/webhook-endpoints"
 

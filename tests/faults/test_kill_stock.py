@@ -13,15 +13,15 @@ import sqlalchemy as sa
 from google.protobuf import json_format
 
 from boxoffice.stock.v1 import reservation_pb2, stock_service_pb2
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from stock_svc.reservation import Reservation
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
 from stock_svc.tables import reservations
-from tests.databases import open_patiently
-from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale
+from testing.databases import open_patiently
+from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
 
 MOST_AWAITS = 200
 
@@ -62,7 +62,7 @@ async def bench(new_database: Callable[[str], str]) -> AsyncIterator[Bench]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.faults.dying_stock",
+        "testing.dying_stock",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

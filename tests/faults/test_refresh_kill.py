@@ -18,13 +18,13 @@ import pytest_asyncio
 from auth_svc import sessions
 from auth_svc.accounts import Role, User, insert_user
 from auth_svc.tables import refresh_tokens
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import Reason
 from mesh.ids import new_id
 from mesh.paths import ROOT
+from testing.databases import open_patiently
+from testing.dying_refresh import WEEK, a_sign_in
 from tests.auth_svc.conftest import refusal_of, rows
-from tests.databases import open_patiently
-from tests.faults.dying_refresh import WEEK, a_sign_in
 
 RUNS, LONG_RUNS = 25, 1000
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -42,7 +42,7 @@ async def a_service_that_dies(keys: Path) -> AsyncIterator[asyncio.subprocess.Pr
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.faults.dying_refresh",
+        "testing.dying_refresh",
         str(keys),
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway import harness
-from tests.gateway.harness import Gateway
-from tests.ports import free_ports
+from testing import gateway_harness
+from testing.gateway_harness import Gateway
+from testing.ports import free_ports
 
 CANCEL = "/boxoffice.bookings.v1.BookingService/CancelBooking"
 
@@ -13,11 +13,11 @@ CANCEL = "/boxoffice.bookings.v1.BookingService/CancelBooking"
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One gateway for most tests. stock_svc is down; cancelling answers 204."""
-    files = harness.contract()
-    harness.policy_in(files, CANCEL).success_status = 204
+    files = gateway_harness.contract()
+    gateway_harness.policy_in(files, CANCEL).success_status = 204
     folder: Path = tmp_path_factory.mktemp("gateway")
     down = frozenset({"stock_svc"})
-    with harness.running_gateway(folder, files=files, without=down) as gateway:
+    with gateway_harness.running_gateway(folder, files=files, without=down) as gateway:
         yield gateway
 
 
@@ -34,7 +34,9 @@ def running_by_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway
     """With the listener for probes beside it, as in production."""
     folder: Path = tmp_path_factory.mktemp("tls-gateway")
     probes = free_ports(1)
-    with harness.running_gateway(folder, gateway_tls=True, gateway_metrics_port=probes) as gateway:
+    with gateway_harness.running_gateway(
+        folder, gateway_tls=True, gateway_metrics_port=probes
+    ) as gateway:
         yield gateway
 
 

@@ -6,8 +6,8 @@ from google.protobuf.message import Message
 
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2
 from boxoffice.catalogue.v1 import event_pb2
-from mesh.policy import DEFAULT_REQUEST_BYTES, MAX_REQUEST_BYTES
-from tests.gateway.harness import Gateway, bearer
+from mesh.rpc.policy import DEFAULT_REQUEST_BYTES, MAX_REQUEST_BYTES
+from testing.gateway_harness import Gateway, bearer
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 GET_EVENT = "/boxoffice.catalogue.v1.EventService/GetEvent"

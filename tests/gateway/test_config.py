@@ -10,10 +10,10 @@ from google.protobuf import descriptor_pb2
 from boxoffice.options.v1 import policy_pb2
 from gateway import config, limits, tokens, transcoding
 from gateway.clusters import SERVED_BY
-from mesh import policy
-from mesh.policy import LimitKey, MethodPolicy, PolicyError
+from mesh.rpc import policy
+from mesh.rpc.policy import LimitKey, MethodPolicy, PolicyError
 from mesh.settings import SERVICES, MeshSettings
-from tests.gateway import harness
+from testing import gateway_harness
 
 REGISTER = "/boxoffice.auth.v1.AuthService/Register"
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
@@ -23,7 +23,7 @@ SHOW_CHECKOUT = "/boxoffice.payments.v1.SandboxService/ShowCheckout"
 
 @pytest.fixture
 def contract() -> descriptor_pb2.FileDescriptorSet:
-    return harness.contract()
+    return gateway_harness.contract()
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_limits_are_enforced(contract: descriptor_pb2.FileDescriptorSet) -> None
 def test_an_rpc_without_policy_fails_the_generation(
     contract: descriptor_pb2.FileDescriptorSet,
 ) -> None:
-    harness.options_in(contract, PLACE).ClearExtension(policy_pb2.policy)
+    gateway_harness.options_in(contract, PLACE).ClearExtension(policy_pb2.policy)
     with pytest.raises(PolicyError, match=f"{PLACE} has no"):
         generate(contract)
 
@@ -308,13 +308,13 @@ def test_envoy_accepts_the_configuration(
         "rate_limit_scale": 1,
         "replicas": 2,
     }
-    config.validate(config.write_for(contract, harness.settings_in(tmp_path, **overrides)))
+    config.validate(config.write_for(contract, gateway_harness.settings_in(tmp_path, **overrides)))
 
 
 def test_envoys_own_message_is_shown(
     tmp_path: Path, contract: descriptor_pb2.FileDescriptorSet
 ) -> None:
-    settings = harness.settings_in(tmp_path)
+    settings = gateway_harness.settings_in(tmp_path)
     path = config.write_for(contract, settings)
     (settings.certificates / "gateway.key").write_text("not a key")
     with pytest.raises(config.ConfigError, match=r"gateway\.key"):
@@ -322,6 +322,6 @@ def test_envoys_own_message_is_shown(
 
 
 def test_write_puts_configuration_and_descriptors_into_the_state_folder(tmp_path: Path) -> None:
-    path = config.write(harness.settings_in(tmp_path))
+    path = config.write(gateway_harness.settings_in(tmp_path))
     assert path == tmp_path / "envoy" / "envoy.json"
     config.validate(path)

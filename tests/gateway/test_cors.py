@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.gateway.harness import Gateway
+from testing.gateway_harness import Gateway
 
 ORIGIN = "http://localhost:3000"
 PREFLIGHT = {

@@ -13,8 +13,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from boxoffice.bookings.v1 import booking_pb2
 from boxoffice.catalogue.v1 import event_pb2
-from tests.gateway import harness
-from tests.gateway.harness import Gateway, bearer
+from testing import gateway_harness
+from testing.gateway_harness import Gateway, bearer
 
 GET_EVENT = "/boxoffice.catalogue.v1.EventService/GetEvent"
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
@@ -30,11 +30,11 @@ CALLS_A_CONNECTION = 64
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One replica of each service, and calls that may take as long as a slow machine needs."""
-    files = harness.contract()
+    files = gateway_harness.contract()
     for path in (GET_EVENT, PLACE):
-        harness.policy_in(files, path).deadline.CopyFrom(Duration(seconds=30))
+        gateway_harness.policy_in(files, path).deadline.CopyFrom(Duration(seconds=30))
     folder: Path = tmp_path_factory.mktemp("crowds")
-    with harness.running_gateway(folder, files=files) as gateway:
+    with gateway_harness.running_gateway(folder, files=files) as gateway:
         yield gateway
 
 

@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from mesh import policy
-from mesh.identity import AUDIENCE, ISSUER
-from mesh.policy import HttpBinding, MethodPolicy
-from tests.gateway import harness
-from tests.gateway.harness import KEY, KEY_ID, Gateway, bearer, token
+from mesh.rpc import policy
+from mesh.rpc.identity import AUDIENCE, ISSUER
+from mesh.rpc.policy import HttpBinding, MethodPolicy
+from testing import gateway_harness
+from testing.gateway_harness import KEY, KEY_ID, Gateway, bearer, token
 
-POLICIES = list(policy.of_contract(harness.contract()).values())
+POLICIES = list(policy.of_contract(gateway_harness.contract()).values())
 PROTECTED = [each for each in POLICIES if each.needs_token]
 PUBLIC = [each for each in POLICIES if each.is_routed and not each.needs_token]
 INTERNAL = [each for each in POLICIES if not each.is_routed]

@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from mesh.errors import DomainError, FieldViolation, Reason
-from mesh.status import CODES, to_status
-from tests.gateway.harness import Gateway, bearer, rest_client
+from mesh.rpc.errors import CODES, to_status
+from testing.gateway_harness import Gateway, bearer, rest_client
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 GET_BOOKING = "/boxoffice.bookings.v1.BookingService/GetBooking"

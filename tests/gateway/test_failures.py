@@ -20,9 +20,9 @@ from grpc_status import rpc_status
 
 from boxoffice.bookings.v1 import booking_service_pb2
 from mesh.errors import DomainError, Reason
-from mesh.status import CODES, http_status, to_status
-from tests.gateway import harness
-from tests.gateway.harness import Gateway, bearer, token
+from mesh.rpc.errors import CODES, http_status, to_status
+from testing import gateway_harness
+from testing.gateway_harness import Gateway, bearer, token
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 AUDIT = "/boxoffice.stock.v1.StockService/Audit"
@@ -183,7 +183,7 @@ def test_rest(gateway: Gateway, failure: Failure, http2: bool) -> None:
     headers = failure.headers | {"content-type": "application/json"}
     if http2 and failure.http == 431:
         headers["x-large"] = "a" * 34_000
-    with harness.rest_client(gateway.settings, http2=http2) as client:
+    with gateway_harness.rest_client(gateway.settings, http2=http2) as client:
         try:
             answer = client.request(verb, path, content=content, headers=headers)
         except (httpx.RemoteProtocolError, httpx.LocalProtocolError, httpx.ReadTimeout):

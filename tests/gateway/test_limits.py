@@ -6,8 +6,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.gateway import harness
-from tests.gateway.harness import Gateway, bearer, token
+from testing import gateway_harness
+from testing.gateway_harness import Gateway, bearer, token
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
@@ -17,7 +17,7 @@ LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Per user: 10 calls, 1 booking. Per address: 10 calls, 600 webhooks. A new one a module."""
     folder: Path = tmp_path_factory.mktemp("limited")
-    with harness.running_gateway(folder, rate_limit_scale=0.1) as gateway:
+    with gateway_harness.running_gateway(folder, rate_limit_scale=0.1) as gateway:
         yield gateway
 
 

@@ -25,9 +25,9 @@ from google.protobuf import descriptor_pb2
 from boxoffice.options.v1 import policy_pb2
 from mesh.paths import ROOT
 from mesh.settings import MeshSettings
-from tests.gateway import harness
-from tests.gateway.harness import Gateway, bearer
-from tests.mesh.redis_server import RedisProcess, redis_process
+from testing import gateway_harness
+from testing.gateway_harness import Gateway, bearer
+from testing.redis_server import RedisProcess, redis_process
 
 LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
 PER_SECOND, BURST = 30, 10
@@ -39,8 +39,8 @@ Event = Callable[[], Awaitable[None]]
 
 
 def files_with_limit() -> descriptor_pb2.FileDescriptorSet:
-    files = harness.contract()
-    limit = harness.policy_in(files, LIST).limits.add(
+    files = gateway_harness.contract()
+    limit = gateway_harness.policy_in(files, LIST).limits.add(
         requests=10 * PER_SECOND, burst=BURST, key=policy_pb2.LIMIT_KEY_USER
     )
     limit.window.seconds = 10
@@ -159,7 +159,7 @@ async def two_gateways(
 ) -> AsyncIterator[tuple[Gateway, list[str], RedisProcess, "subprocess.Popen[bytes]"]]:
     files = files_with_limit()
     (folder / "full.binpb").write_bytes(files.SerializeToString())
-    settings = harness.settings_in(folder, gateways=2, rate_limit_scale=1)
+    settings = gateway_harness.settings_in(folder, gateways=2, rate_limit_scale=1)
     overrides = settings.model_dump(
         include={
             "port_base",
@@ -173,7 +173,7 @@ async def two_gateways(
     async with redis_process() as redis:
         with (
             limit_service(settings, redis, folder / "limit_svc.log") as process,
-            harness.running_gateway(folder, files=files, **overrides) as gateway,
+            gateway_harness.running_gateway(folder, files=files, **overrides) as gateway,
         ):
             urls = [f"http://127.0.0.1:{settings.gateway_port + n}" for n in range(2)]
             await _counted(urls)
@@ -182,7 +182,7 @@ async def two_gateways(
 
 async def _counted(urls: list[str]) -> httpx.Headers:
     """Until every gateway gets its counts from limit_svc: counting alone has no headers."""
-    other = bearer(harness.token(sub="0192aaaa-0000-7000-8000-000000000999"))
+    other = bearer(gateway_harness.token(sub="0192aaaa-0000-7000-8000-000000000999"))
     async with httpx.AsyncClient(headers=other) as client, asyncio.timeout(60):
         for url in urls:
             while True:
@@ -196,7 +196,9 @@ async def _counted(urls: list[str]) -> httpx.Headers:
 
 
 async def test_one_gateway(tmp_path: Path, seconds: float) -> None:
-    with harness.running_gateway(tmp_path, files=files_with_limit(), rate_limit_scale=1) as gateway:
+    with gateway_harness.running_gateway(
+        tmp_path, files=files_with_limit(), rate_limit_scale=1
+    ) as gateway:
         # Waiting for the gateway used the bucket.
         await asyncio.sleep(1)
         sent = await flood([gateway.settings.gateway_url], seconds)
@@ -217,7 +219,7 @@ async def test_two_gateways_count_together(tmp_path: Path, seconds: float) -> No
 async def test_users_behind_one_address_do_not_share(tmp_path: Path) -> None:
     async with two_gateways(tmp_path) as (_, urls, _, _):
         for number in range(1, BURST + 3):
-            someone = bearer(harness.token(sub=f"0192aaaa-0000-7000-8000-{number:012}"))
+            someone = bearer(gateway_harness.token(sub=f"0192aaaa-0000-7000-8000-{number:012}"))
             answer = await _one(urls[number % 2], **someone)
             assert answer.status_code == 200
             assert answer.headers["ratelimit-remaining"] == str(BURST - 1)

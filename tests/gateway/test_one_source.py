@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mesh import freshness
 from mesh.paths import ROOT
+from mesh.rpc import freshness
 
 SERVICE = "boxoffice/bookings/v1/booking_service.proto"
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"

@@ -12,14 +12,14 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from boxoffice.options.v1 import policy_pb2
 from gateway.routes import routed
-from mesh import policy
 from mesh.errors import Reason
-from mesh.policy import MethodPolicy
+from mesh.rpc import policy
+from mesh.rpc.errors import http_status
+from mesh.rpc.policy import MethodPolicy
 from mesh.settings import MeshSettings
-from mesh.status import http_status
 from openapi.document import document
-from tests.gateway import harness
-from tests.gateway.harness import Gateway
+from testing import gateway_harness
+from testing.gateway_harness import Gateway
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 SHOW_CHECKOUT = "/boxoffice.payments.v1.SandboxService/ShowCheckout"
@@ -33,11 +33,11 @@ def of(files: descriptor_pb2.FileDescriptorSet, **overrides: object) -> dict[str
 
 @pytest.fixture(scope="module")
 def api() -> dict[str, Any]:
-    return of(harness.contract())
+    return of(gateway_harness.contract())
 
 
 def bindings() -> Iterator[tuple[MethodPolicy, str, str]]:
-    for each in policy.of_contract(harness.contract()).values():
+    for each in policy.of_contract(gateway_harness.contract()).values():
         for binding in each.bindings:
             yield each, binding.verb.lower(), re.sub(r"=[^}]*", "", binding.path)
 
@@ -134,9 +134,9 @@ def test_raw_bodies_and_pages_are_not_json(api: dict[str, Any]) -> None:
 
 
 def test_streams_are_events_and_204_has_no_body() -> None:
-    files = harness.contract()
-    harness.method_in(files, WATCH).server_streaming = True
-    harness.policy_in(files, PLACE).success_status = 204
+    files = gateway_harness.contract()
+    gateway_harness.method_in(files, WATCH).server_streaming = True
+    gateway_harness.policy_in(files, PLACE).success_status = 204
     api = of(files)
     stream = api["paths"]["/api/v1/events/{event_id}/availability"]["get"]["responses"]["200"]
     assert stream["content"].keys() == {"text/event-stream"}
@@ -144,13 +144,13 @@ def test_streams_are_events_and_204_has_no_body() -> None:
 
 
 def test_what_production_does_not_serve_is_not_described() -> None:
-    api = of(harness.contract(), environment="production")
+    api = of(gateway_harness.contract(), environment="production")
     assert not any(path.startswith("/sandbox") for path in api["paths"])
 
 
 def test_a_changed_policy_changes_the_description() -> None:
-    files = harness.contract()
-    changed = harness.policy_in(files, PLACE)
+    files = gateway_harness.contract()
+    changed = gateway_harness.policy_in(files, PLACE)
     changed.access = policy_pb2.ACCESS_PUBLIC
     changed.ClearField("limits")
     operation = of(files)["paths"]["/api/v1/bookings"]["post"]

@@ -5,8 +5,8 @@ import ssl
 
 import pytest
 
-from tests.gateway import harness
-from tests.gateway.harness import Gateway
+from testing import gateway_harness
+from testing.gateway_harness import Gateway
 
 BOOKING = "/api/v1/bookings/b1"
 RPC = "/boxoffice.bookings.v1.BookingService/GetBooking"
@@ -60,7 +60,7 @@ def gateway(each_listener: Gateway) -> Gateway:
 
 def ask(gateway: Gateway, line: str, host: str = "127.0.0.1") -> bytes:
     """The first line of the answer to a request line as it stands; empty when there is none."""
-    return ask_over(harness.connection(gateway.settings), line, host)
+    return ask_over(gateway_harness.connection(gateway.settings), line, host)
 
 
 def ask_over(connection: socket.socket, line: str, host: str = "127.0.0.1") -> bytes:
@@ -96,7 +96,7 @@ def test_nor_over_http_2(gateway: Gateway, target: str) -> None:
     if not target.startswith("/") or "#" in target or "\\" in target:
         # The client library would not send these as they stand.
         target = "/api/v1/bookings/b1"
-    with harness.rest_client(gateway.settings, http2=True) as client:
+    with gateway_harness.rest_client(gateway.settings, http2=True) as client:
         url = client.base_url.copy_with(raw_path=target.encode())
         answer = client.request("GET", url)
     if not target.startswith("/health?"):
@@ -131,8 +131,8 @@ def test_the_listener_for_probes_leads_nowhere_else(running_by_tls: Gateway, tar
 
 def test_the_corpus_is_not_blind(gateway: Gateway) -> None:
     """Control: with a token the plain path reaches the method."""
-    with harness.connection(gateway.settings) as connection:
-        token = harness.bearer()["authorization"]
+    with gateway_harness.connection(gateway.settings) as connection:
+        token = gateway_harness.bearer()["authorization"]
         connection.sendall(
             f"GET {BOOKING} HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\n"
             "Connection: close\r\n\r\n".encode()

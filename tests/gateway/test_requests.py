@@ -12,9 +12,9 @@ from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2
 from boxoffice.payments.v1 import webhook_service_pb2
 from boxoffice.types.v1 import money_pb2
-from tests.gateway import harness
+from testing import gateway_harness
+from testing.gateway_harness import USER_ID, Gateway, bearer
 from tests.gateway.conftest import CANCEL
-from tests.gateway.harness import USER_ID, Gateway, bearer
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 GET_BOOKING = "/boxoffice.bookings.v1.BookingService/GetBooking"
@@ -139,7 +139,7 @@ def test_an_unverified_token_does_not_reach_a_public_method(gateway: Gateway) ->
 @pytest.mark.parametrize("http2", [False, True], ids=["HTTP/1.1", "HTTP/2"])
 def test_webhooks_arrive_byte_for_byte(gateway: Gateway, body: bytes, http2: bool) -> None:
     headers = {"content-type": "application/json", "stripe-signature": "t=1,v1=abc"}
-    with harness.rest_client(gateway.settings, http2=http2) as client:
+    with gateway_harness.rest_client(gateway.settings, http2=http2) as client:
         answer = client.post("/webhooks/stripe", content=body, headers=headers)
     assert (answer.status_code, answer.http_version) == (200, "HTTP/2" if http2 else "HTTP/1.1")
     call = gateway.upstream.calls[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.gateway import harness
-from tests.gateway.harness import Gateway, bearer, token
+from testing import gateway_harness
+from testing.gateway_harness import Gateway, bearer, token
 
 AUDIT = "/api/v1/events/e1/stock/audit"
 BOOKINGS = "/api/v1/bookings"
@@ -18,25 +18,25 @@ BOOKINGS = "/api/v1/bookings"
 def test_a_service_is_served_as_soon_as_it_is_up_and_again_after_a_restart(
     gateway: Gateway,
 ) -> None:
-    harness.wait_for(gateway, AUDIT, 503)
+    gateway_harness.wait_for(gateway, AUDIT, 503)
     for _ in range(2):
-        with harness.server("stock_svc", gateway.settings, gateway.upstream):
-            harness.wait_for(gateway, AUDIT, 200)
-        harness.wait_for(gateway, AUDIT, 503)
+        with gateway_harness.server("stock_svc", gateway.settings, gateway.upstream):
+            gateway_harness.wait_for(gateway, AUDIT, 200)
+        gateway_harness.wait_for(gateway, AUDIT, 503)
 
 
 def test_tokens_are_verified_once_auth_svc_has_come(tmp_path: Path) -> None:
     secret = token()
     late = frozenset({"auth_svc"})
-    with harness.running_gateway(tmp_path, without=late, wait=False) as gateway:
-        refusal = harness.wait_for(gateway, BOOKINGS, 503)
+    with gateway_harness.running_gateway(tmp_path, without=late, wait=False) as gateway:
+        refusal = gateway_harness.wait_for(gateway, BOOKINGS, 503)
         # A good token must not be called a bad one.
         assert refusal.json()["details"][0]["reason"] == "DEPENDENCY_UNAVAILABLE"
         assert "www-authenticate" not in refusal.headers
-        with harness.server("auth_svc", gateway.settings, gateway.upstream):
-            harness.wait_for(gateway, BOOKINGS, 200)
+        with gateway_harness.server("auth_svc", gateway.settings, gateway.upstream):
+            gateway_harness.wait_for(gateway, BOOKINGS, 200)
         # The keys outlive the service that published them.
-        harness.wait_for(gateway, BOOKINGS, 200)
+        gateway_harness.wait_for(gateway, BOOKINGS, 200)
         query = f"{BOOKINGS}?page_token=hidden"
         gateway.rest.get(query, headers=bearer(secret) | {"x-request-id": "logged"})
     _check_log((tmp_path / "envoy.log").read_text(), secret)
@@ -45,9 +45,9 @@ def test_tokens_are_verified_once_auth_svc_has_come(tmp_path: Path) -> None:
 def test_keys_are_fetched_before_anybody_needs_them(tmp_path: Path) -> None:
     """Such keys are kept until there are newer ones; those that a call waited for, a while."""
     name = "http.gateway.jwt_authn.jwks_fetch_success"
-    with harness.running_gateway(tmp_path, wait=False) as gateway:
+    with gateway_harness.running_gateway(tmp_path, wait=False) as gateway:
         stats = f"http://127.0.0.1:{gateway.settings.envoy_admin_port}/stats"
-        deadline = time.monotonic() + harness.START_SECONDS
+        deadline = time.monotonic() + gateway_harness.START_SECONDS
         fetched = ""
         while not fetched.startswith(name) or fetched.endswith(": 0"):
             assert time.monotonic() < deadline, fetched
@@ -69,11 +69,11 @@ def _check_log(log: str, secret: str) -> None:
 @pytest.mark.parametrize("service", ["auth_svc", "payment_svc"])
 def test_a_certificate_of_another_service_is_not_accepted(tmp_path: Path, service: str) -> None:
     late = frozenset({"stock_svc"})
-    with harness.running_gateway(tmp_path, without=late) as gateway:
+    with gateway_harness.running_gateway(tmp_path, without=late) as gateway:
         stock = gateway.settings.certificates
         for suffix in ("pem", "key"):
             (stock / f"{service}.{suffix}").replace(stock / f"stock_svc.{suffix}")
-        with harness.server("stock_svc", gateway.settings, gateway.upstream):
+        with gateway_harness.server("stock_svc", gateway.settings, gateway.upstream):
             with pytest.raises(TimeoutError):
-                harness.wait_for(gateway, AUDIT, 200, seconds=1)
+                gateway_harness.wait_for(gateway, AUDIT, 200, seconds=1)
             assert gateway.upstream.calls == []

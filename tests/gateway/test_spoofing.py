@@ -10,7 +10,7 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.gateway.harness import Gateway, bearer
+from testing.gateway_harness import Gateway, bearer
 
 PUBLIC, OF_CUSTOMERS = "/api/v1/events/e1", "/api/v1/bookings/b1"
 GET_EVENT = "/boxoffice.catalogue.v1.EventService/GetEvent"

@@ -12,9 +12,9 @@ from google.protobuf.message import Message
 
 from boxoffice.catalogue.v1 import event_service_pb2
 from mesh.errors import DomainError, Reason
-from mesh.status import to_status
-from tests.gateway import harness
-from tests.gateway.harness import Gateway, bearer
+from mesh.rpc.errors import to_status
+from testing import gateway_harness
+from testing.gateway_harness import Gateway, bearer
 
 WATCH = "/boxoffice.catalogue.v1.EventService/GetAvailability"
 URL = "/api/v1/events/e1/availability"
@@ -23,11 +23,11 @@ URL = "/api/v1/events/e1/availability"
 @pytest.fixture(scope="module")
 def running_stream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway of a contract in which availability is a stream without end."""
-    files = harness.contract()
-    harness.method_in(files, WATCH).server_streaming = True
-    harness.policy_in(files, WATCH).ClearField("deadline")
+    files = gateway_harness.contract()
+    gateway_harness.method_in(files, WATCH).server_streaming = True
+    gateway_harness.policy_in(files, WATCH).ClearField("deadline")
     folder: Path = tmp_path_factory.mktemp("streams")
-    with harness.running_gateway(folder, files=files) as gateway:
+    with gateway_harness.running_gateway(folder, files=files) as gateway:
         yield gateway
 
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from gateway import config
 from mesh.settings import MeshSettings
-from tests.gateway import harness
-from tests.gateway.harness import Gateway, bearer
+from testing import gateway_harness
+from testing.gateway_harness import Gateway, bearer
 
 LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
 
@@ -18,7 +18,7 @@ LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("tls")
-    with harness.running_gateway(
+    with gateway_harness.running_gateway(
         folder, gateway_tls=True, environment="production", rate_limit_scale=1
     ) as gateway:
         yield gateway
@@ -26,7 +26,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 def test_rest_and_grpc_speak_tls(secure: Gateway) -> None:
     for http2, version in ((False, "HTTP/1.1"), (True, "HTTP/2")):
-        with harness.rest_client(secure.settings, http2=http2) as client:
+        with gateway_harness.rest_client(secure.settings, http2=http2) as client:
             answer = client.get("/api/v1/bookings", headers=bearer())
         assert (answer.status_code, answer.http_version) == (200, version)
         assert "max-age=31536000" in answer.headers["strict-transport-security"]
@@ -85,7 +85,7 @@ def test_a_handshake_that_stops_half_way_is_ended(secure: Gateway) -> None:
 def test_production_refuses_a_plain_text_listener() -> None:
     settings = MeshSettings.model_validate({"environment": "production"})
     with pytest.raises(config.ConfigError, match="BOXOFFICE_GATEWAY_TLS"):
-        config.generate(harness.contract(), settings)
+        config.generate(gateway_harness.contract(), settings)
 
 
 def test_a_certificate_comes_with_its_key() -> None:

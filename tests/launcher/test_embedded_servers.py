@@ -17,7 +17,7 @@ from launcher.errors import LaunchError
 from launcher.postgres_server import PostgresServer
 from launcher.redis_server import RedisServer
 from launcher.supervisor import Process, State, Supervisor, wait_healthy
-from tests.launcher.waiting import until
+from testing.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from launcher import leftovers
 from launcher.errors import LaunchError
 from launcher.mesh import Mesh
 from mesh.settings import MeshSettings
-from tests.ports import mesh_ports
+from testing.ports import mesh_ports
 
 
 def a_mesh(home: Path, **given: object) -> Mesh:

@@ -11,7 +11,7 @@ import pytest
 from launcher import supervisor
 from launcher.errors import LaunchError
 from launcher.supervisor import Process, Program, State, Supervisor, wait_healthy
-from tests.launcher.waiting import until
+from testing.waiting import until
 
 
 async def yes() -> bool:

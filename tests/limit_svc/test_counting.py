@@ -8,10 +8,10 @@ import pytest
 from redis.asyncio import from_url
 
 from limit_svc.gcra import Counter, Demand
-from mesh.limits import Bucket
-from mesh.policy import LimitKey, RateLimit
-from mesh.redis_link import RedisAwayError, RedisLink
-from tests.mesh.redis_server import RedisProcess, redis_process
+from mesh.redis.link import RedisAwayError, RedisLink
+from mesh.rpc.limits import Bucket
+from mesh.rpc.policy import LimitKey, RateLimit
+from testing.redis_server import RedisProcess, redis_process
 
 
 @pytest.fixture

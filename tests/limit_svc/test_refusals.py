@@ -11,14 +11,14 @@ from boxoffice.limits.v1 import rate_limit_service_pb2 as pb
 from launcher import certificates
 from limit_svc.__main__ import open_service
 from limit_svc.settings import Settings
-from mesh import client, policy
-from mesh.identity import GATEWAY
-from mesh.limits import BUCKET_KEY, ENTRY_KEYS
-from mesh.policy import LimitKey
+from mesh.rpc import client, policy
+from mesh.rpc.identity import GATEWAY
+from mesh.rpc.limits import BUCKET_KEY, ENTRY_KEYS
+from mesh.rpc.policy import LimitKey
 from mesh.settings import LIMIT_SERVICE
-from tests.mesh.network import Network, reason_of, refusal
-from tests.mesh.redis_server import RedisProcess, redis_process
-from tests.mesh.tokens import TokenKey, a_payload, encoded
+from testing.network import Network, reason_of, refusal
+from testing.redis_server import RedisProcess, redis_process
+from testing.tokens import TokenKey, a_payload, encoded
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RateLimitService"]
 [COUNT] = policy.of_service(SERVICE)

@@ -7,7 +7,7 @@ from google.protobuf import descriptor_pb2
 
 from limit_svc.rules import Rules
 from mesh.paths import CONTRACT
-from tests.gateway import harness
+from testing import gateway_harness
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 BUCKET = f"{PLACE} per user in 60 s"
@@ -35,8 +35,8 @@ def requests(rules: Rules) -> int:
 def test_a_changed_contract_changes_the_limits(contract: Path) -> None:
     rules = Rules(contract, 2)
     assert requests(rules) == 20
-    files = harness.contract()
-    harness.policy_in(files, PLACE).limits[0].requests = 7
+    files = gateway_harness.contract()
+    gateway_harness.policy_in(files, PLACE).limits[0].requests = 7
     replace(contract, files)
     rules.look()
     assert requests(rules) == 14
@@ -44,8 +44,8 @@ def test_a_changed_contract_changes_the_limits(contract: Path) -> None:
 
 def test_a_broken_contract_changes_nothing(contract: Path) -> None:
     rules = Rules(contract, 1)
-    files = harness.contract()
-    harness.policy_in(files, PLACE).ClearField("deadline")
+    files = gateway_harness.contract()
+    gateway_harness.policy_in(files, PLACE).ClearField("deadline")
     replace(contract, files)
     rules.look()
     contract.unlink()
@@ -54,8 +54,8 @@ def test_a_broken_contract_changes_nothing(contract: Path) -> None:
 
 
 def test_a_burst_of_more_than_the_limit_does_not_build(contract: Path) -> None:
-    files = harness.contract()
-    harness.policy_in(files, PLACE).limits[0].burst = 11
+    files = gateway_harness.contract()
+    gateway_harness.policy_in(files, PLACE).limits[0].burst = 11
     replace(contract, files)
     with pytest.raises(Exception, match="burst"):
         Rules(contract, 1)

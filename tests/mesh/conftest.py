@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
+from testing.databases import open_patiently
+from testing.network import Network
+from testing.tokens import TokenKey
 from tests.conftest import Databases
-from tests.databases import open_patiently
-from tests.mesh.network import Network
-from tests.mesh.tokens import TokenKey
 
 _numbers = itertools.count(1)
 

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from mesh import call, tasks
+from mesh import tasks
 from mesh.coalescing import Coalescer
+from mesh.deadlines import deadline_in, remaining_seconds
 from mesh.errors import DomainError, Reason
+from mesh.observability import request_context
+from mesh.rpc import call
 
 
 class Sent:
@@ -22,7 +25,7 @@ class Sent:
 
     async def __call__(self, requests: Sequence[int]) -> list[str | Exception]:
         self.batches.append(list(requests))
-        self.deadlines.append(call.remaining_seconds())
+        self.deadlines.append(remaining_seconds())
         await self.go.wait()
         return [
             DomainError(Reason.SOLD_OUT, "thirteen") if request == 13 else f"got {request}"
@@ -233,7 +236,7 @@ async def test_whose_time_is_over_is_not_sent() -> None:
     await sent.count(1)
 
     async def hasty() -> str:
-        with call.deadline_in(0):
+        with deadline_in(0):
             return await together.submit(1)
 
     calls = [asyncio.create_task(hasty()), asyncio.create_task(together.submit(2))]
@@ -250,7 +253,7 @@ async def test_whose_time_is_over_is_not_sent() -> None:
 async def test_a_batch_has_a_deadline_of_its_own_and_not_its_first_callers() -> None:
     sent = Sent(open_at_once=True)
     together = coalescer(sent, seconds=3)
-    with call.deadline_in(0.5):
+    with deadline_in(0.5):
         await together.submit(0)
     [deadline] = sent.deadlines
     assert deadline is not None
@@ -284,7 +287,7 @@ async def test_a_batch_is_sent_in_the_name_of_its_callers() -> None:
     ids: list[str] = []
 
     async def send(requests: Sequence[int]) -> list[str | Exception]:
-        ids.append(call.request_id())
+        ids.append(request_context.request_id())
         await asyncio.sleep(0)
         return [str(request) for request in requests]
 
@@ -299,4 +302,4 @@ async def test_a_batch_is_sent_in_the_name_of_its_callers() -> None:
     await asyncio.gather(*(asyncio.create_task(submit(number)) for number in range(60)))
     # As many as a header has room for.
     assert ids[1].split(",") == [f"request-{number:028d}" for number in range(27)]
-    assert len(ids[1]) <= call.MAX_REQUEST_ID_LENGTH
+    assert len(ids[1]) <= request_context.MAX_REQUEST_ID_LENGTH

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from boxoffice.stock.v1 import stock_service_pb2
-from mesh import call as current
-from mesh import tasks
-from tests.mesh.network import Context, Network, a_service, call, standing_in
+from mesh import deadlines, tasks
+from testing.network import Context, Network, a_service, call, standing_in
 
 STOCK = "boxoffice.stock.v1.StockService"
 EVENT_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
@@ -25,7 +24,7 @@ class Step:
         self.seconds_left: float | None = None
 
     async def work(self) -> str:
-        self.seconds_left = current.remaining_seconds()
+        self.seconds_left = deadlines.remaining_seconds()
         self.began.set()
         await self.go_on.wait()
         self.done.set()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from payment_svc.__main__ import open_service
 from payment_svc.settings import Settings
-from tests.mesh.network import Network
-from tests.payment_svc.desk import Desk
-from tests.payment_svc.served import SECRET, Running
+from testing.network import Network
+from testing.payment_harness import Desk
+from testing.payment_server import SECRET, Running
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 
 from mesh.clock import system_clock
-from payment_svc import signatures
+from payment_svc.providers import signatures
 
 SECRET = "whsec_the_real_one"
 BODY = json.dumps(

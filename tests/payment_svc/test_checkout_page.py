@@ -18,17 +18,10 @@ from playwright.async_api import Page, async_playwright, expect
 from boxoffice.payments.v1 import sandbox_service_pb2
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Status
-from payment_svc.sandbox import bank, pages
-from payment_svc.sandbox.servicer import SandboxServicer
-from tests.browser import (
-    ARGUMENTS,
-    CHROMIUM,
-    HAS_NO_SIDE_SCROLL,
-    PHONE,
-    needs_chromium,
-    picture,
-)
-from tests.payment_svc.desk import Desk
+from payment_svc.providers.sandbox import bank, pages
+from payment_svc.servicers.sandbox import SandboxServicer
+from testing.browser import ARGUMENTS, CHROMIUM, HAS_NO_SIDE_SCROLL, PHONE, needs_chromium, picture
+from testing.payment_harness import Desk
 
 pytestmark = needs_chromium
 

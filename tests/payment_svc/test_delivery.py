@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from payment_svc import tables
 from payment_svc.pacing import Wakeup, backoff
 from payment_svc.payments import Status
-from payment_svc.sandbox import outgoing, signature
-from payment_svc.sandbox.delivery import Delivery
+from payment_svc.providers.sandbox import outgoing, signature
+from payment_svc.providers.sandbox.delivery import Delivery
 from payment_svc.webhooks import Outcome
-from tests.payment_svc.desk import SECRET, Desk
+from testing.payment_harness import SECRET, Desk
 
 
 @dataclass

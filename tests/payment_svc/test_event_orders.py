@@ -16,9 +16,9 @@ import pytest
 import sqlalchemy as sa
 
 from mesh.money import Money
-from payment_svc import observations, payments, refunds, tables
+from payment_svc import payment_reports, payments, refunds, tables
 from payment_svc.payments import Payment, Status
-from payment_svc.providers import (
+from payment_svc.providers.base import (
     Authorized,
     Captured,
     Disputed,
@@ -28,8 +28,8 @@ from payment_svc.providers import (
     Report,
     Voided,
 )
-from payment_svc.sandbox import NAME
-from tests.payment_svc.desk import NOW, PRICE, Desk, a_key
+from payment_svc.providers.sandbox import NAME
+from testing.payment_harness import NOW, PRICE, Desk, a_key
 
 MAX_EVENTS = 6
 SAMPLE = 60
@@ -184,7 +184,7 @@ async def end_in_database(
     connection = await desk.database._engine.connect()
     try:
         for event in sequence:
-            await observations.observe(
+            await payment_reports.observe(
                 connection, provider=NAME, report=report_of(event, payment, made), now=NOW
             )
         found = await payments.find(connection, payment_id=payment.payment_id, owner=None)

@@ -8,13 +8,13 @@ import sqlalchemy as sa
 
 from boxoffice.payments.v1 import payment_event_service_pb2
 from boxoffice.payments.v1.payment_event_service_pb2 import PaymentEvent
-from mesh import outbox
+from mesh.db import outbox as mesh_outbox
+from mesh.db.outbox import OutboxReader
 from mesh.errors import DomainError, Reason
-from mesh.outbox import OutboxReader
-from payment_svc import events, payments, tables
-from payment_svc.servicer import PaymentEventServicer
-from tests.mesh.listening import is_listening
-from tests.payment_svc.desk import NOW, Desk, an_order
+from payment_svc import outbox, payments, tables
+from payment_svc.servicers.payment_events import PaymentEventServicer
+from testing.listening import is_listening
+from testing.payment_harness import NOW, Desk, an_order
 
 SOON_SECONDS = 60.0
 _ROUNDS = 8
@@ -66,7 +66,7 @@ async def test_what_is_written_wakes_the_streams_at_once(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # They would find it by themselves when they look again: here they never do.
-    monkeypatch.setattr(outbox, "_POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(mesh_outbox, "_POLL_SECONDS", 3600.0)
     reader = OutboxReader(desk.database, tables.outbox)
     listening = asyncio.create_task(reader.listen())
     followers = [Follower(desk, reader=reader) for _ in range(3)]
@@ -105,9 +105,9 @@ async def test_a_transaction_that_commits_late_is_not_skipped(desk: Desk) -> Non
     assert first.payment_id == before
 
     async with desk.database.transaction() as open_transaction:
-        await events.captured(open_transaction, late, method="card", now=NOW)
+        await outbox.captured(open_transaction, late, method="card", now=NOW)
         async with desk.database.transaction() as connection:
-            await events.captured(connection, early, method="card", now=NOW)
+            await outbox.captured(connection, early, method="card", now=NOW)
         # It is not held up by the other, which has the lower serial number.
         (told,) = await follower.take(1)
         assert told.payment_id == str(early.payment_id)
@@ -137,9 +137,9 @@ async def test_by_serial_alone_the_late_one_would_be_skipped(desk: Desk) -> None
             return list(rows.scalars())
 
     async with desk.database.transaction() as open_transaction:
-        await events.captured(open_transaction, late, method="card", now=NOW)
+        await outbox.captured(open_transaction, late, method="card", now=NOW)
         async with desk.database.transaction() as connection:
-            await events.captured(connection, early, method="card", now=NOW)
+            await outbox.captured(connection, early, method="card", now=NOW)
         (seen,) = await naive_read(0)
     assert await naive_read(seen) == []
     assert len(await naive_read(0)) == 2
@@ -151,7 +151,7 @@ async def test_an_event_of_a_transaction_that_is_undone_is_never_told(desk: Desk
 
     async def write_and_fail() -> None:
         async with desk.database.transaction() as connection:
-            await events.captured(connection, undone, method="card", now=NOW)
+            await outbox.captured(connection, undone, method="card", now=NOW)
             raise ConnectionError
 
     with pytest.raises(ConnectionError):
@@ -166,9 +166,9 @@ async def test_many_writers_at_once_are_all_told_in_the_order_of_each_payment(de
     async def write(number: int) -> str:
         async with desk.database.transaction() as connection:
             payment = await payments.create(connection, order=an_order(), now=NOW)
-            await events.failed(connection, payment, failure_code="first", now=NOW)
+            await outbox.failed(connection, payment, failure_code="first", now=NOW)
             await asyncio.sleep(0.002 * (number % 5))
-            await events.captured(connection, payment, method="card", now=NOW)
+            await outbox.captured(connection, payment, method="card", now=NOW)
             return str(payment.payment_id)
 
     follower = Follower(desk)

@@ -10,15 +10,15 @@ from mesh.clock import system_clock
 from mesh.errors import DomainError, Reason
 from payment_svc import tables
 from payment_svc.captures import Verdict
-from payment_svc.cashier import Cashier
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Status
-from payment_svc.sandbox import NAME, faults, signature
-from payment_svc.sandbox.delivery import Delivery
-from payment_svc.sandbox.faults import Fault, Lab
-from payment_svc.sandbox.provider import SandboxProvider
-from payment_svc.sandbox.servicer import SandboxServicer
-from tests.payment_svc.desk import PRICE, SECRET, Desk, an_order
+from payment_svc.provider_calls import Cashier
+from payment_svc.providers.sandbox import NAME, faults, signature
+from payment_svc.providers.sandbox.delivery import Delivery
+from payment_svc.providers.sandbox.faults import Fault, Lab
+from payment_svc.providers.sandbox.provider import SandboxProvider
+from payment_svc.servicers.sandbox import SandboxServicer
+from testing.payment_harness import PRICE, SECRET, Desk, an_order
 
 
 class Gateway:

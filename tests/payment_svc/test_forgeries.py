@@ -6,10 +6,10 @@ import pytest
 
 from mesh.clock import system_clock
 from mesh.errors import DomainError, Reason
-from payment_svc.providers import Provider
-from payment_svc.razorpay_provider import RazorpayProvider
-from payment_svc.sandbox.provider import SandboxProvider
-from payment_svc.stripe_provider import StripeProvider
+from payment_svc.providers.base import Provider
+from payment_svc.providers.razorpay.provider import RazorpayProvider
+from payment_svc.providers.sandbox.provider import SandboxProvider
+from payment_svc.providers.stripe.provider import StripeProvider
 from tests.payment_svc.forger import BODY, SECRET, Forger, plain, timed
 
 NUMBER, LONG_NUMBER = 1_500, 10_000

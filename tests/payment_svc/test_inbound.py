@@ -11,10 +11,11 @@ from google.api import httpbody_pb2
 from boxoffice.payments.v1 import payment_event_service_pb2, webhook_service_pb2
 from boxoffice.payments.v1.payment_event_service_pb2_grpc import PaymentEventServiceStub
 from boxoffice.payments.v1.webhook_service_pb2_grpc import WebhookServiceStub
-from payment_svc import inbound, signatures
+from payment_svc import inbound
 from payment_svc.__main__ import open_service
+from payment_svc.providers import signatures
 from payment_svc.settings import Settings
-from tests.mesh.network import Network, reason_of, refusal
+from testing.network import Network, reason_of, refusal
 
 SECRET = "agreed with the sender"
 BODY = b'{ "event": "/restapi/v1.0/account/1/telephony/sessions",\r\n "body": {"n": 1.10} }'

@@ -11,10 +11,10 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import payments, tables
-from payment_svc.cashier import Cashier
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
-from payment_svc.providers import (
+from payment_svc.provider_calls import Cashier
+from payment_svc.providers.base import (
     Captured,
     Order,
     ProviderError,
@@ -23,11 +23,11 @@ from payment_svc.providers import (
     Session,
     Voided,
 )
-from payment_svc.sandbox import NAME
-from payment_svc.sandbox.ledger import Kind
-from payment_svc.sandbox.provider import SandboxProvider
+from payment_svc.providers.sandbox import NAME
+from payment_svc.providers.sandbox.ledger import Kind
+from payment_svc.providers.sandbox.provider import SandboxProvider
 from payment_svc.webhooks import Outcome
-from tests.payment_svc.desk import GATEWAY_URL, PRICE, Desk, an_order
+from testing.payment_harness import GATEWAY_URL, PRICE, Desk, an_order
 
 
 async def test_a_payment_is_opened_with_the_page_where_it_is_paid(desk: Desk) -> None:

@@ -9,17 +9,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 from payment_svc import disputes, refunds
 from payment_svc.payments import Status
-from payment_svc.providers import Captured, DisputeStatus, MovementKind
+from payment_svc.providers.base import Captured, DisputeStatus, MovementKind
 from payment_svc.refunds import Status as RefundStatus
 from payment_svc.webhooks import Outcome
-from tests.payment_svc.desk import a_key
-from tests.payment_svc.shop import OLD_SECRET, Shop, razorpay_shop, reference, stripe_shop
-from tests.stand_ins.server import Fault, StandIn
+from testing.payment_harness import a_key
+from testing.provider_harness import OLD_SECRET, Shop, razorpay_shop, reference, stripe_shop
+from testing.providers.server import Fault, StandIn
 
 AnyShop = Shop[StandIn]
 

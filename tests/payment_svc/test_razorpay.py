@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 from payment_svc.payments import Status
+from payment_svc.providers.signatures import plain
 from payment_svc.refunds import Status as RefundStatus
-from payment_svc.signatures import plain
 from payment_svc.webhooks import Outcome
-from tests.payment_svc.shop import OLD_SECRET, Shop, razorpay_shop, reference
-from tests.stand_ins.razorpay import WEBHOOK_SECRET, RazorpayStandIn
-from tests.stand_ins.server import Fault
+from testing.provider_harness import OLD_SECRET, Shop, razorpay_shop, reference
+from testing.providers.razorpay import WEBHOOK_SECRET, RazorpayStandIn
+from testing.providers.server import Fault
 
 RazorpayShop = Shop[RazorpayStandIn]
 

@@ -10,14 +10,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
-from payment_svc import book, comparison, tables, unexplained
-from payment_svc.book import Account
+from payment_svc import comparison, ledger, tables, unmatched
+from payment_svc.ledger import Account
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
+from payment_svc.providers.sandbox import NAME, bank
 from payment_svc.reconciler import Reconciler
 from payment_svc.refunds import Status as RefundStatus
-from payment_svc.sandbox import NAME, bank
-from tests.payment_svc.desk import NOW, PRICE, Desk, a_capture
+from testing.payment_harness import NOW, PRICE, Desk, a_capture
 
 
 @pytest.fixture
@@ -102,22 +102,22 @@ async def test_what_nobody_can_explain_is_listed_once(desk: Desk, reconciler: Re
         await reconciler.compare(NAME, since=NOW, until=NOW + timedelta(seconds=1))
     await desk.deliver()
     async with desk.database.transaction() as connection:
-        listed = await unexplained.list_open(connection, after=None, limit=10)
+        listed = await unmatched.list_open(connection, after=None, limit=10)
         assert {(one.kind, one.payment_id, one.amount) for one in listed} == {
-            (unexplained.Kind.CAPTURE, session.payment_id, stray),
-            (unexplained.Kind.WEBHOOK, session.payment_id, stray),
+            (unmatched.Kind.CAPTURE, session.payment_id, stray),
+            (unmatched.Kind.WEBHOOK, session.payment_id, stray),
         }
         assert len(listed) == 2
-        closed = await unexplained.close(
+        closed = await unmatched.close(
             connection, unexplained_id=listed[0].unexplained_id, note="a test", now=NOW
         )
-        again = await unexplained.close(
+        again = await unmatched.close(
             connection, unexplained_id=listed[0].unexplained_id, note="other", now=NOW
         )
         assert again == closed
-        assert await unexplained.count_open(connection) == {NAME: 1}
+        assert await unmatched.count_open(connection) == {NAME: 1}
         with pytest.raises(DomainError):
-            await unexplained.close(connection, unexplained_id=new_id(), note="x", now=NOW)
+            await unmatched.close(connection, unexplained_id=new_id(), note="x", now=NOW)
 
 
 async def test_a_day_is_compared_as_a_whole(desk: Desk, reconciler: Reconciler) -> None:
@@ -132,19 +132,19 @@ async def test_a_day_is_compared_as_a_whole(desk: Desk, reconciler: Reconciler) 
         await reconciler.compare_day(NAME, NOW.date())
     async with desk.database.transaction() as connection:
         totals = await comparison.totals(connection, since=NOW.date(), until=NOW.date(), limit=9)
-        listed = await unexplained.list_open(connection, after=None, limit=10)
+        listed = await unmatched.list_open(connection, after=None, limit=10)
     assert [(one.kind, one.provider_total, one.our_total) for one in totals] == [
         ("CAPTURE", PRICE, Money(300_000, "INR")),
         ("REFUND", Money(50_000, "INR"), Money(50_000, "INR")),
     ]
     assert [(one.kind, one.reference) for one in listed] == [
-        (unexplained.Kind.MISSING_CAPTURE, "ch_ghost")
+        (unmatched.Kind.MISSING_CAPTURE, "ch_ghost")
     ]
 
 
 async def balances(desk: Desk) -> dict[tuple[Account, str], int]:
     async with desk.database.transaction() as connection:
-        return dict(await book.balances(connection))
+        return dict(await ledger.balances(connection))
 
 
 async def test_the_book_is_balanced_and_says_what_the_ledger_says(desk: Desk) -> None:
@@ -166,7 +166,7 @@ async def test_the_book_is_balanced_and_says_what_the_ledger_says(desk: Desk) ->
         (Account.SUSPENSE, "INR"): 0,
     }
     async with desk.database.transaction() as connection:
-        (row,) = await book.rows(
+        (row,) = await ledger.rows(
             connection,
             since=NOW.date(),
             until=NOW.date(),
@@ -174,7 +174,7 @@ async def test_the_book_is_balanced_and_says_what_the_ledger_says(desk: Desk) ->
             after=None,
             limit=10,
         )
-        assert not await book.rows(
+        assert not await ledger.rows(
             connection,
             since=NOW.date(),
             until=NOW.date(),
@@ -192,8 +192,8 @@ async def test_the_book_is_balanced_and_says_what_the_ledger_says(desk: Desk) ->
 
 async def write(desk: Desk, payment: Payment, lines: dict[Account, int]) -> None:
     async with desk.database.transaction() as connection:
-        await book._write(
-            connection, new_id(), book.Kind.CAPTURE, payment, "INR", lines, desk.clock()
+        await ledger._write(
+            connection, new_id(), ledger.Kind.CAPTURE, payment, "INR", lines, desk.clock()
         )
 
 

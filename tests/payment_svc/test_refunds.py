@@ -12,13 +12,18 @@ from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import captures, refunds, tables
 from payment_svc.captures import Verdict
-from payment_svc.cashier import Cashier
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
-from payment_svc.providers import ProviderError, RefundOrder, RefundProcessed, RefundRefused
-from payment_svc.sandbox import NAME
-from payment_svc.sandbox.ledger import Kind
-from tests.payment_svc.desk import NOW, PRICE, Desk, a_key
+from payment_svc.provider_calls import Cashier
+from payment_svc.providers.base import (
+    ProviderError,
+    RefundOrder,
+    RefundProcessed,
+    RefundRefused,
+)
+from payment_svc.providers.sandbox import NAME
+from payment_svc.providers.sandbox.ledger import Kind
+from testing.payment_harness import NOW, PRICE, Desk, a_key
 
 
 def inr(amount_minor: int) -> Money:

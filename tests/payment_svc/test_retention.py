@@ -5,7 +5,7 @@ from datetime import timedelta
 from mesh.ids import new_id
 from payment_svc import housekeeping, inbound, tables
 from payment_svc.webhooks import Outcome
-from tests.payment_svc.desk import Desk, a_key
+from testing.payment_harness import Desk, a_key
 
 
 async def keep_one_of_each(desk: Desk) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from mesh.ids import new_id
 from mesh.money import Money
-from payment_svc.sandbox import pages
-from payment_svc.sandbox.bank import SandboxSession, State
+from payment_svc.providers.sandbox import pages
+from payment_svc.providers.sandbox.bank import SandboxSession, State
 
 
 def a_page(

@@ -9,12 +9,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from boxoffice.payments.v1 import payment_pb2, sandbox_service_pb2
-from mesh.database import Database
-from payment_svc import book, captures, payments, refunds, unexplained, webhooks
-from payment_svc.providers import DisputeStatus
-from payment_svc.sandbox import bank, ledger
+from mesh.db.database import Database
+from payment_svc import captures, ledger, payments, refunds, unmatched, webhooks
+from payment_svc.providers.base import DisputeStatus
+from payment_svc.providers.sandbox import bank
+from payment_svc.providers.sandbox import ledger as sandbox_ledger
 from payment_svc.tables import metadata
-from tests.payment_svc.desk import Desk
+from testing.payment_harness import Desk
 
 
 def test_the_migrations_make_what_the_tables_say(new_database: Callable[[str], str]) -> None:
@@ -50,11 +51,11 @@ def constraints(connection: sa.Connection) -> dict[str, str]:
         (refunds.Status, "refunds_status_check"),
         (captures.Verdict, "captures_verdict_check"),
         (bank.State, "sandbox_payments_state_check"),
-        (ledger.Kind, "sandbox_ledger_kind_check"),
+        (sandbox_ledger.Kind, "sandbox_ledger_kind_check"),
         (DisputeStatus, "disputes_status_check"),
-        (book.Kind, "book_entries_kind_check"),
-        (book.Account, "book_lines_account_check"),
-        (unexplained.Kind, "unexplained_kind_check"),
+        (ledger.Kind, "book_entries_kind_check"),
+        (ledger.Account, "book_lines_account_check"),
+        (unmatched.Kind, "unexplained_kind_check"),
         (set(webhooks.Outcome) - {webhooks.Outcome.DUPLICATE}, "webhook_inbox_outcome_check"),
     ],
 )
@@ -81,7 +82,7 @@ def test_the_contract_knows_every_state() -> None:
 
     assert names(payment_pb2.Payment.Status) == {*payments.Status}
     assert names(payment_pb2.Refund.Status) == {*refunds.Status}
-    assert names(sandbox_service_pb2.LedgerEntry.Kind) == {*ledger.Kind}
+    assert names(sandbox_service_pb2.LedgerEntry.Kind) == {*sandbox_ledger.Kind}
 
 
 def test_every_state_has_its_moves() -> None:

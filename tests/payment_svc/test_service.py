@@ -22,8 +22,8 @@ from boxoffice.types.v1.money_pb2 import Money
 from mesh.ids import new_id
 from payment_svc.__main__ import main, open_service
 from payment_svc.settings import Settings
-from tests.mesh.network import Network, details_of, reason_of, refusal
-from tests.payment_svc.served import SECRET, Running, a_request, signed_in
+from testing.network import Network, details_of, reason_of, refusal
+from testing.payment_server import SECRET, Running, a_request, signed_in
 
 
 async def test_from_opening_to_the_refund(running: Running) -> None:

@@ -20,8 +20,8 @@ from boxoffice.payments.v1.reconciliation_service_pb2_grpc import Reconciliation
 from boxoffice.payments.v1.sandbox_service_pb2_grpc import SandboxServiceStub
 from boxoffice.types.v1.money_pb2 import Money
 from mesh.ids import new_id
-from tests.mesh.network import reason_of, refusal
-from tests.payment_svc.served import Running, signed_in
+from testing.network import reason_of, refusal
+from testing.payment_server import Running, signed_in
 
 STAFF = signed_in(new_id(), "STAFF")
 FIRST, SECOND = sorted(str(new_id()) for _ in range(2))

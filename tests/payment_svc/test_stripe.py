@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 from payment_svc.payments import Status
 from payment_svc.refunds import Status as RefundStatus
 from payment_svc.webhooks import Outcome
-from tests.payment_svc.shop import Shop, stripe_shop
-from tests.stand_ins.stripe import StripeStandIn
+from testing.provider_harness import Shop, stripe_shop
+from testing.providers.stripe import StripeStandIn
 
 StripeShop = Shop[StripeStandIn]
 

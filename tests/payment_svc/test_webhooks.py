@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from mesh.errors import DomainError, Reason
 from payment_svc import tables
 from payment_svc.payments import Status
-from payment_svc.sandbox import signature
-from payment_svc.sandbox.provider import UNREADABLE
+from payment_svc.providers.sandbox import signature
+from payment_svc.providers.sandbox.provider import UNREADABLE
 from payment_svc.webhooks import Outcome
-from tests.payment_svc.desk import NOW, SECRET, Desk, retyped
+from testing.payment_harness import NOW, SECRET, Desk, retyped
 
 BODY = b'{"id":"evt_1","type":"payment.captured"}'
 

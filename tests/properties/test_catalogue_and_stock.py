@@ -22,20 +22,20 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from booking_svc import event_listing, event_status, events
-from booking_svc.event_changes import EventChange, OfferChange
-from booking_svc.event_desk import EventDesk
-from booking_svc.event_listing import Filters, Totals
-from booking_svc.event_status import MOVES
-from booking_svc.events import Event, Status
-from booking_svc.ports import PoolChange, StockChange
-from booking_svc.pricing import Wanted
-from booking_svc.stock_levels import apply
-from mesh.database import Database
+from booking_svc.bookings.pricing import Wanted
+from booking_svc.catalogue import event_listing, event_status, events
+from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.event_listing import Filters, Totals
+from booking_svc.catalogue.event_status import MOVES
+from booking_svc.catalogue.event_update import EventChange, OfferChange
+from booking_svc.catalogue.events import Event, Status
+from booking_svc.catalogue.stock_projection import apply
+from booking_svc.clients.ports import PoolChange, StockChange
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
-from tests.booking_svc.test_catalogue import an_auditorium
-from tests.booking_svc.world import START, World, an_offer
+from testing.booking_harness import START, World, an_offer
+from tests.booking_svc.catalogue.test_catalogue import an_auditorium
 
 _T = TypeVar("_T")
 

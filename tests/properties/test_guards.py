@@ -17,8 +17,8 @@ from mesh.paths import ROOT
 
 MACHINE = "tests/stock_svc/test_ledger_machine.py"
 RACES = "tests/concurrency/test_stock_race.py"
-PLACING = "tests/booking_svc/test_placing.py"
-LIFE = "tests/booking_svc/test_lifecycle.py"
+PLACING = "tests/booking_svc/bookings/test_placement.py"
+LIFE = "tests/booking_svc/bookings/test_state_machine.py"
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".boxoffice", "__pycache__", ".*_cache")
 
 
@@ -74,45 +74,45 @@ GUARDS = [
     ),
     Guard(
         "lapsed holds cleared",
-        "stock_svc/reserving.py",
+        "stock_svc/reserve.py",
         "        if lapsed:\n",
         "        if False:\n",
     ),
     Guard(
         "one reservation for a key",
-        "stock_svc/reserving.py",
+        "stock_svc/reserve.py",
         "        if first.has_lapsed(self.now):\n            return False\n",
         "        return False\n",
     ),
     Guard(
         "a lapsed one is not the first",
-        "stock_svc/reserving.py",
+        "stock_svc/reserve.py",
         "if first.has_lapsed(self.now):",
         "if False:",
     ),
     Guard(
         "equal keys in a batch",
-        "stock_svc/reserving.py",
+        "stock_svc/reserve.py",
         "if not keys & seen:",
         "if True:",
         "tests/stock_svc/test_batches.py",
     ),
     Guard(
         "commit of a lapsed hold",
-        "stock_svc/moving.py",
+        "stock_svc/transitions.py",
         "if has_lapsed and order.move in _NEEDS_HOLD:",
         "if False:",
     ),
-    Guard("moves", "stock_svc/moving.py", "if target not in MOVES[found.state]:", "if False:"),
+    Guard("moves", "stock_svc/transitions.py", "if target not in MOVES[found.state]:", "if False:"),
     Guard(
         "refused moves",
-        "stock_svc/moving.py",
+        "stock_svc/transitions.py",
         "if found.state in _REFUSED_IN[order.move]:",
         "if False:",
     ),
     Guard(
         "extended once",
-        "stock_svc/moving.py",
+        "stock_svc/transitions.py",
         "if found.extended or order.expire_time is None:",
         "if order.expire_time is None:",
     ),
@@ -153,49 +153,49 @@ GUARDS = [
     ),
     Guard(
         "first with its key",
-        "booking_svc/placing.py",
+        "booking_svc/bookings/batch_writer.py",
         "is_first = [(one.key.scope, one.key.key) in won for one in new]",
         "is_first = [True for _ in new]",
         PLACING,
     ),
     Guard(
         "held still, when it is confirmed",
-        "booking_svc/placing.py",
+        "booking_svc/bookings/batch_writer.py",
         " AND bookings.status = 'HELD'\n",
         "\n",
         PLACING,
     ),
     Guard(
         "the payment that the page is of",
-        "booking_svc/placing.py",
+        "booking_svc/bookings/batch_writer.py",
         " AND bookings.payment_id = given.payment_id\n",
         "\n",
         PLACING,
     ),
     Guard(
         "the request that each is of",
-        "booking_svc/placing.py",
+        "booking_svc/bookings/batch_writer.py",
         "new = New(key, booking, by, response, is_mail_wanted, call.origin())",
         'new = New(key, booking, by, response, is_mail_wanted, "")',
         PLACING,
     ),
     Guard(
         "one request for a key",
-        "mesh/idempotency.py",
+        "mesh/db/idempotent.py",
         "if fingerprint != key.fingerprint:",
         "if False:",
-        "tests/mesh/test_idempotency.py",
+        "tests/mesh/db/test_idempotent.py",
     ),
     Guard(
         "moves of a booking",
-        "booking_svc/lifecycle.py",
+        "booking_svc/bookings/state_machine.py",
         "if to not in MOVES[booking.status]:",
         "if False:",
         LIFE,
     ),
     Guard(
         "row lock of a booking",
-        "booking_svc/bookings.py",
+        "booking_svc/bookings/bookings.py",
         "sa.select(bookings.c.booking_id).where(is_it).with_for_update()",
         "sa.select(bookings.c.booking_id).where(is_it)",
         LIFE,
@@ -219,14 +219,14 @@ GUARDS = [
         "payment_svc/payments.py",
         ".with_for_update(key_share=True)",
         "",
-        "tests/payment_svc/test_observations.py",
+        "tests/payment_svc/test_payment_reports.py",
     ),
     Guard(
         "one process moves a cursor",
-        "mesh/consumer.py",
+        "mesh/db/consumer.py",
         "if moved.rowcount != 1:",
         "if False:",
-        "tests/mesh/test_consumer.py",
+        "tests/mesh/db/test_consumer.py",
     ),
 ]
 

@@ -4,9 +4,9 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 import pytest_asyncio
 
-from mesh.database import Database
+from mesh.db.database import Database
+from testing.databases import open_patiently
 from tests.conftest import Databases
-from tests.databases import open_patiently
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,12 @@
 import pytest
 import sqlalchemy as sa
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import audit
 from stock_svc.states import State
-from tests.stock_svc.sale import Sale, on_sale
+from testing.stock_harness import Sale, on_sale
 
 
 async def a_busy_sale(database: Database) -> Sale:

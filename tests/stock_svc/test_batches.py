@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import batches, moving, reservation, reserving
-from stock_svc.moving import Move, Order
+from stock_svc import batches, reservation, reserve, transitions
 from stock_svc.reservation import Line, Reservation
-from stock_svc.reserving import Outcome
+from stock_svc.reserve import Outcome
 from stock_svc.states import State
-from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale
+from stock_svc.transitions import Move, Order
+from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
 
 
 def wish(
@@ -39,7 +39,7 @@ async def together(
     database: Database, *wishes: Reservation, now: datetime = NOW
 ) -> Sequence[Outcome]:
     async with database.transaction() as connection:
-        return await reserving.reserve_all(connection, wishes, now=now)
+        return await reserve.reserve_all(connection, wishes, now=now)
 
 
 def shown(outcomes: Sequence[Outcome]) -> list[str]:
@@ -134,7 +134,7 @@ async def test_as_many_lapsed_holds_as_it_takes_are_cleared(
     own_database: Database,
 ) -> None:
     """More than one step clears, each of them in the way."""
-    count = reserving.CLEARED_AT_ONCE + 5
+    count = reserve.CLEARED_AT_ONCE + 5
     sale = await on_sale(own_database, pools={"floor": count})
     held = [wish(sale) for _ in range(count)]
     for start in range(0, count, batches.MAX_BATCH):
@@ -221,7 +221,7 @@ async def test_orders_of_a_batch_come_one_after_the_other(database: Database) ->
         return Order(move, sale.event_id, made.reservation_id, NOW + 2 * HOLD)
 
     async with database.transaction() as connection:
-        outcomes = await moving.move_all(
+        outcomes = await transitions.move_all(
             connection,
             [
                 order(Move.EXTEND, seated),

@@ -6,14 +6,14 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from mesh.database import Database, constraint_of
+from mesh.db.database import Database, constraint_of
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import alterations, batches, reservation, reserving, stock
-from stock_svc.alterations import Wanted
+from stock_svc import batches, reservation, reserve, stock, stock_update
 from stock_svc.reservation import Line, Reservation
-from tests.locks import somebody_waits
-from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale, refusal_of
+from stock_svc.stock_update import Wanted
+from testing.locks import somebody_waits
+from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, refusal_of
 
 LIMIT = 3
 
@@ -91,7 +91,7 @@ async def test_a_batch_counts_what_it_has_granted(database: Database) -> None:
         )
     ]
     async with database.transaction() as connection:
-        outcomes = await reserving.reserve_all(connection, wanted, now=NOW)
+        outcomes = await reserve.reserve_all(connection, wanted, now=NOW)
     reasons = [each.reason if isinstance(each, DomainError) else None for each in outcomes]
     limit = Reason.PURCHASE_LIMIT_EXCEEDED
     assert reasons == [None, limit, None, None, limit]
@@ -168,7 +168,7 @@ async def test_a_limit_set_while_a_buyer_waits_holds_for_that_buyer(database: Da
     together = batches.reserving_together(database, lambda: NOW)
     async with database.transaction() as changing:
         wanted = Wanted(per_customer_limit=LIMIT)
-        await alterations.update(changing, event_id=sale.event_id, wanted=wanted, now=NOW)
+        await stock_update.update(changing, event_id=sale.event_id, wanted=wanted, now=NOW)
         request = a_request(sale, customer_id, sale.line("adult"))
         buyer = asyncio.create_task(together.submit(request))
         await somebody_waits(database)

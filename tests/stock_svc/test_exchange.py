@@ -4,11 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc.states import State
-from tests.stock_svc.sale import HOLD, LAPSED, NOW, on_sale
+from testing.stock_harness import HOLD, LAPSED, NOW, on_sale
 
 
 @pytest.mark.parametrize("is_sold", [False, True])

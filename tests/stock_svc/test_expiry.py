@@ -5,12 +5,12 @@ from datetime import timedelta
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
-from tests.stock_svc.sale import LAPSED, NOW, on_sale
+from testing.stock_harness import LAPSED, NOW, on_sale
 
 
 async def test_places_of_a_lapsed_hold_are_sold_again_without_a_sweep(database: Database) -> None:

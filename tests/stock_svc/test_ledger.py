@@ -3,13 +3,13 @@
 import pytest
 import sqlalchemy as sa
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import ledger
 from stock_svc.ledger import Entry, Kind, Movement, MovementPage, PoolShortError
 from stock_svc.sweeper import sweep
-from tests.stock_svc.sale import LAPSED, NOW, Sale, on_sale
+from testing.stock_harness import LAPSED, NOW, Sale, on_sale
 
 
 async def page(sale: Sale, *, before: int | None = None, page_size: int = 100) -> MovementPage:

@@ -26,16 +26,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import reservation, reservations, reserving
+from stock_svc import reservation, reservations, reserve
 from stock_svc.reservation import Line, Reservation
-from stock_svc.reserving import Outcome
+from stock_svc.reserve import Outcome
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
-from tests.databases import open_patiently
-from tests.stock_svc.sale import NOW, Sale, on_sale
+from testing.databases import open_patiently
+from testing.stock_harness import NOW, Sale, on_sale
 
 _T = TypeVar("_T")
 
@@ -224,7 +224,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for held in asked
         ]
         async with self.sale.database.transaction() as connection:
-            return await reserving.reserve_all(connection, wanted, now=self.now)
+            return await reserve.reserve_all(connection, wanted, now=self.now)
 
     @rule(target=reserved, held=reserved, wanted=wishes)
     def exchange(

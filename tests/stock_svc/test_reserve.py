@@ -7,13 +7,13 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import ledger, reservations
 from stock_svc.reservation import MAX_HOLD, Line
 from stock_svc.states import State
-from tests.stock_svc.sale import HOLD, LAPSED, NOW, Sale, on_sale
+from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
 
 
 async def refused(sale: Sale, *lines: Line, **details: object) -> DomainError:

@@ -3,16 +3,16 @@
 import pytest
 import sqlalchemy as sa
 
-from mesh.database import Database
+from mesh.db.database import Database
+from mesh.db.idempotent import Key
 from mesh.errors import DomainError, Reason
-from mesh.idempotency import Key
 from mesh.ids import new_id
 from stock_svc import restocking, stock
-from stock_svc.alterations import Wanted
 from stock_svc.reservation import Line
 from stock_svc.stock import Offer, Pool, Seat
+from stock_svc.stock_update import Wanted
 from stock_svc.tables import movements
-from tests.stock_svc.sale import LAPSED, NOW, Sale, on_sale
+from testing.stock_harness import LAPSED, NOW, Sale, on_sale
 
 
 async def refused(work: object) -> DomainError:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc.states import State
-from tests.stock_svc.sale import LAPSED, on_sale
+from testing.stock_harness import LAPSED, on_sale
 
 
 async def test_returned_places_and_seats_are_sold_again(database: Database) -> None:

@@ -18,14 +18,14 @@ from google.rpc import error_details_pb2
 
 from boxoffice.stock.v1 import ledger_pb2, reservation_pb2, stock_service_pb2
 from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceStub
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from mesh.status import from_status
+from mesh.rpc.errors import from_status
 from stock_svc.__main__ import open_service
 from stock_svc.settings import Settings
-from tests.mesh.network import Network, details_of, reason_of, refusal
-from tests.stock_svc.sale import HOLD, LAPSED, NOW
+from testing.network import Network, details_of, reason_of, refusal
+from testing.stock_harness import HOLD, LAPSED, NOW
 
 SERVICE = stock_service_pb2.DESCRIPTOR.services_by_name["StockService"]
 Reservation = reservation_pb2.Reservation

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import stock
 from stock_svc.states import SeatState
 from stock_svc.stock import Offer, Pool, Seat, Stock
-from tests.stock_svc.sale import LAPSED, NOW, on_sale
+from testing.stock_harness import LAPSED, NOW, on_sale
 
 POOL, OTHER_POOL, OFFER, OTHER_OFFER, SEAT, OTHER_SEAT = (new_id() for _ in range(6))
 

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-from mesh import outbox_trigger
-from mesh.outbox import Xid8
+from mesh.db import outbox_trigger
+from mesh.db.outbox import Xid8
 
 revision = "0003"
 down_revision = "0002"

@@ -6,8 +6,8 @@ Revision: 0003, after 0002.
 import sqlalchemy as sa
 from alembic import op
 
-from mesh import outbox_trigger
-from mesh.outbox import Xid8
+from mesh.db import outbox_trigger
+from mesh.db.outbox import Xid8
 
 revision = "0003"
 down_revision = "0002"

@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from mesh import outbox_trigger
+from mesh.db import outbox_trigger
 
 revision = "0006"
 down_revision = "0005"

@@ -10,8 +10,9 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from booking_svc import booking_events, tables
-from booking_svc.booking_events import (
+from booking_svc.bookings import outbox, tables
+from booking_svc.bookings.bookings import Actor, Booking
+from booking_svc.bookings.outbox import (
     BookingEvent,
     BookingEvents,
     Cancelled,
@@ -21,18 +22,17 @@ from booking_svc.booking_events import (
     Rescheduled,
     Updated,
 )
-from booking_svc.bookings import Actor, Booking
-from booking_svc.notifications import contacts, follower
-from booking_svc.notifications.contacts import Contact, Erased
+from booking_svc.clients.ports import Contact, Erased
+from booking_svc.notifications import consumer, contacts
 from booking_svc.notifications.tables import mails
+from mesh.db.outbox import OutboxReader
 from mesh.ids import new_id
-from mesh.mail.message import address_of
 from mesh.mail.sender import Sender
-from mesh.mail.smtp import SmtpServer, SmtpTransport
+from mesh.mail.smtp import SmtpTransport
+from mesh.mail_settings import SmtpServer, address_of
 from mesh.money import Money
-from mesh.outbox import OutboxReader
-from tests.booking_svc.world import START, World, an_offer
-from tests.mesh.mail.server import MailServer, mail_server
+from testing.booking_harness import START, World, an_offer
+from testing.smtp_server import MailServer, mail_server
 
 MIRA = Contact(new_id(), "mira@example.org", "Mira Rao")
 
@@ -40,7 +40,7 @@ MIRA = Contact(new_id(), "mira@example.org", "Mira Rao")
 async def know(world: World, *changes: Contact | Erased) -> None:
     """The accounts' stream has told this."""
     async with world.database.transaction() as connection:
-        await follower.apply_accounts(connection, changes, world.clock())
+        await consumer.apply_accounts(connection, changes, world.clock())
 
 
 async def happened(world: World, count: int) -> list[BookingEvent]:
@@ -58,15 +58,13 @@ async def follow(world: World, count: int) -> None:
     """The follower has heard of the first `count` events."""
     events = await happened(world, count)
     async with world.database.transaction() as connection:
-        await follower.apply(connection, events, world.clock())
+        await consumer.apply(connection, events, world.clock())
 
 
 async def happen(world: World, booking: Booking, *changes: Change) -> None:
     async with world.database.transaction() as connection:
         for change in changes:
-            await booking_events.append(
-                connection, booking=booking, change=change, now=world.clock()
-            )
+            await outbox.append(connection, booking=booking, change=change, now=world.clock())
 
 
 async def delivered(world: World) -> list[EmailMessage]:
@@ -223,11 +221,11 @@ async def test_an_address_on_its_way_in_another_transaction_is_not_missed(world:
     await confirmed(world)
     events = await happened(world, 2)
     async with world.database.transaction() as telling:
-        await follower.apply_accounts(telling, [MIRA], world.clock())
+        await consumer.apply_accounts(telling, [MIRA], world.clock())
 
         async def hear() -> None:
             async with world.database.transaction() as hearing:
-                await follower.apply(hearing, events, world.clock())
+                await consumer.apply(hearing, events, world.clock())
 
         following = asyncio.create_task(hear())
         await _until_somebody_waits_for_a_lock(world)
@@ -287,7 +285,7 @@ async def test_the_follower_runs_and_resumes_where_it_was(world: World) -> None:
     for _ in range(2):
         await confirmed(world)
         running = asyncio.create_task(
-            follower.consumer(world.database, reader, world.clock, on_queued=queued.set).run()
+            consumer.consumer(world.database, reader, world.clock, on_queued=queued.set).run()
         )
         await _until_queued(world)
         running.cancel()

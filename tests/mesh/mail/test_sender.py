@@ -13,16 +13,16 @@ import sqlalchemy as sa
 
 from launcher.errors import LaunchError
 from launcher.settings_listing import load
-from mesh.database import Database
+from mesh.db.database import Database
 from mesh.mail import queue
 from mesh.mail.files import FileTransport
-from mesh.mail.message import address_of
 from mesh.mail.queue import Mail, Status
 from mesh.mail.sender import Sender
-from mesh.mail.smtp import SmtpServer, SmtpTransport
+from mesh.mail.smtp import SmtpTransport
 from mesh.mail.transport import Transport
+from mesh.mail_settings import SmtpServer, address_of
 from mesh.settings import MeshSettings
-from tests.mesh.mail.server import MailServer, mail_server
+from testing.smtp_server import MailServer, mail_server
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MIRA = "mira@example.org"

@@ -10,11 +10,12 @@ from uuid import uuid4
 
 import pytest
 
-from mesh.mail.message import UnsendableError, address_of, build
+from mesh.mail.message import UnsendableError, build
 from mesh.mail.queue import QueuedMail
-from mesh.mail.smtp import SmtpServer, SmtpTransport
+from mesh.mail.smtp import SmtpTransport
 from mesh.mail.transport import Outcome, Verdict
-from tests.mesh.mail.server import PASSWORD, USER, Tls, mail_server
+from mesh.mail_settings import SmtpServer, address_of
+from testing.smtp_server import PASSWORD, USER, Tls, mail_server
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FROM = address_of("Boxoffice <noreply@example.com>")

@@ -1,0 +1,157 @@
+"""AccountService: reading and changing one's own account."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+
+from auth_svc import profile, sessions
+from auth_svc.accounts import get_user
+from auth_svc.password_change import PasswordChange
+from auth_svc.proto import session_to_proto, user_to_proto
+from auth_svc.repeats import Keep, Repeats
+from boxoffice.auth.v1 import (
+    auth_service_pb2,
+    auth_service_pb2_grpc,
+    user_pb2,
+)
+from mesh import paging
+from mesh.clock import Clock
+from mesh.conversions import time_to_proto
+from mesh.db.database import Database
+from mesh.rpc.call import caller
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
+    """Reading and changing one's own account."""
+
+    def __init__(
+        self,
+        password_change: PasswordChange,
+        repeats: Repeats,
+        database: Database,
+        clock: Clock,
+        *,
+        access_lifetime: timedelta,
+    ) -> None:
+        self._password_change = password_change
+        self._repeats = repeats
+        self._database = database
+        self._clock = clock
+        self._access_lifetime = access_lifetime
+
+    async def GetMe(
+        self, request: auth_service_pb2.GetMeRequest, context: _Context
+    ) -> user_pb2.User:
+        async with self._database.reading() as connection:
+            return user_to_proto(await get_user(connection, user_id=caller().user()))
+
+    async def UpdateProfile(
+        self, request: auth_service_pb2.UpdateProfileRequest, context: _Context
+    ) -> user_pb2.User:
+        async def update(keep: Keep) -> user_pb2.User:
+            async with self._database.transaction() as connection:
+                user = await profile.update_profile(
+                    connection,
+                    user_id=caller().user(),
+                    full_name=request.full_name if request.HasField("full_name") else None,
+                    phone=request.phone if request.HasField("phone") else None,
+                    address=request.address if request.HasField("address") else None,
+                    now=self._clock(),
+                )
+                answer = user_to_proto(user)
+                await keep(connection, user.user_id, answer)
+            return answer
+
+        return await self._repeats.once(caller().user(), request, user_pb2.User, update)
+
+    async def ChangePassword(
+        self, request: auth_service_pb2.ChangePasswordRequest, context: _Context
+    ) -> auth_service_pb2.ChangePasswordResponse:
+        now = self._clock()
+        answer = auth_service_pb2.ChangePasswordResponse(
+            message="password changed; other sessions are signed out",
+            change_time=time_to_proto(now),
+        )
+
+        async def change(keep: Keep) -> auth_service_pb2.ChangePasswordResponse:
+            await self._password_change.change(
+                user_id=caller().user(),
+                session_id=caller().session(),
+                current_password=request.current_password,
+                new_password=request.new_password,
+                now=now,
+                besides=lambda connection, user: keep(connection, user.user_id, answer),
+            )
+            return answer
+
+        return await self._repeats.once(caller().user(), request, type(answer), change)
+
+    async def Logout(
+        self, request: auth_service_pb2.LogoutRequest, context: _Context
+    ) -> auth_service_pb2.LogoutResponse:
+        user_id, session_id = caller().user(), caller().session()
+        is_here = request.scope == auth_service_pb2.LogoutRequest.CURRENT_SESSION
+
+        async def log_out(keep: Keep) -> auth_service_pb2.LogoutResponse:
+            lifetime, now = self._access_lifetime, self._clock()
+            async with self._database.transaction() as connection:
+                if is_here:
+                    ended = await sessions.end_one(
+                        connection,
+                        user_id=user_id,
+                        session_id=session_id,
+                        access_lifetime=lifetime,
+                        now=now,
+                    )
+                else:
+                    ended = await sessions.end_all(
+                        connection, user_id=user_id, access_lifetime=lifetime, now=now
+                    )
+                answer = auth_service_pb2.LogoutResponse(
+                    message="signed out", tokens_invalidated=ended
+                )
+                await keep(connection, user_id, answer)
+            return answer
+
+        # "Here" means another thing in another session: its key is its own.
+        owner = session_id if is_here else user_id
+        return await self._repeats.once(owner, request, auth_service_pb2.LogoutResponse, log_out)
+
+    async def ListSessions(
+        self, request: auth_service_pb2.ListSessionsRequest, context: _Context
+    ) -> auth_service_pb2.ListSessionsResponse:
+        async with self._database.snapshot() as connection:
+            page = await sessions.list_page(
+                connection,
+                user_id=caller().user(),
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+                now=self._clock(),
+            )
+        return auth_service_pb2.ListSessionsResponse(
+            sessions=[session_to_proto(session) for session in page.sessions],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def RevokeSession(
+        self, request: auth_service_pb2.RevokeSessionRequest, context: _Context
+    ) -> Empty:
+        async def revoke(keep: Keep) -> Empty:
+            async with self._database.transaction() as connection:
+                await sessions.revoke(
+                    connection,
+                    user_id=caller().user(),
+                    session_id=UUID(request.session_id),
+                    access_lifetime=self._access_lifetime,
+                    now=self._clock(),
+                )
+                await keep(connection, caller().user(), Empty())
+            return Empty()
+
+        return await self._repeats.once(caller().user(), request, Empty, revoke)

@@ -1,0 +1,173 @@
+"""AuthService: getting an account and a token."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import grpc
+
+from auth_svc import password_reset
+from auth_svc.password_reset import PasswordReset
+from auth_svc.proto import user_to_proto
+from auth_svc.repeats import Keep, Repeats
+from auth_svc.sign_in import SignIn
+from auth_svc.sign_up import SignUp
+from auth_svc.tokens import PublicKey
+from boxoffice.auth.v1 import (
+    auth_service_pb2,
+    auth_service_pb2_grpc,
+    user_pb2,
+)
+from mesh.clock import Clock
+from mesh.conversions import time_to_proto
+from mesh.db.database import Database
+from mesh.ids import new_id
+from mesh.rpc.identity import ALGORITHM
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_TOKEN_TYPE = "bearer"
+
+
+class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
+    """Getting an account and a token."""
+
+    def __init__(
+        self,
+        database: Database,
+        sign_up: SignUp,
+        sign_in: SignIn,
+        reset: PasswordReset,
+        repeats: Repeats,
+        *,
+        reset_requested: Callable[[], None],
+        published: Callable[[], tuple[PublicKey, ...]],
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._sign_up = sign_up
+        self._sign_in = sign_in
+        self._reset = reset
+        self._repeats = repeats
+        self._reset_requested = reset_requested
+        self._published = published
+        self._clock = clock
+
+    async def Register(
+        self, request: auth_service_pb2.RegisterRequest, context: _Context
+    ) -> user_pb2.User:
+        async def register(keep: Keep) -> user_pb2.User:
+            user = await self._sign_up.register(
+                email=request.email,
+                password=request.password,
+                full_name=request.full_name,
+                phone=request.phone,
+                now=self._clock(),
+                besides=lambda connection, made: keep(
+                    connection, made.user_id, user_to_proto(made)
+                ),
+            )
+            return user_to_proto(user)
+
+        return await self._repeats.once(request.email, request, user_pb2.User, register)
+
+    async def RegisterAdmin(
+        self, request: auth_service_pb2.RegisterAdminRequest, context: _Context
+    ) -> user_pb2.User:
+        async def register(keep: Keep) -> user_pb2.User:
+            user = await self._sign_up.register_admin(
+                email=request.email,
+                password=request.password,
+                full_name=request.full_name,
+                phone=request.phone,
+                admin_secret=request.admin_secret,
+                now=self._clock(),
+                besides=lambda connection, made: keep(
+                    connection, made.user_id, user_to_proto(made)
+                ),
+            )
+            return user_to_proto(user)
+
+        return await self._repeats.once(request.email, request, user_pb2.User, register)
+
+    async def Login(
+        self, request: auth_service_pb2.LoginRequest, context: _Context
+    ) -> auth_service_pb2.LoginResponse:
+        signed_in = await self._sign_in.login(
+            email=request.email, password=request.password, now=self._clock()
+        )
+        return auth_service_pb2.LoginResponse(
+            access_token=signed_in.access_token,
+            token_type=_TOKEN_TYPE,
+            expires_in=_seconds(signed_in.access_lifetime),
+            refresh_token=signed_in.refresh_token,
+            refresh_expires_in=_seconds(signed_in.refresh_lifetime),
+            user=user_to_proto(signed_in.user),
+        )
+
+    async def RefreshToken(
+        self, request: auth_service_pb2.RefreshTokenRequest, context: _Context
+    ) -> auth_service_pb2.RefreshTokenResponse:
+        signed_in = await self._sign_in.refresh(
+            refresh_token=request.refresh_token, now=self._clock()
+        )
+        return auth_service_pb2.RefreshTokenResponse(
+            access_token=signed_in.access_token,
+            token_type=_TOKEN_TYPE,
+            expires_in=_seconds(signed_in.access_lifetime),
+            refresh_token=signed_in.refresh_token,
+            refresh_expires_in=_seconds(signed_in.refresh_lifetime),
+            user=user_to_proto(signed_in.user),
+        )
+
+    async def RequestPasswordReset(
+        self, request: auth_service_pb2.RequestPasswordResetRequest, context: _Context
+    ) -> auth_service_pb2.RequestPasswordResetResponse:
+        answer = auth_service_pb2.RequestPasswordResetResponse(
+            message="if the address has an account, a mail is on its way"
+        )
+
+        async def ask(keep: Keep) -> auth_service_pb2.RequestPasswordResetResponse:
+            async with self._database.transaction() as connection:
+                await password_reset.request(connection, email=request.email, now=self._clock())
+                # About nobody: whether the address has an account is not looked up.
+                await keep(connection, new_id(), answer)
+            self._reset_requested()
+            return answer
+
+        return await self._repeats.once(request.email, request, type(answer), ask)
+
+    async def ResetPassword(
+        self, request: auth_service_pb2.ResetPasswordRequest, context: _Context
+    ) -> auth_service_pb2.ResetPasswordResponse:
+        now = self._clock()
+        answer = auth_service_pb2.ResetPasswordResponse(
+            message="password changed; sign in with it", change_time=time_to_proto(now)
+        )
+
+        async def reset(keep: Keep) -> auth_service_pb2.ResetPasswordResponse:
+            await self._reset.reset(
+                token=request.token,
+                new_password=request.new_password,
+                now=now,
+                besides=lambda connection, user: keep(connection, user.user_id, answer),
+            )
+            return answer
+
+        return await self._repeats.once(request.token, request, type(answer), reset)
+
+    async def GetJwks(
+        self, request: auth_service_pb2.GetJwksRequest, context: _Context
+    ) -> auth_service_pb2.JsonWebKeySet:
+        return auth_service_pb2.JsonWebKeySet(
+            keys=[
+                auth_service_pb2.JsonWebKey(
+                    kty="RSA", use="sig", alg=ALGORITHM, kid=key.kid, n=key.n, e=key.e
+                )
+                for key in self._published()
+            ]
+        )
+
+
+def _seconds(lifetime: timedelta) -> int:
+    return int(lifetime.total_seconds())

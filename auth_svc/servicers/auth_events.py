@@ -1,0 +1,69 @@
+"""AuthEventService: the outbox as a durable stream, and its revocations for lists in memory."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import grpc
+
+from auth_svc.outbox import REVOCATIONS
+from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
+from boxoffice.auth.v1 import auth_event_service_pb2_grpc
+from mesh.clock import Clock
+from mesh.db.outbox import Event, OutboxReader
+
+# A silent stream is taken for a dead one: mesh/rpc/revocations.py.
+_PULSE = timedelta(seconds=5)
+# Revocations outlive the tokens a little; this is more.
+_MARGIN = timedelta(minutes=5)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AuthEventServicer(auth_event_service_pb2_grpc.AuthEventServiceServicer):
+    def __init__(self, events: OutboxReader, clock: Clock, *, access_lifetime: timedelta) -> None:
+        self._events = events
+        self._clock = clock
+        self._access_lifetime = access_lifetime
+
+    async def StreamEvents(
+        self, request: stream_pb2.StreamEventsRequest, context: _Context
+    ) -> AsyncIterator[stream_pb2.StreamEventsResponse]:
+        async for batch in self._events.stream(request.after_position):
+            response = stream_pb2.StreamEventsResponse()
+            for event in batch:
+                message = response.events.add()
+                message.ParseFromString(event.payload)
+                message.position = event.position
+            yield response
+
+    async def StreamRevocations(
+        self, request: stream_pb2.StreamRevocationsRequest, context: _Context
+    ) -> AsyncIterator[stream_pb2.StreamRevocationsResponse]:
+        async for response in self.revocations():
+            yield response
+
+    async def revocations(self) -> AsyncIterator[stream_pb2.StreamRevocationsResponse]:
+        """What StreamRevocations sends; auth_svc follows it too."""
+        asked = self._clock()
+        begin = await self._events.position_at(asked - self._access_lifetime - _MARGIN)
+        sent: datetime | None = None
+        async for batch in self._events.stream(begin, pauses=True):
+            now = self._clock()
+            response = stream_pb2.StreamRevocationsResponse(
+                revocations=[_revocation(e) for e in batch if e.event_type in REVOCATIONS]
+            )
+            if not batch:
+                # The read began after `asked`, and found nothing left.
+                response.as_of.FromDatetime(asked)
+            asked = now
+            if response.revocations or sent is None or now - sent >= _PULSE:
+                sent = now
+                yield response
+
+
+def _revocation(event: Event) -> stream_pb2.Revocation:
+    message = stream_pb2.AuthEvent.FromString(event.payload)
+    if event.event_type == "session_revoked":
+        return stream_pb2.Revocation(session_revoked=message.session_revoked)
+    return stream_pb2.Revocation(access_revoked=message.access_revoked)

@@ -1,0 +1,1 @@
+"""Bookings: placing, payment, modification, cancellation and the saga steps behind them."""

@@ -1,0 +1,334 @@
+"""What a booking is, and how it is read. How it changes is in lifecycle.py."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.bookings.tables import (
+    booking_changes,
+    booking_items,
+    booking_refunds,
+    booking_timeline,
+    bookings,
+)
+from booking_svc.catalogue import cancellation_policy
+from mesh.errors import DomainError, Reason
+from mesh.money import Money
+from mesh.paging import id_from_token, to_token
+
+
+class Status(StrEnum):
+    HELD = "HELD"
+    PENDING_PAYMENT = "PENDING_PAYMENT"
+    CONFIRMED = "CONFIRMED"
+    COMPLETED = "COMPLETED"
+    EXPIRED = "EXPIRED"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+
+
+class PaymentStatus(StrEnum):
+    CREATED = "CREATED"
+    CAPTURED = "CAPTURED"
+    FAILED = "FAILED"
+    VOIDED = "VOIDED"
+    REFUNDED = "REFUNDED"
+
+
+class Actor(StrEnum):
+    """Who can move a booking."""
+
+    CUSTOMER = "CUSTOMER"
+    STAFF = "STAFF"
+    ORGANISER = "ORGANISER"
+    SYSTEM = "SYSTEM"
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who does something to a booking; the user is known for customers and staff."""
+
+    actor: Actor
+    user_id: UUID | None = None
+
+
+SYSTEM = By(Actor.SYSTEM)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    offer_id: UUID
+    seat_id: UUID | None
+    quantity: int
+    unit_price: Money
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    payment_id: UUID
+    provider: str
+    status: PaymentStatus
+    payment_url: str | None
+
+
+class RefundStatus(StrEnum):
+    PENDING = "PENDING"
+    PROCESSED = "PROCESSED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Money on its way back, from the payment that brought it."""
+
+    refund_id: UUID
+    payment_id: UUID
+    amount: Money
+    status: RefundStatus
+    reason: str
+
+
+class ChangeState(StrEnum):
+    """PENDING_PAYMENT waits for the price difference; both first ones are open."""
+
+    PENDING_PAYMENT = "PENDING_PAYMENT"
+    EXCHANGING = "EXCHANGING"
+    DONE = "DONE"
+    REFUSED = "REFUSED"
+    EXPIRED = "EXPIRED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class PendingChange:
+    """A change that waits for its price difference to be paid."""
+
+    change_id: UUID
+    event_id: UUID
+    difference: Money
+    expire_time: datetime
+    payment_id: UUID
+    provider: str
+    payment_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEntry:
+    time: datetime
+    status: Status
+    reason: str
+    actor: Actor
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    booking_id: UUID
+    event_id: UUID
+    customer_id: UUID
+    status: Status
+    items: tuple[Item, ...]
+    total: Money
+    hold_expire_time: datetime
+    reservation_id: UUID
+    payment: Payment | None
+    refunds: tuple[Refund, ...]
+    cancellation_policy: cancellation_policy.Policy
+    timeline: tuple[TimelineEntry, ...]
+    create_time: datetime
+    update_time: datetime
+    confirm_time: datetime | None
+    max_refund_percent: int = 100
+    attendees: tuple[str, ...] = ()
+    note: str = ""
+    change: PendingChange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    bookings: tuple[Booking, ...]
+    next_page_token: str
+    total_size: int
+
+
+def _listed(table: sa.Table, order: sa.Column[Any], *columns: str) -> sa.ScalarSelect[Any]:
+    """A booking's rows of another table, in order, as lists of the columns' values."""
+    values = sa.func.json_build_array(*(table.c[column] for column in columns))
+    rows = sa.func.json_agg(postgresql.aggregate_order_by(values, order.asc()))
+    return (
+        sa.select(sa.func.coalesce(rows, sa.text("'[]'::json")))
+        .where(table.c.booking_id == bookings.c.booking_id)
+        .scalar_subquery()
+    )
+
+
+# In one statement with the booking: three would take three times as long.
+_ITEMS = _listed(
+    booking_items,
+    booking_items.c.item_index,
+    *("offer_id", "seat_id", "quantity", "unit_price_minor"),
+)
+_REFUNDS = _listed(
+    booking_refunds,
+    booking_refunds.c.refund_id,
+    *("refund_id", "payment_id", "amount_minor", "currency_code", "status", "reason"),
+)
+_CHANGE = (
+    sa.select(
+        sa.func.json_build_array(
+            *(
+                booking_changes.c[column]
+                for column in (
+                    "change_id",
+                    "to_event_id",
+                    "difference_minor",
+                    "expire_time",
+                    "payment_id",
+                    "payment_provider",
+                    "payment_url",
+                )
+            )
+        )
+    )
+    .where(booking_changes.c.booking_id == bookings.c.booking_id)
+    .where(booking_changes.c.state == ChangeState.PENDING_PAYMENT)
+    .scalar_subquery()
+)
+_TIMELINE = _listed(
+    booking_timeline, booking_timeline.c.entry_id, *("time", "status", "reason", "actor")
+)
+
+
+async def get(
+    connection: AsyncConnection,
+    *,
+    booking_id: UUID,
+    owner: UUID | None = None,
+    lock: bool = False,
+) -> Booking:
+    """A booking with items and timeline; `owner` None sees everybody's.
+
+    With `lock` the row stays locked until the transaction ends.
+    Raises BOOKING_NOT_FOUND, also for another owner's.
+    """
+    is_it = bookings.c.booking_id == booking_id
+    if owner is not None:
+        is_it &= bookings.c.customer_id == owner
+    if lock:
+        # A statement of its own: the one that waits for a lock reads other tables as of before.
+        await connection.execute(sa.select(bookings.c.booking_id).where(is_it).with_for_update())
+    found = await connection.execute(
+        sa.select(
+            bookings,
+            _ITEMS.label("items"),
+            _REFUNDS.label("refunds"),
+            _CHANGE.label("change"),
+            _TIMELINE.label("timeline"),
+        ).where(is_it)
+    )
+    row = found.one_or_none()
+    if row is None:
+        raise DomainError(Reason.BOOKING_NOT_FOUND, "no such booking", booking_id=booking_id)
+    return _from_row(row, row.timeline)
+
+
+async def list_page(
+    connection: AsyncConnection,
+    *,
+    customer_id: UUID | None = None,
+    event_id: UUID | None = None,
+    status: Status | None = None,
+    page_size: int,
+    page_token: str,
+) -> Page:
+    """A page of bookings, newest first, without their timelines."""
+    matching: sa.ColumnElement[bool] = sa.true()
+    if customer_id is not None:
+        matching &= bookings.c.customer_id == customer_id
+    if event_id is not None:
+        matching &= bookings.c.event_id == event_id
+    if status is not None:
+        matching &= bookings.c.status == status
+    total = await connection.execute(
+        sa.select(sa.func.count()).select_from(bookings).where(matching)
+    )
+    after = id_from_token(page_token)
+    # UUIDv7 sorts by the time of making.
+    beyond = sa.true() if after is None else bookings.c.booking_id < after
+    rows = (
+        await connection.execute(
+            sa.select(
+                bookings,
+                _ITEMS.label("items"),
+                _REFUNDS.label("refunds"),
+                _CHANGE.label("change"),
+            )
+            .where(matching, beyond)
+            .order_by(bookings.c.booking_id.desc())
+            .limit(page_size + 1)
+        )
+    ).all()
+    shown = rows[:page_size]
+    more = len(rows) > page_size
+    return Page(
+        tuple(_from_row(row, ()) for row in shown),
+        to_token(str(shown[-1].booking_id)) if more else "",
+        total.scalar_one(),
+    )
+
+
+def _from_row(row: sa.Row[Any], timeline: Sequence[Sequence[Any]]) -> Booking:
+    currency = row.currency_code
+    return Booking(
+        booking_id=row.booking_id,
+        event_id=row.event_id,
+        customer_id=row.customer_id,
+        status=Status(row.status),
+        items=tuple(
+            Item(UUID(offer), UUID(seat) if seat else None, quantity, Money(price, currency))
+            for offer, seat, quantity, price in row.items
+        ),
+        total=Money(row.total_minor, currency),
+        hold_expire_time=row.hold_expire_time,
+        reservation_id=row.reservation_id,
+        payment=None
+        if row.payment_id is None
+        else Payment(
+            row.payment_id, row.payment_provider, PaymentStatus(row.payment_status), row.payment_url
+        ),
+        refunds=tuple(
+            Refund(UUID(refund), UUID(payment), Money(amount, code), RefundStatus(status), reason)
+            for refund, payment, amount, code, status, reason in row.refunds
+        ),
+        cancellation_policy=cancellation_policy.from_json(row.cancellation_policy),
+        timeline=tuple(
+            TimelineEntry(datetime.fromisoformat(time), Status(status), reason, Actor(actor))
+            for time, status, reason, actor in timeline
+        ),
+        create_time=row.create_time,
+        update_time=row.update_time,
+        confirm_time=row.confirm_time,
+        max_refund_percent=row.max_refund_percent,
+        attendees=tuple(row.attendees),
+        note=row.note,
+        change=None if row.change is None else _change(row.change, currency),
+    )
+
+
+def _change(values: Sequence[Any], currency: str) -> PendingChange:
+    change_id, event_id, difference, expire_time, payment_id, provider, url = values
+    return PendingChange(
+        UUID(change_id),
+        UUID(event_id),
+        Money(difference, currency),
+        datetime.fromisoformat(expire_time),
+        UUID(payment_id),
+        provider,
+        url,
+    )

@@ -1,0 +1,274 @@
+"""What happened to bookings: written to the outbox with the effect, followed inside booking_svc.
+
+Translates to the contract as a servicer does: the outbox holds the messages that
+webhooks send. Domain code gets plain values.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.bookings import proto, tables
+from booking_svc.bookings.bookings import Actor, Booking
+from boxoffice.bookings.v1 import booking_event_pb2, booking_pb2
+from boxoffice.types.v1 import money_pb2
+from mesh.conversions import money_from_proto, money_to_proto, time_from_proto
+from mesh.db import outbox
+from mesh.db.consumer import Batch
+from mesh.db.database import on_commit
+from mesh.db.outbox import OutboxReader
+from mesh.db.pipeline import Statement
+from mesh.ids import new_id
+from mesh.money import Money
+from mesh.observability import metrics
+
+_MONEY = metrics.counter(
+    "booking_money_minor",
+    "Money of bookings in minor units, sold and refunded.",
+    "kind",
+    "currency",
+)
+_CONFIRM_SECONDS = metrics.histogram(
+    "booking_confirm_seconds",
+    "Time from a booking's beginning to its confirmation, the customer's own included.",
+    buckets=(1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """HELD: the first event of every booking."""
+
+    is_mail_wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """`refund` is None when no money goes back."""
+
+    actor: Actor
+    reason: str
+    refund: Money | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rescheduled:
+    """`refund` is None when no money goes back."""
+
+    from_event_id: UUID
+    previous_total: Money
+    refund: Money | None
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """Items changed; `refund` is None when no money goes back."""
+
+    previous_total: Money
+    refund: Money | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refunded:
+    refund_id: UUID
+    amount: Money
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The event is over."""
+
+
+Change = (
+    Held | Confirmed | Cancelled | Expired | Failed | Rescheduled | Updated | Refunded | Completed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BookingEvent:
+    """An event as it is followed. `key` is its own for ever: what is done for it is done once.
+
+    `event_id` and `total` are those of right after the change; `payload` is the whole
+    boxoffice.bookings.v1.BookingEvent as it was stored.
+    """
+
+    key: UUID
+    time: datetime
+    booking_id: UUID
+    event_id: UUID
+    customer_id: UUID
+    total: Money
+    change: Change
+    payload: bytes
+
+
+async def append(
+    connection: AsyncConnection, *, booking: Booking, change: Change, now: datetime
+) -> None:
+    """Writes an event in the transaction of its effect; `booking` is as it is after it."""
+    on_commit(connection, lambda: _count(booking, change))
+    await outbox.append(connection, tables.outbox, [to_new(booking, change, now)], now=now)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event of one of many calls: `origin` is the call's."""
+
+    booking: Booking
+    change: Change
+    origin: str
+
+
+def insertion(connection: AsyncConnection, events: Sequence[Told], *, now: datetime) -> Statement:
+    """What `append` does for many, to be sent in the caller's transaction with other statements."""
+    for event in events:
+        on_commit(connection, partial(_count, event.booking, event.change))
+    new = [replace(to_new(each.booking, each.change, now), origin=each.origin) for each in events]
+    return outbox.insertion(connection, new, now=now)
+
+
+def _count(booking: Booking, change: Change) -> None:
+    if isinstance(change, Confirmed):
+        _MONEY.labels("sold", booking.total.currency_code).inc(booking.total.amount_minor)
+        _CONFIRM_SECONDS.observe((booking.update_time - booking.create_time).total_seconds())
+    elif isinstance(change, Refunded):
+        _MONEY.labels("refunded", change.amount.currency_code).inc(change.amount.amount_minor)
+
+
+def to_new(booking: Booking, change: Change, now: datetime) -> outbox.NewEvent:
+    """The event as the outbox stores it."""
+    message = booking_event_pb2.BookingEvent(
+        event_key=str(new_id()), booking=proto.booking(booking)
+    )
+    message.event_time.FromDatetime(now)
+    message.booking.ClearField("timeline")
+    _set(message, change)
+    return outbox.NewEvent(
+        aggregate_id=booking.booking_id,
+        event_type=message.WhichOneof("event") or "",
+        payload=message.SerializeToString(),
+    )
+
+
+class BookingEvents:
+    """The outbox as batches of BookingEvent, for EventConsumer's `open_stream`."""
+
+    def __init__(self, reader: OutboxReader) -> None:
+        self._reader = reader
+
+    async def open(self, after_position: str) -> AsyncIterator[Batch[BookingEvent]]:
+        async for batch in self._reader.stream(after_position):
+            yield batch[-1].position, [from_payload(event.payload) for event in batch]
+
+
+def from_payload(payload: bytes) -> BookingEvent:
+    """The event of a payload that the outbox holds, or held."""
+    message = booking_event_pb2.BookingEvent.FromString(payload)
+    return BookingEvent(
+        key=UUID(message.event_key),
+        time=time_from_proto(message.event_time),
+        booking_id=UUID(message.booking.booking_id),
+        event_id=UUID(message.booking.event_id),
+        customer_id=UUID(message.booking.customer_id),
+        total=money_from_proto(message.booking.total),
+        change=_change(message),
+        payload=payload,
+    )
+
+
+def _set(message: booking_event_pb2.BookingEvent, change: Change) -> None:
+    match change:
+        case Held(is_mail_wanted):
+            message.held.mail_wanted = is_mail_wanted
+            message.held.SetInParent()
+        case Confirmed(reason):
+            message.confirmed.reason = reason
+            message.confirmed.SetInParent()
+        case Cancelled(actor, reason, refund):
+            message.cancelled.actor = booking_pb2.TimelineEntry.Actor.Value(actor)
+            message.cancelled.reason = reason
+            _put(message.cancelled.refund, refund)
+        case Expired(reason):
+            message.expired.reason = reason
+            message.expired.SetInParent()
+        case Failed(reason):
+            message.failed.reason = reason
+            message.failed.SetInParent()
+        case Rescheduled(from_event_id, previous_total, refund):
+            message.rescheduled.from_event_id = str(from_event_id)
+            _put(message.rescheduled.previous_total, previous_total)
+            _put(message.rescheduled.refund, refund)
+        case Updated(previous_total, refund):
+            _put(message.updated.previous_total, previous_total)
+            _put(message.updated.refund, refund)
+        case Refunded(refund_id, amount):
+            message.refunded.refund_id = str(refund_id)
+            _put(message.refunded.amount, amount)
+        case Completed():
+            message.completed.SetInParent()
+
+
+def _change(message: booking_event_pb2.BookingEvent) -> Change:
+    return _CHANGES[message.WhichOneof("event") or ""](message)
+
+
+def _cancelled(message: booking_event_pb2.BookingEvent) -> Change:
+    cancelled = message.cancelled
+    actor = Actor(booking_pb2.TimelineEntry.Actor.Name(cancelled.actor))
+    return Cancelled(actor, cancelled.reason, _refund(cancelled))
+
+
+def _rescheduled(message: booking_event_pb2.BookingEvent) -> Change:
+    moved = message.rescheduled
+    return Rescheduled(
+        UUID(moved.from_event_id), money_from_proto(moved.previous_total), _refund(moved)
+    )
+
+
+_CHANGES: dict[str, Callable[[booking_event_pb2.BookingEvent], Change]] = {
+    "held": lambda message: Held(message.held.mail_wanted),
+    "confirmed": lambda message: Confirmed(message.confirmed.reason),
+    "cancelled": _cancelled,
+    "expired": lambda message: Expired(message.expired.reason),
+    "failed": lambda message: Failed(message.failed.reason),
+    "rescheduled": _rescheduled,
+    "updated": lambda message: Updated(
+        money_from_proto(message.updated.previous_total), _refund(message.updated)
+    ),
+    "refunded": lambda message: Refunded(
+        UUID(message.refunded.refund_id), money_from_proto(message.refunded.amount)
+    ),
+    "completed": lambda _: Completed(),
+}
+
+
+def _put(message: money_pb2.Money, value: Money | None) -> None:
+    if value is not None:
+        message.CopyFrom(money_to_proto(value))
+
+
+def _refund(
+    message: booking_event_pb2.BookingCancelled
+    | booking_event_pb2.BookingRescheduled
+    | booking_event_pb2.BookingUpdated,
+) -> Money | None:
+    return money_from_proto(message.refund) if message.HasField("refund") else None

@@ -1,0 +1,181 @@
+"""What happens to a booking when something happens to its payment.
+
+Each event has its effect in one transaction with the stream's cursor. Calls to other
+services follow as steps.
+"""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.bookings import (
+    bookings,
+    modification_store,
+    outbox,
+    refunds,
+    saga_steps,
+    state_machine,
+)
+from booking_svc.bookings.bookings import (
+    Booking,
+    ChangeState,
+    PaymentStatus,
+    Refund,
+    RefundStatus,
+    Status,
+)
+from booking_svc.bookings.saga_steps import StepKind
+from booking_svc.clients.ports import (
+    Captured,
+    Disputed,
+    DisputeStatus,
+    Failed,
+    PaymentEvent,
+    Refunded,
+)
+from mesh.db.database import on_commit
+from mesh.errors import DomainError
+from mesh.observability import metrics, request_context
+
+_DISPUTES = metrics.counter(
+    "booking_disputes", "Disputes of bookings' payments that opened or ended.", "status"
+)
+# What the timeline says: a customer reads it too.
+_DISPUTE_NOTES = {
+    DisputeStatus.OPEN: "the customer's bank asks the payment back",
+    DisputeStatus.WON: "the bank let the payment stand",
+    DisputeStatus.LOST: "the bank took the payment back",
+}
+
+_log = logging.getLogger(__name__)
+
+
+async def apply_all(
+    connection: AsyncConnection, events: Sequence[PaymentEvent], now: datetime
+) -> None:
+    """Applies a batch of the stream, each event under the origin that caused it."""
+    for event in events:
+        with request_context.resuming(
+            f"apply {type(event).__name__}", event.origin, booking_id=str(event.booking_id)
+        ):
+            await apply(connection, event=event, now=now)
+
+
+async def apply(connection: AsyncConnection, *, event: PaymentEvent, now: datetime) -> None:
+    """Makes an event's effect. An event of an unknown booking is logged: it is nobody's money."""
+    try:
+        booking = await bookings.get(connection, booking_id=event.booking_id, lock=True)
+    except DomainError:
+        _log.error("an event of a payment without a booking", extra={"event": repr(event)})
+        return
+    is_own = booking.payment is not None and booking.payment.payment_id == event.payment_id
+    if isinstance(event, Captured):
+        await _captured(connection, booking, event, is_own=is_own, now=now)
+    elif isinstance(event, Refunded):
+        await _refunded(connection, booking, event, now=now)
+    elif isinstance(event, Disputed):
+        await _disputed(connection, booking, event, now=now)
+    elif is_own:
+        await _failed(connection, booking, event, now=now)
+    else:
+        change = await modification_store.find_by_payment(connection, payment_id=event.payment_id)
+        if change is not None and change.state is ChangeState.PENDING_PAYMENT:
+            await modification_store.give_up(
+                connection, booking=booking, change=change, to=ChangeState.CANCELLED, now=now
+            )
+
+
+async def _captured(
+    connection: AsyncConnection, booking: Booking, event: Captured, *, is_own: bool, now: datetime
+) -> None:
+    is_new = await refunds.captured(
+        connection, booking=booking, payment_id=event.payment_id, amount=event.amount, now=now
+    )
+    if not is_new:
+        return
+    if is_own and event.amount == booking.total:
+        await state_machine.set_payment_status(
+            connection, booking=booking, status=PaymentStatus.CAPTURED, now=now
+        )
+        await saga_steps.owe(
+            connection, booking.booking_id, StepKind.CONFIRM, event.payment_id, now=now
+        )
+        return
+    change = await modification_store.find_by_payment(connection, payment_id=event.payment_id)
+    if (
+        change is not None
+        and change.state is ChangeState.PENDING_PAYMENT
+        and event.amount == change.difference
+    ):
+        await modification_store.paid(connection, change=change, now=now)
+        return
+    # Never confirmed by the wrong money: another payment than the booking's, or another amount.
+    _log.error("a payment does not fit its booking", extra={"event": repr(event)})
+    booking = await refunds.give_back_payment(
+        connection,
+        booking=booking,
+        payment_id=event.payment_id,
+        reason="payment_does_not_fit",
+        now=now,
+    )
+    await state_machine.note(
+        connection, booking=booking, reason="a payment did not fit, it is refunded", now=now
+    )
+    if is_own and booking.status is Status.PENDING_PAYMENT:
+        # Nothing else can come by its payment: it would stay unpaid for ever.
+        await _fail(connection, booking, "the payment did not fit", now=now)
+
+
+async def _failed(
+    connection: AsyncConnection, booking: Booking, event: Failed, *, now: datetime
+) -> None:
+    if booking.payment is None or booking.payment.status is not PaymentStatus.CREATED:
+        return
+    await _fail(connection, booking, f"payment failed: {event.failure_code}", now=now)
+
+
+async def _fail(
+    connection: AsyncConnection, booking: Booking, reason: str, *, now: datetime
+) -> None:
+    booking = await state_machine.set_payment_status(
+        connection, booking=booking, status=PaymentStatus.FAILED, now=now
+    )
+    if booking.status is Status.PENDING_PAYMENT:
+        await state_machine.end_unpaid(
+            connection, booking=booking, to=Status.FAILED, reason=reason, now=now
+        )
+
+
+async def _disputed(
+    connection: AsyncConnection, booking: Booking, event: Disputed, *, now: datetime
+) -> None:
+    """Noted, and no more: whether somebody still gets in is for staff to say."""
+    await state_machine.note(
+        connection, booking=booking, reason=_DISPUTE_NOTES[event.status], now=now
+    )
+    on_commit(connection, _DISPUTES.labels(event.status).inc)
+
+
+async def _refunded(
+    connection: AsyncConnection, booking: Booking, event: Refunded, *, now: datetime
+) -> None:
+    refund = Refund(
+        event.refund_id, event.payment_id, event.amount, RefundStatus.PROCESSED, "by_the_staff"
+    )
+    if not await refunds.processed(connection, booking=booking, refund=refund, now=now):
+        return
+    booking = await bookings.get(connection, booking_id=booking.booking_id)
+    payment = booking.payment
+    if payment is not None and await refunds.is_all_back(connection, payment_id=payment.payment_id):
+        booking = await state_machine.set_payment_status(
+            connection, booking=booking, status=PaymentStatus.REFUNDED, now=now
+        )
+    await state_machine.note(connection, booking=booking, reason="refunded", now=now)
+    await outbox.append(
+        connection,
+        booking=booking,
+        change=outbox.Refunded(event.refund_id, event.amount),
+        now=now,
+    )

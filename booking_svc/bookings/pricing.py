@@ -1,0 +1,105 @@
+"""What is asked for, as items at a price: the rules of one request, without the ledger's."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.bookings.bookings import Item
+from booking_svc.catalogue import venues
+from booking_svc.catalogue.events import Event
+from booking_svc.clients.ports import Line
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from mesh.money import Money
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One line of a request: places of an offer, or a seat."""
+
+    offer_id: UUID | None
+    quantity: int
+    seat_id: UUID | None
+
+
+async def price(
+    connection: AsyncConnection, event: Event, wanted: Sequence[Wanted]
+) -> tuple[Item, ...]:
+    """The items of a request at today's prices, as `priced` makes them."""
+    seat_ids = seats_of(wanted)
+    if event.auditorium_id is None or not seat_ids:
+        return priced(event, wanted, {})
+    types = await venues.seat_types(
+        connection, auditorium_id=event.auditorium_id, seat_ids=seat_ids
+    )
+    return priced(event, wanted, types)
+
+
+def seats_of(wanted: Sequence[Wanted]) -> set[UUID]:
+    return {line.seat_id for line in wanted if line.seat_id is not None}
+
+
+def priced(
+    event: Event, wanted: Sequence[Wanted], seat_types: Mapping[UUID, str]
+) -> tuple[Item, ...]:
+    """The items of a request; `seat_types` are those of the event's seats among them.
+
+    Raises OFFER_NOT_FOUND, SEAT_NOT_FOUND, or VALIDATION_FAILED that names every line
+    which is more than the offer allows in one booking, or asks for a seat again.
+    """
+    sold_by = {offer.seat_type: offer for offer in event.offers if offer.seat_type is not None}
+    asked: Counter[UUID] = Counter()
+    seen: set[UUID] = set()
+    items, faults = [], []
+    for index, line in enumerate(wanted):
+        if line.seat_id is not None:
+            offer = sold_by.get(seat_types.get(line.seat_id, ""))
+            if offer is None:
+                raise DomainError(
+                    Reason.SEAT_NOT_FOUND, "the event sells no such seat", seat_id=line.seat_id
+                )
+            if line.seat_id in seen:
+                faults.append(FieldViolation(f"items[{index}].seat_id", "is asked for twice"))
+            seen.add(line.seat_id)
+            quantity, field = 1, f"items[{index}].seat_id"
+        else:
+            if line.offer_id is None:
+                raise ValueError("a line has neither offer nor seat")
+            offer = event.offer(line.offer_id)
+            quantity, field = line.quantity, f"items[{index}].quantity"
+            if offer.seat_type is not None:
+                faults.append(
+                    FieldViolation(f"items[{index}].offer_id", "sells seats: give their seat_id")
+                )
+        asked[offer.offer_id] += quantity
+        if asked[offer.offer_id] > offer.max_per_booking:
+            faults.append(
+                FieldViolation(
+                    field, f"at most {offer.max_per_booking} of {offer.name!r} per booking"
+                )
+            )
+        items.append(Item(offer.offer_id, line.seat_id, quantity, offer.price))
+    if faults:
+        raise invalid(*faults)
+    return tuple(items)
+
+
+def lines(items: Sequence[Item]) -> list[Line]:
+    return [Line(item.offer_id, item.quantity, item.seat_id) for item in items]
+
+
+def total(items: Sequence[Item], currency_code: str) -> Money:
+    """What items cost together."""
+    return Money(sum(item.unit_price.amount_minor * item.quantity for item in items), currency_code)
+
+
+def describe(items: Sequence[Item], event: Event) -> str:
+    """E.g. `2 × North Stand, 1 × Early bird – Monsoon Nights`, for the payment page."""
+    names = {offer.offer_id: offer.name for offer in event.offers}
+    places: Counter[str] = Counter()
+    for item in items:
+        places[names[item.offer_id]] += item.quantity
+    listed = ", ".join(f"{quantity} × {name}" for name, quantity in places.items())
+    return f"{listed} – {event.name}"[:500]

@@ -1,0 +1,220 @@
+"""BookingService: proto → one domain call → proto."""
+
+from typing import Any
+from uuid import UUID
+
+from google.protobuf.message import Message
+
+from booking_svc.bookings import bookings, cancellation, proto
+from booking_svc.bookings.bookings import Actor, Booking, By, Status
+from booking_svc.bookings.checkout import Checkout
+from booking_svc.bookings.modification import Changing, Wish
+from booking_svc.bookings.placement import Saga
+from booking_svc.bookings.pricing import Wanted
+from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
+from mesh import paging
+from mesh.clock import Clock
+from mesh.db.database import Database
+from mesh.db.idempotent import Key, key_for
+from mesh.rpc.call import caller, idempotency_key
+from mesh.tasks import shielded
+
+# Steps that touch stock or money go on for so long after the client has left.
+_PLACE_SECONDS = 9.5
+_CHECKOUT_SECONDS = 9.5
+_CANCEL_SECONDS = 4.5
+_CHANGE_SECONDS = 9.5
+
+
+class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
+    def __init__(self, database: Database, saga: Saga, changing: Changing, clock: Clock) -> None:
+        self._database = database
+        self._saga = saga
+        self._changing = changing
+        self._clock = clock
+
+    async def PlaceBooking(
+        self, request: booking_service_pb2.PlaceBookingRequest, context: Any
+    ) -> booking_pb2.Booking:
+        customer_id = caller().user()
+        answer = await shielded(
+            self._saga.place(
+                key=key_for("PlaceBooking", customer_id, idempotency_key() or "", request),
+                customer_id=customer_id,
+                event_id=UUID(request.event_id),
+                wanted=[_wanted(item) for item in request.items],
+                checkout=_checkout(request.checkout) if request.HasField("checkout") else None,
+                encode=_encode,
+                is_mail_wanted=request.mail_hold,
+            ),
+            seconds=_PLACE_SECONDS,
+        )
+        return booking_pb2.Booking.FromString(answer)
+
+    async def GetBooking(
+        self, request: booking_service_pb2.GetBookingRequest, context: Any
+    ) -> booking_pb2.Booking:
+        async with self._database.reading() as connection:
+            return proto.booking(
+                await bookings.get(
+                    connection, booking_id=UUID(request.booking_id), owner=caller().owner_scope
+                )
+            )
+
+    async def ListBookings(
+        self, request: booking_service_pb2.ListBookingsRequest, context: Any
+    ) -> booking_service_pb2.ListBookingsResponse:
+        async with self._database.reading() as connection:
+            page = await bookings.list_page(
+                connection,
+                customer_id=caller().user(),
+                status=_status(request.status),
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+            )
+        return booking_service_pb2.ListBookingsResponse(
+            bookings=[proto.booking(each) for each in page.bookings],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def ListEventBookings(
+        self, request: booking_service_pb2.ListEventBookingsRequest, context: Any
+    ) -> booking_service_pb2.ListEventBookingsResponse:
+        async with self._database.reading() as connection:
+            page = await bookings.list_page(
+                connection,
+                event_id=UUID(request.event_id),
+                status=_status(request.status),
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+            )
+        return booking_service_pb2.ListEventBookingsResponse(
+            bookings=[proto.booking(each) for each in page.bookings],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def CheckoutBooking(
+        self, request: booking_service_pb2.CheckoutBookingRequest, context: Any
+    ) -> booking_pb2.Booking:
+        answer = await shielded(
+            self._saga.checkout(
+                key=_key("CheckoutBooking", request),
+                booking_id=UUID(request.booking_id),
+                owner=caller().owner_scope,
+                by=_by(),
+                checkout=_checkout(request),
+                encode=_encode,
+            ),
+            seconds=_CHECKOUT_SECONDS,
+        )
+        return booking_pb2.Booking.FromString(answer)
+
+    async def CancelBooking(
+        self, request: booking_service_pb2.CancelBookingRequest, context: Any
+    ) -> booking_pb2.Booking:
+        answer = await shielded(
+            self._saga.cancel(
+                key=_key("CancelBooking", request),
+                booking_id=UUID(request.booking_id),
+                owner=caller().owner_scope,
+                by=_by(),
+                reason=request.reason,
+                encode=_encode,
+            ),
+            seconds=_CANCEL_SECONDS,
+        )
+        return booking_pb2.Booking.FromString(answer)
+
+    async def PreviewCancellation(
+        self, request: booking_service_pb2.PreviewCancellationRequest, context: Any
+    ) -> booking_service_pb2.CancellationPreview:
+        async with self._database.reading() as connection:
+            return proto.preview(
+                await cancellation.preview(
+                    connection,
+                    booking_id=UUID(request.booking_id),
+                    owner=caller().owner_scope,
+                    keep=[_kept(each) for each in request.keep] or None,
+                    now=self._clock(),
+                )
+            )
+
+    async def UpdateBooking(
+        self, request: booking_service_pb2.UpdateBookingRequest, context: Any
+    ) -> booking_pb2.Booking:
+        answer = await shielded(
+            self._changing.update(
+                key=_key("UpdateBooking", request),
+                booking_id=UUID(request.booking_id),
+                owner=caller().owner_scope,
+                by=_by(),
+                wish=Wish(
+                    items=[_wanted(item) for item in request.items],
+                    attendees=request.attendees,
+                    note=request.note if request.HasField("note") else None,
+                ),
+                encode=_encode,
+            ),
+            seconds=_CHANGE_SECONDS,
+        )
+        return booking_pb2.Booking.FromString(answer)
+
+    async def RescheduleBooking(
+        self, request: booking_service_pb2.RescheduleBookingRequest, context: Any
+    ) -> booking_pb2.Booking:
+        answer = await shielded(
+            self._changing.reschedule(
+                key=_key("RescheduleBooking", request),
+                booking_id=UUID(request.booking_id),
+                owner=caller().owner_scope,
+                by=_by(),
+                event_id=UUID(request.event_id),
+                wanted=[_wanted(item) for item in request.items],
+                checkout=_checkout(request.checkout) if request.HasField("checkout") else None,
+                encode=_encode,
+            ),
+            seconds=_CHANGE_SECONDS,
+        )
+        return booking_pb2.Booking.FromString(answer)
+
+
+def _key(method: str, request: Message) -> Key | None:
+    """The client's idempotency key, if it has sent one."""
+    key = idempotency_key()
+    return key_for(method, caller().user(), key, request) if key else None
+
+
+def _by() -> By:
+    """Who calls: customers for themselves, staff for anybody."""
+    who = caller()
+    return By(Actor.STAFF if who.is_staff else Actor.CUSTOMER, who.user())
+
+
+def _encode(booking: Booking) -> bytes:
+    return proto.booking(booking).SerializeToString()
+
+
+def _wanted(item: booking_service_pb2.PlaceBookingRequest.Item) -> Wanted:
+    return Wanted(
+        offer_id=UUID(item.offer_id) if item.HasField("offer_id") else None,
+        quantity=1 if item.HasField("seat_id") else item.quantity,
+        seat_id=UUID(item.seat_id) if item.HasField("seat_id") else None,
+    )
+
+
+def _kept(text: str) -> Wanted:
+    """`<offer_id>:<quantity>` or `<seat_id>`."""
+    name, _, quantity = text.partition(":")
+    return Wanted(UUID(name), int(quantity), None) if quantity else Wanted(None, 1, UUID(name))
+
+
+def _checkout(
+    message: booking_service_pb2.Checkout | booking_service_pb2.CheckoutBookingRequest,
+) -> Checkout:
+    return Checkout(message.provider, message.success_url, message.cancel_url)
+
+
+def _status(value: booking_pb2.Booking.Status.ValueType) -> Status | None:
+    return None if value == 0 else Status(booking_pb2.Booking.Status.Name(value))

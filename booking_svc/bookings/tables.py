@@ -1,0 +1,218 @@
+"""The bookings' tables. Each invariant is also a named constraint here."""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+# Bookings refer to events: their table must be known.
+from booking_svc.catalogue import tables as _catalogue  # noqa: F401
+from booking_svc.tables import metadata
+from mesh.db.outbox import outbox_table
+from mesh.observability import request_context
+
+_Uuid = UUID(as_uuid=True)
+_Time = sa.DateTime(timezone=True)
+
+bookings = sa.Table(
+    "bookings",
+    metadata,
+    sa.Column("booking_id", _Uuid, primary_key=True),
+    sa.Column("event_id", _Uuid, sa.ForeignKey("events.event_id"), nullable=False),
+    sa.Column("customer_id", _Uuid, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("currency_code", sa.CHAR(3), nullable=False),
+    sa.Column("total_minor", sa.BigInteger, nullable=False),
+    sa.Column("hold_expire_time", _Time, nullable=False),
+    # The claim in the ledger: the booking's own id, or a later one after a late payment.
+    sa.Column("reservation_id", _Uuid, nullable=False, unique=True),
+    sa.Column("payment_id", _Uuid, unique=True),
+    sa.Column("payment_provider", sa.Text),
+    sa.Column("payment_status", sa.Text),
+    sa.Column("payment_url", sa.Text),
+    # When payment_svc is asked what became of the payment, in case its event never comes.
+    sa.Column("payment_check_time", _Time),
+    sa.Column("cancellation_policy", JSONB, nullable=False),
+    # The policy grants no more than this: what it granted when the booking was last rescheduled.
+    sa.Column("max_refund_percent", sa.Integer, nullable=False, server_default="100"),
+    sa.Column("attendees", JSONB, nullable=False, server_default="[]"),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+    sa.Column("confirm_time", _Time),
+    sa.CheckConstraint(
+        "status IN ('HELD', 'PENDING_PAYMENT', 'CONFIRMED', 'COMPLETED', 'EXPIRED', 'CANCELLED',"
+        " 'FAILED')",
+        name="status",
+    ),
+    sa.CheckConstraint(
+        "payment_status IN ('CREATED', 'CAPTURED', 'FAILED', 'VOIDED', 'REFUNDED')",
+        name="payment_status",
+    ),
+    sa.CheckConstraint("total_minor >= 0", name="total"),
+    # Nothing is sold unpaid: a confirmed booking is free or its payment was captured.
+    sa.CheckConstraint(
+        "status NOT IN ('CONFIRMED', 'COMPLETED') OR total_minor = 0"
+        " OR payment_status IN ('CAPTURED', 'REFUNDED')",
+        name="confirmed_is_paid",
+    ),
+    sa.CheckConstraint(
+        "(status IN ('CONFIRMED', 'COMPLETED')) <= (confirm_time IS NOT NULL)",
+        name="confirmed_has_time",
+    ),
+    sa.Index("bookings_customer_id_booking_id_idx", "customer_id", "booking_id"),
+    sa.Index("bookings_event_id_booking_id_idx", "event_id", "booking_id"),
+    sa.Index(
+        "bookings_hold_expire_time_idx",
+        "hold_expire_time",
+        postgresql_where=sa.text("status IN ('HELD', 'PENDING_PAYMENT')"),
+    ),
+    # Few events have ended or are cancelled and still have these: completion.py looks for them.
+    sa.Index(
+        "bookings_live_event_id_idx",
+        "event_id",
+        "booking_id",
+        postgresql_where=sa.text("status IN ('HELD', 'PENDING_PAYMENT', 'CONFIRMED')"),
+    ),
+    sa.Index(
+        "bookings_payment_check_time_idx",
+        "payment_check_time",
+        postgresql_where=sa.text("payment_check_time IS NOT NULL"),
+    ),
+)
+
+booking_items = sa.Table(
+    "booking_items",
+    metadata,
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), primary_key=True),
+    sa.Column("item_index", sa.Integer, primary_key=True),
+    sa.Column("offer_id", _Uuid, nullable=False),
+    sa.Column("seat_id", _Uuid),
+    sa.Column("quantity", sa.Integer, nullable=False),
+    sa.Column("unit_price_minor", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("quantity > 0", name="quantity"),
+    sa.CheckConstraint("unit_price_minor >= 0", name="unit_price"),
+)
+
+booking_timeline = sa.Table(
+    "booking_timeline",
+    metadata,
+    sa.Column("entry_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
+    sa.Column("time", _Time, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False, server_default="SYSTEM"),
+    # The customer or the one of the staff.
+    sa.Column("actor_id", _Uuid),
+    sa.CheckConstraint("actor IN ('CUSTOMER', 'STAFF', 'ORGANISER', 'SYSTEM')", name="actor"),
+    sa.Index("booking_timeline_booking_id_idx", "booking_id"),
+)
+
+# Money that came for a booking. Never more goes back of a payment: money_back.py.
+booking_payments = sa.Table(
+    "booking_payments",
+    metadata,
+    sa.Column("payment_id", _Uuid, primary_key=True),
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
+    sa.Column("captured_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.CHAR(3), nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.CheckConstraint("captured_minor > 0", name="captured"),
+    sa.Index("booking_payments_booking_id_idx", "booking_id"),
+)
+
+# Money that goes back, from its promise on. The id is payment_svc's too.
+booking_refunds = sa.Table(
+    "booking_refunds",
+    metadata,
+    sa.Column("refund_id", _Uuid, primary_key=True),
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
+    sa.Column("payment_id", _Uuid, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.CHAR(3), nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+    # When payment_svc is asked what became of it, in case its event never comes.
+    sa.Column("check_time", _Time),
+    sa.CheckConstraint("amount_minor > 0", name="amount"),
+    sa.CheckConstraint("status IN ('PENDING', 'PROCESSED', 'FAILED')", name="status"),
+    sa.Index("booking_refunds_booking_id_idx", "booking_id"),
+    sa.Index("booking_refunds_payment_id_idx", "payment_id"),
+    sa.Index(
+        "booking_refunds_check_time_idx",
+        "check_time",
+        postgresql_where=sa.text("check_time IS NOT NULL"),
+    ),
+)
+
+# Other items or another event for a booking, from the wish to its end: changes.py.
+booking_changes = sa.Table(
+    "booking_changes",
+    metadata,
+    # Also the new reservation's.
+    sa.Column("change_id", _Uuid, primary_key=True),
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("from_event_id", _Uuid, nullable=False),
+    sa.Column("from_reservation_id", _Uuid, nullable=False),
+    sa.Column("to_event_id", _Uuid, sa.ForeignKey("events.event_id"), nullable=False),
+    sa.Column("items", JSONB, nullable=False),
+    sa.Column("total_minor", sa.BigInteger, nullable=False),
+    sa.Column("currency_code", sa.CHAR(3), nullable=False),
+    # Owed to the customer once it is done.
+    sa.Column("refund_minor", sa.BigInteger, nullable=False),
+    sa.Column("max_refund_percent", sa.Integer, nullable=False),
+    # To be paid before it is done.
+    sa.Column("difference_minor", sa.BigInteger, nullable=False),
+    sa.Column("payment_id", _Uuid, unique=True),
+    sa.Column("payment_provider", sa.Text),
+    sa.Column("payment_url", sa.Text),
+    sa.Column("expire_time", _Time, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("actor_id", _Uuid),
+    sa.Column("refusal", sa.Text),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+    sa.CheckConstraint(
+        "state IN ('PENDING_PAYMENT', 'EXCHANGING', 'DONE', 'REFUSED', 'EXPIRED', 'CANCELLED')",
+        name="state",
+    ),
+    sa.CheckConstraint("refund_minor >= 0 AND difference_minor >= 0", name="money"),
+    sa.CheckConstraint("(difference_minor > 0) = (payment_id IS NOT NULL)", name="payment"),
+    # One at a time.
+    sa.Index(
+        "booking_changes_open_key",
+        "booking_id",
+        unique=True,
+        postgresql_where=sa.text("state IN ('PENDING_PAYMENT', 'EXCHANGING')"),
+    ),
+    sa.Index(
+        "booking_changes_expire_time_idx",
+        "expire_time",
+        postgresql_where=sa.text("state = 'PENDING_PAYMENT'"),
+    ),
+)
+
+# What a booking still owes to the other services; written with the change that owes it.
+booking_steps = sa.Table(
+    "booking_steps",
+    metadata,
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    # The reservation, payment or refund that the step is about.
+    sa.Column("subject_id", _Uuid, primary_key=True),
+    # Where a reservation is: the booking may have moved to another event since.
+    sa.Column("event_id", _Uuid),
+    sa.Column("due_time", _Time, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("last_error", sa.Text),
+    sa.Column("create_time", _Time, nullable=False),
+    # The request and the trace that made it necessary.
+    sa.Column("origin", sa.Text, default=request_context.origin),
+    sa.CheckConstraint("kind IN ('CONFIRM', 'RELEASE', 'VOID', 'REFUND', 'EXCHANGE')", name="kind"),
+    sa.Index("booking_steps_due_time_idx", "due_time"),
+)
+
+# Domain events of bookings, for mails, webhooks and other consumers: outbox.py.
+outbox = outbox_table(metadata)

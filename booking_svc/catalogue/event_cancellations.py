@@ -1,0 +1,67 @@
+"""The cancellation of an event, as the catalogue records it.
+
+The bookings package counts, cancels and refunds the bookings of each recorded event.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.catalogue.tables import event_cancellations
+from mesh.money import Money
+
+DEFAULT_REASON = "the event does not take place"
+
+
+class State(StrEnum):
+    """CANCELLING until no live booking is left, REFUNDING until no refund is pending."""
+
+    CANCELLING = "CANCELLING"
+    REFUNDING = "REFUNDING"
+    DONE = "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a cancellation has come. `bookings_found` is 0 before its first batch."""
+
+    event_id: UUID
+    reason: str
+    bookings_found: int
+    bookings_cancelled: int
+    bookings_left: int
+    refunds_pending: int
+    refunds_processed: int
+    refunds_failed: int
+    refunded: Money
+    start_time: datetime
+    finish_time: datetime | None
+
+    @property
+    def state(self) -> State:
+        if self.finish_time is None or self.bookings_left:
+            return State.CANCELLING
+        return State.REFUNDING if self.refunds_pending else State.DONE
+
+
+async def begin(connection: AsyncConnection, *, event_id: UUID, reason: str, now: datetime) -> None:
+    """Records that all bookings of an event are to be cancelled.
+
+    Call it in the transaction that cancels the event. Repeating it changes nothing.
+    """
+    await connection.execute(
+        postgresql.insert(event_cancellations)
+        .values(
+            event_id=event_id,
+            reason=reason or DEFAULT_REASON,
+            bookings_found=0,
+            bookings_cancelled=0,
+            start_time=now,
+            next_time=now,
+        )
+        .on_conflict_do_nothing()
+    )

@@ -1,0 +1,386 @@
+"""What an event is, how it is written and read. Stock is the ledger's.
+
+New ones are checked in event_plans.py, lists are made in event_listing.py, and what the
+staff may do to one is in event_status.py.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.catalogue import cancellation_policy, search
+from booking_svc.catalogue.tables import events, offers, stock_levels
+from mesh.clock import rfc3339
+from mesh.db.database import constraint_of
+from mesh.errors import DomainError, Reason
+from mesh.money import Money
+
+_OVERLAP_CONSTRAINT = "events_no_overlap_excl"
+
+
+class Said(StrEnum):
+    """What the staff has said of an event: the column `status`. The rest follows by itself."""
+
+    DRAFT = "DRAFT"
+    OPEN = "UPCOMING"
+    PAUSED = "PAUSED"
+    CANCELLED = "CANCELLED"
+
+
+class Status(StrEnum):
+    """Where an event is in its life."""
+
+    DRAFT = "DRAFT"
+    UPCOMING = "UPCOMING"
+    ON_SALE = "ON_SALE"
+    SOLD_OUT = "SOLD_OUT"
+    PAUSED = "PAUSED"
+    ENDED = "ENDED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    offer_id: UUID
+    name: str
+    price: Money
+    pool_id: UUID
+    capacity: int | None
+    seat_type: str | None
+    per_customer_limit: int
+    max_per_booking: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event. `said` is what the staff has said; `status_at` is what holds."""
+
+    event_id: UUID
+    name: str
+    description: str
+    production_id: UUID | None
+    auditorium_id: UUID | None
+    venue_id: UUID | None
+    venue_name: str | None
+    time_zone: str
+    start_time: datetime | None
+    end_time: datetime | None
+    sale_start_time: datetime
+    sale_end_time: datetime | None
+    said: Said
+    currency_code: str
+    offers: tuple[Offer, ...]
+    cancellation_policy: cancellation_policy.Policy
+    total_capacity: int
+    revision: int
+    create_time: datetime
+    update_time: datetime
+    # Over all offers; None is no limit.
+    per_customer_limit: int | None = None
+
+    @property
+    def etag(self) -> str:
+        """Another one after every change; the header ETag has it in quotes."""
+        return str(self.revision)
+
+    def status_at(self, now: datetime, *, available: int) -> Status:
+        """The event's status, following the sale window and the stock."""
+        if self.said in (Said.CANCELLED, Said.DRAFT):
+            return Status(self.said)
+        if self.sale_end_time is not None and now >= self.sale_end_time:
+            return Status.ENDED
+        if self.said is Said.PAUSED:
+            return Status.PAUSED
+        if now < self.sale_start_time:
+            return Status.UPCOMING
+        return Status.ON_SALE if available > 0 else Status.SOLD_OUT
+
+    def turn_after(self, now: datetime) -> datetime | None:
+        """When the clock changes the status next; None when it never does."""
+        if self.said in (Said.CANCELLED, Said.DRAFT):
+            return None
+        if self.said is Said.OPEN and now < self.sale_start_time:
+            return self.sale_start_time
+        if self.sale_end_time is not None and now < self.sale_end_time:
+            return self.sale_end_time
+        return None
+
+    def refuse_unless_on_sale(self, now: datetime) -> None:
+        """Raises SALE_NOT_ACTIVE, with the sale's times, when nothing can be booked now."""
+        status = self.status_at(now, available=1)
+        if status is not Status.ON_SALE:
+            raise DomainError(
+                Reason.SALE_NOT_ACTIVE,
+                "the sale is not open",
+                starts=rfc3339(self.sale_start_time),
+                ends=rfc3339(self.sale_end_time) if self.sale_end_time else "",
+                status=status,
+            )
+
+    def offer(self, offer_id: UUID) -> Offer:
+        """Raises OFFER_NOT_FOUND."""
+        for offer in self.offers:
+            if offer.offer_id == offer_id:
+                return offer
+        raise DomainError(Reason.OFFER_NOT_FOUND, "the event has no such offer", offer_id=offer_id)
+
+
+async def insert(
+    connection: AsyncConnection, *, event: Event, capacities: Mapping[UUID, int], now: datetime
+) -> None:
+    """Writes a planned event; `capacities` are those of its pools.
+
+    Raises SHOWTIME_OVERLAP when the auditorium is taken then.
+    """
+    words = search.words_of(event.name, event.description, event.venue_name or "")
+    try:
+        await connection.execute(
+            events.insert().values(
+                event_id=event.event_id,
+                auditorium_id=event.auditorium_id,
+                venue_id=event.venue_id,
+                currency_code=event.currency_code,
+                is_sold_out=False,
+                current_status=event.status_at(now, available=1),
+                turn_time=event.turn_after(now),
+                create_time=event.create_time,
+                **changing_columns(event),
+                search=search.vector(words),
+            )
+        )
+    except sa.exc.IntegrityError as error:
+        raise overlap(error, event.auditorium_id) or error from None
+    await search.learn(connection, words=words)
+    await connection.execute(offers.insert(), offer_rows(event))
+    await connection.execute(
+        stock_levels.insert(),
+        [
+            {
+                "event_id": event.event_id,
+                "pool_id": pool_id,
+                "capacity": capacity,
+                "available": capacity,
+                "version": 0,
+            }
+            for pool_id, capacity in capacities.items()
+        ],
+    )
+
+
+async def update(connection: AsyncConnection, *, event: Event) -> None:
+    """Writes a changed event over the one that is there; its row is locked.
+
+    Raises SHOWTIME_OVERLAP when the auditorium is taken then. What it repeats of clock and
+    stock the caller brings up to date.
+    """
+    words = search.words_of(event.name, event.description, event.venue_name or "")
+    try:
+        await connection.execute(
+            sa.update(events)
+            .where(events.c.event_id == event.event_id)
+            .values(**changing_columns(event), search=search.vector(words))
+        )
+    except sa.exc.IntegrityError as error:
+        raise overlap(error, event.auditorium_id) or error from None
+    await search.learn(connection, words=words)
+    rows = postgresql.insert(offers)
+    changing = ("name", "price_minor", "capacity", "per_customer_limit", "max_per_booking")
+    await connection.execute(
+        rows.on_conflict_do_update(
+            index_elements=[offers.c.event_id, offers.c.offer_id],
+            set_={name: rows.excluded[name] for name in changing},
+        ),
+        offer_rows(event),
+    )
+
+
+def changing_columns(event: Event) -> dict[str, Any]:
+    """The columns that an update may change, with what they shall hold."""
+    return {
+        "name": event.name,
+        "description": event.description,
+        "production_id": event.production_id,
+        "venue_name": event.venue_name,
+        "time_zone": event.time_zone,
+        "start_time": event.start_time,
+        "end_time": event.end_time,
+        "sale_start_time": event.sale_start_time,
+        "sale_end_time": event.sale_end_time,
+        "status": event.said,
+        "cancellation_policy": cancellation_policy.to_json(event.cancellation_policy),
+        "total_capacity": event.total_capacity,
+        "revision": event.revision,
+        "update_time": event.update_time,
+        "per_customer_limit": event.per_customer_limit,
+    }
+
+
+def offer_rows(event: Event) -> list[dict[str, Any]]:
+    """The rows of an event's offers."""
+    return [
+        {
+            "event_id": event.event_id,
+            "offer_id": offer.offer_id,
+            "offer_index": index,
+            "name": offer.name,
+            "price_minor": offer.price.amount_minor,
+            "pool_id": offer.pool_id,
+            "capacity": offer.capacity,
+            "seat_type": offer.seat_type,
+            "per_customer_limit": offer.per_customer_limit,
+            "max_per_booking": offer.max_per_booking,
+        }
+        for index, offer in enumerate(event.offers)
+    ]
+
+
+def overlap(error: sa.exc.IntegrityError, auditorium_id: UUID | None) -> DomainError | None:
+    """SHOWTIME_OVERLAP when that is what the database refused."""
+    if constraint_of(error) != _OVERLAP_CONSTRAINT:
+        return None
+    return DomainError(
+        Reason.SHOWTIME_OVERLAP,
+        "another event takes place in this auditorium at that time",
+        auditorium_id=auditorium_id,
+    )
+
+
+_OFFER_COLUMNS = (
+    "offer_id",
+    "name",
+    "price_minor",
+    "pool_id",
+    "capacity",
+    "seat_type",
+    "per_customer_limit",
+    "max_per_booking",
+)
+
+# In one statement with the event: two would take twice as long.
+_OFFERS = (
+    sa.select(
+        sa.func.json_agg(
+            postgresql.aggregate_order_by(
+                sa.func.json_build_array(*(offers.c[name] for name in _OFFER_COLUMNS)),
+                offers.c.offer_index.asc(),
+            )
+        )
+    )
+    .where(offers.c.event_id == events.c.event_id)
+    .scalar_subquery()
+    .label("offers")
+)
+
+# Not `search` and `sort_time`: the driver has no value for an infinite time.
+_COLUMNS = [
+    events.c[name]
+    for name in (
+        "event_id",
+        "name",
+        "description",
+        "production_id",
+        "auditorium_id",
+        "venue_id",
+        "venue_name",
+        "time_zone",
+        "start_time",
+        "end_time",
+        "sale_start_time",
+        "sale_end_time",
+        "status",
+        "currency_code",
+        "cancellation_policy",
+        "total_capacity",
+        "revision",
+        "create_time",
+        "update_time",
+        "per_customer_limit",
+    )
+]
+
+selected: sa.Select[Any] = sa.select(*_COLUMNS, _OFFERS)
+"""Events with their offers, for `from_row`."""
+
+
+async def get(connection: AsyncConnection, *, event_id: UUID, lock: bool = False) -> Event:
+    """An event with its offers. Raises EVENT_NOT_FOUND.
+
+    With `lock` the row stays locked until the transaction ends.
+    """
+    is_it = events.c.event_id == event_id
+    if lock:
+        # A statement of its own: the one that waits for a lock reads other tables as of before.
+        await connection.execute(
+            sa.select(events.c.event_id).where(is_it).with_for_update(key_share=True)
+        )
+    row = (await connection.execute(selected.where(is_it))).one_or_none()
+    if row is None:
+        raise not_found(event_id)
+    return from_row(row)
+
+
+def not_found(event_id: UUID) -> DomainError:
+    return DomainError(Reason.EVENT_NOT_FOUND, "no such event", event_id=event_id)
+
+
+async def get_all(connection: AsyncConnection, event_ids: Collection[UUID]) -> dict[UUID, Event]:
+    """Those of the events that there are, by their ids."""
+    wanted = sa.bindparam("ids", list(event_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
+    rows = await connection.execute(selected.where(events.c.event_id == sa.any_(wanted)))
+    return {row.event_id: from_row(row) for row in rows}
+
+
+def from_row(row: sa.Row[Any]) -> Event:
+    """An event of a row of `selected`."""
+    listed: Sequence[Sequence[Any]] = row.offers
+    return Event(
+        event_id=row.event_id,
+        name=row.name,
+        description=row.description,
+        production_id=row.production_id,
+        auditorium_id=row.auditorium_id,
+        venue_id=row.venue_id,
+        venue_name=row.venue_name,
+        time_zone=row.time_zone,
+        start_time=row.start_time,
+        end_time=row.end_time,
+        sale_start_time=row.sale_start_time,
+        sale_end_time=row.sale_end_time,
+        said=Said(row.status),
+        currency_code=row.currency_code,
+        offers=tuple(
+            Offer(
+                UUID(offer_id),
+                name,
+                Money(price_minor, row.currency_code),
+                UUID(pool_id),
+                capacity,
+                seat_type,
+                per_customer_limit,
+                max_per_booking,
+            )
+            for (
+                offer_id,
+                name,
+                price_minor,
+                pool_id,
+                capacity,
+                seat_type,
+                per_customer_limit,
+                max_per_booking,
+            ) in listed
+        ),
+        cancellation_policy=cancellation_policy.from_json(row.cancellation_policy),
+        total_capacity=row.total_capacity,
+        revision=row.revision,
+        create_time=row.create_time,
+        update_time=row.update_time,
+        per_customer_limit=row.per_customer_limit,
+    )

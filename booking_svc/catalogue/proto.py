@@ -1,0 +1,312 @@
+"""The catalogue's values ⇄ the contract's messages. Shapes only: no rule is decided here."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from google.protobuf.message import Message
+
+from booking_svc.catalogue import cancellation_policy
+from booking_svc.catalogue.availability import Level
+from booking_svc.catalogue.availability_stream import Update
+from booking_svc.catalogue.event_cancellations import Progress
+from booking_svc.catalogue.event_creation import DEFAULT_CURRENCY, NewEvent, NewOffer
+from booking_svc.catalogue.event_listing import Filters
+from booking_svc.catalogue.event_update import EventChange, OfferChange
+from booking_svc.catalogue.events import Event, Status
+from booking_svc.catalogue.venues import Auditorium, Row, Seat, Venue
+from booking_svc.clients.ports import Left
+from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, venue_pb2
+from mesh.conversions import (
+    id_to_proto,
+    money_to_proto,
+    time_from_proto,
+    time_to_proto,
+)
+from mesh.db import idempotent
+from mesh.db.idempotent import Key
+from mesh.ids import new_id
+from mesh.money import Money
+from mesh.rpc.call import caller, idempotency_key
+
+
+def key_of(method: str, request: Message) -> Key | None:
+    """The idempotency key of the call that is being served, if its client sent one."""
+    key, who = idempotency_key(), caller()
+    if key is None:
+        return None
+    return idempotent.key_for(method, who.user_id or who.process, key, request)
+
+
+def venue(value: Venue) -> venue_pb2.Venue:
+    return venue_pb2.Venue(
+        venue_id=str(value.venue_id),
+        name=value.name,
+        time_zone=value.time_zone,
+        address=value.address,
+    )
+
+
+def auditorium(value: Auditorium) -> venue_pb2.Auditorium:
+    return venue_pb2.Auditorium(
+        auditorium_id=str(value.auditorium_id),
+        venue_id=str(value.venue_id),
+        name=value.name,
+        rows=[
+            venue_pb2.Row(
+                label=row.label,
+                seats=[
+                    venue_pb2.Seat(
+                        seat_id=str(seat.seat_id),
+                        number=seat.number,
+                        seat_type=venue_pb2.Seat.Type.Value(seat.seat_type),
+                        x=seat.x,
+                        y=seat.y,
+                    )
+                    for seat in row.seats
+                ],
+            )
+            for row in value.rows
+        ],
+    )
+
+
+def to_row(message: venue_pb2.Row) -> Row:
+    """A row as asked for; its seats get new ids."""
+    return Row(
+        message.label,
+        tuple(
+            Seat(
+                new_id(),
+                seat.number,
+                venue_pb2.Seat.Type.Name(seat.seat_type),
+                seat.x if seat.HasField("x") else None,
+                seat.y if seat.HasField("y") else None,
+            )
+            for seat in message.seats
+        ),
+    )
+
+
+def to_new_event(message: event_pb2.Event) -> NewEvent:
+    return NewEvent(
+        name=message.name,
+        description=message.description,
+        production_id=UUID(message.production_id) if message.HasField("production_id") else None,
+        auditorium_id=UUID(message.auditorium_id) if message.HasField("auditorium_id") else None,
+        venue_name=message.venue_name if message.HasField("venue_name") else None,
+        time_zone=message.time_zone,
+        start_time=time_from_proto(message.start_time) if message.HasField("start_time") else None,
+        end_time=time_from_proto(message.end_time) if message.HasField("end_time") else None,
+        sale_start_time=time_from_proto(message.sale_start_time),
+        sale_end_time=time_from_proto(message.sale_end_time)
+        if message.HasField("sale_end_time")
+        else None,
+        currency_code=message.currency_code or DEFAULT_CURRENCY,
+        offers=tuple(
+            NewOffer(
+                name=offer.name,
+                price=Money(offer.price.amount_minor, offer.price.currency_code),
+                # An offer that names no pool has one of its own.
+                pool=offer.pool_id or f"offer {index}",
+                capacity=offer.capacity if offer.HasField("capacity") else None,
+                seat_type=venue_pb2.Seat.Type.Name(offer.seat_type)
+                if offer.HasField("seat_type")
+                else None,
+                per_customer_limit=offer.per_customer_limit,
+                max_per_booking=offer.max_per_booking,
+            )
+            for index, offer in enumerate(message.offers)
+        ),
+        cancellation_policy=_to_policy(message.cancellation_policy)
+        if message.HasField("cancellation_policy")
+        else None,
+        is_draft=message.status == event_pb2.Event.DRAFT,
+        per_customer_limit=message.per_customer_limit or None,
+    )
+
+
+def to_change(message: event_pb2.EventChange) -> EventChange:
+    given: Callable[[Any], bool] = message.HasField
+    return EventChange(
+        name=message.name if given("name") else None,
+        description=message.description if given("description") else None,
+        production_id=UUID(message.production_id) if given("production_id") else None,
+        auditorium_id=UUID(message.auditorium_id) if given("auditorium_id") else None,
+        venue_name=message.venue_name if given("venue_name") else None,
+        time_zone=message.time_zone if given("time_zone") else None,
+        start_time=time_from_proto(message.start_time) if given("start_time") else None,
+        end_time=time_from_proto(message.end_time) if given("end_time") else None,
+        sale_start_time=time_from_proto(message.sale_start_time)
+        if given("sale_start_time")
+        else None,
+        sale_end_time=time_from_proto(message.sale_end_time) if given("sale_end_time") else None,
+        currency_code=message.currency_code if given("currency_code") else None,
+        offers=tuple(_to_offer_change(offer) for offer in message.offers),
+        cancellation_policy=_to_policy(message.cancellation_policy)
+        if given("cancellation_policy")
+        else None,
+        add_seat_ids=tuple(UUID(each) for each in message.add_seat_ids),
+        remove_seat_ids=tuple(UUID(each) for each in message.remove_seat_ids),
+        clear=frozenset(message.clear),
+        per_customer_limit=message.per_customer_limit if given("per_customer_limit") else None,
+    )
+
+
+def _to_offer_change(message: event_pb2.OfferChange) -> OfferChange:
+    given: Callable[[Any], bool] = message.HasField
+    return OfferChange(
+        offer_id=UUID(message.offer_id) if given("offer_id") else None,
+        name=message.name if given("name") else None,
+        price=Money(message.price.amount_minor, message.price.currency_code)
+        if given("price")
+        else None,
+        pool=message.pool_id if given("pool_id") else None,
+        capacity=message.capacity if given("capacity") else None,
+        seat_type=venue_pb2.Seat.Type.Name(message.seat_type) if given("seat_type") else None,
+        per_customer_limit=message.per_customer_limit if given("per_customer_limit") else None,
+        max_per_booking=message.max_per_booking if given("max_per_booking") else None,
+    )
+
+
+def cancellation_progress(value: Progress) -> event_service_pb2.EventCancellation:
+    return event_service_pb2.EventCancellation(
+        event_id=str(value.event_id),
+        state=event_service_pb2.EventCancellation.State.Value(value.state),
+        reason=value.reason,
+        bookings_found=value.bookings_found,
+        bookings_cancelled=value.bookings_cancelled,
+        bookings_left=value.bookings_left,
+        refunds_pending=value.refunds_pending,
+        refunds_processed=value.refunds_processed,
+        refunds_failed=value.refunds_failed,
+        refunded=money_to_proto(value.refunded),
+        start_time=time_to_proto(value.start_time),
+        finish_time=time_to_proto(value.finish_time),
+    )
+
+
+def to_filters(request: event_service_pb2.ListEventsRequest) -> Filters:
+    return Filters(
+        status=to_status(request.status) if request.status else None,
+        starts_after=time_from_proto(request.starts_after)
+        if request.HasField("starts_after")
+        else None,
+        starts_before=time_from_proto(request.starts_before)
+        if request.HasField("starts_before")
+        else None,
+        production_id=UUID(request.production_id) if request.HasField("production_id") else None,
+        venue_id=UUID(request.venue_id) if request.HasField("venue_id") else None,
+        query=request.query,
+    )
+
+
+def to_status(status: event_pb2.Event.Status.ValueType) -> Status:
+    return Status(event_pb2.Event.Status.Name(status))
+
+
+def event(value: Event, left: Left, now: datetime) -> event_pb2.Event:
+    return event_pb2.Event(
+        event_id=str(value.event_id),
+        name=value.name,
+        description=value.description,
+        production_id=id_to_proto(value.production_id),
+        auditorium_id=id_to_proto(value.auditorium_id),
+        venue_id=id_to_proto(value.venue_id),
+        venue_name=value.venue_name,
+        time_zone=value.time_zone,
+        start_time=time_to_proto(value.start_time),
+        end_time=time_to_proto(value.end_time),
+        sale_start_time=time_to_proto(value.sale_start_time),
+        sale_end_time=time_to_proto(value.sale_end_time),
+        status=event_pb2.Event.Status.Value(value.status_at(now, available=left.available)),
+        currency_code=value.currency_code,
+        offers=[
+            event_pb2.Offer(
+                offer_id=str(offer.offer_id),
+                name=offer.name,
+                price=money_to_proto(offer.price),
+                pool_id=str(offer.pool_id),
+                capacity=offer.capacity,
+                seat_type=None
+                if offer.seat_type is None
+                else venue_pb2.Seat.Type.Value(offer.seat_type),
+                per_customer_limit=offer.per_customer_limit,
+                max_per_booking=offer.max_per_booking,
+                available=left.offers.get(offer.offer_id, 0),
+            )
+            for offer in value.offers
+        ],
+        cancellation_policy=policy(value.cancellation_policy),
+        total_capacity=left.capacity,
+        available=left.available,
+        create_time=time_to_proto(value.create_time),
+        update_time=time_to_proto(value.update_time),
+        etag=value.etag,
+        per_customer_limit=value.per_customer_limit or 0,
+    )
+
+
+def availability(level: Level) -> bytes:
+    """An Availability, serialised."""
+    left = level.left()
+    return event_service_pb2.Availability(
+        event_id=str(level.event.event_id),
+        version=left.version,
+        offers=_offers_left(left.offers),
+        seats=_seats_left(left.seats),
+    ).SerializeToString()
+
+
+def availability_update(value: Update) -> bytes:
+    """An AvailabilityUpdate, serialised."""
+    return event_service_pb2.AvailabilityUpdate(
+        kind=event_service_pb2.AvailabilityUpdate.Kind.Value(value.kind),
+        event_id=str(value.event_id),
+        version=value.version,
+        offers=_offers_left(value.offers),
+        seats=_seats_left(value.seats),
+    ).SerializeToString()
+
+
+def _offers_left(offers: Mapping[UUID, int]) -> list[event_service_pb2.OfferAvailability]:
+    return [
+        event_service_pb2.OfferAvailability(offer_id=str(offer_id), available=available)
+        for offer_id, available in offers.items()
+    ]
+
+
+def _seats_left(seats: Mapping[UUID, str]) -> list[event_service_pb2.SeatAvailability]:
+    states = dict(event_service_pb2.SeatAvailability.State.items())
+    return [
+        event_service_pb2.SeatAvailability(seat_id=str(seat_id), state=states[state])
+        for seat_id, state in seats.items()
+    ]
+
+
+def _to_policy(message: event_pb2.CancellationPolicy) -> cancellation_policy.Policy | None:
+    kind = message.WhichOneof("rule")
+    if kind == "purchase_window":
+        return cancellation_policy.PurchaseWindow(message.purchase_window.window.ToTimedelta())
+    if kind == "tiered":
+        return cancellation_policy.Tiered(
+            tuple(
+                cancellation_policy.Tier(
+                    tier.before_start.ToTimedelta(), tier.percent, tier.exclusive
+                )
+                for tier in message.tiered.tiers
+            )
+        )
+    return None
+
+
+def policy(value: cancellation_policy.Policy) -> event_pb2.CancellationPolicy:
+    message = event_pb2.CancellationPolicy()
+    if isinstance(value, cancellation_policy.PurchaseWindow):
+        message.purchase_window.window.FromTimedelta(value.window)
+        return message
+    for tier in value.tiers:
+        added = message.tiered.tiers.add(percent=tier.percent, exclusive=tier.exclusive)
+        added.before_start.FromTimedelta(tier.before_start)
+    return message

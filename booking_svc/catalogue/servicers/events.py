@@ -1,0 +1,156 @@
+"""EventService: proto → one domain call → proto."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+from uuid import UUID
+
+from booking_svc.catalogue import event_listing
+from booking_svc.catalogue import proto as messages
+from booking_svc.catalogue.availability import Availability
+from booking_svc.catalogue.availability_stream import Watch
+from booking_svc.catalogue.event_cache import EventCache
+from booking_svc.catalogue.event_cancellations import Progress
+from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.events import Event
+from booking_svc.clients.ports import Left
+from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
+from mesh import paging
+from mesh.clock import Clock
+from mesh.db.database import Database
+from mesh.tasks import shielded
+
+# A step that changes the stock goes on for so long after the client has left.
+_WRITE_SECONDS = 9.5
+
+
+class EventServicer(event_service_pb2_grpc.EventServiceServicer):
+    """`cancellation_progress` comes from the bookings, which the catalogue does not know."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        desk: EventDesk,
+        availability: Availability,
+        watch: Watch,
+        cache: EventCache,
+        cancellation_progress: Callable[[UUID], Awaitable[Progress]],
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._cancellation_progress = cancellation_progress
+        self._cache = cache
+        self._desk = desk
+        self._availability = availability
+        self._watch = watch
+        self._clock = clock
+        self._totals = event_listing.Totals()
+
+    async def CreateEvent(
+        self, request: event_service_pb2.CreateEventRequest, context: Any
+    ) -> event_pb2.Event:
+        answer = await shielded(
+            self._desk.create(
+                new=messages.to_new_event(request.event),
+                key=messages.key_of("CreateEvent", request),
+                encode=self._encode,
+            ),
+            seconds=_WRITE_SECONDS,
+        )
+        return event_pb2.Event.FromString(answer)
+
+    async def GetEvent(
+        self, request: event_service_pb2.GetEventRequest, context: Any
+    ) -> event_pb2.Event:
+        event_id = UUID(request.event_id)
+        found = await self._cache.get(event_id)
+        left = await self._availability.left(event_id=event_id, with_seats=False)
+        return messages.event(found, left, self._clock())
+
+    async def ListEvents(
+        self, request: event_service_pb2.ListEventsRequest, context: Any
+    ) -> event_service_pb2.ListEventsResponse:
+        now = self._clock()
+        async with self._database.reading() as connection:
+            page = await event_listing.list_page(
+                connection,
+                filters=messages.to_filters(request),
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+                totals=self._totals,
+                now=now,
+            )
+        return event_service_pb2.ListEventsResponse(
+            events=[messages.event(each.event, each.left, now) for each in page.events],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def UpdateEvent(
+        self, request: event_service_pb2.UpdateEventRequest, context: Any
+    ) -> event_pb2.Event:
+        event, left = await shielded(
+            self._desk.update(
+                event_id=UUID(request.event_id),
+                change=messages.to_change(request.event),
+                etag=_if_match(context)
+                or (request.event.etag if request.event.HasField("etag") else None),
+            ),
+            seconds=_WRITE_SECONDS,
+        )
+        await self._cache.forget(event.event_id)
+        return messages.event(event, left, self._clock())
+
+    async def DeleteEvent(
+        self, request: event_service_pb2.DeleteEventRequest, context: Any
+    ) -> event_service_pb2.DeleteEventResponse:
+        event_id = UUID(request.event_id)
+        await self._desk.delete(event_id=event_id)
+        await self._cache.forget(event_id)
+        return event_service_pb2.DeleteEventResponse()
+
+    async def GetEventCancellation(
+        self, request: event_service_pb2.GetEventCancellationRequest, context: Any
+    ) -> event_service_pb2.EventCancellation:
+        progress = await self._cancellation_progress(UUID(request.event_id))
+        return messages.cancellation_progress(progress)
+
+    async def SetEventStatus(
+        self, request: event_service_pb2.SetEventStatusRequest, context: Any
+    ) -> event_pb2.Event:
+        event, left = await self._desk.set_status(
+            event_id=UUID(request.event_id),
+            to=messages.to_status(request.status),
+            reason=request.reason,
+        )
+        await self._cache.forget(event.event_id)
+        return messages.event(event, left, self._clock())
+
+    # These two answer with bytes: what many get is serialised once (mesh/rpc/interceptor.py).
+
+    async def GetAvailability(
+        self, request: event_service_pb2.GetAvailabilityRequest, context: Any
+    ) -> Any:
+        level = await self._availability.level(event_id=UUID(request.event_id), with_seats=True)
+        return level.answered(messages.availability)
+
+    async def WatchAvailability(
+        self, request: event_service_pb2.WatchAvailabilityRequest, context: Any
+    ) -> AsyncIterator[Any]:
+        after = request.after_version if request.HasField("after_version") else None
+        updates = self._watch.stream(event_id=UUID(request.event_id), after_version=after)
+        async with aclosing(updates):
+            async for update in updates:
+                yield update
+
+    def _encode(self, event: Event, left: Left) -> bytes:
+        return messages.event(event, left, self._clock()).SerializeToString()
+
+
+def _if_match(context: Any) -> str | None:
+    """The header If-Match, which the gateway hands on."""
+    for name, value in context.invocation_metadata() or ():
+        if name == "if-match":
+            return str(value)
+    return None

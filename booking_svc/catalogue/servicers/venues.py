@@ -1,0 +1,91 @@
+"""VenueService: proto → one domain call → proto."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.answers import answer_once
+from booking_svc.catalogue import proto as messages
+from booking_svc.catalogue import venues
+from boxoffice.catalogue.v1 import venue_pb2, venue_service_pb2, venue_service_pb2_grpc
+from mesh import paging
+from mesh.clock import Clock
+from mesh.db.database import Database
+
+
+class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def CreateVenue(
+        self, request: venue_service_pb2.CreateVenueRequest, context: Any
+    ) -> venue_pb2.Venue:
+        now = self._clock()
+
+        async def create(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            created = await venues.create_venue(
+                connection,
+                name=request.venue.name,
+                time_zone=request.venue.time_zone,
+                address=request.venue.address,
+                now=now,
+            )
+            return created.venue_id, messages.venue(created).SerializeToString()
+
+        answer = await answer_once(
+            self._database, messages.key_of("CreateVenue", request), create, now=now
+        )
+        return venue_pb2.Venue.FromString(answer)
+
+    async def GetVenue(
+        self, request: venue_service_pb2.GetVenueRequest, context: Any
+    ) -> venue_pb2.Venue:
+        async with self._database.reading() as connection:
+            return messages.venue(
+                await venues.get_venue(connection, venue_id=UUID(request.venue_id))
+            )
+
+    async def ListVenues(
+        self, request: venue_service_pb2.ListVenuesRequest, context: Any
+    ) -> venue_service_pb2.ListVenuesResponse:
+        async with self._database.reading() as connection:
+            page = await venues.list_venues(
+                connection,
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+            )
+        return venue_service_pb2.ListVenuesResponse(
+            venues=[messages.venue(each) for each in page.venues],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def CreateAuditorium(
+        self, request: venue_service_pb2.CreateAuditoriumRequest, context: Any
+    ) -> venue_pb2.Auditorium:
+        now = self._clock()
+
+        async def create(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            created = await venues.create_auditorium(
+                connection,
+                venue_id=UUID(request.venue_id),
+                name=request.name,
+                rows=tuple(messages.to_row(row) for row in request.rows),
+                now=now,
+            )
+            return created.auditorium_id, messages.auditorium(created).SerializeToString()
+
+        answer = await answer_once(
+            self._database, messages.key_of("CreateAuditorium", request), create, now=now
+        )
+        return venue_pb2.Auditorium.FromString(answer)
+
+    async def GetAuditorium(
+        self, request: venue_service_pb2.GetAuditoriumRequest, context: Any
+    ) -> venue_pb2.Auditorium:
+        async with self._database.reading() as connection:
+            return messages.auditorium(
+                await venues.get_auditorium(connection, auditorium_id=UUID(request.auditorium_id))
+            )

@@ -1,0 +1,149 @@
+"""What was left of each pool when the ledger last told: for lists, which nobody counts on.
+
+The ledger decides; what one event has now is in availability.py.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.catalogue import event_status
+from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.tables import events as events_table
+from booking_svc.catalogue.tables import offers, stock_levels
+from booking_svc.clients.ports import Left, PoolChange, StockChange
+
+
+async def lefts(connection: AsyncConnection, *, events: Sequence[Event]) -> Mapping[UUID, Left]:
+    """What is left of some events, without their seats."""
+    ids = sa.literal([event.event_id for event in events], postgresql.ARRAY(sa.UUID()))
+    found = await connection.execute(
+        sa.select(stock_levels).where(stock_levels.c.event_id == sa.any_(ids))
+    )
+    levels: dict[UUID, dict[UUID, tuple[int, int, int]]] = defaultdict(dict)
+    for row in found:
+        levels[row.event_id][row.pool_id] = (row.capacity, row.available, row.version)
+    return {event.event_id: _left(event, levels[event.event_id]) for event in events}
+
+
+async def apply(connection: AsyncConnection, changes: Sequence[StockChange], now: datetime) -> None:
+    """Takes over what the ledger tells; what is older than what is known changes nothing.
+
+    The catalogue follows in what it repeats of the ledger: the capacity of its offers and
+    whether an event is sold out.
+    """
+    latest = {(change.event_id, pool.pool_id): pool for change in changes for pool in change.pools}
+    if not latest:
+        return
+    told = _told(latest)
+    await connection.execute(
+        postgresql.insert(stock_levels)
+        .from_select(
+            ["event_id", "pool_id", "capacity", "available", "version"],
+            # Of an event that is not there (yet), nothing is kept: it brings its own levels.
+            sa.select(told)
+            .join(events_table, events_table.c.event_id == told.c.event_id)
+            .order_by(told.c.event_id, told.c.pool_id),
+        )
+        .on_conflict_do_update(
+            index_elements=[stock_levels.c.event_id, stock_levels.c.pool_id],
+            set_={
+                name: sa.literal_column(f"excluded.{name}")
+                for name in ("capacity", "available", "version")
+            },
+            where=stock_levels.c.version < sa.literal_column("excluded.version"),
+        )
+    )
+    removed = [key for key, pool in latest.items() if pool.removed]
+    if removed:
+        await connection.execute(
+            sa.delete(stock_levels).where(
+                sa.tuple_(stock_levels.c.event_id, stock_levels.c.pool_id).in_(removed)
+            )
+        )
+    await follow(connection, event_ids={event_id for event_id, _ in latest}, now=now)
+
+
+async def follow(
+    connection: AsyncConnection, *, event_ids: Collection[UUID], now: datetime
+) -> None:
+    """Brings the catalogue's copies of the levels up to date."""
+    ids = sa.any_(sa.literal(sorted(event_ids), postgresql.ARRAY(sa.UUID())))
+    await connection.execute(
+        sa.update(offers)
+        .where(offers.c.event_id == ids)
+        .where(
+            offers.c.event_id == stock_levels.c.event_id,
+            offers.c.pool_id == stock_levels.c.pool_id,
+            offers.c.capacity.is_not(None),
+            offers.c.capacity != stock_levels.c.capacity,
+        )
+        .values(capacity=stock_levels.c.capacity)
+    )
+    # Only pools that an offer sells from count.
+    is_sold = sa.exists().where(
+        offers.c.event_id == stock_levels.c.event_id, offers.c.pool_id == stock_levels.c.pool_id
+    )
+    sums = (
+        sa.select(
+            stock_levels.c.event_id,
+            sa.func.sum(stock_levels.c.capacity).label("capacity"),
+            (sa.func.sum(stock_levels.c.available) <= 0).label("is_sold_out"),
+        )
+        .where(stock_levels.c.event_id == ids, is_sold)
+        .group_by(stock_levels.c.event_id)
+        .subquery()
+    )
+    table = events_table.c
+    turned = (
+        await connection.scalars(
+            sa.update(events_table)
+            .where(table.event_id == sums.c.event_id)
+            .where(
+                sa.or_(
+                    table.is_sold_out != sums.c.is_sold_out,
+                    table.total_capacity != sums.c.capacity,
+                )
+            )
+            .values(is_sold_out=sums.c.is_sold_out, total_capacity=sums.c.capacity)
+            .returning(table.event_id)
+        )
+    ).all()
+    if turned:
+        await connection.execute(
+            sa.update(events_table)
+            .where(table.event_id.in_(turned))
+            .values(**event_status.followed(now))
+        )
+
+
+def _told(latest: Mapping[tuple[UUID, UUID], PoolChange]) -> sa.Subquery:
+    """The last change of each pool as rows."""
+    keys = [key for key, pool in latest.items() if not pool.removed]
+    columns: dict[str, tuple[sa.types.TypeEngine[Any], list[Any]]] = {
+        "event_id": (sa.UUID(), [event_id for event_id, _ in keys]),
+        "pool_id": (sa.UUID(), [pool_id for _, pool_id in keys]),
+        "capacity": (sa.Integer(), [latest[key].capacity for key in keys]),
+        "available": (sa.Integer(), [latest[key].available for key in keys]),
+        "version": (sa.BigInteger(), [latest[key].version for key in keys]),
+    }
+    arrays = [sa.literal(values, postgresql.ARRAY(kind)) for kind, values in columns.values()]
+    typed = [sa.column(name, kind) for name, (kind, _) in columns.items()]
+    rows = sa.func.unnest(*arrays).table_valued(*typed).render_derived()
+    return sa.select(rows).subquery()
+
+
+def _left(event: Event, levels: Mapping[UUID, tuple[int, int, int]]) -> Left:
+    return Left(
+        version=sum(version for _, _, version in levels.values()),
+        offers={offer.offer_id: levels.get(offer.pool_id, (0, 0, 0))[1] for offer in event.offers},
+        seats={},
+        capacity=sum(capacity for capacity, _, _ in levels.values()),
+        available=sum(available for _, available, _ in levels.values()),
+    )

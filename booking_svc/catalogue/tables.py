@@ -1,0 +1,183 @@
+"""The catalogue's tables. Each invariant is also a named constraint here."""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR, UUID
+
+from booking_svc.tables import metadata
+
+_Uuid = UUID(as_uuid=True)
+_Time = sa.DateTime(timezone=True)
+
+venues = sa.Table(
+    "venues",
+    metadata,
+    sa.Column("venue_id", _Uuid, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("time_zone", sa.Text, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Index("venues_name_venue_id_idx", "name", "venue_id"),
+)
+
+auditoriums = sa.Table(
+    "auditoriums",
+    metadata,
+    sa.Column("auditorium_id", _Uuid, primary_key=True),
+    sa.Column("venue_id", _Uuid, sa.ForeignKey("venues.venue_id"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+)
+
+seats = sa.Table(
+    "seats",
+    metadata,
+    sa.Column("seat_id", _Uuid, primary_key=True),
+    sa.Column("auditorium_id", _Uuid, sa.ForeignKey("auditoriums.auditorium_id"), nullable=False),
+    sa.Column("row_index", sa.Integer, nullable=False),
+    sa.Column("seat_index", sa.Integer, nullable=False),
+    sa.Column("row_label", sa.Text, nullable=False),
+    sa.Column("number", sa.Text, nullable=False),
+    sa.Column("seat_type", sa.Text, nullable=False),
+    sa.Column("x", sa.Double),
+    sa.Column("y", sa.Double),
+    sa.UniqueConstraint("auditorium_id", "row_label", "number"),
+    sa.CheckConstraint("seat_type IN ('REGULAR', 'PREMIUM', 'WHEELCHAIR')", name="seat_type"),
+)
+
+# The migration adds what SQLAlchemy cannot say: EXCLUDE overlapping events of an auditorium.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("event_id", _Uuid, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("production_id", _Uuid),
+    sa.Column("auditorium_id", _Uuid, sa.ForeignKey("auditoriums.auditorium_id")),
+    sa.Column("venue_id", _Uuid, sa.ForeignKey("venues.venue_id")),
+    sa.Column("venue_name", sa.Text),
+    sa.Column("time_zone", sa.Text, nullable=False),
+    sa.Column("start_time", _Time),
+    sa.Column("end_time", _Time),
+    sa.Column("sale_start_time", _Time, nullable=False),
+    sa.Column("sale_end_time", _Time),
+    # What the staff has said. What holds follows from it, the clock and the stock:
+    # current_status, for lists, which turns at turn_time if the stock does not turn it.
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("current_status", sa.Text, nullable=False),
+    sa.Column("turn_time", _Time),
+    sa.Column("is_sold_out", sa.Boolean, nullable=False),
+    # What lists are sorted by: the start, and infinity for the undated.
+    sa.Column(
+        "sort_time",
+        _Time,
+        sa.Computed("COALESCE(start_time, 'infinity'::timestamp with time zone)", persisted=True),
+        nullable=False,
+    ),
+    sa.Column("search", TSVECTOR, nullable=False),
+    # Until then a change of the stock is under way, and no other may begin.
+    sa.Column("changing_until", _Time),
+    sa.Column("currency_code", sa.CHAR(3), nullable=False),
+    sa.Column("cancellation_policy", JSONB, nullable=False),
+    sa.Column("total_capacity", sa.Integer, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+    # Over all offers; the ledger enforces it.
+    sa.Column("per_customer_limit", sa.Integer),
+    sa.CheckConstraint("status IN ('DRAFT', 'UPCOMING', 'PAUSED', 'CANCELLED')", name="status"),
+    sa.CheckConstraint(
+        "current_status IN ('DRAFT', 'UPCOMING', 'ON_SALE', 'SOLD_OUT', 'PAUSED', 'ENDED',"
+        " 'CANCELLED')",
+        name="current_status",
+    ),
+    sa.CheckConstraint("end_time > start_time", name="end_after_start"),
+    sa.CheckConstraint("sale_end_time > sale_start_time", name="sale_end_after_start"),
+    # One for each way of listing, in the order of the list.
+    sa.Index("events_sort_idx", "sort_time", "event_id"),
+    sa.Index("events_current_status_sort_idx", "current_status", "sort_time", "event_id"),
+    sa.Index(
+        "events_production_id_sort_idx",
+        "production_id",
+        "sort_time",
+        "event_id",
+        postgresql_where=sa.text("production_id IS NOT NULL"),
+    ),
+    sa.Index(
+        "events_venue_id_sort_idx",
+        "venue_id",
+        "sort_time",
+        "event_id",
+        postgresql_where=sa.text("venue_id IS NOT NULL"),
+    ),
+    sa.Index("events_search_idx", "search", postgresql_using="gin"),
+    sa.Index(
+        "events_turn_time_idx", "turn_time", postgresql_where=sa.text("turn_time IS NOT NULL")
+    ),
+)
+
+# The words of all events, by which a slip of the pen is understood.
+search_words = sa.Table(
+    "search_words",
+    metadata,
+    # In the order of its bytes, so that a prefix is a range.
+    sa.Column("word", sa.Text(collation="C"), primary_key=True),
+    sa.Column("trigrams", ARRAY(sa.Text), nullable=False),
+    sa.Index("search_words_trigrams_idx", "trigrams", postgresql_using="gin"),
+)
+
+# What the ledger last told of each pool.
+stock_levels = sa.Table(
+    "stock_levels",
+    metadata,
+    sa.Column("event_id", _Uuid, sa.ForeignKey("events.event_id"), primary_key=True),
+    sa.Column("pool_id", _Uuid, primary_key=True),
+    sa.Column("capacity", sa.Integer, nullable=False),
+    sa.Column("available", sa.Integer, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+
+offers = sa.Table(
+    "offers",
+    metadata,
+    sa.Column("event_id", _Uuid, sa.ForeignKey("events.event_id"), primary_key=True),
+    sa.Column("offer_id", _Uuid, primary_key=True),
+    sa.Column("offer_index", sa.Integer, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("price_minor", sa.BigInteger, nullable=False),
+    sa.Column("pool_id", _Uuid, nullable=False),
+    sa.Column("capacity", sa.Integer),
+    sa.Column("seat_type", sa.Text),
+    sa.Column("per_customer_limit", sa.Integer, nullable=False),
+    sa.Column("max_per_booking", sa.Integer, nullable=False),
+    sa.CheckConstraint("price_minor >= 0", name="price"),
+)
+
+# Stock to be taken out of the ledger: of events that were removed, and of those that are
+# being created, until they are. `taken` ones cannot be created any more.
+unwanted_stock = sa.Table(
+    "unwanted_stock",
+    metadata,
+    sa.Column("event_id", _Uuid, primary_key=True),
+    sa.Column("due_time", _Time, nullable=False),
+    sa.Column("taken", sa.Boolean, nullable=False),
+    sa.Index("unwanted_stock_due_time_idx", "due_time"),
+)
+
+# Cancelled events, whose bookings are cancelled one after the other.
+event_cancellations = sa.Table(
+    "event_cancellations",
+    metadata,
+    sa.Column("event_id", _Uuid, sa.ForeignKey("events.event_id"), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("bookings_found", sa.Integer, nullable=False),
+    sa.Column("bookings_cancelled", sa.Integer, nullable=False),
+    sa.Column("start_time", _Time, nullable=False),
+    sa.Column("finish_time", _Time),
+    # When it goes on; none when nothing can come any more.
+    sa.Column("next_time", _Time),
+    sa.Index(
+        "event_cancellations_next_time_idx",
+        "next_time",
+        postgresql_where=sa.text("next_time IS NOT NULL"),
+    ),
+)

@@ -1,0 +1,37 @@
+"""auth_svc's event stream, as far as mails need it: whom to write to."""
+
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from booking_svc.clients.ports import Contact, Erased
+from boxoffice.auth.v1 import auth_event_service_pb2 as messages
+from boxoffice.auth.v1.auth_event_service_pb2_grpc import AuthEventServiceStub
+from mesh.db.consumer import Batch
+
+
+class AccountEvents:
+    """auth_svc's event stream as batches of contacts, new, changed and erased."""
+
+    def __init__(self, stub: AuthEventServiceStub) -> None:
+        self._stub = stub
+
+    async def open(self, after_position: str) -> AsyncIterator[Batch[Contact | Erased]]:
+        stream = self._stub.StreamEvents(
+            messages.StreamEventsRequest(after_position=after_position),
+            # The consumer waits for an auth_svc that is away; nobody waits for the consumer.
+            wait_for_ready=True,
+        )
+        async for batch in stream:
+            told = [change for change in map(_change, batch.events) if change is not None]
+            yield batch.events[-1].position, told
+
+
+def _change(message: messages.AuthEvent) -> Contact | Erased | None:
+    """The change, or None for what is not about addresses."""
+    kind = message.WhichOneof("event")
+    if kind == "user_changed":
+        changed = message.user_changed
+        return Contact(UUID(changed.user_id), changed.email, changed.full_name)
+    if kind == "user_erased":
+        return Erased(UUID(message.user_erased.user_id))
+    return None

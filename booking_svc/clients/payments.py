@@ -1,0 +1,156 @@
+"""payment_svc over gRPC, as ports.Payments, and its event stream."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from uuid import UUID
+
+from booking_svc.clients.ports import (
+    Captured,
+    Disputed,
+    DisputeStatus,
+    Failed,
+    Payment,
+    PaymentEvent,
+    Refunded,
+)
+from boxoffice.payments.v1 import payment_event_service_pb2 as event_messages
+from boxoffice.payments.v1 import payment_pb2
+from boxoffice.payments.v1 import payment_service_pb2 as messages
+from boxoffice.payments.v1.payment_event_service_pb2_grpc import PaymentEventServiceStub
+from boxoffice.payments.v1.payment_service_pb2_grpc import PaymentServiceStub
+from mesh.conversions import money_from_proto, money_to_proto
+from mesh.db.consumer import Batch
+from mesh.money import Money
+
+_DISPUTE_STATUSES = {
+    payment_pb2.Dispute.OPEN: DisputeStatus.OPEN,
+    payment_pb2.Dispute.WON: DisputeStatus.WON,
+    payment_pb2.Dispute.LOST: DisputeStatus.LOST,
+}
+
+
+class PaymentClient:
+    def __init__(self, stub: PaymentServiceStub) -> None:
+        self._stub = stub
+
+    async def create(
+        self,
+        *,
+        payment_id: UUID,
+        booking_id: UUID,
+        event_id: UUID,
+        customer_id: UUID,
+        provider: str,
+        amount: Money,
+        description: str,
+        success_url: str,
+        cancel_url: str,
+    ) -> Payment:
+        return _payment(
+            await self._stub.CreatePayment(
+                messages.CreatePaymentRequest(
+                    payment_id=str(payment_id),
+                    booking_id=str(booking_id),
+                    event_id=str(event_id),
+                    customer_id=str(customer_id),
+                    provider=provider,
+                    amount=money_to_proto(amount),
+                    description=description,
+                    success_url=success_url,
+                    cancel_url=cancel_url,
+                )
+            )
+        )
+
+    async def void(self, *, payment_id: UUID) -> Payment:
+        return _payment(
+            await self._stub.VoidPayment(messages.VoidPaymentRequest(payment_id=str(payment_id)))
+        )
+
+    async def refund(
+        self, *, refund_id: UUID, payment_id: UUID, amount: Money, reason: str
+    ) -> None:
+        await self._stub.RefundPayment(
+            messages.RefundPaymentRequest(
+                payment_id=str(payment_id),
+                amount=money_to_proto(amount),
+                reason=reason,
+                refund_id=str(refund_id),
+            ),
+            metadata=(("idempotency-key", f"refund:{refund_id}"),),
+        )
+
+    async def outcome(self, *, booking_id: UUID, payment_id: UUID) -> Captured | Failed | None:
+        payment = await self._stub.GetPayment(
+            messages.GetPaymentRequest(payment_id=str(payment_id))
+        )
+        # What has gone back since, the stream alone can tell; it is not for a poll to guess.
+        if payment.status == payment_pb2.Payment.CAPTURED:
+            return Captured(booking_id, payment_id, money_from_proto(payment.amount))
+        if payment.status == payment_pb2.Payment.FAILED:
+            return Failed(booking_id, payment_id, "refused")
+        return None
+
+    async def refunded(self, *, booking_id: UUID, refund_id: UUID) -> Refunded | None:
+        refund = await self._stub.GetRefund(messages.GetRefundRequest(refund_id=str(refund_id)))
+        if refund.status != payment_pb2.Refund.PROCESSED:
+            return None
+        return Refunded(
+            booking_id, UUID(refund.payment_id), refund_id, money_from_proto(refund.amount)
+        )
+
+
+class PaymentEvents:
+    """payment_svc's event stream as batches of PaymentEvent."""
+
+    def __init__(self, stub: PaymentEventServiceStub) -> None:
+        self._stub = stub
+
+    async def open(self, after_position: str) -> AsyncIterator[Batch[PaymentEvent]]:
+        stream = self._stub.StreamEvents(
+            event_messages.StreamEventsRequest(after_position=after_position),
+            # The consumer waits for a payment_svc that is away; nobody waits for the consumer.
+            wait_for_ready=True,
+        )
+        async for batch in stream:
+            known = [
+                replace(event, origin=message.origin)
+                for message in batch.events
+                if (event := _event(message)) is not None
+            ]
+            yield batch.events[-1].position, known
+
+
+def _event(message: event_messages.PaymentEvent) -> PaymentEvent | None:
+    """The event, or None for a kind that a newer payment_svc may send."""
+    kind = message.WhichOneof("event")
+    if not message.payment_id:
+        return None
+    booking_id, payment_id = UUID(message.booking_id), UUID(message.payment_id)
+    if kind == "captured":
+        return Captured(booking_id, payment_id, money_from_proto(message.captured.amount))
+    if kind == "failed":
+        return Failed(booking_id, payment_id, message.failed.failure_code)
+    if kind == "refund_processed":
+        refund = message.refund_processed
+        return Refunded(
+            booking_id, payment_id, UUID(refund.refund_id), money_from_proto(refund.amount)
+        )
+    if kind == "disputed" and message.disputed.status in _DISPUTE_STATUSES:
+        dispute = message.disputed
+        return Disputed(
+            booking_id,
+            payment_id,
+            money_from_proto(dispute.amount),
+            dispute.reason,
+            _DISPUTE_STATUSES[dispute.status],
+        )
+    return None
+
+
+def _payment(message: payment_pb2.Payment) -> Payment:
+    return Payment(
+        UUID(message.payment_id),
+        payment_pb2.Payment.Status.Name(message.status),
+        message.payment_url,
+    )

@@ -1,0 +1,40 @@
+"""Money, times and ids ⇄ the contract's messages: the same in every service."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from boxoffice.types.v1 import money_pb2
+from mesh.errors import FieldViolation, invalid
+from mesh.money import Money
+
+
+def money_to_proto(money: Money) -> money_pb2.Money:
+    return money_pb2.Money(currency_code=money.currency_code, amount_minor=money.amount_minor)
+
+
+def money_from_proto(message: money_pb2.Money) -> Money:
+    return Money(message.amount_minor, message.currency_code)
+
+
+def time_to_proto(time: datetime | None) -> Timestamp | None:
+    """None stays None: the message's field is not set then."""
+    if time is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def time_from_proto(message: Timestamp, field: str = "time") -> datetime:
+    """A time in UTC. Raises VALIDATION_FAILED naming `field` for one outside of years 1 to 9999."""
+    try:
+        return message.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise invalid(FieldViolation(field, "must be a time of the years 1 to 9999")) from None
+
+
+def id_to_proto(value: UUID | None) -> str | None:
+    """None stays None: the message's field is not set then."""
+    return None if value is None else str(value)

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, batches, idempotent writes, the outbox and its consumers."""

@@ -1,0 +1,203 @@
+"""The same request with the same key has one effect and one answer.
+
+The record is written in the transaction of the effect, so that neither exists without
+the other. A key belongs to one caller and one method.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+from google.protobuf.message import Message
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh.db.pipeline import Result, Statement, columns
+from mesh.errors import DomainError, Reason
+
+_running: set["Key"] = set()
+
+_FIND = """
+SELECT scope, key, records.fingerprint, records.resource_id, records.response
+FROM unnest(%s::text[], %s::text[]) AS wanted (scope, key)
+JOIN idempotency_records AS records USING (scope, key)
+"""
+
+# Sorted: two batches with the same keys wait for each other in one order.
+_CLAIM = """
+INSERT INTO idempotency_records
+    (scope, key, fingerprint, resource_id, response, create_time)
+SELECT given.*, %s::timestamptz
+FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::uuid[], %s::bytea[])
+    AS given (scope, key, fingerprint, resource_id, response)
+ORDER BY scope, key
+ON CONFLICT DO NOTHING
+RETURNING scope, key
+"""
+
+_FINISH = """
+UPDATE idempotency_records AS records SET response = given.response
+FROM unnest(%s::text[], %s::text[], %s::bytea[]) AS given (scope, key, response)
+WHERE records.scope = given.scope AND records.key = given.key AND records.response IS NULL
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A client's key in the scope of its owner and method, with what was asked under it."""
+
+    scope: str
+    key: str
+    fingerprint: bytes
+
+    @property
+    def reference(self) -> str:
+        """Names the key to another service in 64 characters, without telling it."""
+        return hashlib.sha256(f"{self.scope}\n{self.key}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a key stands for: the thing made under it, and the answer once it is final."""
+
+    resource_id: UUID
+    response: bytes | None
+
+
+def idempotency_table(metadata: sa.MetaData) -> sa.Table:
+    """The table of a service's idempotency records, for its tables.py."""
+    return sa.Table(
+        "idempotency_records",
+        metadata,
+        sa.Column("scope", sa.Text, primary_key=True),
+        sa.Column("key", sa.Text, primary_key=True),
+        sa.Column("fingerprint", sa.LargeBinary, nullable=False),
+        sa.Column("resource_id", postgresql.UUID(as_uuid=True), nullable=False),
+        sa.Column("response", sa.LargeBinary),
+        sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+        sa.Index("idempotency_records_create_time_idx", "create_time"),
+    )
+
+
+def key_for(method: str, owner: UUID | str, key: str, request: Message) -> Key:
+    """The key of a request: of one owner, for one method, with this content."""
+    content = request.SerializeToString(deterministic=True)
+    return Key(f"{method}:{owner}", key, hashlib.sha256(content).digest())
+
+
+@asynccontextmanager
+async def running(key: Key) -> AsyncIterator[None]:
+    """Refuses a second call with the key while the first runs in this process.
+
+    Across processes the record's primary key decides: one effect, one answer.
+    """
+    mark = Key(key.scope, key.key, b"")
+    if mark in _running:
+        raise DomainError(
+            Reason.IDEMPOTENCY_IN_PROGRESS,
+            "a call with this idempotency key is still running",
+            retry_after_seconds=1,
+        )
+    _running.add(mark)
+    try:
+        yield
+    finally:
+        _running.discard(mark)
+
+
+async def find(connection: AsyncConnection, table: sa.Table, key: Key) -> Record | None:
+    """What the key stands for. Raises IDEMPOTENCY_KEY_REUSED when the request differs."""
+    row = (
+        await connection.execute(
+            sa.select(table.c.fingerprint, table.c.resource_id, table.c.response)
+            .where(table.c.scope == key.scope)
+            .where(table.c.key == key.key)
+        )
+    ).one_or_none()
+    return None if row is None else _record(key, *row)
+
+
+def finding(keys: Sequence[Key]) -> Statement:
+    """What asks for the records of many keys at once; `found` reads the answer."""
+    return Statement(_FIND, columns(((key.scope, key.key) for key in keys), 2))
+
+
+def found(keys: Sequence[Key], result: Result) -> list[Record | DomainError | None]:
+    """What each key stands for, in order; IDEMPOTENCY_KEY_REUSED for one whose request differs."""
+    rows = {(scope, key): rest for scope, key, *rest in result.rows}
+    records: list[Record | DomainError | None] = []
+    for key in keys:
+        row = rows.get((key.scope, key.key))
+        try:
+            records.append(None if row is None else _record(key, *row))
+        except DomainError as refusal:
+            records.append(refusal)
+    return records
+
+
+def _record(key: Key, fingerprint: bytes, resource_id: UUID, response: bytes | None) -> Record:
+    if fingerprint != key.fingerprint:
+        raise DomainError(
+            Reason.IDEMPOTENCY_KEY_REUSED,
+            "this idempotency key was used with another request",
+        )
+    return Record(resource_id, response)
+
+
+async def claim(
+    connection: AsyncConnection, table: sa.Table, key: Key, *, resource_id: UUID, now: datetime
+) -> bool:
+    """Records what the key stands for. False when another call was first: roll back and find it."""
+    inserted = await connection.execute(
+        postgresql.insert(table)
+        .values(
+            scope=key.scope,
+            key=key.key,
+            fingerprint=key.fingerprint,
+            resource_id=resource_id,
+            create_time=now,
+        )
+        .on_conflict_do_nothing()
+    )
+    return inserted.rowcount == 1
+
+
+def claiming(claims: Sequence[tuple[Key, Record]], *, now: datetime) -> Statement:
+    """What claims many keys at once, some with their final answer already.
+
+    It returns scope and key of each that is claimed: of the others another call was first.
+    """
+    rows = (
+        (key.scope, key.key, key.fingerprint, record.resource_id, record.response)
+        for key, record in claims
+    )
+    return Statement(_CLAIM, (now, *columns(rows, 5)))
+
+
+def finishing(answers: Sequence[tuple[Key, bytes]]) -> Statement:
+    """What stores the final answers of many keys at once; those that have one keep it."""
+    rows = ((key.scope, key.key, response) for key, response in answers)
+    return Statement(_FINISH, columns(rows, 3))
+
+
+async def finish(
+    connection: AsyncConnection, table: sa.Table, key: Key, *, response: bytes
+) -> None:
+    """Stores the final answer, which every repetition gets from now on."""
+    await connection.execute(
+        sa.update(table)
+        .where(table.c.scope == key.scope)
+        .where(table.c.key == key.key)
+        .where(table.c.response.is_(None))
+        .values(response=response)
+    )
+
+
+async def forget(connection: AsyncConnection, table: sa.Table, *, before: datetime) -> int:
+    """Deletes records made before a time. Returns how many."""
+    deleted = await connection.execute(sa.delete(table).where(table.c.create_time < before))
+    return deleted.rowcount

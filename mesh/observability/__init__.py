@@ -1,0 +1,1 @@
+"""Logs, metrics, traces, probes and error reports of a process."""

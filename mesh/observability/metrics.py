@@ -1,0 +1,201 @@
+"""What a process counts and measures, and the page that Prometheus reads it from.
+
+A module declares its metrics at its top and moves them where the thing happens:
+
+    _PLACED = metrics.counter("bookings_placed", "Bookings placed.", "outcome")
+    ...
+    _PLACED.labels("held").inc()
+
+What must not count before it is durable goes through `mesh.db.database.on_commit`. Labels
+come from small, fixed sets: never an id, a name, an address or a client's text.
+"""
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import (
+    REGISTRY,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    make_wsgi_app,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+__all__ = [
+    "SECONDS",
+    "SIZES",
+    "Counter",
+    "Gauge",
+    "Histogram",
+    "Listener",
+    "counter",
+    "gauge",
+    "histogram",
+    "measured",
+]
+
+_PREFIX: Final = "boxoffice_"
+
+SECONDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+"""Bounds for durations, in seconds; the deadlines of the contract end at 30 s."""
+
+SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+"""Bounds for the sizes of batches."""
+
+_T = TypeVar("_T")
+
+# A second time series for each, which nothing here reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+def counter(name: str, meaning: str, *labels: str) -> Counter:
+    """Something that happens: `counter("mails_sent", …)` is `boxoffice_mails_sent_total`."""
+    return Counter(_PREFIX + name, meaning, labels)
+
+
+def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    """Something that goes up and down and that the code sets."""
+    return Gauge(_PREFIX + name, meaning, labels)
+
+
+def histogram(
+    name: str, meaning: str, *labels: str, buckets: tuple[float, ...] = SECONDS
+) -> Histogram:
+    """Durations in seconds unless `buckets` says otherwise; put the unit last in the name."""
+    return Histogram(_PREFIX + name, meaning, labels, buckets=(*buckets, math.inf))
+
+
+def measured(
+    name: str,
+    meaning: str,
+    read: Callable[[_T], Iterable[tuple[str, float]]],
+    *,
+    label: str,
+) -> Callable[[_T], None]:
+    """A gauge that is read at the scrape from objects that live as long as they like.
+
+    Returns the function that adds an object. `read` gives (label's value, number) pairs,
+    which are summed over all objects of the process.
+    """
+    source = _Measured(_PREFIX + name, meaning, label, read)
+    REGISTRY.register(source)
+    return source.add
+
+
+class _Measured(Collector, Generic[_T]):
+    def __init__(
+        self,
+        name: str,
+        meaning: str,
+        label: str,
+        read: Callable[[_T], Iterable[tuple[str, float]]],
+    ) -> None:
+        self._name = name
+        self._meaning = meaning
+        self._label = label
+        self._read = read
+        self._sources: weakref.WeakSet[_T] = weakref.WeakSet()
+
+    def add(self, source: _T) -> None:
+        self._sources.add(source)
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        yield self._family()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        totals: dict[str, float] = {}
+        for source in list(self._sources):
+            for value, number in self._read(source):
+                totals[value] = totals.get(value, 0.0) + number
+        family = self._family()
+        for value, number in totals.items():
+            family.add_metric([value], number)
+        yield family
+
+    def _family(self) -> GaugeMetricFamily:
+        return GaugeMetricFamily(self._name, self._meaning, labels=[self._label])
+
+
+class Listener:
+    """Serves GET /metrics, /live and /ready over plain HTTP, from a thread of its own.
+
+    A thread, so that a probe is answered, or a scrape taken, also when the event loop
+    is stuck: that is what /live is there to tell. `is_live` and `is_ready` are asked from
+    that thread and must not wait.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        is_live: Callable[[], bool] = lambda: True,
+        is_ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        scrape = make_wsgi_app()
+        probes = {"/live": is_live, "/ready": is_ready}
+
+        def serve(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+            path = environ["PATH_INFO"]
+            if path == "/metrics":
+                page: Iterable[bytes] = scrape(environ, start_response)
+                return page
+            if path not in probes:
+                status, text = "404 Not Found", b"try /metrics, /live or /ready\n"
+            elif probes[path]():
+                status, text = "200 OK", b"yes\n"
+            else:
+                status, text = "503 Service Unavailable", b"no\n"
+            start_response(status, [("Content-Type", "text/plain")])
+            return [text]
+
+        self._server = _Server((host, port), _Connection)
+        self._server.set_app(serve)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+
+    @property
+    def port(self) -> int:
+        """The port, also when 0 was asked for."""
+        return self._server.server_port
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    # A client that sends nothing keeps nobody else out, and not the process from ending.
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's: it asks the resolver for the host's name, which may take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "metrics", self.server_address[1]
+        self.setup_environ()
+
+
+class _Connection(WSGIRequestHandler):
+    timeout = 5.0
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+        """A scrape every few seconds is no news."""

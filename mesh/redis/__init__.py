@@ -1,0 +1,1 @@
+"""Redis: one link with a circuit breaker, a cache and a lock. Losing Redis changes no answer."""

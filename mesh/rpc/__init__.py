@@ -1,0 +1,1 @@
+"""gRPC servers and clients: identity, policy, validation, errors and deadlines of calls."""

@@ -1,0 +1,246 @@
+"""How a service starts, serves and stops. Each service's __main__ says what, this says how."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+import uvloop
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mesh import paging, tasks
+from mesh.observability import logs, reporting, tracing
+from mesh.observability.metrics import Listener
+from mesh.observability.probes import Heart, Readiness
+from mesh.rpc import freshness, policy
+from mesh.rpc.identity import Jwks
+from mesh.rpc.interceptor import Interceptor
+from mesh.rpc.revocations import Revocations
+from mesh.settings import LIMIT_SERVICE, MeshSettings
+
+_log = logging.getLogger(__name__)
+
+_SettingsT = TypeVar("_SettingsT", bound=MeshSettings)
+
+DATABASE = "database"
+"""The name under which grpc.health.v1 tells whether the service reaches its database."""
+
+_HEALTH_INTERVAL_SECONDS = 1.0
+_HEALTH_TIMEOUT_SECONDS = 1.0
+
+_OPTIONS: list[tuple[str, Any]] = [
+    # Off: a second process on the same port must fail, not share it silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 1024),
+    # Who watches comes back by the thousand when a process has started again. Beyond the
+    # runtime's own thousand that nobody has taken yet, calls would be CANCELLED at random.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 40_000),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Servicer:
+    """An implementation with the function that registers it and the service it implements."""
+
+    implementation: Any
+    register: Callable[[Any, grpc.aio.Server], None]
+    descriptor: ServiceDescriptor
+    development_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What a service's process runs once its resources are open.
+
+    `loops` run until the process stops. `ping_database` raises when the database is away.
+    Without `revocations` every token holds until it expires.
+    """
+
+    servicers: Sequence[Servicer]
+    jwks: Jwks
+    ping_database: Callable[[], Awaitable[None]]
+    loops: Sequence[Callable[[], Awaitable[None]]] = field(default=())
+    revocations: Revocations | None = None
+
+
+def run(
+    name: str,
+    settings_type: type[_SettingsT],
+    open_service: Callable[[_SettingsT], AbstractAsyncContextManager[Service]],
+) -> None:
+    """Runs a service's process until SIGTERM or SIGINT."""
+    try:
+        freshness.check()
+        settings = settings_type()
+        for field_name in (*settings.needs(), *_shared_secrets(name, settings)):
+            settings.required(field_name)
+    except (ValueError, freshness.StaleError) as error:
+        raise SystemExit(f"{name} cannot start: {error}") from None
+    arguments = argparse.ArgumentParser(prog=name, description=f"Runs {name}.")
+    arguments.add_argument("--replica", type=int, default=0, help="number of this process, from 0")
+    replica: int = arguments.parse_args().replica
+    logs.configure(name, settings.log_level, replica=replica)
+    reporting.configure(name, settings)
+    if settings.page_token_secret is not None:
+        paging.sign_with(settings.page_token_secret.get_secret_value())
+    tracing.configure(name, settings, replica=replica)
+    try:
+        uvloop.run(_serve(name, settings, replica, partial(open_service, settings)))
+    finally:
+        tracing.shutdown()
+        reporting.shutdown()
+
+
+def _shared_secrets(name: str, settings: MeshSettings) -> tuple[str, ...]:
+    """What all replicas must be told: each would make up its own, and refuse the others'."""
+    return () if settings.is_development or name == LIMIT_SERVICE else ("page_token_secret",)
+
+
+async def _serve(
+    name: str,
+    settings: MeshSettings,
+    replica: int,
+    open_service: Callable[[], AbstractAsyncContextManager[Service]],
+) -> None:
+    stopping = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
+    heart, readiness = Heart(), Readiness()
+    async with open_service() as service:
+        healthy = health.aio.HealthServicer()
+        interceptor = build_interceptor(settings, service)
+        server = build_server(settings, service, healthy, interceptor)
+        port = settings.port(name, replica)
+        server.add_secure_port(f"{settings.host}:{port}", _credentials(name, settings))
+        probes = _probes(settings, settings.metrics_port(name, replica), heart, readiness)
+        await server.start()
+        watching = [
+            asyncio.create_task(heart.beat()),
+            asyncio.create_task(_watch_database(service, healthy, readiness)),
+        ]
+        loops = [asyncio.create_task(_run(loop)) for loop in service.loops]
+        if service.revocations is not None:
+            follow = service.revocations.follow
+            loops.append(asyncio.create_task(tasks.forever("revocations", follow)))
+        with probes:
+            _log.info("serving", extra={"port": port, "environment": settings.environment})
+            await stopping.wait()
+            _log.info("stopping")
+            readiness.stop()
+            await healthy.enter_graceful_shutdown()
+            # Calls still come in until everybody has heard that there should be no more.
+            await asyncio.sleep(settings.drain_pause_seconds)
+            await _end(loops)
+            interceptor.end_streams()
+            end = time.monotonic() + settings.shutdown_grace_seconds
+            await server.stop(settings.shutdown_grace_seconds)
+            # One grace for both: whoever asked the process to stop kills it soon after.
+            await tasks.drain(max(end - time.monotonic(), 0))
+            _log.info("stopped")
+            await _end(watching)
+
+
+def _probes(settings: MeshSettings, port: int, heart: Heart, readiness: Readiness) -> Listener:
+    try:
+        return Listener(
+            settings.metrics_host,
+            port,
+            is_live=heart.is_beating,
+            is_ready=lambda: readiness.is_ready,
+        )
+    except OSError as error:
+        raise SystemExit(
+            f"port {port} for the metrics cannot be had ({error.strerror}); "
+            "BOXOFFICE_METRICS_PORT_BASE moves it"
+        ) from None
+
+
+def build_interceptor(settings: MeshSettings, service: Service) -> Interceptor:
+    """What goes around all calls. Raises mesh.rpc.policy.PolicyError for a method without a policy."""
+    policies = {
+        path: one
+        for each in _servicers(settings, service)
+        for path, one in policy.of_service(each.descriptor).items()
+    }
+    return Interceptor(policies, service.jwks, service.revocations)
+
+
+def build_server(
+    settings: MeshSettings,
+    service: Service,
+    healthy: health.aio.HealthServicer,
+    interceptor: Interceptor,
+) -> grpc.aio.Server:
+    """A server with all servicers, health and, in development, reflection; not yet listening."""
+    servicers = _servicers(settings, service)
+    server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
+    for each in servicers:
+        each.register(each.implementation, server)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    if settings.is_development:
+        names = [each.descriptor.full_name for each in servicers]
+        reflection.enable_server_reflection(
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+        )
+    return server
+
+
+def _servicers(settings: MeshSettings, service: Service) -> list[Servicer]:
+    return [
+        each for each in service.servicers if settings.is_development or not each.development_only
+    ]
+
+
+def _credentials(name: str, settings: MeshSettings) -> grpc.ServerCredentials:
+    folder = settings.certificates
+    return grpc.ssl_server_credentials(
+        [((folder / f"{name}.key").read_bytes(), (folder / f"{name}.pem").read_bytes())],
+        root_certificates=(folder / "ca.pem").read_bytes(),
+        require_client_auth=True,
+    )
+
+
+async def _run(loop: Callable[[], Awaitable[None]]) -> None:
+    await loop()
+
+
+async def _watch_database(
+    service: Service, healthy: health.aio.HealthServicer, readiness: Readiness
+) -> None:
+    """Keeps the health answers true. The process serves once the database was reached once."""
+    states = health_pb2.HealthCheckResponse
+    while True:
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_SECONDS):
+                await service.ping_database()
+            good = True
+        except Exception as error:  # noqa: BLE001 - whatever it is, the database is not usable
+            _log.warning("the database is away", extra={"error": type(error).__name__})
+            good = False
+        await healthy.set(DATABASE, states.SERVING if good else states.NOT_SERVING)
+        ready = readiness.saw(good=good)
+        await healthy.set("", states.SERVING if ready else states.NOT_SERVING)
+        await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
+
+
+async def _end(running: list[asyncio.Task[None]]) -> None:
+    for each in running:
+        each.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

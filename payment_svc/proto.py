@@ -1,0 +1,85 @@
+"""Payments, refunds and disputes as messages of the contract."""
+
+from collections.abc import Sequence
+from datetime import date
+
+from boxoffice.payments.v1 import (
+    book_service_pb2,
+    payment_pb2,
+)
+from mesh.conversions import money_to_proto
+from mesh.errors import FieldViolation, invalid
+from payment_svc.disputes import Dispute
+from payment_svc.ledger import Row
+from payment_svc.payments import Payment
+from payment_svc.refunds import Refund
+
+
+def payment_to_proto(payment: Payment, asked_back: Sequence[Dispute] = ()) -> payment_pb2.Payment:
+    message = payment_pb2.Payment(
+        payment_id=str(payment.payment_id),
+        booking_id=str(payment.order.booking_id),
+        provider=payment.order.provider,
+        status=payment_pb2.Payment.Status.Value(payment.status),
+        amount=money_to_proto(payment.amount),
+        refunded=money_to_proto(payment.refunded),
+        method=payment.method,
+        payment_url=payment.payment_url,
+        provider_reference=payment.provider_reference,
+        failure_code=payment.failure_code,
+        disputes=map(dispute_to_proto, asked_back),
+    )
+    message.create_time.FromDatetime(payment.create_time)
+    message.update_time.FromDatetime(payment.update_time)
+    return message
+
+
+def dispute_to_proto(dispute: Dispute) -> payment_pb2.Dispute:
+    message = payment_pb2.Dispute(
+        dispute_id=str(dispute.dispute_id),
+        status=payment_pb2.Dispute.Status.Value(dispute.status),
+        amount=money_to_proto(dispute.amount),
+        reason=dispute.reason,
+    )
+    message.create_time.FromDatetime(dispute.create_time)
+    message.update_time.FromDatetime(dispute.update_time)
+    return message
+
+
+def refund_to_proto(refund: Refund) -> payment_pb2.Refund:
+    message = payment_pb2.Refund(
+        refund_id=str(refund.refund_id),
+        payment_id=str(refund.payment_id),
+        amount=money_to_proto(refund.amount),
+        status=payment_pb2.Refund.Status.Value(refund.status),
+        reason=refund.reason,
+    )
+    message.create_time.FromDatetime(refund.create_time)
+    return message
+
+
+def days_from_proto(since: str, until: str) -> tuple[date, date]:
+    return _day("since_day", since, date.min), _day("until_day", until, date.max)
+
+
+def _day(field: str, text: str, otherwise: date) -> date:
+    if not text:
+        return otherwise
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise invalid(FieldViolation(field, "not a day")) from None
+
+
+def row_to_proto(row: Row) -> book_service_pb2.BookRow:
+    return book_service_pb2.BookRow(
+        day=row.day.isoformat(),
+        event_id="" if row.event_id is None else str(row.event_id),
+        currency_code=row.currency_code,
+        captured_minor=row.captured_minor,
+        refunded_minor=row.refunded_minor,
+        fees_minor=row.fees_minor,
+        suspense_minor=row.suspense_minor,
+        disputed_minor=row.disputed_minor,
+        net_minor=row.net_minor,
+    )

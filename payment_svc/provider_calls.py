@@ -1,0 +1,244 @@
+"""Steps that need a provider between two transactions: opening, voiding, giving back.
+
+No transaction is open while a provider is called. Each step can be repeated from its
+beginning: the provider knows it by its idempotency key, the database by its state.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from uuid import UUID
+
+from mesh.clock import Clock
+from mesh.db.database import Database
+from mesh.errors import DomainError, Reason
+from mesh.tasks import shielded
+from payment_svc import payment_reports, payments, refunds
+from payment_svc.circuit_breaker import Guard
+from payment_svc.pacing import Wakeup
+from payment_svc.payment_reports import Outcome
+from payment_svc.payments import PAID, Payment, Status
+from payment_svc.providers.base import CALL_SECONDS, Captured, Order, Provider, Report, Voided
+from payment_svc.refunds import DueRefund
+
+_REFUND_BATCH = 8
+_REFUND_POLL_SECONDS = 1.0
+_REFUND_BATCH_SECONDS = 12.0
+
+_log = logging.getLogger(__name__)
+
+
+class Cashier:
+    """Carries payments and refunds between the database and the providers."""
+
+    def __init__(
+        self,
+        database: Database,
+        providers: Mapping[str, Provider],
+        clock: Clock,
+        refund_requested: Wakeup,
+        *,
+        call_seconds: float = CALL_SECONDS,
+    ) -> None:
+        self._database = database
+        self._providers = providers
+        self._clock = clock
+        self._refund_requested = refund_requested
+        self._guards = {
+            name: Guard(name, time=time.monotonic, call_seconds=call_seconds) for name in providers
+        }
+
+    def provider(self, name: str) -> Provider:
+        """A provider that is offered. Raises PROVIDER_NOT_FOUND."""
+        provider = self._providers.get(name)
+        if provider is None:
+            raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such payment provider", provider=name)
+        return provider
+
+    @property
+    def offered(self) -> Sequence[str]:
+        """The names of the providers that are offered."""
+        return sorted(self._providers)
+
+    def step_minor(self, payment: Payment) -> int:
+        """The smallest amount that the payment's provider can move, in minor units."""
+        provider = self._providers.get(payment.order.provider)
+        return 1 if provider is None else provider.step_minor(payment.amount.currency_code)
+
+    def calling(self, provider: str, *, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Around a longer call to a provider. Raises PAYMENT_GATEWAY_ERROR."""
+        return self._guards[provider].calling(seconds=seconds)
+
+    async def open(self, order: Order) -> Payment:
+        """Records a payment and opens it with its provider; repeating it finds it again.
+
+        Raises PROVIDER_NOT_FOUND, PAYMENT_STATE_INVALID, PAYMENT_FAILED when the provider
+        never takes this amount or currency, or PAYMENT_GATEWAY_ERROR.
+        """
+        provider = self.provider(order.provider)
+        async with self._database.single() as connection:
+            payment = await payments.create(connection, order=order, now=self._clock())
+        if payment.payment_url is not None or payment.status is Status.VOIDED:
+            return payment
+        try:
+            async with self._guards[order.provider].calling(is_refusable=True):
+                session = await provider.create_session(order)
+        except DomainError as error:
+            if error.reason is Reason.PAYMENT_FAILED:
+                await self._refused(order, error.metadata["code"])
+            raise
+        async with self._database.single() as connection:
+            payment = await payments.attach_session(
+                connection, payment_id=order.payment_id, session=session, now=self._clock()
+            )
+        if payment.status is Status.VOIDED:
+            # Given up while it was being opened: close what has just been opened.
+            async with self._guards[order.provider].calling():
+                report = await provider.void(order, payment.provider_reference)
+            await self._observe_void(order.payment_id, order.provider, report)
+        return payment
+
+    async def void(self, payment_id: UUID) -> Payment:
+        """Gives up a payment that is not paid; one that is paid is returned as it is.
+
+        Raises PAYMENT_NOT_FOUND or PAYMENT_GATEWAY_ERROR.
+        """
+        async with self._database.reading() as connection:
+            payment = await payments.find(connection, payment_id=payment_id, owner=None)
+        if payment.status in PAID or payment.status is Status.VOIDED:
+            return payment
+        name = payment.order.provider
+        provider = self.provider(name)
+        async with self._guards[name].calling():
+            # The provider decides between this and a customer who pays at this moment.
+            report = await provider.void(payment.order, payment.provider_reference)
+        return await self._observe_void(payment_id, name, report)
+
+    async def capture(self, payment_id: UUID) -> Payment:
+        """AUTHORIZED → CAPTURED; a paid payment is returned as it is.
+
+        Raises PAYMENT_NOT_FOUND, PAYMENT_STATE_INVALID when nothing is authorised,
+        PAYMENT_FAILED when the authorisation is gone, or PAYMENT_GATEWAY_ERROR.
+        """
+        async with self._database.reading() as connection:
+            payment = await payments.find(connection, payment_id=payment_id, owner=None)
+        if payment.status not in PAID:
+            payment = await self.check(payment)
+        if payment.status in PAID:
+            return payment
+        if payment.status is Status.FAILED:
+            raise DomainError(
+                Reason.PAYMENT_FAILED,
+                "the authorisation is gone",
+                provider=payment.order.provider,
+                code=payment.failure_code or "",
+            )
+        raise DomainError(
+            Reason.PAYMENT_STATE_INVALID, "nothing is authorised", status=payment.status
+        )
+
+    async def check(self, payment: Payment) -> Payment:
+        """Asks the provider how a payment stands, and takes what is authorised.
+
+        Raises PAYMENT_GATEWAY_ERROR or PROVIDER_NOT_FOUND.
+        """
+        name = payment.order.provider
+        provider = self.provider(name)
+        if payment.provider_reference is not None:
+            async with self._guards[name].calling():
+                reports = await provider.inspect(payment.order, payment.provider_reference)
+            await self.observe(name, reports)
+            payment = await self._find(payment.payment_id)
+        if payment.status is Status.AUTHORIZED and payment.authorization_reference is not None:
+            async with self._guards[name].calling():
+                report = await provider.capture(payment.order, payment.authorization_reference)
+            await self.observe(name, [report])
+            payment = await self._find(payment.payment_id)
+        return payment
+
+    async def observe(self, provider: str, reports: Sequence[Report]) -> list[Outcome]:
+        """Applies what a provider answered, each report in a transaction of its own."""
+        outcomes = []
+        for report in reports:
+            async with self._database.transaction() as connection:
+                outcomes.append(
+                    await payment_reports.observe(
+                        connection, provider=provider, report=report, now=self._clock()
+                    )
+                )
+        # It may have told of money that has to go back.
+        self._refund_requested.ring()
+        return outcomes
+
+    async def carry_out_refunds(self) -> None:
+        """One turn of the loop that brings refunds to their end."""
+        if await shielded(self.refund_due(), seconds=_REFUND_BATCH_SECONDS) < _REFUND_BATCH:
+            await self._refund_requested.wait(_REFUND_POLL_SECONDS)
+
+    async def refund_due(self) -> int:
+        """Carries out one batch of the refunds whose time has come. Returns how many."""
+        async with self._database.single() as connection:
+            due = await refunds.lease_due(connection, now=self._clock(), limit=_REFUND_BATCH)
+        done = await asyncio.gather(*map(self._refund, due), return_exceptions=True)
+        for error in done:
+            if isinstance(error, BaseException):
+                raise error
+        return len(due)
+
+    async def _refund(self, due: DueRefund) -> None:
+        try:
+            provider = self.provider(due.provider)
+            async with self._guards[due.provider].calling():
+                report = await provider.refund(due.order)
+        except DomainError as error:
+            _log.warning(
+                "a refund is tried again later",
+                extra={
+                    "refund_id": str(due.order.refund_id),
+                    "attempt": due.attempt,
+                    "reason": error.reason,
+                    "code": error.metadata.get("code"),
+                },
+            )
+            report = None
+        async with self._database.transaction() as connection:
+            now = self._clock()
+            if report is not None:
+                await payment_reports.observe(
+                    connection, provider=due.provider, report=report, now=now
+                )
+            else:
+                await refunds.postpone(
+                    connection, refund_id=due.order.refund_id, attempt=due.attempt, now=now
+                )
+
+    async def _refused(self, order: Order, code: str) -> None:
+        """Keeps why a payment was never opened. Who asked for it gets it as the answer."""
+        async with self._database.transaction() as connection:
+            await payments.move(
+                connection,
+                payment_id=order.payment_id,
+                to=Status.FAILED,
+                now=self._clock(),
+                failure_code=code,
+            )
+
+    async def _find(self, payment_id: UUID) -> Payment:
+        async with self._database.reading() as connection:
+            return await payments.find(connection, payment_id=payment_id, owner=None)
+
+    async def _observe_void(
+        self, payment_id: UUID, provider: str, report: Captured | Voided
+    ) -> Payment:
+        """What the provider answered to a void, applied. A payment it was paid wrongly is void."""
+        async with self._database.transaction() as connection:
+            now = self._clock()
+            reports: list[Report] = [report]
+            if isinstance(report, Captured):
+                # Has an effect only when the capture did not pay the payment.
+                reports.append(Voided(payment_id, report.session_reference, report.event_time))
+            for each in reports:
+                await payment_reports.observe(connection, provider=provider, report=each, now=now)
+            return await payments.find(connection, payment_id=payment_id, owner=None)

@@ -1,0 +1,337 @@
+"""The sandbox's own side of a payment: its session, what the customer does, refunds.
+
+Every step that moves money locks the session, writes the ledger and queues the webhook
+in one transaction.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from mesh.money import Money
+from payment_svc.providers.sandbox import ledger, outgoing
+from payment_svc.providers.sandbox.ledger import Entry, Kind
+from payment_svc.tables import sandbox_payments
+
+METHOD = "card"
+DECLINED = "card_declined"
+"""Failure code of the only way in which the sandbox declines."""
+
+
+class State(StrEnum):
+    OPEN = "OPEN"
+    PAID = "PAID"
+    VOIDED = "VOIDED"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.OPEN: frozenset({State.PAID, State.VOIDED}),
+    State.PAID: frozenset(),
+    State.VOIDED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSession:
+    """A payment as the sandbox knows it. `payment_id` is the merchant's."""
+
+    session_id: str
+    payment_id: UUID
+    state: State
+    amount: Money
+    description: str
+    success_url: str
+    cancel_url: str
+    decline_time: datetime | None
+
+
+class RefusedError(Exception):
+    """The sandbox will not do it; the text is a code such as `exceeds_capture`."""
+
+
+async def open_session(
+    connection: AsyncConnection,
+    *,
+    payment_id: UUID,
+    amount: Money,
+    description: str,
+    success_url: str,
+    cancel_url: str,
+    now: datetime,
+) -> SandboxSession:
+    """Opens a session, or returns the one that the merchant's id has already."""
+    inserted = (
+        await connection.execute(
+            postgresql.insert(sandbox_payments)
+            .values(
+                session_id=_new("cs"),
+                payment_id=payment_id,
+                state=State.OPEN,
+                amount_minor=amount.amount_minor,
+                currency_code=amount.currency_code,
+                description=description,
+                success_url=success_url,
+                cancel_url=cancel_url,
+                create_time=now,
+                update_time=now,
+            )
+            .on_conflict_do_nothing(index_elements=[sandbox_payments.c.payment_id])
+            .returning(sandbox_payments)
+        )
+    ).one_or_none()
+    if inserted is not None:
+        return _from_row(inserted)
+    return await find(connection, payment_id=payment_id)
+
+
+async def find(connection: AsyncConnection, *, payment_id: UUID) -> SandboxSession:
+    """The session of a merchant's payment. Raises PAYMENT_NOT_FOUND."""
+    return await _one(
+        connection, sa.select(sandbox_payments).where(sandbox_payments.c.payment_id == payment_id)
+    )
+
+
+async def pay(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -> SandboxSession:
+    """OPEN → PAID: takes the money. Paying what is paid changes nothing.
+
+    Raises PAYMENT_NOT_FOUND, or PAYMENT_STATE_INVALID for a voided session.
+    """
+    session = await _lock(connection, payment_id)
+    if session.state is State.VOIDED:
+        raise _given_up(session)
+    if session.state is State.OPEN:
+        await capture(connection, session=session, amount=session.amount, now=now)
+    return await find(connection, payment_id=payment_id)
+
+
+async def decline(
+    connection: AsyncConnection, *, payment_id: UUID, now: datetime
+) -> SandboxSession:
+    """Refuses this try; the session stays OPEN for another. What is paid stays paid.
+
+    Raises PAYMENT_NOT_FOUND, or PAYMENT_STATE_INVALID for a voided session.
+    """
+    session = await _lock(connection, payment_id)
+    if session.state is State.VOIDED:
+        raise _given_up(session)
+    if session.state is State.OPEN:
+        await connection.execute(
+            sa.update(sandbox_payments)
+            .where(sandbox_payments.c.session_id == session.session_id)
+            .values(decline_time=now, update_time=now)
+        )
+        await _announce(connection, session, "payment.failed", now, failure_code=DECLINED)
+    return session
+
+
+async def void(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -> SandboxSession:
+    """OPEN → VOIDED. A paid session is returned as it is. Raises PAYMENT_NOT_FOUND."""
+    session = await _lock(connection, payment_id)
+    await _move(connection, session, State.VOIDED, now)
+    return await find(connection, payment_id=payment_id)
+
+
+async def capture(
+    connection: AsyncConnection, *, session: SandboxSession, amount: Money, now: datetime
+) -> Entry:
+    """Takes money, whatever the session asks for: checking that is `pay`'s business."""
+    await connection.execute(
+        sa.update(sandbox_payments)
+        .where(sandbox_payments.c.session_id == session.session_id)
+        .values(
+            state=State.PAID,
+            captured_minor=sandbox_payments.c.captured_minor + amount.amount_minor,
+            update_time=now,
+        )
+    )
+    entry = await _write(connection, session, Kind.CAPTURE, _new("ch"), amount, None, now)
+    await _announce(
+        connection,
+        session,
+        "payment.captured",
+        now,
+        capture_id=entry.reference,
+        amount_minor=amount.amount_minor,
+        currency_code=amount.currency_code,
+        method=METHOD,
+    )
+    return entry
+
+
+async def dispute(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -> None:
+    """The customer's bank asks the first capture back. No money moves until it is decided."""
+    session = await _lock(connection, payment_id)
+    taken = await ledger.find_capture(connection, session_id=session.session_id)
+    if taken is None:
+        raise RefusedError("nothing_captured")
+    await _announce(
+        connection,
+        session,
+        "dispute.created",
+        now,
+        dispute_id=f"dp_{taken.reference}",
+        capture_id=taken.reference,
+        amount_minor=taken.amount.amount_minor,
+        currency_code=taken.amount.currency_code,
+        reason="fraudulent",
+    )
+
+
+async def refund(
+    connection: AsyncConnection,
+    *,
+    payment_id: UUID,
+    refund_id: UUID,
+    amount: Money,
+    idempotency_key: str,
+    now: datetime,
+) -> Entry:
+    """Gives money back, once per key. `refund_id` is the merchant's and comes back to it.
+
+    Raises PAYMENT_NOT_FOUND, or RefusedError when less is left.
+    """
+    session = await _lock(connection, payment_id)
+    done = await ledger.find_by_key(connection, idempotency_key=idempotency_key)
+    if done is not None:
+        return done
+    moved = await connection.execute(
+        sa.update(sandbox_payments)
+        .where(sandbox_payments.c.session_id == session.session_id)
+        .where(
+            sandbox_payments.c.refunded_minor + amount.amount_minor
+            <= sandbox_payments.c.captured_minor
+        )
+        .values(
+            refunded_minor=sandbox_payments.c.refunded_minor + amount.amount_minor,
+            update_time=now,
+        )
+    )
+    if moved.rowcount == 0:
+        raise RefusedError("exceeds_capture")
+    entry = await _write(connection, session, Kind.REFUND, _new("re"), amount, idempotency_key, now)
+    await _announce(
+        connection,
+        session,
+        "refund.processed",
+        now,
+        refund_id=str(refund_id),
+        refund_reference=entry.reference,
+        amount_minor=amount.amount_minor,
+        currency_code=amount.currency_code,
+    )
+    return entry
+
+
+async def _move(
+    connection: AsyncConnection, session: SandboxSession, to: State, now: datetime
+) -> None:
+    await connection.execute(
+        sa.update(sandbox_payments)
+        .where(sandbox_payments.c.session_id == session.session_id)
+        .where(sandbox_payments.c.state.in_(_before(to)))
+        .values(state=to, update_time=now)
+    )
+
+
+async def _write(
+    connection: AsyncConnection,
+    session: SandboxSession,
+    kind: Kind,
+    reference: str,
+    amount: Money,
+    idempotency_key: str | None,
+    now: datetime,
+) -> Entry:
+    entry = await ledger.append(
+        connection,
+        session_id=session.session_id,
+        payment_id=session.payment_id,
+        kind=kind,
+        reference=reference,
+        amount=amount,
+        idempotency_key=idempotency_key,
+        now=now,
+    )
+    if entry is None:
+        raise RuntimeError("the key was used while its session was locked")
+    return entry
+
+
+async def _announce(
+    connection: AsyncConnection,
+    session: SandboxSession,
+    event_type: str,
+    now: datetime,
+    **facts: object,
+) -> None:
+    event_id = _new("evt")
+    body = {
+        "id": event_id,
+        "type": event_type,
+        "create_time": now.isoformat(),
+        "data": {
+            "session_id": session.session_id,
+            "payment_id": str(session.payment_id),
+            **facts,
+        },
+    }
+    await outgoing.enqueue(
+        connection,
+        event_id=event_id,
+        payment_id=session.payment_id,
+        body=json.dumps(body).encode(),
+        now=now,
+    )
+
+
+async def _lock(connection: AsyncConnection, payment_id: UUID) -> SandboxSession:
+    return await _one(
+        connection,
+        sa.select(sandbox_payments)
+        .where(sandbox_payments.c.payment_id == payment_id)
+        .with_for_update(key_share=True),
+    )
+
+
+async def _one(connection: AsyncConnection, statement: sa.Select[Any]) -> SandboxSession:
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
+    return _from_row(row)
+
+
+def _given_up(session: SandboxSession) -> DomainError:
+    return DomainError(
+        Reason.PAYMENT_STATE_INVALID, "this payment was given up", status=session.state
+    )
+
+
+def _before(state: State) -> Sequence[State]:
+    return [earlier for earlier, moves in MOVES.items() if state in moves]
+
+
+def _new(prefix: str) -> str:
+    return f"{prefix}_{new_id().hex}"
+
+
+def _from_row(row: sa.Row[Any]) -> SandboxSession:
+    return SandboxSession(
+        session_id=row.session_id,
+        payment_id=row.payment_id,
+        state=State(row.state),
+        amount=Money(row.amount_minor, row.currency_code),
+        description=row.description,
+        success_url=row.success_url,
+        cancel_url=row.cancel_url,
+        decline_time=row.decline_time,
+    )

@@ -1,0 +1,268 @@
+"""StockService on the wire: translates between the contract and the domain, nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from boxoffice.stock.v1 import ledger_pb2, reservation_pb2, stock_service_pb2
+from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceServicer
+from mesh import paging
+from mesh.clock import Clock
+from mesh.conversions import time_from_proto
+from mesh.db import idempotent
+from mesh.db.database import Database
+from mesh.errors import DomainError
+from mesh.rpc.call import caller, idempotency_key
+from mesh.rpc.errors import to_status
+from mesh.tasks import shielded
+from stock_svc import (
+    audit,
+    batches,
+    exchange,
+    ledger,
+    proto,
+    reservations,
+    restocking,
+    stock,
+    stock_update,
+)
+from stock_svc.reservation import Reservation, check_end
+from stock_svc.transitions import Move
+
+# A write ends by then even when its client is gone; a little more than any RPC's deadline.
+_WRITE_SECONDS = 10.0
+
+# Ids of events that a stream of audits reads at a time.
+_AUDITED_AT_ONCE = 100
+
+_T = TypeVar("_T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class StockServicer(StockServiceServicer):
+    """One RPC is one transaction. Writes go on when the client leaves, reads do not."""
+
+    def __init__(self, database: Database, *, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._reserving = batches.reserving_together(database, clock)
+        self._moving = batches.moving_together(database, clock)
+
+    async def DefineStock(
+        self, request: stock_service_pb2.DefineStockRequest, context: _Context
+    ) -> stock_service_pb2.DefineStockResponse:
+        await self._write(
+            lambda connection: stock.define(
+                connection,
+                event_id=UUID(request.event_id),
+                stock=proto.stock_from(request),
+                now=self._clock(),
+            )
+        )
+        return stock_service_pb2.DefineStockResponse()
+
+    async def UpdateStock(
+        self, request: stock_service_pb2.UpdateStockRequest, context: _Context
+    ) -> stock_service_pb2.Stock:
+        left = await self._write(
+            lambda connection: stock_update.update(
+                connection,
+                event_id=UUID(request.event_id),
+                wanted=proto.wanted_from(request),
+                now=self._clock(),
+            )
+        )
+        return proto.stock_to(left)
+
+    async def RemoveStock(
+        self, request: stock_service_pb2.RemoveStockRequest, context: _Context
+    ) -> stock_service_pb2.RemoveStockResponse:
+        await self._write(
+            lambda connection: restocking.remove(
+                connection, event_id=UUID(request.event_id), now=self._clock()
+            )
+        )
+        return stock_service_pb2.RemoveStockResponse()
+
+    async def Restock(
+        self, request: stock_service_pb2.RestockRequest, context: _Context
+    ) -> stock_service_pb2.Stock:
+        given, who = idempotency_key(), caller()
+        key = idempotent.key_for("Restock", who.user_id or who.process, given or "", request)
+        answer = await self._write(
+            lambda connection: restocking.restock_once(
+                connection,
+                key=None if given is None else key,
+                encode=lambda left: proto.stock_to(left).SerializeToString(),
+                event_id=UUID(request.event_id),
+                pool_id=UUID(request.pool_id),
+                quantity=request.quantity,
+                now=self._clock(),
+            )
+        )
+        return stock_service_pb2.Stock.FromString(answer)
+
+    async def BlockSeats(
+        self, request: stock_service_pb2.BlockSeatsRequest, context: _Context
+    ) -> stock_service_pb2.Stock:
+        return await self._write(lambda connection: self._block(connection, request))
+
+    async def UnblockSeats(
+        self, request: stock_service_pb2.UnblockSeatsRequest, context: _Context
+    ) -> stock_service_pb2.Stock:
+        return await self._write(lambda connection: self._block(connection, request))
+
+    async def _block(
+        self,
+        connection: AsyncConnection,
+        request: stock_service_pb2.BlockSeatsRequest | stock_service_pb2.UnblockSeatsRequest,
+    ) -> stock_service_pb2.Stock:
+        is_block = isinstance(request, stock_service_pb2.BlockSeatsRequest)
+        change = restocking.block if is_block else restocking.unblock
+        event_id, now = UUID(request.event_id), self._clock()
+        changed = await change(
+            connection,
+            event_id=event_id,
+            seat_ids=[UUID(each) for each in request.seat_ids],
+            now=now,
+        )
+        left = await stock.left(connection, event_id=event_id, with_seats=False, now=now)
+        return proto.stock_to(replace(left, seats=changed))
+
+    async def Reserve(
+        self, request: stock_service_pb2.ReserveRequest, context: _Context
+    ) -> reservation_pb2.Reservation:
+        return proto.reservation_to(await self._reserve(request))
+
+    async def BatchReserve(
+        self, request: stock_service_pb2.BatchReserveRequest, context: _Context
+    ) -> stock_service_pb2.BatchReserveResponse:
+        outcomes = await asyncio.gather(*map(self._outcome, request.requests))
+        return stock_service_pb2.BatchReserveResponse(outcomes=outcomes)
+
+    async def _outcome(
+        self, request: stock_service_pb2.ReserveRequest
+    ) -> stock_service_pb2.BatchReserveResponse.Outcome:
+        outcome = stock_service_pb2.BatchReserveResponse.Outcome
+        try:
+            return outcome(reservation=proto.reservation_to(await self._reserve(request)))
+        except DomainError as refusal:
+            return outcome(error=to_status(refusal))
+
+    async def _reserve(self, request: stock_service_pb2.ReserveRequest) -> Reservation:
+        return await self._reserving.submit(proto.wanted_reservation(request, self._clock()))
+
+    async def ExtendReservation(
+        self, request: stock_service_pb2.ExtendReservationRequest, context: _Context
+    ) -> reservation_pb2.Reservation:
+        expire_time = time_from_proto(request.expire_time, "expire_time")
+        check_end(expire_time, self._clock())
+        return await self._move(request, Move.EXTEND, expire_time)
+
+    async def CommitReservation(
+        self, request: stock_service_pb2.CommitReservationRequest, context: _Context
+    ) -> reservation_pb2.Reservation:
+        return await self._move(request, Move.COMMIT)
+
+    async def ReleaseReservation(
+        self, request: stock_service_pb2.ReleaseReservationRequest, context: _Context
+    ) -> stock_service_pb2.ReleaseReservationResponse:
+        order = proto.order_from(request, Move.RELEASE)
+        moved = await self._moving.submit(order)
+        return stock_service_pb2.ReleaseReservationResponse(released=moved.has_moved)
+
+    async def ReturnReservation(
+        self, request: stock_service_pb2.ReturnReservationRequest, context: _Context
+    ) -> reservation_pb2.Reservation:
+        return await self._move(request, Move.RETURN)
+
+    async def _move(
+        self, request: proto.MoveRequest, move: Move, expire_time: datetime | None = None
+    ) -> reservation_pb2.Reservation:
+        moved = await self._moving.submit(proto.order_from(request, move, expire_time))
+        return proto.reservation_to(reservations.reservation_of(moved))
+
+    async def ExchangeReservation(
+        self, request: stock_service_pb2.ExchangeReservationRequest, context: _Context
+    ) -> reservation_pb2.Reservation:
+        expire_time = time_from_proto(request.expire_time, "expire_time")
+        exchanged = await self._write(
+            lambda connection: exchange.exchange(
+                connection,
+                event_id=UUID(request.event_id),
+                reservation_id=UUID(request.reservation_id),
+                to_event_id=UUID(request.to_event_id),
+                to_reservation_id=UUID(request.to_reservation_id),
+                request_key=request.request_key,
+                lines=[proto.line_from(line) for line in request.lines],
+                expire_time=expire_time,
+                now=self._clock(),
+            )
+        )
+        return proto.reservation_to(exchanged)
+
+    async def GetStock(
+        self, request: stock_service_pb2.GetStockRequest, context: _Context
+    ) -> stock_service_pb2.Stock:
+        async with self._database.snapshot() as connection:
+            left = await stock.left(
+                connection,
+                event_id=UUID(request.event_id),
+                with_seats=request.with_seats,
+                now=self._clock(),
+            )
+        return proto.stock_to(left)
+
+    async def ListMovements(
+        self, request: stock_service_pb2.ListMovementsRequest, context: _Context
+    ) -> stock_service_pb2.ListMovementsResponse:
+        async with self._database.snapshot() as connection:
+            page = await ledger.list_movements(
+                connection,
+                event_id=UUID(request.event_id),
+                before=proto.movement_id_from(request.page_token),
+                page_size=paging.page_size(request.page_size),
+            )
+        return stock_service_pb2.ListMovementsResponse(
+            movements=[proto.movement_to(movement) for movement in page.movements],
+            next_page_token=""
+            if page.next_before is None
+            else paging.to_token(str(page.next_before)),
+            total_size=page.total_size,
+        )
+
+    async def Audit(
+        self, request: stock_service_pb2.AuditRequest, context: _Context
+    ) -> ledger_pb2.StockAudit:
+        return await self._audit(UUID(request.event_id))
+
+    async def StreamAudits(
+        self, request: stock_service_pb2.StreamAuditsRequest, context: _Context
+    ) -> AsyncIterator[ledger_pb2.StockAudit]:
+        after = UUID(request.after_event_id) if request.after_event_id else UUID(int=0)
+        while True:
+            async with self._database.reading() as connection:
+                event_ids = await audit.event_ids(connection, after=after, limit=_AUDITED_AT_ONCE)
+            if not event_ids:
+                return
+            for after in event_ids:
+                audited = await self._audit(after)
+                if audited.differences or not request.with_differences_only:
+                    yield audited
+
+    async def _audit(self, event_id: UUID) -> ledger_pb2.StockAudit:
+        async with self._database.snapshot() as connection:
+            return proto.audit_to(await audit.audit(connection, event_id=event_id))
+
+    async def _write(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
+        async def transaction() -> _T:
+            async with self._database.transaction() as connection:
+                return await work(connection)
+
+        return await shielded(transaction(), seconds=_WRITE_SECONDS)

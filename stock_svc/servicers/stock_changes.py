@@ -1,0 +1,34 @@
+"""StockChangeService on the wire: the outbox as a stream."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from boxoffice.stock.v1 import stock_change_service_pb2
+from boxoffice.stock.v1.stock_change_service_pb2_grpc import (
+    StockChangeServiceServicer as GeneratedServicer,
+)
+from mesh.db.outbox import OutboxReader
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class StockChangeServicer(GeneratedServicer):
+    def __init__(self, changes: OutboxReader) -> None:
+        self._changes = changes
+
+    async def StreamChanges(
+        self, request: stock_change_service_pb2.StreamChangesRequest, context: _Context
+    ) -> AsyncIterator[stock_change_service_pb2.StreamChangesResponse]:
+        position = request.after_position
+        if request.from_now:
+            position = await self._changes.now()
+            yield stock_change_service_pb2.StreamChangesResponse(position=position)
+        async for batch in self._changes.stream(position):
+            response = stock_change_service_pb2.StreamChangesResponse(position=batch[-1].position)
+            for event in batch:
+                change = response.changes.add()
+                change.ParseFromString(event.payload)
+                change.position = event.position
+            yield response

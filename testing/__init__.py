@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: running meshes, provider stand-ins, harnesses."""

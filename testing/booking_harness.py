@@ -1,0 +1,610 @@
+"""booking_svc's domain on real databases, with the real ledger and a clock that tests move.
+
+The ledger is stock_svc's own domain, called without gRPC in between. Payments are
+played by a small stand-in: what happens to them is each test's subject.
+"""
+
+import asyncio
+import pickle
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from booking_svc.bookings import bookings, event_cancellation, expiry, payment_events, tables
+from booking_svc.bookings.bookings import Actor, Booking, By, Status
+from booking_svc.bookings.checkout import Checkout
+from booking_svc.bookings.modification import Changing, Wish
+from booking_svc.bookings.placement import Saga
+from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.reconciliation import Reconciliation
+from booking_svc.bookings.step_runner import Steps
+from booking_svc.catalogue import event_creation, events
+from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.event_creation import NewEvent, NewOffer
+from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.events import Status as EventStatus
+from booking_svc.clients import ports
+from mesh.db.database import Database
+from mesh.db.idempotent import Key
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from mesh.money import Money
+from stock_svc import audit as stock_audit
+from stock_svc import exchange, reservations, restocking, stock, stock_update
+from stock_svc.reservation import Line
+
+_T = TypeVar("_T")
+
+START = datetime(2030, 6, 1, 12, tzinfo=UTC)
+HOLD = timedelta(minutes=10)
+WINDOW = timedelta(minutes=15)
+SANDBOX = Checkout("sandbox", "", "")
+
+
+@dataclass
+class Clock:
+    now: datetime = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, by: timedelta) -> None:
+        self.now += by
+
+
+class ProcessDiedError(BaseException):
+    """The process died here: nothing that it would do on an error is done."""
+
+
+@dataclass
+class Crashes:
+    """Dies at the n-th point that is passed; a call has one before it and one after it."""
+
+    at: int | None = None
+    passed: int = 0
+
+    async def around(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        self._point()
+        result = await call()
+        self._point()
+        return result
+
+    def _point(self) -> None:
+        self.passed += 1
+        if self.passed == self.at:
+            raise ProcessDiedError
+
+
+class LedgerStock:
+    """ports.Stock over stock_svc's domain: a transaction each, as its servicer does it."""
+
+    def __init__(self, database: Database, clock: Clock, crashes: Crashes) -> None:
+        self._database = database
+        self._clock = clock
+        self._crashes = crashes
+
+    async def _run(self, call: Callable[..., Awaitable[Any]], **arguments: Any) -> Any:
+        async def transact() -> Any:
+            async with self._database.transaction() as connection:
+                return await call(connection, **arguments, now=self._clock())
+
+        return await self._crashes.around(transact)
+
+    async def define(
+        self,
+        *,
+        event_id: UUID,
+        pools: Sequence[ports.PoolStock],
+        offers: Sequence[ports.OfferStock],
+        seats: Mapping[UUID, UUID],
+        per_customer_limit: int | None,
+    ) -> None:
+        defined = stock.Stock(
+            [stock.Pool(pool.pool_id, pool.capacity) for pool in pools],
+            [stock.Offer(o.offer_id, o.pool_id, o.per_customer_limit) for o in offers],
+            [stock.Seat(seat_id, offer_id) for seat_id, offer_id in seats.items()],
+            per_customer_limit,
+        )
+        await self._run(stock.define, event_id=event_id, stock=defined)
+
+    async def update(
+        self,
+        *,
+        event_id: UUID,
+        pools: Sequence[ports.PoolStock],
+        offers: Sequence[ports.OfferStock],
+        add_seats: Mapping[UUID, UUID],
+        remove_seat_ids: Sequence[UUID],
+        per_customer_limit: int | None,
+    ) -> None:
+        wanted = stock_update.Wanted(
+            [stock.Pool(pool.pool_id, pool.capacity) for pool in pools],
+            [stock.Offer(o.offer_id, o.pool_id, o.per_customer_limit) for o in offers],
+            [stock.Seat(seat_id, offer_id) for seat_id, offer_id in add_seats.items()],
+            remove_seat_ids,
+            per_customer_limit,
+        )
+        await self._run(stock_update.update, event_id=event_id, wanted=wanted)
+
+    async def remove(self, *, event_id: UUID) -> None:
+        await self._run(restocking.remove, event_id=event_id)
+
+    async def left(self, *, event_id: UUID, with_seats: bool) -> ports.Left:
+        left = await self._run(stock.left, event_id=event_id, with_seats=with_seats)
+        return ports.Left(
+            left.version,
+            {offer.offer_id: offer.available for offer in left.offers},
+            {seat.seat_id: seat.state for seat in left.seats},
+            sum(pool.capacity for pool in left.pools),
+            sum(pool.available for pool in left.pools),
+            {
+                pool.pool_id: ports.PoolLeft(pool.capacity, pool.available, pool.version)
+                for pool in left.pools
+            },
+        )
+
+    async def reserve(
+        self,
+        *,
+        event_id: UUID,
+        reservation_id: UUID,
+        request_key: str,
+        customer_id: UUID,
+        lines: Sequence[ports.Line],
+        expire_time: datetime,
+    ) -> ports.Reservation:
+        made = await self._run(
+            reservations.reserve,
+            event_id=event_id,
+            reservation_id=reservation_id,
+            request_key=request_key,
+            customer_id=customer_id,
+            lines=[Line(line.offer_id, line.quantity, line.seat_id) for line in lines],
+            expire_time=expire_time,
+        )
+        return ports.Reservation(made.reservation_id, made.expire_time)
+
+    async def extend(
+        self, *, event_id: UUID, reservation_id: UUID, expire_time: datetime
+    ) -> ports.Reservation:
+        made = await self._run(
+            reservations.extend,
+            event_id=event_id,
+            reservation_id=reservation_id,
+            expire_time=expire_time,
+        )
+        return ports.Reservation(made.reservation_id, made.expire_time)
+
+    async def commit(self, *, event_id: UUID, reservation_id: UUID) -> None:
+        await self._run(reservations.commit, event_id=event_id, reservation_id=reservation_id)
+
+    async def release(self, *, event_id: UUID, reservation_id: UUID) -> None:
+        await self._run(reservations.release, event_id=event_id, reservation_id=reservation_id)
+
+    async def give_back(self, *, event_id: UUID, reservation_id: UUID) -> None:
+        await self._run(reservations.give_back, event_id=event_id, reservation_id=reservation_id)
+
+    async def exchange(
+        self,
+        *,
+        event_id: UUID,
+        reservation_id: UUID,
+        to_event_id: UUID,
+        to_reservation_id: UUID,
+        lines: Sequence[ports.Line],
+        expire_time: datetime,
+    ) -> ports.Reservation:
+        made = await self._run(
+            exchange.exchange,
+            event_id=event_id,
+            reservation_id=reservation_id,
+            to_event_id=to_event_id,
+            to_reservation_id=to_reservation_id,
+            request_key=f"exchange:{to_reservation_id}",
+            lines=[Line(line.offer_id, line.quantity, line.seat_id) for line in lines],
+            expire_time=expire_time,
+        )
+        return ports.Reservation(made.reservation_id, made.expire_time)
+
+
+@dataclass
+class Payments:
+    """ports.Payments: remembers what was opened, paid, voided and given back, as payment_svc."""
+
+    crashes: Crashes
+    opened: dict[UUID, Money] = field(default_factory=dict)
+    paid: dict[UUID, Money] = field(default_factory=dict)
+    refused: set[UUID] = field(default_factory=set)
+    voided: set[UUID] = field(default_factory=set)
+    refunds: dict[UUID, tuple[UUID, Money]] = field(default_factory=dict)
+
+    async def create(
+        self, *, payment_id: UUID, provider: str, amount: Money, **_: Any
+    ) -> ports.Payment:
+        async def open_it() -> ports.Payment:
+            if provider != "sandbox":
+                raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such payment provider")
+            self.opened.setdefault(payment_id, amount)
+            return ports.Payment(payment_id, "CREATED", f"https://pay.example/{payment_id}")
+
+        return await self.crashes.around(open_it)
+
+    async def void(self, *, payment_id: UUID) -> ports.Payment:
+        async def void_it() -> ports.Payment:
+            if payment_id not in self.opened:
+                raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
+            if payment_id in self.paid:
+                return ports.Payment(payment_id, "CAPTURED", "")
+            self.voided.add(payment_id)
+            return ports.Payment(payment_id, "VOIDED", "")
+
+        return await self.crashes.around(void_it)
+
+    async def refund(
+        self, *, refund_id: UUID, payment_id: UUID, amount: Money, reason: str
+    ) -> None:
+        async def refund_it() -> None:
+            if refund_id in self.refunds:
+                assert self.refunds[refund_id] == (payment_id, amount)
+                return
+            if payment_id not in self.paid:
+                raise DomainError(Reason.PAYMENT_STATE_INVALID, "nothing was paid")
+            captured, refunded = self.paid[payment_id].amount_minor, self.returned(payment_id)
+            if captured - refunded < amount.amount_minor:
+                raise DomainError(
+                    Reason.PAYMENT_STATE_INVALID,
+                    "less is left of the payment than asked for",
+                    captured=captured,
+                    refunded=refunded,
+                    requested=amount.amount_minor,
+                )
+            self.refunds[refund_id] = (payment_id, amount)
+
+        return await self.crashes.around(refund_it)
+
+    async def outcome(
+        self, *, booking_id: UUID, payment_id: UUID
+    ) -> ports.Captured | ports.Failed | None:
+        if payment_id not in self.opened:
+            raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
+        if payment_id in self.refused:
+            return ports.Failed(booking_id, payment_id, "card_declined")
+        paid = self.paid.get(payment_id)
+        return None if paid is None else ports.Captured(booking_id, payment_id, paid)
+
+    async def refunded(self, *, booking_id: UUID, refund_id: UUID) -> ports.Refunded | None:
+        if refund_id not in self.refunds:
+            raise DomainError(Reason.REFUND_NOT_FOUND, "no such refund")
+        return ports.Refunded(
+            booking_id, self.refunds[refund_id][0], refund_id, self.refunds[refund_id][1]
+        )
+
+    def returned(self, payment_id: UUID) -> int:
+        """How much of a payment was given back, in minor units."""
+        return sum(m.amount_minor for paid, m in self.refunds.values() if paid == payment_id)
+
+
+@dataclass
+class World:
+    database: Database
+    ledger: Database
+    clock: Clock = field(default_factory=Clock)
+    crashes: Crashes = field(default_factory=Crashes)
+
+    def __post_init__(self) -> None:
+        self.stock = LedgerStock(self.ledger, self.clock, self.crashes)
+        self.payments = Payments(self.crashes)
+        self.steps = Steps(
+            database=self.database, stock=self.stock, payments=self.payments, clock=self.clock
+        )
+        self.reconciliation = Reconciliation(
+            database=self.database,
+            stock=self.stock,
+            payments=self.payments,
+            clock=self.clock,
+            on_owed=lambda: None,
+        )
+        self.changing = Changing(
+            database=self.database,
+            stock=self.stock,
+            payments=self.payments,
+            clock=self.clock,
+            payment_window=WINDOW,
+            on_owed=lambda: None,
+        )
+        self.saga = Saga(
+            database=self.database,
+            stock=self.stock,
+            payments=self.payments,
+            clock=self.clock,
+            hold_ttl=HOLD,
+            payment_window=WINDOW,
+            on_owed=lambda: None,
+        )
+
+    async def an_event(self, *offers: NewOffer, **changes: Any) -> Event:
+        """An event that is on sale, of one offer with 10 places unless told otherwise."""
+        new = replace(a_new_event(), **changes)
+        if offers:
+            new = replace(new, offers=offers)
+        async with self.database.transaction() as connection:
+            plan = await event_creation.plan(connection, new=new, now=self.clock())
+            await events.insert(
+                connection, event=plan.event, capacities=plan.capacities(), now=self.clock()
+            )
+        await self.stock.define(
+            event_id=plan.event.event_id,
+            pools=plan.pools,
+            offers=plan.offers,
+            seats=plan.seats,
+            per_customer_limit=plan.event.per_customer_limit,
+        )
+        return plan.event
+
+    async def place(
+        self,
+        event: Event,
+        *,
+        quantity: int = 1,
+        key: str | None = None,
+        customer_id: UUID | None = None,
+        checkout: Checkout | None = SANDBOX,
+        wanted: Sequence[Wanted] | None = None,
+        is_mail_wanted: bool = False,
+    ) -> Booking:
+        customer = customer_id or new_id()
+        lines = wanted or [Wanted(event.offers[0].offer_id, quantity, None)]
+        fingerprint = repr((event.event_id, lines, checkout)).encode()
+        answer = await self.saga.place(
+            key=Key(f"PlaceBooking:{customer}", key or str(new_id()), fingerprint),
+            customer_id=customer,
+            event_id=event.event_id,
+            wanted=lines,
+            checkout=checkout,
+            encode=lambda booking: str(booking.booking_id).encode(),
+            is_mail_wanted=is_mail_wanted,
+        )
+        return await self.booking(UUID(answer.decode()))
+
+    async def cancel(
+        self,
+        booking_id: UUID,
+        *,
+        owner: UUID | None = None,
+        by: By | None = None,
+        reason: str = "",
+        key: str | None = None,
+    ) -> Booking:
+        """As the customer does it, unless told otherwise."""
+        answer = await self.saga.cancel(
+            key=a_key("CancelBooking", key, booking_id, reason),
+            booking_id=booking_id,
+            owner=owner,
+            by=by or By(Actor.CUSTOMER),
+            reason=reason,
+            encode=pickle.dumps,
+        )
+        return answered(answer)
+
+    async def update(
+        self,
+        booking: Booking,
+        *,
+        items: Sequence[Wanted] = (),
+        attendees: Sequence[str] = (),
+        note: str | None = None,
+        by: By | None = None,
+        owner: UUID | None = None,
+        key: str | None = None,
+    ) -> Booking:
+        answer = await self.changing.update(
+            key=a_key("UpdateBooking", key, booking.booking_id, items, attendees, note),
+            booking_id=booking.booking_id,
+            owner=owner,
+            by=by or By(Actor.CUSTOMER),
+            wish=Wish(items, attendees, note),
+            encode=pickle.dumps,
+        )
+        return answered(answer)
+
+    async def reschedule(
+        self,
+        booking: Booking,
+        event: Event,
+        *,
+        wanted: Sequence[Wanted] = (),
+        checkout: Checkout | None = SANDBOX,
+        by: By | None = None,
+        key: str | None = None,
+    ) -> Booking:
+        answer = await self.changing.reschedule(
+            key=a_key("RescheduleBooking", key, booking.booking_id, event.event_id, wanted),
+            booking_id=booking.booking_id,
+            owner=None,
+            by=by or By(Actor.CUSTOMER),
+            event_id=event.event_id,
+            wanted=wanted,
+            checkout=checkout,
+            encode=pickle.dumps,
+        )
+        return answered(answer)
+
+    async def checkout(
+        self,
+        booking_id: UUID,
+        *,
+        owner: UUID | None = None,
+        checkout: Checkout = SANDBOX,
+        key: str | None = None,
+    ) -> Booking:
+        answer = await self.saga.checkout(
+            key=a_key("CheckoutBooking", key, booking_id, checkout),
+            booking_id=booking_id,
+            owner=owner,
+            by=By(Actor.CUSTOMER),
+            checkout=checkout,
+            encode=pickle.dumps,
+        )
+        return answered(answer)
+
+    async def booking(self, booking_id: UUID) -> Booking:
+        async with self.database.reading() as connection:
+            return await bookings.get(connection, booking_id=booking_id)
+
+    async def happen(self, event: ports.PaymentEvent) -> None:
+        """Something happened to a payment, and booking_svc has heard of it."""
+        if isinstance(event, ports.Captured):
+            self.payments.paid.setdefault(event.payment_id, event.amount)
+        async with self.database.transaction() as connection:
+            await payment_events.apply(connection, event=event, now=self.clock())
+
+    async def capture(self, booking: Booking, amount: Money | None = None) -> None:
+        assert booking.payment is not None
+        await self.happen(
+            ports.Captured(booking.booking_id, booking.payment.payment_id, amount or booking.total)
+        )
+
+    async def capture_payment(self, booking: Booking, payment_id: UUID, amount: Money) -> None:
+        """Another payment than the booking's own was paid."""
+        await self.happen(ports.Captured(booking.booking_id, payment_id, amount))
+
+    async def process_refunds(self) -> None:
+        """The provider has carried out all refunds that it was asked for."""
+        for refund_id, (payment_id, amount) in self.payments.refunds.items():
+            booking_id = await self._booking_of(refund_id)
+            await self.happen(ports.Refunded(booking_id, payment_id, refund_id, amount))
+
+    async def _booking_of(self, refund_id: UUID) -> UUID:
+        async with self.database.reading() as connection:
+            found = await connection.scalar(
+                sa.select(tables.booking_refunds.c.booking_id).where(
+                    tables.booking_refunds.c.refund_id == refund_id
+                )
+            )
+        assert isinstance(found, UUID)
+        return found
+
+    async def settle(self) -> None:
+        """Lets everything that is due run to its end: sweeper and steps."""
+        for _ in range(20):
+            if not await self.turn():
+                return
+        raise AssertionError("there is always something left to do")
+
+    async def turn(self) -> int:
+        """One turn of sweeper and steps. Returns how much there was to do."""
+        expired = await expiry.sweep(self.database, self.clock)
+        return expired + await self.take_steps()
+
+    async def take_steps(self) -> int:
+        """Takes the steps that are due, once each. Returns how many there were."""
+        due = await self.steps.claim(limit=100)
+        # As many at a time as the loop takes: the pool has connections for so many.
+        for first in range(0, len(due), 8):
+            taken = await asyncio.gather(
+                *(self.steps.attempt(step) for step in due[first : first + 8]),
+                return_exceptions=True,
+            )
+            for error in taken:
+                if error is not None:
+                    raise error
+        return len(due)
+
+    async def cancel_event(self, event: Event, reason: str = "") -> None:
+        """As the organiser does it; its bookings follow, see `cancel_batch`."""
+        desk = EventDesk(database=self.database, stock=self.stock, clock=self.clock)
+        await desk.set_status(event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason)
+
+    async def cancel_batch(self) -> int | None:
+        """One turn of the loop that cancels bookings of cancelled events."""
+        async with self.database.transaction() as connection:
+            return await event_cancellation.go_on(connection, now=self.clock())
+
+    async def available(self, event: Event) -> int:
+        left = await self.stock.left(event_id=event.event_id, with_seats=False)
+        return left.available
+
+    async def all_bookings(self, *of: Event) -> list[Booking]:
+        """All bookings of some events."""
+        async with self.database.reading() as connection:
+            found = await connection.scalars(
+                sa.select(tables.bookings.c.booking_id).where(
+                    tables.bookings.c.event_id.in_([event.event_id for event in of])
+                )
+            )
+            return [await bookings.get(connection, booking_id=each) for each in found]
+
+    async def owned(self, event: Event) -> int:
+        """Places that confirmed bookings of an event have."""
+        return sum(
+            item.quantity
+            for booking in await self.all_bookings(event)
+            if booking.status in (Status.CONFIRMED, Status.COMPLETED)
+            for item in booking.items
+        )
+
+    async def net(self, booking: Booking) -> int:
+        """What came for a booking and has not gone back, as payment_svc knows it."""
+        async with self.database.reading() as connection:
+            payments = await connection.scalars(
+                sa.select(tables.booking_payments.c.payment_id).where(
+                    tables.booking_payments.c.booking_id == booking.booking_id
+                )
+            )
+        return sum(
+            self.payments.paid[each].amount_minor - self.payments.returned(each)
+            for each in payments
+        )
+
+    async def audit(self, event: Event) -> Sequence[str]:
+        """Differences that the ledger finds in itself."""
+        async with self.ledger.transaction() as connection:
+            audit = await stock_audit.audit(connection, event_id=event.event_id)
+        return audit.differences
+
+
+def a_key(method: str, key: str | None, *request: object) -> Key | None:
+    """The client's key, if it sends one, with what it asks for."""
+    return None if key is None else Key(method, key, repr(request).encode())
+
+
+def answered(answer: bytes) -> Booking:
+    booking = pickle.loads(answer)  # noqa: S301 - our own
+    assert isinstance(booking, Booking)
+    return booking
+
+
+def an_offer(**changes: Any) -> NewOffer:
+    offer = NewOffer(
+        name="Floor",
+        price=Money(150_000, "INR"),
+        pool="floor",
+        capacity=10,
+        seat_type=None,
+        per_customer_limit=0,
+        max_per_booking=0,
+    )
+    return replace(offer, **changes)
+
+
+def a_new_event(**changes: Any) -> NewEvent:
+    event = NewEvent(
+        name="Monsoon Nights",
+        description="",
+        production_id=None,
+        auditorium_id=None,
+        venue_name=None,
+        time_zone="Asia/Kolkata",
+        start_time=START + timedelta(days=30),
+        end_time=START + timedelta(days=30, hours=3),
+        sale_start_time=START - timedelta(days=1),
+        sale_end_time=None,
+        currency_code="INR",
+        offers=(an_offer(),),
+        cancellation_policy=None,
+    )
+    return replace(event, **changes)

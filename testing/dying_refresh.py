@@ -1,0 +1,79 @@
+"""A process that refreshes a session, commits, and never gets to say so.
+
+Reads lines `<database url> <refresh token> <time>`; for each a fork of it, which is a
+process of its own, refreshes as auth_svc does, says `<pid>` once that is committed, and
+waits for its end. Forked, because a thousand interpreters would take a quarter of an hour.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NoReturn
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from auth_svc.passwords import PasswordHasher
+from auth_svc.sessions import REFRESHES_PER_MINUTE
+from auth_svc.sign_in import SignIn
+from auth_svc.throttle import LoginThrottle
+from auth_svc.tokens import load_or_create_key
+from mesh.db.database import Database
+
+REFRESH_KEY = b"key of refresh tokens that outlives the process"
+WEEK = timedelta(days=7)
+
+
+class DyingDatabase(Database):
+    """Commits, says so, and goes no further."""
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        async with super().transaction() as connection:
+            yield connection
+        print(os.getpid(), flush=True)
+        signal.pause()
+
+
+def a_sign_in(database: Database, keys: Path) -> SignIn:
+    """As a process makes it that knows the settings and nothing else."""
+    key = load_or_create_key(keys)
+    return SignIn(
+        database=database,
+        # Without a thread: refreshing hashes no password.
+        hasher=PasswordHasher(cost=4, pepper=b"x" * 32, workers=1),
+        throttle=LoginThrottle(database=database, link=None, key=b"y" * 32),
+        signing_key=lambda: key,
+        refresh_key=REFRESH_KEY,
+        access_lifetime=timedelta(minutes=15),
+        refresh_lifetime=WEEK,
+        refreshes_per_minute=REFRESHES_PER_MINUTE,
+    )
+
+
+def die_refreshing(url: str, token: str, now: datetime, keys: Path) -> NoReturn:
+    async def refresh() -> None:
+        async with DyingDatabase.open(url, pool_size=1) as database:
+            await a_sign_in(database, keys).refresh(refresh_token=token, now=now)
+
+    asyncio.run(refresh())
+    raise AssertionError("nobody killed this process")
+
+
+def main() -> None:
+    keys = Path(sys.argv[1])
+    for line in sys.stdin:
+        url, token, now = line.split()
+        pid = os.fork()
+        if pid == 0:
+            die_refreshing(url, token, datetime.fromisoformat(now), keys)
+        _, status = os.waitpid(pid, 0)
+        print("killed" if os.WIFSIGNALED(status) else "lived", flush=True)
+
+
+if __name__ == "__main__":
+    main()

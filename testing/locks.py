@@ -1,0 +1,23 @@
+"""Waiting for a race to be where a test wants it, without asking the clock."""
+
+import asyncio
+
+import sqlalchemy as sa
+
+from mesh.db.database import Database
+
+_SECONDS = 30
+
+
+async def somebody_waits(database: Database, *, how_many: int = 1) -> None:
+    """Returns when so many transactions of this database wait for a lock of another."""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(_SECONDS):
+        while True:
+            async with database.transaction() as connection:
+                if (await connection.execute(waiting)).scalar_one() >= how_many:
+                    return
+            await asyncio.sleep(0.005)

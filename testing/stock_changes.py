@@ -1,0 +1,141 @@
+"""The ledger's stream of changes, without gRPC in between, for booking_svc's tests."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+from booking_svc.catalogue import events, proto, stock_projection
+from booking_svc.catalogue.availability import Availability
+from booking_svc.catalogue.availability_stream import Update, Watch
+from booking_svc.catalogue.events import Event
+from booking_svc.clients.ports import Left, PoolChange, StockChange
+from booking_svc.clients.stock import StockChanges
+from booking_svc.tables import event_cursors
+from boxoffice.stock.v1.stock_change_service_pb2 import StreamChangesRequest, StreamChangesResponse
+from mesh.db.consumer import EventConsumer
+from mesh.db.outbox import OutboxReader
+from stock_svc import tables as stock_tables
+from stock_svc.servicers.stock_changes import StockChangeServicer
+from testing.booking_harness import LedgerStock, World
+
+
+class Line:
+    """The stub that booking_svc calls; `cut` is a lost connection."""
+
+    def __init__(self, reader: OutboxReader) -> None:
+        self._servicer = StockChangeServicer(reader)
+        self._cut = asyncio.Event()
+
+    def cut(self) -> None:
+        self._cut.set()
+        self._cut = asyncio.Event()
+
+    async def StreamChanges(
+        self, request: StreamChangesRequest, *, wait_for_ready: bool
+    ) -> AsyncIterator[StreamChangesResponse]:
+        cut = asyncio.create_task(self._cut.wait())
+        stream = self._servicer.StreamChanges(request, None)  # type: ignore[arg-type]
+        following: asyncio.Future[StreamChangesResponse] | None = None
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(stream))
+                await asyncio.wait({following, cut}, return_when=asyncio.FIRST_COMPLETED)
+                if cut.done():
+                    raise ConnectionError("the line is cut")
+                yield await following
+        finally:
+            cut.cancel()
+            if following is not None:
+                # It may be reading: its connection goes back before the database is closed.
+                following.cancel()
+                await asyncio.wait({following})
+
+
+class CountedStock(LedgerStock):
+    """Counts the looks into the ledger; `gate` holds them up after they have read."""
+
+    looks = 0
+    gate: Callable[[], Awaitable[None]] | None = None
+
+    async def left(self, *, event_id: UUID, with_seats: bool) -> Left:
+        self.looks += 1
+        left = await super().left(event_id=event_id, with_seats=with_seats)
+        if self.gate is not None:
+            await self.gate()
+        return left
+
+
+class Feed:
+    """What a process of booking_svc knows of the stock: its cache, its watchers, its tables."""
+
+    def __init__(self, world: World, line: Line) -> None:
+        self.world = world
+        self.line = line
+        self.stock = CountedStock(world.ledger, world.clock, world.crashes)
+        self.availability = Availability(stock=self.stock, read=self._read)
+        self.updates: list[Update] = []
+        self.watch = Watch(availability=self.availability, encode=self._encode)
+        self._changes = StockChanges(line)  # type: ignore[arg-type]
+        self.consumer = EventConsumer(
+            stream="stock_svc",
+            database=world.database,
+            cursors=event_cursors,
+            clock=world.clock,
+            open_stream=self._changes.open,
+            apply=stock_projection.apply,
+        )
+
+    async def follow(self) -> None:
+        """As tasks.forever does it, without its pause."""
+        while True:
+            with suppress(ConnectionError):
+                await self.availability.follow(self._changes.open_now)
+
+    async def caught_up(self, event: Event) -> None:
+        """Waits until the cache is what the ledger says."""
+        async with asyncio.timeout(60):
+            while True:
+                truth = await self.world.stock.left(event_id=event.event_id, with_seats=True)
+                known = await self.availability.left(event_id=event.event_id, with_seats=True)
+                if (known.version, known.offers, known.seats) == (
+                    truth.version,
+                    truth.offers,
+                    truth.seats,
+                ):
+                    return
+                await asyncio.sleep(0.01)
+
+    @staticmethod
+    def a_change(event_id: UUID, pool_id: UUID, *, available: int, version: int) -> StockChange:
+        """A change of a pool of 10 places."""
+        return StockChange(event_id, (PoolChange(pool_id, 10, available, version, False),), {})
+
+    async def _read(self, event_id: UUID) -> Event:
+        async with self.world.database.reading() as connection:
+            return await events.get(connection, event_id=event_id)
+
+    def _encode(self, update: Update) -> bytes:
+        self.updates.append(update)
+        return proto.availability_update(update)
+
+
+@asynccontextmanager
+async def a_feed(world: World) -> AsyncIterator[Feed]:
+    """A feed that follows the ledger."""
+    reader = OutboxReader(world.ledger, stock_tables.outbox)
+    feed = Feed(world, Line(reader))
+    running: list[asyncio.Task[Any]] = [
+        asyncio.create_task(reader.listen()),
+        asyncio.create_task(feed.follow()),
+    ]
+    try:
+        async with asyncio.timeout(60):
+            while not feed.availability.is_fed:
+                await asyncio.sleep(0.005)
+        yield feed
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

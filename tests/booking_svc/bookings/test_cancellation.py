@@ -1,0 +1,312 @@
+"""Giving up bookings that are confirmed: what the policy grants, and what follows."""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from booking_svc.bookings import cancellation
+from booking_svc.bookings.bookings import (
+    Actor,
+    Booking,
+    By,
+    PaymentStatus,
+    RefundStatus,
+    Status,
+)
+from booking_svc.bookings.outbox import Cancelled
+from booking_svc.catalogue.cancellation_policy import (
+    STANDARD_TIERS,
+    STANDARD_WINDOW,
+    Preview,
+    Tiered,
+    terms,
+)
+from booking_svc.catalogue.events import Event
+from booking_svc.clients.ports import Refunded
+from mesh.clock import rfc3339
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from mesh.money import Money
+from testing.booking_harness import START, ProcessDiedError, World, an_offer
+from tests.booking_svc.bookings.test_outbox import happened
+
+SECOND = timedelta(seconds=1)
+DAY = timedelta(days=1)
+
+
+async def refused(reason: Reason, call: Any) -> DomainError:
+    with pytest.raises(DomainError) as refusal:
+        await call
+    assert refusal.value.reason is reason
+    return refusal.value
+
+
+async def a_confirmed(world: World, event: Event, **wanted: Any) -> Booking:
+    booking = await world.place(event, **wanted)
+    await world.capture(booking)
+    await world.settle()
+    booking = await world.booking(booking.booking_id)
+    assert booking.status is Status.CONFIRMED
+    return booking
+
+
+async def preview(world: World, booking: Booking) -> Preview:
+    async with world.database.reading() as connection:
+        return await cancellation.preview(
+            connection, booking_id=booking.booking_id, owner=None, now=world.clock()
+        )
+
+
+# Clocks go back in Berlin on 2030-10-27 and forward in New York on 2030-03-10; in Kolkata,
+# Apia and Honolulu never. The deadline is an instant, whatever the clocks show.
+STARTS = [
+    datetime(2030, 11, 2, 20, tzinfo=ZoneInfo("Europe/Berlin")),
+    datetime(2030, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+    datetime(2030, 3, 14, 20, tzinfo=ZoneInfo("America/New_York")),
+    datetime(2030, 4, 7, 12, tzinfo=ZoneInfo("Australia/Lord_Howe")),
+    datetime(2030, 7, 1, 20, tzinfo=ZoneInfo("Asia/Kolkata")),
+    datetime(2030, 1, 1, 0, tzinfo=ZoneInfo("Pacific/Apia")),
+    datetime(2030, 1, 1, 0, tzinfo=ZoneInfo("Pacific/Honolulu")),
+]
+TABLE = [
+    (timedelta(days=400), 97),
+    (14 * DAY + SECOND, 97),
+    (14 * DAY, 50),
+    (14 * DAY - SECOND, 50),
+    (7 * DAY + SECOND, 50),
+    (7 * DAY, 50),
+    (7 * DAY - SECOND, 0),
+    (timedelta(hours=48) + SECOND, 0),
+    (timedelta(hours=48), 0),
+    (timedelta(hours=48) - SECOND, None),
+    (timedelta(0), None),
+    (-DAY, None),
+]
+
+
+@pytest.mark.parametrize("start", STARTS, ids=lambda start: f"{start.tzinfo} {start:%m-%d}")
+@pytest.mark.parametrize(("before", "percent"), TABLE, ids=str)
+def test_the_tiers_by_the_time_left(
+    start: datetime, before: timedelta, percent: int | None
+) -> None:
+    # In instants: subtracting in a zone would be by its clocks.
+    now = start.astimezone(UTC) - before
+    granted = terms(STANDARD_TIERS, start_time=start.astimezone(UTC), confirm_time=now, now=now)
+    assert granted.is_open is (percent is not None)
+    assert granted.percent == (percent or 0)
+    last = start.astimezone(UTC) - {97: 14 * DAY, 50: 7 * DAY}.get(percent or 0, 2 * DAY)
+    assert granted.deadline == last
+
+
+@pytest.mark.parametrize(
+    ("after", "is_open"),
+    [
+        (timedelta(0), True),
+        (timedelta(hours=24) - SECOND, True),
+        (timedelta(hours=24), True),
+        (timedelta(hours=24) + SECOND, False),
+    ],
+    ids=str,
+)
+def test_the_purchase_window(after: timedelta, is_open: bool) -> None:
+    granted = terms(STANDARD_WINDOW, start_time=None, confirm_time=START, now=START + after)
+    assert (granted.is_open, granted.percent) == (is_open, 100 if is_open else 0)
+    assert granted.deadline == START + timedelta(hours=24)
+
+
+def test_terms_without_a_start_or_without_tiers() -> None:
+    undated = terms(STANDARD_TIERS, start_time=None, confirm_time=START, now=START)
+    assert (undated.is_open, undated.percent, undated.deadline) == (True, 97, None)
+    none = terms(Tiered(()), start_time=START, confirm_time=START, now=START - DAY)
+    assert (none.is_open, none.deadline) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("before", "refund"), [(14 * DAY + SECOND, 291_000), (14 * DAY, 150_000), (7 * DAY - SECOND, 0)]
+)
+async def test_cancelling_gives_back_what_the_preview_shows(
+    world: World, before: timedelta, refund: int
+) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event, quantity=2)
+    assert event.start_time is not None
+    world.clock.now = event.start_time - before
+    shown = await preview(world, booking)
+    assert shown.amount == Money(refund, "INR")
+    assert shown.refundable is (refund > 0)
+    cancelled = await world.cancel(booking.booking_id, reason="changed my mind")
+    assert cancelled.status is Status.CANCELLED
+    assert [given.amount.amount_minor for given in cancelled.refunds] == (
+        [refund] if refund else []
+    )
+    await world.settle()
+    assert await world.available(event) == 10
+    assert await world.audit(event) == ()
+    assert booking.payment is not None
+    assert world.payments.returned(booking.payment.payment_id) == refund
+    if refund:
+        # payment_svc knows the refund by the id that the customer was told.
+        assert set(world.payments.refunds) == {cancelled.refunds[0].refund_id}
+        await world.process_refunds()
+    ended = await world.booking(booking.booking_id)
+    assert all(given.status is RefundStatus.PROCESSED for given in ended.refunds)
+    assert ended.payment is not None
+    assert ended.payment.status is PaymentStatus.CAPTURED
+    last = next(entry for entry in ended.timeline if entry.status is Status.CANCELLED)
+    assert (last.actor, last.reason) == (Actor.CUSTOMER, "changed my mind")
+    told = [each.change for each in await happened(world, 3)]
+    money = Money(refund, "INR") if refund else None
+    assert told[2] == Cancelled(Actor.CUSTOMER, "changed my mind", money)
+
+
+async def test_too_late_is_refused_with_the_deadline(world: World) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event)
+    assert event.start_time is not None
+    closed = event.start_time - timedelta(hours=48)
+    world.clock.now = closed + SECOND
+    refusal = await refused(Reason.CANCELLATION_CLOSED, world.cancel(booking.booking_id))
+    assert refusal.metadata["deadline"] == rfc3339(closed)
+    shown = await preview(world, booking)
+    assert (shown.refundable, shown.percent, shown.deadline) == (False, 0, closed)
+    # The staff is bound by what the customer has bought, too.
+    staff = By(Actor.STAFF, new_id())
+    await refused(Reason.CANCELLATION_CLOSED, world.cancel(booking.booking_id, by=staff))
+    await world.settle()
+    assert (await world.booking(booking.booking_id)).status is Status.CONFIRMED
+    assert await world.available(event) == 9
+
+
+async def test_goods_within_a_day(world: World) -> None:
+    event = await world.an_event(start_time=None, end_time=None)
+    booking = await a_confirmed(world, event)
+    world.clock.advance(timedelta(hours=24))
+    staff = By(Actor.STAFF, new_id())
+    cancelled = await world.cancel(booking.booking_id, by=staff)
+    assert [refund.amount for refund in cancelled.refunds] == [booking.total]
+    assert cancelled.timeline[-1].actor is Actor.STAFF
+
+
+async def test_the_policy_is_the_one_of_when_it_was_booked(world: World) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event)
+    assert booking.cancellation_policy == STANDARD_TIERS
+
+
+async def test_what_cannot_be_cancelled(world: World) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event)
+    await refused(Reason.BOOKING_NOT_FOUND, world.cancel(booking.booking_id, owner=new_id()))
+    await world.cancel(booking.booking_id)
+    await refused(Reason.ALREADY_CANCELLED, world.cancel(booking.booking_id))
+    await refused(Reason.ALREADY_CANCELLED, preview(world, booking))
+    idle = await world.place(event)
+    shown = await preview(world, idle)
+    assert (shown.refundable, shown.amount.amount_minor) == (False, 0)
+    world.clock.advance(timedelta(hours=1))
+    await world.settle()
+    await refused(Reason.BOOKING_STATE_INVALID, world.cancel(idle.booking_id))
+    await refused(Reason.BOOKING_STATE_INVALID, preview(world, idle))
+
+
+async def test_the_same_key_again_returns_the_first_answer(world: World) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event)
+    first = await world.cancel(booking.booking_id, key="k", reason="changed my mind")
+    assert await world.cancel(booking.booking_id, key="k", reason="changed my mind") == first
+    await refused(Reason.IDEMPOTENCY_KEY_REUSED, world.cancel(booking.booking_id, key="k"))
+    await refused(Reason.ALREADY_CANCELLED, world.cancel(booking.booking_id, key="other"))
+    assert len((await world.booking(booking.booking_id)).refunds) == 1
+
+
+async def test_a_hundred_cancel_with_the_same_key_at_once(world: World) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event)
+    answers = await asyncio.gather(
+        *(world.cancel(booking.booking_id, key="k") for _ in range(100)), return_exceptions=True
+    )
+    reasons = {a.reason for a in answers if isinstance(a, DomainError)}
+    assert reasons <= {Reason.IDEMPOTENCY_IN_PROGRESS}
+    assert sum(isinstance(answer, Booking) for answer in answers) >= 1
+    assert len((await world.booking(booking.booking_id)).refunds) == 1
+
+
+@pytest.mark.parametrize("point", range(1, 7))
+async def test_dying_at_any_call_of_cancelling(world: World, point: int) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event, quantity=4)
+    await world.cancel(booking.booking_id)
+    world.crashes.passed, world.crashes.at = 0, point
+    with suppress(ProcessDiedError):
+        await world.take_steps()
+    world.crashes.at = None
+    for _ in range(3):
+        world.clock.advance(timedelta(minutes=1))
+        await world.settle()
+    assert await world.available(event) == 10
+    assert booking.payment is not None
+    assert world.payments.returned(booking.payment.payment_id) == 582_000
+    assert await world.audit(event) == ()
+
+
+async def test_the_staff_has_given_some_back_before(world: World) -> None:
+    """Not known here when the booking is cancelled: what is left goes back, and no more."""
+    event = await world.an_event()
+    booking = await a_confirmed(world, event)
+    assert booking.payment is not None
+    given = new_id()
+    world.payments.refunds[given] = (booking.payment.payment_id, Money(100_000, "INR"))
+    await world.cancel(booking.booking_id)
+    await world.happen(
+        Refunded(booking.booking_id, booking.payment.payment_id, given, Money(100_000, "INR"))
+    )
+    await world.settle()
+    await world.process_refunds()
+    ended = await world.booking(booking.booking_id)
+    assert sorted(refund.amount.amount_minor for refund in ended.refunds) == [50_000, 100_000]
+    assert ended.payment is not None
+    assert ended.payment.status is PaymentStatus.REFUNDED
+
+
+async def test_the_organiser_cancels_for_all(world: World) -> None:
+    event = await world.an_event(an_offer(capacity=40))
+    other = await world.an_event()
+    untouched = await a_confirmed(world, other)
+    confirmed = [await a_confirmed(world, event, quantity=2) for _ in range(3)]
+    held = await world.place(event, checkout=None)
+    paying = await world.place(event)
+    paid = await world.place(event)
+    await world.capture(paid)
+    free = await world.place(event)
+    await world.cancel(free.booking_id)
+    assert event.start_time is not None
+    world.clock.now = event.start_time - timedelta(hours=1)
+    batches: list[cancellation.Progress] = []
+    while not batches or batches[-1].left:
+        async with world.database.transaction() as connection:
+            batches.append(
+                await cancellation.cancel_for_event(
+                    connection,
+                    event_id=event.event_id,
+                    reason="the band is ill",
+                    limit=4,
+                    now=world.clock(),
+                )
+            )
+    assert [batch.cancelled for batch in batches] == [4, 2]
+    await world.settle()
+    for booking in (*confirmed, held, paying, paid):
+        ended = await world.booking(booking.booking_id)
+        assert ended.status is Status.CANCELLED
+        told = next(entry for entry in ended.timeline if entry.status is Status.CANCELLED)
+        assert (told.actor, told.reason) == (Actor.ORGANISER, "the band is ill")
+    for booking in (*confirmed, paid):
+        assert booking.payment is not None
+        assert world.payments.returned(booking.payment.payment_id) == booking.total.amount_minor
+    assert await world.available(event) == 40
+    assert await world.audit(event) == ()
+    assert (await world.booking(untouched.booking_id)).status is Status.CONFIRMED

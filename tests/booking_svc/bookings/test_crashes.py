@@ -1,0 +1,274 @@
+"""The process is killed once at every await of what moves places or money.
+
+After the restart a fresh saga on the same databases brings every booking to a right end,
+without help. A run of `make test` takes some of the points, `--long` all of them.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from booking_svc.bookings.bookings import Booking, Status
+from booking_svc.catalogue.events import Event
+from mesh.db import idempotent
+from mesh.errors import DomainError
+from mesh.ids import new_id
+from mesh.money import Money
+from testing import crashes
+from testing.booking_harness import START, World, an_offer
+from testing.databases import open_patiently
+
+Scene = Callable[
+    ["Stage"], Awaitable[tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]]
+]
+
+
+@dataclass
+class Stage:
+    """`world` lives, `dying` is another process on the same databases."""
+
+    world: World
+    urls: tuple[str, str]
+    dying: World
+
+    async def first_process(self, stack: AsyncExitStack) -> None:
+        """A new process that is going to die, with the same clock and the same payment_svc."""
+        database, ledger = [
+            await stack.enter_async_context(crashes.database(url)) for url in self.urls
+        ]
+        self.dying = World(database, ledger, clock=self.world.clock)
+        payments = self.world.payments
+        for name in ("opened", "paid", "refused", "voided", "refunds"):
+            setattr(self.dying.payments, name, getattr(payments, name))
+
+    async def recover(self) -> None:
+        """Time goes by and the loops run: leases end, steps are taken up, refunds are made."""
+        for _ in range(4):
+            self.world.clock.advance(timedelta(minutes=1))
+            await self.world.settle()
+        await self.world.process_refunds()
+
+
+@pytest.fixture
+async def stage(new_database: Callable[[str], str]) -> AsyncIterator[Stage]:
+    urls = (new_database("booking_svc"), new_database("stock_svc"))
+    async with open_patiently(urls[0]) as database, open_patiently(urls[1]) as ledger:
+        world = World(database, ledger)
+        yield Stage(world, urls, world)
+
+
+async def confirmed(world: World, event: Event, quantity: int = 2) -> Booking:
+    booking = await world.place(event, quantity=quantity)
+    await world.capture(booking)
+    await world.settle()
+    return await world.booking(booking.booking_id)
+
+
+async def whole(world: World, *events: Event) -> None:
+    """Stock, bookings and money agree, whatever the end of each booking was."""
+    for event in events:
+        assert await world.audit(event) == ()
+        owned = await world.owned(event)
+        assert await world.available(event) == 10 - owned
+    for booking in await world.all_bookings(*events):
+        net = await world.net(booking)
+        expected = booking.total.amount_minor if booking.status is Status.CONFIRMED else 0
+        if booking.status is not Status.CANCELLED:
+            assert net == expected, booking
+        assert booking.status not in (Status.HELD, Status.PENDING_PAYMENT)
+
+
+async def place(stage: Stage) -> tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]:
+    event, customer = await stage.world.an_event(), new_id()
+
+    async def check() -> None:
+        booking = await stage.world.place(event, customer_id=customer, key="k", quantity=4)
+        assert await stage.world.available(event) == 6
+        await stage.world.capture(booking)
+        await stage.recover()
+        assert (await stage.world.booking(booking.booking_id)).status is Status.CONFIRMED
+        await whole(stage.world, event)
+
+    return stage.dying.place(event, customer_id=customer, key="k", quantity=4), check
+
+
+async def place_for_good(
+    stage: Stage,
+) -> tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]:
+    """Nobody comes back with the key: what was held is free again after its time."""
+    event = await stage.world.an_event()
+
+    async def check() -> None:
+        stage.world.clock.advance(timedelta(minutes=15))
+        await stage.recover()
+        assert await stage.world.available(event) == 10
+        await whole(stage.world, event)
+
+    return stage.dying.place(event, quantity=4), check
+
+
+async def confirm(stage: Stage) -> tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]:
+    event = await stage.world.an_event()
+    booking = await stage.world.place(event, quantity=4)
+    await stage.world.capture(booking)
+
+    async def check() -> None:
+        await stage.recover()
+        assert (await stage.world.booking(booking.booking_id)).status is Status.CONFIRMED
+        await whole(stage.world, event)
+
+    return stage.dying.take_steps(), check
+
+
+async def confirm_late(
+    stage: Stage,
+) -> tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]:
+    event = await stage.world.an_event()
+    booking = await stage.world.place(event, quantity=4)
+    stage.world.clock.advance(timedelta(minutes=15))
+    await stage.world.settle()
+    await stage.world.capture(booking)
+
+    async def check() -> None:
+        await stage.recover()
+        assert (await stage.world.booking(booking.booking_id)).status is Status.CONFIRMED
+        assert await stage.world.available(event) == 6
+        await whole(stage.world, event)
+
+    return stage.dying.take_steps(), check
+
+
+async def cancel(stage: Stage) -> tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]:
+    event = await stage.world.an_event()
+    booking = await confirmed(stage.world, event)
+
+    async def check() -> None:
+        # The client gives it the same key again, or has been told that it is cancelled.
+        await stage.world.cancel(booking.booking_id, key=f"k{booking.booking_id}")
+        await stage.recover()
+        ended = await stage.world.booking(booking.booking_id)
+        assert (ended.status, len(ended.refunds)) == (Status.CANCELLED, 1)
+        assert await stage.world.net(ended) == 9_000
+        assert await stage.world.available(event) == 10
+        await whole(stage.world, event)
+
+    return stage.dying.cancel(booking.booking_id, key=f"k{booking.booking_id}"), check
+
+
+async def refund(stage: Stage) -> tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]:
+    """The steps that follow a cancellation: refund and return, at the same time."""
+    event = await stage.world.an_event()
+    booking = await confirmed(stage.world, event)
+    await stage.world.cancel(booking.booking_id)
+
+    async def check() -> None:
+        await stage.recover()
+        assert await stage.world.net(await stage.world.booking(booking.booking_id)) == 9_000
+        assert await stage.world.available(event) == 10
+        await whole(stage.world, event)
+
+    async def one_after_another() -> None:
+        for step in await stage.dying.steps.claim(limit=9):
+            await stage.dying.steps.attempt(step)
+
+    return one_after_another(), check
+
+
+async def reschedule(
+    stage: Stage,
+) -> tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]:
+    production = new_id()
+    first, second = [
+        await stage.world.an_event(an_offer(price=Money(price, "INR")), production_id=production)
+        for price in (150_000, 100_000)
+    ]
+    booking = await confirmed(stage.world, first)
+
+    async def check() -> None:
+        await stage.world.reschedule(booking, second, key=f"k{booking.booking_id}")
+        await stage.recover()
+        moved = await stage.world.booking(booking.booking_id)
+        assert (moved.event_id, len(moved.refunds)) == (second.event_id, 1)
+        await whole(stage.world, first, second)
+
+    return stage.dying.reschedule(booking, second, key=f"k{booking.booking_id}"), check
+
+
+async def reschedule_dearer(
+    stage: Stage,
+) -> tuple[Coroutine[Any, Any, Any], Callable[[], Awaitable[None]]]:
+    production = new_id()
+    first, second = [
+        await stage.world.an_event(an_offer(price=Money(price, "INR")), production_id=production)
+        for price in (150_000, 200_000)
+    ]
+    booking = await confirmed(stage.world, first)
+
+    async def check() -> None:
+        waiting = await stage.world.reschedule(booking, second, key=f"k{booking.booking_id}")
+        if waiting.change is not None:
+            await stage.world.capture_payment(
+                booking, waiting.change.payment_id, waiting.change.difference
+            )
+        await stage.recover()
+        moved = await stage.world.booking(booking.booking_id)
+        assert moved.event_id == second.event_id
+        await whole(stage.world, first, second)
+
+    async def both() -> None:
+        waiting = await stage.dying.reschedule(booking, second, key=f"k{booking.booking_id}")
+        assert waiting.change is not None
+        await stage.dying.capture_payment(
+            booking, waiting.change.payment_id, waiting.change.difference
+        )
+        for step in await stage.dying.steps.claim(limit=9):
+            await stage.dying.steps.attempt(step)
+
+    return both(), check
+
+
+SCENES: list[Scene] = [
+    place,
+    place_for_good,
+    confirm,
+    confirm_late,
+    cancel,
+    refund,
+    reschedule,
+    reschedule_dearer,
+]
+SOME = 4
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+async def test_killed_at_every_await(stage: Stage, scene: Scene, is_long: bool) -> None:
+    _, awaits = await play(stage, scene, at=None)
+    step = 1 if is_long else max(1, awaits // SOME)
+    died = 0
+    for at in range(1, awaits + 1, step):
+        died += (await play(stage, scene, at=at))[0]
+    # Some runs need an await less than the first, e.g. for a connection that is there.
+    assert died >= awaits // step - 3
+
+
+async def play(stage: Stage, scene: Scene, *, at: int | None) -> tuple[bool, int]:
+    stage.world.clock.now = START
+    async with AsyncExitStack() as stack:
+        await stage.first_process(stack)
+        work, check = await scene(stage)
+        died, awaits = await crashes.run(work, at=at)
+        for url in stage.urls:
+            await crashes.cut(url)
+    # The other process has its own memory.
+    idempotent._running.clear()
+    try:
+        await check()
+    except (AssertionError, DomainError) as error:
+        error.add_note(f"{scene.__name__} killed at await {at} of {awaits}")
+        raise
+    return died, awaits

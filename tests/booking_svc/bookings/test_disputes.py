@@ -1,0 +1,43 @@
+"""A customer's bank asks a payment back: seen in the booking's timeline, and nothing moves."""
+
+import pytest
+
+from booking_svc.bookings.bookings import PaymentStatus, Status
+from booking_svc.clients import ports
+from booking_svc.clients.ports import DisputeStatus
+from testing.booking_harness import World
+
+
+@pytest.mark.parametrize(
+    ("end", "text"),
+    [
+        (DisputeStatus.WON, "the bank let the payment stand"),
+        (DisputeStatus.LOST, "the bank took the payment back"),
+    ],
+)
+async def test_a_dispute_is_in_the_timeline(world: World, end: DisputeStatus, text: str) -> None:
+    event = await world.an_event()
+    booking = await world.place(event)
+    await world.capture(booking)
+    await world.settle()
+    assert booking.payment is not None
+    for status in (DisputeStatus.OPEN, end):
+        await world.happen(
+            ports.Disputed(
+                booking.booking_id,
+                booking.payment.payment_id,
+                booking.total,
+                "fraudulent",
+                status,
+            )
+        )
+    found = await world.booking(booking.booking_id)
+    assert [entry.reason for entry in found.timeline[-2:]] == [
+        "the customer's bank asks the payment back",
+        text,
+    ]
+    assert found.status is Status.CONFIRMED
+    assert found.payment is not None
+    assert found.payment.status is PaymentStatus.CAPTURED
+    assert found.refunds == ()
+    assert await world.audit(event) == ()

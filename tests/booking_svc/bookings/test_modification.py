@@ -1,0 +1,338 @@
+"""Other items, another event: what is exchanged, refunded, and paid on top."""
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from booking_svc.bookings import cancellation
+from booking_svc.bookings.bookings import Actor, Booking, By, Status
+from booking_svc.bookings.outbox import Rescheduled, Updated
+from booking_svc.bookings.pricing import Wanted
+from booking_svc.catalogue.events import Event
+from booking_svc.clients.ports import Failed
+from mesh.errors import Reason
+from mesh.ids import new_id
+from mesh.money import Money
+from testing.booking_harness import HOLD, START, WINDOW, ProcessDiedError, World, an_offer
+from tests.booking_svc.bookings.test_cancellation import DAY, a_confirmed, refused
+from tests.booking_svc.bookings.test_outbox import happened
+
+STAFF = By(Actor.STAFF, new_id())
+
+
+def places(event: Event, quantity: int) -> list[Wanted]:
+    return [Wanted(event.offers[0].offer_id, quantity, None)]
+
+
+async def two_nights(
+    world: World, price: int = 150_000, *, first_price: int = 150_000, **changes: Any
+) -> tuple[Event, Event]:
+    production = new_id()
+    first = await world.an_event(
+        an_offer(price=Money(first_price, "INR")), production_id=production
+    )
+    second = await world.an_event(
+        an_offer(price=Money(price, "INR")),
+        production_id=production,
+        start_time=START + timedelta(days=40),
+        end_time=START + timedelta(days=40, hours=3),
+        **changes,
+    )
+    return first, second
+
+
+def net(world: World, booking: Booking) -> int:
+    """What came for a booking and has not gone back; nobody else pays in these tests."""
+    returned = sum(amount.amount_minor for _, amount in world.payments.refunds.values())
+    return sum(amount.amount_minor for amount in world.payments.paid.values()) - returned
+
+
+async def pay_difference(world: World, booking: Booking) -> None:
+    change = (await world.booking(booking.booking_id)).change
+    assert change is not None
+    await world.capture_payment(booking, change.payment_id, change.difference)
+
+
+async def test_other_items_while_held(world: World) -> None:
+    event = await world.an_event(an_offer(), an_offer(name="Balcony", pool="balcony"))
+    held = await world.place(event, checkout=None, quantity=2)
+    world.clock.advance(timedelta(minutes=2))
+    balcony = Wanted(event.offers[1].offer_id, 3, None)
+    changed = await world.update(held, items=[balcony])
+    assert changed.status is Status.HELD
+    assert changed.total == Money(450_000, "INR")
+    assert changed.hold_expire_time == held.hold_expire_time
+    left = (await world.stock.left(event_id=event.event_id, with_seats=False)).offers
+    assert [left[offer.offer_id] for offer in event.offers] == [10, 7]
+    paying = await world.checkout(held.booking_id)
+    await world.capture(paying)
+    await world.settle()
+    assert (await world.booking(held.booking_id)).status is Status.CONFIRMED
+    assert await world.audit(event) == ()
+
+
+async def test_more_than_there_is_changes_nothing(world: World) -> None:
+    event = await world.an_event(an_offer(capacity=5))
+    held = await world.place(event, checkout=None, quantity=2)
+    await world.place(event, checkout=None, quantity=2)
+    await refused(Reason.SOLD_OUT, world.update(held, items=places(event, 4)))
+    assert (await world.booking(held.booking_id)).items == held.items
+    # Its own places count as free: all that is left and its own can be had.
+    changed = await world.update(held, items=places(event, 3))
+    assert changed.items[0].quantity == 3
+    assert await world.available(event) == 0
+    world.clock.advance(HOLD)
+    await world.settle()
+    assert await world.available(event) == 5
+    await refused(Reason.BOOKING_STATE_INVALID, world.update(held, items=places(event, 1)))
+
+
+@pytest.mark.parametrize(("days", "refund"), [(20, 291_000), (10, 150_000), (5, 0)])
+async def test_fewer_items_of_a_confirmed_booking(world: World, days: int, refund: int) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event, quantity=3)
+    assert event.start_time is not None
+    world.clock.now = event.start_time - days * DAY
+    async with world.database.reading() as connection:
+        shown = await cancellation.preview(
+            connection,
+            booking_id=booking.booking_id,
+            owner=None,
+            now=world.clock(),
+            keep=places(event, 1),
+        )
+    assert shown.amount == Money(refund, "INR")
+    changed = await world.update(booking, items=places(event, 1))
+    assert (changed.status, changed.total) == (Status.CONFIRMED, Money(150_000, "INR"))
+    await world.settle()
+    assert await world.available(event) == 9
+    assert net(world, booking) == 450_000 - refund
+    told = (await happened(world, 3))[2].change
+    assert told == Updated(Money(450_000, "INR"), Money(refund, "INR") if refund else None)
+    # The rest is cancelled by the same policy, of what it cost.
+    world.clock.now = START
+    await world.cancel(booking.booking_id)
+    await world.settle()
+    assert net(world, booking) == 450_000 - refund - 145_500
+    assert await world.available(event) == 10
+    assert await world.audit(event) == ()
+
+
+async def test_what_cannot_be_changed(world: World) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event, quantity=2)
+    await refused(Reason.BOOKING_NOT_FOUND, world.update(booking, owner=new_id(), note="x"))
+    await refused(Reason.BOOKING_STATE_INVALID, world.update(booking, items=places(event, 3)))
+    paying = await world.place(event)
+    await refused(Reason.BOOKING_STATE_INVALID, world.update(paying, items=places(event, 3)))
+    assert event.start_time is not None
+    world.clock.now = event.start_time - timedelta(hours=1)
+    await refused(Reason.CANCELLATION_CLOSED, world.update(booking, note="late"))
+    noted = await world.update(booking, note="late", attendees=["Asha Rao"], by=STAFF)
+    assert (noted.note, noted.attendees) == ("late", ("Asha Rao",))
+    fewer = await world.update(booking, items=places(event, 1), by=STAFF)
+    assert (fewer.total, fewer.refunds) == (Money(150_000, "INR"), ())
+
+
+async def test_the_same_key_changes_once(world: World) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event, quantity=3)
+    first = await world.update(booking, items=places(event, 2), key="k")
+    assert await world.update(booking, items=places(event, 2), key="k") == first
+    await refused(
+        Reason.IDEMPOTENCY_KEY_REUSED, world.update(booking, items=places(event, 1), key="k")
+    )
+    assert len((await world.booking(booking.booking_id)).refunds) == 1
+
+
+async def test_to_a_cheaper_night(world: World) -> None:
+    first, second = await two_nights(world, price=100_000)
+    booking = await a_confirmed(world, first, quantity=2)
+    moved = await world.reschedule(booking, second, checkout=None)
+    assert (moved.event_id, moved.total) == (second.event_id, Money(200_000, "INR"))
+    await world.settle()
+    assert net(world, booking) == 200_000
+    assert (await world.available(first), await world.available(second)) == (10, 8)
+    told = (await happened(world, 3))[2].change
+    assert told == Rescheduled(first.event_id, booking.total, Money(100_000, "INR"))
+    assert moved.cancellation_policy == booking.cancellation_policy
+    assert [*await world.audit(first), *await world.audit(second)] == []
+
+
+async def test_from_a_free_night_to_a_dearer_one_needs_a_provider(world: World) -> None:
+    first, second = await two_nights(world, price=100_000, first_price=0)
+    booking = await world.place(first)
+    assert booking.status is Status.CONFIRMED
+    await refused(Reason.VALIDATION_FAILED, world.reschedule(booking, second, checkout=None))
+    waiting = await world.reschedule(booking, second)
+    assert waiting.change is not None
+    assert waiting.change.difference == Money(100_000, "INR")
+
+
+async def test_to_a_dearer_night(world: World) -> None:
+    first, second = await two_nights(world, price=200_000)
+    booking = await a_confirmed(world, first, quantity=2)
+    # Without `checkout`: where the booking was paid.
+    waiting = await world.reschedule(booking, second, checkout=None)
+    assert waiting.event_id == first.event_id
+    assert waiting.change is not None
+    assert waiting.change.difference == Money(100_000, "INR")
+    assert waiting.change.payment_url
+    assert (await world.available(first), await world.available(second)) == (8, 8)
+    await refused(Reason.BOOKING_STATE_INVALID, world.reschedule(booking, second))
+    for _ in range(2):
+        await world.capture_payment(booking, waiting.change.payment_id, waiting.change.difference)
+        await world.settle()
+    moved = await world.booking(booking.booking_id)
+    assert (moved.event_id, moved.total, moved.change) == (
+        second.event_id,
+        Money(400_000, "INR"),
+        None,
+    )
+    assert (await world.available(first), await world.available(second)) == (10, 8)
+    # Two payments have brought the money; both give back.
+    world.clock.advance(timedelta(days=30))
+    await world.cancel(booking.booking_id)
+    await world.settle()
+    assert net(world, booking) == 200_000
+    assert sorted(amount.amount_minor for _, amount in world.payments.refunds.values()) == [
+        100_000,
+        100_000,
+    ]
+    assert [*await world.audit(first), *await world.audit(second)] == []
+
+
+@pytest.mark.parametrize("how", ["expires", "fails", "late", "wrong", "cancelled"])
+async def test_a_difference_that_is_not_paid_leaves_the_booking(world: World, how: str) -> None:
+    first, second = await two_nights(world, price=200_000)
+    booking = await a_confirmed(world, first)
+    waiting = await world.reschedule(booking, second)
+    assert waiting.change is not None
+    payment_id, difference = waiting.change.payment_id, waiting.change.difference
+    kept = Status.CONFIRMED
+    if how == "fails":
+        await world.happen(Failed(booking.booking_id, payment_id, "card_declined"))
+    elif how == "wrong":
+        await world.capture_payment(booking, payment_id, Money(49_999, "INR"))
+    elif how == "cancelled":
+        await world.cancel(booking.booking_id)
+        kept = Status.CANCELLED
+    world.clock.advance(WINDOW)
+    await world.settle()
+    if how == "late":
+        await world.capture_payment(booking, payment_id, difference)
+    await world.settle()
+    after = await world.booking(booking.booking_id)
+    assert (after.status, after.event_id, after.total) == (kept, first.event_id, booking.total)
+    assert after.change is None
+    assert net(world, booking) == (4_500 if kept is Status.CANCELLED else 150_000)
+    assert await world.available(second) == 10
+    assert [*await world.audit(first), *await world.audit(second)] == []
+
+
+async def test_a_full_night_leaves_the_booking(world: World) -> None:
+    first, second = await two_nights(world)
+    booking = await a_confirmed(world, first, quantity=4)
+    await world.place(second, quantity=7)
+    await refused(Reason.SOLD_OUT, world.reschedule(booking, second, key="k"))
+    await refused(Reason.SOLD_OUT, world.reschedule(booking, second, key="k"))
+    after = await world.booking(booking.booking_id)
+    assert (after.event_id, after.status) == (first.event_id, Status.CONFIRMED)
+    assert (await world.available(first), await world.available(second)) == (6, 3)
+
+
+async def test_a_later_night_is_no_way_around_the_policy(world: World) -> None:
+    first, second = await two_nights(world)
+    booking = await a_confirmed(world, first)
+    assert first.start_time is not None
+    world.clock.now = first.start_time - 10 * DAY
+    moved = await world.reschedule(booking, second)
+    assert moved.max_refund_percent == 50
+    await world.cancel(booking.booking_id)
+    await world.settle()
+    assert net(world, booking) == 75_000
+
+
+async def test_where_a_booking_cannot_go(world: World) -> None:
+    first, second = await two_nights(world)
+    other = await world.an_event(production_id=new_id())
+    booking = await a_confirmed(world, first)
+    await refused(Reason.VALIDATION_FAILED, world.reschedule(booking, other))
+    await refused(Reason.VALIDATION_FAILED, world.reschedule(booking, first))
+    held = await world.place(first, checkout=None)
+    await refused(Reason.BOOKING_STATE_INVALID, world.reschedule(held, second))
+    assert first.start_time is not None
+    world.clock.now = first.start_time - timedelta(hours=1)
+    await refused(Reason.CANCELLATION_CLOSED, world.reschedule(booking, second))
+    moved = await world.reschedule(booking, second, by=STAFF)
+    assert (moved.event_id, moved.max_refund_percent) == (second.event_id, 0)
+
+
+async def test_two_reschedule_one_booking_at_once(world: World) -> None:
+    first, second = await two_nights(world)
+    booking = await a_confirmed(world, first)
+    answers = await asyncio.gather(
+        *(world.reschedule(booking, second) for _ in range(5)), return_exceptions=True
+    )
+    assert sum(isinstance(answer, Booking) for answer in answers) >= 1
+    await world.settle()
+    assert (await world.available(first), await world.available(second)) == (10, 9)
+    assert [*await world.audit(first), *await world.audit(second)] == []
+
+
+@pytest.mark.parametrize("point", range(1, 6))
+@pytest.mark.parametrize("price", [100_000, 200_000], ids=["cheaper", "dearer"])
+async def test_dying_at_any_call_of_rescheduling(world: World, point: int, price: int) -> None:
+    first, second = await two_nights(world, price=price)
+    booking = await a_confirmed(world, first)
+    world.crashes.passed, world.crashes.at = 0, point
+    try:
+        await world.reschedule(booking, second, key="k")
+    except ProcessDiedError:
+        world.crashes.at = None
+        await world.reschedule(booking, second, key="k")
+    world.crashes.at = None
+    if price > 150_000:
+        await pay_difference(world, booking)
+    world.crashes.passed, world.crashes.at = 0, point
+    with suppress(ProcessDiedError):
+        await world.take_steps()
+    world.crashes.at = None
+    for _ in range(3):
+        world.clock.advance(timedelta(minutes=1))
+        await world.settle()
+    moved = await world.booking(booking.booking_id)
+    assert (moved.event_id, moved.total) == (second.event_id, Money(price, "INR"))
+    assert net(world, booking) == price
+    assert (await world.available(first), await world.available(second)) == (10, 9)
+    assert [*await world.audit(first), *await world.audit(second)] == []
+
+
+async def test_a_difference_whose_news_come_after_the_hold_goes_back(world: World) -> None:
+    first, second = await two_nights(world, price=200_000)
+    booking = await a_confirmed(world, first)
+    await world.reschedule(booking, second)
+    world.clock.advance(WINDOW + timedelta(minutes=45))
+    await pay_difference(world, booking)
+    await world.settle()
+    stayed = await world.booking(booking.booking_id)
+    assert (stayed.event_id, stayed.change) == (first.event_id, None)
+    assert net(world, booking) == 150_000
+    assert await world.cancel(booking.booking_id)
+
+
+async def test_an_exchange_is_taken_up_however_late(world: World) -> None:
+    """Every process was away for longer than the change has time."""
+    first, second = await two_nights(world)
+    booking = await a_confirmed(world, first)
+    world.crashes.passed, world.crashes.at = 0, 1
+    with suppress(ProcessDiedError):
+        await world.reschedule(booking, second)
+    world.crashes.at = None
+    world.clock.advance(timedelta(days=1))
+    await world.settle()
+    assert (await world.booking(booking.booking_id)).event_id == second.event_id
+    assert (await world.available(first), await world.available(second)) == (10, 9)

@@ -1,0 +1,203 @@
+"""Bookings that are placed at once: written together, each with its own outcome."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from booking_svc.bookings import state_machine, tables
+from booking_svc.bookings.batch_writer import Placing
+from booking_svc.bookings.bookings import Actor, Booking, By, Item, Status
+from booking_svc.catalogue.events import Event
+from booking_svc.tables import idempotency_records
+from mesh.db import idempotent
+from mesh.db.idempotent import Key
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from mesh.money import Money
+from mesh.rpc import call
+from testing.booking_harness import HOLD, START, World, an_offer
+
+CROWD = 40
+# Of a ledger whose transactions wait for each other: no more than it has connections.
+FEW = 10
+
+
+async def transactions(world: World) -> int:
+    """In how many transactions bookings have begun."""
+    counted = sa.select(sa.func.count(tables.outbox.c.transaction_id.distinct()))
+    async with world.database.reading() as connection:
+        return int((await connection.execute(counted)).scalar_one())
+
+
+def a_booking(world: World, event: Event, *, provider: str | None = None) -> Booking:
+    offer = event.offers[0]
+    return state_machine.placed(
+        booking_id=new_id(),
+        event=event,
+        customer_id=new_id(),
+        items=(Item(offer.offer_id, None, 1, offer.price),),
+        hold_expire_time=world.clock() + HOLD,
+        provider=provider,
+        now=world.clock(),
+    )
+
+
+def key_of(booking: Booking, key: str = "k") -> Key:
+    return Key(f"PlaceBooking:{booking.customer_id}", key, b"")
+
+
+async def write(placing: Placing, booking: Booking, key: str = "k") -> bool:
+    return await placing.write(
+        key_of(booking, key),
+        booking,
+        By(Actor.CUSTOMER, booking.customer_id),
+        None,
+        is_mail_wanted=False,
+    )
+
+
+async def test_a_crowd_is_written_in_few_transactions(world: World) -> None:
+    event = await world.an_event()
+    placing = Placing(world.database, world.clock)
+    bookings = [a_booking(world, event) for _ in range(CROWD)]
+    assert all(await asyncio.gather(*(write(placing, booking) for booking in bookings)))
+    # The first two find nobody under way; the others are the batches after them.
+    assert await transactions(world) <= 4
+    assert {booking.booking_id for booking in await world.all_bookings(event)} == {
+        booking.booking_id for booking in bookings
+    }
+
+
+async def test_each_of_a_crowd_has_its_own_outcome(world: World) -> None:
+    event = await world.an_event(an_offer(capacity=2))
+    missing = replace(event, event_id=new_id())
+    outcomes = await asyncio.gather(
+        *(world.place(event if n % 2 else missing, checkout=None) for n in range(FEW)),
+        return_exceptions=True,
+    )
+    reasons = [each.reason for each in outcomes if isinstance(each, DomainError)]
+    assert reasons.count(Reason.EVENT_NOT_FOUND) == FEW / 2
+    assert reasons.count(Reason.SOLD_OUT) == FEW / 2 - 2
+    assert sum(isinstance(each, Booking) for each in outcomes) == 2
+    assert await world.audit(event) == ()
+
+
+async def test_crowds_of_two_processes_with_the_same_keys(world: World) -> None:
+    """Each process has batches of its own; of each key one of them makes the booking."""
+    event, customer = await world.an_event(), new_id()
+    other = World(world.database, world.ledger, clock=world.clock)
+
+    async def place(process: World, key: str) -> UUID:
+        # The other process has its own memory.
+        idempotent._running.clear()
+        booking = await process.place(event, key=key, customer_id=customer, checkout=None)
+        return booking.booking_id
+
+    keys = [str(number) for number in range(FEW // 2)]
+    both = [place(process, key) for key in keys for process in (world, other)]
+    made = await asyncio.gather(*both)
+    assert made[::2] == made[1::2]
+    assert len(set(made)) == len(keys)
+    assert await world.available(event) == 10 - len(keys)
+
+
+async def test_what_the_database_refuses_takes_nobody_with_it(world: World) -> None:
+    event = await world.an_event()
+    nowhere = replace(event, event_id=new_id())
+    placing = Placing(world.database, world.clock)
+    bookings = [a_booking(world, nowhere if n == 7 else event) for n in range(CROWD)]
+    outcomes = await asyncio.gather(
+        *(write(placing, booking) for booking in bookings), return_exceptions=True
+    )
+    [refusal] = [each for each in outcomes if isinstance(each, DomainError)]
+    assert refusal.reason is Reason.INTERNAL
+    assert outcomes.count(True) == CROWD - 1
+    assert (await world.booking(bookings[-1].booking_id)).items == bookings[-1].items
+
+
+async def test_a_key_that_is_taken_writes_nothing(world: World) -> None:
+    event = await world.an_event()
+    placing = Placing(world.database, world.clock)
+    first = a_booking(world, event)
+    second, third = (
+        replace(first, booking_id=one, reservation_id=one) for one in (new_id(), new_id())
+    )
+    assert await write(placing, first)
+    is_first = await asyncio.gather(write(placing, second), write(placing, third, "other"))
+    assert tuple(is_first) == (False, True)
+    known = {booking.booking_id for booking in await world.all_bookings(event)}
+    assert known == {first.booking_id, third.booking_id}
+
+
+async def test_what_is_written_together_keeps_who_asked_for_it(world: World) -> None:
+    event = await world.an_event()
+    placing = Placing(world.database, world.clock)
+
+    async def place(number: int) -> UUID:
+        call.begin(request_id=f"request-{number}", idempotency_key=None)
+        booking = a_booking(world, event)
+        await write(placing, booking)
+        return booking.booking_id
+
+    made = await asyncio.gather(*map(place, range(CROWD)))
+    async with world.database.reading() as connection:
+        rows = await connection.execute(
+            sa.select(tables.outbox.c.aggregate_id, tables.outbox.c.origin)
+        )
+        asked_by = {row.aggregate_id: row.origin.partition(" ")[0] for row in rows}
+    assert asked_by == {one: f"request-{number}" for number, one in enumerate(made)}
+
+
+async def answer_of(world: World, key: Key) -> bytes | None:
+    async with world.database.reading() as connection:
+        record = await idempotent.find(connection, idempotency_records, key)
+    return None if record is None else record.response
+
+
+async def test_pages_are_written_with_their_answers_unless_another_payment_came(
+    world: World,
+) -> None:
+    event = await world.an_event()
+    placing = Placing(world.database, world.clock)
+    kept, lost = (a_booking(world, event, provider="sandbox") for _ in range(2))
+    assert all(await asyncio.gather(write(placing, kept), write(placing, lost)))
+    assert lost.payment is not None
+    other = replace(lost, payment=replace(lost.payment, payment_id=new_id()))
+    paged = [state_machine.with_page(each, "https://pay.example", START) for each in (kept, other)]
+    is_it: Sequence[bool] = await asyncio.gather(
+        *(placing.open_page(key_of(each), each, b"paged") for each in paged)
+    )
+    assert list(is_it) == [True, False]
+    assert await world.booking(kept.booking_id) == paged[0]
+    assert await world.booking(lost.booking_id) == lost
+    assert await answer_of(world, key_of(kept)) == b"paged"
+    assert await answer_of(world, key_of(lost)) is None
+
+
+async def test_what_is_free_is_confirmed_with_its_answer_while_it_is_held(world: World) -> None:
+    event = await world.an_event(an_offer(price=Money(0, "INR")))
+    placing = Placing(world.database, world.clock)
+    held, gone = (a_booking(world, event) for _ in range(2))
+    assert all(await asyncio.gather(write(placing, held), write(placing, gone)))
+    await world.cancel(gone.booking_id)
+    by = By(Actor.CUSTOMER, held.customer_id)
+    confirmed = [
+        state_machine.moved(each, to=Status.CONFIRMED, reason="free", by=by, now=world.clock())
+        for each in (held, gone)
+    ]
+    is_held: Sequence[bool] = await asyncio.gather(
+        *(placing.confirm(key_of(each), each, by, b"confirmed") for each in confirmed)
+    )
+    assert list(is_held) == [True, False]
+    assert await world.booking(held.booking_id) == confirmed[0]
+    assert (await world.booking(gone.booking_id)).status is Status.CANCELLED
+    assert await answer_of(world, key_of(held)) == b"confirmed"
+    assert await answer_of(world, key_of(gone)) is None
+    async with world.database.reading() as connection:
+        types = await connection.scalars(
+            sa.select(tables.outbox.c.event_type).order_by(tables.outbox.c.sequence)
+        )
+        assert types.all() == ["held", "held", "cancelled", "confirmed"]

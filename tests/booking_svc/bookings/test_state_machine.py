@@ -1,0 +1,66 @@
+"""The moves of a booking: these and no other, and one at a time."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+
+import sqlalchemy as sa
+
+from booking_svc.bookings import state_machine, tables
+from booking_svc.bookings.bookings import Actor, By, Status
+from mesh.errors import DomainError, Reason
+from testing.booking_harness import World
+from testing.locks import somebody_waits
+from tests.booking_svc.bookings.test_cancellation import a_confirmed
+
+# HELD → CONFIRMED is a booking without anything to pay; what ended unpaid is confirmed by a
+# payment that came late.
+MOVES = {
+    (Status.HELD, Status.PENDING_PAYMENT),
+    (Status.HELD, Status.CONFIRMED),
+    (Status.HELD, Status.EXPIRED),
+    (Status.HELD, Status.CANCELLED),
+    (Status.PENDING_PAYMENT, Status.CONFIRMED),
+    (Status.PENDING_PAYMENT, Status.EXPIRED),
+    (Status.PENDING_PAYMENT, Status.CANCELLED),
+    (Status.PENDING_PAYMENT, Status.FAILED),
+    (Status.CONFIRMED, Status.COMPLETED),
+    (Status.CONFIRMED, Status.CANCELLED),
+    (Status.EXPIRED, Status.CONFIRMED),
+    (Status.FAILED, Status.CONFIRMED),
+}
+
+
+async def test_a_booking_makes_these_moves_and_no_other(world: World) -> None:
+    booking = await world.place(await world.an_event())
+    made = set()
+    for source in Status:
+        for target in Status:
+            with suppress(DomainError):
+                after = state_machine.moved(
+                    replace(booking, status=source),
+                    to=target,
+                    reason="",
+                    by=By(Actor.SYSTEM),
+                    now=world.clock(),
+                )
+                made.add((source, after.status))
+    assert made == MOVES
+
+
+async def test_of_two_cancellations_at_once_one_gives_money_back(world: World) -> None:
+    event = await world.an_event()
+    booking = await a_confirmed(world, event, quantity=4)
+    async with world.database.transaction() as connection:
+        is_it = tables.bookings.c.booking_id == booking.booking_id
+        await connection.execute(sa.select(tables.bookings).where(is_it).with_for_update())
+        both = [asyncio.create_task(world.cancel(booking.booking_id)) for _ in range(2)]
+        await somebody_waits(world.database, how_many=2)
+    outcomes = await asyncio.gather(*both, return_exceptions=True)
+    [refusal] = [one for one in outcomes if isinstance(one, DomainError)]
+    assert refusal.reason is Reason.ALREADY_CANCELLED
+    await world.settle()
+    assert booking.payment is not None
+    assert world.payments.returned(booking.payment.payment_id) == 582_000
+    assert await world.available(event) == 10
+    assert await world.audit(event) == ()

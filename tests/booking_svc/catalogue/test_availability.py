@@ -1,0 +1,268 @@
+"""The cache of what is left: true at rest, and the ledger is asked once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import pytest
+
+from booking_svc.bookings.pricing import Wanted
+from booking_svc.catalogue import event_listing, events, stock_projection
+from booking_svc.catalogue.availability import Availability
+from booking_svc.catalogue.event_listing import Filters, Listed, Totals
+from booking_svc.catalogue.events import Event, Status
+from booking_svc.clients.ports import PoolChange, StockChange
+from mesh.db.outbox import OutboxReader
+from mesh.errors import DomainError, Reason
+from mesh.ids import new_id
+from stock_svc import tables as stock_tables
+from testing.booking_harness import World, an_offer
+from testing.stock_changes import Feed, Line, a_feed
+from tests.booking_svc.catalogue.test_catalogue import an_auditorium
+
+
+@pytest.fixture
+async def feed(world: World) -> AsyncIterator[Feed]:
+    async with a_feed(world) as running:
+        yield running
+
+
+async def a_seated_event(world: World) -> tuple[Event, list[UUID]]:
+    auditorium = await an_auditorium(world)
+    event = await world.an_event(
+        an_offer(name="Regular", pool="r", capacity=None, seat_type="REGULAR"),
+        an_offer(name="Premium", pool="p", capacity=None, seat_type="PREMIUM"),
+        auditorium_id=auditorium.auditorium_id,
+    )
+    return event, [seat.seat_id for row in auditorium.rows for seat in row.seats]
+
+
+async def test_many_looks_ask_the_ledger_once(world: World, feed: Feed) -> None:
+    event = await world.an_event()
+    lefts = await asyncio.gather(
+        *(feed.availability.left(event_id=event.event_id, with_seats=True) for _ in range(50))
+    )
+    assert {left.available for left in lefts} == {10}
+    await world.place(event, quantity=3)
+    await feed.caught_up(event)
+    assert feed.stock.looks == 1
+
+
+async def test_seats_and_offers_follow_the_ledger(world: World, feed: Feed) -> None:
+    event, seats = await a_seated_event(world)
+    first = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    assert set(first.seats.values()) == {"AVAILABLE"}
+    booking = await world.place(
+        event, wanted=[Wanted(None, 1, seats[0]), Wanted(None, 1, seats[3])]
+    )
+    await feed.caught_up(event)
+    left = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    assert left.seats[seats[0]] == left.seats[seats[3]] == "HELD"
+    assert left.available == 2
+    await world.capture(booking)
+    await world.settle()
+    await feed.caught_up(event)
+    left = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    assert left.seats[seats[0]] == "SOLD"
+    assert feed.stock.looks == 1
+
+
+async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed: Feed) -> None:
+    """The look has read the ledger, then a booking is made and told of, then the look ends."""
+    event = await world.an_event()
+    gate, reached = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        reached.set()
+        await gate.wait()
+
+    feed.stock.gate = wait
+    look = asyncio.create_task(feed.availability.left(event_id=event.event_id, with_seats=False))
+    await reached.wait()
+    await world.place(event, quantity=4)
+    async with asyncio.timeout(60):
+        # The event's own beginning may be told of now, too.
+        while not any(
+            pool.available == 6
+            for changes in feed.availability.meanwhile(event.event_id)
+            for change in changes
+            for pool in change.pools
+        ):
+            await asyncio.sleep(0.005)
+    gate.set()
+    assert (await look).available == 6
+
+
+class Late:
+    """A stream of changes that tells what it is given, when it is given."""
+
+    def __init__(self) -> None:
+        self._told: asyncio.Queue[StockChange] = asyncio.Queue()
+        self._taken = 0
+
+    async def open(self) -> AsyncIterator[Sequence[StockChange]]:
+        yield ()
+        while True:
+            yield [await self._told.get()]
+            self._taken += 1
+
+    async def tell(self, *changes: StockChange) -> None:
+        until = self._taken + len(changes)
+        for change in changes:
+            self._told.put_nowait(change)
+        async with asyncio.timeout(60):
+            while self._taken < until:
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def following(availability: Availability) -> AsyncIterator[Late]:
+    late = Late()
+    task = asyncio.create_task(availability.follow(late.open))
+    async with asyncio.timeout(60):
+        while not availability.is_fed:
+            await asyncio.sleep(0)
+    yield late
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def hold_two(world: World, event: Event, seats: Sequence[UUID]) -> list[StockChange]:
+    """Holds two seats of a pool, one after the other. What the stream is going to tell of it."""
+    changes = []
+    for seat_id in seats:
+        before = await world.stock.left(event_id=event.event_id, with_seats=False)
+        await world.place(event, wanted=[Wanted(None, 1, seat_id)])
+        left = await world.stock.left(event_id=event.event_id, with_seats=False)
+        [(pool_id, pool)] = left.pools.items() - before.pools.items()
+        told = PoolChange(pool_id, pool.capacity, pool.available, pool.version, False)
+        changes.append(StockChange(event.event_id, (told,), {seat_id: "HELD"}))
+    return changes
+
+
+async def test_a_look_without_seats_does_not_hide_what_the_stream_has_still_to_tell(
+    world: World,
+) -> None:
+    event, seats = await a_seated_event(world)
+    availability = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox))).availability
+    async with following(availability) as late:
+        level = await availability.level(event_id=event.event_id, with_seats=True)
+        changes = await hold_two(world, event, seats[:2])
+        # It was looked at long ago, and who looks now wants no seats.
+        level.read_at -= 3600
+        await availability.left(event_id=event.event_id, with_seats=False)
+        await late.tell(*changes)
+        left = await availability.left(event_id=event.event_id, with_seats=True)
+    assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
+
+
+async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
+    event, seats = await a_seated_event(world)
+    gate, reached = asyncio.Event(), asyncio.Event()
+
+    async def read(_: UUID) -> Event:
+        if not reached.is_set():
+            reached.set()
+            await gate.wait()
+        return event
+
+    availability = Availability(stock=world.stock, read=read)
+    async with following(availability) as late:
+        slow = asyncio.create_task(availability.left(event_id=event.event_id, with_seats=False))
+        await reached.wait()
+        await availability.left(event_id=event.event_id, with_seats=True)
+        changes = await hold_two(world, event, seats[:2])
+        gate.set()
+        await slow
+        await late.tell(*changes)
+        left = await availability.left(event_id=event.event_id, with_seats=True)
+    assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
+
+
+async def test_an_older_change_does_not_win(world: World, feed: Feed) -> None:
+    event = await world.an_event()
+    await feed.availability.left(event_id=event.event_id, with_seats=True)
+    await world.place(event, quantity=1)
+    await feed.caught_up(event)
+    level = await feed.availability.level(event_id=event.event_id, with_seats=True)
+    version = level.version
+    [pool_id] = level.pools
+    old = feed.a_change(event.event_id, pool_id, available=10, version=0)
+    assert not level.apply(old)
+    assert (level.version, level.left().available) == (version, 9)
+
+
+async def test_a_lost_stream_makes_every_look_new(world: World, feed: Feed) -> None:
+    event = await world.an_event()
+    await feed.availability.left(event_id=event.event_id, with_seats=True)
+    for _ in range(3):
+        feed.line.cut()
+        await world.place(event)
+        await feed.caught_up(event)
+    assert feed.stock.looks > 1
+
+
+async def test_without_the_stream_the_ledger_is_asked_and_spared(world: World) -> None:
+    feed = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox)))
+    event = await world.an_event()
+    for _ in range(20):
+        await feed.availability.left(event_id=event.event_id, with_seats=True)
+    assert feed.stock.looks == 1
+
+
+async def test_an_unknown_event_has_no_availability(feed: Feed) -> None:
+    with pytest.raises(DomainError) as refusal:
+        await feed.availability.left(event_id=new_id(), with_seats=True)
+    assert refusal.value.reason is Reason.EVENT_NOT_FOUND
+
+
+async def test_lists_follow_the_stock(world: World, feed: Feed) -> None:
+    """Durable levels: what is left, and ON_SALE ⇄ SOLD_OUT."""
+    event = await world.an_event()
+    await world.an_event(name="another")
+    consumer = asyncio.create_task(feed.consumer.run())
+
+    async def listed(status: Status, available: int) -> Listed:
+        async with asyncio.timeout(60):
+            while True:
+                async with world.database.reading() as connection:
+                    page = await event_listing.list_page(
+                        connection,
+                        filters=Filters(status=status, query="monsoon"),
+                        page_size=10,
+                        page_token="",
+                        totals=Totals(),
+                        now=world.clock(),
+                    )
+                if [each.left.available for each in page.events] == [available]:
+                    return page.events[0]
+                await asyncio.sleep(0.01)
+
+    try:
+        assert (await listed(Status.ON_SALE, 10)).event == event
+        booking = await world.place(event, quantity=10)
+        await listed(Status.SOLD_OUT, 0)
+        await world.cancel(booking.booking_id)
+        await world.settle()
+        await listed(Status.ON_SALE, 10)
+    finally:
+        consumer.cancel()
+        await asyncio.gather(consumer, return_exceptions=True)
+
+
+async def test_levels_of_unknown_events_and_old_levels_are_left_out(world: World) -> None:
+    event = await world.an_event()
+    [pool_id] = {offer.pool_id for offer in event.offers}
+    changes = [
+        Feed.a_change(event.event_id, pool_id, available=4, version=7),
+        Feed.a_change(event.event_id, pool_id, available=3, version=8),
+        Feed.a_change(new_id(), new_id(), available=3, version=8),
+    ]
+    for batch in (changes, [Feed.a_change(event.event_id, pool_id, available=9, version=5)]):
+        async with world.database.transaction() as connection:
+            await stock_projection.apply(connection, batch, world.clock())
+    async with world.database.reading() as connection:
+        lefts = await stock_projection.lefts(connection, events=[event])
+        assert await events.get(connection, event_id=event.event_id) == event
+    assert lefts[event.event_id].available == 3

@@ -1,0 +1,46 @@
+"""Words and slips of the pen."""
+
+import pytest
+
+from booking_svc.catalogue import search
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Monsoon Nights: Live in Mumbai", ["monsoon", "nights", "live", "in", "mumbai"]),
+        ("Beyoncé & JAY-Z", ["beyonce", "jay", "z"]),
+        ("नमस्ते मुंबई", ["नमस्ते", "मुंबई"]),
+        ("it's it's", ["it", "s"]),
+        ("'); DROP TABLE events; --", ["drop", "table", "events"]),
+        ("  ", []),
+    ],
+)
+def test_the_words_of_a_text(text: str, words: list[str]) -> None:
+    assert search.words_of(text) == words
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "distance"),
+    [
+        ("coldplay", "coldplay", 0),
+        ("coldpaly", "coldplay", 1),
+        ("coldpla", "coldplay", 1),
+        ("colddplay", "coldplay", 1),
+        ("goldplay", "coldplay", 1),
+        ("goldpaly", "coldplay", 2),
+        ("", "abc", 3),
+    ],
+)
+def test_slips_are_counted(one: str, other: str, distance: int) -> None:
+    assert search.slips(one, other) == distance
+    assert search.slips(other, one) == distance
+
+
+def test_short_words_allow_fewer_slips() -> None:
+    assert search.nearest("ab", ["ac", "ab"]) == ["ab"]
+    assert search.nearest("rock", ["roxk", "raxk"]) == ["roxk"]
+    assert search.nearest("coldpaly", ["coldplay", "goldplay", "ballroom"]) == [
+        "coldplay",
+        "goldplay",
+    ]

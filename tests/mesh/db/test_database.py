@@ -1,0 +1,89 @@
+"""The pool, and what reading and writing through it promise."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from mesh.db.database import Database
+from mesh.ids import new_id
+from stock_svc.tables import events
+
+Open = Callable[[str], AbstractAsyncContextManager[Database]]
+
+
+async def count(database: Database) -> int:
+    async with database.reading() as connection:
+        found = await connection.execute(sa.select(sa.func.count()).select_from(events))
+        return int(found.scalar_one())
+
+
+async def insert(database: Database, *, failing: bool = False) -> None:
+    async with database.transaction() as connection:
+        await connection.execute(
+            events.insert().values(event_id=new_id(), fingerprint=b"f", create_time=sa.func.now())
+        )
+        if failing:
+            raise RuntimeError("undo")
+
+
+async def test_connections_that_the_server_closed_are_replaced(open_database: Open) -> None:
+    """As after a restart of PostgreSQL: no call meets a connection of before."""
+    async with open_database("stock_svc") as database, open_database("stock_svc") as killer:
+        async with database.reading() as one, database.transaction() as other:
+            pids = [
+                (await each.execute(sa.select(sa.func.pg_backend_pid()))).scalar_one()
+                for each in (one, other)
+            ]
+        async with killer.transaction() as connection:
+            for pid in pids:
+                # Waits until the backend is gone, for 5 s.
+                ended = sa.select(sa.func.pg_terminate_backend(pid, 5000))
+                assert (await connection.execute(ended)).scalar_one()
+        assert await count(database) == 0
+        await insert(database)
+        assert await count(database) == 1
+
+
+async def test_a_transaction_after_reading_is_one_again(open_database: Open) -> None:
+    """Both take the same connections: reading must not leave autocommit behind."""
+    async with open_database("stock_svc") as database:
+        assert await count(database) == 0
+        with pytest.raises(RuntimeError, match="undo"):
+            await insert(database, failing=True)
+        assert await count(database) == 0
+
+
+async def test_closing_waits_for_a_call_that_is_cut_off(open_database: Open) -> None:
+    """Else its connection would be open still when nobody can close it any more."""
+    reads = asyncio.Event()
+
+    async def read(database: Database) -> None:
+        async with database.reading():
+            reads.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                # As on a busy machine: much is cut off, and each gets its turn.
+                await asyncio.sleep(0.1)
+
+    async with open_database("stock_svc") as database:
+        pool: Any = database._engine.pool
+        task = asyncio.create_task(read(database))
+        await reads.wait()
+        task.cancel()
+    assert pool.checkedout() == 0
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_snapshot_sees_one_moment(open_database: Open) -> None:
+    async with open_database("stock_svc") as database, database.snapshot() as connection:
+        before = await connection.execute(sa.select(sa.func.count()).select_from(events))
+        await insert(database)
+        after = await connection.execute(sa.select(sa.func.count()).select_from(events))
+        assert (before.scalar_one(), after.scalar_one()) == (0, 0)
+        assert await count(database) == 1

@@ -1,0 +1,206 @@
+"""The page that Prometheus reads, the probes beside it, and what is on it by itself."""
+
+import gc
+from collections.abc import Callable
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+import sqlalchemy as sa
+from google.rpc import status_pb2
+from prometheus_client import REGISTRY
+
+from boxoffice.auth.v1 import auth_service_pb2
+from mesh import tasks
+from mesh.db.database import Database, on_commit
+from mesh.errors import DomainError, Reason
+from mesh.observability import metrics
+from mesh.observability.probes import Heart, Readiness
+from mesh.rpc import interceptor
+from mesh.rpc.errors import to_status
+from testing.network import Network, a_service, call, refusal, service_descriptor, standing_in
+
+AUTH = "boxoffice.auth.v1.AuthService"
+JWKS = f"/{AUTH}/GetJwks"
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"boxoffice_{name}", labels) or 0.0
+
+
+def fetch(listener: metrics.Listener, path: str) -> tuple[int, str]:
+    try:
+        with urlopen(f"http://127.0.0.1:{listener.port}{path}") as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_page_has_what_was_declared() -> None:
+    metrics.counter("test_things", "Things.", "kind").labels("good").inc(3)
+    with metrics.Listener("127.0.0.1", 0) as listener:
+        status, page = fetch(listener, "/metrics")
+        assert status == 200
+        assert 'boxoffice_test_things_total{kind="good"} 3.0' in page
+        assert "process_cpu_seconds_total" in page
+        assert fetch(listener, "/else")[0] == 404
+
+
+def test_probes_answer_what_they_are_told() -> None:
+    answers = {"live": True, "ready": False}
+    with metrics.Listener(
+        "127.0.0.1", 0, is_live=lambda: answers["live"], is_ready=lambda: answers["ready"]
+    ) as listener:
+        assert (fetch(listener, "/live")[0], fetch(listener, "/ready")[0]) == (200, 503)
+        answers |= {"live": False, "ready": True}
+        assert (fetch(listener, "/live")[0], fetch(listener, "/ready")[0]) == (503, 200)
+
+
+def test_a_measured_gauge_forgets_what_is_gone() -> None:
+    class Shelf:
+        books = 4.0
+
+    def books(shelf: Shelf) -> list[tuple[str, float]]:
+        return [("book", shelf.books)]
+
+    add = metrics.measured("test_shelf", "Books.", books, label="kind")
+    first, second = Shelf(), Shelf()
+    add(first)
+    add(second)
+    assert value("test_shelf", kind="book") == 8
+    del second
+    gc.collect()
+    assert value("test_shelf", kind="book") == 4
+
+
+def test_one_missed_answer_of_the_database_changes_nothing() -> None:
+    readiness = Readiness(misses=3, hits=2)
+    assert [readiness.saw(good=good) for good in (False, True, False, False, True)] == [
+        False, True, True, True, True,
+    ]  # fmt: skip
+    assert [readiness.saw(good=False) for _ in range(3)] == [True, True, False]
+    assert [readiness.saw(good=good) for good in (True, False, True, True)] == [
+        False, False, False, True,
+    ]  # fmt: skip
+    readiness.stop()
+    assert readiness.saw(good=True) is False
+
+
+def test_a_stuck_event_loop_is_not_alive() -> None:
+    now = 100.0
+    heart = Heart(clock=lambda: now)
+    assert heart.is_beating()
+    now += 14.9
+    assert heart.is_beating()
+    now += 0.2
+    assert not heart.is_beating()
+
+
+async def test_calls_are_counted_at_both_ends(network: Network) -> None:
+    async def no_keys(_request: object, _context: object) -> object:
+        raise DomainError(Reason.OVERLOADED, "too much")
+
+    served = {"rpc": "AuthService/GetJwks", "caller": "stock_svc", "code": "OK"}
+    refused = {**served, "code": "RESOURCE_EXHAUSTED"}
+    reason = {"rpc": "AuthService/GetJwks", "reason": "OVERLOADED"}
+    called = {"rpc": "AuthService/GetJwks", "code": "OK"}
+    before = [
+        value("rpc_server_seconds_count", **served),
+        value("rpc_server_seconds_count", **refused),
+        value("rpc_server_refusals_total", **reason),
+        value("rpc_client_seconds_count", **called),
+    ]
+    request = auth_service_pb2.GetJwksRequest()
+    for handlers in ({}, {"GetJwks": no_keys}):
+        async with (
+            network.serve("auth_svc", a_service(standing_in(AUTH, **handlers))) as port,
+            network.mesh_channel(
+                "stock_svc", "auth_svc", port, service_descriptor(AUTH)
+            ) as channel,
+        ):
+            if handlers:
+                await refusal(call(channel, JWKS, request))
+            else:
+                await call(channel, JWKS, request)
+    assert [
+        value("rpc_server_seconds_count", **served),
+        value("rpc_server_seconds_count", **refused),
+        value("rpc_server_refusals_total", **reason),
+        value("rpc_client_seconds_count", **called),
+    ] == [count + 1 for count in before]
+    assert value("rpc_server_running", rpc="AuthService/GetJwks") == 0
+
+
+async def test_a_refusal_is_counted_before_its_client_hears_it(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who looks for a call that failed might find nothing of it."""
+    labels = {"rpc": "AuthService/GetJwks", "reason": "OVERLOADED"}
+    before, counted = value("rpc_server_refusals_total", **labels), []
+
+    def answer(error: DomainError) -> status_pb2.Status:
+        counted.append(value("rpc_server_refusals_total", **labels) - before)
+        return to_status(error)
+
+    async def refuse(_request: object, _context: object) -> object:
+        raise DomainError(Reason.OVERLOADED, "too much")
+
+    monkeypatch.setattr(interceptor, "to_status", answer)
+    async with (
+        network.serve("auth_svc", a_service(standing_in(AUTH, GetJwks=refuse))) as port,
+        network.plain_channel("stock_svc", "auth_svc", port) as channel,
+    ):
+        await refusal(call(channel, JWKS, auth_service_pb2.GetJwksRequest()))
+    assert counted == [1]
+
+
+async def test_statements_and_connections_are_measured(database: Database) -> None:
+    before = value("database_statement_seconds_count", kind="select")
+    free = value("database_connections", state="free")
+    async with database.reading() as connection:
+        await connection.execute(sa.text("SELECT 1"))
+        assert value("database_connections", state="free") == free - 1
+    assert value("database_statement_seconds_count", kind="select") == before + 1
+    assert value("database_connections", state="free") == free
+
+
+async def test_a_refused_statement_is_counted_by_its_class(database: Database) -> None:
+    before = value("database_errors_total", **{"class": "22"})
+    async with database.reading() as connection:
+        with pytest.raises(sa.exc.DBAPIError):
+            await connection.execute(sa.text("SELECT 1 / 0"))
+    assert value("database_errors_total", **{"class": "22"}) == before + 1
+
+
+async def test_what_is_rolled_back_does_not_count(database: Database) -> None:
+    counted: list[str] = []
+
+    def count(what: str) -> Callable[[], None]:
+        return lambda: counted.append(what)
+
+    async def undo() -> None:
+        async with database.transaction() as connection:
+            on_commit(connection, count("undone"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await undo()
+    async with database.transaction() as connection:
+        on_commit(connection, count("done"))
+        assert counted == []
+    assert counted == ["done"]
+
+
+async def test_turns_of_a_loop_are_counted() -> None:
+    turns = iter([None, ValueError(), None])
+
+    async def turn() -> None:
+        error = next(turns, GeneratorExit())
+        if error is not None:
+            raise error
+
+    with pytest.raises(GeneratorExit):
+        await tasks.forever("test", turn, retry_seconds=0)
+    assert value("loop_turns_total", loop="test") == 2
+    assert value("loop_failures_total", loop="test") == 1
+    assert value("loop_last_turn_timestamp_seconds", loop="test") > 1_600_000_000

@@ -1,0 +1,71 @@
+"""Bugs reach the error tracker, refusals do not, and nobody's data goes with them."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from testing.error_tracker import ErrorTracker, error_tracker
+
+# A process of its own: the tracker's client is one per process and stays.
+_PROCESS = """
+import logging, os, sys
+from mesh import call, reporting, telemetry
+from mesh.errors import DomainError, Reason
+from mesh.settings import MeshSettings
+
+settings = MeshSettings(sentry_dsn=sys.argv[1], release="4f2a", environment="development")
+telemetry.configure("stock_svc", "INFO")
+reporting.configure("stock_svc", settings)
+call.begin(request_id="the-request", idempotency_key=None)
+log = logging.getLogger("mesh.rpc")
+
+def fail(error):
+    password = "hunter2-in-a-local"
+    try:
+        raise error
+    except Exception:
+        log.exception("a call failed", extra={"method": "/Reserve", "user_id": "the-user"})
+
+fail(DomainError(Reason.SOLD_OUT, "a refusal"))
+fail(ValueError("no room for mira@example.com"))
+log.warning("the database is away")
+reporting.shutdown()
+"""
+
+
+@pytest.fixture
+def sink() -> Iterator[ErrorTracker]:
+    with error_tracker() as tracker:
+        yield tracker
+
+
+def test_a_bug_is_reported_with_its_request_and_nobodys_data(sink: ErrorTracker) -> None:
+    completed = subprocess.run(
+        [sys.executable, "-c", _PROCESS, sink.dsn], capture_output=True, text=True, check=True
+    )
+    [event] = sink.events
+    assert event["exception"]["values"][0]["type"] == "ValueError"
+    assert event["tags"]["request_id"] == "the-request"
+    assert event["release"] == "4f2a"
+    assert event["extra"]["method"] == "/Reserve"
+    assert event["server_name"] == "stock_svc"
+    for private in ("mira@example.com", "hunter2", "the-user", "SOLD_OUT"):
+        assert private not in sink.raw
+    # The log keeps the user's id, which says nothing alone; the address is nowhere.
+    assert "the-user" in completed.stdout
+    assert "mira@example.com" not in completed.stdout
+
+
+def test_without_a_dsn_nothing_is_imported() -> None:
+    script = (
+        "import sys; import mesh.rpc.server; from mesh import reporting, tracing;"
+        "from mesh.settings import MeshSettings;"
+        "reporting.configure('x', MeshSettings()); tracing.configure('x', MeshSettings());"
+        "print([each for each in sys.modules if each.startswith(('sentry', 'opentelemetry'))])"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.strip() == "[]"

@@ -1,0 +1,268 @@
+"""The cache on a real Redis that is killed, frozen and flushed: it changes speed, never answers."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import redis.asyncio
+from pydantic import TypeAdapter
+
+from mesh.redis.cache import Cache
+from mesh.redis.link import RedisAwayError, RedisLink
+from testing.redis_server import RedisProcess, redis_process
+
+
+@dataclass(frozen=True)
+class Show:
+    show_id: UUID
+    name: str
+    start_time: datetime
+    tags: tuple[str, ...] = ()
+
+
+SHOWS = TypeAdapter(Show)
+TEXTS = TypeAdapter(str)
+
+
+@dataclass
+class Source:
+    """Where the truth is. `asked` counts; `gate` keeps readers waiting after they have read."""
+
+    value: str = "old"
+    asked: int = 0
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def __call__(self) -> str:
+        self.asked += 1
+        value = self.value
+        await self.gate.wait()
+        return value
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RedisProcess]:
+    async with redis_process() as server:
+        yield server
+
+
+@pytest.fixture
+async def link(server: RedisProcess) -> AsyncIterator[RedisLink]:
+    # Long enough for a busy machine, short enough to be waited for when Redis is frozen.
+    async with RedisLink.open(server.url, call_seconds=2) as link:
+        yield link
+
+
+@pytest.fixture
+def cache(link: RedisLink) -> Cache:
+    return Cache(link)
+
+
+async def back(link: RedisLink) -> None:
+    async with asyncio.timeout(60):
+        while link.is_away:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_value_is_read_once_and_comes_back_as_it_was(cache: Cache) -> None:
+    show = Show(uuid4(), "Monsoon – मानसून", datetime(2030, 7, 1, tzinfo=UTC), ("a", "b"))
+    asked = 0
+
+    async def source() -> Show:
+        nonlocal asked
+        asked += 1
+        return show
+
+    for _ in range(3):
+        assert await cache.read("show:1", SHOWS, source) == show
+    assert asked == 1
+
+
+async def test_every_key_has_a_time_to_live(cache: Cache, server: RedisProcess) -> None:
+    await cache.set("a", TEXTS, "x", ttl_seconds=60)
+    await cache.set("b", TEXTS, "x", ttl_seconds=10**9)
+    await cache.delete("c")
+    async with redis.asyncio.from_url(server.url) as client:
+        lives = {key: await client.ttl(key) for key in await client.keys()}
+    assert set(lives) == {b"cache:a", b"cache:b", b"cache:c"}
+    assert 0 < lives[b"cache:a"] <= 60
+    assert 0 < lives[b"cache:b"] <= 3600
+    assert 0 < lives[b"cache:c"] <= 5
+
+
+async def test_many_who_ask_at_once_cost_one_reading(cache: Cache) -> None:
+    source = Source()
+    source.gate.clear()
+    asking = [asyncio.create_task(cache.read("k", TEXTS, source)) for _ in range(50)]
+    while not source.asked:
+        await asyncio.sleep(0.01)
+    # The first one goes away: the others get their value all the same.
+    asking[0].cancel()
+    source.gate.set()
+    assert set(await asyncio.gather(*asking[1:])) == {"old"}
+    assert source.asked == 1
+
+
+async def test_a_failure_is_nobody_elses(cache: Cache) -> None:
+    async def fail() -> str:
+        raise KeyError("no such show")
+
+    with pytest.raises(KeyError):
+        await cache.read("k", TEXTS, fail)
+    assert await cache.read("k", TEXTS, Source()) == "old"
+
+
+async def test_a_change_is_seen_at_once(cache: Cache) -> None:
+    source = Source()
+    assert await cache.read("k", TEXTS, source) == "old"
+    source.value = "new"
+    await cache.delete("k")
+    assert not await cache.exists("k")
+    for _ in range(2):
+        assert await cache.read("k", TEXTS, source) == "new"
+
+
+async def test_a_reader_who_is_overtaken_by_a_change_leaves_nothing_old_behind(
+    cache: Cache,
+) -> None:
+    source = Source()
+    source.gate.clear()
+    slow = asyncio.create_task(cache.read("k", TEXTS, source))
+    while not source.asked:
+        await asyncio.sleep(0.01)
+    source.value = "new"
+    await cache.delete("k")
+    source.gate.set()
+    await slow
+    assert await cache.read("k", TEXTS, source) == "new"
+
+
+async def test_what_cannot_be_read_any_more_is_read_anew(
+    cache: Cache, server: RedisProcess
+) -> None:
+    async with redis.asyncio.from_url(server.url) as client:
+        await client.set("cache:k", b'{"of": "an older version"}')
+    assert await cache.read("k", TEXTS, Source()) == "old"
+
+
+async def test_keys_are_deleted_by_what_they_begin_with(cache: Cache) -> None:
+    for number in range(700):
+        await cache.set(f"shows:{number}", TEXTS, "x")
+    await cache.set("venues:1", TEXTS, "x")
+    await cache.set("shows*", TEXTS, "x")
+    assert await cache.delete_matching("shows*") == 1
+    assert await cache.delete_matching("shows:") == 700
+    assert await cache.exists("venues:1")
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+async def test_without_redis_the_source_answers_and_nobody_waits_twice(
+    cache: Cache,
+    link: RedisLink,
+    server: RedisProcess,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Source()
+    await cache.read("k", TEXTS, source)
+    waited = Counter[str]()
+    execute: Any = redis.asyncio.Redis.execute_command
+
+    async def counted(client: redis.asyncio.Redis, name: str, *rest: Any, **given: Any) -> Any:
+        waited[name] += 1
+        return await execute(client, name, *rest, **given)
+
+    monkeypatch.setattr(redis.asyncio.Redis, "execute_command", counted)
+    if how == "kill":
+        await server.kill()
+    else:
+        server.freeze()
+    source.value = "new"
+    first = await asyncio.gather(*(cache.read(f"{n}", TEXTS, source) for n in range(20)))
+    assert set(first) == {"new"}
+    assert link.is_away
+    # Each has tried at most once, and gave its value to no Redis that had just not answered.
+    assert waited["GET"] + waited["SET"] <= 20
+    waited.clear()
+    asked = source.asked
+    for number in range(200):
+        assert await cache.read(f"{number}", TEXTS, source) == "new"
+    assert waited["GET"] + waited["SET"] == 0
+    assert source.asked == asked + 200
+    if how == "kill":
+        await server.start()
+    else:
+        server.thaw()
+    await back(link)
+    source.asked = 0
+    for _ in range(3):
+        await cache.read("again", TEXTS, source)
+    assert source.asked == 1
+
+
+async def test_a_change_while_redis_is_frozen_is_not_forgotten(
+    cache: Cache, link: RedisLink, server: RedisProcess
+) -> None:
+    source = Source()
+    assert await cache.read("k", TEXTS, source, ttl_seconds=3600) == "old"
+    server.freeze()
+    source.value = "new"
+    await cache.delete("k")
+    assert await cache.read("k", TEXTS, source) == "new"
+    server.thaw()
+    await back(link)
+    assert await cache.read("k", TEXTS, source) == "new"
+
+
+async def test_a_flushed_redis_is_filled_again(cache: Cache, server: RedisProcess) -> None:
+    source = Source()
+    await cache.read("k", TEXTS, source)
+    await server.flush()
+    source.value = "new"
+    assert await cache.read("k", TEXTS, source) == "new"
+    assert source.asked == 2
+
+
+async def test_a_crowd_at_the_pool_gets_its_answers_and_leaves_the_cache_as_it_was(
+    cache: Cache, link: RedisLink
+) -> None:
+    source = Source()
+    answers = await asyncio.gather(*(cache.read(f"{n}", TEXTS, source) for n in range(2000)))
+    assert set(answers) == {"old"}
+    await back(link)
+    source.asked = 0
+    for _ in range(3):
+        await cache.read("afterwards", TEXTS, source)
+    assert source.asked == 1
+
+
+async def test_a_cancelled_call_never_gives_its_answer_to_another(link: RedisLink) -> None:
+    """Unique tokens under cancellation: the fault of CVE-2023-28858, on the pinned redis-py."""
+    crossed: list[str] = []
+    ended: list[str] = []
+
+    async def echo(name: str) -> None:
+        for _ in range(60):
+            try:
+                async with asyncio.timeout(random.uniform(0.0001, 0.004)):
+                    said = await link.direct(lambda client: client.echo(name))
+            except (TimeoutError, RedisAwayError) as error:
+                ended.append(type(error).__name__)
+                continue
+            ended.append("answered")
+            if said != name.encode():
+                crossed.append(f"{name}: {said!r}")
+
+    await asyncio.gather(*(echo(uuid4().hex) for _ in range(20)))
+    assert crossed == []
+    # Else nothing was tried: some were cut off in the middle, some were not.
+    assert {"TimeoutError", "answered"} <= set(ended)
+    await link.ping()

@@ -1,0 +1,215 @@
+"""Time: what a call may take, and what is left of it at each hop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from boxoffice.auth.v1 import auth_service_pb2
+from boxoffice.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from boxoffice.catalogue.v1 import event_service_pb2
+from boxoffice.stock.v1 import stock_service_pb2
+from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceStub
+from mesh import deadlines
+from mesh.errors import DomainError, Reason
+from mesh.observability import request_context
+from testing.network import (
+    Context,
+    Network,
+    a_service,
+    call,
+    reason_of,
+    refusal,
+    service_descriptor,
+    standing_in,
+)
+
+AUTH = "boxoffice.auth.v1.AuthService"
+EVENTS = "boxoffice.catalogue.v1.EventService"
+STOCK = "boxoffice.stock.v1.StockService"
+EVENT_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
+
+# Of GetEvent, GetStock and GetJwks, in the contract.
+POLICY_SECONDS = 2.0
+
+
+class Slow:
+    """A handler that never ends by itself, and notes how it was ended."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Event = asyncio.Event()
+
+    async def __call__(self, request: Any, context: Context) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+
+@pytest.mark.parametrize("client_seconds", [None, 60.0])
+async def test_a_method_takes_no_longer_than_its_policy(
+    network: Network, client_seconds: float | None
+) -> None:
+    slow = Slow()
+    service = a_service(standing_in(STOCK, GetStock=slow))
+    async with (
+        asyncio.timeout(POLICY_SECONDS * 5),
+        network.serve("stock_svc", service) as port,
+        network.plain_channel("booking_svc", "stock_svc", port) as channel,
+    ):
+        began = asyncio.get_running_loop().time()
+        request = stock_service_pb2.GetStockRequest(event_id=EVENT_ID)
+        error = await refusal(call(channel, f"/{STOCK}/GetStock", request, timeout=client_seconds))
+        took = asyncio.get_running_loop().time() - began
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    # The service's own answer, not one that gRPC made up for it.
+    assert reason_of(error) == "DEADLINE_EXCEEDED"
+    assert POLICY_SECONDS * 0.9 < took < POLICY_SECONDS * 4
+    assert slow.ended.is_set()
+
+
+async def test_work_stops_when_the_client_has_gone(network: Network) -> None:
+    slow = Slow()
+    service = a_service(standing_in(STOCK, GetStock=slow))
+    async with (
+        network.serve("stock_svc", service) as port,
+        network.plain_channel("booking_svc", "stock_svc", port) as channel,
+    ):
+        request = stock_service_pb2.GetStockRequest(event_id=EVENT_ID)
+        error = await refusal(call(channel, f"/{STOCK}/GetStock", request, timeout=0.3))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        async with asyncio.timeout(POLICY_SECONDS / 2):
+            await slow.ended.wait()
+
+
+@pytest.mark.parametrize("client_seconds", [None, 1.5])
+async def test_every_hop_gets_less_time_than_the_one_before(
+    network: Network, client_seconds: float | None
+) -> None:
+    """booking_svc → stock_svc → auth_svc, called with and without a deadline of the client's."""
+    left: list[float | None] = []
+
+    async def get_jwks(request: Any, context: Context) -> Any:
+        left.append(context.time_remaining())
+        return auth_service_pb2.JsonWebKeySet()
+
+    async with (
+        network.serve("auth_svc", a_service(standing_in(AUTH, GetJwks=get_jwks))) as auth_port,
+        network.mesh_channel("stock_svc", "auth_svc", auth_port, service_descriptor(AUTH)) as auth,
+    ):
+
+        async def get_stock(request: Any, context: Context) -> Any:
+            left.append(context.time_remaining())
+            await AuthServiceStub(auth).GetJwks(auth_service_pb2.GetJwksRequest())
+            return stock_service_pb2.Stock()
+
+        service = a_service(standing_in(STOCK, GetStock=get_stock))
+        async with (
+            network.serve("stock_svc", service) as stock_port,
+            network.mesh_channel(
+                "booking_svc", "stock_svc", stock_port, service_descriptor(STOCK)
+            ) as stock,
+        ):
+
+            async def get_event(request: Any, context: Context) -> Any:
+                left.append(deadlines.remaining_seconds())
+                await StockServiceStub(stock).GetStock(
+                    stock_service_pb2.GetStockRequest(event_id=EVENT_ID)
+                )
+
+            service = a_service(standing_in(EVENTS, GetEvent=get_event))
+            async with (
+                network.serve("booking_svc", service) as port,
+                network.plain_channel("gateway", "booking_svc", port) as channel,
+            ):
+                request = event_service_pb2.GetEventRequest(event_id=EVENT_ID)
+                stub = call(channel, f"/{EVENTS}/GetEvent", request, timeout=client_seconds)
+                # get_event answers with nothing, which is no message.
+                await refusal(stub)
+    first, second, third = left
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert (client_seconds or POLICY_SECONDS) >= first > second > third > 0
+    # Each hop keeps something for the way back; gRPC rounds what it sends up by some of it.
+    assert first - second > 0.005
+    assert second - third > 0.005
+
+
+async def test_with_no_time_left_nobody_is_called(network: Network) -> None:
+    calls: list[Any] = []
+
+    async def get_stock(request: Any, context: Context) -> Any:
+        calls.append(request)
+        return stock_service_pb2.Stock()
+
+    service = a_service(standing_in(STOCK, GetStock=get_stock))
+    async with (
+        network.serve("stock_svc", service) as port,
+        network.mesh_channel(
+            "booking_svc", "stock_svc", port, service_descriptor(STOCK)
+        ) as channel,
+    ):
+        stock = StockServiceStub(channel)
+        request = stock_service_pb2.GetStockRequest(event_id=EVENT_ID)
+        with deadlines.deadline_in(0.02), pytest.raises(DomainError) as refused:
+            await stock.GetStock(request)
+        assert refused.value.reason is Reason.DEADLINE_EXCEEDED
+        assert calls == []
+        with deadlines.deadline_in(30):
+            await stock.GetStock(request)
+        await stock.GetStock(request)
+    assert len(calls) == 2
+
+
+async def test_the_request_id_is_the_same_at_every_hop(network: Network) -> None:
+    seen: list[str] = []
+
+    async def get_stock(request: Any, context: Context) -> Any:
+        seen.append(request_context.request_id())
+        return stock_service_pb2.Stock()
+
+    service = a_service(standing_in(STOCK, GetStock=get_stock))
+    async with (
+        network.serve("stock_svc", service) as stock_port,
+        network.mesh_channel(
+            "booking_svc", "stock_svc", stock_port, service_descriptor(STOCK)
+        ) as stock,
+    ):
+
+        async def get_event(request: Any, context: Context) -> Any:
+            seen.append(request_context.request_id())
+            await StockServiceStub(stock).GetStock(
+                stock_service_pb2.GetStockRequest(event_id=EVENT_ID)
+            )
+            return event_service_pb2.GetEventRequest()
+
+        service = a_service(standing_in(EVENTS, GetEvent=get_event))
+        async with (
+            network.serve("booking_svc", service) as port,
+            network.plain_channel("gateway", "booking_svc", port) as channel,
+        ):
+            request = event_service_pb2.GetEventRequest(event_id=EVENT_ID)
+            for given in ("req-1", None, "x" * (request_context.MAX_REQUEST_ID_LENGTH + 1)):
+                metadata = [("x-request-id", given)] if given else []
+                await call(channel, f"/{EVENTS}/GetEvent", request, metadata=metadata)
+    assert seen[0] == seen[1] == "req-1"
+    # One of its own for a call that brings none or an endless one.
+    assert seen[2] == seen[3]
+    assert seen[4] == seen[5]
+    assert len({seen[0], seen[2], seen[4]}) == 3
+    assert all(len(each) <= request_context.MAX_REQUEST_ID_LENGTH for each in seen)
+
+
+async def test_a_stream_that_is_closed_by_another_task_ends_in_peace() -> None:
+    """As gRPC closes those whose clients have left; each would be logged as a bug."""
+
+    async def stream() -> AsyncIterator[int]:
+        with deadlines.deadline_in(5):
+            yield 1
+
+    opened = stream()
+    assert await anext(opened) == 1
+    await asyncio.create_task(opened.aclose())  # type: ignore[attr-defined]  # a generator

@@ -1,0 +1,1 @@
+"""Command-line tools that use the REST API and import no service."""

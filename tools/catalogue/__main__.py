@@ -1,0 +1,128 @@
+"""`python -m tools.catalogue import FILE [--dry-run]` and `python -m tools.catalogue export FILE`."""
+
+import argparse
+import getpass
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from mesh.settings import MeshSettings
+from tools.catalogue import lines
+from tools.catalogue.api import Api, RefusedError
+from tools.catalogue.lines import Line
+
+_console = Console(stderr=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    text = given.file.read_text("utf-8") if given.command == "import" else ""
+    if given.command == "import":
+        found, faults = lines.read(text.splitlines())
+        for fault in faults:
+            print(fault)
+        if faults:
+            _console.print(f"{len(faults)} faults; nothing was imported.")
+            return 1
+        if given.dry_run:
+            _console.print(f"{len(found)} lines, no fault. Nothing was imported.")
+            return 0
+    with Api(given.url) as api:
+        try:
+            api.sign_in(given.email, _password())
+            if given.command == "export":
+                _export(api, given.file)
+                return 0
+            return _import(api, found, digest=hashlib.sha256(text.encode()).hexdigest())
+        except RefusedError as refusal:
+            print(refusal)
+            return 1
+
+
+def _import(api: Api, found: list[Line], *, digest: str) -> int:
+    """Creates what the lines say. Repeated after a fault, it goes on where it stopped."""
+    ids: dict[str, dict[str, str]] = {"venue": {}, "auditorium": {}}
+    for line in track(found, description="Importing", console=_console):
+        refs = {
+            kind: known.get(str(line.content.get(f"{kind}Id")), "") for kind, known in ids.items()
+        }
+        body = lines.body_of(line, refs)
+        # The same file has the same keys: what is there already is not created again.
+        key = f"import-{digest[:32]}-{line.number}"
+        try:
+            if line.kind == "venue":
+                made = api.create("/api/v1/venues", body["venue"], key=key)
+                ids["venue"][line.ref] = made["venueId"]
+            elif line.kind == "auditorium":
+                path = f"/api/v1/venues/{body.pop('venueId')}/auditoriums"
+                made = api.create(path, body, key=key)
+                ids["auditorium"][line.ref] = made["auditoriumId"]
+            else:
+                api.create("/api/v1/events", body["event"], key=key)
+        except RefusedError as refusal:
+            print(f"line {line.number}: {refusal}")
+            _console.print("Stopped here. Importing the same file again goes on from this line.")
+            return 1
+    _console.print(f"{len(found)} lines imported.")
+    return 0
+
+
+def _export(api: Api, file: Path) -> None:
+    """Writes all venues, the auditoriums of all events, and all events that are not cancelled."""
+    events = [
+        event
+        for event in track(
+            api.all("/api/v1/events", "events"), description="Reading", console=_console
+        )
+        if event["status"] != "CANCELLED"
+    ]
+    rooms = dict.fromkeys(event["auditoriumId"] for event in events if event.get("auditoriumId"))
+    with file.open("w", encoding="utf-8") as output:
+        for venue in api.all("/api/v1/venues", "venues"):
+            _write(output, "venue", venue)
+        for room in track(list(rooms), description="Auditoriums", console=_console):
+            auditorium = api.get(f"/api/v1/auditoriums/{room}")
+            for row in auditorium["rows"]:
+                for seat in row["seats"]:
+                    seat.pop("seatId", None)
+            _write(output, "auditorium", auditorium)
+        for event in events:
+            _write(output, "event", event)
+    _console.print(f"{len(events)} events exported to {file}.")
+
+
+def _write(output: Any, kind: str, content: dict[str, Any]) -> None:
+    output.write(json.dumps({kind: content}, ensure_ascii=False) + "\n")
+
+
+def _password() -> str:
+    """From the environment or the terminal: an argument would be seen by everybody."""
+    return os.environ.get("BOXOFFICE_STAFF_PASSWORD") or getpass.getpass("Password: ")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="catalogue", description="Catalogues as files.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, meaning in (
+        ("import", "create what a file says; nothing when any line has a fault"),
+        ("export", "write all that is there to a file"),
+    ):
+        command = commands.add_parser(name, help=meaning)
+        command.add_argument("file", type=Path)
+        command.add_argument("--url", default=MeshSettings().gateway_url)
+        command.add_argument("--email", default=os.environ.get("BOXOFFICE_STAFF_EMAIL", ""))
+        if name == "import":
+            command.add_argument(
+                "--dry-run", action="store_true", help="only tell every fault, by line"
+            )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""A file's lines as requests of the API, and everything that is wrong with them."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from boxoffice.catalogue.v1 import event_service_pb2, venue_service_pb2
+from mesh.errors import DomainError, FieldViolation
+from mesh.ids import new_id
+from mesh.rpc.validation import validate
+
+MAX_LINES = 100_000
+_KINDS = ("venue", "auditorium", "event")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong in a line, counted from 1; `field` is empty for the line as a whole."""
+
+    line: int
+    field: str
+    description: str
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field else ""
+        return f"line {self.line}: {where}{self.description}"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A venue, an auditorium or an event. `content` is its JSON, `ref` its id in the file."""
+
+    number: int
+    kind: str
+    ref: str
+    content: dict[str, Any]
+
+
+def read(texts: Iterable[str]) -> tuple[list[Line], list[Fault]]:
+    """All lines that can be read, and every fault of all lines; empty lines are left out."""
+    lines: list[Line] = []
+    faults: list[Fault] = []
+    known: dict[str, set[str]] = {kind: set() for kind in _KINDS}
+    for number, text in enumerate(texts, 1):
+        if number > MAX_LINES:
+            faults.append(Fault(number, "", f"a file has at most {MAX_LINES:,} lines"))
+            break
+        if not text.strip():
+            continue
+        try:
+            line = _line(number, json.loads(text))
+        except ValueError as error:
+            faults.append(Fault(number, "", str(error)))
+            continue
+        faults += _faults(line, known)
+        if line.ref:
+            known[line.kind].add(line.ref)
+        lines.append(line)
+    return lines, faults
+
+
+def _line(number: int, content: Any) -> Line:
+    if not isinstance(content, dict) or len(content) != 1 or not content.keys() <= set(_KINDS):
+        raise ValueError("must be an object with one of venue, auditorium, event")
+    [(kind, inner)] = content.items()
+    if not isinstance(inner, dict):
+        raise ValueError(f"{kind} must be an object")
+    inner = {json_format_name(name): value for name, value in inner.items()}
+    return Line(number, kind, str(inner.get(f"{kind}Id", "")), inner)
+
+
+def json_format_name(name: str) -> str:
+    """snake_case and camelCase are both accepted, as the API does."""
+    head, *tail = name.split("_")
+    return head + "".join(part.capitalize() for part in tail)
+
+
+def _faults(line: Line, known: dict[str, set[str]]) -> Iterator[Fault]:
+    if line.kind != "event" and not line.ref:
+        yield Fault(line.number, f"{line.kind}.{line.kind}Id", "is required: others refer to it")
+    if line.ref and line.ref in known[line.kind] and line.kind != "event":
+        yield Fault(line.number, f"{line.kind}.{line.kind}Id", f"{line.ref!r} occurs twice")
+    for kind in ("venue", "auditorium"):
+        if kind == line.kind:
+            continue
+        ref = line.content.get(f"{kind}Id")
+        needed = line.kind == "auditorium" and kind == "venue"
+        if (ref is None and needed) or (ref is not None and str(ref) not in known[kind]):
+            # An event's venue is its auditorium's: the field is the server's.
+            if line.kind == "event" and kind == "venue":
+                continue
+            yield Fault(
+                line.number, f"{line.kind}.{kind}Id", f"no {kind} {ref!r} in an earlier line"
+            )
+    try:
+        message = request_of(line, dict.fromkeys(("venue", "auditorium"), str(new_id())))
+    except json_format.ParseError as error:
+        yield Fault(line.number, line.kind, str(error))
+        return
+    for violation in _violations(message):
+        yield Fault(line.number, violation.field, violation.description)
+
+
+def request_of(line: Line, ids: dict[str, str]) -> Message:
+    """The request that creates what a line says; `ids` are those of what it refers to.
+
+    Raises json_format.ParseError, also for a field that the API does not know.
+    """
+    return json_format.ParseDict(body_of(line, ids), _request_type(line.kind)())
+
+
+def body_of(line: Line, ids: dict[str, str]) -> dict[str, Any]:
+    """The request as JSON."""
+    content = {name: value for name, value in line.content.items() if name not in _SERVERS}
+    content.pop(f"{line.kind}Id", None)
+    if line.kind == "venue":
+        return {"venue": content}
+    if line.kind == "auditorium":
+        return {**content, "venueId": ids["venue"]}
+    content.pop("venueId", None)
+    if "auditoriumId" in content:
+        content["auditoriumId"] = ids["auditorium"]
+    if content.get("status") != "DRAFT":
+        content.pop("status", None)
+    content["offers"] = [
+        {
+            name: value
+            for name, value in offer.items()
+            if json_format_name(name) not in ("offerId", "available")
+        }
+        if isinstance(offer, dict)
+        else offer
+        for offer in content.get("offers", [])
+    ]
+    return {"event": content}
+
+
+# What the server says of an event in an export, and nobody can ask for.
+_SERVERS = {"totalCapacity", "available", "createTime", "updateTime", "etag"}
+
+
+def _request_type(kind: str) -> type[Message]:
+    if kind == "venue":
+        return venue_service_pb2.CreateVenueRequest
+    if kind == "auditorium":
+        return venue_service_pb2.CreateAuditoriumRequest
+    return event_service_pb2.CreateEventRequest
+
+
+def _violations(message: Message) -> list[FieldViolation]:
+    found: list[FieldViolation] = []
+    try:
+        validate(message)
+    except DomainError as refusal:
+        found += refusal.violations
+    if isinstance(message, venue_service_pb2.CreateAuditoriumRequest):
+        found += _twice("rows", "label", [row.label for row in message.rows])
+        for n, row in enumerate(message.rows):
+            found += _twice(f"rows[{n}].seats", "number", [seat.number for seat in row.seats])
+    return found
+
+
+def _twice(field: str, name: str, values: list[str]) -> list[FieldViolation]:
+    counts = Counter(values)
+    return [
+        FieldViolation(f"{field}[{n}].{name}", f"{value!r} occurs {counts[value]} times")
+        for n, value in enumerate(values)
+        if counts[value] > 1
+    ]
