@@ -68,7 +68,7 @@ class PasswordChange:
         try:
             is_right = await self._hasher.verify(current_password, credentials.password_hash)
         except DomainError:
-            await self._throttle.give_back(account)
+            await self._throttle.refund_attempt(account)
             raise
         if not is_right:
             raise _wrong_current_password()

@@ -75,7 +75,7 @@ class SignIn:
         try:
             is_right = await self._hasher.verify(password, found.password_hash if found else None)
         except DomainError:
-            await self._throttle.give_back(account)
+            await self._throttle.refund_attempt(account)
             raise
         if found is None or not is_right:
             raise _wrong_credentials()

@@ -81,7 +81,7 @@ class LoginThrottle:
                 retry_after_seconds=wait_seconds,
             )
 
-    async def give_back(self, account: str) -> None:
+    async def refund_attempt(self, account: str) -> None:
         """Takes back an attempt whose password was never looked at."""
         if await self._run(_GIVE_BACK, account) is None:
             async with self._database.transaction() as connection:

@@ -250,7 +250,7 @@ class Run:
         found: dict[str, Any] = answer.json()
         return found
 
-    async def give_back(self, sale: Sale) -> None:
+    async def refund(self, sale: Sale) -> None:
         """Once paid: some cancel, some get two parts back from staff."""
         if not sale.is_paid:
             return
@@ -406,7 +406,7 @@ async def drive(run: Run, number: int, place_for: float) -> list[str]:
         WORKERS,
     )
     print(f"{len(run.sales)} bookings placed in {time.monotonic() - started:.0f} s", flush=True)
-    await in_parallel([run.give_back(sale) for sale in run.sales], 200)
+    await in_parallel([run.refund(sale) for sale in run.sales], 200)
     print(f"all paid ones confirmed after {time.monotonic() - started:.0f} s", flush=True)
     killer.cancel()
     await until(run._is_settled, SETTLE_SECONDS)

@@ -27,11 +27,11 @@ from booking_svc.bookings.reconciliation import Reconciliation
 from booking_svc.bookings.servicers.bookings import BookingServicer
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_status, events, orphaned_stock, proto, stock_projection
-from booking_svc.catalogue.availability import Availability
+from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.availability_stream import Watch
 from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
-from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.servicers.events import EventServicer
 from booking_svc.catalogue.servicers.venues import VenueServicer
@@ -44,8 +44,8 @@ from booking_svc.servicers.health import HealthServicer
 from booking_svc.settings import Settings
 from booking_svc.tables import event_cursors
 from booking_svc.webhooks import consumer as webhook_follower
-from booking_svc.webhooks.delivery_worker import Courier
-from booking_svc.webhooks.encryption import Seal
+from booking_svc.webhooks.delivery_worker import DeliveryWorker
+from booking_svc.webhooks.encryption import SecretBox
 from booking_svc.webhooks.servicers.endpoints import WebhookEndpointServicer
 from booking_svc.webhooks.url_policy import Rules
 from boxoffice.auth.v1 import auth_event_service_pb2, auth_service_pb2, auth_service_pb2_grpc
@@ -173,9 +173,9 @@ def _catalogue(common: _Common) -> _Part:
     changes = StockChanges(
         stock_change_service_pb2_grpc.StockChangeServiceStub(common.channels["stock_svc"])
     )
-    availability = Availability(stock=stock, read=partial(_read_event, database))
+    availability = AvailabilityCache(stock=stock, read=partial(_read_event, database))
     watch = Watch(availability=availability, encode=proto.availability_update)
-    desk = EventDesk(
+    desk = EventCommands(
         database=database, stock=stock, clock=system_clock, on_change=availability.forget
     )
     levels = EventConsumer(
@@ -232,7 +232,7 @@ def _bookings(common: _Common) -> _Part:
         clock=system_clock,
         hold_ttl=timedelta(seconds=settings.hold_ttl_seconds),
         payment_window=payment_window,
-        on_owed=steps.wake,
+        on_steps_enqueued=steps.wake,
     )
     changing = Changing(
         database=database,
@@ -240,10 +240,14 @@ def _bookings(common: _Common) -> _Part:
         payments=payments,
         clock=system_clock,
         payment_window=payment_window,
-        on_owed=steps.wake,
+        on_steps_enqueued=steps.wake,
     )
     reconciliation = Reconciliation(
-        database=database, stock=stock, payments=payments, clock=system_clock, on_owed=steps.wake
+        database=database,
+        stock=stock,
+        payments=payments,
+        clock=system_clock,
+        on_steps_enqueued=steps.wake,
     )
     payment_consumer = EventConsumer(
         stream="payment_svc",
@@ -303,9 +307,9 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
         is_http_allowed=settings.is_development,
         is_loopback_allowed=settings.webhook_allow_loopback,
     )
-    seal = Seal(settings.sealing_keys)
+    seal = SecretBox(settings.sealing_keys)
     courier = await stack.enter_async_context(
-        Courier.open(database, system_clock, rules=rules, seal=seal)
+        DeliveryWorker.open(database, system_clock, rules=rules, seal=seal)
     )
     messages = webhook_follower.consumer(
         database, common.outbox, system_clock, on_queued=courier.wake

@@ -36,7 +36,7 @@ from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
 from payment_svc import housekeeping, refunds, tables
 from payment_svc.pacing import Wakeup
-from payment_svc.provider_calls import Cashier
+from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers import sandbox
 from payment_svc.providers.base import Provider
 from payment_svc.providers.razorpay.provider import NAME as RAZORPAY
@@ -105,7 +105,7 @@ async def open_service(
             )
             providers[sandbox.NAME] = offered
             loops.append(partial(forever, "webhook delivery", delivery.turn))
-        cashier = Cashier(database, providers, clock, wakeups.refund_requested)
+        cashier = ProviderCalls(database, providers, clock, wakeups.refund_requested)
         reconciler = Reconciler(database, cashier, providers, clock, wakeups.check_wanted)
         loops += [
             partial(forever, "refunds", cashier.carry_out_refunds),
@@ -182,7 +182,7 @@ def _sandbox(
 def _servicers(
     settings: Settings,
     database: Database,
-    cashier: Cashier,
+    cashier: ProviderCalls,
     events: OutboxReader,
     clock: Clock,
     wakeups: _Wakeups,

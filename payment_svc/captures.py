@@ -119,7 +119,9 @@ async def promise(connection: AsyncConnection, *, capture_id: UUID, amount: Mone
     return claimed.rowcount == 1
 
 
-async def give_back(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> Verdict:
+async def record_refunded(
+    connection: AsyncConnection, *, capture_id: UUID, amount: Money
+) -> Verdict:
     """Counts promised money that went back. Returns what the capture was."""
     row = (
         await connection.execute(

@@ -16,7 +16,7 @@ _FAILURES_TO_OPEN = 8
 _OPEN_SECONDS = 5.0
 
 
-class Guard:
+class CircuitBreaker:
     """Bounds the calls to one provider.
 
     After several failures in a row it refuses at once, for some seconds; then one call

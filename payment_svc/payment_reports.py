@@ -20,9 +20,9 @@ from payment_svc.providers.base import (
     Captured,
     Disputed,
     Failed,
+    ProviderReport,
     RefundProcessed,
     RefundRefused,
-    Report,
     Voided,
 )
 
@@ -33,15 +33,16 @@ _log = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
-    """What a report did. UNEXPLAINED is for people to look at: it fits no payment of ours."""
+    """What a report did. UNMATCHED is for staff to examine: it matches no payment."""
 
     APPLIED = "APPLIED"
     UNCHANGED = "UNCHANGED"
-    UNEXPLAINED = "UNEXPLAINED"
+    # The stored value is older than the name.
+    UNMATCHED = "UNEXPLAINED"
 
 
-async def observe(
-    connection: AsyncConnection, *, provider: str, report: Report, now: datetime
+async def apply_report(
+    connection: AsyncConnection, *, provider: str, report: ProviderReport, now: datetime
 ) -> Outcome:
     """Applies a report. Repeating it, or an older one, changes nothing."""
     payment = await _payment_of(connection, provider, report)
@@ -50,7 +51,7 @@ async def observe(
             "a provider reports on a payment that is not ours",
             extra={"provider": provider, "payment_id": str(report.payment_id)},
         )
-        return Outcome.UNEXPLAINED
+        return Outcome.UNMATCHED
     match report:
         case Authorized():
             changed = await _authorized(connection, payment, report, now)
@@ -69,7 +70,9 @@ async def observe(
     return Outcome.APPLIED if changed else Outcome.UNCHANGED
 
 
-async def _payment_of(connection: AsyncConnection, provider: str, report: Report) -> Payment | None:
+async def _payment_of(
+    connection: AsyncConnection, provider: str, report: ProviderReport
+) -> Payment | None:
     payment_id = report.payment_id or await payments.find_id(
         connection,
         provider=provider,
@@ -105,7 +108,11 @@ async def _authorized(
 
 
 async def _failed(
-    connection: AsyncConnection, payment: Payment, report: Report, failure_code: str, now: datetime
+    connection: AsyncConnection,
+    payment: Payment,
+    report: ProviderReport,
+    failure_code: str,
+    now: datetime,
 ) -> bool:
     seen = payment.observed_time
     if seen is not None and report.event_time <= seen:
@@ -129,7 +136,9 @@ async def _proceed(
     return moved is not None
 
 
-def _facts(report: Report, *, method: str | None, failure_code: str | None) -> dict[str, Any]:
+def _facts(
+    report: ProviderReport, *, method: str | None, failure_code: str | None
+) -> dict[str, Any]:
     facts = {
         "method": method,
         "failure_code": failure_code,
@@ -201,7 +210,7 @@ async def _fee(
         connection, provider=payment.order.provider, reference=report.capture_reference
     )
     if capture.payment_id != payment.payment_id:
-        return Outcome.UNEXPLAINED
+        return Outcome.UNMATCHED
     is_new = await ledger.fee(
         connection, payment=payment, capture_id=capture.capture_id, amount=report.fee, now=now
     )
@@ -222,7 +231,7 @@ async def _give_back(
             "taken": str(capture.amount),
         },
     )
-    await refunds.give_back(connection, capture=capture, now=now)
+    await refunds.refund_capture(connection, capture=capture, now=now)
 
 
 async def _refund(
@@ -241,7 +250,7 @@ async def _refund(
             "a provider gave money back that was not asked for",
             extra={"payment_id": str(payment.payment_id), "refund_id": str(report.refund_id)},
         )
-        return Outcome.UNEXPLAINED
+        return Outcome.UNMATCHED
     if isinstance(report, RefundProcessed):
         changed = await refunds.settle(connection, payment=payment, report=report, now=now)
     else:

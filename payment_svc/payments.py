@@ -271,7 +271,7 @@ async def refresh(
     )
 
 
-async def give_back(
+async def record_refund(
     connection: AsyncConnection, *, payment_id: UUID, amount: Money, now: datetime
 ) -> Payment:
     """Counts money that went back: PARTIALLY_REFUNDED, or REFUNDED when it was all."""

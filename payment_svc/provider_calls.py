@@ -16,11 +16,18 @@ from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.tasks import shielded
 from payment_svc import payment_reports, payments, refunds
-from payment_svc.circuit_breaker import Guard
+from payment_svc.circuit_breaker import CircuitBreaker
 from payment_svc.pacing import Wakeup
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import PAID, Payment, Status
-from payment_svc.providers.base import CALL_SECONDS, Captured, Order, Provider, Report, Voided
+from payment_svc.providers.base import (
+    CALL_SECONDS,
+    Captured,
+    Order,
+    Provider,
+    ProviderReport,
+    Voided,
+)
 from payment_svc.refunds import DueRefund
 
 _REFUND_BATCH = 8
@@ -30,7 +37,7 @@ _REFUND_BATCH_SECONDS = 12.0
 _log = logging.getLogger(__name__)
 
 
-class Cashier:
+class ProviderCalls:
     """Carries payments and refunds between the database and the providers."""
 
     def __init__(
@@ -47,7 +54,8 @@ class Cashier:
         self._clock = clock
         self._refund_requested = refund_requested
         self._guards = {
-            name: Guard(name, time=time.monotonic, call_seconds=call_seconds) for name in providers
+            name: CircuitBreaker(name, time=time.monotonic, call_seconds=call_seconds)
+            for name in providers
         }
 
     def provider(self, name: str) -> Provider:
@@ -149,22 +157,22 @@ class Cashier:
         if payment.provider_reference is not None:
             async with self._guards[name].calling():
                 reports = await provider.inspect(payment.order, payment.provider_reference)
-            await self.observe(name, reports)
+            await self.apply_report(name, reports)
             payment = await self._find(payment.payment_id)
         if payment.status is Status.AUTHORIZED and payment.authorization_reference is not None:
             async with self._guards[name].calling():
                 report = await provider.capture(payment.order, payment.authorization_reference)
-            await self.observe(name, [report])
+            await self.apply_report(name, [report])
             payment = await self._find(payment.payment_id)
         return payment
 
-    async def observe(self, provider: str, reports: Sequence[Report]) -> list[Outcome]:
+    async def apply_report(self, provider: str, reports: Sequence[ProviderReport]) -> list[Outcome]:
         """Applies what a provider answered, each report in a transaction of its own."""
         outcomes = []
         for report in reports:
             async with self._database.transaction() as connection:
                 outcomes.append(
-                    await payment_reports.observe(
+                    await payment_reports.apply_report(
                         connection, provider=provider, report=report, now=self._clock()
                     )
                 )
@@ -206,7 +214,7 @@ class Cashier:
         async with self._database.transaction() as connection:
             now = self._clock()
             if report is not None:
-                await payment_reports.observe(
+                await payment_reports.apply_report(
                     connection, provider=due.provider, report=report, now=now
                 )
             else:
@@ -235,10 +243,12 @@ class Cashier:
         """What the provider answered to a void, applied. A payment it was paid wrongly is void."""
         async with self._database.transaction() as connection:
             now = self._clock()
-            reports: list[Report] = [report]
+            reports: list[ProviderReport] = [report]
             if isinstance(report, Captured):
                 # Has an effect only when the capture did not pay the payment.
                 reports.append(Voided(payment_id, report.session_reference, report.event_time))
             for each in reports:
-                await payment_reports.observe(connection, provider=provider, report=each, now=now)
+                await payment_reports.apply_report(
+                    connection, provider=provider, report=each, now=now
+                )
             return await payments.find(connection, payment_id=payment_id, owner=None)

@@ -18,7 +18,7 @@ from payment_svc import comparison, payments, unmatched
 from payment_svc.pacing import Wakeup
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import Payment
-from payment_svc.provider_calls import Cashier
+from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import LIST_SECONDS, Movement, MovementKind, Provider
 
 _CHECK_BATCH = 16
@@ -43,7 +43,7 @@ class Reconciler:
     def __init__(
         self,
         database: Database,
-        cashier: Cashier,
+        cashier: ProviderCalls,
         providers: Mapping[str, Provider],
         clock: Clock,
         check_wanted: Wakeup,
@@ -92,8 +92,8 @@ class Reconciler:
         async with self._database.reading() as connection:
             news = await comparison.news(connection, provider=name, movements=movements)
         for movement in news.unheard:
-            (outcome,) = await self._cashier.observe(name, [movement.report])
-            if outcome is Outcome.UNEXPLAINED:
+            (outcome,) = await self._cashier.apply_report(name, [movement.report])
+            if outcome is Outcome.UNMATCHED:
                 await self._explain(name, unmatched.Kind(movement.kind), movement)
         for movement in news.other_amount:
             await self._explain(name, unmatched.Kind.OTHER_AMOUNT, movement)

@@ -120,7 +120,7 @@ async def request(
     return await _insert(connection, refund_id, capture, wanted, reason or DEFAULT_REASON, now)
 
 
-async def give_back(connection: AsyncConnection, *, capture: Capture, now: datetime) -> Refund:
+async def refund_capture(connection: AsyncConnection, *, capture: Capture, now: datetime) -> Refund:
     """Promises all of a capture that should not have been to go back."""
     if not await captures.promise(connection, capture_id=capture.capture_id, amount=capture.amount):
         raise RuntimeError(f"capture {capture.capture_id} was given back before")
@@ -250,7 +250,9 @@ async def settle(
     ).one_or_none()
     if row is None:
         return False
-    verdict = await captures.give_back(connection, capture_id=row.capture_id, amount=report.amount)
+    verdict = await captures.record_refunded(
+        connection, capture_id=row.capture_id, amount=report.amount
+    )
     await ledger.refunded(
         connection,
         payment=payment,
@@ -261,7 +263,7 @@ async def settle(
     )
     # Money that never paid the payment leaves it, and whoever follows it, alone.
     if verdict is Verdict.ACCEPTED:
-        after = await payments.give_back(
+        after = await payments.record_refund(
             connection, payment_id=payment.payment_id, amount=report.amount, now=now
         )
         await outbox.refund_processed(

@@ -29,7 +29,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Unexplained:
+class Unmatched:
     """`reference` is the provider's id of it: of a webhook, of a capture, of a refund."""
 
     unexplained_id: UUID
@@ -73,7 +73,7 @@ async def record(
 
 async def list_open(
     connection: AsyncConnection, *, after: UUID | None, limit: int
-) -> Sequence[Unexplained]:
+) -> Sequence[Unmatched]:
     """What is open, oldest first."""
     statement = (
         sa.select(unexplained)
@@ -98,7 +98,7 @@ async def count_open(connection: AsyncConnection) -> dict[str, int]:
 
 async def close(
     connection: AsyncConnection, *, unexplained_id: UUID, note: str, now: datetime
-) -> Unexplained:
+) -> Unmatched:
     """People know what it was. Repeating it keeps the first note. Raises PAYMENT_NOT_FOUND."""
     row = (
         await connection.execute(
@@ -116,9 +116,9 @@ async def close(
     return _from_row(row)
 
 
-def _from_row(row: sa.Row[Any]) -> Unexplained:
+def _from_row(row: sa.Row[Any]) -> Unmatched:
     has_amount = row.amount_minor is not None
-    return Unexplained(
+    return Unmatched(
         unexplained_id=row.unexplained_id,
         provider=row.provider,
         kind=Kind(row.kind),

@@ -28,7 +28,8 @@ class Outcome(StrEnum):
     APPLIED = "APPLIED"
     UNCHANGED = "UNCHANGED"
     UNKNOWN_TYPE = "UNKNOWN_TYPE"
-    UNEXPLAINED = "UNEXPLAINED"
+    # The stored value is older than the name.
+    UNMATCHED = "UNEXPLAINED"
     DUPLICATE = "DUPLICATE"
 
 
@@ -81,7 +82,7 @@ async def receive(
     elif event.report is None:
         outcome = Outcome.UNKNOWN_TYPE
     else:
-        observed = await payment_reports.observe(
+        observed = await payment_reports.apply_report(
             connection, provider=provider, report=event.report, now=now
         )
         outcome = Outcome(observed)
@@ -91,7 +92,7 @@ async def receive(
             .where(webhook_inbox.c.provider_event_id == event.event_id)
             .values(outcome=outcome)
         )
-        if outcome is Outcome.UNEXPLAINED:
+        if outcome is Outcome.UNMATCHED:
             await unmatched.record(
                 connection,
                 provider=provider,

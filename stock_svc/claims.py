@@ -63,7 +63,7 @@ async def sell(connection: AsyncConnection, *, claimed: Sequence[Claimed], now: 
     await _move_seats(connection, claimed, source="HELD", target="SOLD")
 
 
-async def give_back(
+async def free(
     connection: AsyncConnection, *, claimed: Sequence[Claimed], kind: Kind, now: datetime
 ) -> None:
     """Frees what is held, because of `kind` RELEASE or EXPIRE, or what is sold: RETURN."""

@@ -165,7 +165,7 @@ async def _end(
 ) -> None:
     """ACTIVE → RELEASED, COMMITTED → RETURNED. The reservation and its pools are locked."""
     is_sold = old.state is State.COMMITTED
-    await claims.give_back(
+    await claims.free(
         connection,
         claimed=freed,
         kind=Kind.RETURN if is_sold else Kind.RELEASE,

@@ -98,7 +98,7 @@ async def _expire(
     claimed = await claims.of_reservations(connection, ended_keys)
     if also_lock:
         await ledger.lock(connection, {line.pool for line in claimed} | set(also_lock))
-    await claims.give_back(connection, claimed=claimed, kind=Kind.EXPIRE, now=now)
+    await claims.free(connection, claimed=claimed, kind=Kind.EXPIRE, now=now)
     return len(ended_keys)
 
 

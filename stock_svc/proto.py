@@ -10,7 +10,7 @@ from mesh.conversions import time_from_proto, time_to_proto
 from mesh.errors import FieldViolation, invalid
 from stock_svc import audit, ledger, reservation, stock
 from stock_svc.reservation import Line, Reservation
-from stock_svc.stock_update import Wanted
+from stock_svc.stock_update import TargetStock
 from stock_svc.transitions import Move, Order
 
 MoveRequest = (
@@ -35,8 +35,8 @@ def stock_from(request: stock_service_pb2.DefineStockRequest) -> stock.Stock:
     )
 
 
-def wanted_from(request: stock_service_pb2.UpdateStockRequest) -> Wanted:
-    return Wanted(
+def wanted_from(request: stock_service_pb2.UpdateStockRequest) -> TargetStock:
+    return TargetStock(
         pools=[stock.Pool(UUID(pool.pool_id), pool.capacity) for pool in request.pools],
         offers=[
             stock.Offer(UUID(offer.offer_id), UUID(offer.pool_id), offer.per_customer_limit)
@@ -102,7 +102,7 @@ def reservation_to(reservation: Reservation) -> reservation_pb2.Reservation:
     )
 
 
-def stock_to(left: stock.StockLeft) -> stock_service_pb2.Stock:
+def stock_to(left: stock.StockAvailability) -> stock_service_pb2.Stock:
     message = stock_service_pb2.Stock
     return message(
         event_id=str(left.event_id),
@@ -124,7 +124,7 @@ def stock_to(left: stock.StockLeft) -> stock_service_pb2.Stock:
     )
 
 
-def seats_to(seats: Sequence[stock.SeatLeft]) -> list[stock_service_pb2.Stock.SeatLeft]:
+def seats_to(seats: Sequence[stock.SeatAvailability]) -> list[stock_service_pb2.Stock.SeatLeft]:
     message = stock_service_pb2.Stock.SeatLeft
     return [
         message(seat_id=str(seat.seat_id), state=message.State.Value(seat.state)) for seat in seats

@@ -96,7 +96,7 @@ async def release(
     return (await _move(connection, order, now)).has_moved
 
 
-async def give_back(
+async def return_sold(
     connection: AsyncConnection, *, event_id: UUID, reservation_id: UUID, now: datetime
 ) -> Reservation:
     """COMMITTED → RETURNED: what was sold can be sold again. Again, it returns the same.

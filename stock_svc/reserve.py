@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.db import outbox
 from mesh.db.batches import RacedError
 from mesh.db.outbox import NewEvent
-from mesh.db.pipeline import LOOK_UP, Result, Statement, columns, run_together
+from mesh.db.pipeline import FORCE_INDEX_SCANS, Result, Statement, columns, run_together
 from mesh.errors import DomainError, Reason
 from stock_svc import demand, expiry, statements
 from stock_svc.demand import Demand, EventTerms, Key, OfferTerms, SeatTerms
@@ -146,7 +146,7 @@ async def _look(connection: AsyncConnection, wave: _Wave) -> frozenset[UUID]:
     _, lapsed, offers, seats, known, *firsts = await run_together(
         connection,
         [
-            LOOK_UP,
+            FORCE_INDEX_SCANS,
             Statement(statements.LAPSED, (event_ids, wave.now)),
             Statement(statements.OFFERS, columns(offer_keys, 2)),
             Statement(statements.SEATS, columns(seat_keys, 2)),

@@ -18,7 +18,7 @@ from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from stock_svc import expiry, ledger, stock
 from stock_svc.ledger import Entry, Kind
 from stock_svc.states import SeatState, State
-from stock_svc.stock import SeatLeft, StockLeft
+from stock_svc.stock import SeatAvailability, StockAvailability
 from stock_svc.tables import (
     any_of,
     claim_is_live,
@@ -43,7 +43,7 @@ async def restock_once(
     connection: AsyncConnection,
     *,
     key: Key | None,
-    encode: Callable[[StockLeft], bytes],
+    encode: Callable[[StockAvailability], bytes],
     event_id: UUID,
     pool_id: UUID,
     quantity: int,
@@ -71,7 +71,7 @@ async def restock_once(
 
 async def restock(
     connection: AsyncConnection, *, event_id: UUID, pool_id: UUID, quantity: int, now: datetime
-) -> StockLeft:
+) -> StockAvailability:
     """Adds places to a pool. Raises EVENT_NOT_FOUND, POOL_NOT_FOUND or VALIDATION_FAILED."""
     await lock_event(connection, event_id)
     await ledger.lock(connection, {(event_id, pool_id)})
@@ -92,12 +92,12 @@ async def restock(
     await ledger.post(
         connection, entries=[Entry(event_id, pool_id, Kind.RESTOCK, capacity=quantity)], now=now
     )
-    return await stock.left(connection, event_id=event_id, with_seats=False, now=now)
+    return await stock.availability(connection, event_id=event_id, with_seats=False, now=now)
 
 
 async def block(
     connection: AsyncConnection, *, event_id: UUID, seat_ids: Collection[UUID], now: datetime
-) -> tuple[SeatLeft, ...]:
+) -> tuple[SeatAvailability, ...]:
     """Takes seats off sale, all or none. Raises EVENT_NOT_FOUND, SEAT_NOT_FOUND or
     SEAT_UNAVAILABLE."""
     await lock_event(connection, event_id)
@@ -111,17 +111,17 @@ async def block(
             seat_ids=",".join(map(str, taken)),
         )
     await _set_blocked(connection, event_id, pool_of, blocked=True, now=now)
-    return await stock.seats_left(connection, event_id=event_id, seat_ids=seat_ids, now=now)
+    return await stock.seat_availability(connection, event_id=event_id, seat_ids=seat_ids, now=now)
 
 
 async def unblock(
     connection: AsyncConnection, *, event_id: UUID, seat_ids: Collection[UUID], now: datetime
-) -> tuple[SeatLeft, ...]:
+) -> tuple[SeatAvailability, ...]:
     """Puts blocked seats on sale again. Raises EVENT_NOT_FOUND or SEAT_NOT_FOUND."""
     await lock_event(connection, event_id)
     pool_of = await _lock_pools_of(connection, event_id, seat_ids)
     await _set_blocked(connection, event_id, pool_of, blocked=False, now=now)
-    return await stock.seats_left(connection, event_id=event_id, seat_ids=seat_ids, now=now)
+    return await stock.seat_availability(connection, event_id=event_id, seat_ids=seat_ids, now=now)
 
 
 async def remove(connection: AsyncConnection, *, event_id: UUID, now: datetime) -> None:

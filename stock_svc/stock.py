@@ -73,7 +73,7 @@ class Stock:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolLeft:
+class PoolAvailability:
     """`version` counts the pool's movements."""
 
     pool_id: UUID
@@ -83,26 +83,26 @@ class PoolLeft:
 
 
 @dataclass(frozen=True, slots=True)
-class OfferLeft:
+class OfferAvailability:
     offer_id: UUID
     available: int
 
 
 @dataclass(frozen=True, slots=True)
-class SeatLeft:
+class SeatAvailability:
     seat_id: UUID
     state: SeatState
 
 
 @dataclass(frozen=True, slots=True)
-class StockLeft:
+class StockAvailability:
     """What can be reserved at one moment. `version` grows with every movement of the event."""
 
     event_id: UUID
     version: int
-    pools: tuple[PoolLeft, ...]
-    offers: tuple[OfferLeft, ...]
-    seats: tuple[SeatLeft, ...]
+    pools: tuple[PoolAvailability, ...]
+    offers: tuple[OfferAvailability, ...]
+    seats: tuple[SeatAvailability, ...]
 
 
 async def define(
@@ -144,14 +144,14 @@ async def define(
         raise DomainError(Reason.STOCK_ALREADY_DEFINED, "the event has or had other stock")
 
 
-async def left(
+async def availability(
     connection: AsyncConnection, *, event_id: UUID, with_seats: bool, now: datetime
-) -> StockLeft:
+) -> StockAvailability:
     """What is left of an event; lapsed holds count as free. Raises EVENT_NOT_FOUND.
 
     Reads with several statements: give it a snapshot, or they may disagree.
     """
-    left_in_pools = await pools_left(connection, event_id=event_id, now=now)
+    left_in_pools = await pool_availability(connection, event_id=event_id, now=now)
     if not left_in_pools:
         raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
     available = {pool.pool_id: pool.available for pool in left_in_pools}
@@ -160,18 +160,18 @@ async def left(
         .where(offers.c.event_id == event_id)
         .order_by(offers.c.offer_id)
     )
-    return StockLeft(
+    return StockAvailability(
         event_id=event_id,
         version=sum(pool.version for pool in left_in_pools),
         pools=left_in_pools,
-        offers=tuple(OfferLeft(row.offer_id, available[row.pool_id]) for row in drawn),
-        seats=await seats_left(connection, event_id=event_id, now=now) if with_seats else (),
+        offers=tuple(OfferAvailability(row.offer_id, available[row.pool_id]) for row in drawn),
+        seats=await seat_availability(connection, event_id=event_id, now=now) if with_seats else (),
     )
 
 
-async def pools_left(
+async def pool_availability(
     connection: AsyncConnection, *, event_id: UUID, now: datetime
-) -> tuple[PoolLeft, ...]:
+) -> tuple[PoolAvailability, ...]:
     """What is left in each pool of an event, in one statement and so at one moment.
 
     Lapsed holds count as free. Empty for an unknown event.
@@ -194,17 +194,18 @@ async def pools_left(
         .order_by(pools.c.pool_id)
     )
     return tuple(
-        PoolLeft(row.pool_id, row.capacity, int(row.available), row.version) for row in found
+        PoolAvailability(row.pool_id, row.capacity, int(row.available), row.version)
+        for row in found
     )
 
 
-async def seats_left(
+async def seat_availability(
     connection: AsyncConnection,
     *,
     event_id: UUID,
     seat_ids: Collection[UUID] | None = None,
     now: datetime,
-) -> tuple[SeatLeft, ...]:
+) -> tuple[SeatAvailability, ...]:
     """The state of each seat of an event, or of some; a seat of a lapsed hold is free."""
     has_lapsed = sa.and_(is_active, reservations.c.expire_time <= now)
     # Looked up seat by seat, at most one live claim each: of a join the planner has made
@@ -226,7 +227,9 @@ async def seats_left(
         .where(sa.true() if seat_ids is None else seats.c.seat_id == any_of(seat_ids))
         .order_by(seats.c.seat_id)
     )
-    return tuple(SeatLeft(row.seat_id, SeatState(row.state or "AVAILABLE")) for row in found)
+    return tuple(
+        SeatAvailability(row.seat_id, SeatState(row.state or "AVAILABLE")) for row in found
+    )
 
 
 def _same_reservation(table: sa.Table) -> sa.ColumnElement[bool]:

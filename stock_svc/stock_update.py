@@ -17,7 +17,7 @@ from mesh.errors import FieldViolation, invalid
 from stock_svc import expiry, ledger, restocking, stock
 from stock_svc.ledger import Entry, Kind
 from stock_svc.states import SeatState
-from stock_svc.stock import Offer, Pool, Seat, StockLeft
+from stock_svc.stock import Offer, Pool, Seat, StockAvailability
 from stock_svc.tables import any_of, events, offers, pools, seats
 
 _EXPIRED_AT_ONCE = 1000
@@ -25,7 +25,7 @@ _MAX_VIOLATIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TargetStock:
     """How the stock is to be: pools and offers that are not named stay as they are."""
 
     pools: Sequence[Pool] = ()
@@ -75,8 +75,8 @@ class _Existing:
 
 
 async def update(
-    connection: AsyncConnection, *, event_id: UUID, wanted: Wanted, now: datetime
-) -> StockLeft:
+    connection: AsyncConnection, *, event_id: UUID, wanted: TargetStock, now: datetime
+) -> StockAvailability:
     """Makes an event's stock as wanted; again, it changes nothing.
 
     Raises EVENT_NOT_FOUND, or VALIDATION_FAILED that names the field at fault.
@@ -88,10 +88,10 @@ async def update(
     _raise_if([*_of_offers(wanted, existing), *_of_seats(wanted, existing)])
     _raise_if(_of_pools(wanted, existing))
     await _change(connection, event_id, wanted, existing, now)
-    return await stock.left(connection, event_id=event_id, with_seats=False, now=now)
+    return await stock.availability(connection, event_id=event_id, with_seats=False, now=now)
 
 
-async def _read(connection: AsyncConnection, event_id: UUID, wanted: Wanted) -> _Existing:
+async def _read(connection: AsyncConnection, event_id: UUID, wanted: TargetStock) -> _Existing:
     locked = await connection.execute(
         sa.select(pools.c.pool_id, pools.c.capacity, pools.c.held + pools.c.sold)
         .where(pools.c.event_id == event_id)
@@ -137,7 +137,7 @@ def _raise_if(violations: Sequence[FieldViolation]) -> None:
         raise invalid(*violations[:_MAX_VIOLATIONS])
 
 
-def _repeated(wanted: Wanted) -> list[FieldViolation]:
+def _repeated(wanted: TargetStock) -> list[FieldViolation]:
     added = {seat.seat_id for seat in wanted.add_seats}
     return [
         *stock.repeated("pools", "pool_id", (pool.pool_id for pool in wanted.pools)),
@@ -151,7 +151,7 @@ def _repeated(wanted: Wanted) -> list[FieldViolation]:
     ]
 
 
-def _of_offers(wanted: Wanted, existing: _Existing) -> Iterator[FieldViolation]:
+def _of_offers(wanted: TargetStock, existing: _Existing) -> Iterator[FieldViolation]:
     known = existing.pools.keys() | {pool.pool_id for pool in wanted.pools}
     for n, offer in enumerate(wanted.offers):
         is_now = existing.offers.get(offer.offer_id)
@@ -161,7 +161,7 @@ def _of_offers(wanted: Wanted, existing: _Existing) -> Iterator[FieldViolation]:
             yield FieldViolation(f"offers[{n}].pool_id", "the offer draws on another pool")
 
 
-def _of_seats(wanted: Wanted, existing: _Existing) -> Iterator[FieldViolation]:
+def _of_seats(wanted: TargetStock, existing: _Existing) -> Iterator[FieldViolation]:
     known = existing.offers.keys() | {offer.offer_id for offer in wanted.offers}
     for n, seat in enumerate(wanted.add_seats):
         offer, is_now = existing.offers.get(seat.offer_id), existing.seats.get(seat.seat_id)
@@ -176,7 +176,7 @@ def _of_seats(wanted: Wanted, existing: _Existing) -> Iterator[FieldViolation]:
             yield FieldViolation(f"remove_seat_ids[{n}]", "the seat is held or sold")
 
 
-def _of_pools(wanted: Wanted, existing: _Existing) -> list[FieldViolation]:
+def _of_pools(wanted: TargetStock, existing: _Existing) -> list[FieldViolation]:
     seats_in = _seats_in(wanted, existing)
     seated_offers = _seated_offers(wanted, existing)
     violations = [
@@ -196,21 +196,21 @@ def _of_pools(wanted: Wanted, existing: _Existing) -> list[FieldViolation]:
     return violations
 
 
-def _seated_offers(wanted: Wanted, existing: _Existing) -> set[UUID]:
+def _seated_offers(wanted: TargetStock, existing: _Existing) -> set[UUID]:
     """Offers that are or become sold by seat."""
     return {offer_id for offer_id, offer in existing.offers.items() if offer.seated} | {
         seat.offer_id for seat in wanted.add_seats
     }
 
 
-def _pool_of(wanted: Wanted, existing: _Existing) -> dict[UUID, UUID]:
+def _pool_of(wanted: TargetStock, existing: _Existing) -> dict[UUID, UUID]:
     """The pool of each offer."""
     return {offer.offer_id: offer.pool_id for offer in wanted.offers} | {
         offer_id: offer.pool_id for offer_id, offer in existing.offers.items()
     }
 
 
-def _seats_in(wanted: Wanted, existing: _Existing) -> Counter[UUID]:
+def _seats_in(wanted: TargetStock, existing: _Existing) -> Counter[UUID]:
     """How many seats each pool will have."""
     pool_of, result = _pool_of(wanted, existing), Counter(existing.seats_in)
     result.update(pool_of[seat.offer_id] for seat in _added(wanted, existing))
@@ -219,16 +219,20 @@ def _seats_in(wanted: Wanted, existing: _Existing) -> Counter[UUID]:
     return result
 
 
-def _added(wanted: Wanted, existing: _Existing) -> list[Seat]:
+def _added(wanted: TargetStock, existing: _Existing) -> list[Seat]:
     return [seat for seat in wanted.add_seats if seat.seat_id not in existing.seats]
 
 
-def _removed(wanted: Wanted, existing: _Existing) -> list[UUID]:
+def _removed(wanted: TargetStock, existing: _Existing) -> list[UUID]:
     return sorted({each for each in wanted.remove_seat_ids if each in existing.seats})
 
 
 async def _change(
-    connection: AsyncConnection, event_id: UUID, wanted: Wanted, existing: _Existing, now: datetime
+    connection: AsyncConnection,
+    event_id: UUID,
+    wanted: TargetStock,
+    existing: _Existing,
+    now: datetime,
 ) -> None:
     new_pools = [pool.pool_id for pool in wanted.pools if pool.pool_id not in existing.pools]
     await stock.insert_pools(connection, event_id=event_id, pool_ids=new_pools)
@@ -269,7 +273,7 @@ async def _change(
     )
 
 
-def _entries(event_id: UUID, wanted: Wanted, existing: _Existing) -> list[Entry]:
+def _entries(event_id: UUID, wanted: TargetStock, existing: _Existing) -> list[Entry]:
     """What changes in the pools' capacities; blocked seats do not count."""
     seats_in, pool_of = _seats_in(wanted, existing), _pool_of(wanted, existing)
     blocked_in = Counter(existing.blocked_in)

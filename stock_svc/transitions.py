@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.db import outbox
 from mesh.db.outbox import NewEvent
-from mesh.db.pipeline import LOOK_UP, Statement, columns, run_together
+from mesh.db.pipeline import FORCE_INDEX_SCANS, Statement, columns, run_together
 from mesh.errors import DomainError, Reason
 from stock_svc import statements
 from stock_svc.demand import Key
@@ -95,7 +95,7 @@ async def move_all(
     _, locked, listed = await run_together(
         connection,
         [
-            LOOK_UP,
+            FORCE_INDEX_SCANS,
             Statement(statements.LOCK_RESERVATIONS, keys),
             Statement(statements.LINES, keys),
         ],

@@ -17,13 +17,13 @@ import sqlalchemy as sa
 from booking_svc.bookings import bookings, event_cancellation, expiry, payment_events, tables
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
 from booking_svc.bookings.checkout import Checkout
-from booking_svc.bookings.modification import Changing, Wish
+from booking_svc.bookings.modification import BookingPatch, Changing
 from booking_svc.bookings.placement import Saga
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.reconciliation import Reconciliation
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_creation, events
-from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.event_creation import NewEvent, NewOffer
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.events import Status as EventStatus
@@ -121,7 +121,7 @@ class LedgerStock:
         remove_seat_ids: Sequence[UUID],
         per_customer_limit: int | None,
     ) -> None:
-        wanted = stock_update.Wanted(
+        wanted = stock_update.TargetStock(
             [stock.Pool(pool.pool_id, pool.capacity) for pool in pools],
             [stock.Offer(o.offer_id, o.pool_id, o.per_customer_limit) for o in offers],
             [stock.Seat(seat_id, offer_id) for seat_id, offer_id in add_seats.items()],
@@ -133,16 +133,16 @@ class LedgerStock:
     async def remove(self, *, event_id: UUID) -> None:
         await self._run(restocking.remove, event_id=event_id)
 
-    async def left(self, *, event_id: UUID, with_seats: bool) -> ports.Left:
-        left = await self._run(stock.left, event_id=event_id, with_seats=with_seats)
-        return ports.Left(
+    async def availability(self, *, event_id: UUID, with_seats: bool) -> ports.Availability:
+        left = await self._run(stock.availability, event_id=event_id, with_seats=with_seats)
+        return ports.Availability(
             left.version,
             {offer.offer_id: offer.available for offer in left.offers},
             {seat.seat_id: seat.state for seat in left.seats},
             sum(pool.capacity for pool in left.pools),
             sum(pool.available for pool in left.pools),
             {
-                pool.pool_id: ports.PoolLeft(pool.capacity, pool.available, pool.version)
+                pool.pool_id: ports.PoolAvailability(pool.capacity, pool.available, pool.version)
                 for pool in left.pools
             },
         )
@@ -185,8 +185,8 @@ class LedgerStock:
     async def release(self, *, event_id: UUID, reservation_id: UUID) -> None:
         await self._run(reservations.release, event_id=event_id, reservation_id=reservation_id)
 
-    async def give_back(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(reservations.give_back, event_id=event_id, reservation_id=reservation_id)
+    async def return_sold(self, *, event_id: UUID, reservation_id: UUID) -> None:
+        await self._run(reservations.return_sold, event_id=event_id, reservation_id=reservation_id)
 
     async def exchange(
         self,
@@ -306,7 +306,7 @@ class World:
             stock=self.stock,
             payments=self.payments,
             clock=self.clock,
-            on_owed=lambda: None,
+            on_steps_enqueued=lambda: None,
         )
         self.changing = Changing(
             database=self.database,
@@ -314,7 +314,7 @@ class World:
             payments=self.payments,
             clock=self.clock,
             payment_window=WINDOW,
-            on_owed=lambda: None,
+            on_steps_enqueued=lambda: None,
         )
         self.saga = Saga(
             database=self.database,
@@ -323,7 +323,7 @@ class World:
             clock=self.clock,
             hold_ttl=HOLD,
             payment_window=WINDOW,
-            on_owed=lambda: None,
+            on_steps_enqueued=lambda: None,
         )
 
     async def an_event(self, *offers: NewOffer, **changes: Any) -> Event:
@@ -353,11 +353,11 @@ class World:
         key: str | None = None,
         customer_id: UUID | None = None,
         checkout: Checkout | None = SANDBOX,
-        wanted: Sequence[Wanted] | None = None,
+        wanted: Sequence[RequestedItem] | None = None,
         is_mail_wanted: bool = False,
     ) -> Booking:
         customer = customer_id or new_id()
-        lines = wanted or [Wanted(event.offers[0].offer_id, quantity, None)]
+        lines = wanted or [RequestedItem(event.offers[0].offer_id, quantity, None)]
         fingerprint = repr((event.event_id, lines, checkout)).encode()
         answer = await self.saga.place(
             key=Key(f"PlaceBooking:{customer}", key or str(new_id()), fingerprint),
@@ -394,7 +394,7 @@ class World:
         self,
         booking: Booking,
         *,
-        items: Sequence[Wanted] = (),
+        items: Sequence[RequestedItem] = (),
         attendees: Sequence[str] = (),
         note: str | None = None,
         by: By | None = None,
@@ -406,7 +406,7 @@ class World:
             booking_id=booking.booking_id,
             owner=owner,
             by=by or By(Actor.CUSTOMER),
-            wish=Wish(items, attendees, note),
+            wish=BookingPatch(items, attendees, note),
             encode=pickle.dumps,
         )
         return answered(answer)
@@ -416,7 +416,7 @@ class World:
         booking: Booking,
         event: Event,
         *,
-        wanted: Sequence[Wanted] = (),
+        wanted: Sequence[RequestedItem] = (),
         checkout: Checkout | None = SANDBOX,
         by: By | None = None,
         key: str | None = None,
@@ -516,7 +516,7 @@ class World:
 
     async def cancel_event(self, event: Event, reason: str = "") -> None:
         """As the organiser does it; its bookings follow, see `cancel_batch`."""
-        desk = EventDesk(database=self.database, stock=self.stock, clock=self.clock)
+        desk = EventCommands(database=self.database, stock=self.stock, clock=self.clock)
         await desk.set_status(event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason)
 
     async def cancel_batch(self) -> int | None:
@@ -525,7 +525,7 @@ class World:
             return await event_cancellation.go_on(connection, now=self.clock())
 
     async def available(self, event: Event) -> int:
-        left = await self.stock.left(event_id=event.event_id, with_seats=False)
+        left = await self.stock.availability(event_id=event.event_id, with_seats=False)
         return left.available
 
     async def all_bookings(self, *of: Event) -> list[Booking]:

@@ -18,8 +18,8 @@ from payment_svc import captures, payment_reports, payments, refunds, tables, we
 from payment_svc.pacing import Wakeup
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import Payment
-from payment_svc.provider_calls import Cashier
-from payment_svc.providers.base import Captured, Failed, Order, Report
+from payment_svc.provider_calls import ProviderCalls
+from payment_svc.providers.base import Captured, Failed, Order, ProviderReport
 from payment_svc.providers.sandbox import NAME, bank, ledger, signature
 from payment_svc.providers.sandbox.ledger import Entry
 from payment_svc.providers.sandbox.provider import SandboxProvider
@@ -104,7 +104,7 @@ class Desk:
             secrets=[SECRET],
             webhook_queued=Wakeup(),
         )
-        self.cashier = Cashier(database, {NAME: self.provider}, self.clock, Wakeup())
+        self.cashier = ProviderCalls(database, {NAME: self.provider}, self.clock, Wakeup())
 
     async def open(self, **changes: Any) -> Payment:
         return await self.cashier.open(an_order(**changes))
@@ -153,13 +153,13 @@ class Desk:
                 connection, provider=NAME, event=event, payload=body, now=self.clock()
             )
 
-    async def observe(self, *reports: Report) -> list[Outcome]:
+    async def apply_report(self, *reports: ProviderReport) -> list[Outcome]:
         """Applies reports, each in a transaction of its own."""
         outcomes = []
         for report in reports:
             async with self.database.transaction() as connection:
                 outcomes.append(
-                    await payment_reports.observe(
+                    await payment_reports.apply_report(
                         connection, provider=NAME, report=report, now=self.clock()
                     )
                 )

@@ -15,7 +15,7 @@ from mesh.money import Money
 from payment_svc import webhooks
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment
-from payment_svc.provider_calls import Cashier
+from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import CALL_SECONDS, Order, Provider
 from payment_svc.providers.razorpay.provider import NAME as RAZORPAY
 from payment_svc.providers.razorpay.provider import RazorpayProvider
@@ -44,7 +44,7 @@ class Shop(Generic[StandInT_co]):
     desk: Desk
     stand_in: StandInT_co
     provider: Provider
-    cashier: Cashier
+    cashier: ProviderCalls
 
     def giving_up_after(self, seconds: float) -> "Shop[StandInT_co]":
         """The same with another time limit of a call."""
@@ -157,5 +157,7 @@ def _desk(database: Database) -> Desk:
 
 def _cashier(
     name: str, desk: Desk, provider: Provider, *, call_seconds: float = CALL_SECONDS
-) -> Cashier:
-    return Cashier(desk.database, {name: provider}, desk.clock, Wakeup(), call_seconds=call_seconds)
+) -> ProviderCalls:
+    return ProviderCalls(
+        desk.database, {name: provider}, desk.clock, Wakeup(), call_seconds=call_seconds
+    )

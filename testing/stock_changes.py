@@ -7,10 +7,10 @@ from typing import Any
 from uuid import UUID
 
 from booking_svc.catalogue import events, proto, stock_projection
-from booking_svc.catalogue.availability import Availability
+from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.availability_stream import Update, Watch
 from booking_svc.catalogue.events import Event
-from booking_svc.clients.ports import Left, PoolChange, StockChange
+from booking_svc.clients.ports import Availability, PoolChange, StockChange
 from booking_svc.clients.stock import StockChanges
 from booking_svc.tables import event_cursors
 from boxoffice.stock.v1.stock_change_service_pb2 import StreamChangesRequest, StreamChangesResponse
@@ -59,9 +59,9 @@ class CountedStock(LedgerStock):
     looks = 0
     gate: Callable[[], Awaitable[None]] | None = None
 
-    async def left(self, *, event_id: UUID, with_seats: bool) -> Left:
+    async def availability(self, *, event_id: UUID, with_seats: bool) -> Availability:
         self.looks += 1
-        left = await super().left(event_id=event_id, with_seats=with_seats)
+        left = await super().availability(event_id=event_id, with_seats=with_seats)
         if self.gate is not None:
             await self.gate()
         return left
@@ -74,7 +74,7 @@ class Feed:
         self.world = world
         self.line = line
         self.stock = CountedStock(world.ledger, world.clock, world.crashes)
-        self.availability = Availability(stock=self.stock, read=self._read)
+        self.availability = AvailabilityCache(stock=self.stock, read=self._read)
         self.updates: list[Update] = []
         self.watch = Watch(availability=self.availability, encode=self._encode)
         self._changes = StockChanges(line)  # type: ignore[arg-type]
@@ -97,8 +97,12 @@ class Feed:
         """Waits until the cache is what the ledger says."""
         async with asyncio.timeout(60):
             while True:
-                truth = await self.world.stock.left(event_id=event.event_id, with_seats=True)
-                known = await self.availability.left(event_id=event.event_id, with_seats=True)
+                truth = await self.world.stock.availability(
+                    event_id=event.event_id, with_seats=True
+                )
+                known = await self.availability.availability(
+                    event_id=event.event_id, with_seats=True
+                )
                 if (known.version, known.offers, known.seats) == (
                     truth.version,
                     truth.offers,

@@ -13,8 +13,8 @@ from mesh.ids import new_id
 from stock_svc import audit, exchange, reservations, restocking, stock, stock_update
 from stock_svc.audit import Audit
 from stock_svc.reservation import Line, Reservation
-from stock_svc.stock import SeatLeft, StockLeft
-from stock_svc.stock_update import Wanted
+from stock_svc.stock import SeatAvailability, StockAvailability
+from stock_svc.stock_update import TargetStock
 
 NOW = datetime(2031, 5, 17, 18, 0, tzinfo=UTC)
 HOLD = timedelta(minutes=10)
@@ -85,9 +85,9 @@ class Sale:
                 connection, event_id=self.event_id, reservation_id=reservation_id, now=now
             )
 
-    async def give_back(self, reservation_id: UUID, *, now: datetime = NOW) -> Reservation:
+    async def return_sold(self, reservation_id: UUID, *, now: datetime = NOW) -> Reservation:
         async with self.database.transaction() as connection:
-            return await reservations.give_back(
+            return await reservations.return_sold(
                 connection, event_id=self.event_id, reservation_id=reservation_id, now=now
             )
 
@@ -114,7 +114,7 @@ class Sale:
                 now=now,
             )
 
-    async def restock(self, quantity: int, pool: str = "floor") -> StockLeft:
+    async def restock(self, quantity: int, pool: str = "floor") -> StockAvailability:
         async with self.database.transaction() as connection:
             return await restocking.restock(
                 connection,
@@ -124,7 +124,7 @@ class Sale:
                 now=NOW,
             )
 
-    async def block(self, *seats: str, now: datetime = NOW) -> tuple[SeatLeft, ...]:
+    async def block(self, *seats: str, now: datetime = NOW) -> tuple[SeatAvailability, ...]:
         async with self.database.transaction() as connection:
             return await restocking.block(
                 connection,
@@ -133,7 +133,7 @@ class Sale:
                 now=now,
             )
 
-    async def unblock(self, *seats: str) -> tuple[SeatLeft, ...]:
+    async def unblock(self, *seats: str) -> tuple[SeatAvailability, ...]:
         async with self.database.transaction() as connection:
             return await restocking.unblock(
                 connection,
@@ -142,10 +142,10 @@ class Sale:
                 now=NOW,
             )
 
-    async def update(self, wanted: Wanted, *, now: datetime = NOW) -> StockLeft:
+    async def update(self, target: TargetStock, *, now: datetime = NOW) -> StockAvailability:
         async with self.database.transaction() as connection:
             return await stock_update.update(
-                connection, event_id=self.event_id, wanted=wanted, now=now
+                connection, event_id=self.event_id, wanted=target, now=now
             )
 
     async def remove(self, *, now: datetime = NOW) -> None:
@@ -158,16 +158,20 @@ class Sale:
                 connection, event_id=self.event_id, reservation_id=reservation_id
             )
 
-    async def left(self, *, now: datetime = NOW) -> StockLeft:
+    async def availability(self, *, now: datetime = NOW) -> StockAvailability:
         async with self.database.transaction() as connection:
-            return await stock.left(connection, event_id=self.event_id, with_seats=True, now=now)
+            return await stock.availability(
+                connection, event_id=self.event_id, with_seats=True, now=now
+            )
 
     async def available(self, pool: str = "floor", *, now: datetime = NOW) -> int:
-        left = await self.left(now=now)
+        left = await self.availability(now=now)
         return next(p.available for p in left.pools if p.pool_id == self.pools[pool])
 
     async def seat_states(self, *, now: datetime = NOW) -> dict[str, str]:
-        states = {seat.seat_id: seat.state.value for seat in (await self.left(now=now)).seats}
+        states = {
+            seat.seat_id: seat.state.value for seat in (await self.availability(now=now)).seats
+        }
         return {name: states[seat_id] for name, seat_id in self.seats.items()}
 
     async def audit(self) -> Audit:

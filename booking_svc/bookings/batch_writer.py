@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import outbox
 from booking_svc.bookings.bookings import Booking, By, Status, TimelineEntry
-from booking_svc.bookings.outbox import Confirmed, Held, Told
+from booking_svc.bookings.outbox import Confirmed, Held, OutboxEntry
 from booking_svc.bookings.state_machine import FIRST_CHECK
 from booking_svc.catalogue import cancellation_policy, events, venues
 from booking_svc.catalogue.events import Event
@@ -25,7 +25,7 @@ from mesh.db import idempotent
 from mesh.db.batches import commit_each
 from mesh.db.database import Database
 from mesh.db.idempotent import Key, Record
-from mesh.db.pipeline import LOOK_UP, Statement, columns, run_together
+from mesh.db.pipeline import FORCE_INDEX_SCANS, Statement, columns, run_together
 from mesh.errors import DomainError
 from mesh.observability import request_context
 
@@ -38,7 +38,7 @@ _SECONDS = 4.5
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LookupRequest:
     key: Key
     event_id: UUID
     seat_ids: Collection[UUID]
@@ -55,7 +55,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class New:
+class NewBooking:
     """A booking to be written, with what its key is answered with if that is known already.
 
     Its timeline has been made by `by`; `origin` is the call's.
@@ -70,7 +70,7 @@ class New:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class CheckoutUrlSet:
     """A new booking that has got the page where it is paid, and the key's final answer."""
 
     key: Key
@@ -79,7 +79,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Free:
+class FreeConfirmation:
     """A new booking that is confirmed, as there is nothing to pay, and the key's final answer.
 
     The last entry of its timeline has been made by `by`; `origin` is the call's.
@@ -105,14 +105,14 @@ class Placing:
 
     async def find(self, key: Key, event_id: UUID, seat_ids: Collection[UUID]) -> Found:
         """Raises IDEMPOTENCY_KEY_REUSED. What is read was there after the call began."""
-        found: Found = await self._finding.submit(Asked(key, event_id, seat_ids))
+        found: Found = await self._finding.submit(LookupRequest(key, event_id, seat_ids))
         return found
 
     async def write(
         self, key: Key, booking: Booking, by: By, response: bytes | None, *, is_mail_wanted: bool
     ) -> bool:
         """Writes a new booking under its key. False when another call with the key was first."""
-        new = New(key, booking, by, response, is_mail_wanted, request_context.origin())
+        new = NewBooking(key, booking, by, response, is_mail_wanted, request_context.origin())
         is_first: bool = await self._writing.submit(new)
         return is_first
 
@@ -121,7 +121,7 @@ class Placing:
 
         False when it has another payment by now: nothing is written then.
         """
-        is_it: bool = await self._paging.submit(Page(key, booking, response))
+        is_it: bool = await self._paging.submit(CheckoutUrlSet(key, booking, response))
         return is_it
 
     async def confirm(self, key: Key, booking: Booking, by: By, response: bytes) -> bool:
@@ -129,14 +129,16 @@ class Placing:
 
         False when it is not held any more: nothing is written then.
         """
-        free = Free(key, booking, by, response, request_context.origin())
+        free = FreeConfirmation(key, booking, by, response, request_context.origin())
         is_held: bool = await self._confirming.submit(free)
         return is_held
 
-    async def _find_each(self, asked: Sequence[Asked]) -> Sequence[Found | Exception]:
+    async def _find_each(self, asked: Sequence[LookupRequest]) -> Sequence[Found | Exception]:
         keys = [one.key for one in asked]
         async with self._database.reading() as connection:
-            _, result = await run_together(connection, [LOOK_UP, idempotent.finding(keys)])
+            _, result = await run_together(
+                connection, [FORCE_INDEX_SCANS, idempotent.finding(keys)]
+            )
             known = await events.get_all(connection, {one.event_id for one in asked})
             seats = await venues.seats_of_any(
                 connection, {seat_id for one in asked for seat_id in one.seat_ids}
@@ -148,13 +150,13 @@ class Placing:
             for one, record in zip(asked, idempotent.found(keys, result), strict=True)
         ]
 
-    async def _write_each(self, new: Sequence[New]) -> Sequence[bool | Exception]:
+    async def _write_each(self, new: Sequence[NewBooking]) -> Sequence[bool | Exception]:
         return await commit_each(self._database, new, _write_all, clock=self._clock)
 
-    async def _page_each(self, pages: Sequence[Page]) -> Sequence[bool | Exception]:
+    async def _page_each(self, pages: Sequence[CheckoutUrlSet]) -> Sequence[bool | Exception]:
         return await commit_each(self._database, pages, _page_all, clock=self._clock)
 
-    async def _confirm_each(self, free: Sequence[Free]) -> Sequence[bool | Exception]:
+    async def _confirm_each(self, free: Sequence[FreeConfirmation]) -> Sequence[bool | Exception]:
         return await commit_each(self._database, free, _confirm_all, clock=self._clock)
 
 
@@ -184,7 +186,7 @@ def _found(
 
 
 async def _write_all(
-    connection: AsyncConnection, new: Sequence[New], now: datetime
+    connection: AsyncConnection, new: Sequence[NewBooking], now: datetime
 ) -> list[bool | DomainError]:
     """Whether each was first with its key; the bookings of those that were are written."""
     claims = [(one.key, Record(one.booking.booking_id, one.response)) for one in new]
@@ -208,7 +210,7 @@ async def _write_all(
 
 
 async def _page_all(
-    connection: AsyncConnection, pages: Sequence[Page], _now: datetime
+    connection: AsyncConnection, pages: Sequence[CheckoutUrlSet], _now: datetime
 ) -> list[bool | DomainError]:
     """Whether each booking has the payment still that the page is of."""
     rows = (
@@ -216,7 +218,9 @@ async def _page_all(
         for booking, payment in ((page.booking, page.booking.payment) for page in pages)
         if payment is not None
     )
-    _, paged = await run_together(connection, [LOOK_UP, Statement(_SET_PAGES, columns(rows, 4))])
+    _, paged = await run_together(
+        connection, [FORCE_INDEX_SCANS, Statement(_SET_PAGES, columns(rows, 4))]
+    )
     known = {booking_id for (booking_id,) in paged.rows}
     is_it = [page.booking.booking_id in known for page in pages]
     answers = [
@@ -228,17 +232,19 @@ async def _page_all(
 
 
 async def _confirm_all(
-    connection: AsyncConnection, free: Sequence[Free], now: datetime
+    connection: AsyncConnection, free: Sequence[FreeConfirmation], now: datetime
 ) -> list[bool | DomainError]:
     """Whether each booking was held still."""
     rows = ((one.booking.booking_id, one.booking.update_time) for one in free)
-    _, confirmed = await run_together(connection, [LOOK_UP, Statement(_CONFIRM, columns(rows, 2))])
+    _, confirmed = await run_together(
+        connection, [FORCE_INDEX_SCANS, Statement(_CONFIRM, columns(rows, 2))]
+    )
     known = {booking_id for (booking_id,) in confirmed.rows}
     is_held = [one.booking.booking_id in known for one in free]
     held = [one for one, is_it in zip(free, is_held, strict=True) if is_it]
     if held:
         told = [
-            Told(one.booking, Confirmed(one.booking.timeline[-1].reason), one.origin)
+            OutboxEntry(one.booking, Confirmed(one.booking.timeline[-1].reason), one.origin)
             for one in held
         ]
         await run_together(
@@ -252,13 +258,13 @@ async def _confirm_all(
     return list(is_held)
 
 
-def _held(new: New) -> Told:
+def _held(new: NewBooking) -> OutboxEntry:
     """What tells of the booking's beginning, before any payment."""
     booking = replace(new.booking, status=Status.HELD, payment=None)
-    return Told(booking, Held(new.is_mail_wanted), new.origin)
+    return OutboxEntry(booking, Held(new.is_mail_wanted), new.origin)
 
 
-def _bookings(new: Sequence[New]) -> Statement:
+def _bookings(new: Sequence[NewBooking]) -> Statement:
     rows = []
     for booking in (one.booking for one in new):
         payment = booking.payment
@@ -284,7 +290,7 @@ def _bookings(new: Sequence[New]) -> Statement:
     return Statement(_INSERT_BOOKINGS, columns(rows, 15))
 
 
-def _items(new: Sequence[New]) -> Statement:
+def _items(new: Sequence[NewBooking]) -> Statement:
     rows = (
         (
             one.booking.booking_id,

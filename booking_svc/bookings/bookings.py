@@ -19,6 +19,7 @@ from booking_svc.bookings.tables import (
     bookings,
 )
 from booking_svc.catalogue import cancellation_policy
+from booking_svc.catalogue.cancellation_policy import Policy
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 from mesh.paging import id_from_token, to_token
@@ -139,7 +140,7 @@ class Booking:
     reservation_id: UUID
     payment: Payment | None
     refunds: tuple[Refund, ...]
-    cancellation_policy: cancellation_policy.Policy
+    cancellation_policy: Policy
     timeline: tuple[TimelineEntry, ...]
     create_time: datetime
     update_time: datetime

@@ -21,11 +21,11 @@ from booking_svc.bookings import (
     state_machine,
 )
 from booking_svc.bookings.bookings import Actor, Booking, By, ChangeState, Item, Status
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.tables import bookings as bookings_table
 from booking_svc.catalogue import cancellation_policy, events
 from booking_svc.catalogue.cancellation_policy import Preview, Terms
-from booking_svc.catalogue.events import Said
+from booking_svc.catalogue.events import StaffStatus
 from mesh.clock import rfc3339
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
@@ -72,7 +72,7 @@ async def preview(
     booking_id: UUID,
     owner: UUID | None,
     now: datetime,
-    keep: Sequence[Wanted] | None = None,
+    keep: Sequence[RequestedItem] | None = None,
 ) -> Preview:
     """What `cancel` would do now, or giving up all items but those to `keep`.
 
@@ -104,7 +104,7 @@ async def terms_of(connection: AsyncConnection, booking: Booking, now: datetime)
             status=booking.status,
         )
     event = await events.get(connection, event_id=booking.event_id)
-    if event.said is Said.CANCELLED:
+    if event.staff_status is StaffStatus.CANCELLED:
         # Whoever is quicker than event_cancellation.py must not be worse off.
         return Terms(True, 100, None)
     granted = cancellation_policy.terms(
@@ -126,7 +126,7 @@ def refuse_if_closed(granted: Terms) -> None:
         )
 
 
-def given_up_by(booking: Booking, keep: Sequence[Wanted]) -> tuple[tuple[Item, ...], Money]:
+def given_up_by(booking: Booking, keep: Sequence[RequestedItem]) -> tuple[tuple[Item, ...], Money]:
     """The items that stay at the prices they were bought at, and the price of the others.
 
     Raises BOOKING_STATE_INVALID when more is to be kept than there is.
@@ -150,7 +150,7 @@ def given_up_by(booking: Booking, keep: Sequence[Wanted]) -> tuple[tuple[Item, .
     return tuple(kept), Money(total.amount_minor - left.amount_minor, total.currency_code)
 
 
-def _place(line: Wanted | Item) -> tuple[UUID | None, UUID | None]:
+def _place(line: RequestedItem | Item) -> tuple[UUID | None, UUID | None]:
     """What a line is about: a seat, or the places of an offer."""
     return (None, line.seat_id) if line.seat_id else (line.offer_id, None)
 
@@ -233,7 +233,7 @@ async def _end_confirmed(
     reason: str,
     now: datetime,
 ) -> Booking:
-    booking, refund = await refunds.give_back(
+    booking, refund = await refunds.refund(
         connection, booking=booking, amount=refund, reason="cancelled", now=now
     )
     ended = await state_machine.move(

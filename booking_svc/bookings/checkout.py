@@ -21,7 +21,7 @@ from booking_svc.bookings import (
 from booking_svc.bookings.batch_writer import Placing
 from booking_svc.bookings.bookings import Booking, By, PaymentStatus, Status
 from booking_svc.bookings.saga_steps import StepKind
-from booking_svc.catalogue.events import Event, Said
+from booking_svc.catalogue.events import Event, StaffStatus
 from booking_svc.clients.ports import Payments, Stock
 from booking_svc.tables import idempotency_records
 from mesh.clock import Clock, rfc3339
@@ -61,7 +61,7 @@ class Answer:
         return response
 
 
-class CheckingOut:
+class Checkouts:
     """Starts payments, each of them once."""
 
     def __init__(
@@ -91,9 +91,9 @@ class CheckingOut:
     ) -> Booking:
         """From a held booking to the page where it is paid; stores the answer with its end."""
         _refuse_checkout(booking, self._clock())
-        if event.said is Said.CANCELLED:
+        if event.staff_status is StaffStatus.CANCELLED:
             raise DomainError(
-                Reason.EVENT_STATE_INVALID, "the event is cancelled", status=event.said
+                Reason.EVENT_STATE_INVALID, "the event is cancelled", status=event.staff_status
             )
         if booking.total.amount_minor == 0:
             return await self._confirm_free(booking, by, answer)
@@ -185,7 +185,7 @@ class CheckingOut:
             if payment is not None:
                 if payment.provider == provider or payment.payment_url is not None:
                     return locked
-                await saga_steps.owe(
+                await saga_steps.enqueue(
                     connection, locked.booking_id, StepKind.VOID, payment.payment_id, now=now
                 )
             return await state_machine.begin_payment(

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.bookings import bookings, state_machine
 from booking_svc.bookings.bookings import Status
 from booking_svc.bookings.tables import bookings as bookings_table
-from booking_svc.catalogue.events import Said
+from booking_svc.catalogue.events import StaffStatus
 from booking_svc.catalogue.tables import events
 from mesh.clock import Clock
 from mesh.db.database import Database
@@ -35,7 +35,7 @@ async def complete(connection: AsyncConnection, *, now: datetime, limit: int) ->
         sa.select(bookings_table.c.booking_id)
         .join(events, events.c.event_id == bookings_table.c.event_id)
         .where(bookings_table.c.status == Status.CONFIRMED, end <= now)
-        .where(events.c.status != Said.CANCELLED)
+        .where(events.c.status != StaffStatus.CANCELLED)
         .limit(limit)
         .with_for_update(of=bookings_table, skip_locked=True)
     )

@@ -122,11 +122,11 @@ async def go_on(connection: AsyncConnection, *, now: datetime) -> int | None:
     return batch.cancelled
 
 
-async def run_once(database: Database, clock: Clock, on_owed: Callable[[], None]) -> None:
+async def run_once(database: Database, clock: Clock, on_steps_enqueued: Callable[[], None]) -> None:
     """One turn of the background loop."""
     async with database.transaction() as connection:
         cancelled = await go_on(connection, now=clock())
     if cancelled:
-        on_owed()
+        on_steps_enqueued()
     elif cancelled is None:
         await asyncio.sleep(_INTERVAL_SECONDS)

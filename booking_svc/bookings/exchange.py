@@ -27,7 +27,7 @@ _REFUSED = frozenset(
 )
 
 
-class Exchanging:
+class Exchanges:
     def __init__(self, *, database: Database, stock: Stock, clock: Clock) -> None:
         self._database = database
         self._stock = stock

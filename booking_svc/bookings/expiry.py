@@ -30,10 +30,10 @@ async def sweep(database: Database, clock: Clock) -> int:
     return len(lapsed) + len(waiting)
 
 
-async def run_once(database: Database, clock: Clock, on_owed: Callable[[], None]) -> None:
+async def run_once(database: Database, clock: Clock, on_steps_enqueued: Callable[[], None]) -> None:
     """One turn of the background loop."""
     expired = await sweep(database, clock)
     if expired:
-        on_owed()
+        on_steps_enqueued()
     if expired < _BATCH:
         await asyncio.sleep(INTERVAL_SECONDS)

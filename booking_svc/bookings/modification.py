@@ -20,9 +20,9 @@ from booking_svc.bookings import (
 )
 from booking_svc.bookings.bookings import Actor, Booking, By, ChangeState, Item, Status
 from booking_svc.bookings.checkout import Checkout
-from booking_svc.bookings.exchange import Exchanging
+from booking_svc.bookings.exchange import Exchanges
 from booking_svc.bookings.modification_store import Change
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Payments, Stock
@@ -42,16 +42,16 @@ _AN_END = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class BookingPatch:
     """What shall be changed; None or nothing leaves as it is."""
 
-    items: Sequence[Wanted]
+    items: Sequence[RequestedItem]
     attendees: Sequence[str]
     note: str | None
 
 
 class Changing:
-    """`on_owed` is called when steps were written down, so that they are taken at once."""
+    """`on_steps_enqueued` is called when steps were written down, so that they are taken at once."""
 
     def __init__(
         self,
@@ -61,15 +61,15 @@ class Changing:
         payments: Payments,
         clock: Clock,
         payment_window: timedelta,
-        on_owed: Callable[[], None],
+        on_steps_enqueued: Callable[[], None],
     ) -> None:
         self._database = database
         self._stock = stock
         self._payments = payments
         self._clock = clock
         self._payment_window = payment_window
-        self._on_owed = on_owed
-        self._exchanging = Exchanging(database=database, stock=stock, clock=clock)
+        self._on_owed = on_steps_enqueued
+        self._exchanging = Exchanges(database=database, stock=stock, clock=clock)
 
     async def update(
         self,
@@ -78,7 +78,7 @@ class Changing:
         booking_id: UUID,
         owner: UUID | None,
         by: By,
-        wish: Wish,
+        wish: BookingPatch,
         encode: Encode,
     ) -> bytes:
         """Changes what is given. Fewer items of a confirmed booking are refunded by its policy.
@@ -118,7 +118,7 @@ class Changing:
         owner: UUID | None,
         by: By,
         event_id: UUID,
-        wanted: Sequence[Wanted],
+        wanted: Sequence[RequestedItem],
         checkout: Checkout | None,
         encode: Encode,
     ) -> bytes:
@@ -162,7 +162,7 @@ class Changing:
         self,
         connection: AsyncConnection,
         booking: Booking,
-        wanted: Sequence[Wanted],
+        wanted: Sequence[RequestedItem],
         by: By,
         now: datetime,
     ) -> Change | None:
@@ -372,7 +372,7 @@ def _refuse_other_production(old: Event, new: Event) -> None:
         raise invalid(FieldViolation("event_id", "is sold in another currency"))
 
 
-def _same_places(booking: Booking, old: Event, new: Event) -> list[Wanted]:
+def _same_places(booking: Booking, old: Event, new: Event) -> list[RequestedItem]:
     """The same seats, or as many places of the offers with the same names."""
     names = {offer.offer_id: offer.name for offer in old.offers}
     offers = {offer.name: offer.offer_id for offer in new.offers}
@@ -384,7 +384,7 @@ def _same_places(booking: Booking, old: Event, new: Event) -> list[Wanted]:
                 FieldViolation("items", "are required: the event has no offer of the same name")
             )
         seat_id = item.seat_id
-        wanted.append(Wanted(None if seat_id else offer_id, item.quantity, seat_id))
+        wanted.append(RequestedItem(None if seat_id else offer_id, item.quantity, seat_id))
     return wanted
 
 

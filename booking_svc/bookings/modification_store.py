@@ -92,7 +92,7 @@ async def begin(connection: AsyncConnection, *, change: Change, now: datetime) -
         )
     )
     if change.state is ChangeState.EXCHANGING:
-        await saga_steps.owe(
+        await saga_steps.enqueue(
             connection,
             change.booking_id,
             StepKind.EXCHANGE,
@@ -148,7 +148,7 @@ async def set_payment_url(
 async def paid(connection: AsyncConnection, *, change: Change, now: datetime) -> None:
     """PENDING_PAYMENT → EXCHANGING. The booking must be locked."""
     await _set_state(connection, change, ChangeState.EXCHANGING, now)
-    await saga_steps.owe(
+    await saga_steps.enqueue(
         connection, change.booking_id, StepKind.EXCHANGE, change.change_id, now=now
     )
 
@@ -170,7 +170,7 @@ async def refuse(
     """The ledger cannot exchange the places: the locked booking stays, the difference goes back."""
     await _set_state(connection, change, ChangeState.REFUSED, now, refusal=reason)
     if change.payment_id is not None:
-        await refunds.give_back_payment(
+        await refunds.refund_payment(
             connection,
             booking=booking,
             payment_id=change.payment_id,
@@ -188,7 +188,7 @@ async def finish(
 ) -> Booking:
     """The places are exchanged: the locked booking has them, and what it costs less goes back."""
     await _set_state(connection, change, ChangeState.DONE, now)
-    booking, refund = await refunds.give_back(
+    booking, refund = await refunds.refund(
         connection, booking=booking, amount=change.refund, reason="booking_changed", now=now
     )
     columns: dict[str, object] = {
@@ -254,7 +254,7 @@ async def expire(connection: AsyncConnection, *, booking_id: UUID, now: datetime
 
 async def _let_go(connection: AsyncConnection, change: Change, now: datetime) -> None:
     """Owes the end of the hold and of the payment of a change."""
-    await saga_steps.owe(
+    await saga_steps.enqueue(
         connection,
         change.booking_id,
         StepKind.RELEASE,
@@ -263,7 +263,7 @@ async def _let_go(connection: AsyncConnection, change: Change, now: datetime) ->
         now=now,
     )
     if change.payment_id is not None:
-        await saga_steps.owe(
+        await saga_steps.enqueue(
             connection, change.booking_id, StepKind.VOID, change.payment_id, now=now
         )
 

@@ -130,7 +130,7 @@ async def append(
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class OutboxEntry:
     """An event of one of many calls: `origin` is the call's."""
 
     booking: Booking
@@ -138,7 +138,9 @@ class Told:
     origin: str
 
 
-def insertion(connection: AsyncConnection, events: Sequence[Told], *, now: datetime) -> Statement:
+def insertion(
+    connection: AsyncConnection, events: Sequence[OutboxEntry], *, now: datetime
+) -> Statement:
     """What `append` does for many, to be sent in the caller's transaction with other statements."""
     for event in events:
         on_commit(connection, partial(_count, event.booking, event.change))

@@ -99,7 +99,7 @@ async def _captured(
         await state_machine.set_payment_status(
             connection, booking=booking, status=PaymentStatus.CAPTURED, now=now
         )
-        await saga_steps.owe(
+        await saga_steps.enqueue(
             connection, booking.booking_id, StepKind.CONFIRM, event.payment_id, now=now
         )
         return
@@ -113,7 +113,7 @@ async def _captured(
         return
     # Never confirmed by the wrong money: another payment than the booking's, or another amount.
     _log.error("a payment does not fit its booking", extra={"event": repr(event)})
-    booking = await refunds.give_back_payment(
+    booking = await refunds.refund_payment(
         connection,
         booking=booking,
         payment_id=event.payment_id,

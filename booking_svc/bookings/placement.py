@@ -22,8 +22,8 @@ from booking_svc.bookings import (
 )
 from booking_svc.bookings.batch_writer import Placing
 from booking_svc.bookings.bookings import Actor, Booking, By, Item
-from booking_svc.bookings.checkout import Answer, CheckingOut, Checkout
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.checkout import Answer, Checkout, Checkouts
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Payments, Stock
@@ -36,7 +36,7 @@ from mesh.ids import new_id
 
 
 class Saga:
-    """`on_owed` is called when steps were written down, so that they are taken at once."""
+    """`on_steps_enqueued` is called when steps were written down, so that they are taken at once."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Saga:
         clock: Clock,
         hold_ttl: timedelta,
         payment_window: timedelta,
-        on_owed: Callable[[], None],
+        on_steps_enqueued: Callable[[], None],
     ) -> None:
         self._database = database
         self._stock = stock
@@ -55,9 +55,9 @@ class Saga:
         self._clock = clock
         self._hold_ttl = hold_ttl
         self._payment_window = payment_window
-        self._on_owed = on_owed
+        self._on_owed = on_steps_enqueued
         self._placing = Placing(database, clock)
-        self._checking_out = CheckingOut(
+        self._checking_out = Checkouts(
             database=database,
             stock=stock,
             payments=payments,
@@ -72,7 +72,7 @@ class Saga:
         key: Key,
         customer_id: UUID,
         event_id: UUID,
-        wanted: Sequence[Wanted],
+        wanted: Sequence[RequestedItem],
         checkout: Checkout | None,
         encode: Callable[[Booking], bytes],
         is_mail_wanted: bool = False,

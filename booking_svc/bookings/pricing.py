@@ -16,7 +16,7 @@ from mesh.money import Money
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestedItem:
     """One line of a request: places of an offer, or a seat."""
 
     offer_id: UUID | None
@@ -25,7 +25,7 @@ class Wanted:
 
 
 async def price(
-    connection: AsyncConnection, event: Event, wanted: Sequence[Wanted]
+    connection: AsyncConnection, event: Event, wanted: Sequence[RequestedItem]
 ) -> tuple[Item, ...]:
     """The items of a request at today's prices, as `priced` makes them."""
     seat_ids = seats_of(wanted)
@@ -37,12 +37,12 @@ async def price(
     return priced(event, wanted, types)
 
 
-def seats_of(wanted: Sequence[Wanted]) -> set[UUID]:
+def seats_of(wanted: Sequence[RequestedItem]) -> set[UUID]:
     return {line.seat_id for line in wanted if line.seat_id is not None}
 
 
 def priced(
-    event: Event, wanted: Sequence[Wanted], seat_types: Mapping[UUID, str]
+    event: Event, wanted: Sequence[RequestedItem], seat_types: Mapping[UUID, str]
 ) -> tuple[Item, ...]:
     """The items of a request; `seat_types` are those of the event's seats among them.
 

@@ -81,7 +81,7 @@ async def oldest_due(connection: AsyncConnection, *, now: datetime) -> datetime 
 
 
 class Reconciliation:
-    """`on_owed` is called when something was found that a step must follow."""
+    """`on_steps_enqueued` is called when something was found that a step must follow."""
 
     def __init__(
         self,
@@ -90,13 +90,13 @@ class Reconciliation:
         stock: Stock,
         payments: Payments,
         clock: Clock,
-        on_owed: Callable[[], None],
+        on_steps_enqueued: Callable[[], None],
     ) -> None:
         self._database = database
         self._stock = stock
         self._payments = payments
         self._clock = clock
-        self._on_owed = on_owed
+        self._on_owed = on_steps_enqueued
 
     async def run_once(self) -> None:
         """One turn of the background loop."""

@@ -51,7 +51,7 @@ async def captured(
     return noted.rowcount == 1
 
 
-async def give_back(
+async def refund(
     connection: AsyncConnection, *, booking: Booking, amount: Money, reason: str, now: datetime
 ) -> tuple[Booking, Money]:
     """Owes an amount of what a locked booking has brought, its newest payments first.
@@ -69,7 +69,7 @@ async def give_back(
     return booking, Money(amount.amount_minor - missing, amount.currency_code)
 
 
-async def give_back_payment(
+async def refund_payment(
     connection: AsyncConnection, *, booking: Booking, payment_id: UUID, reason: str, now: datetime
 ) -> Booking:
     """Owes all that is left of one payment of a locked booking; nothing when nothing is."""
@@ -193,7 +193,9 @@ async def _promise(
 ) -> Booking:
     refund = Refund(new_id(), paid.payment_id, amount, RefundStatus.PENDING, reason)
     await connection.execute(booking_refunds.insert().values(**_columns(booking, refund, now)))
-    await saga_steps.owe(connection, booking.booking_id, StepKind.REFUND, refund.refund_id, now=now)
+    await saga_steps.enqueue(
+        connection, booking.booking_id, StepKind.REFUND, refund.refund_id, now=now
+    )
     return replace(booking, refunds=(*booking.refunds, refund))
 
 

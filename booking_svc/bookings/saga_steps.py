@@ -44,7 +44,7 @@ class Step:
     origin: str = ""
 
 
-async def owe(
+async def enqueue(
     connection: AsyncConnection,
     booking_id: UUID,
     kind: StepKind,

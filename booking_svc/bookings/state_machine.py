@@ -27,7 +27,7 @@ from booking_svc.bookings.bookings import (
     get,
 )
 from booking_svc.bookings.outbox import Change
-from booking_svc.bookings.saga_steps import StepKind, owe
+from booking_svc.bookings.saga_steps import StepKind, enqueue
 from booking_svc.bookings.tables import booking_items, booking_timeline, bookings
 from booking_svc.catalogue.events import Event
 from mesh.errors import DomainError, Reason
@@ -295,7 +295,7 @@ async def end_unpaid(
     ended = await move(connection, booking=booking, to=to, reason=reason, by=by, now=now)
     await free_places(connection, booking=booking, now=now)
     if booking.payment is not None:
-        await owe(
+        await enqueue(
             connection, booking.booking_id, StepKind.VOID, booking.payment.payment_id, now=now
         )
     return ended
@@ -309,7 +309,7 @@ async def free_places(
     due_in: timedelta = timedelta(0),
 ) -> None:
     """Owes the end of the booking's claim in the ledger, whether it is held or sold."""
-    await owe(
+    await enqueue(
         connection,
         booking.booking_id,
         StepKind.RELEASE,

@@ -36,8 +36,8 @@ _CLAIM_REFUSED = frozenset(
 _SOLD = (Status.CONFIRMED, Status.COMPLETED)
 
 
-class Settling:
-    """`on_owed` is called when a step has led to others."""
+class StepHandlers:
+    """`on_steps_enqueued` is called when a step has led to others."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class Settling:
         stock: Stock,
         payments: Payments,
         clock: Clock,
-        on_owed: Callable[[], None],
+        on_steps_enqueued: Callable[[], None],
     ) -> None:
         self._database = database
         self._stock = stock
         self._payments = payments
         self._clock = clock
-        self._on_owed = on_owed
+        self._on_owed = on_steps_enqueued
 
     async def confirm(self, step: Step) -> None:
         """The payment was captured: sell the places, or give the money back."""
@@ -62,9 +62,9 @@ class Settling:
         if booking.status in _SOLD:
             await self._finish(step)
         elif booking.status is Status.CANCELLED:
-            await self._give_back(step, "paid after it was cancelled")
-        elif event.said is events.Said.CANCELLED:
-            await self._give_back(step, "paid after the event was cancelled")
+            await self._refund_payment(step, "paid after it was cancelled")
+        elif event.staff_status is events.StaffStatus.CANCELLED:
+            await self._refund_payment(step, "paid after the event was cancelled")
         else:
             await self._confirm(step, booking)
 
@@ -85,7 +85,7 @@ class Settling:
             if is_own and booking.status is not Status.CANCELLED:
                 # Sold by a late payment that is about to confirm: later, it is clear.
                 raise
-            await self._stock.give_back(event_id=event_id, reservation_id=step.subject_id)
+            await self._stock.return_sold(event_id=event_id, reservation_id=step.subject_id)
         await self._finish(step)
 
     async def void(self, step: Step) -> None:
@@ -151,7 +151,7 @@ class Settling:
         except DomainError as refusal:
             if refusal.reason not in _CLAIM_REFUSED:
                 raise
-            await self._give_back(step, "paid late, and the places were gone")
+            await self._refund_payment(step, "paid late, and the places were gone")
             return
         now = self._clock()
         async with self._database.transaction() as connection:
@@ -208,7 +208,7 @@ class Settling:
             return False
         return True
 
-    async def _give_back(self, step: Step, reason: str) -> None:
+    async def _refund_payment(self, step: Step, reason: str) -> None:
         """Owes the whole payment back; the booking ends if it has not ended."""
         now = self._clock()
         async with self._database.transaction() as connection:
@@ -216,7 +216,7 @@ class Settling:
             if locked.status in _SOLD:
                 await saga_steps.done(connection, step)
                 return
-            locked = await refunds.give_back_payment(
+            locked = await refunds.refund_payment(
                 connection,
                 booking=locked,
                 payment_id=step.subject_id,

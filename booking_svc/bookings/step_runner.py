@@ -11,9 +11,9 @@ from contextlib import suppress
 from datetime import timedelta
 
 from booking_svc.bookings import saga_steps
-from booking_svc.bookings.exchange import Exchanging
+from booking_svc.bookings.exchange import Exchanges
 from booking_svc.bookings.saga_steps import Step, StepKind
-from booking_svc.bookings.step_handlers import Settling
+from booking_svc.bookings.step_handlers import StepHandlers
 from booking_svc.clients.ports import Payments, Stock
 from mesh.clock import Clock
 from mesh.db.database import Database
@@ -43,15 +43,19 @@ class Steps:
         self._database = database
         self._clock = clock
         self._wake = asyncio.Event()
-        settling = Settling(
-            database=database, stock=stock, payments=payments, clock=clock, on_owed=self.wake
+        settling = StepHandlers(
+            database=database,
+            stock=stock,
+            payments=payments,
+            clock=clock,
+            on_steps_enqueued=self.wake,
         )
         self._take = {
             StepKind.CONFIRM: settling.confirm,
             StepKind.RELEASE: settling.release,
             StepKind.VOID: settling.void,
             StepKind.REFUND: settling.refund,
-            StepKind.EXCHANGE: Exchanging(database=database, stock=stock, clock=clock).take,
+            StepKind.EXCHANGE: Exchanges(database=database, stock=stock, clock=clock).take,
         }
 
     def wake(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from booking_svc.catalogue.events import Event
-from booking_svc.clients.ports import Left, PoolLeft, Stock, StockChange
+from booking_svc.clients.ports import Availability, PoolAvailability, Stock, StockChange
 from mesh.deadlines import deadline_in
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Level:
     """What is known of one event's stock. `seats` is None until they were asked for."""
 
     event: Event
-    pools: dict[UUID, PoolLeft]
+    pools: dict[UUID, PoolAvailability]
     seats: dict[UUID, str] | None
     read_at: float
     offers_at: float
@@ -55,10 +55,10 @@ class Level:
         """Grows with every movement of the event."""
         return sum(pool.version for pool in self.pools.values())
 
-    def left(self) -> Left:
+    def availability(self) -> Availability:
         own = {offer.pool_id for offer in self.event.offers}
         pools = [pool for pool_id, pool in self.pools.items() if pool_id in own]
-        return Left(
+        return Availability(
             version=self.version,
             offers=self.offers(),
             seats=self.seats or {},
@@ -90,7 +90,7 @@ class Level:
             if known is not None and pool.version < known.version:
                 return False
         for pool in change.pools:
-            self.pools[pool.pool_id] = PoolLeft(pool.capacity, pool.available, pool.version)
+            self.pools[pool.pool_id] = PoolAvailability(pool.capacity, pool.available, pool.version)
         if self.seats is not None:
             # A long change comes in parts of the same version.
             self.answer = (None, b"")
@@ -106,7 +106,7 @@ Listener = Callable[[StockChange | None], None]
 """Hears of each change of an event; of None when what was known of it is known no more."""
 
 
-class Availability:
+class AvailabilityCache:
     def __init__(self, *, stock: Stock, read: Read) -> None:
         self._stock = stock
         self._read = read
@@ -120,9 +120,9 @@ class Availability:
         # Counts beginnings and ends of the stream.
         self._feeds = 0
 
-    async def left(self, *, event_id: UUID, with_seats: bool) -> Left:
+    async def availability(self, *, event_id: UUID, with_seats: bool) -> Availability:
         """What is left of an event. Raises EVENT_NOT_FOUND."""
-        return (await self.level(event_id=event_id, with_seats=with_seats)).left()
+        return (await self.level(event_id=event_id, with_seats=with_seats)).availability()
 
     async def level(self, *, event_id: UUID, with_seats: bool) -> Level:
         """What is known of an event; asks the ledger if it must. Raises EVENT_NOT_FOUND."""
@@ -207,7 +207,7 @@ class Availability:
         try:
             with deadline_in(_LOOK_SECONDS):
                 event = await self._read(event_id)
-                left = await self._stock.left(event_id=event_id, with_seats=with_seats)
+                left = await self._stock.availability(event_id=event_id, with_seats=with_seats)
         finally:
             others = self._meanwhile[event_id]
             others.remove(changes)

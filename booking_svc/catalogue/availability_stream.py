@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from booking_svc.catalogue.availability import Availability, Level
+from booking_svc.catalogue.availability import AvailabilityCache, Level
 from booking_svc.clients.ports import StockChange
 from mesh.errors import DomainError, Reason
 from mesh.observability import metrics
@@ -195,7 +195,7 @@ class _Show:
 class Watch:
     """All events that are watched in this process."""
 
-    def __init__(self, *, availability: Availability, encode: Encode) -> None:
+    def __init__(self, *, availability: AvailabilityCache, encode: Encode) -> None:
         self._availability = availability
         self._encode = encode
         self._shows: dict[UUID, _Show] = {}

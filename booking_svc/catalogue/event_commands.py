@@ -30,21 +30,21 @@ from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.tables import event_cancellations, offers
 from booking_svc.catalogue.tables import events as events_table
 from booking_svc.catalogue.tables import stock_levels as levels_table
-from booking_svc.clients.ports import Left, Stock
+from booking_svc.clients.ports import Availability, Stock
 from mesh.clock import Clock
 from mesh.db import idempotent
 from mesh.db.database import Database
 from mesh.db.idempotent import Key
 from mesh.errors import DomainError, Reason
 
-Encode = Callable[[Event, Left], bytes]
+Encode = Callable[[Event, Availability], bytes]
 """An event as the client gets it."""
 
 # Longer than a change of the stock can take.
 _CHANGING = timedelta(seconds=15)
 
 
-class EventDesk:
+class EventCommands:
     """`on_change` hears of each event that was changed or removed, once that is durable."""
 
     def __init__(
@@ -98,7 +98,7 @@ class EventDesk:
 
     async def _insert(self, plan: Plan, key: Key | None, encode: Encode) -> bytes:
         event, now = plan.event, self._clock()
-        answer = encode(event, plan.left())
+        answer = encode(event, plan.availability())
         async with self._database.transaction() as connection:
             await orphaned_stock.want(connection, event_id=event.event_id)
             await events.insert(connection, event=event, capacities=plan.capacities(), now=now)
@@ -108,7 +108,7 @@ class EventDesk:
 
     async def update(
         self, *, event_id: UUID, change: EventChange, etag: str | None
-    ) -> tuple[Event, Left]:
+    ) -> tuple[Event, Availability]:
         """Changes an event, in the catalogue and in the ledger.
 
         Raises EVENT_NOT_FOUND, EVENT_CHANGED, EVENT_STATE_INVALID, SHOWTIME_OVERLAP, or
@@ -130,7 +130,7 @@ class EventDesk:
                 await _write(connection, plan.event, now)
         changed = await self._change_stock(plan) if plan.changes_stock else plan.event
         self._on_change(event_id)
-        return changed, await self._stock.left(event_id=event_id, with_seats=False)
+        return changed, await self._stock.availability(event_id=event_id, with_seats=False)
 
     async def _change_stock(self, plan: ChangePlan) -> Event:
         """The ledger agrees, or nothing changes."""
@@ -150,7 +150,7 @@ class EventDesk:
             if refusal.reason is Reason.VALIDATION_FAILED:
                 raise plan.in_the_request(refusal) from None
             raise
-        left = await self._stock.left(event_id=event_id, with_seats=False)
+        left = await self._stock.availability(event_id=event_id, with_seats=False)
         now = self._clock()
         async with self._database.transaction() as connection:
             event = await events.get(connection, event_id=event_id, lock=True)
@@ -190,11 +190,11 @@ class EventDesk:
 
     async def set_status(
         self, *, event_id: UUID, to: Status, reason: str = ""
-    ) -> tuple[Event, Left]:
+    ) -> tuple[Event, Availability]:
         """Does what the staff says. Raises EVENT_NOT_FOUND or EVENT_STATE_INVALID."""
         async with self._database.reading() as connection:
             await events.get(connection, event_id=event_id)
-        left = await self._stock.left(event_id=event_id, with_seats=False)
+        left = await self._stock.availability(event_id=event_id, with_seats=False)
         async with self._database.transaction() as connection:
             event = await event_status.set_status(
                 connection,
@@ -262,11 +262,11 @@ async def _write(connection: AsyncConnection, event: Event, now: datetime) -> No
     await connection.execute(
         sa.update(events_table)
         .where(events_table.c.event_id == event.event_id)
-        .values(**event_status.followed(now))
+        .values(**event_status.derived_columns(now))
     )
 
 
-async def _keep_levels(connection: AsyncConnection, event: Event, left: Left) -> None:
+async def _keep_levels(connection: AsyncConnection, event: Event, left: Availability) -> None:
     """What the ledger has told at once; its stream tells the rest."""
     rows = postgresql.insert(levels_table)
     own = {offer.pool_id for offer in event.offers}

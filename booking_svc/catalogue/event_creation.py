@@ -9,10 +9,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue import cancellation_policy, time_zones, venues
-from booking_svc.catalogue.events import Event, Offer, Said
+from booking_svc.catalogue.cancellation_policy import Policy
+from booking_svc.catalogue.events import Event, Offer, StaffStatus
 from booking_svc.catalogue.tables import auditoriums
 from booking_svc.catalogue.tables import venues as venues_table
-from booking_svc.clients.ports import Left, OfferStock, PoolStock
+from booking_svc.clients.ports import Availability, OfferStock, PoolStock
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
@@ -51,7 +52,7 @@ class NewEvent:
     sale_end_time: datetime | None
     currency_code: str
     offers: tuple[NewOffer, ...]
-    cancellation_policy: cancellation_policy.Policy | None
+    cancellation_policy: Policy | None
     is_draft: bool = False
     # Over all offers; None is no limit.
     per_customer_limit: int | None = None
@@ -69,10 +70,10 @@ class Plan:
     def capacities(self) -> dict[UUID, int]:
         return {pool.pool_id: pool.capacity for pool in self.pools}
 
-    def left(self) -> Left:
+    def availability(self) -> Availability:
         """What is left of it before the first booking."""
         capacities = self.capacities()
-        return Left(
+        return Availability(
             version=0,
             offers={offer.offer_id: capacities[offer.pool_id] for offer in self.offers},
             seats={},
@@ -112,7 +113,7 @@ async def plan(connection: AsyncConnection, *, new: NewEvent, now: datetime) -> 
         end_time=new.end_time,
         sale_start_time=new.sale_start_time,
         sale_end_time=new.sale_end_time or new.start_time,
-        said=Said.DRAFT if new.is_draft else Said.OPEN,
+        staff_status=StaffStatus.DRAFT if new.is_draft else StaffStatus.OPEN,
         currency_code=new.currency_code,
         offers=planned,
         cancellation_policy=new.cancellation_policy

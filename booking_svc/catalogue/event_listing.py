@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.catalogue import events, search, stock_projection
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.tables import events as events_table
-from booking_svc.clients.ports import Left
+from booking_svc.clients.ports import Availability
 from mesh.paging import from_token, to_token
 
 COUNTED_EXACTLY = 1_000
@@ -45,7 +45,7 @@ class Filters:
 @dataclass(frozen=True, slots=True)
 class Listed:
     event: Event
-    left: Left
+    left: Availability
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +106,10 @@ async def list_page(
         )
     ).all()
     found = [events.from_row(row) for row in rows[:page_size]]
-    lefts = await stock_projection.lefts(connection, events=found)
+    availability_of = await stock_projection.availability_of(connection, events=found)
     more = len(rows) > page_size
     return Page(
-        tuple(Listed(event, lefts[event.event_id]) for event in found),
+        tuple(Listed(event, availability_of[event.event_id]) for event in found),
         _token(found, scope) if more else "",
         total,
     )

@@ -11,9 +11,10 @@ from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
-from booking_svc.catalogue import cancellation_policy, event_creation
+from booking_svc.catalogue import event_creation
+from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.event_creation import NewEvent, NewOffer
-from booking_svc.catalogue.events import Event, Offer, Said
+from booking_svc.catalogue.events import Event, Offer, StaffStatus
 from booking_svc.clients.ports import OfferStock, PoolStock
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
@@ -52,7 +53,7 @@ class EventChange:
     sale_end_time: datetime | None = None
     currency_code: str | None = None
     offers: tuple[OfferChange, ...] = ()
-    cancellation_policy: cancellation_policy.Policy | None = None
+    cancellation_policy: Policy | None = None
     add_seat_ids: tuple[UUID, ...] = ()
     remove_seat_ids: tuple[UUID, ...] = ()
     clear: frozenset[str] = frozenset()
@@ -117,9 +118,9 @@ def plan(
     Raises EVENT_STATE_INVALID for a cancelled event, and VALIDATION_FAILED that names
     every fault.
     """
-    if event.said is Said.CANCELLED:
+    if event.staff_status is StaffStatus.CANCELLED:
         raise DomainError(
-            Reason.EVENT_STATE_INVALID, "the event is cancelled", status=Said.CANCELLED
+            Reason.EVENT_STATE_INVALID, "the event is cancelled", status=StaffStatus.CANCELLED
         )
     faults = _fixed(event, change)
     offers, fields = _offers(event, change, faults)

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue import cancellation_policy, search
+from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.tables import events, offers, stock_levels
 from mesh.clock import rfc3339
 from mesh.db.database import constraint_of
@@ -25,7 +26,7 @@ from mesh.money import Money
 _OVERLAP_CONSTRAINT = "events_no_overlap_excl"
 
 
-class Said(StrEnum):
+class StaffStatus(StrEnum):
     """What the staff has said of an event: the column `status`. The rest follows by itself."""
 
     DRAFT = "DRAFT"
@@ -60,7 +61,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event. `said` is what the staff has said; `status_at` is what holds."""
+    """An event. `staff_status` is what the staff has said; `status_at` is what holds."""
 
     event_id: UUID
     name: str
@@ -74,10 +75,10 @@ class Event:
     end_time: datetime | None
     sale_start_time: datetime
     sale_end_time: datetime | None
-    said: Said
+    staff_status: StaffStatus
     currency_code: str
     offers: tuple[Offer, ...]
-    cancellation_policy: cancellation_policy.Policy
+    cancellation_policy: Policy
     total_capacity: int
     revision: int
     create_time: datetime
@@ -92,21 +93,21 @@ class Event:
 
     def status_at(self, now: datetime, *, available: int) -> Status:
         """The event's status, following the sale window and the stock."""
-        if self.said in (Said.CANCELLED, Said.DRAFT):
-            return Status(self.said)
+        if self.staff_status in (StaffStatus.CANCELLED, StaffStatus.DRAFT):
+            return Status(self.staff_status)
         if self.sale_end_time is not None and now >= self.sale_end_time:
             return Status.ENDED
-        if self.said is Said.PAUSED:
+        if self.staff_status is StaffStatus.PAUSED:
             return Status.PAUSED
         if now < self.sale_start_time:
             return Status.UPCOMING
         return Status.ON_SALE if available > 0 else Status.SOLD_OUT
 
-    def turn_after(self, now: datetime) -> datetime | None:
+    def next_transition_after(self, now: datetime) -> datetime | None:
         """When the clock changes the status next; None when it never does."""
-        if self.said in (Said.CANCELLED, Said.DRAFT):
+        if self.staff_status in (StaffStatus.CANCELLED, StaffStatus.DRAFT):
             return None
-        if self.said is Said.OPEN and now < self.sale_start_time:
+        if self.staff_status is StaffStatus.OPEN and now < self.sale_start_time:
             return self.sale_start_time
         if self.sale_end_time is not None and now < self.sale_end_time:
             return self.sale_end_time
@@ -149,7 +150,7 @@ async def insert(
                 currency_code=event.currency_code,
                 is_sold_out=False,
                 current_status=event.status_at(now, available=1),
-                turn_time=event.turn_after(now),
+                next_transition_time=event.next_transition_after(now),
                 create_time=event.create_time,
                 **changing_columns(event),
                 search=search.vector(words),
@@ -213,7 +214,7 @@ def changing_columns(event: Event) -> dict[str, Any]:
         "end_time": event.end_time,
         "sale_start_time": event.sale_start_time,
         "sale_end_time": event.sale_end_time,
-        "status": event.said,
+        "status": event.staff_status,
         "cancellation_policy": cancellation_policy.to_json(event.cancellation_policy),
         "total_capacity": event.total_capacity,
         "revision": event.revision,
@@ -353,7 +354,7 @@ def from_row(row: sa.Row[Any]) -> Event:
         end_time=row.end_time,
         sale_start_time=row.sale_start_time,
         sale_end_time=row.sale_end_time,
-        said=Said(row.status),
+        staff_status=StaffStatus(row.status),
         currency_code=row.currency_code,
         offers=tuple(
             Offer(

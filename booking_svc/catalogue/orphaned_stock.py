@@ -13,7 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.catalogue.tables import unwanted_stock
+from booking_svc.catalogue.tables import orphaned_stock
 from booking_svc.clients.ports import Stock
 from mesh.clock import Clock
 from mesh.db.database import Database
@@ -34,16 +34,16 @@ async def note(
 ) -> None:
     """Writes down that an event's stock is not wanted from then on."""
     await connection.execute(
-        unwanted_stock.insert().values(event_id=event_id, due_time=due_time, taken=taken)
+        orphaned_stock.insert().values(event_id=event_id, due_time=due_time, taken=taken)
     )
 
 
 async def want(connection: AsyncConnection, *, event_id: UUID) -> None:
     """The event is there: its stock stays. Raises DEPENDENCY_UNAVAILABLE when that comes too late."""
     kept = await connection.execute(
-        sa.delete(unwanted_stock)
-        .where(unwanted_stock.c.event_id == event_id)
-        .where(~unwanted_stock.c.taken)
+        sa.delete(orphaned_stock)
+        .where(orphaned_stock.c.event_id == event_id)
+        .where(~orphaned_stock.c.taken)
     )
     if kept.rowcount != 1:
         raise DomainError(
@@ -54,8 +54,8 @@ async def want(connection: AsyncConnection, *, event_id: UUID) -> None:
 async def hurry(connection: AsyncConnection, *, event_id: UUID, now: datetime) -> None:
     """The event will not be there."""
     await connection.execute(
-        sa.update(unwanted_stock)
-        .where(unwanted_stock.c.event_id == event_id)
+        sa.update(orphaned_stock)
+        .where(orphaned_stock.c.event_id == event_id)
         .values(due_time=now, taken=True)
     )
 
@@ -64,18 +64,18 @@ async def remove_due(database: Database, stock: Stock, *, now: datetime) -> int:
     """Removes a batch. Returns how many it looked at; safe in several processes at once."""
     async with database.transaction() as connection:
         due = (
-            sa.select(unwanted_stock.c.event_id)
-            .where(unwanted_stock.c.due_time <= now)
-            .order_by(unwanted_stock.c.due_time)
+            sa.select(orphaned_stock.c.event_id)
+            .where(orphaned_stock.c.due_time <= now)
+            .order_by(orphaned_stock.c.due_time)
             .limit(_BATCH)
             .with_for_update(skip_locked=True)
         )
         found = (
             await connection.scalars(
-                sa.update(unwanted_stock)
-                .where(unwanted_stock.c.event_id.in_(due))
+                sa.update(orphaned_stock)
+                .where(orphaned_stock.c.event_id.in_(due))
                 .values(due_time=now + _RETRY, taken=True)
-                .returning(unwanted_stock.c.event_id)
+                .returning(orphaned_stock.c.event_id)
             )
         ).all()
     for event_id in found:
@@ -90,7 +90,7 @@ async def remove_due(database: Database, stock: Stock, *, now: datetime) -> int:
             continue
         async with database.transaction() as connection:
             await connection.execute(
-                sa.delete(unwanted_stock).where(unwanted_stock.c.event_id == event_id)
+                sa.delete(orphaned_stock).where(orphaned_stock.c.event_id == event_id)
             )
     return len(found)
 

@@ -16,7 +16,7 @@ from booking_svc.catalogue.event_listing import Filters
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.venues import Auditorium, Row, Seat, Venue
-from booking_svc.clients.ports import Left
+from booking_svc.clients.ports import Availability
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, venue_pb2
 from mesh.conversions import (
     id_to_proto,
@@ -206,7 +206,7 @@ def to_status(status: event_pb2.Event.Status.ValueType) -> Status:
     return Status(event_pb2.Event.Status.Name(status))
 
 
-def event(value: Event, left: Left, now: datetime) -> event_pb2.Event:
+def event(value: Event, left: Availability, now: datetime) -> event_pb2.Event:
     return event_pb2.Event(
         event_id=str(value.event_id),
         name=value.name,
@@ -250,7 +250,7 @@ def event(value: Event, left: Left, now: datetime) -> event_pb2.Event:
 
 def availability(level: Level) -> bytes:
     """An Availability, serialised."""
-    left = level.left()
+    left = level.availability()
     return event_service_pb2.Availability(
         event_id=str(level.event.event_id),
         version=left.version,

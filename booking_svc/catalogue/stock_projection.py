@@ -17,10 +17,12 @@ from booking_svc.catalogue import event_status
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.tables import events as events_table
 from booking_svc.catalogue.tables import offers, stock_levels
-from booking_svc.clients.ports import Left, PoolChange, StockChange
+from booking_svc.clients.ports import Availability, PoolChange, StockChange
 
 
-async def lefts(connection: AsyncConnection, *, events: Sequence[Event]) -> Mapping[UUID, Left]:
+async def availability_of(
+    connection: AsyncConnection, *, events: Sequence[Event]
+) -> Mapping[UUID, Availability]:
     """What is left of some events, without their seats."""
     ids = sa.literal([event.event_id for event in events], postgresql.ARRAY(sa.UUID()))
     found = await connection.execute(
@@ -119,7 +121,7 @@ async def follow(
         await connection.execute(
             sa.update(events_table)
             .where(table.event_id.in_(turned))
-            .values(**event_status.followed(now))
+            .values(**event_status.derived_columns(now))
         )
 
 
@@ -139,8 +141,8 @@ def _told(latest: Mapping[tuple[UUID, UUID], PoolChange]) -> sa.Subquery:
     return sa.select(rows).subquery()
 
 
-def _left(event: Event, levels: Mapping[UUID, tuple[int, int, int]]) -> Left:
-    return Left(
+def _left(event: Event, levels: Mapping[UUID, tuple[int, int, int]]) -> Availability:
+    return Availability(
         version=sum(version for _, _, version in levels.values()),
         offers={offer.offer_id: levels.get(offer.pool_id, (0, 0, 0))[1] for offer in event.offers},
         seats={},

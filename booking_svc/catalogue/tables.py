@@ -64,7 +64,8 @@ events = sa.Table(
     # current_status, for lists, which turns at turn_time if the stock does not turn it.
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("current_status", sa.Text, nullable=False),
-    sa.Column("turn_time", _Time),
+    # Named turn_time in the database.
+    sa.Column("turn_time", _Time, key="next_transition_time"),
     sa.Column("is_sold_out", sa.Boolean, nullable=False),
     # What lists are sorted by: the start, and infinity for the undated.
     sa.Column(
@@ -111,7 +112,9 @@ events = sa.Table(
     ),
     sa.Index("events_search_idx", "search", postgresql_using="gin"),
     sa.Index(
-        "events_turn_time_idx", "turn_time", postgresql_where=sa.text("turn_time IS NOT NULL")
+        "events_turn_time_idx",
+        "next_transition_time",
+        postgresql_where=sa.text("turn_time IS NOT NULL"),
     ),
 )
 
@@ -154,7 +157,7 @@ offers = sa.Table(
 
 # Stock to be taken out of the ledger: of events that were removed, and of those that are
 # being created, until they are. `taken` ones cannot be created any more.
-unwanted_stock = sa.Table(
+orphaned_stock = sa.Table(
     "unwanted_stock",
     metadata,
     sa.Column("event_id", _Uuid, primary_key=True),

@@ -42,7 +42,7 @@ class OfferStock:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolLeft:
+class PoolAvailability:
     """What is left in a pool. `version` counts its movements."""
 
     capacity: int
@@ -51,7 +51,7 @@ class PoolLeft:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Availability:
     """What is left of an event: places by offer, and the state of each seat if asked for."""
 
     version: int
@@ -59,7 +59,7 @@ class Left:
     seats: Mapping[UUID, str]
     capacity: int
     available: int
-    pools: Mapping[UUID, PoolLeft] = field(default_factory=dict)
+    pools: Mapping[UUID, PoolAvailability] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Stock(Protocol):
     async def remove(self, *, event_id: UUID) -> None:
         """Forgets an event's stock. Raises EVENT_STATE_INVALID when some is or was taken."""
 
-    async def left(self, *, event_id: UUID, with_seats: bool) -> Left: ...
+    async def availability(self, *, event_id: UUID, with_seats: bool) -> Availability: ...
 
     async def reserve(
         self,
@@ -146,7 +146,7 @@ class Stock(Protocol):
 
     async def release(self, *, event_id: UUID, reservation_id: UUID) -> None: ...
 
-    async def give_back(self, *, event_id: UUID, reservation_id: UUID) -> None:
+    async def return_sold(self, *, event_id: UUID, reservation_id: UUID) -> None:
         """Returns what was sold."""
 
     async def exchange(

@@ -5,11 +5,11 @@ from datetime import datetime
 from uuid import UUID
 
 from booking_svc.clients.ports import (
-    Left,
+    Availability,
     Line,
     OfferStock,
+    PoolAvailability,
     PoolChange,
-    PoolLeft,
     PoolStock,
     Reservation,
     StockChange,
@@ -121,11 +121,11 @@ class StockClient:
     async def remove(self, *, event_id: UUID) -> None:
         await self._stub.RemoveStock(messages.RemoveStockRequest(event_id=str(event_id)))
 
-    async def left(self, *, event_id: UUID, with_seats: bool) -> Left:
+    async def availability(self, *, event_id: UUID, with_seats: bool) -> Availability:
         stock = await self._stub.GetStock(
             messages.GetStockRequest(event_id=str(event_id), with_seats=with_seats)
         )
-        return Left(
+        return Availability(
             version=stock.version,
             offers={UUID(offer.offer_id): offer.available for offer in stock.offers},
             seats={
@@ -135,7 +135,7 @@ class StockClient:
             capacity=sum(pool.capacity for pool in stock.pools),
             available=sum(pool.available for pool in stock.pools),
             pools={
-                UUID(pool.pool_id): PoolLeft(pool.capacity, pool.available, pool.version)
+                UUID(pool.pool_id): PoolAvailability(pool.capacity, pool.available, pool.version)
                 for pool in stock.pools
             },
         )
@@ -189,7 +189,7 @@ class StockClient:
             )
         )
 
-    async def give_back(self, *, event_id: UUID, reservation_id: UUID) -> None:
+    async def return_sold(self, *, event_id: UUID, reservation_id: UUID) -> None:
         await self._stub.ReturnReservation(
             messages.ReturnReservationRequest(
                 event_id=str(event_id), reservation_id=str(reservation_id)

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.clients.ports import Contact
-from booking_svc.notifications.tables import contacts, mails, waiting_letters
+from booking_svc.notifications.tables import contacts, mails, mails_without_address
 from mesh.mail import queue
 
 WAIT_AT_MOST = timedelta(days=3)
@@ -40,7 +40,7 @@ async def find_or_wait(
     if (contact := await find(connection, user_id=user_id)) is not None:
         return contact
     await connection.execute(
-        postgresql.insert(waiting_letters)
+        postgresql.insert(mails_without_address)
         .values(event_key=key, user_id=user_id, payload=payload, create_time=now)
         .on_conflict_do_nothing()
     )
@@ -57,9 +57,9 @@ async def store(connection: AsyncConnection, *, contact: Contact, now: datetime)
         .on_conflict_do_update(index_elements=["user_id"], set_=values)
     )
     waited = await connection.execute(
-        sa.delete(waiting_letters)
-        .where(waiting_letters.c.user_id == contact.user_id)
-        .returning(waiting_letters.c.event_key, waiting_letters.c.payload)
+        sa.delete(mails_without_address)
+        .where(mails_without_address.c.user_id == contact.user_id)
+        .returning(mails_without_address.c.event_key, mails_without_address.c.payload)
     )
     # UUIDv7: in the order in which things happened.
     return [row.payload for row in sorted(waited, key=lambda row: row.event_key)]
@@ -71,7 +71,9 @@ async def erase(connection: AsyncConnection, *, user_id: UUID, now: datetime) ->
     gone = await connection.execute(
         sa.delete(contacts).where(contacts.c.user_id == user_id).returning(contacts.c.email)
     )
-    await connection.execute(sa.delete(waiting_letters).where(waiting_letters.c.user_id == user_id))
+    await connection.execute(
+        sa.delete(mails_without_address).where(mails_without_address.c.user_id == user_id)
+    )
     for email in gone.scalars():
         await queue.withdraw(connection, mails, to=email, now=now)
 
@@ -79,7 +81,9 @@ async def erase(connection: AsyncConnection, *, user_id: UUID, now: datetime) ->
 async def forget_waiting(connection: AsyncConnection, *, now: datetime) -> int:
     """Gives up what has waited too long for an address. Returns how many."""
     deleted = await connection.execute(
-        sa.delete(waiting_letters).where(waiting_letters.c.create_time < now - WAIT_AT_MOST)
+        sa.delete(mails_without_address).where(
+            mails_without_address.c.create_time < now - WAIT_AT_MOST
+        )
     )
     return deleted.rowcount
 

@@ -59,7 +59,7 @@ class Occasion:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class BookingMail:
     """All that a mail about a booking is made of. `moved_from` is what it was for before."""
 
     kind: str
@@ -93,7 +93,7 @@ async def write(
     moved_from = None
     if isinstance(event.change, Rescheduled):
         moved_from = await _occasion(connection, event.change.from_event_id)
-    letter = Letter(
+    letter = BookingMail(
         kind=kind,
         name=contact.full_name,
         booking_id=booking.booking_id,
@@ -118,12 +118,12 @@ async def write(
     )
 
 
-def render(letter: Letter) -> Rendered:
+def render(letter: BookingMail) -> Rendered:
     """Fills the templates of a letter's kind."""
     return _TEMPLATES.render(letter.kind, **_values(letter, _words(letter.occasion)))
 
 
-def _values(letter: Letter, words: Wording) -> dict[str, Any]:
+def _values(letter: BookingMail, words: Wording) -> dict[str, Any]:
     occasion, change = letter.occasion, letter.change
     refund = getattr(change, "refund", None)
     confirm_time = letter.confirm_time
@@ -150,7 +150,7 @@ def _values(letter: Letter, words: Wording) -> dict[str, Any]:
     }
 
 
-def _before(letter: Letter, words: Wording) -> dict[str, Any]:
+def _before(letter: BookingMail, words: Wording) -> dict[str, Any]:
     """What the booking was before it was moved or changed."""
     previous = getattr(letter.change, "previous_total", None)
     earlier = letter.moved_from

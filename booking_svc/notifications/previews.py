@@ -17,7 +17,7 @@ from booking_svc.bookings.outbox import (
 )
 from booking_svc.catalogue import cancellation_policy
 from booking_svc.notifications import content
-from booking_svc.notifications.content import Letter, Line, Occasion
+from booking_svc.notifications.content import BookingMail, Line, Occasion
 from mesh.mail.templates import Rendered
 from mesh.money import Money
 
@@ -104,8 +104,8 @@ def samples() -> Iterator[tuple[str, Rendered]]:
         yield name, content.render(letter)
 
 
-def _letter(kind: str, occasion: Occasion, lines: tuple[Line, ...], change: Change) -> Letter:
-    return Letter(
+def _letter(kind: str, occasion: Occasion, lines: tuple[Line, ...], change: Change) -> BookingMail:
+    return BookingMail(
         kind=kind,
         name="Mira Rao",
         booking_id=_ID,

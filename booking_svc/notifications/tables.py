@@ -20,7 +20,7 @@ contacts = sa.Table(
 )
 
 # Events of bookings whose customers' addresses have not come yet.
-waiting_letters = sa.Table(
+mails_without_address = sa.Table(
     "waiting_letters",
     metadata,
     sa.Column("event_key", _Uuid, primary_key=True),

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.bookings.outbox import BookingEvent, BookingEvents
 from booking_svc.tables import event_cursors
 from booking_svc.webhooks import deliveries, endpoints, payload
-from booking_svc.webhooks.encryption import Seal
+from booking_svc.webhooks.encryption import SecretBox
 from mesh.clock import Clock
 from mesh.db.consumer import EventConsumer
 from mesh.db.database import Database
@@ -58,7 +58,7 @@ def consumer(
     )
 
 
-async def tidy(database: Database, clock: Clock, seal: Seal, locks: Locks) -> None:
+async def tidy(database: Database, clock: Clock, seal: SecretBox, locks: Locks) -> None:
     """One turn of a loop: one process deletes the log of long ago, and seals what is not."""
 
     async def tidy_up() -> None:

@@ -17,7 +17,7 @@ import httpx
 
 from booking_svc.webhooks import deliveries, endpoints, signature, url_policy
 from booking_svc.webhooks.deliveries import Attempt, Leased, Status
-from booking_svc.webhooks.encryption import Seal
+from booking_svc.webhooks.encryption import SecretBox
 from booking_svc.webhooks.url_policy import RefusedDestinationError, Rules
 from mesh.clock import Clock
 from mesh.db.database import Database
@@ -36,7 +36,7 @@ _GONE = 410
 _ATTEMPTS = metrics.counter("webhook_attempts", "Tries to deliver a webhook.", "outcome")
 
 
-class Courier:
+class DeliveryWorker:
     """Takes what is due and posts it, until it is cancelled."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Courier:
         clock: Clock,
         *,
         rules: Rules,
-        seal: Seal,
+        seal: SecretBox,
         attempt_seconds: float = ATTEMPT_SECONDS,
     ) -> None:
         self._database = database
@@ -66,9 +66,9 @@ class Courier:
         clock: Clock,
         *,
         rules: Rules,
-        seal: Seal,
+        seal: SecretBox,
         attempt_seconds: float = ATTEMPT_SECONDS,
-    ) -> AsyncIterator["Courier"]:
+    ) -> AsyncIterator["DeliveryWorker"]:
         async with httpx.AsyncClient(
             # Neither a proxy nor a password from the environment, and no redirects: each
             # would lead to an address that nobody has looked at.

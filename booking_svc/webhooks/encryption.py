@@ -19,7 +19,7 @@ class UnknownKeyError(Exception):
     """It was sealed with a key that is not among ours."""
 
 
-class Seal:
+class SecretBox:
     def __init__(self, keys: Sequence[str]) -> None:
         """`keys`: any texts of 32 characters or more, the newest first."""
         fernets = [Fernet(_derived(key)) for key in keys]

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.webhooks import signature, url_policy
-from booking_svc.webhooks.encryption import Seal
+from booking_svc.webhooks.encryption import SecretBox
 from booking_svc.webhooks.tables import webhook_endpoints, webhook_secrets
 from booking_svc.webhooks.url_policy import Rules
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
@@ -62,7 +62,7 @@ async def create(
     description: str,
     event_types: Sequence[str],
     rules: Rules,
-    seal: Seal,
+    seal: SecretBox,
     now: datetime,
 ) -> Endpoint:
     """Adds an endpoint with its first secret. Raises VALIDATION_FAILED."""
@@ -173,7 +173,12 @@ async def delete(connection: AsyncConnection, *, endpoint_id: UUID) -> None:
 
 
 async def rotate_secret(
-    connection: AsyncConnection, *, endpoint_id: UUID, overlap: timedelta, seal: Seal, now: datetime
+    connection: AsyncConnection,
+    *,
+    endpoint_id: UUID,
+    overlap: timedelta,
+    seal: SecretBox,
+    now: datetime,
 ) -> Endpoint:
     """Makes a new secret; those of before end after `overlap`, or earlier if they would anyway.
 
@@ -226,7 +231,7 @@ async def enabled(connection: AsyncConnection) -> Sequence[tuple[UUID, tuple[str
 
 
 async def signing_secrets(
-    connection: AsyncConnection, *, endpoint_id: UUID, seal: Seal, now: datetime
+    connection: AsyncConnection, *, endpoint_id: UUID, seal: SecretBox, now: datetime
 ) -> Sequence[str]:
     """The secrets in force, newest first."""
     table = webhook_secrets.c
@@ -239,7 +244,7 @@ async def signing_secrets(
     return [seal.open(sealed.encode()).decode() for sealed in found.scalars()]
 
 
-async def reseal(connection: AsyncConnection, *, seal: Seal) -> int:
+async def reseal(connection: AsyncConnection, *, seal: SecretBox) -> int:
     """Seals with the newest key what is not: of older keys, or of before there were any.
 
     Returns how many. Raises UnknownKeyError.
@@ -258,7 +263,7 @@ async def reseal(connection: AsyncConnection, *, seal: Seal) -> int:
 
 
 async def _add_secret(
-    connection: AsyncConnection, endpoint_id: UUID, seal: Seal, now: datetime
+    connection: AsyncConnection, endpoint_id: UUID, seal: SecretBox, now: datetime
 ) -> str:
     secret = signature.new_secret()
     await connection.execute(

@@ -23,7 +23,7 @@ class Statement:
     parameters: Sequence[object] = ()
 
 
-LOOK_UP = Statement("""
+FORCE_INDEX_SCANS = Statement("""
 SELECT set_config('enable_seqscan', 'off', true),
        set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true)

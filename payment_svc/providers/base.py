@@ -77,7 +77,7 @@ class RefundOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ProviderReport:
     """Something that happened to a payment at its provider.
 
     `session_reference` is the provider's id of the payment, None when it never heard
@@ -91,7 +91,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Authorized(Report):
+class Authorized(ProviderReport):
     """The money is reserved at the customer's bank, under the provider's id of that."""
 
     method: str
@@ -99,7 +99,7 @@ class Authorized(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Captured(Report):
+class Captured(ProviderReport):
     """The money was taken. `capture_reference` is the provider's id of this taking.
 
     `fee` is what the provider keeps of it, None while it does not say.
@@ -112,19 +112,19 @@ class Captured(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class Failed(Report):
+class Failed(ProviderReport):
     """A try to pay was refused."""
 
     failure_code: str
 
 
 @dataclass(frozen=True, slots=True)
-class Voided(Report):
+class Voided(ProviderReport):
     """No money was taken, and none will be."""
 
 
 @dataclass(frozen=True, slots=True)
-class RefundProcessed(Report):
+class RefundProcessed(ProviderReport):
     """Money went back. `refund_reference` is the provider's id of it.
 
     Without a `refund_id` it is no refund of ours: somebody gave it back at the provider.
@@ -137,7 +137,7 @@ class RefundProcessed(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class RefundRefused(Report):
+class RefundRefused(ProviderReport):
     """The provider refused the refund's call number `refusals`; no money was moved."""
 
     refund_id: UUID
@@ -154,7 +154,7 @@ class DisputeStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Disputed(Report):
+class Disputed(ProviderReport):
     """The customer's bank asks a capture back; `dispute_reference` is the provider's id."""
 
     dispute_reference: str
@@ -195,7 +195,7 @@ class WebhookEvent:
 
     event_id: str
     event_type: str
-    report: Report | None
+    report: ProviderReport | None
 
 
 class Provider(Protocol):
@@ -222,7 +222,7 @@ class Provider(Protocol):
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused | None:
         """Gives money back. None: accepted, a webhook tells when it is done."""
 
-    async def inspect(self, order: Order, reference: str) -> Sequence[Report]:
+    async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
         """All that is true of a payment now, as the reports that would have told it."""
 
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:

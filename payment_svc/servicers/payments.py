@@ -20,7 +20,7 @@ from mesh.tasks import shielded
 from payment_svc import disputes, payments, refunds
 from payment_svc.pacing import Wakeup
 from payment_svc.proto import payment_to_proto, refund_to_proto
-from payment_svc.provider_calls import Cashier
+from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import Order
 from payment_svc.refunds import Refund
 
@@ -33,7 +33,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
     def __init__(
-        self, database: Database, cashier: Cashier, clock: Clock, refund_requested: Wakeup
+        self, database: Database, cashier: ProviderCalls, clock: Clock, refund_requested: Wakeup
     ) -> None:
         self._database = database
         self._cashier = cashier

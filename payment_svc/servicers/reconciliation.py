@@ -15,7 +15,7 @@ from mesh.conversions import money_to_proto
 from mesh.db.database import Database
 from payment_svc import comparison, unmatched
 from payment_svc.proto import days_from_proto
-from payment_svc.unmatched import Unexplained
+from payment_svc.unmatched import Unmatched
 
 _DEFAULT_PAGE_SIZE = 100
 
@@ -79,7 +79,7 @@ class ReconciliationServicer(reconciliation_service_pb2_grpc.ReconciliationServi
         )
 
 
-def _unexplained(one: Unexplained) -> reconciliation_service_pb2.Unexplained:
+def _unexplained(one: Unmatched) -> reconciliation_service_pb2.Unexplained:
     message = reconciliation_service_pb2.Unexplained(
         unexplained_id=str(one.unexplained_id),
         provider=one.provider,

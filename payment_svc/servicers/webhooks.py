@@ -15,7 +15,7 @@ from mesh.errors import DomainError, Reason
 from mesh.tasks import shielded
 from payment_svc import inbound, webhooks
 from payment_svc.pacing import Wakeup
-from payment_svc.provider_calls import Cashier
+from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import Authorized, WebhookEvent
 
 _DATABASE_STEP_SECONDS = 8.0
@@ -28,7 +28,7 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
     def __init__(
         self,
         database: Database,
-        cashier: Cashier,
+        cashier: ProviderCalls,
         clock: Clock,
         refund_requested: Wakeup,
         check_wanted: Wakeup,

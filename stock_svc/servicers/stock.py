@@ -132,7 +132,7 @@ class StockServicer(StockServiceServicer):
             seat_ids=[UUID(each) for each in request.seat_ids],
             now=now,
         )
-        left = await stock.left(connection, event_id=event_id, with_seats=False, now=now)
+        left = await stock.availability(connection, event_id=event_id, with_seats=False, now=now)
         return proto.stock_to(replace(left, seats=changed))
 
     async def Reserve(
@@ -211,7 +211,7 @@ class StockServicer(StockServiceServicer):
         self, request: stock_service_pb2.GetStockRequest, context: _Context
     ) -> stock_service_pb2.Stock:
         async with self._database.snapshot() as connection:
-            left = await stock.left(
+            left = await stock.availability(
                 connection,
                 event_id=UUID(request.event_id),
                 with_seats=request.with_seats,

@@ -59,7 +59,7 @@ async def test_the_pause_doubles_up_to_an_hour(throttle: LoginThrottle) -> None:
             # Refused attempts do not count: otherwise nobody would ever come in again.
             assert await wait_of(throttle.admit("mira", now=now)) == pause
         else:
-            await throttle.give_back("mira")
+            await throttle.refund_attempt("mira")
         pauses.append(pause)
         now += timedelta(seconds=pause)
     assert pauses == [0, 0, 0, 0, *(2.0**n for n in range(12)), 3600, 3600, 3600, 3600]
@@ -85,9 +85,9 @@ async def test_success_clears_the_count(throttle: LoginThrottle, database: Datab
 async def test_an_attempt_that_was_not_looked_at_is_given_back(throttle: LoginThrottle) -> None:
     for _ in range(10):
         assert await wait_of(throttle.admit("mira", now=NOW)) == 0
-        await throttle.give_back("mira")
+        await throttle.refund_attempt("mira")
     # Of an account without attempts there is nothing to give back.
-    await throttle.give_back("noor")
+    await throttle.refund_attempt("noor")
     assert await wait_of(throttle.admit("noor", now=NOW)) == 0
 
 
@@ -136,10 +136,10 @@ async def test_without_redis_the_database_counts(database: Database) -> None:
         for _ in range(FREE_ATTEMPTS):
             assert await wait_of(away.admit("mira", now=NOW)) == 0
         assert await wait_of(away.admit("mira", now=NOW)) == 1
-        await away.give_back("mira")
+        await away.refund_attempt("mira")
         assert await wait_of(away.admit("mira", now=NOW)) == 0
         await away.clear("mira")
-        await away.give_back("noor")
+        await away.refund_attempt("noor")
 
 
 async def test_redis_is_killed_and_the_database_counts(

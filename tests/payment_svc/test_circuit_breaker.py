@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from mesh.errors import DomainError, Reason
-from payment_svc.circuit_breaker import Guard
+from payment_svc.circuit_breaker import CircuitBreaker
 from payment_svc.providers.base import ProviderError, ProviderRefusedError
 
 FAILURES_TO_OPEN = 8
@@ -19,7 +19,7 @@ class Provider:
         self.now = 100.0
         self.calls = 0
         self.trouble: Exception | None = None
-        self.guard = Guard("acme", time=lambda: self.now, **limits)  # type: ignore[arg-type]
+        self.guard = CircuitBreaker("acme", time=lambda: self.now, **limits)  # type: ignore[arg-type]
 
     async def call(self, until: asyncio.Event | None = None, *, is_refusable: bool = False) -> None:
         async with self.guard.calling(is_refusable=is_refusable):

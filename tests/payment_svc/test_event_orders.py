@@ -24,8 +24,8 @@ from payment_svc.providers.base import (
     Disputed,
     DisputeStatus,
     Failed,
+    ProviderReport,
     RefundProcessed,
-    Report,
     Voided,
 )
 from payment_svc.providers.sandbox import NAME
@@ -150,7 +150,7 @@ def test_all_orders_of_all_sets_end_the_same(
     )
 
 
-def report_of(event: tuple[Any, ...], payment: Payment, made: dict[str, Any]) -> Report:
+def report_of(event: tuple[Any, ...], payment: Payment, made: dict[str, Any]) -> ProviderReport:
     """The report that the model's event stands for."""
     common = (payment.payment_id, payment.provider_reference)
 
@@ -184,7 +184,7 @@ async def end_in_database(
     connection = await desk.database._engine.connect()
     try:
         for event in sequence:
-            await payment_reports.observe(
+            await payment_reports.apply_report(
                 connection, provider=NAME, report=report_of(event, payment, made), now=NOW
             )
         found = await payments.find(connection, payment_id=payment.payment_id, owner=None)
@@ -216,7 +216,7 @@ async def test_the_database_ends_as_the_model(desk: Desk, is_paid: bool, is_long
     payment = await desk.open()
     made: dict[str, Any] = {}
     if is_paid:
-        await desk.observe(report_of(("capture", "ch_1", "price", 3), payment, made))
+        await desk.apply_report(report_of(("capture", "ch_1", "price", 3), payment, made))
         async with desk.database.transaction() as connection:
             for name, amount in (("first", Money(50_000, "INR")), ("rest", None)):
                 made[name] = await refunds.request(
@@ -243,5 +243,5 @@ async def test_what_was_given_up_stays_given_up_in_any_order(desk: Desk) -> None
     payment = await desk.open()
     voided = Voided(payment.payment_id, payment.provider_reference, NOW)
     others = [report_of(event, payment, {}) for event in BEFORE[:4]]
-    await desk.observe(voided, *others, *reversed(others))
+    await desk.apply_report(voided, *others, *reversed(others))
     assert (await desk.find(payment)).status is Status.VOIDED

@@ -12,7 +12,7 @@ from payment_svc import tables
 from payment_svc.captures import Verdict
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Status
-from payment_svc.provider_calls import Cashier
+from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.sandbox import NAME, faults, signature
 from payment_svc.providers.sandbox.delivery import Delivery
 from payment_svc.providers.sandbox.faults import Fault, Lab
@@ -91,7 +91,9 @@ async def test_webhooks_go_wrong_as_scripted(desk: Desk, fault: Fault, answers: 
 
 @pytest.mark.parametrize("fault", [Fault.ERROR_AFTER, Fault.TIMEOUT_AFTER, Fault.THROTTLE])
 async def test_calls_go_wrong_and_move_money_once(desk: Desk, fault: Fault) -> None:
-    cashier = Cashier(desk.database, {NAME: desk.provider}, desk.clock, Wakeup(), call_seconds=0.5)
+    cashier = ProviderCalls(
+        desk.database, {NAME: desk.provider}, desk.clock, Wakeup(), call_seconds=0.5
+    )
     order = an_order()
     await script(desk, order.payment_id, fault)
     with pytest.raises(DomainError) as refusal:
@@ -136,7 +138,7 @@ async def test_chances_strike_without_a_script(desk: Desk) -> None:
         webhook_queued=Wakeup(),
         lab=Lab({Fault.ERROR_AFTER: 0.5}),
     )
-    cashier = Cashier(desk.database, {NAME: provider}, desk.clock, Wakeup())
+    cashier = ProviderCalls(desk.database, {NAME: provider}, desk.clock, Wakeup())
     opened = await asyncio.gather(
         *(cashier.open(an_order()) for _ in range(6)), return_exceptions=True
     )

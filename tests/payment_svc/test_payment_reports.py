@@ -16,7 +16,7 @@ from payment_svc import payment_reports, payments, tables
 from payment_svc.captures import Verdict
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import Payment, Status
-from payment_svc.providers.base import Authorized, Captured, RefundProcessed, Report
+from payment_svc.providers.base import Authorized, Captured, ProviderReport, RefundProcessed
 from payment_svc.providers.sandbox import NAME
 from payment_svc.refunds import Status as RefundStatus
 from testing.locks import somebody_waits
@@ -32,12 +32,12 @@ def an_authorisation(payment: Payment, *, at: float) -> Authorized:
     )
 
 
-async def end_of(desk: Desk, payment: Payment, reports: Sequence[Report]) -> Any:
+async def end_of(desk: Desk, payment: Payment, reports: Sequence[ProviderReport]) -> Any:
     """The state that the reports lead to. It is rolled back, so that the next order can start."""
     connection = await desk.database._engine.connect()
     try:
         for report in reports:
-            await payment_reports.observe(connection, provider=NAME, report=report, now=NOW)
+            await payment_reports.apply_report(connection, provider=NAME, report=report, now=NOW)
         end = await payments.find(connection, payment_id=payment.payment_id, owner=None)
         taken = await connection.execute(
             sa.select(
@@ -64,7 +64,9 @@ async def end_of(desk: Desk, payment: Payment, reports: Sequence[Report]) -> Any
         await connection.close()
 
 
-async def ends_of_all_orders(desk: Desk, payment: Payment, reports: Sequence[Report]) -> list[Any]:
+async def ends_of_all_orders(
+    desk: Desk, payment: Payment, reports: Sequence[ProviderReport]
+) -> list[Any]:
     """The distinct ends over all orders of the reports, each also replayed from its start."""
     ends = []
     for order in itertools.permutations(reports):
@@ -81,7 +83,7 @@ async def test_of_two_captures_at_once_one_pays_and_the_other_goes_back(desk: De
         is_it = tables.payments.c.payment_id == payment.payment_id
         await connection.execute(sa.select(tables.payments).where(is_it).with_for_update())
         both = [
-            asyncio.create_task(desk.observe(a_capture(payment, reference)))
+            asyncio.create_task(desk.apply_report(a_capture(payment, reference)))
             for reference in ("ch_1", "ch_2")
         ]
         await somebody_waits(desk.database, how_many=2)
@@ -130,7 +132,7 @@ async def test_after_capture_all_orders_end_the_same(desk: Desk) -> None:
     payment = await desk.open_paid()
     first = await desk.request_refund(payment, Money(50_000, "INR"))
     rest = await desk.request_refund(payment)
-    reports: list[Report] = [
+    reports: list[ProviderReport] = [
         RefundProcessed(
             payment.payment_id,
             payment.provider_reference,
@@ -213,7 +215,7 @@ async def test_a_second_capture_goes_back_and_the_first_stays(desk: Desk) -> Non
 async def test_money_taken_after_a_void_goes_back(desk: Desk) -> None:
     payment = await desk.open()
     await desk.cashier.void(payment.payment_id)
-    assert await desk.observe(a_capture(payment)) == [Outcome.APPLIED]
+    assert await desk.apply_report(a_capture(payment)) == [Outcome.APPLIED]
     assert (await desk.find(payment)).status is Status.VOIDED
     assert (await desk.verdicts(payment)).keys() == {Verdict.AFTER_VOID}
     assert await desk.count(tables.refunds) == 1
@@ -227,13 +229,13 @@ async def test_a_report_must_fit_its_payment(desk: Desk) -> None:
         payment.payment_id, other.provider_reference, NOW, "ch_1", payment.amount, "card"
     )
     unknown = Captured(new_id(), REFERENCE, NOW, "ch_2", payment.amount, "card")
-    assert await desk.observe(foreign, unknown) == [Outcome.UNEXPLAINED] * 2
+    assert await desk.apply_report(foreign, unknown) == [Outcome.UNMATCHED] * 2
     async with desk.database.transaction() as connection:
         assert (
-            await payment_reports.observe(
+            await payment_reports.apply_report(
                 connection, provider="stripe", report=a_capture(payment), now=NOW
             )
-            is Outcome.UNEXPLAINED
+            is Outcome.UNMATCHED
         )
     assert await desk.find(payment) == payment
     assert await desk.find(other) == other
@@ -247,7 +249,7 @@ async def test_a_payment_whose_provider_id_is_not_known_yet_takes_no_others(desk
     foreign = Captured(
         payment.payment_id, other.provider_reference, NOW, "ch_1", payment.amount, "card"
     )
-    assert await desk.observe(foreign) == [Outcome.UNEXPLAINED]
+    assert await desk.apply_report(foreign) == [Outcome.UNMATCHED]
     assert await desk.find(payment) == payment
 
 
@@ -261,12 +263,12 @@ async def test_a_refund_that_nobody_asked_for_is_unexplained(desk: Desk) -> None
         )
 
     assert (
-        await desk.observe(
+        await desk.apply_report(
             processed(new_id(), Money(100, "INR")),
             processed(refund.refund_id, Money(99, "INR")),
             processed(refund.refund_id, Money(100, "EUR")),
         )
-        == [Outcome.UNEXPLAINED] * 3
+        == [Outcome.UNMATCHED] * 3
     )
     assert await desk.find(payment) == payment
     assert (await desk.find_refund(refund)).status is RefundStatus.PENDING

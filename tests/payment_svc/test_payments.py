@@ -13,7 +13,7 @@ from mesh.money import Money
 from payment_svc import payments, tables
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
-from payment_svc.provider_calls import Cashier
+from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import (
     Captured,
     Order,
@@ -230,7 +230,7 @@ async def test_a_provider_in_trouble_leaves_a_payment_that_a_retry_completes(
     failing.is_done_first = is_done_first
     order = an_order()
     with pytest.raises(DomainError) as refusal:
-        await Cashier(desk.database, {NAME: failing}, desk.clock, Wakeup()).open(order)
+        await ProviderCalls(desk.database, {NAME: failing}, desk.clock, Wakeup()).open(order)
     assert refusal.value.reason is Reason.PAYMENT_GATEWAY_ERROR
     assert refusal.value.metadata == {"provider": NAME, "code": "http_500"}
 
@@ -266,7 +266,7 @@ async def test_a_payment_voided_while_it_is_opened_takes_no_money(desk: Desk) ->
         async def void(self, order: Order, reference: str | None) -> Voided | Captured:
             return await desk.provider.void(order, reference)
 
-    meanwhile = Cashier(desk.database, {NAME: VoidsMeanwhile(desk)}, desk.clock, Wakeup())
+    meanwhile = ProviderCalls(desk.database, {NAME: VoidsMeanwhile(desk)}, desk.clock, Wakeup())
     payment = await meanwhile.open(order)
     assert payment.status is Status.VOIDED
     with pytest.raises(DomainError) as refusal:

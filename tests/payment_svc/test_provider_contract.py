@@ -171,7 +171,7 @@ async def test_money_that_is_given_back_past_us_is_seen(shop: AnyShop) -> None:
     payment = await shop.open_paid()
     heard = len(shop.stand_in.events)
     shop.stand_in.refund_in_dashboard(reference(payment), 100)
-    assert set((await shop.deliver())[heard:]) == {Outcome.UNEXPLAINED}
+    assert set((await shop.deliver())[heard:]) == {Outcome.UNMATCHED}
     assert (await shop.desk.find(payment)).status is Status.CAPTURED
 
 

@@ -127,7 +127,7 @@ async def test_a_day_is_compared_as_a_whole(desk: Desk, reconciler: Reconciler) 
     assert (await desk.find_refund(refund)).status is RefundStatus.PROCESSED
     # Money that we believe in and the provider does not know.
     ghost = await desk.open()
-    await desk.observe(a_capture(ghost, "ch_ghost"))
+    await desk.apply_report(a_capture(ghost, "ch_ghost"))
     for _ in range(2):
         await reconciler.compare_day(NAME, NOW.date())
     async with desk.database.transaction() as connection:

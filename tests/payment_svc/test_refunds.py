@@ -14,7 +14,7 @@ from payment_svc import captures, refunds, tables
 from payment_svc.captures import Verdict
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
-from payment_svc.provider_calls import Cashier
+from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import (
     ProviderError,
     RefundOrder,
@@ -235,10 +235,10 @@ class Troubled:
         return None if answer == "accept" else done
 
 
-def troubled(desk: Desk, *answers: str) -> tuple[Cashier, Troubled]:
+def troubled(desk: Desk, *answers: str) -> tuple[ProviderCalls, Troubled]:
     provider: Any = Troubled(desk)
     provider.answers = list(answers)
-    return Cashier(desk.database, {NAME: provider}, desk.clock, Wakeup()), provider
+    return ProviderCalls(desk.database, {NAME: provider}, desk.clock, Wakeup()), provider
 
 
 @pytest.mark.parametrize("answer", ["fail", "do, then fail", "accept"])
@@ -286,7 +286,7 @@ async def test_a_repeated_refusal_does_not_change_the_key_of_the_next_call(desk:
             payment.payment_id, payment.provider_reference, NOW, refund.refund_id, refusals, "no"
         )
 
-    await desk.observe(refused(0), refused(1), refused(0))
+    await desk.apply_report(refused(0), refused(1), refused(0))
     desk.clock.advance(10)
     cashier, provider = troubled(desk)
     await cashier.refund_due()
@@ -297,7 +297,7 @@ async def test_a_refusal_after_the_money_went_back_changes_nothing(desk: Desk) -
     payment = await desk.open_paid()
     refund = await desk.request_refund(payment)
     await desk.cashier.refund_due()
-    await desk.observe(
+    await desk.apply_report(
         RefundRefused(
             payment.payment_id, payment.provider_reference, NOW, refund.refund_id, 0, "no"
         )

@@ -211,7 +211,7 @@ async def test_a_webhook_on_nobodys_payment_is_kept_for_people(
     await desk.pay(payment)
     (body,) = await desk.bodies()
     other = "0192b000-0000-7000-8000-000000000000"
-    assert await desk.receive(retyped(body, payment_id=other)) is Outcome.UNEXPLAINED
+    assert await desk.receive(retyped(body, payment_id=other)) is Outcome.UNMATCHED
     assert "ERROR" in [record.levelname for record in caplog.records]
     async with desk.database.transaction() as connection:
         stored = (await connection.execute(sa.select(tables.webhook_inbox))).one()

@@ -22,9 +22,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import event_listing, event_status, events
-from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.event_listing import Filters, Totals
 from booking_svc.catalogue.event_status import MOVES
 from booking_svc.catalogue.event_update import EventChange, OfferChange
@@ -84,7 +84,7 @@ class CatalogueMachine(RuleBasedStateMachine):
                 sale_end_time=CLOSES,
             )
         )
-        self.desk = EventDesk(
+        self.desk = EventCommands(
             database=self.world.database, stock=self.world.stock, clock=self.world.clock
         )
         self.capacity = capacity
@@ -95,13 +95,13 @@ class CatalogueMachine(RuleBasedStateMachine):
     @rule(quantity=st.integers(1, 3))
     def book_places(self, quantity: int) -> None:
         offer = self.event.offers[0]
-        self._book([Wanted(offer.offer_id, quantity, None)])
+        self._book([RequestedItem(offer.offer_id, quantity, None)])
 
     @rule(index=st.integers(0, 3))
     def book_a_seat(self, index: int) -> None:
-        self._book([Wanted(None, 1, self.seats[index])])
+        self._book([RequestedItem(None, 1, self.seats[index])])
 
-    def _book(self, wanted: list[Wanted]) -> None:
+    def _book(self, wanted: list[RequestedItem]) -> None:
         booking = self.try_(self.world.place(self.event, wanted=wanted, checkout=None))
         if booking is not None:
             assert self._status() is Status.ON_SALE or self._left().available == 0
@@ -171,7 +171,9 @@ class CatalogueMachine(RuleBasedStateMachine):
         self.run(self.world.settle())
 
     def _left(self) -> Any:
-        return self.run(self.world.stock.left(event_id=self.event.event_id, with_seats=True))
+        return self.run(
+            self.world.stock.availability(event_id=self.event.event_id, with_seats=True)
+        )
 
     def _status(self) -> Status:
         """The model's."""
@@ -218,7 +220,7 @@ class CatalogueMachine(RuleBasedStateMachine):
         now = self.world.clock()
         async with self.world.database.transaction() as connection:
             await apply(connection, [StockChange(self.event.event_id, pools, {})], now)
-            await event_status.turn_due(connection, now=now)
+            await event_status.apply_due_transitions(connection, now=now)
             return await event_listing.list_page(
                 connection,
                 filters=Filters(status=self._status_of(left)),

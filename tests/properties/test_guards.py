@@ -23,7 +23,7 @@ _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".boxoffice", "__pycache__",
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class RemovedGuard:
     """Where a guard stands, what the file says without it, and who must notice."""
 
     name: str
@@ -34,30 +34,32 @@ class Guard:
 
 
 GUARDS = [
-    Guard(
+    RemovedGuard(
         "places left", "stock_svc/granting.py", "if one.by_pool[pool] > free[pool]:", "if False:"
     ),
-    Guard("seats taken", "stock_svc/granting.py", "if seat in locked.taken]", "if False]"),
-    Guard("purchase limit", "stock_svc/granting.py", "if owned + quantity > limit:", "if False:"),
-    Guard(
+    RemovedGuard("seats taken", "stock_svc/granting.py", "if seat in locked.taken]", "if False]"),
+    RemovedGuard(
+        "purchase limit", "stock_svc/granting.py", "if owned + quantity > limit:", "if False:"
+    ),
+    RemovedGuard(
         "purchase limit of the event",
         "stock_svc/granting.py",
         "if limit is None or owned + one.places <= limit:",
         "if True:",
     ),
-    Guard(
+    RemovedGuard(
         "places a batch took before",
         "stock_svc/granting.py",
         "locked.free[pool] -= quantity",
         "pass",
     ),
-    Guard(
+    RemovedGuard(
         "seats a batch took before",
         "stock_svc/granting.py",
         "locked.taken |= set(one.seats)",
         "pass",
     ),
-    Guard(
+    RemovedGuard(
         "places left, in the statement",
         "stock_svc/statements.py",
         "  AND pools.held + given.held + pools.sold + given.sold"
@@ -65,163 +67,169 @@ GUARDS = [
         "",
         RACES,
     ),
-    Guard("blocked seats", "stock_svc/statements.py", "seats.blocked OR EXISTS (", "EXISTS ("),
-    Guard(
+    RemovedGuard(
+        "blocked seats", "stock_svc/statements.py", "seats.blocked OR EXISTS (", "EXISTS ("
+    ),
+    RemovedGuard(
         "totals given back",
         "stock_svc/statements.py",
         "SET quantity = totals.quantity - given.quantity",
         "SET quantity = totals.quantity",
     ),
-    Guard(
+    RemovedGuard(
         "lapsed holds cleared",
         "stock_svc/reserve.py",
         "        if lapsed:\n",
         "        if False:\n",
     ),
-    Guard(
+    RemovedGuard(
         "one reservation for a key",
         "stock_svc/reserve.py",
         "        if first.has_lapsed(self.now):\n            return False\n",
         "        return False\n",
     ),
-    Guard(
+    RemovedGuard(
         "a lapsed one is not the first",
         "stock_svc/reserve.py",
         "if first.has_lapsed(self.now):",
         "if False:",
     ),
-    Guard(
+    RemovedGuard(
         "equal keys in a batch",
         "stock_svc/reserve.py",
         "if not keys & seen:",
         "if True:",
         "tests/stock_svc/test_batches.py",
     ),
-    Guard(
+    RemovedGuard(
         "commit of a lapsed hold",
         "stock_svc/transitions.py",
         "if has_lapsed and order.move in _NEEDS_HOLD:",
         "if False:",
     ),
-    Guard("moves", "stock_svc/transitions.py", "if target not in MOVES[found.state]:", "if False:"),
-    Guard(
+    RemovedGuard(
+        "moves", "stock_svc/transitions.py", "if target not in MOVES[found.state]:", "if False:"
+    ),
+    RemovedGuard(
         "refused moves",
         "stock_svc/transitions.py",
         "if found.state in _REFUSED_IN[order.move]:",
         "if False:",
     ),
-    Guard(
+    RemovedGuard(
         "extended once",
         "stock_svc/transitions.py",
         "if found.extended or order.expire_time is None:",
         "if order.expire_time is None:",
     ),
-    Guard("block of a taken seat", "stock_svc/restocking.py", "    if taken:\n", "    if False:\n"),
-    Guard(
+    RemovedGuard(
+        "block of a taken seat", "stock_svc/restocking.py", "    if taken:\n", "    if False:\n"
+    ),
+    RemovedGuard(
         "exchange ends the old one",
         "stock_svc/exchange.py",
         "    await ledger.lock(connection, pools)\n    await _end(connection, old, freed, now=now)\n",
         "    await ledger.lock(connection, pools)\n",
     ),
-    Guard(
+    RemovedGuard(
         "row locks of pools",
         "stock_svc/statements.py",
         "ORDER BY event_id, pool_id FOR NO KEY UPDATE",
         "ORDER BY event_id, pool_id",
         RACES,
     ),
-    Guard(
+    RemovedGuard(
         "row locks of reservations",
         "stock_svc/statements.py",
         "ORDER BY event_id, reservation_id FOR NO KEY UPDATE",
         "ORDER BY event_id, reservation_id",
         RACES,
     ),
-    Guard(
+    RemovedGuard(
         "lapsed still, once it is locked",
         "stock_svc/expiry.py",
         ".where(is_active, reservations.c.expire_time <= now)\n        .values(",
         ".values(",
         RACES,
     ),
-    Guard(
+    RemovedGuard(
         "row locks of an exchange",
         "stock_svc/exchange.py",
         ".with_for_update(key_share=True)",
         "",
         RACES,
     ),
-    Guard(
+    RemovedGuard(
         "first with its key",
         "booking_svc/bookings/batch_writer.py",
         "is_first = [(one.key.scope, one.key.key) in won for one in new]",
         "is_first = [True for _ in new]",
         PLACING,
     ),
-    Guard(
+    RemovedGuard(
         "held still, when it is confirmed",
         "booking_svc/bookings/batch_writer.py",
         " AND bookings.status = 'HELD'\n",
         "\n",
         PLACING,
     ),
-    Guard(
+    RemovedGuard(
         "the payment that the page is of",
         "booking_svc/bookings/batch_writer.py",
         " AND bookings.payment_id = given.payment_id\n",
         "\n",
         PLACING,
     ),
-    Guard(
+    RemovedGuard(
         "the request that each is of",
         "booking_svc/bookings/batch_writer.py",
         "new = New(key, booking, by, response, is_mail_wanted, call.origin())",
         'new = New(key, booking, by, response, is_mail_wanted, "")',
         PLACING,
     ),
-    Guard(
+    RemovedGuard(
         "one request for a key",
         "mesh/db/idempotent.py",
         "if fingerprint != key.fingerprint:",
         "if False:",
         "tests/mesh/db/test_idempotent.py",
     ),
-    Guard(
+    RemovedGuard(
         "moves of a booking",
         "booking_svc/bookings/state_machine.py",
         "if to not in MOVES[booking.status]:",
         "if False:",
         LIFE,
     ),
-    Guard(
+    RemovedGuard(
         "row lock of a booking",
         "booking_svc/bookings/bookings.py",
         "sa.select(bookings.c.booking_id).where(is_it).with_for_update()",
         "sa.select(bookings.c.booking_id).where(is_it)",
         LIFE,
     ),
-    Guard(
+    RemovedGuard(
         "no more back than was paid",
         "payment_svc/captures.py",
         ".where(captures.c.refunding_minor + amount.amount_minor <= captures.c.amount_minor)\n",
         "\n",
         "tests/payment_svc/test_refunds.py",
     ),
-    Guard(
+    RemovedGuard(
         "moves of a payment",
         "payment_svc/payments.py",
         "            .where(payments.c.status.in_(_before(to)))\n",
         "",
         "tests/payment_svc/test_payments.py",
     ),
-    Guard(
+    RemovedGuard(
         "row lock of a payment",
         "payment_svc/payments.py",
         ".with_for_update(key_share=True)",
         "",
         "tests/payment_svc/test_payment_reports.py",
     ),
-    Guard(
+    RemovedGuard(
         "one process moves a cursor",
         "mesh/db/consumer.py",
         "if moved.rowcount != 1:",
@@ -231,7 +239,7 @@ GUARDS = [
 ]
 
 
-def without(guard: Guard, folder: Path) -> Path:
+def without(guard: RemovedGuard, folder: Path) -> Path:
     """A copy of the project that lacks the guard."""
     copy = folder / "boxoffice"
     shutil.copytree(ROOT, copy, ignore=_LEFT_OUT)
@@ -241,7 +249,7 @@ def without(guard: Guard, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name.replace(" ", "-"))
-def test_the_guards_are_where_this_file_says(guard: Guard) -> None:
+def test_the_guards_are_where_this_file_says(guard: RemovedGuard) -> None:
     assert (ROOT / guard.file).read_text().count(guard.text) == 1
 
 
@@ -255,7 +263,7 @@ def test_the_tests_notice_that_a_guard_is_gone(tmp_path: Path, is_long: bool) ->
     assert unnoticed == []
 
 
-def is_noticed(guard: Guard, folder: Path) -> bool:
+def is_noticed(guard: RemovedGuard, folder: Path) -> bool:
     # Not shrunk to the smallest example: that it fails is enough.
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "--hypothesis-profile=unshrunk",

@@ -11,7 +11,7 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import batches, reservation, reserve, stock, stock_update
 from stock_svc.reservation import Line, Reservation
-from stock_svc.stock_update import Wanted
+from stock_svc.stock_update import TargetStock
 from testing.locks import somebody_waits
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, refusal_of
 
@@ -70,7 +70,7 @@ async def test_what_is_sold_counts_and_what_comes_back_does_not(database: Databa
     await refused(sale, customer_id, sale.line("child"))
     await sale.release(held.reservation_id)
     await sale.reserve(sale.line("child"), customer_id=customer_id)
-    await sale.give_back(sold.reservation_id)
+    await sale.return_sold(sold.reservation_id)
     await sale.reserve(sale.line("high", 2), customer_id=customer_id)
     await refused(sale, customer_id, sale.line("high"))
     # All holds lapse together, swept or not.
@@ -116,16 +116,16 @@ async def test_an_exchange_counts_after_the_old_one_is_given_back(database: Data
 async def test_a_limit_that_comes_later_counts_what_was_bought_before(database: Database) -> None:
     sale, customer_id = await two_pools(database, limit=None), new_id()
     kept = await sale.reserve(sale.line("adult", 2), sale.line("high", 3), customer_id=customer_id)
-    await sale.update(Wanted(per_customer_limit=4))
+    await sale.update(TargetStock(per_customer_limit=4))
     assert (await refused(sale, customer_id, sale.line("child")))["owned"] == "5"
     # Who owns more keeps it.
     await sale.commit(kept.reservation_id)
-    await sale.update(Wanted())
+    await sale.update(TargetStock())
     await refused(sale, customer_id, sale.line("child"))
-    await sale.update(Wanted(per_customer_limit=6))
+    await sale.update(TargetStock(per_customer_limit=6))
     await sale.reserve(sale.line("child"), customer_id=customer_id)
     await refused(sale, customer_id, sale.line("child"))
-    await sale.update(Wanted(per_customer_limit=0))
+    await sale.update(TargetStock(per_customer_limit=0))
     await sale.reserve(sale.line("child", 20), customer_id=customer_id)
     await sale.assert_clean()
 
@@ -167,7 +167,7 @@ async def test_a_limit_set_while_a_buyer_waits_holds_for_that_buyer(database: Da
     await sale.reserve(sale.line("high", LIMIT), customer_id=customer_id)
     together = batches.reserving_together(database, lambda: NOW)
     async with database.transaction() as changing:
-        wanted = Wanted(per_customer_limit=LIMIT)
+        wanted = TargetStock(per_customer_limit=LIMIT)
         await stock_update.update(changing, event_id=sale.event_id, wanted=wanted, now=NOW)
         request = a_request(sale, customer_id, sale.line("adult"))
         buyer = asyncio.create_task(together.submit(request))

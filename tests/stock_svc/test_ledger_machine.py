@@ -256,8 +256,8 @@ class LedgerMachine(RuleBasedStateMachine):
         return new
 
     @rule(held=reserved)
-    def give_back(self, held: Held) -> None:
-        refused = self.refusal(self.sale.give_back(held.reservation_id, now=self.now))
+    def return_sold(self, held: Held) -> None:
+        refused = self.refusal(self.sale.return_sold(held.reservation_id, now=self.now))
         if held.state in (State.COMMITTED, State.RETURNED):
             assert refused is None
             held.state = State.RETURNED
@@ -283,7 +283,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.do(self.sale.unblock(*seats))
         self.blocked -= seats
 
-    @rule(held=reserved, what=st.sampled_from(["reserve", "commit", "release", "give_back"]))
+    @rule(held=reserved, what=st.sampled_from(["reserve", "commit", "release", "return_sold"]))
     def crash(self, held: Held, what: str) -> None:
         """The process dies before the commit: nothing has happened, whatever was under way."""
         self.do(self.die_in(held, what))
@@ -297,8 +297,8 @@ class LedgerMachine(RuleBasedStateMachine):
                         await reservations.commit(connection, **of, now=self.now)
                     case "release":
                         await reservations.release(connection, **of, now=self.now)
-                    case "give_back":
-                        await reservations.give_back(connection, **of, now=self.now)
+                    case "return_sold":
+                        await reservations.return_sold(connection, **of, now=self.now)
                     case _:
                         await reservations.reserve(
                             connection,
@@ -389,7 +389,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_stock_is_the_models(self) -> None:
-        left = self.do(self.sale.left(now=self.now))
+        left = self.do(self.sale.availability(now=self.now))
         names = {pool_id: name for name, pool_id in self.sale.pools.items()}
         assert {names[p.pool_id]: p.available for p in left.pools} == self.available()
         seat_names = {seat_id: name for name, seat_id in self.sale.seats.items()}

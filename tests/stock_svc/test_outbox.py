@@ -16,7 +16,7 @@ from mesh.db.database import Database
 from stock_svc.__main__ import open_service
 from stock_svc.settings import Settings
 from stock_svc.stock import Pool, Seat
-from stock_svc.stock_update import Wanted
+from stock_svc.stock_update import TargetStock
 from stock_svc.sweeper import sweep
 from testing.listening import is_listening
 from testing.network import Network, reason_of, refusal
@@ -94,14 +94,14 @@ async def test_each_transaction_is_told_once(
     assert stream.counters(reserved) == (10, 2, 0)
     assert stream.counters(reserved, "stalls") == (2, 1, 0)
     assert stream.seats(reserved) == {"A1": "HELD"}
-    assert reserved.version == (await sale.left()).version
+    assert reserved.version == (await sale.availability()).version
 
     await sale.commit(made.reservation_id)
     committed = await stream.next()
     assert stream.counters(committed) == (10, 0, 2)
     assert stream.seats(committed) == {"A1": "SOLD"}
 
-    await sale.give_back(made.reservation_id)
+    await sale.return_sold(made.reservation_id)
     returned = await stream.next()
     assert stream.counters(returned) == (10, 0, 0)
     assert stream.seats(returned) == {"A1": "AVAILABLE"}
@@ -136,7 +136,7 @@ async def test_what_is_gone_is_told(stub: StockChangeServiceStub, database: Data
     sale = await on_sale(database, offers={"place": "floor"}, seats={"stalls": ["A1", "A2"]})
     stream = await from_now(stub, sale)
     await sale.update(
-        Wanted(
+        TargetStock(
             pools=[Pool(sale.pools["floor"], 7)],
             add_seats=[Seat(sale.seats["A1"], sale.offers["stalls"])],
             remove_seat_ids=[sale.seats["A2"]],

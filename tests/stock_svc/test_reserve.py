@@ -18,10 +18,10 @@ from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
 
 async def refused(sale: Sale, *lines: Line, **details: object) -> DomainError:
     """The refusal of a reservation, which must leave everything as it was."""
-    before = await sale.left()
+    before = await sale.availability()
     with pytest.raises(DomainError) as error:
         await sale.reserve(*lines, **details)  # type: ignore[arg-type]
-    assert await sale.left() == before
+    assert await sale.availability() == before
     await sale.assert_clean()
     return error.value
 

@@ -10,7 +10,7 @@ from mesh.ids import new_id
 from stock_svc import restocking, stock
 from stock_svc.reservation import Line
 from stock_svc.stock import Offer, Pool, Seat
-from stock_svc.stock_update import Wanted
+from stock_svc.stock_update import TargetStock
 from stock_svc.tables import movements
 from testing.stock_harness import LAPSED, NOW, Sale, on_sale
 
@@ -121,7 +121,7 @@ async def test_new_pools_offers_and_seats_appear(database: Database) -> None:
     sale = await on_sale(database)
     floor, balcony, stalls = sale.pools["floor"], new_id(), new_id()
     high, low, seats = new_id(), new_id(), [new_id() for _ in range(3)]
-    wanted = Wanted(
+    wanted = TargetStock(
         pools=[Pool(floor, 12), Pool(balcony, 4), Pool(stalls, 3)],
         offers=[
             Offer(high, balcony, 2),
@@ -143,7 +143,7 @@ async def test_new_pools_offers_and_seats_appear(database: Database) -> None:
 async def test_a_lower_limit_takes_nothing_away_and_holds_from_then_on(database: Database) -> None:
     sale = await on_sale(database, per_customer_limit=5)
     made = await sale.reserve(sale.line(quantity=5))
-    await sale.update(Wanted(offers=[Offer(sale.offers["place"], sale.pools["floor"], 3)]))
+    await sale.update(TargetStock(offers=[Offer(sale.offers["place"], sale.pools["floor"], 3)]))
     await sale.exchange(made.reservation_id, sale.line(quantity=2))
     await sale.reserve(customer_id=made.customer_id)
     error = await refused(sale.reserve(customer_id=made.customer_id))
@@ -155,7 +155,7 @@ async def test_seats_come_and_go(database: Database) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3"]})
     await sale.block("A3")
     new = new_id()
-    wanted = Wanted(
+    wanted = TargetStock(
         pools=[Pool(sale.pools["stalls"], 2)],
         add_seats=[Seat(new, sale.offers["stalls"])],
         remove_seat_ids=[sale.seats["A2"], sale.seats["A3"], new_id()],
@@ -177,25 +177,25 @@ async def test_what_cannot_be_is_refused_by_its_field(database: Database) -> Non
     place, seated, unknown = sale.offers["place"], sale.offers["stalls"], new_id()
     a1 = sale.seats["A1"]
     cases = [
-        (Wanted(pools=[Pool(floor, 3)]), "pools[0].capacity"),
-        (Wanted(pools=[Pool(stalls, 3)]), "pools[0].capacity"),
-        (Wanted(pools=[Pool(floor, 9), Pool(floor, 9)]), "pools[1].pool_id"),
-        (Wanted(offers=[Offer(place, stalls, 1)]), "offers[0].pool_id"),
-        (Wanted(offers=[Offer(unknown, new_id(), 1)]), "offers[0].pool_id"),
-        (Wanted(offers=[Offer(unknown, stalls, 1)]), "offers[0].pool_id"),
-        (Wanted(add_seats=[Seat(new_id(), unknown)]), "add_seats[0].offer_id"),
-        (Wanted(add_seats=[Seat(new_id(), place)]), "add_seats[0].offer_id"),
-        (Wanted(remove_seat_ids=[sale.seats["A2"], a1]), "remove_seat_ids[1]"),
-        (Wanted(add_seats=[Seat(a1, seated)], remove_seat_ids=[a1]), "remove_seat_ids[0]"),
+        (TargetStock(pools=[Pool(floor, 3)]), "pools[0].capacity"),
+        (TargetStock(pools=[Pool(stalls, 3)]), "pools[0].capacity"),
+        (TargetStock(pools=[Pool(floor, 9), Pool(floor, 9)]), "pools[1].pool_id"),
+        (TargetStock(offers=[Offer(place, stalls, 1)]), "offers[0].pool_id"),
+        (TargetStock(offers=[Offer(unknown, new_id(), 1)]), "offers[0].pool_id"),
+        (TargetStock(offers=[Offer(unknown, stalls, 1)]), "offers[0].pool_id"),
+        (TargetStock(add_seats=[Seat(new_id(), unknown)]), "add_seats[0].offer_id"),
+        (TargetStock(add_seats=[Seat(new_id(), place)]), "add_seats[0].offer_id"),
+        (TargetStock(remove_seat_ids=[sale.seats["A2"], a1]), "remove_seat_ids[1]"),
+        (TargetStock(add_seats=[Seat(a1, seated)], remove_seat_ids=[a1]), "remove_seat_ids[0]"),
     ]
     for wanted, field in cases:
         error = await refused(sale.update(wanted))
         assert (error.reason, fields(error)) == (Reason.VALIDATION_FAILED, [field])
     assert "at least 4" in (await refused(sale.update(cases[0][0]))).message
-    left = await sale.update(Wanted(pools=[Pool(floor, 3)], remove_seat_ids=[]), now=LAPSED)
+    left = await sale.update(TargetStock(pools=[Pool(floor, 3)], remove_seat_ids=[]), now=LAPSED)
     assert next(p for p in left.pools if p.pool_id == floor).capacity == 3
     nowhere = Sale(database, new_id(), {}, {}, {}, sale.stock)
-    assert (await refused(nowhere.update(Wanted()))).reason is Reason.EVENT_NOT_FOUND
+    assert (await refused(nowhere.update(TargetStock()))).reason is Reason.EVENT_NOT_FOUND
     await sale.assert_clean()
 
 
@@ -205,7 +205,7 @@ async def test_an_event_without_sales_is_forgotten(database: Database) -> None:
     await sale.reserve(*sale.lines("A1"))
     for _ in range(2):
         await sale.remove(now=LAPSED)
-    assert (await refused(sale.left())).reason is Reason.EVENT_NOT_FOUND
+    assert (await refused(sale.availability())).reason is Reason.EVENT_NOT_FOUND
     assert (await refused(sale.reserve())).reason is Reason.EVENT_NOT_FOUND
     async with database.transaction() as connection:
         sums = await connection.execute(
@@ -227,7 +227,7 @@ async def test_an_event_with_sales_is_not_forgotten(database: Database) -> None:
     assert (await refused(sale.remove())).reason is Reason.EVENT_STATE_INVALID
     await sale.commit(made.reservation_id)
     assert (await refused(sale.remove())).reason is Reason.EVENT_STATE_INVALID
-    await sale.give_back(made.reservation_id)
+    await sale.return_sold(made.reservation_id)
     assert (await refused(sale.remove())).reason is Reason.EVENT_STATE_INVALID
     assert await sale.available() == 10
     await sale.assert_clean()

@@ -15,7 +15,7 @@ async def test_returned_places_and_seats_are_sold_again(database: Database) -> N
     )
     made = await sale.reserve(sale.line(quantity=10), *sale.lines("A1"))
     await sale.commit(made.reservation_id)
-    returned = await sale.give_back(made.reservation_id, now=LAPSED)
+    returned = await sale.return_sold(made.reservation_id, now=LAPSED)
     assert (returned.state, returned.lines) == (State.RETURNED, made.lines)
     assert await sale.counters() == (0, 0)
     await sale.reserve(sale.line(quantity=10), *sale.lines("A1"), customer_id=made.customer_id)
@@ -26,8 +26,8 @@ async def test_returning_again_returns_the_same(database: Database) -> None:
     sale = await on_sale(database)
     made = await sale.reserve()
     await sale.commit(made.reservation_id)
-    first = await sale.give_back(made.reservation_id)
-    assert await sale.give_back(made.reservation_id, now=LAPSED) == first
+    first = await sale.return_sold(made.reservation_id)
+    assert await sale.return_sold(made.reservation_id, now=LAPSED) == first
     assert await sale.available() == 10
     await sale.assert_clean()
 
@@ -38,10 +38,10 @@ async def test_what_was_never_sold_is_not_returned(database: Database) -> None:
     await sale.release(released.reservation_id)
     for reservation in (held, released):
         with pytest.raises(DomainError) as refused:
-            await sale.give_back(reservation.reservation_id)
+            await sale.return_sold(reservation.reservation_id)
         assert refused.value.reason is Reason.RESERVATION_STATE_INVALID
     with pytest.raises(DomainError) as refused:
-        await sale.give_back(new_id())
+        await sale.return_sold(new_id())
     assert refused.value.reason is Reason.RESERVATION_NOT_FOUND
     assert await sale.counters() == (1, 0)
     await sale.assert_clean()

@@ -33,7 +33,7 @@ async def test_what_was_defined_is_left(database: Database) -> None:
     event_id = new_id()
     await define(database, event_id, a_stock())
     async with database.transaction() as connection:
-        left = await stock.left(connection, event_id=event_id, with_seats=True, now=NOW)
+        left = await stock.availability(connection, event_id=event_id, with_seats=True, now=NOW)
     assert {(p.pool_id, p.capacity, p.available) for p in left.pools} == {
         (POOL, 100, 100),
         (OTHER_POOL, 2, 2),
@@ -52,7 +52,7 @@ async def test_the_same_stock_again_changes_nothing(database: Database) -> None:
     )
     await define(database, event_id, reordered)
     async with database.transaction() as connection:
-        left = await stock.left(connection, event_id=event_id, with_seats=False, now=NOW)
+        left = await stock.availability(connection, event_id=event_id, with_seats=False, now=NOW)
     assert left.version == 2
     assert left.seats == ()
 
@@ -74,7 +74,7 @@ async def test_two_definitions_at_once_make_one(database: Database) -> None:
     event_id = new_id()
     await asyncio.gather(*(define(database, event_id, a_stock()) for _ in range(4)))
     async with database.transaction() as connection:
-        left = await stock.left(connection, event_id=event_id, with_seats=False, now=NOW)
+        left = await stock.availability(connection, event_id=event_id, with_seats=False, now=NOW)
     assert [pool.capacity for pool in left.pools] in ([100, 2], [2, 100])
 
 
@@ -117,11 +117,11 @@ async def test_the_state_of_seats_and_the_version_follow_the_reservations(
     database: Database,
 ) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3"]})
-    versions = [(await sale.left()).version]
+    versions = [(await sale.availability()).version]
     sold = await sale.reserve(*sale.lines("A1"))
-    versions.append((await sale.left()).version)
+    versions.append((await sale.availability()).version)
     await sale.commit(sold.reservation_id)
-    versions.append((await sale.left()).version)
+    versions.append((await sale.availability()).version)
     await sale.reserve(*sale.lines("A2"))
     assert await sale.seat_states() == {"A1": "SOLD", "A2": "HELD", "A3": "AVAILABLE"}
     assert await sale.available("stalls") == 1
@@ -138,5 +138,5 @@ async def test_the_state_of_seats_and_the_version_follow_the_reservations(
 async def test_an_unknown_event_has_no_stock(database: Database) -> None:
     async with database.transaction() as connection:
         with pytest.raises(DomainError) as refused:
-            await stock.left(connection, event_id=new_id(), with_seats=False, now=NOW)
+            await stock.availability(connection, event_id=new_id(), with_seats=False, now=NOW)
     assert refused.value.reason is Reason.EVENT_NOT_FOUND

@@ -8,9 +8,9 @@ from google.protobuf.message import Message
 from booking_svc.bookings import bookings, cancellation, proto
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
 from booking_svc.bookings.checkout import Checkout
-from booking_svc.bookings.modification import Changing, Wish
+from booking_svc.bookings.modification import BookingPatch, Changing
 from booking_svc.bookings.placement import Saga
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
@@ -150,7 +150,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
                 by=_by(),
-                wish=Wish(
+                wish=BookingPatch(
                     items=[_wanted(item) for item in request.items],
                     attendees=request.attendees,
                     note=request.note if request.HasField("note") else None,
@@ -196,18 +196,22 @@ def _encode(booking: Booking) -> bytes:
     return proto.booking(booking).SerializeToString()
 
 
-def _wanted(item: booking_service_pb2.PlaceBookingRequest.Item) -> Wanted:
-    return Wanted(
+def _wanted(item: booking_service_pb2.PlaceBookingRequest.Item) -> RequestedItem:
+    return RequestedItem(
         offer_id=UUID(item.offer_id) if item.HasField("offer_id") else None,
         quantity=1 if item.HasField("seat_id") else item.quantity,
         seat_id=UUID(item.seat_id) if item.HasField("seat_id") else None,
     )
 
 
-def _kept(text: str) -> Wanted:
+def _kept(text: str) -> RequestedItem:
     """`<offer_id>:<quantity>` or `<seat_id>`."""
     name, _, quantity = text.partition(":")
-    return Wanted(UUID(name), int(quantity), None) if quantity else Wanted(None, 1, UUID(name))
+    return (
+        RequestedItem(UUID(name), int(quantity), None)
+        if quantity
+        else RequestedItem(None, 1, UUID(name))
+    )
 
 
 def _checkout(

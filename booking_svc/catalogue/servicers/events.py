@@ -7,13 +7,13 @@ from uuid import UUID
 
 from booking_svc.catalogue import event_listing
 from booking_svc.catalogue import proto as messages
-from booking_svc.catalogue.availability import Availability
+from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.availability_stream import Watch
 from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
-from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.events import Event
-from booking_svc.clients.ports import Left
+from booking_svc.clients.ports import Availability
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
@@ -31,8 +31,8 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self,
         *,
         database: Database,
-        desk: EventDesk,
-        availability: Availability,
+        desk: EventCommands,
+        availability: AvailabilityCache,
         watch: Watch,
         cache: EventCache,
         cancellation_progress: Callable[[UUID], Awaitable[Progress]],
@@ -65,7 +65,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     ) -> event_pb2.Event:
         event_id = UUID(request.event_id)
         found = await self._cache.get(event_id)
-        left = await self._availability.left(event_id=event_id, with_seats=False)
+        left = await self._availability.availability(event_id=event_id, with_seats=False)
         return messages.event(found, left, self._clock())
 
     async def ListEvents(
@@ -144,7 +144,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
             async for update in updates:
                 yield update
 
-    def _encode(self, event: Event, left: Left) -> bytes:
+    def _encode(self, event: Event, left: Availability) -> bytes:
         return messages.event(event, left, self._clock()).SerializeToString()
 
 

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.answers import answer_once
 from booking_svc.webhooks import deliveries, endpoints
 from booking_svc.webhooks.deliveries import Delivery, Status
-from booking_svc.webhooks.delivery_worker import Courier
-from booking_svc.webhooks.encryption import Seal
+from booking_svc.webhooks.delivery_worker import DeliveryWorker
+from booking_svc.webhooks.encryption import SecretBox
 from booking_svc.webhooks.endpoints import Endpoint
 from booking_svc.webhooks.url_policy import Rules
 from boxoffice.webhooks.v1 import (
@@ -33,7 +33,13 @@ _OVERLAP = timedelta(days=1)
 
 class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointServiceServicer):
     def __init__(
-        self, *, database: Database, courier: Courier, rules: Rules, seal: Seal, clock: Clock
+        self,
+        *,
+        database: Database,
+        courier: DeliveryWorker,
+        rules: Rules,
+        seal: SecretBox,
+        clock: Clock,
     ) -> None:
         self._database = database
         self._courier = courier

@@ -16,10 +16,10 @@ from payment_svc.providers.base import (
     Disputed,
     DisputeStatus,
     Failed,
+    ProviderReport,
     RefundOrder,
     RefundProcessed,
     RefundRefused,
-    Report,
     Voided,
     WebhookEvent,
 )
@@ -43,7 +43,7 @@ def read(event: dict[str, Any], event_id: str) -> WebhookEvent:
 
 def payment_report(
     payment: dict[str, Any], payment_id: UUID | None, link: str | None, *, at: datetime
-) -> Report | None:
+) -> ProviderReport | None:
     """A try to pay in the state that it has `at` that time; None while it is under way.
 
     The time that a payment carries is that of the try: it stays when its state changes.
@@ -125,25 +125,25 @@ def _link_of(payment: dict[str, Any]) -> str | None:
     return None
 
 
-def _payment(things: dict[str, Any], at: datetime) -> Report | None:
+def _payment(things: dict[str, Any], at: datetime) -> ProviderReport | None:
     return payment_report(things["payment"], None, None, at=at)
 
 
-def _link_paid(things: dict[str, Any], _: datetime) -> Report:
+def _link_paid(things: dict[str, Any], _: datetime) -> ProviderReport:
     link = things["payment_link"]
     return captured(things["payment"], UUID(text(link["reference_id"])), text(link["id"]))
 
 
-def _link_over(things: dict[str, Any], at: datetime) -> Report:
+def _link_over(things: dict[str, Any], at: datetime) -> ProviderReport:
     link = things["payment_link"]
     return Voided(UUID(text(link["reference_id"])), text(link["id"]), at)
 
 
-def _refund(things: dict[str, Any], _: datetime) -> Report | None:
+def _refund(things: dict[str, Any], _: datetime) -> ProviderReport | None:
     return refund_report(things["refund"])
 
 
-def _dispute(things: dict[str, Any], at: datetime) -> Report:
+def _dispute(things: dict[str, Any], at: datetime) -> ProviderReport:
     dispute = things["dispute"]
     return Disputed(
         None,
@@ -157,7 +157,7 @@ def _dispute(things: dict[str, Any], at: datetime) -> Report:
     )
 
 
-_READERS: dict[str, Callable[[dict[str, Any], datetime], Report | None]] = {
+_READERS: dict[str, Callable[[dict[str, Any], datetime], ProviderReport | None]] = {
     "payment.authorized": _payment,
     "payment.captured": _payment,
     "payment.failed": _payment,

@@ -29,10 +29,10 @@ from payment_svc.providers.base import (
     Order,
     ProviderError,
     ProviderRefusedError,
+    ProviderReport,
     RefundOrder,
     RefundProcessed,
     RefundRefused,
-    Report,
     Session,
     Voided,
     WebhookEvent,
@@ -152,11 +152,11 @@ class RazorpayProvider:
             )
         return events.refund_report(refund)
 
-    async def inspect(self, order: Order, reference: str) -> Sequence[Report]:
+    async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
         # Before asking: what is true then may be reported as from that moment on.
         now = self._clock()
         link = await self._link(reference)
-        reports: list[Report] = []
+        reports: list[ProviderReport] = []
         for payment in await self._payments(link):
             report = events.payment_report(payment, order.payment_id, reference, at=now)
             if report is not None:

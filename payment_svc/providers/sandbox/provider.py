@@ -25,10 +25,10 @@ from payment_svc.providers.base import (
     Movement,
     Order,
     ProviderError,
+    ProviderReport,
     RefundOrder,
     RefundProcessed,
     RefundRefused,
-    Report,
     Session,
     Voided,
     WebhookEvent,
@@ -138,12 +138,12 @@ class SandboxProvider:
         # The sandbox takes money at once: nothing is ever authorised only.
         return Failed(order.payment_id, None, self._clock(), "nothing_authorised")
 
-    async def inspect(self, order: Order, reference: str) -> Sequence[Report]:
+    async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
         now = self._clock()
         async with self._database.transaction() as connection:
             session = await bank.find(connection, payment_id=order.payment_id)
             entries = await ledger.of_session(connection, session_id=session.session_id)
-        reports: list[Report] = [_report(entry, reference) for entry in entries]
+        reports: list[ProviderReport] = [_report(entry, reference) for entry in entries]
         if session.decline_time is not None and session.state is not State.PAID:
             reports.append(Failed(order.payment_id, reference, session.decline_time, bank.DECLINED))
         if session.state is State.VOIDED:
@@ -181,7 +181,7 @@ class SandboxProvider:
         return WebhookEvent(event_id, event_type, report)
 
 
-def _disputed(facts: Any, time: datetime) -> Report:
+def _disputed(facts: Any, time: datetime) -> ProviderReport:
     return Disputed(
         UUID(facts["payment_id"]),
         text(facts["session_id"]),
@@ -225,7 +225,7 @@ def _money(facts: Any) -> Money:
     return money(facts["amount_minor"], facts["currency_code"], SANDBOX)
 
 
-def _captured(facts: Any, time: datetime) -> Report:
+def _captured(facts: Any, time: datetime) -> ProviderReport:
     return Captured(
         UUID(facts["payment_id"]),
         text(facts["session_id"]),
@@ -236,13 +236,13 @@ def _captured(facts: Any, time: datetime) -> Report:
     )
 
 
-def _failed(facts: Any, time: datetime) -> Report:
+def _failed(facts: Any, time: datetime) -> ProviderReport:
     return Failed(
         UUID(facts["payment_id"]), text(facts["session_id"]), time, text(facts["failure_code"])
     )
 
 
-def _refund_processed(facts: Any, time: datetime) -> Report:
+def _refund_processed(facts: Any, time: datetime) -> ProviderReport:
     return RefundProcessed(
         UUID(facts["payment_id"]),
         text(facts["session_id"]),
@@ -253,7 +253,7 @@ def _refund_processed(facts: Any, time: datetime) -> Report:
     )
 
 
-_READERS: dict[str, Callable[[Any, datetime], Report]] = {
+_READERS: dict[str, Callable[[Any, datetime], ProviderReport]] = {
     "payment.captured": _captured,
     "payment.failed": _failed,
     "refund.processed": _refund_processed,

@@ -15,10 +15,10 @@ from payment_svc.providers.base import (
     Disputed,
     DisputeStatus,
     Failed,
+    ProviderReport,
     RefundOrder,
     RefundProcessed,
     RefundRefused,
-    Report,
     Voided,
     WebhookEvent,
 )
@@ -42,12 +42,12 @@ def read(event: dict[str, Any]) -> WebhookEvent:
     )
 
 
-def reports_of(session: dict[str, Any], now: datetime) -> list[Report]:
+def reports_of(session: dict[str, Any], now: datetime) -> list[ProviderReport]:
     """What a session, with its intent expanded, tells about its payment."""
     paid = captured_of(session)
     if paid is not None:
         return [paid]
-    reports: list[Report] = []
+    reports: list[ProviderReport] = []
     intent = session.get("payment_intent")
     error = intent.get("last_payment_error") if isinstance(intent, dict) else None
     if isinstance(intent, dict) and isinstance(error, dict):
@@ -164,11 +164,11 @@ def _fee(charge: dict[str, Any]) -> Money | None:
     return _money(transaction["fee"], transaction["currency"])
 
 
-def _session_expired(session: dict[str, Any], at: datetime) -> Report:
+def _session_expired(session: dict[str, Any], at: datetime) -> ProviderReport:
     return Voided(uuid_in(session["metadata"], "payment_id"), text(session["id"]), at)
 
 
-def _dispute(dispute: dict[str, Any], at: datetime) -> Report:
+def _dispute(dispute: dict[str, Any], at: datetime) -> ProviderReport:
     return Disputed(
         None,
         None,
@@ -181,7 +181,7 @@ def _dispute(dispute: dict[str, Any], at: datetime) -> Report:
     )
 
 
-_READERS: dict[str, Callable[[dict[str, Any], datetime], Report | None]] = {
+_READERS: dict[str, Callable[[dict[str, Any], datetime], ProviderReport | None]] = {
     "payment_intent.succeeded": lambda intent, at: intent_captured(intent, None, at),
     "payment_intent.payment_failed": lambda intent, at: _intent_failed(intent, at, None),
     "checkout.session.expired": _session_expired,

@@ -24,10 +24,10 @@ from payment_svc.providers.base import (
     Order,
     ProviderError,
     ProviderRefusedError,
+    ProviderReport,
     RefundOrder,
     RefundProcessed,
     RefundRefused,
-    Report,
     Session,
     Voided,
     WebhookEvent,
@@ -142,7 +142,7 @@ class StripeProvider:
             )
         return events.refund_report(refund.to_dict())
 
-    async def inspect(self, order: Order, reference: str) -> Sequence[Report]:
+    async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
         session = await self._session(reference)
         reports = events.reports_of(session, self._clock())
         for report in list(reports):

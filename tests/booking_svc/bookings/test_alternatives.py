@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from booking_svc.catalogue.events import Event, Said
+from booking_svc.catalogue.events import Event, StaffStatus
 from booking_svc.catalogue.tables import events, stock_levels
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -49,7 +49,7 @@ async def test_a_full_slot_names_the_next_ones_with_places(world: World) -> None
         await connection.execute(
             sa.update(events)
             .where(events.c.event_id == cancelled.event_id)
-            .values(status=Said.CANCELLED, current_status="CANCELLED")
+            .values(status=StaffStatus.CANCELLED, current_status="CANCELLED")
         )
         await connection.execute(
             sa.update(stock_levels)

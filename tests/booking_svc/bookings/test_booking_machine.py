@@ -36,7 +36,7 @@ from sqlalchemy.dialects import postgresql
 
 from booking_svc.bookings import completion, expiry, tables
 from booking_svc.bookings.bookings import Booking, Status
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.state_machine import MOVES
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Captured, Failed, PaymentEvent
@@ -256,7 +256,7 @@ class LifeMachine(RuleBasedStateMachine):
         given_up = before.total.amount_minor - quantity * before.items[0].unit_price.amount_minor
         is_sold = before.status is Status.CONFIRMED
         fee = self.fee(before, given_up) if is_sold and given_up > 0 else 0
-        wanted = [Wanted(event.offers[0].offer_id, quantity, None)]
+        wanted = [RequestedItem(event.offers[0].offer_id, quantity, None)]
         answer = self.attempt(self.world.update(before, items=wanted))
         if isinstance(answer, Booking):
             life.fees += fee

@@ -91,7 +91,7 @@ async def test_a_booking_without_places_is_found(world: World) -> None:
     event = await world.an_event()
     good, bad = [await a_confirmed(world, event) for _ in range(2)]
     assert await world.reconciliation.compare_stock() == 0
-    await world.stock.give_back(event_id=event.event_id, reservation_id=bad.reservation_id)
+    await world.stock.return_sold(event_id=event.event_id, reservation_id=bad.reservation_id)
     assert [await world.reconciliation.compare_stock() for _ in range(2)] == [1, 1]
     assert good.status is Status.CONFIRMED
 
@@ -124,7 +124,7 @@ async def test_a_step_waits_since_it_was_due(world: World) -> None:
     assert await oldest() == due
     async with world.database.transaction() as connection:
         payment_id = new_id()
-        await saga_steps.owe(
+        await saga_steps.enqueue(
             connection, booking.booking_id, StepKind.VOID, payment_id, now=world.clock()
         )
     owed_at = world.clock()

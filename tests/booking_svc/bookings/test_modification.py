@@ -10,7 +10,7 @@ import pytest
 from booking_svc.bookings import cancellation
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
 from booking_svc.bookings.outbox import Rescheduled, Updated
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Failed
 from mesh.errors import Reason
@@ -23,8 +23,8 @@ from tests.booking_svc.bookings.test_outbox import happened
 STAFF = By(Actor.STAFF, new_id())
 
 
-def places(event: Event, quantity: int) -> list[Wanted]:
-    return [Wanted(event.offers[0].offer_id, quantity, None)]
+def places(event: Event, quantity: int) -> list[RequestedItem]:
+    return [RequestedItem(event.offers[0].offer_id, quantity, None)]
 
 
 async def two_nights(
@@ -60,12 +60,12 @@ async def test_other_items_while_held(world: World) -> None:
     event = await world.an_event(an_offer(), an_offer(name="Balcony", pool="balcony"))
     held = await world.place(event, checkout=None, quantity=2)
     world.clock.advance(timedelta(minutes=2))
-    balcony = Wanted(event.offers[1].offer_id, 3, None)
+    balcony = RequestedItem(event.offers[1].offer_id, 3, None)
     changed = await world.update(held, items=[balcony])
     assert changed.status is Status.HELD
     assert changed.total == Money(450_000, "INR")
     assert changed.hold_expire_time == held.hold_expire_time
-    left = (await world.stock.left(event_id=event.event_id, with_seats=False)).offers
+    left = (await world.stock.availability(event_id=event.event_id, with_seats=False)).offers
     assert [left[offer.offer_id] for offer in event.offers] == [10, 7]
     paying = await world.checkout(held.booking_id)
     await world.capture(paying)

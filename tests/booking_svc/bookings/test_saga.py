@@ -10,7 +10,7 @@ import pytest
 from booking_svc.bookings import bookings, step_runner
 from booking_svc.bookings.bookings import PaymentStatus, RefundStatus, Status
 from booking_svc.bookings.checkout import Checkout
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.state_machine import MOVES
 from booking_svc.clients import ports
 from mesh.clock import rfc3339
@@ -381,11 +381,15 @@ async def test_lines_that_cannot_be(world: World) -> None:
     offer_id = event.offers[0].offer_id
     refusal = await refused(Reason.VALIDATION_FAILED, world.place(event, quantity=5))
     assert [fault.field for fault in refusal.violations] == ["items[0].quantity"]
-    two_lines = [Wanted(offer_id, 3, None), Wanted(offer_id, 2, None)]
+    two_lines = [RequestedItem(offer_id, 3, None), RequestedItem(offer_id, 2, None)]
     refusal = await refused(Reason.VALIDATION_FAILED, world.place(event, wanted=two_lines))
     assert [fault.field for fault in refusal.violations] == ["items[1].quantity"]
-    await refused(Reason.OFFER_NOT_FOUND, world.place(event, wanted=[Wanted(new_id(), 1, None)]))
-    await refused(Reason.SEAT_NOT_FOUND, world.place(event, wanted=[Wanted(None, 1, new_id())]))
+    await refused(
+        Reason.OFFER_NOT_FOUND, world.place(event, wanted=[RequestedItem(new_id(), 1, None)])
+    )
+    await refused(
+        Reason.SEAT_NOT_FOUND, world.place(event, wanted=[RequestedItem(None, 1, new_id())])
+    )
     assert await world.available(event) == 10
 
 

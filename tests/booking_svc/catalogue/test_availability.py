@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import event_listing, events, stock_projection
-from booking_svc.catalogue.availability import Availability
+from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.event_listing import Filters, Listed, Totals
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.clients.ports import PoolChange, StockChange
@@ -40,10 +40,13 @@ async def a_seated_event(world: World) -> tuple[Event, list[UUID]]:
 
 async def test_many_looks_ask_the_ledger_once(world: World, feed: Feed) -> None:
     event = await world.an_event()
-    lefts = await asyncio.gather(
-        *(feed.availability.left(event_id=event.event_id, with_seats=True) for _ in range(50))
+    availability_of = await asyncio.gather(
+        *(
+            feed.availability.availability(event_id=event.event_id, with_seats=True)
+            for _ in range(50)
+        )
     )
-    assert {left.available for left in lefts} == {10}
+    assert {left.available for left in availability_of} == {10}
     await world.place(event, quantity=3)
     await feed.caught_up(event)
     assert feed.stock.looks == 1
@@ -51,19 +54,19 @@ async def test_many_looks_ask_the_ledger_once(world: World, feed: Feed) -> None:
 
 async def test_seats_and_offers_follow_the_ledger(world: World, feed: Feed) -> None:
     event, seats = await a_seated_event(world)
-    first = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    first = await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert set(first.seats.values()) == {"AVAILABLE"}
     booking = await world.place(
-        event, wanted=[Wanted(None, 1, seats[0]), Wanted(None, 1, seats[3])]
+        event, wanted=[RequestedItem(None, 1, seats[0]), RequestedItem(None, 1, seats[3])]
     )
     await feed.caught_up(event)
-    left = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    left = await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert left.seats[seats[0]] == left.seats[seats[3]] == "HELD"
     assert left.available == 2
     await world.capture(booking)
     await world.settle()
     await feed.caught_up(event)
-    left = await feed.availability.left(event_id=event.event_id, with_seats=True)
+    left = await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert left.seats[seats[0]] == "SOLD"
     assert feed.stock.looks == 1
 
@@ -78,7 +81,9 @@ async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed
         await gate.wait()
 
     feed.stock.gate = wait
-    look = asyncio.create_task(feed.availability.left(event_id=event.event_id, with_seats=False))
+    look = asyncio.create_task(
+        feed.availability.availability(event_id=event.event_id, with_seats=False)
+    )
     await reached.wait()
     await world.place(event, quantity=4)
     async with asyncio.timeout(60):
@@ -117,7 +122,7 @@ class Late:
 
 
 @asynccontextmanager
-async def following(availability: Availability) -> AsyncIterator[Late]:
+async def following(availability: AvailabilityCache) -> AsyncIterator[Late]:
     late = Late()
     task = asyncio.create_task(availability.follow(late.open))
     async with asyncio.timeout(60):
@@ -132,9 +137,9 @@ async def hold_two(world: World, event: Event, seats: Sequence[UUID]) -> list[St
     """Holds two seats of a pool, one after the other. What the stream is going to tell of it."""
     changes = []
     for seat_id in seats:
-        before = await world.stock.left(event_id=event.event_id, with_seats=False)
-        await world.place(event, wanted=[Wanted(None, 1, seat_id)])
-        left = await world.stock.left(event_id=event.event_id, with_seats=False)
+        before = await world.stock.availability(event_id=event.event_id, with_seats=False)
+        await world.place(event, wanted=[RequestedItem(None, 1, seat_id)])
+        left = await world.stock.availability(event_id=event.event_id, with_seats=False)
         [(pool_id, pool)] = left.pools.items() - before.pools.items()
         told = PoolChange(pool_id, pool.capacity, pool.available, pool.version, False)
         changes.append(StockChange(event.event_id, (told,), {seat_id: "HELD"}))
@@ -151,9 +156,9 @@ async def test_a_look_without_seats_does_not_hide_what_the_stream_has_still_to_t
         changes = await hold_two(world, event, seats[:2])
         # It was looked at long ago, and who looks now wants no seats.
         level.read_at -= 3600
-        await availability.left(event_id=event.event_id, with_seats=False)
+        await availability.availability(event_id=event.event_id, with_seats=False)
         await late.tell(*changes)
-        left = await availability.left(event_id=event.event_id, with_seats=True)
+        left = await availability.availability(event_id=event.event_id, with_seats=True)
     assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
 
 
@@ -167,22 +172,24 @@ async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
             await gate.wait()
         return event
 
-    availability = Availability(stock=world.stock, read=read)
+    availability = AvailabilityCache(stock=world.stock, read=read)
     async with following(availability) as late:
-        slow = asyncio.create_task(availability.left(event_id=event.event_id, with_seats=False))
+        slow = asyncio.create_task(
+            availability.availability(event_id=event.event_id, with_seats=False)
+        )
         await reached.wait()
-        await availability.left(event_id=event.event_id, with_seats=True)
+        await availability.availability(event_id=event.event_id, with_seats=True)
         changes = await hold_two(world, event, seats[:2])
         gate.set()
         await slow
         await late.tell(*changes)
-        left = await availability.left(event_id=event.event_id, with_seats=True)
+        left = await availability.availability(event_id=event.event_id, with_seats=True)
     assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
 
 
 async def test_an_older_change_does_not_win(world: World, feed: Feed) -> None:
     event = await world.an_event()
-    await feed.availability.left(event_id=event.event_id, with_seats=True)
+    await feed.availability.availability(event_id=event.event_id, with_seats=True)
     await world.place(event, quantity=1)
     await feed.caught_up(event)
     level = await feed.availability.level(event_id=event.event_id, with_seats=True)
@@ -190,12 +197,12 @@ async def test_an_older_change_does_not_win(world: World, feed: Feed) -> None:
     [pool_id] = level.pools
     old = feed.a_change(event.event_id, pool_id, available=10, version=0)
     assert not level.apply(old)
-    assert (level.version, level.left().available) == (version, 9)
+    assert (level.version, level.availability().available) == (version, 9)
 
 
 async def test_a_lost_stream_makes_every_look_new(world: World, feed: Feed) -> None:
     event = await world.an_event()
-    await feed.availability.left(event_id=event.event_id, with_seats=True)
+    await feed.availability.availability(event_id=event.event_id, with_seats=True)
     for _ in range(3):
         feed.line.cut()
         await world.place(event)
@@ -207,13 +214,13 @@ async def test_without_the_stream_the_ledger_is_asked_and_spared(world: World) -
     feed = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox)))
     event = await world.an_event()
     for _ in range(20):
-        await feed.availability.left(event_id=event.event_id, with_seats=True)
+        await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert feed.stock.looks == 1
 
 
 async def test_an_unknown_event_has_no_availability(feed: Feed) -> None:
     with pytest.raises(DomainError) as refusal:
-        await feed.availability.left(event_id=new_id(), with_seats=True)
+        await feed.availability.availability(event_id=new_id(), with_seats=True)
     assert refusal.value.reason is Reason.EVENT_NOT_FOUND
 
 
@@ -263,6 +270,6 @@ async def test_levels_of_unknown_events_and_old_levels_are_left_out(world: World
         async with world.database.transaction() as connection:
             await stock_projection.apply(connection, batch, world.clock())
     async with world.database.reading() as connection:
-        lefts = await stock_projection.lefts(connection, events=[event])
+        availability_of = await stock_projection.availability_of(connection, events=[event])
         assert await events.get(connection, event_id=event.event_id) == event
-    assert lefts[event.event_id].available == 3
+    assert availability_of[event.event_id].available == 3

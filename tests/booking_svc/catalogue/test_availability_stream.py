@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import availability_stream as watching
 from booking_svc.catalogue.availability_stream import Kind
 from booking_svc.catalogue.events import Event
@@ -64,7 +64,7 @@ async def test_a_snapshot_and_then_changes_with_their_versions(world: World, fee
     watcher = Watcher(feed, event)
     first = await watcher.take()
     assert (kind(first), len(first.seats), len(first.offers)) == ("SNAPSHOT", 4, 2)
-    await world.place(event, wanted=[Wanted(None, 1, seats[0])])
+    await world.place(event, wanted=[RequestedItem(None, 1, seats[0])])
     change = await watcher.take()
     assert (kind(change), len(change.seats), len(change.offers)) == ("CHANGE", 1, 1)
     assert change.version > first.version

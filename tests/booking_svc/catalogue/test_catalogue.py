@@ -8,7 +8,7 @@ from uuid import UUID
 import alembic.command
 import pytest
 
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import events, venues
 from booking_svc.catalogue.venues import Auditorium, Row, Seat
 from mesh.db.database import alembic_config
@@ -92,11 +92,11 @@ async def test_offers_that_share_a_pool_share_its_places(world: World) -> None:
     await world.place(
         event,
         wanted=[
-            Wanted(event.offers[0].offer_id, 3, None),
-            Wanted(event.offers[1].offer_id, 4, None),
+            RequestedItem(event.offers[0].offer_id, 3, None),
+            RequestedItem(event.offers[1].offer_id, 4, None),
         ],
     )
-    left = await world.stock.left(event_id=event.event_id, with_seats=False)
+    left = await world.stock.availability(event_id=event.event_id, with_seats=False)
     assert set(left.offers.values()) == {3}
 
 
@@ -116,12 +116,14 @@ async def test_seats_are_sold_by_the_offer_of_their_type(world: World) -> None:
     )
     assert (event.total_capacity, event.venue_name, event.time_zone) == (4, "Regal", "Asia/Kolkata")
     front, back = auditorium.rows[0].seats[0].seat_id, auditorium.rows[1].seats[0].seat_id
-    booking = await world.place(event, wanted=[Wanted(None, 1, front), Wanted(None, 1, back)])
+    booking = await world.place(
+        event, wanted=[RequestedItem(None, 1, front), RequestedItem(None, 1, back)]
+    )
     assert booking.total == Money(400_000, "INR")
 
     async def reason_of(*seats: UUID) -> Reason:
         with pytest.raises(DomainError) as refusal:
-            await world.place(event, wanted=[Wanted(None, 1, seat) for seat in seats])
+            await world.place(event, wanted=[RequestedItem(None, 1, seat) for seat in seats])
         return refusal.value.reason
 
     free = auditorium.rows[0].seats[1].seat_id

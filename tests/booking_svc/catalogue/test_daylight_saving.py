@@ -25,7 +25,7 @@ def berlin(month: int, day: int, hour: int, minute: int = 0, *, fold: int = 0) -
 async def status_at(world: World, now: datetime) -> list[Status]:
     """What the list says of all events, once the loop has turned them."""
     async with world.database.transaction() as connection:
-        await event_status.turn_due(connection, now=now)
+        await event_status.apply_due_transitions(connection, now=now)
         found = await connection.scalars(
             events_table.select().with_only_columns(events_table.c.current_status)
         )

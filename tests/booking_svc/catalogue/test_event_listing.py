@@ -187,7 +187,7 @@ async def test_the_status_of_a_list_turns_with_the_clock(world: World) -> None:
 
     async def turned() -> Status:
         async with world.database.transaction() as connection:
-            await event_status.turn_due(connection, now=world.clock())
+            await event_status.apply_due_transitions(connection, now=world.clock())
         [status] = [status for status in Status if (await a_page(world, status=status)).events]
         assert status is event.status_at(world.clock(), available=10)
         return status

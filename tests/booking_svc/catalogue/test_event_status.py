@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from booking_svc.catalogue import event_status, events
 from booking_svc.catalogue.event_status import MOVES
-from booking_svc.catalogue.events import Event, Said, Status
+from booking_svc.catalogue.events import Event, StaffStatus, Status
 from booking_svc.catalogue.tables import events as events_table
 from mesh.errors import DomainError, Reason
 from testing.booking_harness import START, World
@@ -17,26 +17,26 @@ DAY = timedelta(days=1)
 OPENS, CLOSES = START - DAY, START + DAY
 
 # What must be true of an event in each status: what was said, at which time, what is left.
-EXAMPLES: dict[Status, tuple[Said, datetime, int]] = {
-    Status.DRAFT: (Said.DRAFT, START, 1),
-    Status.UPCOMING: (Said.OPEN, OPENS - DAY, 1),
-    Status.ON_SALE: (Said.OPEN, START, 1),
-    Status.SOLD_OUT: (Said.OPEN, START, 0),
-    Status.PAUSED: (Said.PAUSED, START, 1),
-    Status.ENDED: (Said.OPEN, CLOSES, 1),
-    Status.CANCELLED: (Said.CANCELLED, START, 1),
+EXAMPLES: dict[Status, tuple[StaffStatus, datetime, int]] = {
+    Status.DRAFT: (StaffStatus.DRAFT, START, 1),
+    Status.UPCOMING: (StaffStatus.OPEN, OPENS - DAY, 1),
+    Status.ON_SALE: (StaffStatus.OPEN, START, 1),
+    Status.SOLD_OUT: (StaffStatus.OPEN, START, 0),
+    Status.PAUSED: (StaffStatus.PAUSED, START, 1),
+    Status.ENDED: (StaffStatus.OPEN, CLOSES, 1),
+    Status.CANCELLED: (StaffStatus.CANCELLED, START, 1),
 }
 
 
 async def in_status(world: World, status: Status) -> tuple[Event, datetime, int]:
     """An event in a status, with the time and the stock at which it is."""
-    said, now, available = EXAMPLES[status]
+    staff_status, now, available = EXAMPLES[status]
     event = await world.an_event(sale_start_time=OPENS, sale_end_time=CLOSES)
     async with world.database.transaction() as connection:
         await connection.execute(
             sa.update(events_table)
             .where(events_table.c.event_id == event.event_id)
-            .values(status=said, is_sold_out=available == 0)
+            .values(status=staff_status, is_sold_out=available == 0)
         )
         event = await events.get(connection, event_id=event.event_id)
     assert event.status_at(now, available=available) is status
@@ -47,12 +47,12 @@ async def listed_status(world: World, event_id: UUID) -> tuple[Status, datetime 
     async with world.database.reading() as connection:
         row = (
             await connection.execute(
-                sa.select(events_table.c.current_status, events_table.c.turn_time).where(
+                sa.select(events_table.c.current_status, events_table.c.next_transition_time).where(
                     events_table.c.event_id == event_id
                 )
             )
         ).one()
-    return Status(row.current_status), row.turn_time
+    return Status(row.current_status), row.next_transition_time
 
 
 def test_every_status_has_its_moves_and_its_example() -> None:
@@ -78,11 +78,11 @@ async def test_the_staff_may_do_what_is_listed_and_nothing_else(
             assert await say() == event
         elif to in MOVES[before]:
             changed = await say()
-            assert changed.said is MOVES[before][to]
+            assert changed.staff_status is MOVES[before][to]
             assert changed.revision == event.revision + 1
             assert await listed_status(world, event.event_id) == (
                 changed.status_at(now, available=available),
-                changed.turn_after(now),
+                changed.next_transition_after(now),
             )
         else:
             with pytest.raises(DomainError) as refusal:
@@ -94,11 +94,11 @@ async def test_the_staff_may_do_what_is_listed_and_nothing_else(
             }
 
 
-@pytest.mark.parametrize("said", Said)
+@pytest.mark.parametrize("staff_status", StaffStatus)
 @pytest.mark.parametrize("closes", [CLOSES, None])
 @pytest.mark.parametrize("available", [0, 1])
 async def test_the_database_follows_the_clock_as_the_event_does(
-    world: World, said: Said, closes: datetime | None, available: int
+    world: World, staff_status: StaffStatus, closes: datetime | None, available: int
 ) -> None:
     event = await world.an_event(
         sale_start_time=OPENS, sale_end_time=closes, start_time=None, end_time=None
@@ -110,9 +110,9 @@ async def test_the_database_follows_the_clock_as_the_event_does(
             await connection.execute(
                 sa.update(events_table)
                 .where(is_it)
-                .values(status=said, is_sold_out=available == 0, turn_time=now)
+                .values(status=staff_status, is_sold_out=available == 0, next_transition_time=now)
             )
-            assert await event_status.turn_due(connection, now=now) == 1
+            assert await event_status.apply_due_transitions(connection, now=now) == 1
             event = await events.get(connection, event_id=event.event_id)
-        expected = (event.status_at(now, available=available), event.turn_after(now))
+        expected = (event.status_at(now, available=available), event.next_transition_after(now))
         assert await listed_status(world, event.event_id) == expected

@@ -10,13 +10,13 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from booking_svc.bookings.pricing import Wanted
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import event_update, events, orphaned_stock, stock_projection
 from booking_svc.catalogue import tables as booking_tables
-from booking_svc.catalogue.event_commands import EventDesk
+from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
-from booking_svc.clients.ports import Left
+from booking_svc.clients.ports import Availability
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
@@ -34,13 +34,13 @@ from tests.booking_svc.catalogue.test_availability import a_seated_event
 DAY = timedelta(days=1)
 
 
-def desk(world: World) -> EventDesk:
-    return EventDesk(database=world.database, stock=world.stock, clock=world.clock)
+def desk(world: World) -> EventCommands:
+    return EventCommands(database=world.database, stock=world.stock, clock=world.clock)
 
 
 async def change(
     world: World, event: Event, *, etag: str | None = None, **changes: Any
-) -> tuple[Event, Left]:
+) -> tuple[Event, Availability]:
     return await desk(world).update(
         event_id=event.event_id, change=EventChange(**changes), etag=etag
     )
@@ -49,11 +49,11 @@ async def change(
 async def refusal_of(world: World, event: Event, **changes: Any) -> DomainError:
     """The refusal of a change, which has changed nothing."""
     before = await read(world, event.event_id)
-    left = await world.stock.left(event_id=event.event_id, with_seats=True)
+    left = await world.stock.availability(event_id=event.event_id, with_seats=True)
     with pytest.raises(DomainError) as refusal:
         await change(world, event, **changes)
     assert await read(world, event.event_id) == before
-    assert await world.stock.left(event_id=event.event_id, with_seats=True) == left
+    assert await world.stock.availability(event_id=event.event_id, with_seats=True) == left
     return refusal.value
 
 
@@ -124,9 +124,9 @@ async def test_the_capacity_goes_up_at_once_and_down_to_what_is_taken(world: Wor
                 booking_tables.events.c.event_id == event.event_id
             )
         )
-        lefts = await stock_projection.lefts(connection, events=[changed])
+        availability_of = await stock_projection.availability_of(connection, events=[changed])
     assert status == Status.SOLD_OUT
-    assert lefts[event.event_id].available == 0
+    assert availability_of[event.event_id].available == 0
     assert not await world.audit(event)
 
 
@@ -159,7 +159,7 @@ async def test_offers_are_added_to_pools_old_and_new(world: World) -> None:
     assert list(left.offers.values()) == [10, 10, 5]
     assert changed == await read(world, event.event_id)
     booking = await world.place(
-        changed, wanted=[Wanted(offer.offer_id, 2, None) for offer in changed.offers]
+        changed, wanted=[RequestedItem(offer.offer_id, 2, None) for offer in changed.offers]
     )
     assert booking.total == Money(2 * (150_000 + 1 + 2), "INR")
     again, _ = await change(
@@ -170,17 +170,17 @@ async def test_offers_are_added_to_pools_old_and_new(world: World) -> None:
 
 async def test_a_seat_that_somebody_has_is_not_taken_out(world: World) -> None:
     event, seats = await a_seated_event(world)
-    await world.place(event, wanted=[Wanted(None, 1, seats[0])])
+    await world.place(event, wanted=[RequestedItem(None, 1, seats[0])])
     refusal = await refusal_of(world, event, remove_seat_ids=(seats[1], seats[0]))
     assert fields(refusal) == ["event.remove_seat_ids[1]"]
     _, left = await change(world, event, remove_seat_ids=(seats[1],))
     assert left.capacity == 3
     with pytest.raises(DomainError) as gone:
-        await world.place(event, wanted=[Wanted(None, 1, seats[1])])
+        await world.place(event, wanted=[RequestedItem(None, 1, seats[1])])
     assert gone.value.reason is Reason.SEAT_NOT_FOUND
     _, left = await change(world, event, add_seat_ids=(seats[1],))
     assert left.capacity == 4
-    await world.place(event, wanted=[Wanted(None, 1, seats[1])])
+    await world.place(event, wanted=[RequestedItem(None, 1, seats[1])])
     stranger = await refusal_of(world, event, add_seat_ids=(new_id(),))
     assert fields(stranger) == ["event.add_seat_ids[0]"]
 
@@ -267,7 +267,7 @@ async def test_two_changes_of_the_stock_do_not_mix(world: World) -> None:
     assert {refusal.reason for refusal in refusals if isinstance(refusal, DomainError)} <= {
         Reason.EVENT_CHANGED
     }
-    left = await world.stock.left(event_id=event.event_id, with_seats=False)
+    left = await world.stock.availability(event_id=event.event_id, with_seats=False)
     assert (await read(world, event.event_id)).offers[0].capacity == left.capacity
 
 
@@ -287,7 +287,7 @@ async def test_wherever_a_change_dies_it_can_be_made_again(world: World, point: 
     assert (changed.name, changed.offers[0].capacity, left.capacity) == ("Renamed", 12, 12)
 
 
-def encode(event: Event, _: Left) -> bytes:
+def encode(event: Event, _: Availability) -> bytes:
     return event.event_id.bytes
 
 
@@ -327,7 +327,7 @@ async def test_a_creation_that_comes_too_late_is_refused(world: World) -> None:
             await orphaned_stock.remove_due(world.database, self, now=world.clock())
 
     slow = SlowStock(world.ledger, world.clock, world.crashes)
-    late = EventDesk(database=world.database, stock=slow, clock=world.clock)
+    late = EventCommands(database=world.database, stock=slow, clock=world.clock)
     with pytest.raises(DomainError) as refusal:
         await late.create(new=a_new_event(), key=None, encode=encode)
     assert refusal.value.reason is Reason.DEPENDENCY_UNAVAILABLE

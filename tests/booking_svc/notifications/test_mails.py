@@ -114,7 +114,7 @@ async def test_a_confirmed_booking_is_mailed_once_with_all_that_matters(world: W
     [mail] = await delivered(world)
     assert mail["To"] == "mira@example.org"
     assert mail["Subject"] == "Confirmed: Monsoon Nights, 1 Jul 2030"
-    said = text(mail)
+    staff_status = text(mail)
     for expected in (
         "Hello Mira Rao,",
         "Monday, 1 July 2030, 5:30\u202fpm (IST)",
@@ -124,7 +124,7 @@ async def test_a_confirmed_booking_is_mailed_once_with_all_that_matters(world: W
         "Until 17 Jun 2030, 5:30\u202fpm: 97 % back",
         str(booking.booking_id),
     ):
-        assert expected in said
+        assert expected in staff_status
     assert await delivered(world) == []
 
 

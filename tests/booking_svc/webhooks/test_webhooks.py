@@ -14,8 +14,8 @@ from booking_svc.bookings.outbox import BookingEvents
 from booking_svc.tables import idempotency_records
 from booking_svc.webhooks import consumer, deliveries, endpoints, signature, url_policy
 from booking_svc.webhooks.deliveries import Delivery, Status
-from booking_svc.webhooks.delivery_worker import Courier
-from booking_svc.webhooks.encryption import Seal, UnknownKeyError
+from booking_svc.webhooks.delivery_worker import DeliveryWorker
+from booking_svc.webhooks.encryption import SecretBox, UnknownKeyError
 from booking_svc.webhooks.endpoints import Endpoint
 from booking_svc.webhooks.servicers.endpoints import WebhookEndpointServicer
 from booking_svc.webhooks.tables import webhook_secrets
@@ -33,7 +33,7 @@ from testing.webhook_receiver import Receiver, receiver
 
 RULES = Rules(is_http_allowed=True, is_loopback_allowed=True)
 OLD_KEY = "a key of thirty-two characters or more"
-SEAL = Seal([OLD_KEY])
+SEAL = SecretBox([OLD_KEY])
 
 
 @pytest.fixture
@@ -43,15 +43,17 @@ async def outside() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def courier(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Courier]:
+async def courier(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DeliveryWorker]:
     monkeypatch.setattr(url_policy, "_RESOLVE_SECONDS", 60.0)
     async with a_courier(world) as courier:
         yield courier
 
 
-def a_courier(world: World) -> AbstractAsyncContextManager[Courier]:
+def a_courier(world: World) -> AbstractAsyncContextManager[DeliveryWorker]:
     """One that no machine is too slow for."""
-    return Courier.open(world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=60)
+    return DeliveryWorker.open(
+        world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=60
+    )
 
 
 async def subscribe(world: World, url: str, *event_types: str) -> Endpoint:
@@ -78,7 +80,7 @@ async def follow(world: World) -> None:
         await consumer.apply(connection, batch, world.clock())
 
 
-async def deliver(courier: Courier) -> int:
+async def deliver(courier: DeliveryWorker) -> int:
     """Everything that is due is tried once. Returns how much it was."""
     count = await courier.start_due()
     await courier.idle()
@@ -98,7 +100,7 @@ async def log(world: World, endpoint: Endpoint) -> Sequence[Delivery]:
 
 
 async def test_what_happens_is_told_signed_and_once(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await subscribe(world, outside.url)
     booking = await world.place(await world.an_event(), quantity=2)
@@ -141,7 +143,7 @@ async def test_the_signature_is_the_standards() -> None:
 
 
 async def test_everybody_is_told_what_they_asked_for(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     everything = await subscribe(world, outside.url, "*", "booking.held")
     confirmed = await subscribe(world, outside.url, "booking.confirmed")
@@ -183,7 +185,7 @@ async def told_once(world: World, outside: Receiver, *event_types: str) -> Endpo
 
 @pytest.mark.parametrize("answer", ["500 No", "404 No", "302 Moved", "429 Later", None])
 async def test_what_is_not_taken_is_tried_again_with_the_same_id(
-    world: World, courier: Courier, outside: Receiver, answer: str | None
+    world: World, courier: DeliveryWorker, outside: Receiver, answer: str | None
 ) -> None:
     endpoint = await told_once(world, outside)
     outside.answers = [answer, answer]
@@ -201,7 +203,7 @@ async def test_what_is_not_taken_is_tried_again_with_the_same_id(
 
 
 async def test_it_is_tried_for_three_days_and_given_up(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await told_once(world, outside)
     outside.answers = ["500 No"] * 50
@@ -216,7 +218,7 @@ async def test_it_is_tried_for_three_days_and_given_up(
 
 
 async def test_a_redirect_is_not_followed(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await told_once(world, outside)
     outside.answers = [f"307 Go\r\nlocation: http://127.0.0.1:{outside.port}/elsewhere"]
@@ -225,7 +227,7 @@ async def test_a_redirect_is_not_followed(
     assert [each.status_code for each in (await log(world, endpoint))[0].attempts] == [307]
 
 
-async def test_gone_means_gone(world: World, courier: Courier, outside: Receiver) -> None:
+async def test_gone_means_gone(world: World, courier: DeliveryWorker, outside: Receiver) -> None:
     endpoint = await told_once(world, outside)
     outside.answers = ["410 Gone"]
     await deliver(courier)
@@ -257,7 +259,7 @@ async def test_an_address_is_looked_at_before_every_try(world: World, outside: R
     """The endpoint was let in when loopback was allowed; the courier does not go there."""
     endpoint = await told_once(world, outside)
     strict = Rules(is_http_allowed=True)
-    async with Courier.open(world.database, world.clock, rules=strict, seal=SEAL) as courier:
+    async with DeliveryWorker.open(world.database, world.clock, rules=strict, seal=SEAL) as courier:
         await deliver(courier)
     assert outside.connections == 0
     [delivery] = await log(world, endpoint)
@@ -272,7 +274,9 @@ async def test_an_endpoint_that_hangs_keeps_nobody_else_waiting(
         hanging = await stack.enter_async_context(receiver())
         hanging.is_hanging = True
         courier = await stack.enter_async_context(
-            Courier.open(world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=10)
+            DeliveryWorker.open(
+                world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=10
+            )
         )
         slow = await subscribe(world, hanging.url)
         quick = await subscribe(world, outside.url)
@@ -294,7 +298,7 @@ async def test_an_endpoint_that_hangs_keeps_nobody_else_waiting(
 
 
 async def test_two_secrets_sign_while_a_receiver_changes_over(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await told_once(world, outside)
     rotated = await rotate(world, endpoint, timedelta(hours=1))
@@ -331,7 +335,7 @@ async def test_there_are_never_more_than_four_secrets(world: World, outside: Rec
     assert await in_force(world, endpoint) == [rotated.new_secret]
 
 
-async def in_force(world: World, endpoint: Endpoint, seal: Seal = SEAL) -> Sequence[str]:
+async def in_force(world: World, endpoint: Endpoint, seal: SecretBox = SEAL) -> Sequence[str]:
     async with world.database.reading() as connection:
         return await endpoints.signing_secrets(
             connection, endpoint_id=endpoint.endpoint_id, seal=seal, now=world.clock()
@@ -347,7 +351,7 @@ async def stored(world: World) -> Sequence[str]:
     return found.scalars().all()
 
 
-async def reseal(world: World, seal: Seal) -> int:
+async def reseal(world: World, seal: SecretBox) -> int:
     async with world.database.transaction() as connection:
         return await endpoints.reseal(connection, seal=seal)
 
@@ -358,11 +362,11 @@ async def test_the_database_does_not_tell_the_secrets(world: World, outside: Rec
     assert signature.PREFIX not in sealed
     assert endpoint.new_secret.removeprefix(signature.PREFIX) not in sealed
     with pytest.raises(UnknownKeyError):
-        await in_force(world, endpoint, Seal(["k" * 32]))
+        await in_force(world, endpoint, SecretBox(["k" * 32]))
 
 
 async def test_nor_does_the_answer_that_is_kept_for_a_repetition(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     servicer = WebhookEndpointServicer(
         database=world.database, courier=courier, rules=RULES, seal=SEAL, clock=world.clock
@@ -385,7 +389,7 @@ async def test_nor_does_the_answer_that_is_kept_for_a_repetition(
 
 
 async def test_secrets_of_before_there_was_a_key_are_sealed(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     """They sign before and after, and none is lost."""
     endpoint = await told_once(world, outside)
@@ -401,16 +405,16 @@ async def test_secrets_of_before_there_was_a_key_are_sealed(
 async def test_a_key_is_replaced_by_a_newer_one(world: World, outside: Receiver) -> None:
     endpoint = await subscribe(world, outside.url)
     older, newer = OLD_KEY, "a newer key, also of 32 characters"
-    both = Seal([newer, older])
+    both = SecretBox([newer, older])
     assert await in_force(world, endpoint, both) == [endpoint.new_secret]
     assert [await reseal(world, both) for _ in range(2)] == [1, 0]
-    assert await in_force(world, endpoint, Seal([newer])) == [endpoint.new_secret]
+    assert await in_force(world, endpoint, SecretBox([newer])) == [endpoint.new_secret]
     with pytest.raises(UnknownKeyError):
-        await reseal(world, Seal([older]))
+        await reseal(world, SecretBox([older]))
 
 
 async def test_a_process_that_dies_leaves_its_messages_to_others(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await told_once(world, outside)
     async with world.database.transaction() as connection:
@@ -430,7 +434,7 @@ async def test_a_process_that_dies_leaves_its_messages_to_others(
 
 
 async def test_many_couriers_send_each_message_once(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await subscribe(world, outside.url)
     event = await world.an_event()
@@ -446,7 +450,7 @@ async def test_many_couriers_send_each_message_once(
 
 
 async def test_the_log_is_kept_for_thirty_days(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await told_once(world, outside)
     await deliver(courier)
@@ -458,7 +462,7 @@ async def test_the_log_is_kept_for_thirty_days(
 
 
 async def test_an_endpoint_that_is_deleted_takes_its_messages_along(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await told_once(world, outside)
     async with world.database.transaction() as connection:
@@ -492,7 +496,7 @@ async def test_an_unknown_delivery_is_not_found(world: World, outside: Receiver)
 
 
 async def test_the_courier_runs_until_it_is_cancelled(
-    world: World, courier: Courier, outside: Receiver
+    world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     running = asyncio.create_task(courier.run())
     await told_once(world, outside)
