@@ -55,7 +55,7 @@ def replaced_words(module: Module) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("folder", sorted({*FOLDERS} - EXEMPT) or ["mesh/redis"])
+@pytest.mark.parametrize("folder", sorted({*FOLDERS} - EXEMPT) or ["protos"])
 def test_identifiers_use_the_vocabulary(folder: str) -> None:
     assert [word for module in modules(folder) for word in replaced_words(module)] == []
 
