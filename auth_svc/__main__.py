@@ -7,12 +7,12 @@ from datetime import timedelta
 from functools import partial
 
 from auth_svc import housekeeping, sessions, tables
+from auth_svc.idempotency import IdempotentCalls
 from auth_svc.keys import KeyRing
 from auth_svc.mailing import Mailing
 from auth_svc.password_change import PasswordChange
 from auth_svc.password_reset import PasswordReset
 from auth_svc.passwords import PasswordHasher
-from auth_svc.repeats import Repeats
 from auth_svc.reset_mailer import ResetMailer
 from auth_svc.servicers.accounts import AccountServicer
 from auth_svc.servicers.auth import AuthServicer
@@ -32,6 +32,7 @@ from boxoffice.auth.v1 import (
 )
 from mesh.clock import Clock, system_clock
 from mesh.db.database import Database
+from mesh.db.idempotent import IdempotentWrites
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.mail.sender import Sender
@@ -85,14 +86,17 @@ def _service(base: _Base) -> Service:
     mailing = Mailing(reset_url=settings.password_reset_url, wake=sender.wake)
     mailer = ResetMailer(database=database, mailing=mailing, clock=clock)
     throttle = LoginThrottle(database=database, link=base.link, key=settings.throttle_key)
-    repeats = Repeats(database=database, clock=clock, secret=settings.idempotency_secret)
+    calls = IdempotentCalls(
+        IdempotentWrites(database, tables.idempotency_records, clock),
+        secret=settings.idempotency_secret,
+    )
     events = OutboxReader(database, tables.outbox)
     event_servicer = AuthEventServicer(events, clock, access_lifetime=settings.access_lifetime)
     return Service(
         servicers=[
-            _auth(base, throttle, mailing, mailer, repeats),
-            _account(base, throttle, mailing, repeats),
-            _users(base, repeats),
+            _auth(base, throttle, mailing, mailer, calls),
+            _account(base, throttle, mailing, calls),
+            _users(base, calls),
             Servicer(
                 event_servicer,
                 auth_event_service_pb2_grpc.add_AuthEventServiceServicer_to_server,
@@ -111,7 +115,7 @@ def _auth(
     throttle: LoginThrottle,
     mailing: Mailing,
     mailer: ResetMailer,
-    repeats: Repeats,
+    calls: IdempotentCalls,
 ) -> Servicer:
     settings, secret = base.settings, base.settings.admin_registration_secret
     sign_up = SignUp(
@@ -143,7 +147,7 @@ def _auth(
         sign_up,
         sign_in,
         reset,
-        repeats,
+        calls,
         reset_requested=mailer.wake,
         published=base.ring.published,
         clock=base.clock,
@@ -155,7 +159,9 @@ def _auth(
     )
 
 
-def _account(base: _Base, throttle: LoginThrottle, mailing: Mailing, repeats: Repeats) -> Servicer:
+def _account(
+    base: _Base, throttle: LoginThrottle, mailing: Mailing, calls: IdempotentCalls
+) -> Servicer:
     lifetime = base.settings.access_lifetime
     change = PasswordChange(
         database=base.database,
@@ -165,15 +171,15 @@ def _account(base: _Base, throttle: LoginThrottle, mailing: Mailing, repeats: Re
         access_lifetime=lifetime,
     )
     return Servicer(
-        AccountServicer(change, repeats, base.database, base.clock, access_lifetime=lifetime),
+        AccountServicer(change, calls, base.database, base.clock, access_lifetime=lifetime),
         auth_service_pb2_grpc.add_AccountServiceServicer_to_server,
         auth_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
     )
 
 
-def _users(base: _Base, repeats: Repeats) -> Servicer:
+def _users(base: _Base, calls: IdempotentCalls) -> Servicer:
     servicer = UserServicer(
-        repeats,
+        calls,
         base.database,
         base.clock,
         unusable_hash=base.hasher.unusable_hash,

@@ -42,7 +42,7 @@ from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
 from booking_svc.servicers.health import HealthServicer
 from booking_svc.settings import Settings
-from booking_svc.tables import event_cursors
+from booking_svc.tables import event_cursors, idempotency_records
 from booking_svc.webhooks import consumer as webhook_follower
 from booking_svc.webhooks.delivery_worker import DeliveryWorker
 from booking_svc.webhooks.encryption import SecretBox
@@ -80,6 +80,7 @@ from mesh.db import backlog
 from mesh.db.backlog import OldestSince
 from mesh.db.consumer import EventConsumer
 from mesh.db.database import Database
+from mesh.db.idempotent import IdempotentWrites
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.mail.queue import oldest_queued
@@ -117,6 +118,7 @@ class _Common:
 
     settings: Settings
     database: Database
+    writes: IdempotentWrites
     channels: Mapping[str, aio.Channel]
     stock: StockClient
     outbox: OutboxReader
@@ -146,6 +148,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         common = _Common(
             settings,
             database,
+            IdempotentWrites(database, idempotency_records, system_clock),
             channels,
             StockClient(stock_service_pb2_grpc.StockServiceStub(channels["stock_svc"])),
             OutboxReader(database, tables.outbox),
@@ -176,7 +179,11 @@ def _catalogue(common: _Common) -> _Part:
     availability = AvailabilityCache(stock=stock, read=partial(_read_event, database))
     watch = Watch(availability=availability, encode=proto.availability_update)
     desk = EventCommands(
-        database=database, stock=stock, clock=system_clock, on_change=availability.forget
+        database=database,
+        writes=common.writes,
+        stock=stock,
+        clock=system_clock,
+        on_change=availability.forget,
     )
     levels = EventConsumer(
         stream="stock_svc",
@@ -189,7 +196,7 @@ def _catalogue(common: _Common) -> _Part:
     return _Part(
         [
             Servicer(
-                VenueServicer(database, system_clock),
+                VenueServicer(database, common.writes, system_clock),
                 venue_service_pb2_grpc.add_VenueServiceServicer_to_server,
                 venue_service_pb2.DESCRIPTOR.services_by_name["VenueService"],
             ),
@@ -227,6 +234,7 @@ def _bookings(common: _Common) -> _Part:
     steps = Steps(database=database, stock=stock, payments=payments, clock=system_clock)
     saga = Saga(
         database=database,
+        writes=common.writes,
         stock=stock,
         payments=payments,
         clock=system_clock,
@@ -236,6 +244,7 @@ def _bookings(common: _Common) -> _Part:
     )
     changing = Changing(
         database=database,
+        writes=common.writes,
         stock=stock,
         payments=payments,
         clock=system_clock,
@@ -318,7 +327,12 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
         [
             Servicer(
                 WebhookEndpointServicer(
-                    database=database, courier=courier, rules=rules, seal=seal, clock=system_clock
+                    database=database,
+                    writes=common.writes,
+                    courier=courier,
+                    rules=rules,
+                    seal=seal,
+                    clock=system_clock,
                 ),
                 webhook_endpoint_service_pb2_grpc.add_WebhookEndpointServiceServicer_to_server,
                 webhook_endpoint_service_pb2.DESCRIPTOR.services_by_name["WebhookEndpointService"],

@@ -28,8 +28,9 @@ from booking_svc.catalogue.event_creation import NewEvent, NewOffer
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.events import Status as EventStatus
 from booking_svc.clients import ports
+from booking_svc.tables import idempotency_records
 from mesh.db.database import Database
-from mesh.db.idempotent import Key
+from mesh.db.idempotent import IdempotentWrites, Key
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
@@ -298,6 +299,7 @@ class World:
     def __post_init__(self) -> None:
         self.stock = LedgerStock(self.ledger, self.clock, self.crashes)
         self.payments = Payments(self.crashes)
+        self.writes = IdempotentWrites(self.database, idempotency_records, self.clock)
         self.steps = Steps(
             database=self.database, stock=self.stock, payments=self.payments, clock=self.clock
         )
@@ -310,6 +312,7 @@ class World:
         )
         self.changing = Changing(
             database=self.database,
+            writes=self.writes,
             stock=self.stock,
             payments=self.payments,
             clock=self.clock,
@@ -318,6 +321,7 @@ class World:
         )
         self.saga = Saga(
             database=self.database,
+            writes=self.writes,
             stock=self.stock,
             payments=self.payments,
             clock=self.clock,
@@ -516,7 +520,9 @@ class World:
 
     async def cancel_event(self, event: Event, reason: str = "") -> None:
         """As the organiser does it; its bookings follow, see `cancel_batch`."""
-        desk = EventCommands(database=self.database, stock=self.stock, clock=self.clock)
+        desk = EventCommands(
+            database=self.database, writes=self.writes, stock=self.stock, clock=self.clock
+        )
         await desk.set_status(event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason)
 
     async def cancel_batch(self) -> int | None:

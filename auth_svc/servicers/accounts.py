@@ -9,9 +9,9 @@ from google.protobuf.empty_pb2 import Empty
 
 from auth_svc import profile, sessions
 from auth_svc.accounts import get_user
+from auth_svc.idempotency import IdempotentCalls, Keep
 from auth_svc.password_change import PasswordChange
 from auth_svc.proto import session_to_proto, user_to_proto
-from auth_svc.repeats import Keep, Repeats
 from boxoffice.auth.v1 import (
     auth_service_pb2,
     auth_service_pb2_grpc,
@@ -32,14 +32,14 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
     def __init__(
         self,
         password_change: PasswordChange,
-        repeats: Repeats,
+        calls: IdempotentCalls,
         database: Database,
         clock: Clock,
         *,
         access_lifetime: timedelta,
     ) -> None:
         self._password_change = password_change
-        self._repeats = repeats
+        self._calls = calls
         self._database = database
         self._clock = clock
         self._access_lifetime = access_lifetime
@@ -67,7 +67,7 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
                 await keep(connection, user.user_id, answer)
             return answer
 
-        return await self._repeats.once(caller().user(), request, user_pb2.User, update)
+        return await self._calls.once(caller().user(), request, user_pb2.User, update)
 
     async def ChangePassword(
         self, request: auth_service_pb2.ChangePasswordRequest, context: _Context
@@ -89,7 +89,7 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
             )
             return answer
 
-        return await self._repeats.once(caller().user(), request, type(answer), change)
+        return await self._calls.once(caller().user(), request, type(answer), change)
 
     async def Logout(
         self, request: auth_service_pb2.LogoutRequest, context: _Context
@@ -120,7 +120,7 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
 
         # "Here" means another thing in another session: its key is its own.
         owner = session_id if is_here else user_id
-        return await self._repeats.once(owner, request, auth_service_pb2.LogoutResponse, log_out)
+        return await self._calls.once(owner, request, auth_service_pb2.LogoutResponse, log_out)
 
     async def ListSessions(
         self, request: auth_service_pb2.ListSessionsRequest, context: _Context
@@ -154,4 +154,4 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
                 await keep(connection, caller().user(), Empty())
             return Empty()
 
-        return await self._repeats.once(caller().user(), request, Empty, revoke)
+        return await self._calls.once(caller().user(), request, Empty, revoke)

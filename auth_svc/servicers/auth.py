@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 
 from auth_svc import password_reset
+from auth_svc.idempotency import IdempotentCalls, Keep
 from auth_svc.password_reset import PasswordReset
 from auth_svc.proto import user_to_proto
-from auth_svc.repeats import Keep, Repeats
 from auth_svc.sign_in import SignIn
 from auth_svc.sign_up import SignUp
 from auth_svc.tokens import PublicKey
@@ -38,7 +38,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
         sign_up: SignUp,
         sign_in: SignIn,
         reset: PasswordReset,
-        repeats: Repeats,
+        calls: IdempotentCalls,
         *,
         reset_requested: Callable[[], None],
         published: Callable[[], tuple[PublicKey, ...]],
@@ -48,7 +48,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
         self._sign_up = sign_up
         self._sign_in = sign_in
         self._reset = reset
-        self._repeats = repeats
+        self._calls = calls
         self._reset_requested = reset_requested
         self._published = published
         self._clock = clock
@@ -69,7 +69,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
             )
             return user_to_proto(user)
 
-        return await self._repeats.once(request.email, request, user_pb2.User, register)
+        return await self._calls.once(request.email, request, user_pb2.User, register)
 
     async def RegisterAdmin(
         self, request: auth_service_pb2.RegisterAdminRequest, context: _Context
@@ -88,7 +88,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
             )
             return user_to_proto(user)
 
-        return await self._repeats.once(request.email, request, user_pb2.User, register)
+        return await self._calls.once(request.email, request, user_pb2.User, register)
 
     async def Login(
         self, request: auth_service_pb2.LoginRequest, context: _Context
@@ -135,7 +135,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
             self._reset_requested()
             return answer
 
-        return await self._repeats.once(request.email, request, type(answer), ask)
+        return await self._calls.once(request.email, request, type(answer), ask)
 
     async def ResetPassword(
         self, request: auth_service_pb2.ResetPasswordRequest, context: _Context
@@ -154,7 +154,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
             )
             return answer
 
-        return await self._repeats.once(request.token, request, type(answer), reset)
+        return await self._calls.once(request.token, request, type(answer), reset)
 
     async def GetJwks(
         self, request: auth_service_pb2.GetJwksRequest, context: _Context

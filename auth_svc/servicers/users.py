@@ -8,8 +8,8 @@ import grpc
 
 from auth_svc import erasure, users
 from auth_svc.accounts import get_user
+from auth_svc.idempotency import IdempotentCalls, Keep
 from auth_svc.proto import ROLES, user_to_proto
-from auth_svc.repeats import Keep, Repeats
 from boxoffice.auth.v1 import user_pb2, user_service_pb2, user_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
@@ -27,14 +27,14 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
 
     def __init__(
         self,
-        repeats: Repeats,
+        calls: IdempotentCalls,
         database: Database,
         clock: Clock,
         *,
         unusable_hash: str,
         access_lifetime: timedelta,
     ) -> None:
-        self._repeats = repeats
+        self._calls = calls
         self._database = database
         self._clock = clock
         self._unusable_hash = unusable_hash
@@ -80,7 +80,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
                 await keep(connection, user.user_id, answer)
             return answer
 
-        return await self._repeats.once(caller().user(), request, user_pb2.User, update)
+        return await self._calls.once(caller().user(), request, user_pb2.User, update)
 
     async def EraseUser(
         self, request: user_service_pb2.EraseUserRequest, context: _Context
@@ -98,4 +98,4 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
                 await keep(connection, user.user_id, answer)
             return answer
 
-        return await self._repeats.once(caller().user(), request, user_pb2.User, erase)
+        return await self._calls.once(caller().user(), request, user_pb2.User, erase)

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import answers
 from booking_svc.bookings import (
     bookings,
     modification_store,
@@ -27,7 +26,7 @@ from booking_svc.tables import idempotency_records
 from mesh.clock import Clock, rfc3339
 from mesh.db import idempotent
 from mesh.db.database import Database
-from mesh.db.idempotent import Key
+from mesh.db.idempotent import Key, Store
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 
@@ -43,21 +42,23 @@ class Checkout:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a key is answered with from now on, stored with the effect that it tells of.
+    """Stores the answer of a call under its key, in the transaction of the effect.
 
-    `is_claimed` when the key's record is there before the answer is.
+    `claimed_key` is a key whose record was written with the booking, before its answer.
     """
 
-    key: Key
     encode: Callable[[Booking], bytes]
-    is_claimed: bool
+    claimed_key: Key | None = None
+    store_answer: Store | None = None
 
-    async def store(self, connection: AsyncConnection, booking: Booking, now: datetime) -> bytes:
+    async def store(self, connection: AsyncConnection, booking: Booking) -> bytes:
         response = self.encode(booking)
-        if self.is_claimed:
-            await idempotent.finish(connection, idempotency_records, self.key, response=response)
-        else:
-            await answers.store(connection, self.key, booking.booking_id, response, now=now)
+        if self.claimed_key is not None:
+            await idempotent.finish(
+                connection, idempotency_records, self.claimed_key, response=response
+            )
+        elif self.store_answer is not None:
+            await self.store_answer(connection, booking.booking_id, response)
         return response
 
 
@@ -87,7 +88,7 @@ class Checkouts:
         event: Event,
         checkout: Checkout,
         by: By,
-        answer: Answer | None,
+        answer: Answer,
     ) -> Booking:
         """From a held booking to the page where it is paid; stores the answer with its end."""
         _refuse_checkout(booking, self._clock())
@@ -101,9 +102,8 @@ class Checkouts:
             booking = await self._begin_payment(booking, checkout.provider, by)
         payment = booking.payment
         if payment is None or payment.payment_url is not None:
-            if answer is not None:
-                async with self._database.transaction() as connection:
-                    await answer.store(connection, booking, self._clock())
+            async with self._database.transaction() as connection:
+                await answer.store(connection, booking)
             return booking
         created = await self._payments.create(
             payment_id=payment.payment_id,
@@ -117,26 +117,25 @@ class Checkouts:
             cancel_url=checkout.cancel_url,
         )
         now = self._clock()
-        if answer is not None and answer.is_claimed:
+        if answer.claimed_key is not None:
             paged = state_machine.with_page(booking, created.payment_url, now)
-            if await self._placing.open_page(answer.key, paged, answer.encode(paged)):
+            if await self._placing.open_page(answer.claimed_key, paged, answer.encode(paged)):
                 return paged
         async with self._database.transaction() as connection:
             booking = await state_machine.set_payment_url(
                 connection, booking=booking, url=created.payment_url, now=now
             )
-            if answer is not None:
-                await answer.store(connection, booking, self._clock())
+            await answer.store(connection, booking)
         return booking
 
-    async def _confirm_free(self, booking: Booking, by: By, answer: Answer | None) -> Booking:
+    async def _confirm_free(self, booking: Booking, by: By, answer: Answer) -> Booking:
         await self._stock.commit(event_id=booking.event_id, reservation_id=booking.reservation_id)
-        if answer is not None and answer.is_claimed and booking.status is Status.HELD:
+        if answer.claimed_key is not None and booking.status is Status.HELD:
             confirmed = state_machine.moved(
                 booking, to=Status.CONFIRMED, reason=_FREE, by=by, now=self._clock()
             )
             response = answer.encode(confirmed)
-            if await self._placing.confirm(answer.key, confirmed, by, response):
+            if await self._placing.confirm(answer.claimed_key, confirmed, by, response):
                 return confirmed
         async with self._database.transaction() as connection:
             booking = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
@@ -149,8 +148,7 @@ class Checkouts:
                     by=by,
                     now=self._clock(),
                 )
-            if answer is not None:
-                await answer.store(connection, booking, self._clock())
+            await answer.store(connection, booking)
         return booking
 
     async def _begin_payment(self, booking: Booking, provider: str, by: By) -> Booking:

@@ -30,7 +30,7 @@ from booking_svc.tables import idempotency_records
 from mesh.clock import Clock
 from mesh.db import idempotent
 from mesh.db.database import Database
-from mesh.db.idempotent import Key
+from mesh.db.idempotent import IdempotentWrites, Key
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
@@ -57,6 +57,7 @@ class Changing:
         self,
         *,
         database: Database,
+        writes: IdempotentWrites,
         stock: Stock,
         payments: Payments,
         clock: Clock,
@@ -64,6 +65,7 @@ class Changing:
         on_steps_enqueued: Callable[[], None],
     ) -> None:
         self._database = database
+        self._writes = writes
         self._stock = stock
         self._payments = payments
         self._clock = clock
@@ -207,9 +209,8 @@ class Changing:
         if key is None:
             change_id = await self._begin(None, booking_id, begin)
             return encode(await self._bring_on(change_id, booking_id, checkout))
-        async with idempotent.running(key):
-            async with self._database.reading() as connection:
-                record = await idempotent.find(connection, idempotency_records, key)
+        async with self._writes.exclusive(key):
+            record = await self._writes.find(key)
             if record is not None and record.response is not None:
                 return record.response
             if record is None:

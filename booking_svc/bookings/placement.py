@@ -12,7 +12,6 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import answers
 from booking_svc.bookings import (
     alternatives,
     bookings,
@@ -28,9 +27,8 @@ from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Payments, Stock
 from mesh.clock import Clock
-from mesh.db import idempotent
 from mesh.db.database import Database
-from mesh.db.idempotent import Key
+from mesh.db.idempotent import IdempotentWrites, Key, Store
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 
@@ -42,6 +40,7 @@ class Saga:
         self,
         *,
         database: Database,
+        writes: IdempotentWrites,
         stock: Stock,
         payments: Payments,
         clock: Clock,
@@ -50,6 +49,7 @@ class Saga:
         on_steps_enqueued: Callable[[], None],
     ) -> None:
         self._database = database
+        self._writes = writes
         self._stock = stock
         self._payments = payments
         self._clock = clock
@@ -82,8 +82,8 @@ class Saga:
         A call that finds the key's booking without an answer, because the first call
         died on its way, goes on where that one stopped.
         """
-        answer = Answer(key, encode, is_claimed=True)
-        async with idempotent.running(key):
+        answer = Answer(encode, claimed_key=key)
+        async with self._writes.exclusive(key):
             found = await self._placing.find(key, event_id, pricing.seats_of(wanted))
             if found.record is not None and found.record.response is not None:
                 return found.record.response
@@ -95,7 +95,7 @@ class Saga:
                 event.refuse_unless_on_sale(now)
                 items = pricing.priced(event, wanted, found.seat_types)
                 booking = await self._hold(
-                    answer, customer_id, event, items, checkout, now, is_mail_wanted
+                    key, answer, customer_id, event, items, checkout, now, is_mail_wanted
                 )
             else:
                 booking = await self._get(found.record.resource_id)
@@ -119,14 +119,12 @@ class Saga:
         Raises BOOKING_NOT_FOUND, HOLD_EXPIRED, ALREADY_CONFIRMED, PAYMENT_FAILED,
         BOOKING_STATE_INVALID, or what payment_svc refuses with.
         """
-        if key is None:
-            return encode(await self._checkout(booking_id, owner, by, checkout, None))
-        async with idempotent.running(key):
-            known = await answers.stored(self._database, key)
-            if known is not None:
-                return known
-            answer = Answer(key, encode, is_claimed=False)
+
+        async def write(store: Store) -> bytes:
+            answer = Answer(encode, store_answer=store)
             return encode(await self._checkout(booking_id, owner, by, checkout, answer))
+
+        return await self._writes.run_steps_once(key, write)
 
     async def cancel(
         self,
@@ -147,7 +145,7 @@ class Saga:
             )
             return booking_id, encode(cancelled)
 
-        answer = await answers.answer_once(self._database, key, effect, now=now)
+        answer = await self._writes.run_once(key, effect)
         self._on_owed()
         return answer
 
@@ -157,7 +155,7 @@ class Saga:
         owner: UUID | None,
         by: By,
         checkout: Checkout,
-        answer: Answer | None,
+        answer: Answer,
     ) -> Booking:
         booking = await self._get(booking_id, owner)
         async with self._database.reading() as connection:
@@ -170,6 +168,7 @@ class Saga:
 
     async def _hold(
         self,
+        key: Key,
         answer: Answer,
         customer_id: UUID,
         event: Event,
@@ -185,7 +184,7 @@ class Saga:
                 event_id=event.event_id,
                 reservation_id=new_id(),
                 # A retry after a crash finds the reservation that the first call made.
-                request_key=answer.key.reference,
+                request_key=key.reference,
                 customer_id=customer_id,
                 lines=pricing.lines(items),
                 # Checkout in the same call: the payment window at once, and not the hold before it.
@@ -210,7 +209,7 @@ class Saga:
             now=now,
         )
         is_first = await self._placing.write(
-            answer.key,
+            key,
             booking,
             By(Actor.CUSTOMER, customer_id),
             answer.encode(booking) if checkout is None else None,
@@ -233,4 +232,4 @@ class Saga:
                 raise
             return answer.encode(booking)
         async with self._database.transaction() as connection:
-            return await answer.store(connection, booking, self._clock())
+            return await answer.store(connection, booking)

@@ -14,7 +14,6 @@ from psycopg.errors import ForeignKeyViolation
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc import answers
 from booking_svc.catalogue import (
     event_creation,
     event_status,
@@ -32,9 +31,8 @@ from booking_svc.catalogue.tables import events as events_table
 from booking_svc.catalogue.tables import stock_levels as levels_table
 from booking_svc.clients.ports import Availability, Stock
 from mesh.clock import Clock
-from mesh.db import idempotent
 from mesh.db.database import Database
-from mesh.db.idempotent import Key
+from mesh.db.idempotent import IdempotentWrites, Key, Store
 from mesh.errors import DomainError, Reason
 
 Encode = Callable[[Event, Availability], bytes]
@@ -51,11 +49,13 @@ class EventCommands:
         self,
         *,
         database: Database,
+        writes: IdempotentWrites,
         stock: Stock,
         clock: Clock,
         on_change: Callable[[UUID], None] = lambda _: None,
     ) -> None:
         self._database = database
+        self._writes = writes
         self._stock = stock
         self._clock = clock
         self._on_change = on_change
@@ -65,13 +65,11 @@ class EventCommands:
 
         Raises VALIDATION_FAILED that names every fault, AUDITORIUM_NOT_FOUND, SHOWTIME_OVERLAP.
         """
-        if key is None:
-            return await self._create(new, None, encode)
-        async with idempotent.running(key):
-            known = await answers.stored(self._database, key)
-            return known or await self._create(new, key, encode)
+        return await self._writes.run_steps_once(
+            key, lambda store: self._create(new, encode, store)
+        )
 
-    async def _create(self, new: NewEvent, key: Key | None, encode: Encode) -> bytes:
+    async def _create(self, new: NewEvent, encode: Encode, store: Store) -> bytes:
         now = self._clock()
         async with self._database.transaction() as connection:
             plan = await event_creation.plan(connection, new=new, now=now)
@@ -90,20 +88,19 @@ class EventCommands:
             per_customer_limit=plan.event.per_customer_limit,
         )
         try:
-            return await self._insert(plan, key, encode)
+            return await self._insert(plan, encode, store)
         except DomainError:
             async with self._database.transaction() as connection:
                 await orphaned_stock.hurry(connection, event_id=plan.event.event_id, now=now)
             raise
 
-    async def _insert(self, plan: Plan, key: Key | None, encode: Encode) -> bytes:
+    async def _insert(self, plan: Plan, encode: Encode, store: Store) -> bytes:
         event, now = plan.event, self._clock()
         answer = encode(event, plan.availability())
         async with self._database.transaction() as connection:
             await orphaned_stock.want(connection, event_id=event.event_id)
             await events.insert(connection, event=event, capacities=plan.capacities(), now=now)
-            if key is not None:
-                await answers.store(connection, key, event.event_id, answer, now=now)
+            await store(connection, event.event_id, answer)
         return answer
 
     async def update(

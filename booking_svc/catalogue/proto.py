@@ -5,8 +5,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from google.protobuf.message import Message
-
 from booking_svc.catalogue import cancellation_policy
 from booking_svc.catalogue.availability import Level
 from booking_svc.catalogue.availability_stream import Update
@@ -24,19 +22,8 @@ from mesh.conversions import (
     time_from_proto,
     time_to_proto,
 )
-from mesh.db import idempotent
-from mesh.db.idempotent import Key
 from mesh.ids import new_id
 from mesh.money import Money
-from mesh.rpc.call import caller, idempotency_key
-
-
-def key_of(method: str, request: Message) -> Key | None:
-    """The idempotency key of the call that is being served, if its client sent one."""
-    key, who = idempotency_key(), caller()
-    if key is None:
-        return None
-    return idempotent.key_for(method, who.user_id or who.process, key, request)
 
 
 def venue(value: Venue) -> venue_pb2.Venue:

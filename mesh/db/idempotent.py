@@ -1,11 +1,11 @@
-"""The same request with the same key has one effect and one answer.
+"""Idempotent writes: the same request with the same key has one effect and one answer.
 
-The record is written in the transaction of the effect, so that neither exists without
-the other. A key belongs to one caller and one method.
+The record of a key is written in the transaction of the effect, so that neither exists
+without the other. A key belongs to one caller and one method.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,10 +16,11 @@ from google.protobuf.message import Message
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.clock import Clock
+from mesh.db.database import Database
 from mesh.db.pipeline import Result, Statement, columns
 from mesh.errors import DomainError, Reason
-
-_running: set["Key"] = set()
+from mesh.rpc.call import caller, idempotency_key
 
 _FIND = """
 SELECT scope, key, records.fingerprint, records.resource_id, records.response
@@ -89,24 +90,109 @@ def key_for(method: str, owner: UUID | str, key: str, request: Message) -> Key:
     return Key(f"{method}:{owner}", key, hashlib.sha256(content).digest())
 
 
-@asynccontextmanager
-async def running(key: Key) -> AsyncIterator[None]:
-    """Refuses a second call with the key while the first runs in this process.
+def key_of_call(method: str, request: Message) -> Key | None:
+    """The key of the call that is being served; None when its client sent none."""
+    key, who = idempotency_key(), caller()
+    return None if key is None else key_for(method, who.user_id or who.process, key, request)
 
-    Across processes the record's primary key decides: one effect, one answer.
-    """
-    mark = Key(key.scope, key.key, b"")
-    if mark in _running:
-        raise DomainError(
-            Reason.IDEMPOTENCY_IN_PROGRESS,
-            "a call with this idempotency key is still running",
-            retry_after_seconds=1,
-        )
-    _running.add(mark)
-    try:
-        yield
-    finally:
-        _running.discard(mark)
+
+Store = Callable[[AsyncConnection, UUID, bytes], Awaitable[None]]
+"""Stores an answer and the id of what it is about, in the transaction of the effect."""
+
+
+class IdempotentWrites:
+    """Runs the writes of one process and its database once per key."""
+
+    def __init__(self, database: Database, table: sa.Table, clock: Clock) -> None:
+        self._database = database
+        self._table = table
+        self._clock = clock
+        self._running: set[tuple[str, str]] = set()
+
+    async def run_once(
+        self,
+        key: Key | None,
+        effect: Callable[[AsyncConnection], Awaitable[tuple[UUID, bytes]]],
+    ) -> bytes:
+        """Runs `effect` in a transaction and stores its answer; a repetition returns that answer.
+
+        `effect` returns the id of what it made and the serialised answer.
+        Raises IDEMPOTENCY_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED and what `effect` raises.
+        """
+
+        async def write(store: Store) -> bytes:
+            async with self._database.transaction() as connection:
+                resource_id, answer = await effect(connection)
+                await store(connection, resource_id, answer)
+            return answer
+
+        return await self.run_steps_once(key, write)
+
+    async def run_steps_once(
+        self, key: Key | None, write: Callable[[Store], Awaitable[bytes]]
+    ) -> bytes:
+        """As `run_once`, for a write of several transactions: it calls `store` in the last one."""
+        if key is None:
+            return await write(_store_nothing)
+
+        async def store(connection: AsyncConnection, resource_id: UUID, answer: bytes) -> None:
+            if not await claim(
+                connection, self._table, key, resource_id=resource_id, now=self._clock()
+            ):
+                raise _overtaken()
+            await finish(connection, self._table, key, response=answer)
+
+        async with self.exclusive(key):
+            if (answer := await self.answer(key)) is not None:
+                return answer
+            try:
+                return await write(store)
+            except DomainError:
+                # Perhaps refused because another process did the same under this key.
+                if (answer := await self.answer(key)) is None:
+                    raise
+                return answer
+
+    @asynccontextmanager
+    async def exclusive(self, key: Key) -> AsyncIterator[None]:
+        """Refuses a second call with the key while the first runs in this process.
+
+        Across processes the record's primary key decides. Raises IDEMPOTENCY_IN_PROGRESS.
+        """
+        mark = (key.scope, key.key)
+        if mark in self._running:
+            raise DomainError(
+                Reason.IDEMPOTENCY_IN_PROGRESS,
+                "a call with this idempotency key is still running",
+                retry_after_seconds=1,
+            )
+        self._running.add(mark)
+        try:
+            yield
+        finally:
+            self._running.discard(mark)
+
+    async def find(self, key: Key) -> Record | None:
+        """The record of the key. Raises IDEMPOTENCY_KEY_REUSED when the request differs."""
+        async with self._database.reading() as connection:
+            return await find(connection, self._table, key)
+
+    async def answer(self, key: Key) -> bytes | None:
+        """The final answer of the key, if there is one. Raises IDEMPOTENCY_KEY_REUSED."""
+        record = await self.find(key)
+        return None if record is None else record.response
+
+
+async def _store_nothing(_: AsyncConnection, __: UUID, ___: bytes) -> None:
+    return
+
+
+def _overtaken() -> DomainError:
+    return DomainError(
+        Reason.IDEMPOTENCY_IN_PROGRESS,
+        "another call with this idempotency key was first: repeat the call for its answer",
+        retry_after_seconds=1,
+    )
 
 
 async def find(connection: AsyncConnection, table: sa.Table, key: Key) -> Record | None:

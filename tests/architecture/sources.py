@@ -16,7 +16,7 @@ EDGE_FOLDERS = {"servicers", "clients"}
 EDGE_FILES = {"proto", "outbox"}
 # Further modules that use messages, and why.
 TRANSLATORS = {
-    "auth_svc.repeats": "an idempotency record stores the answer as a message",
+    "auth_svc.idempotency": "an idempotency record stores the answer as a message",
     "booking_svc.webhooks.payload": "webhooks carry messages as JSON",
 }
 

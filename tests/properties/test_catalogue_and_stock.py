@@ -85,7 +85,10 @@ class CatalogueMachine(RuleBasedStateMachine):
             )
         )
         self.desk = EventCommands(
-            database=self.world.database, stock=self.world.stock, clock=self.world.clock
+            database=self.world.database,
+            writes=self.world.writes,
+            stock=self.world.stock,
+            clock=self.world.clock,
         )
         self.capacity = capacity
         self.on_sale = set(self.seats)

@@ -3,8 +3,6 @@
 from typing import Any
 from uuid import UUID
 
-from google.protobuf.message import Message
-
 from booking_svc.bookings import bookings, cancellation, proto
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
 from booking_svc.bookings.checkout import Checkout
@@ -15,7 +13,7 @@ from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_serv
 from mesh import paging
 from mesh.clock import Clock
 from mesh.db.database import Database
-from mesh.db.idempotent import Key, key_for
+from mesh.db.idempotent import key_for, key_of_call
 from mesh.rpc.call import caller, idempotency_key
 from mesh.tasks import shielded
 
@@ -100,7 +98,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     ) -> booking_pb2.Booking:
         answer = await shielded(
             self._saga.checkout(
-                key=_key("CheckoutBooking", request),
+                key=key_of_call("CheckoutBooking", request),
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
                 by=_by(),
@@ -116,7 +114,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     ) -> booking_pb2.Booking:
         answer = await shielded(
             self._saga.cancel(
-                key=_key("CancelBooking", request),
+                key=key_of_call("CancelBooking", request),
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
                 by=_by(),
@@ -146,7 +144,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     ) -> booking_pb2.Booking:
         answer = await shielded(
             self._changing.update(
-                key=_key("UpdateBooking", request),
+                key=key_of_call("UpdateBooking", request),
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
                 by=_by(),
@@ -166,7 +164,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     ) -> booking_pb2.Booking:
         answer = await shielded(
             self._changing.reschedule(
-                key=_key("RescheduleBooking", request),
+                key=key_of_call("RescheduleBooking", request),
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
                 by=_by(),
@@ -178,12 +176,6 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
             seconds=_CHANGE_SECONDS,
         )
         return booking_pb2.Booking.FromString(answer)
-
-
-def _key(method: str, request: Message) -> Key | None:
-    """The client's idempotency key, if it has sent one."""
-    key = idempotency_key()
-    return key_for(method, caller().user(), key, request) if key else None
 
 
 def _by() -> By:

@@ -18,6 +18,7 @@ from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, event_service_p
 from mesh import paging
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.idempotent import key_of_call
 from mesh.tasks import shielded
 
 # A step that changes the stock goes on for so long after the client has left.
@@ -53,7 +54,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         answer = await shielded(
             self._desk.create(
                 new=messages.to_new_event(request.event),
-                key=messages.key_of("CreateEvent", request),
+                key=key_of_call("CreateEvent", request),
                 encode=self._encode,
             ),
             seconds=_WRITE_SECONDS,

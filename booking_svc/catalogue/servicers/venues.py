@@ -5,18 +5,19 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.answers import answer_once
 from booking_svc.catalogue import proto as messages
 from booking_svc.catalogue import venues
 from boxoffice.catalogue.v1 import venue_pb2, venue_service_pb2, venue_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.idempotent import IdempotentWrites, key_of_call
 
 
 class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, writes: IdempotentWrites, clock: Clock) -> None:
         self._database = database
+        self._writes = writes
         self._clock = clock
 
     async def CreateVenue(
@@ -34,9 +35,7 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
             )
             return created.venue_id, messages.venue(created).SerializeToString()
 
-        answer = await answer_once(
-            self._database, messages.key_of("CreateVenue", request), create, now=now
-        )
+        answer = await self._writes.run_once(key_of_call("CreateVenue", request), create)
         return venue_pb2.Venue.FromString(answer)
 
     async def GetVenue(
@@ -77,9 +76,7 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
             )
             return created.auditorium_id, messages.auditorium(created).SerializeToString()
 
-        answer = await answer_once(
-            self._database, messages.key_of("CreateAuditorium", request), create, now=now
-        )
+        answer = await self._writes.run_once(key_of_call("CreateAuditorium", request), create)
         return venue_pb2.Auditorium.FromString(answer)
 
     async def GetAuditorium(

@@ -5,10 +5,8 @@ from typing import Any
 from uuid import UUID
 
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.answers import answer_once
 from booking_svc.webhooks import deliveries, endpoints
 from booking_svc.webhooks.deliveries import Delivery, Status
 from booking_svc.webhooks.delivery_worker import DeliveryWorker
@@ -23,10 +21,8 @@ from boxoffice.webhooks.v1 import (
 from mesh import paging
 from mesh.clock import Clock
 from mesh.conversions import time_to_proto
-from mesh.db import idempotent
 from mesh.db.database import Database
-from mesh.db.idempotent import Key
-from mesh.rpc.call import caller, idempotency_key
+from mesh.db.idempotent import IdempotentWrites, key_of_call
 
 _OVERLAP = timedelta(days=1)
 
@@ -36,12 +32,14 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
         self,
         *,
         database: Database,
+        writes: IdempotentWrites,
         courier: DeliveryWorker,
         rules: Rules,
         seal: SecretBox,
         clock: Clock,
     ) -> None:
         self._database = database
+        self._writes = writes
         self._courier = courier
         self._rules = rules
         self._seal = seal
@@ -64,8 +62,8 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
             )
             return created.endpoint_id, self._sealed(created)
 
-        key = _key_of("CreateWebhookEndpoint", request)
-        answer = await answer_once(self._database, key, create, now=now)
+        key = key_of_call("CreateWebhookEndpoint", request)
+        answer = await self._writes.run_once(key, create)
         return self._opened(answer)
 
     async def ListWebhookEndpoints(
@@ -137,8 +135,8 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
             )
             return changed.endpoint_id, self._sealed(changed)
 
-        key = _key_of("RotateWebhookSecret", request)
-        answer = await answer_once(self._database, key, rotate, now=now)
+        key = key_of_call("RotateWebhookSecret", request)
+        answer = await self._writes.run_once(key, rotate)
         return self._opened(answer)
 
     async def ListWebhookDeliveries(
@@ -177,8 +175,8 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
             )
             return queued.delivery_id, _delivery(queued).SerializeToString()
 
-        key = _key_of("ResendWebhookDelivery", request)
-        answer = await answer_once(self._database, key, resend, now=now)
+        key = key_of_call("ResendWebhookDelivery", request)
+        answer = await self._writes.run_once(key, resend)
         self._courier.wake()
         return webhook_endpoint_pb2.WebhookDelivery.FromString(answer)
 
@@ -188,11 +186,6 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
 
     def _opened(self, answer: bytes) -> webhook_endpoint_pb2.WebhookEndpoint:
         return webhook_endpoint_pb2.WebhookEndpoint.FromString(self._seal.open(answer))
-
-
-def _key_of(method: str, request: Message) -> Key | None:
-    key = idempotency_key()
-    return None if key is None else idempotent.key_for(method, caller().user(), key, request)
 
 
 def _endpoint(value: Endpoint) -> webhook_endpoint_pb2.WebhookEndpoint:

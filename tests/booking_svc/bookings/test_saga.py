@@ -14,7 +14,6 @@ from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.state_machine import MOVES
 from booking_svc.clients import ports
 from mesh.clock import rfc3339
-from mesh.db import idempotent
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
@@ -122,7 +121,7 @@ async def test_two_processes_with_the_same_key(world: World) -> None:
 
     async def place() -> object:
         # The other process has its own memory.
-        idempotent._running.clear()
+        world.writes._running.clear()
         return await world.place(event, key="k", customer_id=customer)
 
     answers = await asyncio.gather(*(place() for _ in range(8)))

@@ -35,7 +35,9 @@ DAY = timedelta(days=1)
 
 
 def desk(world: World) -> EventCommands:
-    return EventCommands(database=world.database, stock=world.stock, clock=world.clock)
+    return EventCommands(
+        database=world.database, writes=world.writes, stock=world.stock, clock=world.clock
+    )
 
 
 async def change(
@@ -327,7 +329,9 @@ async def test_a_creation_that_comes_too_late_is_refused(world: World) -> None:
             await orphaned_stock.remove_due(world.database, self, now=world.clock())
 
     slow = SlowStock(world.ledger, world.clock, world.crashes)
-    late = EventCommands(database=world.database, stock=slow, clock=world.clock)
+    late = EventCommands(
+        database=world.database, writes=world.writes, stock=slow, clock=world.clock
+    )
     with pytest.raises(DomainError) as refusal:
         await late.create(new=a_new_event(), key=None, encode=encode)
     assert refusal.value.reason is Reason.DEPENDENCY_UNAVAILABLE

@@ -369,7 +369,12 @@ async def test_nor_does_the_answer_that_is_kept_for_a_repetition(
     world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
     servicer = WebhookEndpointServicer(
-        database=world.database, courier=courier, rules=RULES, seal=SEAL, clock=world.clock
+        database=world.database,
+        writes=world.writes,
+        courier=courier,
+        rules=RULES,
+        seal=SEAL,
+        clock=world.clock,
     )
     request = pb2.CreateWebhookEndpointRequest(url=outside.url)
 

@@ -6,11 +6,12 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from boxoffice.bookings.v1 import booking_service_pb2
 from mesh.db import idempotent
 from mesh.db.database import Database
-from mesh.db.idempotent import Key, Record
+from mesh.db.idempotent import IdempotentWrites, Key, Record
 from mesh.errors import DomainError, Reason
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -106,14 +107,59 @@ async def test_old_records_are_forgotten(database: Database) -> None:
     assert await find(database, a_key()) is None
 
 
-async def test_a_second_call_while_the_first_runs_is_told_to_come_back() -> None:
-    async with idempotent.running(a_key()):
+@pytest.fixture
+def writes(database: Database) -> IdempotentWrites:
+    return IdempotentWrites(database, records, lambda: NOW)
+
+
+async def test_a_second_call_while_the_first_runs_is_refused(writes: IdempotentWrites) -> None:
+    async with writes.exclusive(a_key()):
         with pytest.raises(DomainError) as refused:
-            async with idempotent.running(a_key(reason="another request")):
+            async with writes.exclusive(a_key(reason="another request")):
                 raise AssertionError("two calls run at once")
         assert refused.value.reason is Reason.IDEMPOTENCY_IN_PROGRESS
         assert refused.value.retry_after_seconds == 1
-        async with idempotent.running(a_key(owner="noor")):
+        async with writes.exclusive(a_key(owner="noor")):
             pass
-    async with idempotent.running(a_key()):
+    async with writes.exclusive(a_key()):
         pass
+
+
+async def test_an_effect_runs_once_and_its_answer_is_repeated(writes: IdempotentWrites) -> None:
+    answers = iter([b"first", b"second"])
+
+    async def effect(_: AsyncConnection) -> tuple[UUID, bytes]:
+        return uuid4(), next(answers)
+
+    assert await writes.run_once(a_key(), effect) == b"first"
+    assert await writes.run_once(a_key(), effect) == b"first"
+    assert await writes.run_once(None, effect) == b"second"
+
+
+async def test_a_refused_effect_leaves_no_record(
+    database: Database, writes: IdempotentWrites
+) -> None:
+    async def refuse(_: AsyncConnection) -> tuple[UUID, bytes]:
+        raise DomainError(Reason.SOLD_OUT, "no places are available")
+
+    with pytest.raises(DomainError):
+        await writes.run_once(a_key(), refuse)
+    assert await find(database, a_key()) is None
+
+
+async def test_of_two_processes_the_later_returns_the_answer_of_the_first(
+    database: Database, writes: IdempotentWrites
+) -> None:
+    """The later one began before the first committed: its own effect is rolled back."""
+    other = IdempotentWrites(database, records, lambda: NOW)
+    effects: list[bytes] = []
+
+    async def first(_: AsyncConnection) -> tuple[UUID, bytes]:
+        return uuid4(), b"first"
+
+    async def later(connection: AsyncConnection) -> tuple[UUID, bytes]:
+        effects.append(await other.run_once(a_key(), first))
+        return uuid4(), b"later"
+
+    assert await writes.run_once(a_key(), later) == b"first"
+    assert effects == [b"first"]
