@@ -91,7 +91,7 @@ def test_a_changed_policy_changes_everything_at_once(checkout: Path) -> None:
     "command",
     [
         "import runpy; runpy.run_module('gateway', run_name='__main__')",
-        "from mesh import server; server.run('x', None, None)",
+        "from mesh.rpc import server; server.run('x', None, None)",
     ],
     ids=["gateway", "service"],
 )

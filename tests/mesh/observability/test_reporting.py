@@ -11,12 +11,13 @@ from testing.error_tracker import ErrorTracker, error_tracker
 # A process of its own: the tracker's client is one per process and stays.
 _PROCESS = """
 import logging, os, sys
-from mesh import call, reporting, telemetry
+from mesh.observability import logs, reporting
+from mesh.rpc import call
 from mesh.errors import DomainError, Reason
 from mesh.settings import MeshSettings
 
 settings = MeshSettings(sentry_dsn=sys.argv[1], release="4f2a", environment="development")
-telemetry.configure("stock_svc", "INFO")
+logs.configure("stock_svc", "INFO")
 reporting.configure("stock_svc", settings)
 call.begin(request_id="the-request", idempotency_key=None)
 log = logging.getLogger("mesh.rpc")
@@ -60,7 +61,7 @@ def test_a_bug_is_reported_with_its_request_and_nobodys_data(sink: ErrorTracker)
 
 def test_without_a_dsn_nothing_is_imported() -> None:
     script = (
-        "import sys; import mesh.rpc.server; from mesh import reporting, tracing;"
+        "import sys; import mesh.rpc.server; from mesh.observability import reporting, tracing;"
         "from mesh.settings import MeshSettings;"
         "reporting.configure('x', MeshSettings()); tracing.configure('x', MeshSettings());"
         "print([each for each in sys.modules if each.startswith(('sentry', 'opentelemetry'))])"
