@@ -27,7 +27,7 @@ protos.compile_contract()
 sys.path.insert(0, "build/stubs")
 from boxoffice.bookings.v1 import booking_service_pb2
 from gateway import config
-from mesh import policy
+from mesh.rpc import policy
 from mesh.settings import MeshSettings
 path = config.write(MeshSettings(home=Path("home")))
 service = booking_service_pb2.DESCRIPTOR.services_by_name["BookingService"]
