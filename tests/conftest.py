@@ -3,10 +3,12 @@
 import itertools
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psycopg
@@ -104,38 +106,109 @@ def _in_memory() -> Path | None:
     return None
 
 
+# What a test may leave changed besides rows: relations, columns, constraints, triggers, functions.
+_SCHEMA = """
+SELECT md5(string_agg(part, E'\\n' ORDER BY part)) FROM (
+    SELECT concat(oid::regclass, relkind) AS part FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace
+    UNION ALL SELECT concat(attrelid::regclass, attname, attnotnull, atttypid) FROM pg_attribute
+    WHERE attrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace)
+    UNION ALL SELECT concat(conrelid::regclass, conname) FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace
+    UNION ALL SELECT concat(tgrelid::regclass, tgname, tgenabled) FROM pg_trigger
+    WHERE NOT tgisinternal
+    UNION ALL SELECT concat(proname, md5(prosrc)) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+) AS schema
+"""
+_MOST_USES = 50
+
+
 @dataclass
 class Databases:
-    """Makes copies of each service's empty database, with its newest schema."""
+    """Databases with each service's newest schema and no rows. Emptied, they are used again."""
 
     url: Callable[[str], str]
-    migrated: set[str] = field(default_factory=set)
+    schemas: dict[str, str] = field(default_factory=dict)
+    free: dict[str, list[str]] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)
+    # One for each database in use: a new one would read the catalogue again.
+    connections: dict[str, psycopg.Connection[tuple[Any, ...]]] = field(default_factory=dict)
 
     def create(self, service: str) -> str:
-        """The name of a new one."""
+        """The name of an empty one: one that was released, or a copy of the service's template."""
+        if free := self.free.get(service):
+            return free.pop()
         template = f"{service}_template"
-        if service not in self.migrated:
+        if service not in self.schemas:
             self.run(f"CREATE DATABASE {template}")
             migrate(service, self.url(template))
-            self.migrated.add(service)
+            with self._connect(template) as connection:
+                self.schemas[service] = _scalar(connection, _SCHEMA)
         name = f"{service}_{next(_numbers)}"
         self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
 
+    def release(self, name: str) -> None:
+        """Empties a database for the next test; drops it when its schema has changed."""
+        service = name.rpartition("_")[0]
+        self.uses[name] += 1
+        if self.uses[name] < _MOST_USES and self._empty(name, self.schemas[service]):
+            self.free.setdefault(service, []).append(name)
+        else:
+            if name in self.connections:
+                self.connections.pop(name).close()
+            self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
     def run(self, statement: str) -> None:
-        admin_url = self.url("postgres").replace("+psycopg", "")
-        with psycopg.connect(admin_url, autocommit=True) as admin:
+        with self._connect("postgres") as admin:
             admin.execute(statement.encode())
+
+    def _empty(self, name: str, schema: str) -> bool:
+        """Ends all connections and deletes all rows. False when the schema is another."""
+        connection = self.connections.get(name)
+        if connection is None:
+            connection = self.connections[name] = self._connect(name)
+            # Neither foreign keys nor triggers, which forbid deleting from some tables.
+            connection.execute("SET session_replication_role = replica")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        if _scalar(connection, _SCHEMA) != schema:
+            return False
+        connection.execute(_scalar(connection, _EMPTY).encode())
+        return True
+
+    def _connect(self, name: str) -> psycopg.Connection[tuple[Any, ...]]:
+        return psycopg.connect(self.url(name).replace("+psycopg", ""), autocommit=True)
+
+
+_EMPTY = """
+SELECT string_agg(statement, ';') FROM (
+    SELECT 'DELETE FROM ' || oid::regclass AS statement FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> 'alembic_version'
+    UNION ALL SELECT 'ALTER SEQUENCE ' || oid::regclass || ' RESTART' FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'S'
+) AS statements
+"""
+
+
+def _scalar(connection: psycopg.Connection[tuple[Any, ...]], query: str) -> str:
+    [(value,)] = connection.execute(query.encode()).fetchall()
+    return str(value)
 
 
 @pytest.fixture(scope="session")
-def databases(postgres_url: Callable[[str], str]) -> Databases:
-    return Databases(postgres_url)
+def databases(postgres_url: Callable[[str], str]) -> Iterator[Databases]:
+    databases = Databases(postgres_url)
+    yield databases
+    for connection in databases.connections.values():
+        connection.close()
 
 
 @pytest.fixture
 def new_database(databases: Databases) -> Iterator[Callable[[str], str]]:
-    """Returns the URL of a new, empty database of a service; it is gone after the test."""
+    """Returns the URL of an empty database of a service, which no other test uses meanwhile."""
     names: list[str] = []
 
     def create(service: str) -> str:
@@ -143,9 +216,8 @@ def new_database(databases: Databases) -> Iterator[Callable[[str], str]]:
         return databases.url(names[-1])
 
     yield create
-    # A thousand of them would be ten gigabytes in the end.
     for name in names:
-        databases.run(f"DROP DATABASE {name} WITH (FORCE)")
+        databases.release(name)
 
 
 @pytest.fixture
