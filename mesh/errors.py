@@ -4,6 +4,7 @@ A domain function raises DomainError; how it looks on the wire is mesh/rpc/error
 business. Anything else that is raised is a bug and reaches the client as INTERNAL.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -84,7 +85,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """A field by its path in the request, e.g. `items[0].quantity`, and what is wrong with it."""
+    """A field by its path in the request, e.g. `items[0].quantity`, and what is wrong with it.
+
+    Names are those of the proto. The description puts other fields in backticks, e.g.
+    "must be after `start_time`"; mesh/rpc/field_names.py writes them for the client.
+    """
 
     field: str
     description: str
@@ -119,5 +124,9 @@ class DomainError(Exception):
 
 def invalid(*violations: FieldViolation) -> DomainError:
     """VALIDATION_FAILED that names every field at fault."""
-    listed = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-    return DomainError(Reason.VALIDATION_FAILED, listed, violations=violations)
+    return DomainError(Reason.VALIDATION_FAILED, listed(violations), violations=violations)
+
+
+def listed(violations: Iterable[FieldViolation]) -> str:
+    """The message of an error that consists of violations."""
+    return "; ".join(f"{violation.field}: {violation.description}" for violation in violations)

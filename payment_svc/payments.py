@@ -112,7 +112,7 @@ async def create(connection: AsyncConnection, *, order: Order, now: datetime) ->
     if payment.order != order:
         raise DomainError(
             Reason.PAYMENT_STATE_INVALID,
-            "this payment_id was used for another payment",
+            "this `payment_id` was used for another payment",
             status=payment.status,
         )
     return payment

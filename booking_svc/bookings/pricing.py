@@ -71,7 +71,7 @@ def priced(
             quantity, field = line.quantity, f"items[{index}].quantity"
             if offer.seat_type is not None:
                 faults.append(
-                    FieldViolation(f"items[{index}].offer_id", "sells seats: give their seat_id")
+                    FieldViolation(f"items[{index}].offer_id", "sells seats: give their `seat_id`")
                 )
         asked[offer.offer_id] += quantity
         if asked[offer.offer_id] > offer.max_per_booking:

@@ -150,18 +150,18 @@ def faults(new: NewEvent) -> list[FieldViolation]:
     if new.time_zone:
         faults += time_zones.violations("event.time_zone", new.time_zone)
     if new.end_time is not None and new.start_time is None:
-        faults.append(FieldViolation("event.start_time", "is required with end_time"))
+        faults.append(FieldViolation("event.start_time", "is required with `end_time`"))
     if new.end_time is not None and new.start_time is not None and new.end_time <= new.start_time:
-        faults.append(FieldViolation("event.end_time", "must be after start_time"))
+        faults.append(FieldViolation("event.end_time", "must be after `start_time`"))
     if new.auditorium_id is not None and (new.start_time is None or new.end_time is None):
         faults.append(
-            FieldViolation("event.start_time", "and end_time are required in an auditorium")
+            FieldViolation("event.start_time", "is required in an auditorium, with `end_time`")
         )
     sale_end = new.sale_end_time or new.start_time
     if sale_end is not None and sale_end <= new.sale_start_time:
         faults.append(FieldViolation("event.sale_start_time", "must be before the end of the sale"))
     if new.sale_end_time and new.end_time and new.sale_end_time > new.end_time:
-        faults.append(FieldViolation("event.sale_end_time", "must not be after end_time"))
+        faults.append(FieldViolation("event.sale_end_time", "must not be after `end_time`"))
     return faults + _offer_faults(new)
 
 
@@ -182,13 +182,15 @@ def _offer_faults(new: NewEvent) -> list[FieldViolation]:
                 )
             if new.auditorium_id is None:
                 faults.append(
-                    FieldViolation("event.auditorium_id", "is required by offers with a seat_type")
+                    FieldViolation(
+                        "event.auditorium_id", "is required by offers with a `seat_type`"
+                    )
                 )
             first = seat_types.setdefault(offer.seat_type, index)
             if first != index:
                 faults.append(
                     FieldViolation(
-                        f"{field}.seat_type", f"these seats are sold by offers[{first}] already"
+                        f"{field}.seat_type", f"these seats are sold by `offers[{first}]` already"
                     )
                 )
         elif offer.capacity is not None:
@@ -196,14 +198,16 @@ def _offer_faults(new: NewEvent) -> list[FieldViolation]:
             if first != index:
                 faults.append(
                     FieldViolation(
-                        f"{field}.capacity", f"the pool has its capacity from offers[{first}]"
+                        f"{field}.capacity", f"the pool has its capacity from `offers[{first}]`"
                     )
                 )
     seated = {offer.pool for offer in new.offers if offer.seat_type is not None}
     for index, offer in enumerate(new.offers):
         if offer.seat_type is None and offer.pool not in sized:
             faults.append(
-                FieldViolation(f"event.offers[{index}].capacity", "neither capacity nor seat_type")
+                FieldViolation(
+                    f"event.offers[{index}].capacity", "neither `capacity` nor `seat_type`"
+                )
             )
         if offer.seat_type is None and offer.pool in seated:
             faults.append(FieldViolation(f"event.offers[{index}].pool_id", "the pool has seats"))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gateway import documentation
 from gateway.extension import Config, extension
+from mesh.rpc.field_names import json_name
 from mesh.rpc.policy import MethodPolicy
 
 FILTER = "envoy.filters.http.lua"
@@ -55,7 +56,7 @@ def locations(policies: Iterable[MethodPolicy]) -> Iterator[tuple[str, str]]:
         for gets in policies:
             if gets.response == creates.response and gets.access.value <= creates.access.value:
                 for binding in gets.bindings:
-                    names = [_json_name(name) for name in _VARIABLE.findall(binding.path)]
+                    names = [json_name(name) for name in _VARIABLE.findall(binding.path)]
                     if binding.verb == "GET" and names == [creates.response_texts[0]]:
                         yield creates.path, _VARIABLE.sub("{" + names[0] + "}", binding.path)
 
@@ -72,8 +73,3 @@ def _paths(policies: Iterable[MethodPolicy]) -> str:
         verbs[path] = {"GET", "HEAD"}
     entries = (f'  {{"^{path}$", "{", ".join(sorted(each))}"}},' for path, each in verbs.items())
     return "local PATHS = {\n" + "\n".join(entries) + "\n}\n"
-
-
-def _json_name(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(part.capitalize() for part in tail)

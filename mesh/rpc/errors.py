@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from mesh.errors import DomainError, FieldViolation, Reason
+from mesh.rpc.field_names import json_name
 
 DOMAIN = "boxoffice"
 
@@ -120,7 +121,7 @@ def to_status(error: DomainError) -> status_pb2.Status:
         error_details_pb2.ErrorInfo(
             reason=error.reason,
             domain=DOMAIN,
-            metadata={_camel(key): value for key, value in error.metadata.items()},
+            metadata={json_name(key): value for key, value in error.metadata.items()},
         ),
     )
     if error.violations:
@@ -229,11 +230,6 @@ def from_status(status: status_pb2.Status) -> DomainError | None:
 
 def _pack(target: any_pb2.Any, message: object) -> None:
     target.Pack(message)  # type: ignore[arg-type]
-
-
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(part.capitalize() for part in tail)
 
 
 def _snake(name: str) -> str:

@@ -19,7 +19,7 @@ from mesh.deadlines import deadline_in
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.observability import metrics, redaction, request_context, tracing
-from mesh.rpc import call, identity
+from mesh.rpc import call, field_names, identity
 from mesh.rpc.errors import (
     CODES,
     COMMON_REASONS,
@@ -148,7 +148,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         # A stream without end would gather spans without end.
         is_traced = not policy.server_streaming
         # The answer last: who has heard it finds the call in log, metrics and trace.
-        async with _answered(context):
+        async with _answered(context, policy, metadata, line):
             with tracing.serving(policy.name, metadata, attributes, when=is_traced) as span:
                 try:
                     with _errors(context, policy, line):
@@ -280,11 +280,19 @@ def _refusal(error: Exception) -> DomainError:
 
 
 @asynccontextmanager
-async def _answered(context: _Context) -> AsyncIterator[None]:
-    """Answers a refusal with its status."""
+async def _answered(
+    context: _Context, policy: MethodPolicy, metadata: Mapping[str, str], line: dict[str, Any]
+) -> AsyncIterator[None]:
+    """Answers a refusal with its status; names fields as the gateway's client writes them.
+
+    Services get the names of the contract: the one that answers the gateway writes the others.
+    """
     try:
         yield
     except DomainError as refusal:
+        if line.get("caller") == identity.GATEWAY:
+            is_rest = field_names.REST_HEADER in metadata
+            refusal = field_names.for_client(refusal, policy.body_field, is_rest=is_rest)
         await context.abort_with_status(_answer(refusal))
 
 

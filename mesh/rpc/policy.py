@@ -73,6 +73,11 @@ class HttpBinding:
     path: str
     body: str
 
+    @property
+    def body_field(self) -> str:
+        """Field of the request that is the body, e.g. `event`; empty when none is."""
+        return "" if self.body == "*" else self.body
+
 
 @dataclass(frozen=True, slots=True)
 class MethodPolicy:
@@ -112,6 +117,11 @@ class MethodPolicy:
     def name(self) -> str:
         """Short and still unique, for metrics and spans: `StockService/Reserve`."""
         return self.path.rpartition(".")[2]
+
+    @property
+    def body_field(self) -> str:
+        """The same for each of its bindings."""
+        return self.bindings[0].body_field if self.bindings else ""
 
     @property
     def is_routed(self) -> bool:
@@ -201,6 +211,8 @@ def _check(policy: MethodPolicy) -> None:
         raise PolicyError(f"{policy.path} is INTERNAL and names no callers: nobody could call it")
     if policy.access is Access.INTERNAL and policy.bindings:
         raise PolicyError(f"{policy.path} is INTERNAL and has a REST path")
+    if any(binding.body_field != policy.body_field for binding in policy.bindings):
+        raise PolicyError(f"{policy.path} has REST paths with different fields as body")
     if policy.deadline_seconds is None and not policy.server_streaming:
         raise PolicyError(f"{policy.path} has no deadline")
     if (

@@ -12,6 +12,27 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import FieldViolation, invalid
 
+_PHONE = "must be a phone number such as +919876543210"
+PATTERNS = {
+    r"^[A-Z]{3}$": "must be a three-letter ISO 4217 code such as INR",
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$": "must be a day such as 2026-03-01",
+    r"^\+[1-9]\d{7,14}$": _PHONE,
+    r"^(\+[1-9]\d{7,14})?$": f"{_PHONE}, or empty",
+    r"^[^\p{Cc}]*[^\s\p{Cc}][^\p{Cc}]*$": (
+        "must contain a character other than white space, and no control characters"
+    ),
+    r"^([^\p{Cc}]|[\r\n])*$": "must not contain control characters other than line breaks",
+    r"^https?://": "must begin with https:// or http://",
+    r"^[a-z]{1,32}$": "must consist of 1–32 lower-case letters",
+    r"^[a-z][a-z0-9-]{0,31}$": (
+        "must consist of 1–32 lower-case letters, digits and hyphens, and begin with a letter"
+    ),
+    r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(:[1-9][0-9]{0,3})?$": (
+        "must be a seat's UUID, or an offer's UUID, a colon and a quantity of 1–9999"
+    ),
+}
+"""What each `pattern` of the contract asks for. A client never reads the pattern itself."""
+
 
 def validate(request: Message) -> None:
     """Raises VALIDATION_FAILED that names every field which breaks its rule."""
@@ -19,7 +40,7 @@ def validate(request: Message) -> None:
     if violations:
         raise invalid(
             *(
-                FieldViolation(_path(violation.proto.field), _message(violation.proto.message))
+                FieldViolation(_path(violation.proto.field), _description(violation))
                 for violation in violations
             )
         )
@@ -85,8 +106,11 @@ def _elements(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[s
             yield f"{path}[{number}]", one
 
 
-def _message(text: str) -> str:
-    # An enum that was left out: nobody who reads the answer knows what 0 is.
+def _description(violation: protovalidate.Violation) -> str:
+    if violation.proto.rule_id == "string.pattern":
+        return PATTERNS.get(violation.rule_value, "has a form that is not allowed")
+    text = violation.proto.message
+    # An enum that was left out: the client has not sent the number 0.
     return "value is required" if text == "must not be in list [0]" else text
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from functools import cache
 
 from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import Descriptor
 
 from mesh.paths import CONTRACT
 from mesh.rpc import policy
 from mesh.rpc.policy import PACKAGE, MethodPolicy
+from testing.network import contract_services
 
 
 def contract() -> descriptor_pb2.FileDescriptorSet:
@@ -29,3 +31,18 @@ def methods(
             for service in file.service:
                 for method in service.method:
                     yield f"/{file.package}.{service.name}/{method.name}", method
+
+
+@cache
+def request_messages() -> dict[str, Descriptor]:
+    """Every request and the messages in it, as the stubs know them, by full name."""
+    messages: dict[str, Descriptor] = {}
+    waiting = [
+        method.input_type for service in contract_services().values() for method in service.methods
+    ]
+    while waiting:
+        message = waiting.pop()
+        if message.full_name not in messages:
+            messages[message.full_name] = message
+            waiting += [field.message_type for field in message.fields if field.message_type]
+    return messages

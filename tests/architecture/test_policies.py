@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
 from boxoffice.errors.v1 import reason_pb2
@@ -71,6 +72,17 @@ def test_an_internal_rpc_has_no_rest_path() -> None:
     raw.CopyFrom(rest)
     raw.ClearExtension(POLICY)
     found[path].options.MergeFrom(raw)
+    with pytest.raises(PolicyError, match=path):
+        policy.of_contract(changed)
+
+
+def test_the_rest_paths_of_an_rpc_have_the_same_body() -> None:
+    """Errors name fields by their paths in the body."""
+    changed = contract()
+    path = "/boxoffice.catalogue.v1.EventService/UpdateEvent"
+    rest = dict(methods(changed))[path].options.Extensions[annotations_pb2.http]
+    assert rest.body == "event"
+    rest.additional_bindings[0].body = "*"
     with pytest.raises(PolicyError, match=path):
         policy.of_contract(changed)
 

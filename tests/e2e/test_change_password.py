@@ -30,11 +30,11 @@ def test_a_new_password_ends_the_other_sessions(customer: Api) -> None:
 @pytest.mark.parametrize(
     ("current", "new", "why", "field"),
     [
-        ("wrong", NEXT_PASSWORD, "CURRENT_PASSWORD_INCORRECT", "current_password"),
-        (PASSWORD, PASSWORD, "PASSWORD_UNCHANGED", "new_password"),
-        (PASSWORD, "encore", "PASSWORD_TOO_WEAK", "new_password"),
-        (PASSWORD, "", "VALIDATION_FAILED", "new_password"),
-        ("x" * 1025, NEXT_PASSWORD, "VALIDATION_FAILED", "current_password"),
+        ("wrong", NEXT_PASSWORD, "CURRENT_PASSWORD_INCORRECT", "currentPassword"),
+        (PASSWORD, PASSWORD, "PASSWORD_UNCHANGED", "newPassword"),
+        (PASSWORD, "encore", "PASSWORD_TOO_WEAK", "newPassword"),
+        (PASSWORD, "", "VALIDATION_FAILED", "newPassword"),
+        ("x" * 1025, NEXT_PASSWORD, "VALIDATION_FAILED", "currentPassword"),
     ],
 )
 def test_what_is_refused_names_the_field(

@@ -1,5 +1,6 @@
 """The same mesh over gRPC: through the gateway with a token, directly with a certificate."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, json_format
+from google.rpc import error_details_pb2
 
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
 from boxoffice.stock.v1 import stock_service_pb2, stock_service_pb2_grpc
@@ -17,11 +19,13 @@ from mesh.paths import CONTRACT
 from mesh.rpc import policy
 from mesh.rpc.client import credentials, server_name
 from mesh.rpc.policy import Access, MethodPolicy
-from testing.running_mesh import Api, RunningMesh
+from testing.network import call, details_of, empty_request, refusal
+from testing.running_mesh import Api, RunningMesh, an_event, violated_fields
 
 _CONTRACT = descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes())
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-INTERNAL = [p for p in policy.of_contract(_CONTRACT).values() if p.access is Access.INTERNAL]
+POLICIES = policy.of_contract(_CONTRACT)
+INTERNAL = [p for p in POLICIES.values() if p.access is Access.INTERNAL]
 
 
 def at_gateway(mesh: RunningMesh) -> grpc.aio.Channel:
@@ -67,6 +71,88 @@ async def test_a_booking_over_grpc_through_the_gateway(
         assert booking.status == booking_pb2.Booking.HELD
         code, _ = await code_of(stub.PlaceBooking(request, metadata=metadata[1:]))
         assert code is grpc.StatusCode.UNAUTHENTICATED
+
+
+SOME_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
+CREATE_EVENT = ("EventService/CreateEvent", "POST", "/api/v1/events")
+UPDATE_EVENT = ("EventService/UpdateEvent", "PATCH", "/api/v1/events/{event_id}")
+PLACE_BOOKING = ("BookingService/PlaceBooking", "POST", "/api/v1/bookings")
+GET_BOOKING = ("BookingService/GetBooking", "GET", "/api/v1/bookings/{booking_id}")
+BAD_REQUESTS: list[tuple[tuple[str, str, str], dict[str, Any], list[str], str]] = [
+    (
+        CREATE_EVENT,
+        {"event": an_event(currencyCode="rupees", offers=[])},
+        ["event.offers", "event.currency_code"],
+        "event.currency_code: must be a three-letter ISO 4217 code such as INR",
+    ),
+    (
+        CREATE_EVENT,
+        {"event": an_event(endTime="2099-07-04T13:00:00Z")},
+        ["event.end_time"],
+        "event.end_time: must be after `start_time`",
+    ),
+    (
+        UPDATE_EVENT,
+        {"event_id": "7", "event": {"addSeatIds": ["A1"]}},
+        ["event_id", "event.add_seat_ids[0]"],
+        "event_id: must be a valid UUID; event.add_seat_ids[0]: must be a valid UUID",
+    ),
+    (
+        PLACE_BOOKING,
+        {"event_id": SOME_ID, "items": [{"seatId": SOME_ID, "quantity": 1}]},
+        ["items[0]"],
+        "items[0]: `quantity` is not allowed with `seat_id`",
+    ),
+    (
+        GET_BOOKING,
+        {"booking_id": "7"},
+        ["booking_id"],
+        "booking_id: must be a valid UUID",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "request_json", "fields", "message"), BAD_REQUESTS)
+async def test_errors_name_fields_as_the_client_writes_them(
+    mesh: RunningMesh,
+    admin: Api,
+    method: tuple[str, str, str],
+    request_json: dict[str, Any],
+    fields: list[str],
+    message: str,
+) -> None:
+    """The same bad request over gRPC with the proto's names, over REST with those of JSON."""
+    rpc, verb, rest_path = method
+    path = next(path for path in POLICIES if path.endswith(rpc))
+    request = json_format.ParseDict(request_json, empty_request(path))
+    async with at_gateway(mesh) as channel:
+        error = await refusal(
+            call(
+                channel,
+                path,
+                request,
+                metadata=(("authorization", f"Bearer {admin.token}"), ("idempotency-key", "k")),
+            )
+        )
+    violations = details_of(error, error_details_pb2.BadRequest).field_violations
+    assert sorted(violation.field for violation in violations) == sorted(fields)
+    assert message.replace("`", "") in (error.details() or "")
+
+    body = request_json.get("event", request_json)
+    refused = admin.client.request(
+        verb,
+        rest_path.format_map(request_json),
+        json=body if verb != "GET" else None,
+        headers={"authorization": f"Bearer {admin.token}", "idempotency-key": "k"},
+    )
+    assert refused.status_code == 400, refused.text
+    assert violated_fields(refused) == {in_rest(field) for field in fields}
+    assert in_rest(message).replace("`", "") in refused.json()["message"]
+
+
+def in_rest(text: str) -> str:
+    """Names as a REST client writes them, whose body is the event."""
+    return re.sub("_(.)", lambda letter: letter[1].upper(), text.replace("event.", ""))
 
 
 async def test_reflection_is_not_at_the_gateway(mesh: RunningMesh, customer: Api) -> None:

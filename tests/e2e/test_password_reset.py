@@ -94,7 +94,7 @@ def test_asking_again_with_a_key(api: Api, customer: Api, has_account: bool) -> 
         (ASK, {"email": "mira"}, {"email"}),
         (ASK, {"email": "mira\x00@example.com"}, {"email"}),
         (ASK, {"email": f"{'m' * 250}@example.com"}, {"email"}),
-        (CONFIRM, {}, {"token", "new_password"}),
+        (CONFIRM, {}, {"token", "newPassword"}),
         (CONFIRM, {"token": "x" * 1025, "newPassword": NEW_PASSWORD}, {"token"}),
     ],
 )

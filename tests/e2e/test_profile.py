@@ -37,15 +37,15 @@ def test_neither_the_address_nor_the_role_is_ones_own_to_change(customer: Api) -
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
-        ({"fullName": "M"}, {"full_name"}),
-        ({"fullName": "  "}, {"full_name"}),
+        ({"fullName": "M"}, {"fullName"}),
+        ({"fullName": "  "}, {"fullName"}),
         (
             {"fullName": "", "phone": "0123", "address": "x" * 501},
-            {"full_name", "phone", "address"},
+            {"fullName", "phone", "address"},
         ),
         (
             {"fullName": "Mi\x00ra", "phone": "+1\n", "address": "a\x07"},
-            {"full_name", "phone", "address"},
+            {"fullName", "phone", "address"},
         ),
     ],
 )

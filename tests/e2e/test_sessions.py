@@ -59,7 +59,7 @@ def test_an_access_token_is_no_refresh_token(customer: Api) -> None:
 def test_a_refresh_without_a_token(api: Api, body: Any) -> None:
     refused = api.post(REFRESH, body)
     assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
-    assert violated_fields(refused) == {"refresh_token"}
+    assert violated_fields(refused) == {"refreshToken"}
 
 
 def test_signing_out_everywhere(api: Api) -> None:
@@ -144,7 +144,7 @@ def test_another_users_session(api: Api) -> None:
 def test_a_page_token_that_is_none(customer: Api) -> None:
     refused = customer.get(f"{SESSIONS}?page_token=WyJ4Il0")
     assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
-    assert violated_fields(refused) == {"page_token"}
+    assert violated_fields(refused) == {"pageToken"}
 
 
 def test_without_a_token_there_are_no_sessions(api: Api) -> None:

@@ -106,18 +106,18 @@ def test_bad_input_is_named(admin: Api, seated: dict[str, Any]) -> None:
         answer = admin.post(restock, {"poolId": pool_id, "quantity": quantity})
         assert (answer.status_code, violated_fields(answer)) == (400, {"quantity"})
     answer = admin.post(restock, {"poolId": "floor", "quantity": 1})
-    assert (answer.status_code, violated_fields(answer)) == (400, {"pool_id"})
+    assert (answer.status_code, violated_fields(answer)) == (400, {"poolId"})
     assert reason(admin.post(restock, {"poolId": stranger, "quantity": 1})) == "POOL_NOT_FOUND"
     seated_pool = {"poolId": seated["offers"][0]["poolId"], "quantity": 1}
     answer = admin.post(stock_path(seated, "restock"), seated_pool)
-    assert (answer.status_code, violated_fields(answer)) == (400, {"pool_id"})
+    assert (answer.status_code, violated_fields(answer)) == (400, {"poolId"})
     first = seated["seatIds"][0]
     for what in ("block", "unblock"):
         path = stock_path(seated, what)
         for bad in ([], [first, first], ["A1"]):
             answer = admin.post(path, {"seatIds": bad})
             assert answer.status_code == 400
-            assert {field.partition("[")[0] for field in violated_fields(answer)} == {"seat_ids"}
+            assert {field.partition("[")[0] for field in violated_fields(answer)} == {"seatIds"}
         # All or none: the known seat stays as it is.
         assert reason(admin.post(path, {"seatIds": [first, stranger]})) == "SEAT_NOT_FOUND"
         nowhere = f"/api/v1/events/{stranger}/stock/{what}"
@@ -125,7 +125,7 @@ def test_bad_input_is_named(admin: Api, seated: dict[str, Any]) -> None:
     for what in ("movements", "audit"):
         assert reason(admin.get(f"/api/v1/events/{stranger}/stock/{what}")) == "EVENT_NOT_FOUND"
     answer = admin.get(stock_path(event, "movements") + "?pageToken=nonsense")
-    assert (answer.status_code, violated_fields(answer)) == (400, {"page_token"})
+    assert (answer.status_code, violated_fields(answer)) == (400, {"pageToken"})
     assert admin.get(stock_path(seated, "movements")).json()["totalSize"] == 1
 
 

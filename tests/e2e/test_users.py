@@ -57,7 +57,7 @@ def test_nobodys_account(admin: Api) -> None:
     for refused in (admin.get(path), admin.send("PATCH", path, {"isActive": False})):
         assert (refused.status_code, reason(refused)) == (404, "USER_NOT_FOUND")
     refused = admin.get(f"{USERS}/mira")
-    assert (refused.status_code, violated_fields(refused)) == (400, {"user_id"})
+    assert (refused.status_code, violated_fields(refused)) == (400, {"userId"})
 
 
 def test_customers_are_not_admins(customer: Api) -> None:

@@ -141,7 +141,7 @@ def test_an_address_that_is_not_public_is_refused(admin: Api, url: str) -> None:
 
 def test_an_unknown_event_type_is_refused(admin: Api, outside: Outside) -> None:
     refused = admin.post(ENDPOINTS, {"url": outside.url, "eventTypes": ["booking.eaten"]})
-    assert (refused.status_code, violated_fields(refused)) == (400, {"event_types[0]"})
+    assert (refused.status_code, violated_fields(refused)) == (400, {"eventTypes[0]"})
 
 
 def test_endpoints_are_the_admins(customer: Api, outside: Outside) -> None:

@@ -90,7 +90,7 @@ def test_schemas_have_the_rules_and_the_comments(api: dict[str, Any]) -> None:
     assert body["properties"]["eventId"]["format"] == "uuid"
     item = api["components"]["schemas"]["PlaceBookingRequest.Item"]
     assert item["properties"]["quantity"]["maximum"] == 1000
-    assert "a seat has no quantity" in item["description"]
+    assert "`quantity` is not allowed with `seat_id`" in item["description"]
     user = api["components"]["schemas"]["User"]
     assert user["properties"]["fullName"]["examples"] == ["Mira Rao"]
     assert user["properties"]["fullName"]["description"].startswith("As typed")

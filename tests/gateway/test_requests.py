@@ -12,6 +12,7 @@ from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2
 from boxoffice.payments.v1 import webhook_service_pb2
 from boxoffice.types.v1 import money_pb2
+from mesh.rpc.field_names import REST_HEADER
 from testing import gateway_harness
 from testing.gateway_harness import USER_ID, Gateway, bearer
 from tests.gateway.conftest import CANCEL
@@ -96,6 +97,7 @@ SPOOFED = {
     "x-forwarded-client-cert": "spoofed",
     "x-envoy-retry-on": "spoofed",
     "x-envoy-original-path": "spoofed",
+    "x-envoy-original-method": "spoofed",
 }
 
 
@@ -114,6 +116,19 @@ def test_native_clients_cannot_spoof_either(gateway: Gateway) -> None:
         gateway.unary(GET_EVENT, metadata={header.lower(): "spoofed"})
     for call in gateway.upstream.calls:
         assert "spoofed" not in call.metadata.values()
+
+
+def test_services_learn_that_a_call_came_over_rest(gateway: Gateway) -> None:
+    """They name fields in errors as the client writes them."""
+    gateway.rest.get("/api/v1/events/e1", headers={REST_HEADER: "SPOOFED"})
+    [over_rest] = gateway.upstream.calls
+    assert over_rest.metadata[REST_HEADER] == "GET"
+    gateway.upstream.calls.clear()
+    for spoofed in ({}, {REST_HEADER: "GET"}):
+        gateway.unary(GET_EVENT, metadata=spoofed)
+        gateway.web(GET_EVENT, headers=spoofed)
+    assert len(gateway.upstream.calls) == 4
+    assert not any(REST_HEADER in call.metadata for call in gateway.upstream.calls)
 
 
 def test_an_unverified_token_does_not_reach_a_public_method(gateway: Gateway) -> None:

@@ -29,6 +29,7 @@ NAMES = [
     "x-user-",
     "x-internal-role",
     "x-boxoffice-user",
+    "x-envoy-original-method",
 ]
 UNDERSCORED = ["x_jwt_payload", "X_JWT_PAYLOAD", "x-jwt_payload", "x_user_id", "X_User-Role"]
 
