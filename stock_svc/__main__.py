@@ -14,6 +14,7 @@ from boxoffice.stock.v1.stock_change_service_pb2_grpc import (
 from boxoffice.stock.v1.stock_service_pb2_grpc import add_StockServiceServicer_to_server
 from mesh.clock import Clock, system_clock
 from mesh.db.database import Database
+from mesh.db.idempotent import IdempotentWrites
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.rpc.client import open_channel
@@ -50,10 +51,11 @@ async def open_service(
     async with auth_channel, Database.open(settings.database_url) as database:
         sweeper = Sweeper(database, clock=clock, pause_seconds=settings.stock_sweep_seconds)
         changes = OutboxReader(database, tables.outbox)
+        writes = IdempotentWrites(database, tables.idempotency_records, clock)
         yield Service(
             servicers=[
                 Servicer(
-                    StockServicer(database, clock=clock),
+                    StockServicer(database, writes, clock),
                     add_StockServiceServicer_to_server,
                     stock_service_pb2.DESCRIPTOR.services_by_name["StockService"],
                 ),

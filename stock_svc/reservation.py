@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from mesh.errors import FieldViolation, invalid
@@ -69,6 +70,14 @@ def new(
         update_time=now,
         replaces=replaces,
         lines=tuple(lines),
+    )
+
+
+def from_row(row: Sequence[Any]) -> Reservation:
+    """A reservation without its lines, of a row with the table's columns in their order."""
+    event_id, reservation_id, customer_id, request_key, fingerprint, state, *others = row
+    return Reservation(
+        event_id, reservation_id, customer_id, request_key, fingerprint, State(state), *others
     )
 
 

@@ -5,15 +5,13 @@ Order of locks: the event, lapsed reservations, pools.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh.db import idempotent
-from mesh.db.idempotent import Key
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from stock_svc import expiry, ledger, stock
 from stock_svc.ledger import Entry, Kind
@@ -24,7 +22,6 @@ from stock_svc.tables import (
     claim_is_live,
     customer_totals,
     events,
-    idempotency_records,
     offers,
     pools,
     reservations,
@@ -35,50 +32,15 @@ from stock_svc.tables import (
 MAX_CAPACITY = 10_000_000
 """Places that a pool may have, as in the contract."""
 
-# Lapsed holds that one transaction frees before it looks for what is free.
-_EXPIRED_AT_ONCE = 1000
-
-
-async def restock_once(
-    connection: AsyncConnection,
-    *,
-    key: Key | None,
-    encode: Callable[[StockAvailability], bytes],
-    event_id: UUID,
-    pool_id: UUID,
-    quantity: int,
-    now: datetime,
-) -> bytes:
-    """`restock`, encoded; again with the same key, the first answer.
-
-    Raises IDEMPOTENCY_KEY_REUSED besides what `restock` raises.
-    """
-    # A second call with the key waits here for the first.
-    if key is not None and not await idempotent.claim(
-        connection, idempotency_records, key, resource_id=pool_id, now=now
-    ):
-        record = await idempotent.find(connection, idempotency_records, key)
-        if record is None or record.response is None:
-            raise LookupError("an idempotency record without an answer")
-        return record.response
-    answer = encode(
-        await restock(connection, event_id=event_id, pool_id=pool_id, quantity=quantity, now=now)
-    )
-    if key is not None:
-        await idempotent.finish(connection, idempotency_records, key, response=answer)
-    return answer
-
 
 async def restock(
     connection: AsyncConnection, *, event_id: UUID, pool_id: UUID, quantity: int, now: datetime
 ) -> StockAvailability:
     """Adds places to a pool. Raises EVENT_NOT_FOUND, POOL_NOT_FOUND or VALIDATION_FAILED."""
     await lock_event(connection, event_id)
-    await ledger.lock(connection, {(event_id, pool_id)})
-    capacity = await connection.scalar(
-        sa.select(pools.c.capacity).where(pools.c.event_id == event_id, pools.c.pool_id == pool_id)
-    )
-    if capacity is None:
+    locked = await ledger.lock(connection, {(event_id, pool_id)})
+    pool = locked.pools.get((event_id, pool_id))
+    if pool is None:
         raise DomainError(Reason.POOL_NOT_FOUND, "the event has no such pool", pool_id=pool_id)
     is_seated = await connection.scalar(
         sa.select(1).where(offers.c.event_id == event_id, offers.c.pool_id == pool_id)
@@ -86,11 +48,14 @@ async def restock(
     )  # fmt: skip
     if is_seated:
         raise invalid(FieldViolation("pool_id", "a seated pool grows by its seats only"))
-    if capacity + quantity > MAX_CAPACITY:
-        most = MAX_CAPACITY - capacity
+    if pool.capacity + quantity > MAX_CAPACITY:
+        most = MAX_CAPACITY - pool.capacity
         raise invalid(FieldViolation("quantity", f"must be at most {most} for this pool"))
     await ledger.post(
-        connection, entries=[Entry(event_id, pool_id, Kind.RESTOCK, capacity=quantity)], now=now
+        connection,
+        entries=[Entry(event_id, pool_id, Kind.RESTOCK, capacity=quantity)],
+        locked=locked,
+        now=now,
     )
     return await stock.availability(connection, event_id=event_id, with_seats=False, now=now)
 
@@ -101,7 +66,7 @@ async def block(
     """Takes seats off sale, all or none. Raises EVENT_NOT_FOUND, SEAT_NOT_FOUND or
     SEAT_UNAVAILABLE."""
     await lock_event(connection, event_id)
-    await expiry.expire(connection, event_id=event_id, limit=_EXPIRED_AT_ONCE, now=now)
+    await expiry.expire(connection, event_id=event_id, now=now)
     pool_of = await _lock_pools_of(connection, event_id, seat_ids)
     taken = await claimed(connection, event_id=event_id, seat_ids=seat_ids)
     if taken:
@@ -134,7 +99,7 @@ async def remove(connection: AsyncConnection, *, event_id: UUID, now: datetime) 
     )
     if marked.rowcount == 0:
         return
-    while await expiry.expire(connection, event_id=event_id, limit=_EXPIRED_AT_ONCE, now=now):
+    while await expiry.expire(connection, event_id=event_id, now=now):
         pass
     capacities = await _lock_all_pools(connection, event_id)
     used = [State.ACTIVE, State.COMMITTED, State.RETURNED]

@@ -20,7 +20,6 @@ from stock_svc.states import SeatState
 from stock_svc.stock import Offer, Pool, Seat, StockAvailability
 from stock_svc.tables import any_of, events, offers, pools, seats
 
-_EXPIRED_AT_ONCE = 1000
 _MAX_VIOLATIONS = 100
 
 
@@ -83,7 +82,7 @@ async def update(
     """
     _raise_if(_repeated(wanted))
     await restocking.lock_event(connection, event_id)
-    await expiry.expire(connection, event_id=event_id, limit=_EXPIRED_AT_ONCE, now=now)
+    await expiry.expire(connection, event_id=event_id, now=now)
     existing = await _read(connection, event_id, wanted)
     _raise_if([*_of_offers(wanted, existing), *_of_seats(wanted, existing)])
     _raise_if(_of_pools(wanted, existing))

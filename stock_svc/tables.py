@@ -19,6 +19,9 @@ from mesh.db.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
 
+Key = tuple[UUID, UUID]
+"""The key of a pool, an offer, a seat or a reservation: its event's id and its own."""
+
 Uuid = postgresql.UUID(as_uuid=True)
 _Time = sa.DateTime(timezone=True)
 

@@ -35,8 +35,10 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from stock_svc import audit as stock_audit
-from stock_svc import exchange, reservations, restocking, stock, stock_update
+from stock_svc import exchange, reservation, restocking, stock, stock_update
 from stock_svc.reservation import Line
+from stock_svc.transitions import Move, Order
+from testing.stock_harness import move_one, reserve_one
 
 _T = TypeVar("_T")
 
@@ -158,36 +160,33 @@ class LedgerStock:
         lines: Sequence[ports.Line],
         expire_time: datetime,
     ) -> ports.Reservation:
-        made = await self._run(
-            reservations.reserve,
+        request = reservation.new(
             event_id=event_id,
             reservation_id=reservation_id,
             request_key=request_key,
             customer_id=customer_id,
             lines=[Line(line.offer_id, line.quantity, line.seat_id) for line in lines],
             expire_time=expire_time,
+            now=self._clock(),
         )
+        made = await self._run(reserve_one, request=request)
         return ports.Reservation(made.reservation_id, made.expire_time)
 
     async def extend(
         self, *, event_id: UUID, reservation_id: UUID, expire_time: datetime
     ) -> ports.Reservation:
-        made = await self._run(
-            reservations.extend,
-            event_id=event_id,
-            reservation_id=reservation_id,
-            expire_time=expire_time,
-        )
+        order = Order(Move.EXTEND, event_id, reservation_id, expire_time)
+        made = (await self._run(move_one, order=order)).expect()
         return ports.Reservation(made.reservation_id, made.expire_time)
 
     async def commit(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(reservations.commit, event_id=event_id, reservation_id=reservation_id)
+        await self._run(move_one, order=Order(Move.COMMIT, event_id, reservation_id))
 
     async def release(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(reservations.release, event_id=event_id, reservation_id=reservation_id)
+        await self._run(move_one, order=Order(Move.RELEASE, event_id, reservation_id))
 
     async def return_sold(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(reservations.return_sold, event_id=event_id, reservation_id=reservation_id)
+        await self._run(move_one, order=Order(Move.RETURN, event_id, reservation_id))
 
     async def exchange(
         self,

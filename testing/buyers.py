@@ -41,7 +41,7 @@ async def outcome(
 
 async def main(url: str) -> None:
     async with open_patiently(url) as database:
-        together = batches.reserving_together(database, lambda: NOW)
+        together = batches.coalesced_reserve(database, lambda: NOW)
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)
             assert datetime.fromisoformat(order["now"]) == NOW

@@ -19,7 +19,9 @@ from typing import Any
 from google.protobuf import json_format
 
 from boxoffice.stock.v1 import stock_service_pb2
+from mesh.db.idempotent import IdempotentWrites
 from stock_svc.servicers.stock import StockServicer
+from stock_svc.tables import idempotency_records
 from testing.databases import open_patiently
 
 
@@ -74,7 +76,8 @@ async def serve(order: dict[str, Any]) -> None:
     request = getattr(stock_service_pb2, f"{order['method']}Request")()
     json_format.ParseDict(order["request"], request)
     async with open_patiently(order["url"]) as database:
-        servicer = StockServicer(database, clock=lambda: now)
+        writes = IdempotentWrites(database, idempotency_records, lambda: now)
+        servicer = StockServicer(database, writes, lambda: now)
         # The pool has its connection: what is counted is the work.
         await database.ping()
         suspensions.armed = True

@@ -3,22 +3,56 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.batches import RacedError
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import audit, exchange, reservations, restocking, stock, stock_update
+from stock_svc import (
+    audit,
+    exchange,
+    reservation,
+    reservations,
+    restocking,
+    stock,
+    stock_update,
+)
 from stock_svc.audit import Audit
 from stock_svc.reservation import Line, Reservation
+from stock_svc.reserve import reserve_all
 from stock_svc.stock import SeatAvailability, StockAvailability
 from stock_svc.stock_update import TargetStock
+from stock_svc.transitions import Move, Moved, Order, move_all
 
 NOW = datetime(2031, 5, 17, 18, 0, tzinfo=UTC)
 HOLD = timedelta(minutes=10)
 LAPSED = NOW + HOLD
+
+
+async def reserve_one(
+    connection: AsyncConnection, request: Reservation, *, now: datetime
+) -> Reservation:
+    """`reserve_all` for one request. Raises its refusal."""
+    try:
+        [outcome] = await reserve_all(connection, [request], now)
+    except RacedError as raced:
+        raise raced.refusal() from None
+    if isinstance(outcome, DomainError):
+        raise outcome
+    return outcome
+
+
+async def move_one(connection: AsyncConnection, order: Order, *, now: datetime) -> Moved:
+    """`move_all` for one order. Raises its refusal."""
+    [outcome] = await move_all(connection, [order], now)
+    if isinstance(outcome, DomainError):
+        raise outcome
+    return outcome
 
 
 @dataclass(frozen=True)
@@ -40,7 +74,7 @@ class Sale:
         offer_of = {seat.seat_id: seat.offer_id for seat in self.stock.seats}
         return [Line(offer_of[self.seats[name]], 1, self.seats[name]) for name in seats]
 
-    async def reserve(
+    def request(
         self,
         *lines: Line,
         customer_id: UUID | None = None,
@@ -49,47 +83,44 @@ class Sale:
         now: datetime = NOW,
         hold: timedelta = HOLD,
     ) -> Reservation:
+        """A reservation to be made; one place when no line is given."""
+        return reservation.new(
+            event_id=self.event_id,
+            reservation_id=reservation_id or new_id(),
+            request_key=request_key or str(new_id()),
+            customer_id=customer_id or new_id(),
+            lines=lines or [self.line()],
+            expire_time=now + hold,
+            now=now,
+        )
+
+    async def reserve(self, *lines: Line, now: datetime = NOW, **details: Any) -> Reservation:
+        """`details` are those of `request`."""
+        request = self.request(*lines, now=now, **details)
         async with self.database.transaction() as connection:
-            return await reservations.reserve(
-                connection,
-                event_id=self.event_id,
-                reservation_id=reservation_id or new_id(),
-                request_key=request_key or str(new_id()),
-                customer_id=customer_id or new_id(),
-                lines=lines or [self.line()],
-                expire_time=now + hold,
-                now=now,
-            )
+            return await reserve_one(connection, request, now=now)
 
     async def extend(
         self, reservation_id: UUID, *, now: datetime = NOW, to: datetime | None = None
     ) -> Reservation:
-        async with self.database.transaction() as connection:
-            return await reservations.extend(
-                connection,
-                event_id=self.event_id,
-                reservation_id=reservation_id,
-                expire_time=to or now + timedelta(minutes=15),
-                now=now,
-            )
+        end = to or now + timedelta(minutes=15)
+        return (await self._move(Move.EXTEND, reservation_id, now, end)).expect()
 
     async def commit(self, reservation_id: UUID, *, now: datetime = NOW) -> Reservation:
-        async with self.database.transaction() as connection:
-            return await reservations.commit(
-                connection, event_id=self.event_id, reservation_id=reservation_id, now=now
-            )
+        return (await self._move(Move.COMMIT, reservation_id, now)).expect()
 
     async def release(self, reservation_id: UUID, *, now: datetime = NOW) -> bool:
-        async with self.database.transaction() as connection:
-            return await reservations.release(
-                connection, event_id=self.event_id, reservation_id=reservation_id, now=now
-            )
+        return (await self._move(Move.RELEASE, reservation_id, now)).has_moved
 
     async def return_sold(self, reservation_id: UUID, *, now: datetime = NOW) -> Reservation:
+        return (await self._move(Move.RETURN, reservation_id, now)).expect()
+
+    async def _move(
+        self, move: Move, reservation_id: UUID, now: datetime, expire_time: datetime | None = None
+    ) -> Moved:
+        order = Order(move, self.event_id, reservation_id, expire_time)
         async with self.database.transaction() as connection:
-            return await reservations.return_sold(
-                connection, event_id=self.event_id, reservation_id=reservation_id, now=now
-            )
+            return await move_one(connection, order, now=now)
 
     async def exchange(
         self,

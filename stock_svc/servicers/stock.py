@@ -15,10 +15,9 @@ from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceServicer
 from mesh import paging
 from mesh.clock import Clock
 from mesh.conversions import time_from_proto
-from mesh.db import idempotent
 from mesh.db.database import Database
+from mesh.db.idempotent import IdempotentWrites, key_of_call
 from mesh.errors import DomainError
-from mesh.rpc.call import caller, idempotency_key
 from mesh.rpc.errors import to_status
 from mesh.tasks import shielded
 from stock_svc import (
@@ -27,7 +26,6 @@ from stock_svc import (
     exchange,
     ledger,
     proto,
-    reservations,
     restocking,
     stock,
     stock_update,
@@ -46,13 +44,19 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class StockServicer(StockServiceServicer):
-    """One RPC is one transaction. Writes go on when the client leaves, reads do not."""
+    """A write continues when its client leaves; a read ends.
 
-    def __init__(self, database: Database, *, clock: Clock) -> None:
+    Reserve, BatchReserve and the moves of reservations share a transaction with concurrent calls
+    (batches.py); StreamAudits reads each event in a snapshot of its own. Every other RPC is one
+    transaction.
+    """
+
+    def __init__(self, database: Database, writes: IdempotentWrites, clock: Clock) -> None:
         self._database = database
+        self._writes = writes
         self._clock = clock
-        self._reserving = batches.reserving_together(database, clock)
-        self._moving = batches.moving_together(database, clock)
+        self._reserves = batches.coalesced_reserve(database, clock)
+        self._moves = batches.coalesced_move(database, clock)
 
     async def DefineStock(
         self, request: stock_service_pb2.DefineStockRequest, context: _Context
@@ -93,18 +97,20 @@ class StockServicer(StockServiceServicer):
     async def Restock(
         self, request: stock_service_pb2.RestockRequest, context: _Context
     ) -> stock_service_pb2.Stock:
-        given, who = idempotency_key(), caller()
-        key = idempotent.key_for("Restock", who.user_id or who.process, given or "", request)
-        answer = await self._write(
-            lambda connection: restocking.restock_once(
+        async def restock(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            pool_id = UUID(request.pool_id)
+            available = await restocking.restock(
                 connection,
-                key=None if given is None else key,
-                encode=lambda left: proto.stock_to(left).SerializeToString(),
                 event_id=UUID(request.event_id),
-                pool_id=UUID(request.pool_id),
+                pool_id=pool_id,
                 quantity=request.quantity,
                 now=self._clock(),
             )
+            return pool_id, proto.stock_to(available).SerializeToString()
+
+        answer = await shielded(
+            self._writes.run_once(key_of_call("Restock", request), restock),
+            seconds=_WRITE_SECONDS,
         )
         return stock_service_pb2.Stock.FromString(answer)
 
@@ -156,7 +162,7 @@ class StockServicer(StockServiceServicer):
             return outcome(error=to_status(refusal))
 
     async def _reserve(self, request: stock_service_pb2.ReserveRequest) -> Reservation:
-        return await self._reserving.submit(proto.wanted_reservation(request, self._clock()))
+        return await self._reserves.submit(proto.wanted_reservation(request, self._clock()))
 
     async def ExtendReservation(
         self, request: stock_service_pb2.ExtendReservationRequest, context: _Context
@@ -174,7 +180,7 @@ class StockServicer(StockServiceServicer):
         self, request: stock_service_pb2.ReleaseReservationRequest, context: _Context
     ) -> stock_service_pb2.ReleaseReservationResponse:
         order = proto.order_from(request, Move.RELEASE)
-        moved = await self._moving.submit(order)
+        moved = await self._moves.submit(order)
         return stock_service_pb2.ReleaseReservationResponse(released=moved.has_moved)
 
     async def ReturnReservation(
@@ -185,8 +191,8 @@ class StockServicer(StockServiceServicer):
     async def _move(
         self, request: proto.MoveRequest, move: Move, expire_time: datetime | None = None
     ) -> reservation_pb2.Reservation:
-        moved = await self._moving.submit(proto.order_from(request, move, expire_time))
-        return proto.reservation_to(reservations.reservation_of(moved))
+        moved = await self._moves.submit(proto.order_from(request, move, expire_time))
+        return proto.reservation_to(moved.expect())
 
     async def ExchangeReservation(
         self, request: stock_service_pb2.ExchangeReservationRequest, context: _Context

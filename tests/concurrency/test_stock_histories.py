@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
-from stock_svc import batches, reservation
+from stock_svc import batches
 from stock_svc.tables import pools
 from testing.databases import open_patiently
 from testing.linearizability import Call, is_linearizable
-from testing.stock_harness import HOLD, NOW, Sale, on_sale
+from testing.stock_harness import NOW, Sale, on_sale
 
 CLIENTS = 5
 CALLS = 6
@@ -91,20 +91,12 @@ async def database(new_database: Callable[[str], str]) -> AsyncIterator[Database
 async def record(sale: Sale, chance: random.Random) -> list[Call]:
     """Clients that hold, and release and commit what they or others hold."""
     recorder = Recorder()
-    together = batches.reserving_together(sale.database, lambda: NOW)
+    coalescer = batches.coalesced_reserve(sale.database, lambda: NOW)
     known = [new_id()]
 
     async def hold(reservation_id: UUID, quantity: int) -> object:
-        wanted = reservation.new(
-            event_id=sale.event_id,
-            reservation_id=reservation_id,
-            request_key=str(reservation_id),
-            customer_id=new_id(),
-            lines=[sale.line(quantity=quantity)],
-            expire_time=NOW + HOLD,
-            now=NOW,
-        )
-        return str((await together.submit(wanted)).state)
+        request = sale.request(sale.line(quantity=quantity), reservation_id=reservation_id)
+        return str((await coalescer.submit(request)).state)
 
     async def commit(reservation_id: UUID) -> object:
         return str((await sale.commit(reservation_id)).state)

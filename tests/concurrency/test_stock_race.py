@@ -22,9 +22,10 @@ from stock_svc.reservation import Line, Reservation
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
 from stock_svc.tables import pools, reservations, seat_claims
+from stock_svc.transitions import Move, Order
 from testing.databases import open_patiently
 from testing.locks import somebody_waits
-from testing.stock_harness import LAPSED, NOW, Sale, on_sale
+from testing.stock_harness import HOLD, LAPSED, NOW, Sale, move_one, on_sale
 
 CONNECTIONS = 16
 BUYERS = 50
@@ -181,7 +182,7 @@ async def free_places(connection: AsyncConnection, sale: Sale) -> int:
 
 def without_guard(statement: str) -> str:
     """The test's own copy of the statement that changes pools."""
-    guard = statement[statement.index("  AND pools.held") : statement.index("RETURNING")]
+    guard = statement[statement.index("  AND pools.held") :]
     assert "<= pools.capacity" in guard
     return statement.replace(guard, "")
 
@@ -434,6 +435,24 @@ async def test_a_buyer_waits_for_a_place_that_is_just_being_freed(database: Data
         await somebody_waits(database)
         assert await expiry.expire(sweeping, event_id=sale.event_id, limit=9, now=LAPSED) == 1
     assert (await buyer).state is State.ACTIVE
+    await sale.assert_clean()
+
+
+async def test_a_hold_that_is_extended_while_a_buyer_waits_does_not_expire(
+    database: Database,
+) -> None:
+    """It had lapsed when the buyer read it; under its lock it has not."""
+    sale = await on_sale(database, pools={"floor": 1})
+    made = await sale.reserve()
+    async with database.transaction() as extending:
+        order = Order(Move.EXTEND, sale.event_id, made.reservation_id, LAPSED + HOLD)
+        await move_one(extending, order, now=LAPSED - timedelta(milliseconds=1))
+        buyer = asyncio.create_task(sale.reserve(now=LAPSED))
+        await somebody_waits(database)
+    with pytest.raises(DomainError) as refused:
+        await buyer
+    assert refused.value.reason is Reason.SOLD_OUT
+    assert (await sale.commit(made.reservation_id, now=LAPSED)).state is State.COMMITTED
     await sale.assert_clean()
 
 

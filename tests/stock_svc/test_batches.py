@@ -3,43 +3,24 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
-from uuid import UUID
 
+from mesh.db.batches import commit_each
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import batches, reservation, reserve, transitions
-from stock_svc.reservation import Line, Reservation
-from stock_svc.reserve import Outcome
+from stock_svc import batches, expiry, transitions
+from stock_svc.reservation import Reservation
+from stock_svc.reserve import Outcome, reserve_all
 from stock_svc.states import State
 from stock_svc.transitions import Move, Order
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
-
-
-def wish(
-    sale: Sale,
-    *lines: Line,
-    customer_id: UUID | None = None,
-    request_key: str | None = None,
-    reservation_id: UUID | None = None,
-    now: datetime = NOW,
-) -> Reservation:
-    return reservation.new(
-        event_id=sale.event_id,
-        reservation_id=reservation_id or new_id(),
-        request_key=request_key or str(new_id()),
-        customer_id=customer_id or new_id(),
-        lines=lines or [sale.line()],
-        expire_time=now + HOLD,
-        now=now,
-    )
 
 
 async def together(
     database: Database, *wishes: Reservation, now: datetime = NOW
 ) -> Sequence[Outcome]:
     async with database.transaction() as connection:
-        return await reserve.reserve_all(connection, wishes, now=now)
+        return await reserve_all(connection, wishes, now)
 
 
 def shown(outcomes: Sequence[Outcome]) -> list[str]:
@@ -52,14 +33,14 @@ async def test_each_has_its_own_outcome_over_several_events(database: Database) 
     unknown = Sale(database, new_id(), {}, {}, {}, floor.stock)
     outcomes = await together(
         database,
-        wish(floor, floor.line(quantity=2)),
-        wish(floor, floor.line(quantity=2)),
-        wish(hall, *hall.lines("A1", "A2")),
-        wish(hall, *hall.lines("A2")),
-        wish(floor, *hall.lines("A1")),
-        wish(unknown, floor.line()),
-        wish(floor),
-        wish(floor),
+        floor.request(floor.line(quantity=2)),
+        floor.request(floor.line(quantity=2)),
+        hall.request(*hall.lines("A1", "A2")),
+        hall.request(*hall.lines("A2")),
+        floor.request(*hall.lines("A1")),
+        unknown.request(floor.line()),
+        floor.request(),
+        floor.request(),
     )
     assert shown(outcomes) == [
         "ACTIVE", "SOLD_OUT", "ACTIVE", "SEAT_UNAVAILABLE", "OFFER_NOT_FOUND", "EVENT_NOT_FOUND",
@@ -82,9 +63,9 @@ async def test_the_limit_counts_what_the_batch_has_granted_before(database: Data
     customer_id = new_id()
     outcomes = await together(
         database,
-        *(wish(sale, sale.line(quantity=2), customer_id=customer_id) for _ in range(2)),
-        wish(sale, customer_id=customer_id),
-        wish(sale, sale.line(quantity=2)),
+        *(sale.request(sale.line(quantity=2), customer_id=customer_id) for _ in range(2)),
+        sale.request(customer_id=customer_id),
+        sale.request(sale.line(quantity=2)),
     )
     assert shown(outcomes) == ["ACTIVE", "PURCHASE_LIMIT_EXCEEDED", "ACTIVE", "ACTIVE"]
     refusal = outcomes[1]
@@ -98,17 +79,17 @@ async def test_equal_requests_in_one_batch_are_one_reservation(database: Databas
     customer_id, reservation_id = new_id(), new_id()
     outcomes = await together(
         database,
-        wish(sale, customer_id=customer_id, request_key="key"),
-        wish(sale, customer_id=customer_id, request_key="key"),
-        wish(sale, sale.line(quantity=2), customer_id=customer_id, request_key="key"),
-        wish(sale, request_key="other", reservation_id=reservation_id),
-        wish(sale, request_key="another", reservation_id=reservation_id),
+        sale.request(customer_id=customer_id, request_key="key"),
+        sale.request(customer_id=customer_id, request_key="key"),
+        sale.request(sale.line(quantity=2), customer_id=customer_id, request_key="key"),
+        sale.request(request_key="other", reservation_id=reservation_id),
+        sale.request(request_key="another", reservation_id=reservation_id),
     )
     assert shown(outcomes) == [
         "ACTIVE", "ACTIVE", "IDEMPOTENCY_KEY_REUSED", "SOLD_OUT", "SOLD_OUT",
     ]  # fmt: skip
     assert outcomes[0] == outcomes[1]
-    again = await together(database, wish(sale, customer_id=customer_id, request_key="key"))
+    again = await together(database, sale.request(customer_id=customer_id, request_key="key"))
     assert list(again) == [outcomes[0]]
     await sale.assert_clean()
 
@@ -119,10 +100,10 @@ async def test_lapsed_holds_make_room_for_the_batch(database: Database) -> None:
     held = await sale.reserve(sale.line(quantity=2), *sale.lines("A1"), request_key="key")
     outcomes = await together(
         database,
-        wish(sale, now=LAPSED),
-        wish(sale, *sale.lines("A1"), now=LAPSED),
-        wish(sale, sale.line(quantity=2), now=LAPSED),
-        wish(sale, request_key="key", now=LAPSED),
+        sale.request(now=LAPSED),
+        sale.request(*sale.lines("A1"), now=LAPSED),
+        sale.request(sale.line(quantity=2), now=LAPSED),
+        sale.request(request_key="key", now=LAPSED),
         now=LAPSED,
     )
     assert shown(outcomes) == ["ACTIVE", "ACTIVE", "SOLD_OUT", "ACTIVE"]
@@ -134,17 +115,17 @@ async def test_as_many_lapsed_holds_as_it_takes_are_cleared(
     own_database: Database,
 ) -> None:
     """More than one step clears, each of them in the way."""
-    count = reserve.CLEARED_AT_ONCE + 5
+    count = expiry.MOST_CLEARED + 5
     sale = await on_sale(own_database, pools={"floor": count})
-    held = [wish(sale) for _ in range(count)]
+    held = [sale.request() for _ in range(count)]
     for start in range(0, count, batches.MAX_BATCH):
         outcomes = await together(own_database, *held[start : start + batches.MAX_BATCH])
         assert set(shown(outcomes)) == {"ACTIVE"}
-    made = wish(sale, sale.line(quantity=100), now=LAPSED)
-    wishes = [wish(sale, sale.line(quantity=100), now=LAPSED) for _ in range(9)]
+    made = sale.request(sale.line(quantity=100), now=LAPSED)
+    wishes = [sale.request(sale.line(quantity=100), now=LAPSED) for _ in range(9)]
     everything = await together(own_database, made, *wishes, now=LAPSED)
     assert set(shown(everything)) == {"ACTIVE"}
-    rest = await together(own_database, wish(sale, sale.line(quantity=5), now=LAPSED), now=LAPSED)
+    rest = await together(own_database, sale.request(sale.line(quantity=5), now=LAPSED), now=LAPSED)
     assert shown(rest) == ["ACTIVE"]
     await sale.assert_clean()
 
@@ -159,9 +140,9 @@ async def test_a_request_that_breaks_the_database_harms_no_other(own_database: D
         "CREATE TRIGGER breaks BEFORE INSERT ON reservations FOR EACH ROW"
         f" WHEN (NEW.customer_id = '{unlucky}') EXECUTE FUNCTION break_it()",
     )
-    wishes = [wish(sale) for _ in range(9)]
-    wishes.insert(4, wish(sale, customer_id=unlucky))
-    outcomes = await batches.reserve_each(own_database, wishes, clock=lambda: NOW)
+    wishes = [sale.request() for _ in range(9)]
+    wishes.insert(4, sale.request(customer_id=unlucky))
+    outcomes = await commit_each(own_database, wishes, reserve_all, clock=lambda: NOW)
     expected = ["ACTIVE"] * 10
     expected[4] = str(Reason.INTERNAL)
     assert shown(outcomes) == expected
@@ -181,8 +162,8 @@ async def test_a_batch_that_was_undone_is_tried_again(own_database: Database) ->
         "CREATE TRIGGER fails AFTER INSERT ON reservations"
         " FOR EACH STATEMENT EXECUTE FUNCTION fail_once()",
     )
-    outcomes = await batches.reserve_each(
-        own_database, [wish(sale) for _ in range(5)], clock=lambda: NOW
+    outcomes = await commit_each(
+        own_database, [sale.request() for _ in range(5)], reserve_all, clock=lambda: NOW
     )
     assert shown(outcomes) == ["ACTIVE"] * 5
     await sale.assert_clean()
@@ -193,11 +174,11 @@ async def test_batches_at_once_stay_exact(own_database: Database) -> None:
     one = await on_sale(own_database, pools={"floor": 40, "balcony": 15},
                         offers={"place": "floor", "high": "balcony"})  # fmt: skip
     two = await on_sale(own_database, seats={"stalls": [f"A{n}" for n in range(10)]})
-    coalescers = [batches.reserving_together(own_database, lambda: NOW) for _ in range(4)]
+    coalescers = [batches.coalesced_reserve(own_database, lambda: NOW) for _ in range(4)]
     calls = []
     for n in range(160):
         lines = [one.line("high"), one.line("place")] if n % 3 else [one.line("place")]
-        wanted = wish(one, *lines) if n % 4 else wish(two, *two.lines(f"A{n % 10}"))
+        wanted = one.request(*lines) if n % 4 else two.request(*two.lines(f"A{n % 10}"))
         calls.append(coalescers[n % 4].submit(wanted))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     errors = [each for each in outcomes if isinstance(each, Exception)]
@@ -236,7 +217,7 @@ async def test_orders_of_a_batch_come_one_after_the_other(database: Database) ->
                 Order(Move.RELEASE, sale.event_id, new_id()),
                 Order(Move.COMMIT, sale.event_id, new_id()),
             ],
-            now=NOW + HOLD / 2,
+            NOW + HOLD / 2,
         )
     found = [
         str(each.reason) if isinstance(each, DomainError)

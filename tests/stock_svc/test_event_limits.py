@@ -9,11 +9,12 @@ import sqlalchemy as sa
 from mesh.db.database import Database, constraint_of
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import batches, reservation, reserve, stock, stock_update
-from stock_svc.reservation import Line, Reservation
+from stock_svc import batches, stock, stock_update
+from stock_svc.reservation import Line
+from stock_svc.reserve import reserve_all
 from stock_svc.stock_update import TargetStock
 from testing.locks import somebody_waits
-from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, refusal_of
+from testing.stock_harness import LAPSED, NOW, Sale, on_sale, refusal_of
 
 LIMIT = 3
 
@@ -81,7 +82,7 @@ async def test_what_is_sold_counts_and_what_comes_back_does_not(database: Databa
 async def test_a_batch_counts_what_it_has_granted(database: Database) -> None:
     sale, customer_id = await two_pools(database), new_id()
     wanted = [
-        a_request(sale, who, sale.line(offer, quantity))
+        sale.request(sale.line(offer, quantity), customer_id=who)
         for who, offer, quantity in (
             (customer_id, "adult", 2),
             (customer_id, "high", 2),
@@ -91,7 +92,7 @@ async def test_a_batch_counts_what_it_has_granted(database: Database) -> None:
         )
     ]
     async with database.transaction() as connection:
-        outcomes = await reserve.reserve_all(connection, wanted, now=NOW)
+        outcomes = await reserve_all(connection, wanted, NOW)
     reasons = [each.reason if isinstance(each, DomainError) else None for each in outcomes]
     limit = Reason.PURCHASE_LIMIT_EXCEEDED
     assert reasons == [None, limit, None, None, limit]
@@ -165,26 +166,14 @@ async def test_a_limit_set_while_a_buyer_waits_holds_for_that_buyer(database: Da
     """The waiting batch has locked one pool only: it begins again and locks them all."""
     sale, customer_id = await two_pools(database, limit=None), new_id()
     await sale.reserve(sale.line("high", LIMIT), customer_id=customer_id)
-    together = batches.reserving_together(database, lambda: NOW)
+    together = batches.coalesced_reserve(database, lambda: NOW)
     async with database.transaction() as changing:
         wanted = TargetStock(per_customer_limit=LIMIT)
         await stock_update.update(changing, event_id=sale.event_id, wanted=wanted, now=NOW)
-        request = a_request(sale, customer_id, sale.line("adult"))
+        request = sale.request(sale.line("adult"), customer_id=customer_id)
         buyer = asyncio.create_task(together.submit(request))
         await somebody_waits(database)
     with pytest.raises(DomainError) as error:
         await buyer
     assert error.value.reason is Reason.PURCHASE_LIMIT_EXCEEDED
     await sale.assert_clean()
-
-
-def a_request(sale: Sale, customer_id: UUID, *lines: Line) -> Reservation:
-    return reservation.new(
-        event_id=sale.event_id,
-        reservation_id=new_id(),
-        request_key=str(new_id()),
-        customer_id=customer_id,
-        lines=lines,
-        expire_time=NOW + HOLD,
-        now=NOW,
-    )

@@ -29,13 +29,13 @@ from hypothesis.stateful import (
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import reservation, reservations, reserve
 from stock_svc.reservation import Line, Reservation
-from stock_svc.reserve import Outcome
+from stock_svc.reserve import Outcome, reserve_all
 from stock_svc.states import State
 from stock_svc.sweeper import sweep
+from stock_svc.transitions import Move, Order
 from testing.databases import open_patiently
-from testing.stock_harness import NOW, Sale, on_sale
+from testing.stock_harness import NOW, Sale, move_one, on_sale, reserve_one
 
 _T = TypeVar("_T")
 
@@ -211,20 +211,19 @@ class LedgerMachine(RuleBasedStateMachine):
         return multiple(*made)
 
     async def reserve_all(self, asked: list[Held]) -> list[Outcome]:
-        wanted = [
-            reservation.new(
-                event_id=self.sale.event_id,
+        requests = [
+            self.sale.request(
+                *self.lines(held.wishes),
                 reservation_id=held.reservation_id,
                 request_key=held.request_key,
                 customer_id=held.customer_id,
-                lines=self.lines(held.wishes),
-                expire_time=held.end,
+                hold=held.end - self.now,
                 now=self.now,
             )
             for held in asked
         ]
         async with self.sale.database.transaction() as connection:
-            return await reserve.reserve_all(connection, wanted, now=self.now)
+            return await reserve_all(connection, requests, self.now)
 
     @rule(target=reserved, held=reserved, wanted=wishes)
     def exchange(
@@ -283,33 +282,22 @@ class LedgerMachine(RuleBasedStateMachine):
         self.do(self.sale.unblock(*seats))
         self.blocked -= seats
 
-    @rule(held=reserved, what=st.sampled_from(["reserve", "commit", "release", "return_sold"]))
-    def crash(self, held: Held, what: str) -> None:
-        """The process dies before the commit: nothing has happened, whatever was under way."""
-        self.do(self.die_in(held, what))
+    @rule(held=reserved, move=st.sampled_from([None, Move.COMMIT, Move.RELEASE, Move.RETURN]))
+    def crash(self, held: Held, move: Move | None) -> None:
+        """The process dies in a move, or in another reserve, before the commit: nothing changes."""
+        self.do(self.die_in(held, move))
 
-    async def die_in(self, held: Held, what: str) -> None:
+    async def die_in(self, held: Held, move: Move | None) -> None:
         with suppress(DomainError, ProcessDiedError):
             async with self.sale.database.transaction() as connection:
-                of = {"event_id": self.sale.event_id, "reservation_id": held.reservation_id}
-                match what:
-                    case "commit":
-                        await reservations.commit(connection, **of, now=self.now)
-                    case "release":
-                        await reservations.release(connection, **of, now=self.now)
-                    case "return_sold":
-                        await reservations.return_sold(connection, **of, now=self.now)
-                    case _:
-                        await reservations.reserve(
-                            connection,
-                            event_id=self.sale.event_id,
-                            reservation_id=new_id(),
-                            request_key=str(new_id()),
-                            customer_id=held.customer_id,
-                            lines=self.lines(held.wishes),
-                            expire_time=self.now + timedelta(minutes=5),
-                            now=self.now,
-                        )
+                if move is None:
+                    request = self.sale.request(
+                        *self.lines(held.wishes), customer_id=held.customer_id, now=self.now
+                    )
+                    await reserve_one(connection, request, now=self.now)
+                else:
+                    order = Order(move, self.sale.event_id, held.reservation_id)
+                    await move_one(connection, order, now=self.now)
                 raise ProcessDiedError
 
     @rule(held=reserved, is_late=st.booleans())

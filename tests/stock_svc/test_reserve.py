@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import ledger, reservations
+from stock_svc import ledger
 from stock_svc.reservation import MAX_HOLD, Line
 from stock_svc.states import State
-from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
+from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, reserve_one
 
 
 async def refused(sale: Sale, *lines: Line, **details: object) -> DomainError:
@@ -209,16 +209,7 @@ async def test_who_comes_too_late_writes_nothing_and_waits_for_no_lock(
         await ledger.lock(other, {(sale.event_id, pool_id) for pool_id in sale.pools.values()})
         async with asyncio.timeout(60):
             with pytest.raises(DomainError) as sold_out:
-                await reservations.reserve(
-                    connection,
-                    event_id=sale.event_id,
-                    reservation_id=new_id(),
-                    request_key="late",
-                    customer_id=new_id(),
-                    lines=[sale.line()],
-                    expire_time=NOW + HOLD,
-                    now=NOW,
-                )
+                await reserve_one(connection, sale.request(), now=NOW)
         assert sold_out.value.reason is Reason.SOLD_OUT
         assert await connection.scalar(sa.text("SELECT pg_current_xact_id_if_assigned()")) is None
 
@@ -275,6 +266,6 @@ async def test_a_lapsed_reservation_asked_for_by_its_id_is_expired(database: Dat
     sale = await on_sale(database)
     request = {"customer_id": new_id(), "reservation_id": new_id(), "request_key": "key"}
     await sale.reserve(**request)  # type: ignore[arg-type]
-    again = await sale.reserve(**request, now=LAPSED)  # type: ignore[arg-type]
+    again = await sale.reserve(**request, now=LAPSED)
     assert again.state is State.EXPIRED
     assert await sale.counters() == (0, 0)

@@ -4,7 +4,6 @@ import pytest
 import sqlalchemy as sa
 
 from mesh.db.database import Database
-from mesh.db.idempotent import Key
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import restocking, stock
@@ -50,28 +49,6 @@ async def test_restocking_is_refused_where_it_makes_no_sense(database: Database)
             )
             assert error.reason is reason
     await sale.assert_clean()
-
-
-async def test_with_a_key_places_are_added_once(database: Database) -> None:
-    sale = await on_sale(database)
-
-    async def restock(key: Key) -> bytes:
-        async with database.transaction() as connection:
-            return await restocking.restock_once(
-                connection,
-                key=key,
-                encode=lambda left: str(left.pools[0].capacity).encode(),
-                event_id=sale.event_id,
-                pool_id=sale.pools["floor"],
-                quantity=5,
-                now=NOW,
-            )
-
-    key = Key("Restock:staff", str(new_id()), b"five")
-    assert [await restock(key), await restock(key)] == [b"15", b"15"]
-    other = Key(key.scope, key.key, b"six")
-    assert (await refused(restock(other))).reason is Reason.IDEMPOTENCY_KEY_REUSED
-    assert await sale.available() == 15
 
 
 async def test_blocked_seats_are_not_sold(database: Database) -> None:

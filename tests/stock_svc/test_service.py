@@ -291,6 +291,24 @@ async def test_exchange_and_return(served: Served) -> None:
     assert sorted(pool.available for pool in left.pools) == [2, 10]
 
 
+async def test_a_restock_with_an_idempotency_key_adds_places_once(served: Served) -> None:
+    defined = a_stock(new_id())
+    await served.booking.DefineStock(defined)
+    floor = defined.pools[0].pool_id
+    request = stock_service_pb2.RestockRequest(event_id=defined.event_id, pool_id=floor, quantity=5)
+    metadata = (*token("STAFF"), ("idempotency-key", str(new_id())))
+    restocked = await served.gateway.Restock(request, metadata=metadata)
+    assert {pool.pool_id: pool.capacity for pool in restocked.pools}[floor] == 15
+    assert await served.gateway.Restock(request, metadata=metadata) == restocked
+    request.quantity = 6
+    error = await refusal(served.gateway.Restock(request, metadata=metadata))
+    assert reason_of(error) == "IDEMPOTENCY_KEY_REUSED"
+    left = await served.booking.GetStock(
+        stock_service_pb2.GetStockRequest(event_id=defined.event_id)
+    )
+    assert {pool.pool_id: pool.available for pool in left.pools}[floor] == 15
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
