@@ -25,8 +25,8 @@ from mesh.coalescing import Coalescer
 from mesh.db.batches import commit_each
 from mesh.db.database import Database, migrate
 from mesh.ids import new_id
-from stock_svc import batches, reservation, stock
-from stock_svc.reservation import Line, Reservation
+from stock_svc import batches, reservations, stock
+from stock_svc.reservations import Line, Reservation
 from stock_svc.reserve import Outcome, reserve_all
 
 CALLERS = (1, 16, 64, 256)
@@ -142,7 +142,7 @@ async def rush(pool: Pool, way: Way, callers: int, server: psutil.Process) -> No
 
 def a_wish(pool: Pool) -> Reservation:
     now = system_clock()
-    return reservation.new(
+    return reservations.new(
         event_id=pool.event_id,  # type: ignore[arg-type]
         reservation_id=new_id(),
         request_key=str(new_id()),

@@ -23,11 +23,10 @@ from mesh.rpc.revocations import Revocations, from_auth
 from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
 from stock_svc import housekeeping, tables
-from stock_svc.auditor import Auditor
+from stock_svc.audit import Auditor
 from stock_svc.servicers.stock import StockServicer
 from stock_svc.servicers.stock_changes import StockChangeServicer
 from stock_svc.settings import Settings
-from stock_svc.sweeper import Sweeper
 
 
 def main() -> None:
@@ -49,7 +48,6 @@ async def open_service(
         ],
     )
     async with auth_channel, Database.open(settings.database_url) as database:
-        sweeper = Sweeper(database, clock=clock, pause_seconds=settings.stock_sweep_seconds)
         changes = OutboxReader(database, tables.outbox)
         writes = IdempotentWrites(database, tables.idempotency_records, clock)
         yield Service(
@@ -69,10 +67,22 @@ async def open_service(
             ping_database=database.ping,
             revocations=Revocations(from_auth(AuthEventServiceStub(auth_channel)), clock=clock),
             loops=[
-                sweeper.run,
+                partial(
+                    forever_alone,
+                    database,
+                    "stock sweeper",
+                    partial(
+                        housekeeping.sweep_turn,
+                        database,
+                        clock,
+                        pause_seconds=settings.stock_sweep_seconds,
+                    ),
+                ),
                 partial(forever, "outbox", changes.listen),
                 partial(forever_alone, database, "stock audit", Auditor(database).turn),
-                partial(forever, "housekeeping", partial(housekeeping.turn, database, clock)),
+                partial(
+                    forever, "housekeeping", partial(housekeeping.deletion_turn, database, clock)
+                ),
             ],
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
-from stock_svc.reservation import Line, Reservation
+from stock_svc.reservations import Line, Reservation
 from stock_svc.tables import Key
 
 

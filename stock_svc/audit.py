@@ -1,9 +1,11 @@
-"""The audit: recomputes an event's counters from what explains them and tells each difference.
+"""The audit: recomputes an event's counters and lists the differences; `Auditor` is its loop.
 
-The movements, the reservations, the seat claims and the customers' totals say the same
-thing in four ways. Reads with several statements: give it one snapshot.
+The movements, the reservations, the seat claims and the customers' totals each determine the
+counters. `audit` runs several statements: its caller gives it a snapshot.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -11,8 +13,10 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
-from stock_svc.states import State
+from mesh.observability import metrics
+from stock_svc.reservations import State
 from stock_svc.tables import (
     customer_totals,
     is_live,
@@ -25,20 +29,32 @@ from stock_svc.tables import (
     seats,
 )
 
-# Differences that one check lists; the first few are enough to know where to look.
-_LISTED = 50
+# Differences that one check lists at most.
+_MOST_LISTED = 50
 
-# A stadium takes longer than the role's timeouts allow, which are made for bookings. A call
-# that nobody waits for any more is cancelled before.
-_MORE_TIME = sa.text(
+# The timeouts of the database role are for bookings; the audit of a stadium takes longer.
+_LONGER_TIMEOUTS = sa.text(
     "SELECT set_config('statement_timeout', '30s', true),"
     " set_config('transaction_timeout', '60s', true)"
 )
 
 
+# Events of one turn of the loop, which reads all rows of each.
+_EVENTS_PER_TURN = 20
+_PAUSE_SECONDS = 15.0
+_BEFORE_ALL_EVENTS = UUID(int=0)
+
+_log = logging.getLogger(__name__)
+
+_AUDITED = metrics.counter("stock_audits", "Events whose stock was audited.")
+_DIFFERENCES = metrics.gauge(
+    "stock_audit_differences", "Differences found by the last round of audits."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class PoolAudit:
-    """A pool's counters, and what movements and reservations say that they should be."""
+    """A pool's counters, and the same computed from its movements and its reservations."""
 
     pool_id: UUID
     capacity: int
@@ -55,7 +71,7 @@ class PoolAudit:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """`differences` are in words, and empty when all is well."""
+    """`differences` are sentences; without any, the stock is consistent."""
 
     event_id: UUID
     pools: tuple[PoolAudit, ...]
@@ -63,9 +79,50 @@ class Audit:
     differences: tuple[str, ...]
 
 
+class Auditor:
+    """Audits all events in rounds, a few per turn."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._after = _BEFORE_ALL_EVENTS
+        self._differences = 0
+
+    async def turn(self) -> None:
+        """Audits the next events, sets the metrics, then pauses."""
+        async with self._database.reading() as connection:
+            ids = await event_ids(connection, after=self._after, limit=_EVENTS_PER_TURN)
+        for event_id in ids:
+            self._differences += await self._audit(event_id)
+            self._after = event_id
+        is_round_over = len(ids) < _EVENTS_PER_TURN
+        # Within a round the gauge only rises: a difference stays until a round is without it.
+        if self._differences or is_round_over:
+            _DIFFERENCES.set(self._differences)
+        if is_round_over:
+            self._after, self._differences = _BEFORE_ALL_EVENTS, 0
+        await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _audit(self, event_id: UUID) -> int:
+        """The number of differences. An event whose stock was removed since has none."""
+        try:
+            async with self._database.snapshot() as connection:
+                differences = (await audit(connection, event_id=event_id)).differences
+        except DomainError as error:
+            if error.reason is not Reason.EVENT_NOT_FOUND:
+                raise
+            return 0
+        _AUDITED.inc()
+        if differences:
+            _log.error(
+                "the stock of an event is inconsistent",
+                extra={"event_id": str(event_id), "differences": len(differences)},
+            )
+        return len(differences)
+
+
 async def audit(connection: AsyncConnection, *, event_id: UUID) -> Audit:
-    """Recomputes everything about an event. Raises EVENT_NOT_FOUND."""
-    await connection.execute(_MORE_TIME)
+    """Recomputes the stock of an event. Raises EVENT_NOT_FOUND."""
+    await connection.execute(_LONGER_TIMEOUTS)
     audited = await _pools(connection, event_id)
     if not audited:
         raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
@@ -199,7 +256,7 @@ async def _by_reservation(connection: AsyncConnection, event_id: UUID) -> AsyncI
             claimed.c.held.is_distinct_from(explained.c.held)
             | claimed.c.sold.is_distinct_from(explained.c.sold)
         )
-        .limit(_LISTED)
+        .limit(_MOST_LISTED)
     )
     for row in found:
         yield (
@@ -241,7 +298,7 @@ async def _by_seat(connection: AsyncConnection, event_id: UUID) -> AsyncIterator
             )
         )
         .where(claims.c.state.is_distinct_from(lines.c.state))
-        .limit(_LISTED)
+        .limit(_MOST_LISTED)
     )
     for row in found:
         yield (
@@ -285,7 +342,7 @@ async def _sold_twice(connection: AsyncConnection, event_id: UUID) -> AsyncItera
         .where(reservation_lines.c.seat_id.is_not(None))
         .group_by(reservation_lines.c.seat_id)
         .having(sa.func.count() > 1)
-        .limit(_LISTED)
+        .limit(_MOST_LISTED)
     )
     for row in found:
         yield f"seat {row.seat_id}: claimed by {row.claims} live reservations"
@@ -321,7 +378,7 @@ async def _by_customer(connection: AsyncConnection, event_id: UUID) -> AsyncIter
             )
         )
         .where(sa.func.coalesce(totals.c.quantity, 0) != sa.func.coalesce(owned.c.quantity, 0))
-        .limit(_LISTED)
+        .limit(_MOST_LISTED)
     )
     for row in found:
         yield (

@@ -7,7 +7,7 @@ from mesh.clock import Clock
 from mesh.coalescing import Coalescer
 from mesh.db.batches import Work, commit_each
 from mesh.db.database import Database
-from stock_svc.reservation import Reservation
+from stock_svc.reservations import Reservation
 from stock_svc.reserve import reserve_all
 from stock_svc.transitions import Moved, Order, move_all
 

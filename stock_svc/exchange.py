@@ -12,10 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
-from stock_svc import expiry, reservation, reservations, transitions
-from stock_svc.reservation import Line, Reservation
+from stock_svc import expiry, reservations, transitions
+from stock_svc.reservations import Line, Reservation, State
 from stock_svc.reserve import reserve_all
-from stock_svc.states import State
 from stock_svc.tables import Key, Uuid, any_of, events, offers, reservation_lines, rows
 from stock_svc.tables import reservations as table
 from stock_svc.transitions import Move, Moved, Order
@@ -43,7 +42,7 @@ async def exchange(
     """
     await _lock(connection, {(event_id, reservation_id), (to_event_id, to_reservation_id)})
     old = await reservations.get(connection, event_id=event_id, reservation_id=reservation_id)
-    new = reservation.new(
+    new = reservations.new(
         event_id=to_event_id,
         reservation_id=to_reservation_id,
         request_key=request_key,

@@ -1,7 +1,7 @@
-"""The expiry of lapsed holds: by the sweeper, and by transactions that need their places.
+"""The expiry of lapsed holds: by the sweep, and by transactions that need their places.
 
-A lapsed hold counts as free at once: nothing waits for the sweeper, which keeps the counters and
-the stream of changes up to date.
+A lapsed hold counts as free at once: no transaction waits for the sweep, which keeps the counters
+and the stream of changes up to date.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,12 +11,33 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.database import Database
 from stock_svc import transitions
 from stock_svc.tables import Key, any_of, is_active, reservations
 from stock_svc.transitions import Move, Moved, Order
 
 MOST_CLEARED = 1000
-"""Lapsed holds that one call expires at most."""
+"""The most lapsed holds that one transaction expires for a caller that needs places."""
+
+# Of one transaction of the sweep, so that it holds its locks briefly.
+_SWEEP_BATCH = 200
+_SWEEP_EVENTS = 100
+
+
+async def sweep(database: Database, *, now: datetime) -> int:
+    """Expires all lapsed reservations, batch by batch. Returns how many."""
+    total = 0
+    while True:
+        async with database.reading() as connection:
+            event_ids = await _events_with_lapsed(connection, now)
+        expired = 0
+        for event_id in event_ids:
+            async with database.transaction() as connection:
+                expired += await expire(connection, event_id=event_id, limit=_SWEEP_BATCH, now=now)
+        total += expired
+        # Nothing remains, or other transactions have locked what remains.
+        if expired == 0:
+            return total
 
 
 async def expire(
@@ -32,19 +53,6 @@ async def expire(
         .with_for_update(skip_locked=True, key_share=True, of=reservations)
     )
     return await _expire(connection, [(row[0], row[1]) for row in lapsed], now=now)
-
-
-async def events_with_lapsed(
-    connection: AsyncConnection, *, limit: int, now: datetime
-) -> Sequence[UUID]:
-    """Events that have lapsed holds, at most `limit`."""
-    event_ids = await connection.scalars(
-        sa.select(reservations.c.event_id)
-        .where(is_active, reservations.c.expire_time <= now)
-        .distinct()
-        .limit(limit)
-    )
-    return event_ids.all()
 
 
 async def clear(
@@ -73,6 +81,16 @@ async def clear(
     keys = [(row[0], row[1]) for row in locked]
     await _expire(connection, keys, also_lock=also_lock, now=now)
     return len(keys)
+
+
+async def _events_with_lapsed(connection: AsyncConnection, now: datetime) -> Sequence[UUID]:
+    event_ids = await connection.scalars(
+        sa.select(reservations.c.event_id)
+        .where(is_active, reservations.c.expire_time <= now)
+        .distinct()
+        .limit(_SWEEP_EVENTS)
+    )
+    return event_ids.all()
 
 
 async def _expire(

@@ -20,7 +20,7 @@ from mesh.db.pipeline import Result, Statement, columns, run_together
 from mesh.errors import DomainError, Reason
 from stock_svc import statements
 from stock_svc.outbox import PoolCounters, messages
-from stock_svc.states import SeatState
+from stock_svc.reservations import SeatState
 from stock_svc.tables import Key, movements, pools
 
 NO_SEATS: Mapping[Key, SeatState | None] = MappingProxyType({})

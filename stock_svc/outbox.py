@@ -11,7 +11,7 @@ from boxoffice.stock.v1.stock_change_service_pb2 import StockChange
 from boxoffice.stock.v1.stock_service_pb2 import Stock
 from mesh.db.outbox import NewEvent
 from mesh.observability import request_context
-from stock_svc.states import SeatState
+from stock_svc.reservations import SeatState
 from stock_svc.tables import Key
 
 # So that the message about a stadium stays below gRPC's limit for messages.

@@ -8,8 +8,8 @@ from boxoffice.stock.v1 import ledger_pb2, reservation_pb2, stock_service_pb2
 from mesh import paging
 from mesh.conversions import time_from_proto, time_to_proto
 from mesh.errors import FieldViolation, invalid
-from stock_svc import audit, ledger, reservation, stock
-from stock_svc.reservation import Line, Reservation
+from stock_svc import audit, ledger, reservations, stock
+from stock_svc.reservations import Line, Reservation
 from stock_svc.stock_update import TargetStock
 from stock_svc.transitions import Move, Order
 
@@ -59,7 +59,7 @@ def line_from(line: reservation_pb2.ReservationLine) -> Line:
 
 def wanted_reservation(request: stock_service_pb2.ReserveRequest, now: datetime) -> Reservation:
     """Raises VALIDATION_FAILED for what no reservation may be."""
-    return reservation.new(
+    return reservations.new(
         event_id=UUID(request.event_id),
         reservation_id=UUID(request.reservation_id),
         request_key=request.request_key,

@@ -18,8 +18,7 @@ from mesh.errors import DomainError, Reason
 from stock_svc import allocation, expiry, ledger, statements
 from stock_svc.allocation import Demand, EventTerms, OfferTerms, Remaining, SeatTerms
 from stock_svc.ledger import Entry, Kind, LockedPools
-from stock_svc.reservation import Line, Reservation, from_row
-from stock_svc.states import SeatState
+from stock_svc.reservations import Line, Reservation, SeatState, from_row
 from stock_svc.tables import Key
 
 Outcome = Reservation | DomainError

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from stock_svc import expiry, ledger, stock
 from stock_svc.ledger import Entry, Kind
-from stock_svc.states import SeatState, State
+from stock_svc.reservations import SeatState, State
 from stock_svc.stock import SeatAvailability, StockAvailability
 from stock_svc.tables import (
     any_of,

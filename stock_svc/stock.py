@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from stock_svc import ledger
 from stock_svc.ledger import Entry, Kind
-from stock_svc.states import SeatState
+from stock_svc.reservations import SeatState
 from stock_svc.tables import (
     Uuid,
     any_of,

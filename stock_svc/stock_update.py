@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.errors import FieldViolation, invalid
 from stock_svc import expiry, ledger, restocking, stock
 from stock_svc.ledger import Entry, Kind
-from stock_svc.states import SeatState
+from stock_svc.reservations import SeatState
 from stock_svc.stock import Offer, Pool, Seat, StockAvailability
 from stock_svc.tables import any_of, events, offers, pools, seats
 

@@ -17,8 +17,7 @@ from mesh.db.pipeline import FORCE_INDEX_SCANS, Statement, columns, run_together
 from mesh.errors import DomainError, Reason
 from stock_svc import ledger, statements
 from stock_svc.ledger import Entry, Kind
-from stock_svc.reservation import Line, Reservation, from_row
-from stock_svc.states import MOVES, SeatState, State
+from stock_svc.reservations import MOVES, Line, Reservation, SeatState, State, from_row
 from stock_svc.tables import Key
 
 

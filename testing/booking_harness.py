@@ -35,8 +35,8 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from stock_svc import audit as stock_audit
-from stock_svc import exchange, reservation, restocking, stock, stock_update
-from stock_svc.reservation import Line
+from stock_svc import exchange, reservations, restocking, stock, stock_update
+from stock_svc.reservations import Line
 from stock_svc.transitions import Move, Order
 from testing.stock_harness import move_one, reserve_one
 
@@ -160,7 +160,7 @@ class LedgerStock:
         lines: Sequence[ports.Line],
         expire_time: datetime,
     ) -> ports.Reservation:
-        request = reservation.new(
+        request = reservations.new(
             event_id=event_id,
             reservation_id=reservation_id,
             request_key=request_key,

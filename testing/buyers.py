@@ -14,8 +14,8 @@ from uuid import UUID
 from mesh.coalescing import Coalescer
 from mesh.errors import DomainError
 from mesh.ids import new_id
-from stock_svc import batches, reservation
-from stock_svc.reservation import Line, Reservation
+from stock_svc import batches, reservations
+from stock_svc.reservations import Line, Reservation
 from testing.databases import open_patiently
 from testing.stock_harness import HOLD, NOW
 
@@ -23,7 +23,7 @@ from testing.stock_harness import HOLD, NOW
 async def outcome(
     together: Coalescer[Reservation, Reservation], event_id: UUID, wish: list[Any]
 ) -> str:
-    wanted = reservation.new(
+    wanted = reservations.new(
         event_id=event_id,
         reservation_id=new_id(),
         request_key=str(new_id()),

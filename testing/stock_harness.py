@@ -16,14 +16,13 @@ from mesh.ids import new_id
 from stock_svc import (
     audit,
     exchange,
-    reservation,
     reservations,
     restocking,
     stock,
     stock_update,
 )
 from stock_svc.audit import Audit
-from stock_svc.reservation import Line, Reservation
+from stock_svc.reservations import Line, Reservation
 from stock_svc.reserve import reserve_all
 from stock_svc.stock import SeatAvailability, StockAvailability
 from stock_svc.stock_update import TargetStock
@@ -84,7 +83,7 @@ class Sale:
         hold: timedelta = HOLD,
     ) -> Reservation:
         """A reservation to be made; one place when no line is given."""
-        return reservation.new(
+        return reservations.new(
             event_id=self.event_id,
             reservation_id=reservation_id or new_id(),
             request_key=request_key or str(new_id()),

@@ -30,7 +30,7 @@ from stock_svc import (
     stock,
     stock_update,
 )
-from stock_svc.reservation import Reservation, check_end
+from stock_svc.reservations import Reservation, check_expire_time
 from stock_svc.transitions import Move
 
 # A write ends by then even when its client is gone; a little more than any RPC's deadline.
@@ -168,7 +168,7 @@ class StockServicer(StockServiceServicer):
         self, request: stock_service_pb2.ExtendReservationRequest, context: _Context
     ) -> reservation_pb2.Reservation:
         expire_time = time_from_proto(request.expire_time, "expire_time")
-        check_end(expire_time, self._clock())
+        check_expire_time(expire_time, self._clock())
         return await self._move(request, Move.EXTEND, expire_time)
 
     async def CommitReservation(

@@ -18,9 +18,8 @@ from mesh.db.pipeline import Statement, run_together
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import expiry, statements
-from stock_svc.reservation import Line, Reservation
-from stock_svc.states import State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import Line, Reservation, State
 from stock_svc.tables import pools, reservations, seat_claims
 from stock_svc.transitions import Move, Order
 from testing.databases import open_patiently

@@ -16,9 +16,8 @@ from boxoffice.stock.v1 import reservation_pb2, stock_service_pb2
 from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
-from stock_svc.reservation import Reservation
-from stock_svc.states import State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import Reservation, State
 from stock_svc.tables import reservations
 from testing.databases import open_patiently
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale

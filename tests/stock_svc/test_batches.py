@@ -9,9 +9,8 @@ from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import batches, expiry, transitions
-from stock_svc.reservation import Reservation
+from stock_svc.reservations import Reservation, State
 from stock_svc.reserve import Outcome, reserve_all
-from stock_svc.states import State
 from stock_svc.transitions import Move, Order
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
 

@@ -10,7 +10,7 @@ from mesh.db.database import Database, constraint_of
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import batches, stock, stock_update
-from stock_svc.reservation import Line
+from stock_svc.reservations import Line
 from stock_svc.reserve import reserve_all
 from stock_svc.stock_update import TargetStock
 from testing.locks import somebody_waits

@@ -7,7 +7,7 @@ import pytest
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc.states import State
+from stock_svc.reservations import State
 from testing.stock_harness import HOLD, LAPSED, NOW, on_sale
 
 

@@ -8,8 +8,8 @@ import pytest
 from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
-from stock_svc.states import State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import State
 from testing.stock_harness import LAPSED, NOW, on_sale
 
 

@@ -8,8 +8,8 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.paths import ROOT
 from stock_svc import ledger
+from stock_svc.expiry import sweep
 from stock_svc.ledger import Entry, Kind, Movement, MovementPage, PoolShortageError
-from stock_svc.sweeper import sweep
 from testing.stock_harness import LAPSED, NOW, Sale, on_sale
 
 

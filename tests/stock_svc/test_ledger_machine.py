@@ -29,10 +29,9 @@ from hypothesis.stateful import (
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc.reservation import Line, Reservation
+from stock_svc.expiry import sweep
+from stock_svc.reservations import Line, Reservation, State
 from stock_svc.reserve import Outcome, reserve_all
-from stock_svc.states import State
-from stock_svc.sweeper import sweep
 from stock_svc.transitions import Move, Order
 from testing.databases import open_patiently
 from testing.stock_harness import NOW, Sale, move_one, on_sale, reserve_one

@@ -14,10 +14,10 @@ from boxoffice.stock.v1.stock_change_service_pb2_grpc import StockChangeServiceS
 from mesh.db import outbox
 from mesh.db.database import Database
 from stock_svc.__main__ import open_service
+from stock_svc.expiry import sweep
 from stock_svc.settings import Settings
 from stock_svc.stock import Pool, Seat
 from stock_svc.stock_update import TargetStock
-from stock_svc.sweeper import sweep
 from testing.listening import is_listening
 from testing.network import Network, reason_of, refusal
 from testing.stock_harness import LAPSED, Sale, on_sale

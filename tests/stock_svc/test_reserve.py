@@ -11,8 +11,7 @@ from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import ledger
-from stock_svc.reservation import MAX_HOLD, Line
-from stock_svc.states import State
+from stock_svc.reservations import MAX_HOLD, Line, State
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, reserve_one
 
 

@@ -7,7 +7,7 @@ from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import restocking, stock
-from stock_svc.reservation import Line
+from stock_svc.reservations import Line
 from stock_svc.stock import Offer, Pool, Seat
 from stock_svc.stock_update import TargetStock
 from stock_svc.tables import movements

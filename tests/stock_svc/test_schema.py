@@ -8,7 +8,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from stock_svc.ledger import Kind
-from stock_svc.states import State
+from stock_svc.reservations import State
 from stock_svc.tables import metadata
 
 

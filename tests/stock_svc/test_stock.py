@@ -9,7 +9,7 @@ from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import stock
-from stock_svc.states import SeatState
+from stock_svc.reservations import SeatState
 from stock_svc.stock import Offer, Pool, Seat, Stock
 from testing.stock_harness import LAPSED, NOW, on_sale
 

@@ -9,9 +9,8 @@ import sqlalchemy as sa
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc.reservation import Reservation
-from stock_svc.states import MOVES, State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import MOVES, Reservation, State
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
 
 JUST_BEFORE = LAPSED - timedelta(microseconds=1)
