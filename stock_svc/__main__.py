@@ -37,7 +37,7 @@ def main() -> None:
 async def open_service(
     settings: Settings, *, clock: Clock = system_clock
 ) -> AsyncIterator[Service]:
-    """stock_svc with its resources, as long as the block lasts."""
+    """Opens the resources of stock_svc for the duration of the block."""
     auth_channel = open_channel(
         settings,
         process="stock_svc",

@@ -143,19 +143,19 @@ async def audit(connection: AsyncConnection, *, event_id: UUID) -> Audit:
 
 
 async def event_ids(connection: AsyncConnection, *, after: UUID, limit: int) -> Sequence[UUID]:
-    """The next events that have stock, in the order of their ids."""
-    found = await connection.scalars(
+    """The next `limit` events with stock after an id, in the order of their ids."""
+    ids = await connection.scalars(
         sa.select(pools.c.event_id)
         .distinct()
         .where(pools.c.event_id > after)
         .order_by(pools.c.event_id)
         .limit(limit)
     )
-    return found.all()
+    return ids.all()
 
 
 async def _pools(connection: AsyncConnection, event_id: UUID) -> tuple[PoolAudit, ...]:
-    explained = (
+    moved = (
         sa.select(
             movements.c.pool_id,
             sa.func.sum(movements.c.capacity_delta).label("capacity"),
@@ -168,7 +168,7 @@ async def _pools(connection: AsyncConnection, event_id: UUID) -> tuple[PoolAudit
         .subquery()
     )
     claimed = _claimed_by_state(event_id, reservation_lines.c.pool_id)
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(
             pools.c.pool_id,
             pools.c.capacity,
@@ -178,24 +178,24 @@ async def _pools(connection: AsyncConnection, event_id: UUID) -> tuple[PoolAudit
             *(
                 sa.func.coalesce(column, 0)
                 for column in (
-                    explained.c.capacity,
-                    explained.c.held,
-                    explained.c.sold,
-                    explained.c.count,
+                    moved.c.capacity,
+                    moved.c.held,
+                    moved.c.sold,
+                    moved.c.count,
                     claimed.c.held,
                     claimed.c.sold,
                 )
             ),
         )
         .select_from(
-            pools.outerjoin(explained, explained.c.pool_id == pools.c.pool_id).outerjoin(
+            pools.outerjoin(moved, moved.c.pool_id == pools.c.pool_id).outerjoin(
                 claimed, claimed.c.pool_id == pools.c.pool_id
             )
         )
         .where(pools.c.event_id == event_id)
         .order_by(pools.c.pool_id)
     )
-    return tuple(PoolAudit(pool_id, *map(int, counts)) for pool_id, *counts in found)
+    return tuple(PoolAudit(pool_id, *map(int, counts)) for pool_id, *counts in rows)
 
 
 def _pool_differences(pool: PoolAudit) -> list[str]:
@@ -208,7 +208,7 @@ def _pool_differences(pool: PoolAudit) -> list[str]:
         ("sold", pool.sold, pool.sold_by_reservations, "reservations"),
     )
     differences = [
-        f"pool {pool.pool_id}: {name} is {counter}, {count} by its {source}"
+        f"pool {pool.pool_id}: {name} is {counter}, its {source} give {count}"
         for name, counter, count, source in compared
         if counter != count
     ]
@@ -221,11 +221,11 @@ def _pool_differences(pool: PoolAudit) -> list[str]:
 
 
 async def _by_reservation(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
-    """Each reservation's own movements must add up to what its state says."""
+    """The sum of a reservation's movements is what its state requires."""
     claimed = _claimed_by_state(
         event_id, reservation_lines.c.reservation_id, reservation_lines.c.pool_id
     )
-    explained = (
+    moved = (
         sa.select(
             movements.c.reservation_id,
             movements.c.pool_id,
@@ -236,37 +236,37 @@ async def _by_reservation(connection: AsyncConnection, event_id: UUID) -> AsyncI
         .group_by(movements.c.reservation_id, movements.c.pool_id)
         .subquery()
     )
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(
-            sa.func.coalesce(claimed.c.reservation_id, explained.c.reservation_id).label("id"),
+            sa.func.coalesce(claimed.c.reservation_id, moved.c.reservation_id).label("id"),
             claimed.c.held,
             claimed.c.sold,
-            explained.c.held.label("held_by_movements"),
-            explained.c.sold.label("sold_by_movements"),
+            moved.c.held.label("held_by_movements"),
+            moved.c.sold.label("sold_by_movements"),
         )
         .select_from(
             claimed.outerjoin(
-                explained,
-                (explained.c.reservation_id == claimed.c.reservation_id)
-                & (explained.c.pool_id == claimed.c.pool_id),
+                moved,
+                (moved.c.reservation_id == claimed.c.reservation_id)
+                & (moved.c.pool_id == claimed.c.pool_id),
                 full=True,
             )
         )
         .where(
-            claimed.c.held.is_distinct_from(explained.c.held)
-            | claimed.c.sold.is_distinct_from(explained.c.sold)
+            claimed.c.held.is_distinct_from(moved.c.held)
+            | claimed.c.sold.is_distinct_from(moved.c.sold)
         )
         .limit(_MOST_LISTED)
     )
-    for row in found:
+    for row in rows:
         yield (
-            f"reservation {row.id}: {row.held or 0} held and {row.sold or 0} sold by its state,"
-            f" {row.held_by_movements or 0} and {row.sold_by_movements or 0} by its movements"
+            f"reservation {row.id}: its state gives {row.held or 0} held and {row.sold or 0} sold,"
+            f" its movements {row.held_by_movements or 0} and {row.sold_by_movements or 0}"
         )
 
 
 async def _by_seat(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
-    """Each seat line must have its claim, in the state that follows from the reservation's."""
+    """Each line with a seat has a claim, in the state that the reservation's state requires."""
     lines = (
         sa.select(
             reservation_lines.c.reservation_id,
@@ -282,7 +282,7 @@ async def _by_seat(connection: AsyncConnection, event_id: UUID) -> AsyncIterator
         .subquery()
     )
     claims = sa.select(seat_claims).where(seat_claims.c.event_id == event_id).subquery()
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(
             sa.func.coalesce(lines.c.seat_id, claims.c.seat_id).label("seat_id"),
             sa.func.coalesce(lines.c.reservation_id, claims.c.reservation_id).label("id"),
@@ -300,7 +300,7 @@ async def _by_seat(connection: AsyncConnection, event_id: UUID) -> AsyncIterator
         .where(claims.c.state.is_distinct_from(lines.c.state))
         .limit(_MOST_LISTED)
     )
-    for row in found:
+    for row in rows:
         yield (
             f"seat {row.seat_id}: its claim by reservation {row.id} is {row.claim or 'missing'}"
             f" and should be {row.expected or 'missing'}"
@@ -308,8 +308,8 @@ async def _by_seat(connection: AsyncConnection, event_id: UUID) -> AsyncIterator
 
 
 async def _by_capacity(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
-    """A seated pool has as many places as it has seats that are not blocked."""
-    found = await connection.execute(
+    """The capacity of a seated pool is the number of its seats that are not blocked."""
+    rows = await connection.execute(
         sa.select(
             pools.c.pool_id,
             pools.c.capacity,
@@ -329,13 +329,13 @@ async def _by_capacity(connection: AsyncConnection, event_id: UUID) -> AsyncIter
         .where(pools.c.event_id == event_id)
         .group_by(pools.c.pool_id, pools.c.capacity)
     )
-    for row in found:
+    for row in rows:
         if row.capacity != row.seats:
-            yield f"pool {row.pool_id}: capacity is {row.capacity}, {row.seats} by its seats"
+            yield f"pool {row.pool_id}: capacity is {row.capacity}, its seats give {row.seats}"
 
 
 async def _sold_twice(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(reservation_lines.c.seat_id, sa.func.count().label("claims"))
         .select_from(_lines_of_reservations())
         .where(reservation_lines.c.event_id == event_id, is_live)
@@ -344,12 +344,12 @@ async def _sold_twice(connection: AsyncConnection, event_id: UUID) -> AsyncItera
         .having(sa.func.count() > 1)
         .limit(_MOST_LISTED)
     )
-    for row in found:
+    for row in rows:
         yield f"seat {row.seat_id}: claimed by {row.claims} live reservations"
 
 
 async def _by_customer(connection: AsyncConnection, event_id: UUID) -> AsyncIterator[str]:
-    """A customer's total of an offer must be the sum over the live reservations."""
+    """A customer's total of an offer is the sum over the live reservations."""
     owned = (
         sa.select(
             reservation_lines.c.offer_id,
@@ -362,7 +362,7 @@ async def _by_customer(connection: AsyncConnection, event_id: UUID) -> AsyncIter
         .subquery()
     )
     totals = sa.select(customer_totals).where(customer_totals.c.event_id == event_id).subquery()
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(
             sa.func.coalesce(owned.c.offer_id, totals.c.offer_id).label("offer_id"),
             sa.func.coalesce(owned.c.customer_id, totals.c.customer_id).label("customer_id"),
@@ -380,15 +380,15 @@ async def _by_customer(connection: AsyncConnection, event_id: UUID) -> AsyncIter
         .where(sa.func.coalesce(totals.c.quantity, 0) != sa.func.coalesce(owned.c.quantity, 0))
         .limit(_MOST_LISTED)
     )
-    for row in found:
+    for row in rows:
         yield (
             f"customer {row.customer_id}: the total of offer {row.offer_id} is {row.total},"
-            f" {row.owned} by the reservations"
+            f" the reservations give {row.owned}"
         )
 
 
 def _claimed_by_state(event_id: UUID, *by: sa.Column[UUID]) -> sa.Subquery:
-    """Places that reservations hold and have bought, summed over `by`."""
+    """Places held and sold by the states of reservations, grouped by columns."""
     quantity = reservation_lines.c.quantity
     return (
         sa.select(

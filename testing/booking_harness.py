@@ -124,14 +124,14 @@ class LedgerStock:
         remove_seat_ids: Sequence[UUID],
         per_customer_limit: int | None,
     ) -> None:
-        wanted = stock_update.TargetStock(
+        target = stock_update.TargetStock(
             [stock.Pool(pool.pool_id, pool.capacity) for pool in pools],
             [stock.Offer(o.offer_id, o.pool_id, o.per_customer_limit) for o in offers],
             [stock.Seat(seat_id, offer_id) for seat_id, offer_id in add_seats.items()],
             remove_seat_ids,
             per_customer_limit,
         )
-        await self._run(stock_update.update, event_id=event_id, wanted=wanted)
+        await self._run(stock_update.update, event_id=event_id, target=target)
 
     async def remove(self, *, event_id: UUID) -> None:
         await self._run(restocking.remove, event_id=event_id)

@@ -175,7 +175,7 @@ class Sale:
     async def update(self, target: TargetStock, *, now: datetime = NOW) -> StockAvailability:
         async with self.database.transaction() as connection:
             return await stock_update.update(
-                connection, event_id=self.event_id, wanted=target, now=now
+                connection, event_id=self.event_id, target=target, now=now
             )
 
     async def remove(self, *, now: datetime = NOW) -> None:

@@ -1,4 +1,4 @@
-"""StockService on the wire: translates between the contract and the domain, nothing else."""
+"""StockService: converts messages to plain values, calls one domain function, converts back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,11 +33,11 @@ from stock_svc import (
 from stock_svc.reservations import Reservation, check_expire_time
 from stock_svc.transitions import Move
 
-# A write ends by then even when its client is gone; a little more than any RPC's deadline.
+# The limit of a write, also of one whose client left; longer than the deadline of any RPC.
 _WRITE_SECONDS = 10.0
 
-# Ids of events that a stream of audits reads at a time.
-_AUDITED_AT_ONCE = 100
+# Ids of events that a stream of audits reads per statement.
+_EVENTS_PER_READ = 100
 
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -74,15 +74,15 @@ class StockServicer(StockServiceServicer):
     async def UpdateStock(
         self, request: stock_service_pb2.UpdateStockRequest, context: _Context
     ) -> stock_service_pb2.Stock:
-        left = await self._write(
+        availability = await self._write(
             lambda connection: stock_update.update(
                 connection,
                 event_id=UUID(request.event_id),
-                wanted=proto.wanted_from(request),
+                target=proto.target_from(request),
                 now=self._clock(),
             )
         )
-        return proto.stock_to(left)
+        return proto.stock_to(availability)
 
     async def RemoveStock(
         self, request: stock_service_pb2.RemoveStockRequest, context: _Context
@@ -135,11 +135,13 @@ class StockServicer(StockServiceServicer):
         changed = await change(
             connection,
             event_id=event_id,
-            seat_ids=[UUID(each) for each in request.seat_ids],
+            seat_ids=[UUID(seat_id) for seat_id in request.seat_ids],
             now=now,
         )
-        left = await stock.availability(connection, event_id=event_id, with_seats=False, now=now)
-        return proto.stock_to(replace(left, seats=changed))
+        availability = await stock.availability(
+            connection, event_id=event_id, with_seats=False, now=now
+        )
+        return proto.stock_to(replace(availability, seats=changed))
 
     async def Reserve(
         self, request: stock_service_pb2.ReserveRequest, context: _Context
@@ -162,7 +164,7 @@ class StockServicer(StockServiceServicer):
             return outcome(error=to_status(refusal))
 
     async def _reserve(self, request: stock_service_pb2.ReserveRequest) -> Reservation:
-        return await self._reserves.submit(proto.wanted_reservation(request, self._clock()))
+        return await self._reserves.submit(proto.request_from(request, self._clock()))
 
     async def ExtendReservation(
         self, request: stock_service_pb2.ExtendReservationRequest, context: _Context
@@ -217,13 +219,13 @@ class StockServicer(StockServiceServicer):
         self, request: stock_service_pb2.GetStockRequest, context: _Context
     ) -> stock_service_pb2.Stock:
         async with self._database.snapshot() as connection:
-            left = await stock.availability(
+            availability = await stock.availability(
                 connection,
                 event_id=UUID(request.event_id),
                 with_seats=request.with_seats,
                 now=self._clock(),
             )
-        return proto.stock_to(left)
+        return proto.stock_to(availability)
 
     async def ListMovements(
         self, request: stock_service_pb2.ListMovementsRequest, context: _Context
@@ -254,7 +256,7 @@ class StockServicer(StockServiceServicer):
         after = UUID(request.after_event_id) if request.after_event_id else UUID(int=0)
         while True:
             async with self._database.reading() as connection:
-                event_ids = await audit.event_ids(connection, after=after, limit=_AUDITED_AT_ONCE)
+                event_ids = await audit.event_ids(connection, after=after, limit=_EVENTS_PER_READ)
             if not event_ids:
                 return
             for after in event_ids:

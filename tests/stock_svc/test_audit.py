@@ -61,30 +61,33 @@ async def test_an_unknown_event_is_not_found(database: Database) -> None:
     [
         (
             "UPDATE pools SET held = held + 1 WHERE capacity = 10",
-            ["held is 4, 3 by its movements", "held is 4, 3 by its reservations"],
+            ["held is 4, its movements give 3", "held is 4, its reservations give 3"],
         ),
         (
             "UPDATE pools SET sold = sold - 1 WHERE capacity = 10",
-            ["sold is 1, 2 by its movements", "sold is 1, 2 by its reservations"],
+            ["sold is 1, its movements give 2", "sold is 1, its reservations give 2"],
         ),
         (
             "UPDATE pools SET capacity = 11 WHERE capacity = 10",
-            ["capacity is 11, 10 by its movements"],
+            ["capacity is 11, its movements give 10"],
         ),
-        ("UPDATE pools SET version = 1 WHERE capacity = 10", ["version is 1, 6 by its movements"]),
+        (
+            "UPDATE pools SET version = 1 WHERE capacity = 10",
+            ["version is 1, its movements give 6"],
+        ),
         (
             "DELETE FROM movements WHERE kind = 'RELEASE'",
             [
-                "held is 3, 4 by its movements",
-                "version is 6, 5 by its movements",
-                "0 held and 0 sold by its state, 1 and 0 by its movements",
+                "held is 3, its movements give 4",
+                "version is 6, its movements give 5",
+                "its state gives 0 held and 0 sold, its movements 1 and 0",
             ],
         ),
         (
             "UPDATE reservations SET state = 'COMMITTED' WHERE state = 'RELEASED'",
             [
-                "sold is 2, 3 by its reservations",
-                "0 held and 1 sold by its state, 0 and 0 by its movements",
+                "sold is 2, its reservations give 3",
+                "its state gives 0 held and 1 sold, its movements 0 and 0",
                 "the total of offer",
             ],
         ),
@@ -95,9 +98,9 @@ async def test_an_unknown_event_is_not_found(database: Database) -> None:
         ("DELETE FROM seat_claims WHERE state = 'HELD'", ["is missing and should be HELD"]),
         (
             "UPDATE customer_totals SET quantity = quantity + 1 WHERE quantity = 3",
-            ["is 4, 3 by the reservations"],
+            ["is 4, the reservations give 3"],
         ),
-        ("DELETE FROM customer_totals WHERE quantity = 3", ["is 0, 3 by the reservations"]),
+        ("DELETE FROM customer_totals WHERE quantity = 3", ["is 0, the reservations give 3"]),
     ],
 )
 async def test_a_planted_difference_is_found(

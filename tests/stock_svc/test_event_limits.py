@@ -168,8 +168,8 @@ async def test_a_limit_set_while_a_buyer_waits_holds_for_that_buyer(database: Da
     await sale.reserve(sale.line("high", LIMIT), customer_id=customer_id)
     together = batches.coalesced_reserve(database, lambda: NOW)
     async with database.transaction() as changing:
-        wanted = TargetStock(per_customer_limit=LIMIT)
-        await stock_update.update(changing, event_id=sale.event_id, wanted=wanted, now=NOW)
+        target = TargetStock(per_customer_limit=LIMIT)
+        await stock_update.update(changing, event_id=sale.event_id, target=target, now=NOW)
         request = sale.request(sale.line("adult"), customer_id=customer_id)
         buyer = asyncio.create_task(together.submit(request))
         await somebody_waits(database)
