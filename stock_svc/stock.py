@@ -208,7 +208,7 @@ async def seat_availability(
     seat_ids: Collection[UUID] | None = None,
     now: datetime,
 ) -> tuple[SeatAvailability, ...]:
-    """The state of all seats of an event, or of `seat_ids`; the seat of a lapsed hold is AVAILABLE."""
+    """The state of all seats of an event, or of `seat_ids`; lapsed holds count as free."""
     has_lapsed = sa.and_(is_active, reservations.c.expire_time <= now)
     # A look-up per seat, which has at most one live claim: while a new table has no statistics,
     # the planner runs a join as nested loops over all claims.

@@ -1,4 +1,4 @@
-"""UpdateStock: compares the target stock of an event with its present stock and applies the changes.
+"""UpdateStock: compares the target stock of an event with the present one, applies the changes.
 
 The other changes of stock are in restocking.py.
 """

@@ -200,7 +200,7 @@ idempotency_records = idempotency_table(metadata)
 
 
 def any_of(ids: Iterable[UUID]) -> sa.ColumnElement[Any]:
-    """For `column == any_of(ids)`: one parameter, so that any number of ids has one prepared plan."""
+    """For `column == any_of(ids)`: one parameter, so one prepared plan for any number of ids."""
     return sa.any_(sa.literal(list(ids), postgresql.ARRAY(Uuid)))
 
 

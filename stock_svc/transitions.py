@@ -1,7 +1,7 @@
 """Commit, release, expire, return and extend: many orders in one transaction.
 
-Three round trips, whatever the number: lock the reservations, lock their pools, write. An order's
-outcome is decided under the lock. Order of locks: reservations, then pools, each sorted by event and id.
+Three round trips, whatever the number: lock the reservations, lock their pools, write. Outcomes
+are decided under the locks. Order of locks: reservations, then pools, each in sorted order.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""An event on sale, for tests: each call is a transaction of its own, as in the servicer."""
+"""An event on sale, for tests: each call is one transaction, as in the servicer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ async def move_one(connection: AsyncConnection, order: Order, *, now: datetime) 
 
 @dataclass(frozen=True)
 class Sale:
-    """An event's stock by the names that a test gave it."""
+    """An event's stock; pools, offers and seats by the names that a test gave them."""
 
     database: Database
     event_id: UUID
@@ -195,8 +195,8 @@ class Sale:
             )
 
     async def available(self, pool: str = "floor", *, now: datetime = NOW) -> int:
-        left = await self.availability(now=now)
-        return next(p.available for p in left.pools if p.pool_id == self.pools[pool])
+        availability = await self.availability(now=now)
+        return next(p.available for p in availability.pools if p.pool_id == self.pools[pool])
 
     async def seat_states(self, *, now: datetime = NOW) -> dict[str, str]:
         states = {
@@ -214,10 +214,10 @@ class Sale:
         return audited
 
     async def counters(self, pool: str = "floor") -> tuple[int, int]:
-        """Held and sold, as the counters say."""
+        """Held and sold places."""
         audited = await self.audit()
-        one = next(p for p in audited.pools if p.pool_id == self.pools[pool])
-        return one.held, one.sold
+        counters = next(p for p in audited.pools if p.pool_id == self.pools[pool])
+        return counters.held, counters.sold
 
     async def sql(self, *statements: str) -> None:
         async with self.database.transaction() as connection:
@@ -236,8 +236,8 @@ async def on_sale(
 ) -> Sale:
     """An event whose offers draw on pools: `offers={"adult": "floor"}`, `seats={"stalls": ["A1"]}`.
 
-    Without more, one offer `place` of a pool `floor` with 10 places. A pool that only seats
-    draw on gets its capacity from them.
+    By default it has one offer `place` of a pool `floor` with 10 places. The capacity of a pool
+    that is not in `pools` is the number of its seats.
     """
     offers = dict(offers or ({"place": "floor"} if not seats else {}))
     for offer in seats or {}:

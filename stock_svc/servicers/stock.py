@@ -47,8 +47,8 @@ class StockServicer(StockServiceServicer):
     """A write continues when its client leaves; a read ends.
 
     Reserve, BatchReserve and the moves of reservations share a transaction with concurrent calls
-    (batches.py); StreamAudits reads each event in a snapshot of its own. Every other RPC is one
-    transaction.
+    (batches.py); StreamAudits reads each event in a snapshot of its own. Every other RPC does its
+    work in one transaction.
     """
 
     def __init__(self, database: Database, writes: IdempotentWrites, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""The audit finds what is planted, and nothing where there is nothing."""
+"""The audit reports planted differences, and none for consistent stock."""
 
 import pytest
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ async def a_busy_sale(database: Database) -> Sale:
     return sale
 
 
-async def test_all_is_well(database: Database) -> None:
+async def test_consistent_stock_has_no_differences(database: Database) -> None:
     sale = await a_busy_sale(database)
     audited = await sale.assert_clean()
     assert audited.reservations == {State.COMMITTED: 1, State.ACTIVE: 1, State.RELEASED: 1}
@@ -29,7 +29,7 @@ async def test_all_is_well(database: Database) -> None:
     assert (floor.held_by_reservations, floor.sold_by_reservations) == (3, 2)
 
 
-async def test_other_events_do_not_matter(own_database: Database) -> None:
+async def test_a_difference_of_another_event_is_not_reported(own_database: Database) -> None:
     sale = await a_busy_sale(own_database)
     await a_busy_sale(own_database)
     broken = await a_busy_sale(own_database)
@@ -38,15 +38,15 @@ async def test_other_events_do_not_matter(own_database: Database) -> None:
     assert (await broken.audit()).differences
 
 
-async def test_an_audit_has_more_time_than_a_booking(database: Database) -> None:
+async def test_an_audit_has_a_longer_statement_timeout_than_a_booking(database: Database) -> None:
     sale = await a_busy_sale(database)
-    asked = sa.text("SELECT current_setting('statement_timeout')")
+    statement_timeout = sa.text("SELECT current_setting('statement_timeout')")
     async with database.transaction() as connection:
         await connection.execute(sa.text("SET LOCAL statement_timeout = '2s'"))
         await audit.audit(connection, event_id=sale.event_id)
-        assert await connection.scalar(asked) == "30s"
+        assert await connection.scalar(statement_timeout) == "30s"
     async with database.transaction() as connection:
-        assert await connection.scalar(asked) != "30s"
+        assert await connection.scalar(statement_timeout) != "30s"
 
 
 async def test_an_unknown_event_is_not_found(database: Database) -> None:

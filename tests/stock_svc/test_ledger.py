@@ -1,4 +1,4 @@
-"""The movements: each change explained once, in order, for ever."""
+"""The movements: one per change, in order, append-only; and the guards of ledger.post."""
 
 import pytest
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ async def page(sale: Sale, *, before: int | None = None, page_size: int = 100) -
         )
 
 
-async def test_every_change_has_its_movement(database: Database) -> None:
+async def test_every_change_has_a_movement(database: Database) -> None:
     sale = await on_sale(database, offers={"adult": "floor", "child": "floor"})
     sold = await sale.reserve(sale.line("adult", 2), sale.line("child", 1))
     await sale.commit(sold.reservation_id)
@@ -43,7 +43,7 @@ async def test_every_change_has_its_movement(database: Database) -> None:
     ]
 
 
-async def test_pages_hold_each_movement_once_newest_first(database: Database) -> None:
+async def test_pages_list_each_movement_once_newest_first(database: Database) -> None:
     sale = await on_sale(database)
     for _ in range(4):
         await sale.reserve()
@@ -115,7 +115,7 @@ def test_only_the_ledger_changes_counters_and_writes_movements_and_events(
 @pytest.mark.parametrize(
     "change", [{"held": 11}, {"held": -1}, {"sold": -1}, {"held": 6, "sold": 5}, {"capacity": -11}]
 )
-async def test_a_pool_cannot_give_what_it_has_not(
+async def test_entries_beyond_the_counters_of_a_pool_are_refused(
     database: Database, change: dict[str, int]
 ) -> None:
     sale = await on_sale(database)
