@@ -90,10 +90,10 @@ class MovementPage:
     total_size: int
 
 
-class PoolShortageError(Exception):
-    """Entries would make a counter negative, or exceed a capacity, or name an unknown pool.
+class PoolShortageError(RuntimeError):
+    """Entries would make a counter negative, exceed a capacity, or name an unknown pool.
 
-    Callers check the counters under lock before they post: this error is a bug.
+    It is a bug: callers check the counters under lock before they post.
     """
 
 
@@ -127,15 +127,20 @@ async def post(
     if not deltas.keys() <= locked.pools.keys():
         raise PoolShortageError("no such pool")
     removed = {entry[:2] for entry in entries if entry.kind is Kind.REMOVE}
-    changed = [
-        PoolCounters(*key, pool.capacity + capacity, pool.held + held, pool.sold + sold,
-                pool.version + count, key in removed)
-        for key, (capacity, held, sold, count) in deltas.items()
-        for pool in [locked.pools[key]]
-    ]  # fmt: skip
-    versions = dict(locked.versions)
-    for (event_id, _), (*_, count) in deltas.items():
-        versions[event_id] += count
+    changed, versions = [], dict(locked.versions)
+    for key, (capacity, held, sold, count) in deltas.items():
+        pool = locked.pools[key]
+        changed.append(
+            PoolCounters(
+                *key,
+                capacity=pool.capacity + capacity,
+                held=pool.held + held,
+                sold=pool.sold + sold,
+                version=pool.version + count,
+                removed=key in removed,
+            )
+        )
+        versions[key[0]] += count
     events = messages(changed, seats, versions)
     results = await run_together(
         connection,
