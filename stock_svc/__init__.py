@@ -1,1 +1,1 @@
-"""The ledger: what exists, what is held, what is sold, and why. Nothing about prices or people."""
+"""The stock ledger: capacity, held and sold places of events, and why they changed; no prices."""

@@ -14,6 +14,7 @@ from boxoffice.stock.v1.stock_change_service_pb2_grpc import (
 from boxoffice.stock.v1.stock_service_pb2_grpc import add_StockServiceServicer_to_server
 from mesh.clock import Clock, system_clock
 from mesh.db.database import Database
+from mesh.db.idempotent import IdempotentWrites
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.rpc.client import open_channel
@@ -22,11 +23,10 @@ from mesh.rpc.revocations import Revocations, from_auth
 from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
 from stock_svc import housekeeping, tables
-from stock_svc.auditor import Auditor
+from stock_svc.audit import Auditor
 from stock_svc.servicers.stock import StockServicer
 from stock_svc.servicers.stock_changes import StockChangeServicer
 from stock_svc.settings import Settings
-from stock_svc.sweeper import Sweeper
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 async def open_service(
     settings: Settings, *, clock: Clock = system_clock
 ) -> AsyncIterator[Service]:
-    """stock_svc with its resources, as long as the block lasts."""
+    """Opens the resources of stock_svc for the duration of the block."""
     auth_channel = open_channel(
         settings,
         process="stock_svc",
@@ -48,12 +48,12 @@ async def open_service(
         ],
     )
     async with auth_channel, Database.open(settings.database_url) as database:
-        sweeper = Sweeper(database, clock=clock, pause_seconds=settings.stock_sweep_seconds)
         changes = OutboxReader(database, tables.outbox)
+        writes = IdempotentWrites(database, tables.idempotency_records, clock)
         yield Service(
             servicers=[
                 Servicer(
-                    StockServicer(database, clock=clock),
+                    StockServicer(database, writes, clock),
                     add_StockServiceServicer_to_server,
                     stock_service_pb2.DESCRIPTOR.services_by_name["StockService"],
                 ),
@@ -67,10 +67,22 @@ async def open_service(
             ping_database=database.ping,
             revocations=Revocations(from_auth(AuthEventServiceStub(auth_channel)), clock=clock),
             loops=[
-                sweeper.run,
+                partial(
+                    forever_alone,
+                    database,
+                    "stock sweeper",
+                    partial(
+                        housekeeping.sweep_turn,
+                        database,
+                        clock,
+                        pause_seconds=settings.stock_sweep_seconds,
+                    ),
+                ),
                 partial(forever, "outbox", changes.listen),
                 partial(forever_alone, database, "stock audit", Auditor(database).turn),
-                partial(forever, "housekeeping", partial(housekeeping.turn, database, clock)),
+                partial(
+                    forever, "housekeeping", partial(housekeeping.deletion_turn, database, clock)
+                ),
             ],
         )
 

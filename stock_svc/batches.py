@@ -1,60 +1,43 @@
-"""Calls that come at once are gathered into batches, each in a transaction of its own."""
+"""Concurrent calls are gathered into batches, each in a transaction of its own."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import TypeVar
-
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.clock import Clock
 from mesh.coalescing import Coalescer
-from mesh.db.batches import commit_each
+from mesh.db.batches import Work, commit_each
 from mesh.db.database import Database
-from mesh.errors import DomainError
-from stock_svc import reserve, transitions
-from stock_svc.reservation import Reservation
-from stock_svc.transitions import Moved, Order
+from stock_svc.reservations import Reservation
+from stock_svc.reserve import reserve_all
+from stock_svc.transitions import Moved, Order, move_all
 
 MAX_BATCH = 256
 MAX_QUEUED = 4096
-# Two at once: one waits for the disk while the other computes.
+# One batch waits for the disk while the other computes.
 MAX_IN_FLIGHT = 2
-# Below the deadline of an RPC, so that its callers learn the outcome.
+# Less than the deadline of an RPC, so that its callers receive the outcome.
 _SECONDS = 4.5
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-def reserving_together(database: Database, clock: Clock) -> Coalescer[Reservation, Reservation]:
-    """Gathers the requests of concurrent calls into batches."""
-
-    async def send(wanted: Sequence[Reservation]) -> Sequence[Reservation | Exception]:
-        return await reserve_each(database, wanted, clock=clock)
-
-    return _coalescer("reserve", send)
+def coalesced_reserve(database: Database, clock: Clock) -> Coalescer[Reservation, Reservation]:
+    """Gathers concurrent requests into batches for `reserve_all`."""
+    return _coalescer("reserve", reserve_all, database, clock)
 
 
-def moving_together(database: Database, clock: Clock) -> Coalescer[Order, Moved]:
-    """The same for what becomes of reservations."""
-
-    async def send(orders: Sequence[Order]) -> Sequence[Moved | Exception]:
-        return await commit_each(database, orders, _move, clock=clock)
-
-    return _coalescer("move", send)
-
-
-async def reserve_each(
-    database: Database, wanted: Sequence[Reservation], *, clock: Clock
-) -> list[Reservation | DomainError]:
-    """The outcome of each request, in order; what failed by a bug or by the database is an
-    outcome too."""
-    return await commit_each(database, wanted, _reserve, clock=clock)
+def coalesced_move(database: Database, clock: Clock) -> Coalescer[Order, Moved]:
+    """Gathers concurrent orders into batches for `move_all`."""
+    return _coalescer("move", move_all, database, clock)
 
 
 def _coalescer(
-    name: str, send: Callable[[Sequence[_T]], Awaitable[Sequence[_R | Exception]]]
+    name: str, work: Work[_T, _R], database: Database, clock: Clock
 ) -> Coalescer[_T, _R]:
+    async def send(calls: Sequence[_T]) -> Sequence[_R | Exception]:
+        return await commit_each(database, calls, work, clock=clock)
+
     return Coalescer(
         name,
         send,
@@ -63,15 +46,3 @@ def _coalescer(
         max_queued=MAX_QUEUED,
         seconds=_SECONDS,
     )
-
-
-async def _reserve(
-    connection: AsyncConnection, wanted: Sequence[Reservation], now: datetime
-) -> list[Reservation | DomainError]:
-    return await reserve.reserve_all(connection, wanted, now=now)
-
-
-async def _move(
-    connection: AsyncConnection, orders: Sequence[Order], now: datetime
-) -> list[Moved | DomainError]:
-    return await transitions.move_all(connection, orders, now=now)

@@ -3,7 +3,7 @@
 Order of locks: both reservations, then the pools of both, each sorted by event and id.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
@@ -12,14 +12,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
-from stock_svc import claims, expiry, ledger, reservation, reservations, reserve, transitions
-from stock_svc.claims import Claimed
-from stock_svc.demand import Key
-from stock_svc.ledger import Kind
-from stock_svc.reservation import Line, Reservation
-from stock_svc.states import State
-from stock_svc.tables import Uuid, any_of, events, offers, rows
+from stock_svc import expiry, reservations, transitions
+from stock_svc.reservations import Line, Reservation, State
+from stock_svc.reserve import reserve_all
+from stock_svc.tables import Key, Uuid, any_of, events, offers, reservation_lines, rows
 from stock_svc.tables import reservations as table
+from stock_svc.transitions import Move, Moved, Order
+
+# The move that ends the old reservation, by its state.
+_END = {State.ACTIVE: Move.RELEASE, State.COMMITTED: Move.RETURN}
 
 
 async def exchange(
@@ -34,16 +35,14 @@ async def exchange(
     expire_time: datetime,
     now: datetime,
 ) -> Reservation:
-    """Ends a reservation and makes another in its state, or lets a hold take its place.
+    """Ends a reservation and makes another in its state, or puts an existing hold in its place.
 
-    Again, it returns the new one. Raises RESERVATION_NOT_FOUND, HOLD_EXPIRED,
-    RESERVATION_STATE_INVALID, or as reservations.reserve does.
+    Repeating the call returns the new reservation. Raises RESERVATION_NOT_FOUND, HOLD_EXPIRED,
+    RESERVATION_STATE_INVALID, or an outcome of reserve.reserve_all.
     """
     await _lock(connection, {(event_id, reservation_id), (to_event_id, to_reservation_id)})
-    old = await reservations.find(connection, event_id=event_id, reservation_id=reservation_id)
-    if old is None:
-        raise DomainError(Reason.RESERVATION_NOT_FOUND, "no such reservation")
-    new = reservation.new(
+    old = await reservations.get(connection, event_id=event_id, reservation_id=reservation_id)
+    new = reservations.new(
         event_id=to_event_id,
         reservation_id=to_reservation_id,
         request_key=request_key,
@@ -53,28 +52,28 @@ async def exchange(
         replaces=reservation_id,
         now=now,
     )
-    first = await reservations.first(connection, new)
-    if first is not None:
-        first = await reservations.with_lines(connection, first)
-        if sorted(map(str, first.lines)) != sorted(map(str, new.lines)) or (
-            first.customer_id != new.customer_id
+    existing = await reservations.find_existing(connection, new)
+    if existing is not None:
+        if sorted(map(str, existing.lines)) != sorted(map(str, new.lines)) or (
+            existing.customer_id != new.customer_id
         ):
             raise DomainError(
                 Reason.IDEMPOTENCY_KEY_REUSED, "this reservation was made for other lines"
             )
-        if first.replaces == reservation_id:
-            return first
+        if existing.replaces == reservation_id:
+            return existing
     _refuse_unless_live(old, now)
-    if first is not None:
-        _refuse_unless_live(first, now)
-        return await _swap(connection, old, first, now=now)
-    return await _make(connection, old, new, now=now)
+    if existing is None:
+        return await _replace(connection, old, new, now=now)
+    _refuse_unless_live(existing, now)
+    return await _swap(connection, old, existing, now=now)
 
 
-async def _lock(connection: AsyncConnection, wanted: set[Key]) -> None:
-    keys = sorted(wanted)
+async def _lock(connection: AsyncConnection, keys: set[Key]) -> None:
+    sorted_keys = sorted(keys)
     key = rows(
-        event_id=(Uuid, [key[0] for key in keys]), reservation_id=(Uuid, [key[1] for key in keys])
+        event_id=(Uuid, [event_id for event_id, _ in sorted_keys]),
+        reservation_id=(Uuid, [reservation_id for _, reservation_id in sorted_keys]),
     )
     await connection.execute(
         sa.select(table.c.reservation_id)
@@ -84,71 +83,77 @@ async def _lock(connection: AsyncConnection, wanted: set[Key]) -> None:
     )
 
 
-def _refuse_unless_live(found: Reservation, now: datetime) -> None:
-    reservations.refuse_expired(found, now)
-    if found.state not in (State.ACTIVE, State.COMMITTED):
-        raise transitions.state_invalid(found)
+def _refuse_unless_live(live: Reservation, now: datetime) -> None:
+    if live.state is State.EXPIRED or live.has_lapsed(now):
+        raise DomainError(Reason.HOLD_EXPIRED, "the hold has expired")
+    if live.state not in _END:
+        raise transitions.state_invalid(live)
 
 
 async def _swap(
     connection: AsyncConnection, old: Reservation, hold: Reservation, *, now: datetime
 ) -> Reservation:
-    """The hold takes the place of the old one."""
+    """Ends the old reservation; the hold gets its state."""
     if hold.state is not State.ACTIVE or hold.replaces is not None:
         raise transitions.state_invalid(hold)
-    freed = await _claimed(connection, old)
-    held = await _claimed(connection, hold)
-    await ledger.lock(connection, {line.pool for line in (*freed, *held)})
-    await _end(connection, old, freed, now=now)
+    orders = [Order(_END[old.state], old.event_id, old.reservation_id)]
     if old.state is State.COMMITTED:
-        await claims.sell(connection, claimed=held, now=now)
+        orders.append(Order(Move.COMMIT, hold.event_id, hold.reservation_id))
+    await _move(connection, orders, now=now)
     await connection.execute(
         sa.update(table)
         .where(table.c.event_id == hold.event_id, table.c.reservation_id == hold.reservation_id)
-        .values(state=old.state, replaces=old.reservation_id, update_time=now)
+        .values(replaces=old.reservation_id, update_time=now)
     )
-    return await reservations.get(
-        connection, event_id=hold.event_id, reservation_id=hold.reservation_id
-    )
+    return replace(hold, state=old.state, replaces=old.reservation_id, update_time=now)
 
 
-async def _make(
+async def _replace(
     connection: AsyncConnection, old: Reservation, new: Reservation, *, now: datetime
 ) -> Reservation:
-    """The new one is made with what the old one gives back, and what else is free."""
-    freed = await _claimed(connection, old)
-    pools = {line.pool for line in freed} | await _pools_of(connection, new)
-    # Before the pools are locked: reserving would do it after.
+    """Ends the old reservation and makes the new one, from its places and other free places."""
+    pools = await _pools_of(connection, old, new)
+    # Lapsed reservations are locked before the pools; reserve_all would lock them after.
     while (
-        await expiry.clear(
-            connection,
-            event_ids=[new.event_id],
-            also_lock=pools,
-            limit=reserve.CLEARED_AT_ONCE,
-            now=now,
-        )
-        == reserve.CLEARED_AT_ONCE
+        await expiry.clear(connection, event_ids=[new.event_id], also_lock=pools, now=now)
+        == expiry.MOST_CLEARED
     ):
         pass
-    await ledger.lock(connection, pools)
-    await _end(connection, old, freed, now=now)
-    [made] = await reserve.reserve_all(connection, [new], now=now)
-    if isinstance(made, DomainError):
-        raise made
+    end = Order(_END[old.state], old.event_id, old.reservation_id)
+    await _move(connection, [end], also_lock=pools, now=now)
+    [outcome] = await reserve_all(connection, [new], now)
+    if isinstance(outcome, DomainError):
+        raise outcome
     if old.state is State.ACTIVE:
-        return made
-    await claims.sell(connection, claimed=await _claimed(connection, made), now=now)
-    await connection.execute(
-        sa.update(table)
-        .where(table.c.event_id == made.event_id, table.c.reservation_id == made.reservation_id)
-        .values(state=State.COMMITTED)
+        return outcome
+    commit = Order(Move.COMMIT, outcome.event_id, outcome.reservation_id)
+    await _move(connection, [commit], now=now)
+    return replace(outcome, state=State.COMMITTED)
+
+
+async def _move(
+    connection: AsyncConnection,
+    orders: Sequence[Order],
+    *,
+    also_lock: Collection[Key] = (),
+    now: datetime,
+) -> None:
+    for outcome in await transitions.move_all(connection, orders, now, also_lock=also_lock):
+        if not isinstance(outcome, Moved) or not outcome.has_moved:
+            raise RuntimeError(f"a reservation was not moved under its lock: {outcome}")
+
+
+async def _pools_of(connection: AsyncConnection, old: Reservation, new: Reservation) -> set[Key]:
+    """The old reservation's pools, and those that reserve_all locks for the new one.
+
+    An unknown offer has none; reserve_all refuses it.
+    """
+    drawn = await connection.scalars(
+        sa.select(reservation_lines.c.pool_id)
+        .where(reservation_lines.c.event_id == old.event_id)
+        .where(reservation_lines.c.reservation_id == old.reservation_id)
     )
-    return replace(made, state=State.COMMITTED)
-
-
-async def _pools_of(connection: AsyncConnection, new: Reservation) -> set[Key]:
-    """The pools that reserving will lock; unknown offers have none and are refused later."""
-    found = await connection.scalars(
+    requested = await connection.scalars(
         sa.select(offers.c.pool_id)
         .join(events, events.c.event_id == offers.c.event_id)
         .where(offers.c.event_id == new.event_id)
@@ -157,26 +162,6 @@ async def _pools_of(connection: AsyncConnection, new: Reservation) -> set[Key]:
             | events.c.per_customer_limit.is_not(None)
         )
     )
-    return {(new.event_id, pool_id) for pool_id in found}
-
-
-async def _end(
-    connection: AsyncConnection, old: Reservation, freed: Sequence[Claimed], *, now: datetime
-) -> None:
-    """ACTIVE → RELEASED, COMMITTED → RETURNED. The reservation and its pools are locked."""
-    is_sold = old.state is State.COMMITTED
-    await claims.free(
-        connection,
-        claimed=freed,
-        kind=Kind.RETURN if is_sold else Kind.RELEASE,
-        now=now,
-    )
-    await connection.execute(
-        sa.update(table)
-        .where(table.c.event_id == old.event_id, table.c.reservation_id == old.reservation_id)
-        .values(state=State.RETURNED if is_sold else State.RELEASED, update_time=now)
-    )
-
-
-async def _claimed(connection: AsyncConnection, of: Reservation) -> list[Claimed]:
-    return await claims.of_reservations(connection, [(of.event_id, of.reservation_id)])
+    return {(old.event_id, pool_id) for pool_id in drawn} | {
+        (new.event_id, pool_id) for pool_id in requested
+    }

@@ -1,6 +1,7 @@
-"""The end of holds that have lapsed: by the sweeper, or by whoever wants their places.
+"""The expiry of lapsed holds: by the sweep, and by transactions that need their places.
 
-Both come here, so that a place is freed once and with the same movements.
+A lapsed hold counts as free at once: no transaction waits for the sweep, which keeps the counters
+and the stream of changes up to date.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,17 +11,41 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from stock_svc import claims, ledger
-from stock_svc.demand import Key
-from stock_svc.ledger import Kind
-from stock_svc.states import State
-from stock_svc.tables import Uuid, any_of, is_active, reservations, rows
+from mesh.db.database import Database
+from stock_svc import transitions
+from stock_svc.tables import Key, any_of, is_active, reservations
+from stock_svc.transitions import Move, Moved, Order
+
+MOST_CLEARED = 1000
+"""The most lapsed holds that one transaction expires for a caller that needs places."""
+
+# Of one transaction of the sweep, so that it holds its locks briefly.
+_SWEEP_BATCH = 200
+_SWEEP_EVENTS = 100
 
 
-async def expire(connection: AsyncConnection, *, event_id: UUID, limit: int, now: datetime) -> int:
-    """ACTIVE → EXPIRED for lapsed reservations of an event, at most `limit`. Returns how many.
+async def sweep(database: Database, *, now: datetime) -> int:
+    """Expires all lapsed reservations, batch by batch. Returns how many."""
+    total = 0
+    while True:
+        async with database.reading() as connection:
+            event_ids = await _events_with_lapsed(connection, now)
+        expired = 0
+        for event_id in event_ids:
+            async with database.transaction() as connection:
+                expired += await expire(connection, event_id=event_id, limit=_SWEEP_BATCH, now=now)
+        total += expired
+        # Nothing remains, or other transactions have locked what remains.
+        if expired == 0:
+            return total
 
-    Leaves out those that another transaction works on, so that sweepers do not queue up.
+
+async def expire(
+    connection: AsyncConnection, *, event_id: UUID, now: datetime, limit: int = MOST_CLEARED
+) -> int:
+    """ACTIVE → EXPIRED for at most `limit` lapsed reservations of an event. Returns how many.
+
+    Skips reservations that another transaction has locked.
     """
     lapsed = await connection.execute(
         _lapsed([event_id], now)
@@ -30,33 +55,19 @@ async def expire(connection: AsyncConnection, *, event_id: UUID, limit: int, now
     return await _expire(connection, [(row[0], row[1]) for row in lapsed], now=now)
 
 
-async def events_with_lapsed(
-    connection: AsyncConnection, *, limit: int, now: datetime
-) -> Sequence[UUID]:
-    """Events that have something to expire, at most `limit`."""
-    found = await connection.scalars(
-        sa.select(reservations.c.event_id)
-        .where(is_active, reservations.c.expire_time <= now)
-        .distinct()
-        .limit(limit)
-    )
-    return found.all()
-
-
 async def clear(
     connection: AsyncConnection,
     *,
     event_ids: Collection[UUID],
-    also_lock: Collection[Key] = (),
-    limit: int,
+    also_lock: Collection[Key],
     now: datetime,
 ) -> int:
-    """Expires lapsed reservations of events, at most `limit`, for somebody who wants places.
+    """Expires at most MOST_CLEARED lapsed reservations of events, for a caller that needs places.
 
-    Waits for those that another transaction is ending, since a place that it frees must not
-    be missed. `also_lock` are pools that the caller goes on with. Returns how many it met.
+    Waits for reservations that another transaction has locked, and so for places that it frees.
+    `also_lock` are the pools that the caller locks next. Returns how many reservations it locked.
     """
-    candidates = _lapsed(event_ids, now).limit(limit).cte().prefix_with("MATERIALIZED")
+    candidates = _lapsed(event_ids, now).limit(MOST_CLEARED).cte().prefix_with("MATERIALIZED")
     locked = await connection.execute(
         sa.select(reservations.c.event_id, reservations.c.reservation_id)
         .join(
@@ -67,39 +78,34 @@ async def clear(
         .order_by(reservations.c.event_id, reservations.c.reservation_id)
         .with_for_update(key_share=True, of=reservations)
     )
-    met = [(row[0], row[1]) for row in locked]
-    await _expire(connection, met, also_lock=also_lock, now=now)
-    return len(met)
+    keys = [(row[0], row[1]) for row in locked]
+    await _expire(connection, keys, also_lock=also_lock, now=now)
+    return len(keys)
+
+
+async def _events_with_lapsed(connection: AsyncConnection, now: datetime) -> Sequence[UUID]:
+    event_ids = await connection.scalars(
+        sa.select(reservations.c.event_id)
+        .where(is_active, reservations.c.expire_time <= now)
+        .distinct()
+        .limit(_SWEEP_EVENTS)
+    )
+    return event_ids.all()
 
 
 async def _expire(
     connection: AsyncConnection,
-    locked: Sequence[Key],
+    keys: Sequence[Key],
     *,
     also_lock: Collection[Key] = (),
     now: datetime,
 ) -> int:
-    """Ends locked, lapsed reservations. `also_lock` are pools that the caller goes on with."""
-    if not locked:
+    """Expires those of the locked reservations that have still lapsed. Returns how many."""
+    if not keys:
         return 0
-    key = rows(
-        event_id=(Uuid, [event_id for event_id, _ in locked]),
-        reservation_id=(Uuid, [reservation_id for _, reservation_id in locked]),
-    )
-    ended = await connection.execute(
-        sa.update(reservations)
-        .where(reservations.c.event_id == key.c.event_id)
-        .where(reservations.c.reservation_id == key.c.reservation_id)
-        .where(is_active, reservations.c.expire_time <= now)
-        .values(state=State.EXPIRED, update_time=now)
-        .returning(reservations.c.event_id, reservations.c.reservation_id)
-    )
-    ended_keys = [(row[0], row[1]) for row in ended]
-    claimed = await claims.of_reservations(connection, ended_keys)
-    if also_lock:
-        await ledger.lock(connection, {line.pool for line in claimed} | set(also_lock))
-    await claims.free(connection, claimed=claimed, kind=Kind.EXPIRE, now=now)
-    return len(ended_keys)
+    orders = [Order(Move.EXPIRE, *key) for key in keys]
+    outcomes = await transitions.move_all(connection, orders, now, also_lock=also_lock)
+    return sum(isinstance(outcome, Moved) and outcome.has_moved for outcome in outcomes)
 
 
 def _lapsed(event_ids: Collection[UUID], now: datetime) -> sa.Select[UUID, UUID]:

@@ -1,25 +1,29 @@
 """The counters of the pools and the movements that explain them.
 
-Every change of a counter goes through `post`, which writes the reason in the same
-transaction: this is why the sum of the movements equals the counters at all times.
+`post` is the only caller of the statements that change counters, insert movements or write to
+the outbox, so that the sum of a pool's movements equals its counters.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db import outbox
+from mesh.db.pipeline import Result, Statement, columns, run_together
 from mesh.errors import DomainError, Reason
-from stock_svc import outbox
-from stock_svc.states import SeatState
-from stock_svc.tables import Uuid, any_of, movements, pools, rows
+from stock_svc import statements
+from stock_svc.outbox import PoolCounters, messages
+from stock_svc.reservations import SeatState
+from stock_svc.tables import Key, movements, pools
 
-NO_SEATS: Mapping[tuple[UUID, UUID], SeatState | None] = MappingProxyType({})
+NO_SEATS: Mapping[Key, SeatState | None] = MappingProxyType({})
 
 
 class Kind(StrEnum):
@@ -38,17 +42,31 @@ class Kind(StrEnum):
     REMOVE = "REMOVE"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A change of one pool, for one reservation if there is one behind it."""
+class Entry(NamedTuple):
+    """A change of one pool's counters; `reservation_id` is the reservation that causes it.
+
+    The fields are the columns of statements.INSERT_MOVEMENTS, in their order.
+    """
 
     event_id: UUID
     pool_id: UUID
     kind: Kind
-    reservation_id: UUID | None = None
     capacity: int = 0
     held: int = 0
     sold: int = 0
+    reservation_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LockedPools:
+    """Counters of locked pools, and of their events the version and the per-customer limit.
+
+    A version is the sum over all pools of the event. `limits` has the events with a limit.
+    """
+
+    pools: Mapping[Key, PoolCounters]
+    versions: Mapping[UUID, int]
+    limits: Mapping[UUID, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,117 +90,100 @@ class MovementPage:
     total_size: int
 
 
-class PoolShortError(Exception):
-    """The pool cannot give what the entries take. The transaction may hold other pools' locks."""
+class PoolShortageError(RuntimeError):
+    """Entries would make a counter negative, exceed a capacity, or name an unknown pool.
 
-    def __init__(self, pool_id: UUID) -> None:
-        super().__init__(f"pool {pool_id} is short")
-        self.pool_id = pool_id
+    It is a bug: callers check the counters under lock before they post.
+    """
 
 
 async def post(
     connection: AsyncConnection,
     *,
-    entries: Iterable[Entry],
-    seats: Mapping[tuple[UUID, UUID], SeatState | None] = NO_SEATS,
+    entries: Sequence[Entry],
+    seats: Mapping[Key, SeatState | None] = NO_SEATS,
+    locked: LockedPools | None = None,
+    also: Sequence[Statement] = (),
     now: datetime,
-) -> None:
-    """Changes the pools' counters, records why, and tells other services.
+) -> list[Result]:
+    """Changes counters, records why, and writes the event of the change to the outbox.
 
-    `seats` are the states, by event and seat, that seats get along with it. Raises
-    PoolShortError when a pool cannot change so.
+    `seats` are the new states of seats, None for a seat that was removed. `locked` has the
+    entries' pools; without it, `post` locks them first, in a round trip of its own. `also` runs
+    before the ledger's statements, in the same round trip; returns its results.
+    Raises PoolShortageError.
     """
-    entries = tuple(entries)
-    sums: dict[tuple[UUID, UUID], list[int]] = {}
+    if not entries and not seats:
+        return await run_together(connection, also) if also else []
+    deltas: dict[Key, list[int]] = {}
     for entry in entries:
-        summed = sums.setdefault((entry.event_id, entry.pool_id), [0, 0, 0, 0])
-        for n, change in enumerate((entry.capacity, entry.held, entry.sold, 1)):
-            summed[n] += change
-    # Before the pools, so that their locks, which everybody wants, are held for less time.
-    await _record(connection, entries, now)
-    if len(sums) > 1:
-        # In sorted order, as every transaction does, so that two of them cannot deadlock.
-        await lock(connection, sums)
-    changed = await _change(connection, sums)
-    if missing := sums.keys() - {(pool.event_id, pool.pool_id) for pool in changed}:
-        raise PoolShortError(min(missing)[1])
-    event_ids = {event_id for event_id, _ in (*sums, *seats)}
-    versions = await connection.execute(
-        sa.select(pools.c.event_id, sa.func.sum(pools.c.version))
-        .where(pools.c.event_id == any_of(event_ids))
-        .group_by(pools.c.event_id)
-    )
-    removed = {(each.event_id, each.pool_id) for each in entries if each.kind is Kind.REMOVE}
-    await outbox.publish(
+        delta = deltas.setdefault(entry[:2], [0, 0, 0, 0])
+        delta[0] += entry.capacity
+        delta[1] += entry.held
+        delta[2] += entry.sold
+        delta[3] += 1
+    if locked is None:
+        locked = await lock(connection, deltas, event_ids={event_id for event_id, _ in seats})
+    if not deltas.keys() <= locked.pools.keys():
+        raise PoolShortageError("no such pool")
+    removed = {entry[:2] for entry in entries if entry.kind is Kind.REMOVE}
+    changed, versions = [], dict(locked.versions)
+    for key, (capacity, held, sold, count) in deltas.items():
+        pool = locked.pools[key]
+        changed.append(
+            PoolCounters(
+                *key,
+                capacity=pool.capacity + capacity,
+                held=pool.held + held,
+                sold=pool.sold + sold,
+                version=pool.version + count,
+                removed=key in removed,
+            )
+        )
+        versions[key[0]] += count
+    events = messages(changed, seats, versions)
+    results = await run_together(
         connection,
-        pools=[replace(p, removed=(p.event_id, p.pool_id) in removed) for p in changed],
-        seats=[outbox.SeatNow(event, seat, state) for (event, seat), state in seats.items()],
-        versions={event_id: int(version) for event_id, version in versions},
-        now=now,
+        [
+            *also,
+            Statement(statements.INSERT_MOVEMENTS, (now, *columns(entries, len(Entry._fields)))),
+            Statement(
+                statements.CHANGE_POOLS,
+                columns(((*key, *delta) for key, delta in deltas.items()), 6),
+            ),
+            outbox.insertion(connection, events, now=now),
+        ],
     )
+    if [result.count for result in results[len(also) : -1]] != [len(entries), len(deltas)]:
+        raise PoolShortageError("a pool's counters do not allow the entries")
+    return results[: len(also)]
 
 
-async def _record(connection: AsyncConnection, entries: Sequence[Entry], now: datetime) -> None:
-    given = rows(
-        event_id=(Uuid, [entry.event_id for entry in entries]),
-        pool_id=(Uuid, [entry.pool_id for entry in entries]),
-        kind=(sa.Text(), [entry.kind for entry in entries]),
-        capacity_delta=(sa.Integer(), [entry.capacity for entry in entries]),
-        held_delta=(sa.Integer(), [entry.held for entry in entries]),
-        sold_delta=(sa.Integer(), [entry.sold for entry in entries]),
-        reservation_id=(Uuid, [entry.reservation_id for entry in entries]),
-    )
-    await connection.execute(
-        sa.insert(movements).from_select(
-            [*given.c.keys(), "create_time"],
-            sa.select(*given.c, sa.literal(now, movements.c.create_time.type)),
-        )
-    )
+async def lock(
+    connection: AsyncConnection, keys: Iterable[Key], *, event_ids: Collection[UUID] = ()
+) -> LockedPools:
+    """Locks pools in sorted order, so that transactions cannot deadlock, and reads them.
+
+    `event_ids` are further events to read the versions of.
+    """
+    return locked_pools(*await run_together(connection, locking(keys, event_ids=event_ids)))
 
 
-async def _change(
-    connection: AsyncConnection, sums: Mapping[tuple[UUID, UUID], Sequence[int]]
-) -> list[outbox.PoolNow]:
-    """Changes the counters of those pools that can change so, and returns them."""
-    given = rows(
-        event_id=(Uuid, [event_id for event_id, _ in sums]),
-        pool_id=(Uuid, [pool_id for _, pool_id in sums]),
-        capacity=(sa.Integer(), [summed[0] for summed in sums.values()]),
-        held=(sa.Integer(), [summed[1] for summed in sums.values()]),
-        sold=(sa.Integer(), [summed[2] for summed in sums.values()]),
-        entries=(sa.Integer(), [summed[3] for summed in sums.values()]),
-    )
-    capacity = pools.c.capacity + given.c.capacity
-    held = pools.c.held + given.c.held
-    sold = pools.c.sold + given.c.sold
-    # Test and change in one statement: the row lock makes this race-free.
-    changed = await connection.execute(
-        sa.update(pools)
-        .where(pools.c.event_id == given.c.event_id, pools.c.pool_id == given.c.pool_id)
-        .where(held >= 0, sold >= 0, held + sold <= capacity)
-        .values(capacity=capacity, held=held, sold=sold, version=pools.c.version + given.c.entries)
-        .returning(
-            pools.c.event_id,
-            pools.c.pool_id,
-            pools.c.capacity,
-            pools.c.held,
-            pools.c.sold,
-            pools.c.version,
-        )
-    )
-    return [outbox.PoolNow(*row) for row in changed]
+def locking(keys: Iterable[Key], *, event_ids: Collection[UUID] = ()) -> list[Statement]:
+    """The statements of `lock`, for a pipeline; `locked_pools` reads their results."""
+    sorted_keys = sorted(set(keys))
+    all_event_ids = sorted({event_id for event_id, _ in sorted_keys}.union(event_ids))
+    return [
+        Statement(statements.LOCK_POOLS, columns(sorted_keys, 2)),
+        Statement(statements.EVENT_VERSIONS, (all_event_ids,)),
+    ]
 
 
-async def lock(connection: AsyncConnection, wanted: Iterable[tuple[UUID, UUID]]) -> None:
-    """Locks pools, each by its event and its id, in sorted order: for work on more of them
-    than one `post` will change."""
-    keys = sorted(set(wanted))
-    key = rows(event_id=(Uuid, [key[0] for key in keys]), pool_id=(Uuid, [key[1] for key in keys]))
-    await connection.execute(
-        sa.select(pools.c.pool_id)
-        .where(sa.tuple_(pools.c.event_id, pools.c.pool_id).in_(sa.select(key)))
-        .order_by(pools.c.event_id, pools.c.pool_id)
-        .with_for_update(key_share=True)
+def locked_pools(counters: Result, events: Result) -> LockedPools:
+    return LockedPools(
+        pools={(row[0], row[1]): PoolCounters(*row) for row in counters.rows},
+        versions={event_id: version or 0 for event_id, version, _ in events.rows},
+        limits={event_id: limit for event_id, _, limit in events.rows if limit is not None},
     )
 
 
@@ -190,7 +191,7 @@ async def list_movements(
     connection: AsyncConnection, *, event_id: UUID, before: int | None, page_size: int
 ) -> MovementPage:
     """A page of an event's movements. Raises EVENT_NOT_FOUND."""
-    # Each pool counts its own movements, so that nobody has to count them all.
+    # A pool's version is the number of its movements.
     total_size = await connection.scalar(
         sa.select(sa.func.sum(pools.c.version)).where(pools.c.event_id == event_id)
     )
@@ -208,25 +209,15 @@ async def list_movements(
     ).where(movements.c.event_id == event_id)
     if before is not None:
         page = page.where(movements.c.movement_id < before)
-    rows = await connection.execute(
-        page.order_by(movements.c.movement_id.desc()).limit(page_size + 1)
+    rows = (
+        await connection.execute(page.order_by(movements.c.movement_id.desc()).limit(page_size + 1))
+    ).all()
+    listed = tuple(
+        Movement(movement_id, pool_id, Kind(kind), *facts)
+        for movement_id, pool_id, kind, *facts in rows[:page_size]
     )
-    found = [
-        Movement(
-            movement_id=row.movement_id,
-            pool_id=row.pool_id,
-            kind=Kind(row.kind),
-            capacity_delta=row.capacity_delta,
-            held_delta=row.held_delta,
-            sold_delta=row.sold_delta,
-            reservation_id=row.reservation_id,
-            create_time=row.create_time,
-        )
-        for row in rows
-    ]
-    listed = tuple(found[:page_size])
     return MovementPage(
         movements=listed,
-        next_before=listed[-1].movement_id if len(found) > page_size else None,
+        next_before=listed[-1].movement_id if len(rows) > page_size else None,
         total_size=int(total_size),
     )

@@ -1,28 +1,26 @@
-"""What other services learn of stock: messages of the change stream, written to the outbox.
+"""The events of the change stream: counters and seats after a transaction, as messages.
 
-Translates to the contract as a servicer does; the ledger hands it plain values.
+The ledger writes them to the outbox; servicers/stock_changes.py streams them.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from boxoffice.stock.v1 import stock_change_service_pb2, stock_service_pb2
-from mesh.db import outbox
+from boxoffice.stock.v1.stock_change_service_pb2 import StockChange
+from boxoffice.stock.v1.stock_service_pb2 import Stock
 from mesh.db.outbox import NewEvent
-from stock_svc import tables
-from stock_svc.states import SeatState
+from mesh.observability import request_context
+from stock_svc.reservations import SeatState
+from stock_svc.tables import Key
 
-# Of seats in one message, so that a stadium's change stays below what gRPC lets through.
-_SEATS_AT_ONCE = 1_000
+# So that the message about a stadium stays below gRPC's limit for messages.
+_SEATS_PER_MESSAGE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class PoolNow:
-    """A pool's counters after a change."""
+class PoolCounters:
+    """A pool's counters; `version` is the number of its movements."""
 
     event_id: UUID
     pool_id: UUID
@@ -33,52 +31,34 @@ class PoolNow:
     removed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SeatNow:
-    """A seat's state after a change; None when the seat is gone."""
-
-    event_id: UUID
-    seat_id: UUID
-    state: SeatState | None
-
-
-async def publish(
-    connection: AsyncConnection,
-    *,
-    pools: Sequence[PoolNow],
-    seats: Sequence[SeatNow],
-    versions: Mapping[UUID, int],
-    now: datetime,
-) -> None:
-    """Writes down what the transaction has changed; `versions` are those of the events.
-
-    The caller holds the locks of the pools and of the seats' pools, so that the changes
-    of one pool stand in their order.
-    """
-    await outbox.append(connection, tables.outbox, messages(pools, seats, versions), now=now)
-
-
 def messages(
-    pools: Sequence[PoolNow], seats: Sequence[SeatNow], versions: Mapping[UUID, int]
+    pools: Sequence[PoolCounters],
+    seats: Mapping[Key, SeatState | None],
+    versions: Mapping[UUID, int],
 ) -> list[NewEvent]:
-    """One message for each event, or several when very many seats changed."""
-    found = []
-    for event_id in sorted({p.event_id for p in pools} | {s.event_id for s in seats}):
-        its_seats = [_seat(seat) for seat in seats if seat.event_id == event_id]
-        its_pools = [_pool(pool) for pool in pools if pool.event_id == event_id]
-        for start in range(0, max(len(its_seats), 1), _SEATS_AT_ONCE):
-            change = stock_change_service_pb2.StockChange(
+    """One message for each event, or several when more than 1,000 of its seats changed.
+
+    All are as after the change; a seat's state is None when it was removed. The caller holds the
+    locks of the pools and of the seats' pools, so that the changes of one pool are in order.
+    """
+    origin = request_context.origin()
+    events = []
+    for event_id in sorted({pool.event_id for pool in pools} | {key[0] for key in seats}):
+        pool_changes = [_pool_change(pool) for pool in pools if pool.event_id == event_id]
+        seat_changes = [_seat_change(key[1], seats[key]) for key in seats if key[0] == event_id]
+        for start in range(0, max(len(seat_changes), 1), _SEATS_PER_MESSAGE):
+            change = StockChange(
                 event_id=str(event_id),
                 version=versions.get(event_id, 0),
-                pools=its_pools,
-                seats=its_seats[start : start + _SEATS_AT_ONCE],
+                pools=pool_changes,
+                seats=seat_changes[start : start + _SEATS_PER_MESSAGE],
             )
-            found.append(NewEvent(event_id, "stock_change", change.SerializeToString()))
-    return found
+            events.append(NewEvent(event_id, "stock_change", change.SerializeToString(), origin))
+    return events
 
 
-def _pool(pool: PoolNow) -> stock_change_service_pb2.StockChange.PoolChange:
-    return stock_change_service_pb2.StockChange.PoolChange(
+def _pool_change(pool: PoolCounters) -> StockChange.PoolChange:
+    return StockChange.PoolChange(
         pool_id=str(pool.pool_id),
         capacity=pool.capacity,
         held=pool.held,
@@ -88,9 +68,9 @@ def _pool(pool: PoolNow) -> stock_change_service_pb2.StockChange.PoolChange:
     )
 
 
-def _seat(seat: SeatNow) -> stock_change_service_pb2.StockChange.SeatChange:
-    states = stock_service_pb2.Stock.SeatLeft.State
-    return stock_change_service_pb2.StockChange.SeatChange(
-        seat_id=str(seat.seat_id),
-        state=states.STATE_UNSPECIFIED if seat.state is None else states.Value(seat.state),
+def _seat_change(seat_id: UUID, state: SeatState | None) -> StockChange.SeatChange:
+    states = Stock.SeatLeft.State
+    return StockChange.SeatChange(
+        seat_id=str(seat_id),
+        state=states.STATE_UNSPECIFIED if state is None else states.Value(state),
     )

@@ -1,4 +1,4 @@
-"""What the servicers translate: messages of the contract ⇄ plain values of the domain."""
+"""Conversions between messages of the contract and values of the domain."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,8 +8,8 @@ from boxoffice.stock.v1 import ledger_pb2, reservation_pb2, stock_service_pb2
 from mesh import paging
 from mesh.conversions import time_from_proto, time_to_proto
 from mesh.errors import FieldViolation, invalid
-from stock_svc import audit, ledger, reservation, stock
-from stock_svc.reservation import Line, Reservation
+from stock_svc import audit, ledger, reservations, stock
+from stock_svc.reservations import Line, Reservation
 from stock_svc.stock_update import TargetStock
 from stock_svc.transitions import Move, Order
 
@@ -35,7 +35,7 @@ def stock_from(request: stock_service_pb2.DefineStockRequest) -> stock.Stock:
     )
 
 
-def wanted_from(request: stock_service_pb2.UpdateStockRequest) -> TargetStock:
+def target_from(request: stock_service_pb2.UpdateStockRequest) -> TargetStock:
     return TargetStock(
         pools=[stock.Pool(UUID(pool.pool_id), pool.capacity) for pool in request.pools],
         offers=[
@@ -57,9 +57,9 @@ def line_from(line: reservation_pb2.ReservationLine) -> Line:
     return Line(UUID(line.offer_id), line.quantity, seat_id)
 
 
-def wanted_reservation(request: stock_service_pb2.ReserveRequest, now: datetime) -> Reservation:
-    """Raises VALIDATION_FAILED for what no reservation may be."""
-    return reservation.new(
+def request_from(request: stock_service_pb2.ReserveRequest, now: datetime) -> Reservation:
+    """A reservation to be made. Raises VALIDATION_FAILED as reservations.new does."""
+    return reservations.new(
         event_id=UUID(request.event_id),
         reservation_id=UUID(request.reservation_id),
         request_key=request.request_key,
@@ -79,7 +79,7 @@ def movement_id_from(page_token: str) -> int | None:
     if key is None:
         return None
     if not (key[0].isascii() and key[0].isdigit() and len(key[0]) <= _MOVEMENT_ID_DIGITS):
-        raise invalid(FieldViolation("page_token", "not a token of this list"))
+        raise invalid(FieldViolation("page_token", "is not a page token of this list"))
     return int(key[0])
 
 
@@ -102,11 +102,11 @@ def reservation_to(reservation: Reservation) -> reservation_pb2.Reservation:
     )
 
 
-def stock_to(left: stock.StockAvailability) -> stock_service_pb2.Stock:
+def stock_to(availability: stock.StockAvailability) -> stock_service_pb2.Stock:
     message = stock_service_pb2.Stock
     return message(
-        event_id=str(left.event_id),
-        version=left.version,
+        event_id=str(availability.event_id),
+        version=availability.version,
         pools=[
             message.PoolStock(
                 pool_id=str(pool.pool_id),
@@ -114,13 +114,13 @@ def stock_to(left: stock.StockAvailability) -> stock_service_pb2.Stock:
                 available=pool.available,
                 version=pool.version,
             )
-            for pool in left.pools
+            for pool in availability.pools
         ],
         offers=[
             message.OfferLeft(offer_id=str(offer.offer_id), available=offer.available)
-            for offer in left.offers
+            for offer in availability.offers
         ],
-        seats=seats_to(left.seats),
+        seats=seats_to(availability.seats),
     )
 
 

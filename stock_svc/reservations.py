@@ -1,29 +1,89 @@
-"""What becomes of reservations: each ends exactly once.
+"""A reservation: its states, the moves between them as data, its rules, and reads of single ones.
 
-A hold that has lapsed is free at once, whether the sweeper has come by or not: who wants
-its places expires it, in the same transaction (reserving.py).
+Writes are in reserve.py, transitions.py and exchange.py.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh.db.batches import RacedError
-from mesh.errors import DomainError, Reason
-from stock_svc import reservation, transitions
-from stock_svc.reservation import Line, Reservation, check_end
-from stock_svc.reserve import reserve_all
-from stock_svc.states import State
-from stock_svc.tables import is_live, reservation_lines, reservations
-from stock_svc.transitions import Move, Moved, Order
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from stock_svc.tables import Key, is_live, reservation_lines, reservations
+
+MAX_HOLD = timedelta(days=7)
+"""The latest `expire_time` that a request may ask for, from now."""
 
 
-async def reserve(
-    connection: AsyncConnection,
+class SeatState(StrEnum):
+    AVAILABLE = "AVAILABLE"
+    HELD = "HELD"
+    SOLD = "SOLD"
+    BLOCKED = "BLOCKED"
+
+
+class State(StrEnum):
+    ACTIVE = "ACTIVE"
+    COMMITTED = "COMMITTED"
+    RELEASED = "RELEASED"
+    EXPIRED = "EXPIRED"
+    RETURNED = "RETURNED"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.ACTIVE: frozenset({State.COMMITTED, State.RELEASED, State.EXPIRED}),
+    State.COMMITTED: frozenset({State.RETURNED}),
+    State.RELEASED: frozenset(),
+    State.EXPIRED: frozenset(),
+    State.RETURNED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Places of one offer, or one seat with quantity 1."""
+
+    offer_id: UUID
+    quantity: int
+    seat_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The fields down to `replaces` are the columns of the table, in their order.
+
+    `replaces` is the reservation that an exchange ended for this one.
+    """
+
+    event_id: UUID
+    reservation_id: UUID
+    customer_id: UUID
+    request_key: str
+    fingerprint: bytes
+    state: State
+    expire_time: datetime
+    extended: bool
+    create_time: datetime
+    update_time: datetime
+    replaces: UUID | None = None
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return self.event_id, self.reservation_id
+
+    def has_lapsed(self, now: datetime) -> bool:
+        """Whether it is a hold past its expire time that no transaction has expired yet."""
+        return self.state is State.ACTIVE and self.expire_time <= now
+
+
+def new(
     *,
     event_id: UUID,
     reservation_id: UUID,
@@ -31,161 +91,102 @@ async def reserve(
     customer_id: UUID,
     lines: Sequence[Line],
     expire_time: datetime,
+    replaces: UUID | None = None,
     now: datetime,
 ) -> Reservation:
-    """Holds all lines until `expire_time`, or nothing.
-
-    The same request again, by its key or by its id, returns the first reservation.
-    Raises VALIDATION_FAILED, EVENT_NOT_FOUND, OFFER_NOT_FOUND, SEAT_NOT_FOUND, SOLD_OUT,
-    SEAT_UNAVAILABLE, PURCHASE_LIMIT_EXCEEDED or IDEMPOTENCY_KEY_REUSED.
-    """
-    wanted = reservation.new(
+    """A reservation to be made. Raises VALIDATION_FAILED for its expire time, for a seat that is
+    listed twice and for a seat whose quantity is not 1."""
+    check_expire_time(expire_time, now)
+    _check_seats(lines)
+    return Reservation(
         event_id=event_id,
         reservation_id=reservation_id,
-        request_key=request_key,
         customer_id=customer_id,
-        lines=lines,
+        request_key=request_key,
+        fingerprint=_fingerprint(request_key, customer_id, lines),
+        state=State.ACTIVE,
         expire_time=expire_time,
-        now=now,
+        extended=False,
+        create_time=now,
+        update_time=now,
+        replaces=replaces,
+        lines=tuple(lines),
     )
-    try:
-        [outcome] = await reserve_all(connection, [wanted], now=now)
-    except RacedError as raced:
-        raise raced.refusal() from None
-    if isinstance(outcome, DomainError):
-        raise outcome
-    return outcome
 
 
-async def extend(
-    connection: AsyncConnection,
-    *,
-    event_id: UUID,
-    reservation_id: UUID,
-    expire_time: datetime,
-    now: datetime,
-) -> Reservation:
-    """Moves the end of an ACTIVE reservation, once; again, it returns the first new end.
-
-    Raises VALIDATION_FAILED, RESERVATION_NOT_FOUND, HOLD_EXPIRED or RESERVATION_STATE_INVALID.
-    """
-    check_end(expire_time, now)
-    order = Order(Move.EXTEND, event_id, reservation_id, expire_time)
-    return reservation_of(await _move(connection, order, now))
+def from_row(row: Sequence[Any]) -> Reservation:
+    """A reservation without its lines, of a row with the table's columns in their order."""
+    event_id, reservation_id, customer_id, request_key, fingerprint, state, *others = row
+    return Reservation(
+        event_id, reservation_id, customer_id, request_key, fingerprint, State(state), *others
+    )
 
 
-async def commit(
-    connection: AsyncConnection, *, event_id: UUID, reservation_id: UUID, now: datetime
-) -> Reservation:
-    """ACTIVE → COMMITTED: sells what is held. Again, it returns the same.
-
-    Raises RESERVATION_NOT_FOUND, HOLD_EXPIRED (swept or not) or RESERVATION_STATE_INVALID.
-    """
-    order = Order(Move.COMMIT, event_id, reservation_id)
-    return reservation_of(await _move(connection, order, now))
-
-
-async def release(
-    connection: AsyncConnection, *, event_id: UUID, reservation_id: UUID, now: datetime
-) -> bool:
-    """ACTIVE → RELEASED: frees what is held. False when there is nothing to free (any more).
-
-    Raises RESERVATION_STATE_INVALID when it is sold.
-    """
-    order = Order(Move.RELEASE, event_id, reservation_id)
-    return (await _move(connection, order, now)).has_moved
-
-
-async def return_sold(
-    connection: AsyncConnection, *, event_id: UUID, reservation_id: UUID, now: datetime
-) -> Reservation:
-    """COMMITTED → RETURNED: what was sold can be sold again. Again, it returns the same.
-
-    Raises RESERVATION_NOT_FOUND or RESERVATION_STATE_INVALID.
-    """
-    order = Order(Move.RETURN, event_id, reservation_id)
-    return reservation_of(await _move(connection, order, now))
-
-
-def reservation_of(moved: Moved) -> Reservation:
-    """The reservation of an order that is refused when there is none."""
-    if moved.reservation is None:
-        raise LookupError("an order for a reservation that nobody knows was not refused")
-    return moved.reservation
-
-
-async def _move(connection: AsyncConnection, order: Order, now: datetime) -> Moved:
-    [outcome] = await transitions.move_all(connection, [order], now=now)
-    if isinstance(outcome, DomainError):
-        raise outcome
-    return outcome
-
-
-async def find(
-    connection: AsyncConnection, *, event_id: UUID, reservation_id: UUID
-) -> Reservation | None:
-    """A reservation without its lines, if there is one."""
-    return await _find(connection, _is(event_id, reservation_id))
+def check_expire_time(expire_time: datetime, now: datetime) -> None:
+    """Raises VALIDATION_FAILED unless it is in the future and within MAX_HOLD from now."""
+    if not now < expire_time <= now + MAX_HOLD:
+        raise invalid(
+            FieldViolation(
+                "expire_time", f"must be in the future and within {MAX_HOLD.days} days from now"
+            )
+        )
 
 
 async def get(connection: AsyncConnection, *, event_id: UUID, reservation_id: UUID) -> Reservation:
     """A reservation with its lines. Raises RESERVATION_NOT_FOUND."""
-    found = await _find(connection, _is(event_id, reservation_id))
-    if found is None:
+    reservation = await _find(connection, event_id, reservations.c.reservation_id == reservation_id)
+    if reservation is None:
         raise DomainError(Reason.RESERVATION_NOT_FOUND, "no such reservation")
-    return await with_lines(connection, found)
+    return reservation
 
 
-async def first(connection: AsyncConnection, wanted: Reservation) -> Reservation | None:
-    """The reservation that has the request's key, or its id."""
+async def find_existing(connection: AsyncConnection, request: Reservation) -> Reservation | None:
+    """The live reservation with the request's key, or else the one with its id, with its lines."""
     return await _find(
-        connection,
-        reservations.c.event_id == wanted.event_id,
-        reservations.c.request_key == wanted.request_key,
-        is_live,
-    ) or await _find(connection, _is(wanted.event_id, wanted.reservation_id))
-
-
-async def _find(
-    connection: AsyncConnection, *conditions: sa.ColumnElement[bool]
-) -> Reservation | None:
-    """A reservation without its lines."""
-    row = (await connection.execute(sa.select(reservations).where(*conditions))).first()
-    if row is None:
-        return None
-    return Reservation(
-        event_id=row.event_id,
-        reservation_id=row.reservation_id,
-        customer_id=row.customer_id,
-        request_key=row.request_key,
-        fingerprint=row.fingerprint,
-        state=State(row.state),
-        expire_time=row.expire_time,
-        extended=row.extended,
-        create_time=row.create_time,
-        update_time=row.update_time,
-        replaces=row.replaces,
+        connection, request.event_id, (reservations.c.request_key == request.request_key) & is_live
+    ) or await _find(
+        connection, request.event_id, reservations.c.reservation_id == request.reservation_id
     )
 
 
-async def with_lines(connection: AsyncConnection, found: Reservation) -> Reservation:
+async def _find(
+    connection: AsyncConnection, event_id: UUID, condition: sa.ColumnElement[bool]
+) -> Reservation | None:
+    row = (
+        await connection.execute(
+            sa.select(reservations).where(reservations.c.event_id == event_id, condition)
+        )
+    ).first()
+    if row is None:
+        return None
+    reservation = from_row(row)
     lines = await connection.execute(
         sa.select(
             reservation_lines.c.offer_id, reservation_lines.c.quantity, reservation_lines.c.seat_id
         )
-        .where(reservation_lines.c.event_id == found.event_id)
-        .where(reservation_lines.c.reservation_id == found.reservation_id)
+        .where(reservation_lines.c.event_id == event_id)
+        .where(reservation_lines.c.reservation_id == reservation.reservation_id)
         .order_by(reservation_lines.c.line_number)
     )
-    return replace(found, lines=tuple(Line(*line) for line in lines))
+    return replace(reservation, lines=tuple(Line(*line) for line in lines))
 
 
-def _is(event_id: UUID, reservation_id: UUID) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        reservations.c.event_id == event_id, reservations.c.reservation_id == reservation_id
-    )
+def _check_seats(lines: Sequence[Line]) -> None:
+    seen: set[UUID] = set()
+    violations = []
+    for n, line in enumerate(lines):
+        if line.seat_id is None:
+            continue
+        if line.seat_id in seen:
+            violations.append(FieldViolation(f"lines[{n}].seat_id", "is listed twice"))
+        if line.quantity != 1:
+            violations.append(FieldViolation(f"lines[{n}].quantity", "must be 1 for a seat"))
+        seen.add(line.seat_id)
+    if violations:
+        raise invalid(*violations)
 
 
-def refuse_expired(found: Reservation, now: datetime) -> None:
-    if found.state is State.EXPIRED or found.has_lapsed(now):
-        raise DomainError(Reason.HOLD_EXPIRED, "the hold has expired")
+def _fingerprint(request_key: str, customer_id: UUID, lines: Sequence[Line]) -> bytes:
+    """The same for the same lines in any order."""
+    texts = sorted(f"{line.offer_id} {line.seat_id} {line.quantity}" for line in lines)
+    return hashlib.sha256("\n".join([request_key, str(customer_id), *texts]).encode()).digest()

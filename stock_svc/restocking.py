@@ -1,30 +1,27 @@
-"""Changes of stock that is on sale: more or fewer places, other offers, seats off sale.
+"""Restock, block and unblock seats, and remove an event's stock; UpdateStock is in stock_update.py.
 
-Each works under the locks of the event's pools, so that no buyer gets what it takes away.
-Order of locks: the event, lapsed reservations, pools.
+Each works under the locks of the pools that it changes. Order of locks: the event, lapsed
+reservations, pools.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh.db import idempotent
-from mesh.db.idempotent import Key
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from stock_svc import expiry, ledger, stock
-from stock_svc.ledger import Entry, Kind
-from stock_svc.states import SeatState, State
+from stock_svc.ledger import Entry, Kind, LockedPools
+from stock_svc.reservations import SeatState, State
 from stock_svc.stock import SeatAvailability, StockAvailability
 from stock_svc.tables import (
     any_of,
     claim_is_live,
     customer_totals,
     events,
-    idempotency_records,
     offers,
     pools,
     reservations,
@@ -33,40 +30,7 @@ from stock_svc.tables import (
 )
 
 MAX_CAPACITY = 10_000_000
-"""Places that a pool may have, as in the contract."""
-
-# Lapsed holds that one transaction frees before it looks for what is free.
-_EXPIRED_AT_ONCE = 1000
-
-
-async def restock_once(
-    connection: AsyncConnection,
-    *,
-    key: Key | None,
-    encode: Callable[[StockAvailability], bytes],
-    event_id: UUID,
-    pool_id: UUID,
-    quantity: int,
-    now: datetime,
-) -> bytes:
-    """`restock`, encoded; again with the same key, the first answer.
-
-    Raises IDEMPOTENCY_KEY_REUSED besides what `restock` raises.
-    """
-    # A second call with the key waits here for the first.
-    if key is not None and not await idempotent.claim(
-        connection, idempotency_records, key, resource_id=pool_id, now=now
-    ):
-        record = await idempotent.find(connection, idempotency_records, key)
-        if record is None or record.response is None:
-            raise LookupError("an idempotency record without an answer")
-        return record.response
-    answer = encode(
-        await restock(connection, event_id=event_id, pool_id=pool_id, quantity=quantity, now=now)
-    )
-    if key is not None:
-        await idempotent.finish(connection, idempotency_records, key, response=answer)
-    return answer
+"""The most places of a pool, as in the contract."""
 
 
 async def restock(
@@ -74,23 +38,24 @@ async def restock(
 ) -> StockAvailability:
     """Adds places to a pool. Raises EVENT_NOT_FOUND, POOL_NOT_FOUND or VALIDATION_FAILED."""
     await lock_event(connection, event_id)
-    await ledger.lock(connection, {(event_id, pool_id)})
-    capacity = await connection.scalar(
-        sa.select(pools.c.capacity).where(pools.c.event_id == event_id, pools.c.pool_id == pool_id)
-    )
-    if capacity is None:
+    locked = await ledger.lock(connection, {(event_id, pool_id)})
+    pool = locked.pools.get((event_id, pool_id))
+    if pool is None:
         raise DomainError(Reason.POOL_NOT_FOUND, "the event has no such pool", pool_id=pool_id)
     is_seated = await connection.scalar(
         sa.select(1).where(offers.c.event_id == event_id, offers.c.pool_id == pool_id)
         .where(offers.c.seated).limit(1)
     )  # fmt: skip
     if is_seated:
-        raise invalid(FieldViolation("pool_id", "a seated pool grows by its seats only"))
-    if capacity + quantity > MAX_CAPACITY:
-        most = MAX_CAPACITY - capacity
+        raise invalid(FieldViolation("pool_id", "is a seated pool: add seats instead"))
+    if pool.capacity + quantity > MAX_CAPACITY:
+        most = MAX_CAPACITY - pool.capacity
         raise invalid(FieldViolation("quantity", f"must be at most {most} for this pool"))
     await ledger.post(
-        connection, entries=[Entry(event_id, pool_id, Kind.RESTOCK, capacity=quantity)], now=now
+        connection,
+        entries=[Entry(event_id, pool_id, Kind.RESTOCK, capacity=quantity)],
+        locked=locked,
+        now=now,
     )
     return await stock.availability(connection, event_id=event_id, with_seats=False, now=now)
 
@@ -98,12 +63,12 @@ async def restock(
 async def block(
     connection: AsyncConnection, *, event_id: UUID, seat_ids: Collection[UUID], now: datetime
 ) -> tuple[SeatAvailability, ...]:
-    """Takes seats off sale, all or none. Raises EVENT_NOT_FOUND, SEAT_NOT_FOUND or
+    """Takes all of the seats off sale. Raises EVENT_NOT_FOUND, SEAT_NOT_FOUND or
     SEAT_UNAVAILABLE."""
     await lock_event(connection, event_id)
-    await expiry.expire(connection, event_id=event_id, limit=_EXPIRED_AT_ONCE, now=now)
+    await expiry.expire(connection, event_id=event_id, now=now)
     pool_of = await _lock_pools_of(connection, event_id, seat_ids)
-    taken = await claimed(connection, event_id=event_id, seat_ids=seat_ids)
+    taken = await taken_seats(connection, event_id=event_id, seat_ids=seat_ids)
     if taken:
         raise DomainError(
             Reason.SEAT_UNAVAILABLE,
@@ -125,18 +90,20 @@ async def unblock(
 
 
 async def remove(connection: AsyncConnection, *, event_id: UUID, now: datetime) -> None:
-    """Forgets what an event has on sale; its movements and the mark that it was stay.
+    """Deletes an event's pools, offers and seats; its movements and its row in `events` stay.
 
-    Raises EVENT_STATE_INVALID when something of it is held or was ever sold.
+    An event without stock is not an error. Raises EVENT_STATE_INVALID when places of it are held
+    or were ever sold.
     """
-    marked = await connection.execute(
+    # The empty fingerprint marks a removed stock, which cannot be defined again.
+    updated = await connection.execute(
         sa.update(events).where(events.c.event_id == event_id).values(fingerprint=b"")
     )
-    if marked.rowcount == 0:
+    if updated.rowcount == 0:
         return
-    while await expiry.expire(connection, event_id=event_id, limit=_EXPIRED_AT_ONCE, now=now):
+    while await expiry.expire(connection, event_id=event_id, now=now):
         pass
-    capacities = await _lock_all_pools(connection, event_id)
+    locked = await lock_pools_of_event(connection, event_id)
     used = [State.ACTIVE, State.COMMITTED, State.RETURNED]
     if await connection.scalar(
         sa.select(1)
@@ -146,14 +113,12 @@ async def remove(connection: AsyncConnection, *, event_id: UUID, now: datetime) 
         raise DomainError(
             Reason.EVENT_STATE_INVALID, "places of the event are held or have been sold"
         )
-    if not capacities:
-        return
     await ledger.post(
         connection,
         entries=[
-            Entry(event_id, pool_id, Kind.REMOVE, capacity=-capacity)
-            for pool_id, capacity in capacities.items()
+            Entry(*key, Kind.REMOVE, capacity=-pool.capacity) for key, pool in locked.pools.items()
         ],
+        locked=locked,
         now=now,
     )
     for table in (customer_totals, seats, offers, pools):
@@ -161,45 +126,42 @@ async def remove(connection: AsyncConnection, *, event_id: UUID, now: datetime) 
 
 
 async def lock_event(connection: AsyncConnection, event_id: UUID) -> None:
-    """One change of an event's stock at a time. Raises EVENT_NOT_FOUND."""
-    found = await connection.scalar(
+    """Waits for other changes of the event's stock. Raises EVENT_NOT_FOUND."""
+    fingerprint = await connection.scalar(
         sa.select(events.c.fingerprint)
         .where(events.c.event_id == event_id)
         .with_for_update(key_share=True)
     )
-    if not found:
+    if not fingerprint:
         raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
 
 
-async def claimed(
+async def lock_pools_of_event(connection: AsyncConnection, event_id: UUID) -> LockedPools:
+    """Locks all pools of an event, whose row the caller has locked."""
+    pool_ids = await connection.scalars(
+        sa.select(pools.c.pool_id).where(pools.c.event_id == event_id)
+    )
+    return await ledger.lock(connection, [(event_id, pool_id) for pool_id in pool_ids])
+
+
+async def taken_seats(
     connection: AsyncConnection, *, event_id: UUID, seat_ids: Collection[UUID]
 ) -> Sequence[UUID]:
     """Those of the seats that are held or sold."""
-    found = await connection.scalars(
+    taken = await connection.scalars(
         sa.select(seat_claims.c.seat_id)
         .where(seat_claims.c.event_id == event_id, claim_is_live)
         .where(seat_claims.c.seat_id == any_of(seat_ids))
         .order_by(seat_claims.c.seat_id)
     )
-    return found.all()
-
-
-async def _lock_all_pools(connection: AsyncConnection, event_id: UUID) -> dict[UUID, int]:
-    """Locks every pool of an event; returns their capacities."""
-    found = await connection.execute(
-        sa.select(pools.c.pool_id, pools.c.capacity)
-        .where(pools.c.event_id == event_id)
-        .order_by(pools.c.pool_id)
-        .with_for_update(key_share=True)
-    )
-    return {row.pool_id: row.capacity for row in found}
+    return taken.all()
 
 
 async def _lock_pools_of(
     connection: AsyncConnection, event_id: UUID, seat_ids: Collection[UUID]
 ) -> dict[UUID, UUID]:
-    """Locks the pools of seats; returns the pool of each seat."""
-    found = await connection.execute(
+    """Locks the pools of seats; returns the pool of each seat. Raises SEAT_NOT_FOUND."""
+    rows = await connection.execute(
         sa.select(seats.c.seat_id, offers.c.pool_id)
         .join_from(
             seats,
@@ -208,7 +170,7 @@ async def _lock_pools_of(
         )
         .where(seats.c.event_id == event_id, seats.c.seat_id == any_of(seat_ids))
     )
-    pool_of = {row.seat_id: row.pool_id for row in found}
+    pool_of = {row.seat_id: row.pool_id for row in rows}
     if missing := sorted(set(seat_ids) - pool_of.keys()):
         raise DomainError(
             Reason.SEAT_NOT_FOUND,

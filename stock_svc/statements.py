@@ -1,21 +1,15 @@
-"""The statements that many reservations at once are made with, as PostgreSQL gets them.
+"""SQL that makes and moves many reservations at once; the callers run it in pipelines.
 
-Each takes arrays, one element per row, so that a batch costs as many statements as one request.
-The guards are here: `held + sold <= capacity`, the purchase limit of an offer, and the unique
-indexes on live seat claims and request keys that ON CONFLICT does not hide. That of an event is
-the trigger `customer_totals_event_limit`.
+Each statement takes arrays, one element per row: a batch costs as many statements as one request.
+The guards are here: `held + sold <= capacity`, an offer's purchase limit, and the unique indexes
+on live seat claims and request keys. The trigger `customer_totals_event_limit` has an event's.
 """
 
-from typing import Any
-
-from stock_svc.reservation import Reservation
-from stock_svc.states import State
-
-LAPSED = """
-SELECT wanted.event_id FROM unnest(%s::uuid[]) AS wanted (event_id)
+EVENTS_WITH_LAPSED = """
+SELECT requested.event_id FROM unnest(%s::uuid[]) AS requested (event_id)
 WHERE EXISTS (
     SELECT 1 FROM reservations AS lapsed
-    WHERE lapsed.event_id = wanted.event_id AND lapsed.state = 'ACTIVE'
+    WHERE lapsed.event_id = requested.event_id AND lapsed.state = 'ACTIVE'
       AND lapsed.expire_time <= %s
 )
 """
@@ -23,16 +17,16 @@ WHERE EXISTS (
 OFFERS = """
 SELECT event_id, offer_id, pool_id, offers.per_customer_limit, offers.seated,
        pools.capacity - pools.held - pools.sold
-FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (event_id, offer_id)
+FROM unnest(%s::uuid[], %s::uuid[]) AS requested (event_id, offer_id)
 JOIN offers USING (event_id, offer_id) JOIN pools USING (event_id, pool_id)
 """
 
-# The pools of events with a limit of their own: who counts against it locks them all.
-KNOWN_EVENTS = """
+# With the pools of events that have a limit of their own: reserving there locks all of them.
+EVENTS = """
 SELECT event_id, events.per_customer_limit, CASE WHEN events.per_customer_limit IS NOT NULL
-    THEN ARRAY(SELECT pools.pool_id FROM pools WHERE pools.event_id = wanted.event_id) END
-FROM unnest(%s::uuid[]) AS wanted (event_id) JOIN events USING (event_id)
-WHERE EXISTS (SELECT 1 FROM pools WHERE pools.event_id = wanted.event_id)
+    THEN ARRAY(SELECT pools.pool_id FROM pools WHERE pools.event_id = requested.event_id) END
+FROM unnest(%s::uuid[]) AS requested (event_id) JOIN events USING (event_id)
+WHERE EXISTS (SELECT 1 FROM pools WHERE pools.event_id = requested.event_id)
 """
 
 SEATS = """
@@ -42,109 +36,112 @@ SELECT event_id, seat_id, seats.offer_id,
            WHERE claim.event_id = seats.event_id AND claim.seat_id = seats.seat_id
              AND claim.state IN ('HELD', 'SOLD')
        )
-FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (event_id, seat_id)
+FROM unnest(%s::uuid[], %s::uuid[]) AS requested (event_id, seat_id)
 JOIN seats USING (event_id, seat_id)
 """
 
+# In the order of reservations.Reservation's fields.
 _RESERVATION = """
-       found.event_id, found.reservation_id, found.customer_id, found.request_key,
-       found.fingerprint, found.state, found.expire_time, found.extended, found.create_time,
-       found.update_time, found.replaces
+       reservation.event_id, reservation.reservation_id, reservation.customer_id,
+       reservation.request_key, reservation.fingerprint, reservation.state,
+       reservation.expire_time, reservation.extended, reservation.create_time,
+       reservation.update_time, reservation.replaces
 """
 
-FIRST_BY_KEY = f"""
-SELECT wanted.number, {_RESERVATION}
-FROM unnest(%s::int[], %s::uuid[], %s::text[]) AS wanted (number, event_id, request_key)
-JOIN reservations AS found ON found.event_id = wanted.event_id
- AND found.request_key = wanted.request_key AND found.state IN ('ACTIVE', 'COMMITTED')
+EXISTING_BY_KEY = f"""
+SELECT requested.number, {_RESERVATION}
+FROM unnest(%s::int[], %s::uuid[], %s::text[]) AS requested (number, event_id, request_key)
+JOIN reservations AS reservation ON reservation.event_id = requested.event_id
+ AND reservation.request_key = requested.request_key
+ AND reservation.state IN ('ACTIVE', 'COMMITTED')
 """
 
-FIRST_BY_ID = f"""
-SELECT wanted.number, {_RESERVATION}
-FROM unnest(%s::int[], %s::uuid[], %s::uuid[]) AS wanted (number, event_id, reservation_id)
-JOIN reservations AS found USING (event_id, reservation_id)
+EXISTING_BY_ID = f"""
+SELECT requested.number, {_RESERVATION}
+FROM unnest(%s::int[], %s::uuid[], %s::uuid[]) AS requested (number, event_id, reservation_id)
+JOIN reservations AS reservation USING (event_id, reservation_id)
 """
 
 LINES = """
 SELECT event_id, reservation_id, lines.pool_id, lines.offer_id, lines.quantity, lines.seat_id
-FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (event_id, reservation_id)
+FROM unnest(%s::uuid[], %s::uuid[]) AS requested (event_id, reservation_id)
 JOIN reservation_lines AS lines USING (event_id, reservation_id)
 ORDER BY event_id, reservation_id, line_number
 """
 
-# In sorted order, as every transaction does; before the pools.
+# In sorted order, as in every transaction; before the pools.
 LOCK_RESERVATIONS = f"""
-SELECT {_RESERVATION} FROM reservations AS found
+SELECT {_RESERVATION} FROM reservations AS reservation
 WHERE (event_id, reservation_id) IN (SELECT * FROM unnest(%s::uuid[], %s::uuid[]))
 ORDER BY event_id, reservation_id FOR NO KEY UPDATE
 """
 
-# COMMITTED is the only end that has another after it.
+# COMMITTED can still become RETURNED; the other final states never change.
 MOVE_RESERVATIONS = """
-UPDATE reservations SET state = given.state, expire_time = given.expire_time,
-    extended = given.extended, update_time = now
+UPDATE reservations SET state = input.state, expire_time = input.expire_time,
+    extended = input.extended, update_time = now
 FROM (SELECT %s::timestamptz AS now) AS moment, unnest(%s::uuid[], %s::uuid[], %s::text[],
     %s::timestamptz[], %s::bool[])
-    AS given (event_id, reservation_id, state, expire_time, extended)
-WHERE reservations.event_id = given.event_id
-  AND reservations.reservation_id = given.reservation_id
+    AS input (event_id, reservation_id, state, expire_time, extended)
+WHERE reservations.event_id = input.event_id
+  AND reservations.reservation_id = input.reservation_id
   AND reservations.state IN ('ACTIVE', 'COMMITTED')
 """
 
 SUBTRACT_FROM_TOTALS = """
-UPDATE customer_totals AS totals SET quantity = totals.quantity - given.quantity
+UPDATE customer_totals AS totals SET quantity = totals.quantity - input.quantity
 FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[])
-    AS given (event_id, offer_id, customer_id, quantity)
-WHERE totals.event_id = given.event_id AND totals.offer_id = given.offer_id
-  AND totals.customer_id = given.customer_id
+    AS input (event_id, offer_id, customer_id, quantity)
+WHERE totals.event_id = input.event_id AND totals.offer_id = input.offer_id
+  AND totals.customer_id = input.customer_id
 """
 
 MOVE_SEATS = """
 UPDATE seat_claims AS claim SET state = %s
 FROM (SELECT %s::text AS source) AS move, unnest(%s::uuid[], %s::uuid[], %s::uuid[])
-    AS given (event_id, reservation_id, seat_id)
-WHERE claim.event_id = given.event_id AND claim.reservation_id = given.reservation_id
-  AND claim.seat_id = given.seat_id AND claim.state = source
+    AS input (event_id, reservation_id, seat_id)
+WHERE claim.event_id = input.event_id AND claim.reservation_id = input.reservation_id
+  AND claim.seat_id = input.seat_id AND claim.state = source
 """
 
-# In sorted order, as every transaction does, so that two of them cannot deadlock.
+# In sorted order, so that two transactions cannot deadlock.
 LOCK_POOLS = """
 SELECT event_id, pool_id, capacity, held, sold, version FROM pools
 WHERE (event_id, pool_id) IN (SELECT * FROM unnest(%s::uuid[], %s::uuid[]))
 ORDER BY event_id, pool_id FOR NO KEY UPDATE
 """
 
-VERSIONS = """
-SELECT wanted.event_id, (
-    SELECT sum(pools.version)::bigint FROM pools WHERE pools.event_id = wanted.event_id
+EVENT_VERSIONS = """
+SELECT requested.event_id, (
+    SELECT sum(pools.version)::bigint FROM pools WHERE pools.event_id = requested.event_id
 ), (
-    SELECT events.per_customer_limit FROM events WHERE events.event_id = wanted.event_id
-) FROM unnest(%s::uuid[]) AS wanted (event_id)
+    SELECT events.per_customer_limit FROM events WHERE events.event_id = requested.event_id
+) FROM unnest(%s::uuid[]) AS requested (event_id)
 """
 
 TOTALS = """
 SELECT event_id, offer_id, customer_id, totals.quantity
-FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS wanted (event_id, offer_id, customer_id)
+FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS requested (event_id, offer_id, customer_id)
 JOIN customer_totals AS totals USING (event_id, offer_id, customer_id)
 """
 
 EVENT_TOTALS = """
 SELECT event_id, customer_id, sum(totals.quantity)::bigint
-FROM unnest(%s::uuid[], %s::uuid[]) AS wanted (event_id, customer_id)
+FROM unnest(%s::uuid[], %s::uuid[]) AS requested (event_id, customer_id)
 JOIN offers USING (event_id)
 JOIN customer_totals AS totals USING (event_id, offer_id, customer_id)
 GROUP BY event_id, customer_id
 """
 
-# Who has the key or the id already is left out, and so seen by the number of rows. Sorted by
-# key: two batches with the same keys wait for each other in one order.
+# A reservation whose live key or id exists is left out; the number of rows shows it. Sorted by
+# key, so that two batches with the same keys wait for each other in one order.
 INSERT_RESERVATIONS = """
 INSERT INTO reservations (event_id, reservation_id, customer_id, request_key, fingerprint, state,
     expire_time, extended, create_time, update_time, replaces)
 SELECT event_id, reservation_id, customer_id, request_key, fingerprint, 'ACTIVE',
     expire_time, false, now, now, replaces
 FROM (SELECT %s::timestamptz AS now) AS moment, unnest(%s::uuid[], %s::uuid[], %s::uuid[],
-    %s::text[], %s::bytea[], %s::timestamptz[], %s::uuid[]) AS given (event_id, reservation_id,
+    %s::text[], %s::bytea[], %s::timestamptz[], %s::uuid[]) AS input (event_id, reservation_id,
     customer_id, request_key, fingerprint, expire_time, replaces)
 ORDER BY event_id, request_key
 ON CONFLICT DO NOTHING
@@ -160,11 +157,11 @@ SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::smallint[], %s::uuid[], %s::uui
 INSERT_CLAIMS = """
 INSERT INTO seat_claims (event_id, reservation_id, seat_id, state)
 SELECT event_id, reservation_id, seat_id, 'HELD'
-FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS given (event_id, reservation_id, seat_id)
+FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[]) AS input (event_id, reservation_id, seat_id)
 JOIN seats USING (event_id, seat_id) WHERE NOT seats.blocked
 """
 
-# The limits of today count, and the row keeps them for its CHECK and its trigger.
+# The present limits count; the row keeps them for its CHECK and its trigger.
 ADD_TO_TOTALS = """
 INSERT INTO customer_totals AS totals
     (event_id, offer_id, customer_id, quantity, per_customer_limit, event_limit)
@@ -175,29 +172,21 @@ SET quantity = totals.quantity + excluded.quantity,
 WHERE totals.quantity + excluded.quantity <= excluded.per_customer_limit
 """
 
+# This statement and CHANGE_POOLS are for ledger.post only.
 INSERT_MOVEMENTS = """
 INSERT INTO movements (event_id, pool_id, kind, capacity_delta, held_delta, sold_delta,
     reservation_id, create_time)
-SELECT given.*, %s::timestamptz FROM unnest(%s::uuid[], %s::uuid[], %s::text[], %s::int[],
-    %s::int[], %s::int[], %s::uuid[]) AS given
+SELECT input.*, %s::timestamptz FROM unnest(%s::uuid[], %s::uuid[], %s::text[], %s::int[],
+    %s::int[], %s::int[], %s::uuid[]) AS input
 """
 
-# Test and change in one statement: the row lock makes this race-free.
+# Tests and changes in one statement: the row lock makes this race-free.
 CHANGE_POOLS = """
-UPDATE pools SET capacity = pools.capacity + given.capacity, held = pools.held + given.held,
-    sold = pools.sold + given.sold, version = version + given.entries
+UPDATE pools SET capacity = pools.capacity + input.capacity, held = pools.held + input.held,
+    sold = pools.sold + input.sold, version = version + input.entries
 FROM unnest(%s::uuid[], %s::uuid[], %s::int[], %s::int[], %s::int[], %s::int[])
-    AS given (event_id, pool_id, capacity, held, sold, entries)
-WHERE pools.event_id = given.event_id AND pools.pool_id = given.pool_id
-  AND pools.held + given.held >= 0 AND pools.sold + given.sold >= 0
-  AND pools.held + given.held + pools.sold + given.sold <= pools.capacity + given.capacity
-RETURNING pools.event_id, pools.pool_id, pools.capacity, pools.held, pools.sold, pools.version
+    AS input (event_id, pool_id, capacity, held, sold, entries)
+WHERE pools.event_id = input.event_id AND pools.pool_id = input.pool_id
+  AND pools.held + input.held >= 0 AND pools.sold + input.sold >= 0
+  AND pools.held + input.held + pools.sold + input.sold <= pools.capacity + input.capacity
 """
-
-
-def reservation(row: tuple[Any, ...]) -> Reservation:
-    """A reservation without its lines, of a row with its columns."""
-    event_id, reservation_id, customer_id, request_key, fingerprint, state, *others = row
-    return Reservation(
-        event_id, reservation_id, customer_id, request_key, fingerprint, State(state), *others
-    )

@@ -1,6 +1,6 @@
-"""What exists: the pools, offers and seats of an event, and what is left of them.
+"""The stock of an event: its definition and its availability.
 
-Claims on it are in reservations.py, changes of the counters in ledger.py.
+Changes after the definition are in stock_update.py and restocking.py.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from stock_svc import ledger
 from stock_svc.ledger import Entry, Kind
-from stock_svc.states import SeatState
+from stock_svc.reservations import SeatState
 from stock_svc.tables import (
     Uuid,
     any_of,
@@ -33,14 +33,14 @@ from stock_svc.tables import (
     seats,
 )
 
-# Seats that one statement inserts, so that a stadium stays below the statement timeout.
-_SEATS_AT_ONCE = 20_000
+# So that the statements for a stadium stay below the statement timeout.
+_SEATS_PER_STATEMENT = 20_000
 _MAX_VIOLATIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A number of places; of a seated pool the number of its seats."""
+    """A number of places; in a seated pool, the number of its seats."""
 
     pool_id: UUID
     capacity: int
@@ -48,7 +48,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What is sold from a pool, and how much of it one customer may own."""
+    """Sells places of a pool; one customer may own at most `per_customer_limit` of them."""
 
     offer_id: UUID
     pool_id: UUID
@@ -63,18 +63,18 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """All that an event has on sale."""
+    """The pools, offers and seats of an event."""
 
     pools: Sequence[Pool]
     offers: Sequence[Offer]
     seats: Sequence[Seat] = ()
-    # Over all offers; None is no limit.
+    # Over all offers; None for no limit.
     per_customer_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PoolAvailability:
-    """`version` counts the pool's movements."""
+    """`version` is the number of the pool's movements."""
 
     pool_id: UUID
     capacity: int
@@ -96,7 +96,7 @@ class SeatAvailability:
 
 @dataclass(frozen=True, slots=True)
 class StockAvailability:
-    """What can be reserved at one moment. `version` grows with every movement of the event."""
+    """The places that can be reserved. `version` increases with every movement of the event."""
 
     event_id: UUID
     version: int
@@ -108,14 +108,14 @@ class StockAvailability:
 async def define(
     connection: AsyncConnection, *, event_id: UUID, stock: Stock, now: datetime
 ) -> None:
-    """Puts an event's stock into the ledger; the same stock again changes nothing.
+    """Defines the stock of an event; repeating it with the same stock changes nothing.
 
-    Raises VALIDATION_FAILED for stock that contradicts itself and STOCK_ALREADY_DEFINED
-    when the event has other stock.
+    Raises VALIDATION_FAILED for contradictions, and STOCK_ALREADY_DEFINED when the event has or
+    had other stock.
     """
     _check(stock)
     fingerprint = _fingerprint(stock)
-    # A second definition waits here for the first.
+    # A concurrent definition waits here.
     inserted = await connection.execute(
         postgresql.insert(events)
         .values(
@@ -147,24 +147,26 @@ async def define(
 async def availability(
     connection: AsyncConnection, *, event_id: UUID, with_seats: bool, now: datetime
 ) -> StockAvailability:
-    """What is left of an event; lapsed holds count as free. Raises EVENT_NOT_FOUND.
+    """The availability of an event; lapsed holds count as free. Raises EVENT_NOT_FOUND.
 
-    Reads with several statements: give it a snapshot, or they may disagree.
+    It runs several statements: the caller gives it a snapshot, or holds the locks of the pools.
     """
-    left_in_pools = await pool_availability(connection, event_id=event_id, now=now)
-    if not left_in_pools:
+    in_pools = await pool_availability(connection, event_id=event_id, now=now)
+    if not in_pools:
         raise DomainError(Reason.EVENT_NOT_FOUND, "the event has no stock")
-    available = {pool.pool_id: pool.available for pool in left_in_pools}
-    drawn = await connection.execute(
+    available = {pool.pool_id: pool.available for pool in in_pools}
+    pool_of_offer = await connection.execute(
         sa.select(offers.c.offer_id, offers.c.pool_id)
         .where(offers.c.event_id == event_id)
         .order_by(offers.c.offer_id)
     )
     return StockAvailability(
         event_id=event_id,
-        version=sum(pool.version for pool in left_in_pools),
-        pools=left_in_pools,
-        offers=tuple(OfferAvailability(row.offer_id, available[row.pool_id]) for row in drawn),
+        version=sum(pool.version for pool in in_pools),
+        pools=in_pools,
+        offers=tuple(
+            OfferAvailability(row.offer_id, available[row.pool_id]) for row in pool_of_offer
+        ),
         seats=await seat_availability(connection, event_id=event_id, now=now) if with_seats else (),
     )
 
@@ -172,9 +174,9 @@ async def availability(
 async def pool_availability(
     connection: AsyncConnection, *, event_id: UUID, now: datetime
 ) -> tuple[PoolAvailability, ...]:
-    """What is left in each pool of an event, in one statement and so at one moment.
+    """The availability of each pool of an event, read by one statement.
 
-    Lapsed holds count as free. Empty for an unknown event.
+    Lapsed holds count as free. Empty for an event without stock.
     """
     lapsed = (
         sa.select(
@@ -187,7 +189,7 @@ async def pool_availability(
         .subquery()
     )
     free = pools.c.capacity - pools.c.held - pools.c.sold + sa.func.coalesce(lapsed.c.quantity, 0)
-    found = await connection.execute(
+    result = await connection.execute(
         sa.select(pools.c.pool_id, pools.c.capacity, free.label("available"), pools.c.version)
         .outerjoin_from(pools, lapsed, lapsed.c.pool_id == pools.c.pool_id)
         .where(pools.c.event_id == event_id)
@@ -195,7 +197,7 @@ async def pool_availability(
     )
     return tuple(
         PoolAvailability(row.pool_id, row.capacity, int(row.available), row.version)
-        for row in found
+        for row in result
     )
 
 
@@ -206,10 +208,10 @@ async def seat_availability(
     seat_ids: Collection[UUID] | None = None,
     now: datetime,
 ) -> tuple[SeatAvailability, ...]:
-    """The state of each seat of an event, or of some; a seat of a lapsed hold is free."""
+    """The state of all seats of an event, or of `seat_ids`; lapsed holds count as free."""
     has_lapsed = sa.and_(is_active, reservations.c.expire_time <= now)
-    # Looked up seat by seat, at most one live claim each: of a join the planner has made
-    # nested loops over all claims, as long as a new table has no statistics.
+    # A look-up per seat, which has at most one live claim: while a new table has no statistics,
+    # the planner runs a join as nested loops over all claims.
     claimed = (
         sa.select(seat_claims.c.state)
         .join_from(seat_claims, reservations, _same_reservation(seat_claims))
@@ -218,7 +220,7 @@ async def seat_availability(
         .where(claim_is_live, ~has_lapsed)
         .scalar_subquery()
     )
-    found = await connection.execute(
+    result = await connection.execute(
         sa.select(
             seats.c.seat_id,
             sa.case((seats.c.blocked, SeatState.BLOCKED.value), else_=claimed).label("state"),
@@ -228,7 +230,7 @@ async def seat_availability(
         .order_by(seats.c.seat_id)
     )
     return tuple(
-        SeatAvailability(row.seat_id, SeatState(row.state or "AVAILABLE")) for row in found
+        SeatAvailability(row.seat_id, SeatState(row.state or "AVAILABLE")) for row in result
     )
 
 
@@ -240,7 +242,7 @@ def _same_reservation(table: sa.Table) -> sa.ColumnElement[bool]:
 
 
 def _check(stock: Stock) -> None:
-    """Raises VALIDATION_FAILED that names every contradiction."""
+    """Raises VALIDATION_FAILED with a violation for each contradiction."""
     known_pools = {pool.pool_id for pool in stock.pools}
     pool_of = {offer.offer_id: offer.pool_id for offer in stock.offers}
     violations = [
@@ -249,12 +251,12 @@ def _check(stock: Stock) -> None:
         *repeated("seats", "seat_id", (seat.seat_id for seat in stock.seats)),
     ]
     violations += [
-        FieldViolation(f"offers[{n}].pool_id", "no such pool in the request")
+        FieldViolation(f"offers[{n}].pool_id", "is none of the request's pools")
         for n, offer in enumerate(stock.offers)
         if offer.pool_id not in known_pools
     ]
     violations += [
-        FieldViolation(f"seats[{n}].offer_id", "no such offer in the request")
+        FieldViolation(f"seats[{n}].offer_id", "is none of the request's offers")
         for n, seat in enumerate(stock.seats)
         if seat.offer_id not in pool_of
     ]
@@ -267,9 +269,11 @@ def _check(stock: Stock) -> None:
         for n, pool in enumerate(stock.pools)
         if (count := seats_in[pool.pool_id]) and pool.capacity != count
     ]
-    # Its places would be taken without a seat, and the last seats could not be sold.
+    # Places sold without a seat would leave the last seats unsellable.
     violations += [
-        FieldViolation(f"offers[{n}].pool_id", "a seated pool sells nothing but its seats")
+        FieldViolation(
+            f"offers[{n}].pool_id", "is a seated pool: only offers with seats can draw on it"
+        )
         for n, offer in enumerate(stock.offers)
         if seats_in[offer.pool_id] and offer.offer_id not in seated_offers
     ]
@@ -278,13 +282,13 @@ def _check(stock: Stock) -> None:
 
 
 def repeated(field: str, name: str, ids: Iterable[UUID]) -> list[FieldViolation]:
-    """A violation for each id that a list of a request has twice."""
+    """A violation for each id that is listed again."""
     seen: set[UUID] = set()
     violations = []
-    for n, one in enumerate(ids):
-        if one in seen:
+    for n, id_ in enumerate(ids):
+        if id_ in seen:
             violations.append(FieldViolation(f"{field}[{n}].{name}", "is listed twice"))
-        seen.add(one)
+        seen.add(id_)
     return violations
 
 
@@ -316,7 +320,7 @@ async def _insert(connection: AsyncConnection, event_id: UUID, stock: Stock) -> 
 async def insert_pools(
     connection: AsyncConnection, *, event_id: UUID, pool_ids: Sequence[UUID]
 ) -> None:
-    """Inserts empty pools: their capacity comes with a movement."""
+    """Inserts pools with capacity 0: ledger.post sets the capacity."""
     empty = {"capacity": 0, "held": 0, "sold": 0, "version": 0}
     if pool_ids:
         await connection.execute(
@@ -328,7 +332,7 @@ async def insert_pools(
 async def insert_offers(
     connection: AsyncConnection, *, event_id: UUID, new: Sequence[Offer], seated: Container[UUID]
 ) -> None:
-    """Inserts offers; `seated` are those that are sold by seat."""
+    """Inserts offers; `seated` has the ids of those that are sold by seat."""
     if new:
         await connection.execute(
             sa.insert(offers),
@@ -346,10 +350,10 @@ async def insert_offers(
 
 
 async def insert_seats(connection: AsyncConnection, *, event_id: UUID, new: Sequence[Seat]) -> None:
-    """Inserts seats; their pool's capacity is the caller's business."""
-    for start in range(0, len(new), _SEATS_AT_ONCE):
-        part = new[start : start + _SEATS_AT_ONCE]
-        given = rows(
+    """Inserts seats; the caller changes the capacity of their pool."""
+    for start in range(0, len(new), _SEATS_PER_STATEMENT):
+        part = new[start : start + _SEATS_PER_STATEMENT]
+        new_seats = rows(
             seat_id=(Uuid, [seat.seat_id for seat in part]),
             offer_id=(Uuid, [seat.offer_id for seat in part]),
         )
@@ -357,7 +361,10 @@ async def insert_seats(connection: AsyncConnection, *, event_id: UUID, new: Sequ
             sa.insert(seats).from_select(
                 ["event_id", "seat_id", "offer_id", "blocked"],
                 sa.select(
-                    sa.literal(event_id, Uuid), given.c.seat_id, given.c.offer_id, sa.false()
+                    sa.literal(event_id, Uuid),
+                    new_seats.c.seat_id,
+                    new_seats.c.offer_id,
+                    sa.false(),
                 ),
             )
         )

@@ -1,7 +1,6 @@
-"""UpdateStock: how an event's stock is to be, compared with how it is.
+"""UpdateStock: compares the target stock of an event with the present one, applies the changes.
 
-Says what must change and refuses what may not; the locks and the other changes of stock are
-in restocking.py.
+The other changes of stock are in restocking.py.
 """
 
 from collections import Counter
@@ -16,36 +15,28 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.errors import FieldViolation, invalid
 from stock_svc import expiry, ledger, restocking, stock
 from stock_svc.ledger import Entry, Kind
-from stock_svc.states import SeatState
+from stock_svc.outbox import PoolCounters
+from stock_svc.reservations import SeatState
 from stock_svc.stock import Offer, Pool, Seat, StockAvailability
-from stock_svc.tables import any_of, events, offers, pools, seats
+from stock_svc.tables import any_of, events, offers, seats
 
-_EXPIRED_AT_ONCE = 1000
 _MAX_VIOLATIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class TargetStock:
-    """How the stock is to be: pools and offers that are not named stay as they are."""
+    """The stock after the update: pools and offers that are not listed stay as they are."""
 
     pools: Sequence[Pool] = ()
     offers: Sequence[Offer] = ()
     add_seats: Sequence[Seat] = ()
     remove_seat_ids: Sequence[UUID] = ()
-    # Over all offers of the event: None leaves it as it is, 0 takes it away.
+    # Over all offers of the event: None keeps the present limit, 0 removes it.
     per_customer_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Counters:
-    capacity: int
-    used: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """An offer as it is."""
-
+class _Offer:
     pool_id: UUID
     per_customer_limit: int
     seated: bool
@@ -53,79 +44,72 @@ class _Drawn:
 
 @dataclass(frozen=True, slots=True)
 class _Seat:
-    """A seat as it is."""
-
     offer_id: UUID
     blocked: bool
     taken: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Existing:
-    """The stock as it is, its pools locked; of the seats those that the request names.
+class _Present:
+    """The present stock, its pools locked; of the seats those that the request lists.
 
-    `seats_in` and `blocked_in` count all seats of a pool, and those that are blocked.
+    `seats_in` and `blocked_in` count all seats of a pool, and the blocked ones.
     """
 
-    pools: dict[UUID, _Counters]
-    offers: dict[UUID, _Drawn]
+    pools: dict[UUID, PoolCounters]
+    offers: dict[UUID, _Offer]
     seats: dict[UUID, _Seat]
     seats_in: Counter[UUID]
     blocked_in: Counter[UUID]
 
 
 async def update(
-    connection: AsyncConnection, *, event_id: UUID, wanted: TargetStock, now: datetime
+    connection: AsyncConnection, *, event_id: UUID, target: TargetStock, now: datetime
 ) -> StockAvailability:
-    """Makes an event's stock as wanted; again, it changes nothing.
+    """Makes an event's stock equal to the target; repeating it changes nothing.
 
     Raises EVENT_NOT_FOUND, or VALIDATION_FAILED that names the field at fault.
     """
-    _raise_if(_repeated(wanted))
+    _raise_if(_repeated(target))
     await restocking.lock_event(connection, event_id)
-    await expiry.expire(connection, event_id=event_id, limit=_EXPIRED_AT_ONCE, now=now)
-    existing = await _read(connection, event_id, wanted)
-    _raise_if([*_of_offers(wanted, existing), *_of_seats(wanted, existing)])
-    _raise_if(_of_pools(wanted, existing))
-    await _change(connection, event_id, wanted, existing, now)
+    await expiry.expire(connection, event_id=event_id, now=now)
+    present = await _read(connection, event_id, target)
+    _raise_if([*_of_offers(target, present), *_of_seats(target, present)])
+    _raise_if(_of_pools(target, present))
+    await _change(connection, event_id, target, present, now)
     return await stock.availability(connection, event_id=event_id, with_seats=False, now=now)
 
 
-async def _read(connection: AsyncConnection, event_id: UUID, wanted: TargetStock) -> _Existing:
-    locked = await connection.execute(
-        sa.select(pools.c.pool_id, pools.c.capacity, pools.c.held + pools.c.sold)
-        .where(pools.c.event_id == event_id)
-        .order_by(pools.c.pool_id)
-        .with_for_update(key_share=True)
-    )
-    drawn = await connection.execute(
+async def _read(connection: AsyncConnection, event_id: UUID, target: TargetStock) -> _Present:
+    locked = await restocking.lock_pools_of_event(connection, event_id)
+    offer_rows = await connection.execute(
         sa.select(
             offers.c.offer_id, offers.c.pool_id, offers.c.per_customer_limit, offers.c.seated
         ).where(offers.c.event_id == event_id)
     )
-    offered = {offer_id: _Drawn(*facts) for offer_id, *facts in drawn}
-    counted = await connection.execute(
+    present_offers = {offer_id: _Offer(*terms) for offer_id, *terms in offer_rows}
+    counts = await connection.execute(
         sa.select(seats.c.offer_id, seats.c.blocked, sa.func.count())
         .where(seats.c.event_id == event_id)
         .group_by(seats.c.offer_id, seats.c.blocked)
     )
     seats_in, blocked_in = Counter[UUID](), Counter[UUID]()
-    for offer_id, blocked, count in counted:
-        seats_in[offered[offer_id].pool_id] += count
+    for offer_id, blocked, count in counts:
+        seats_in[present_offers[offer_id].pool_id] += count
         if blocked:
-            blocked_in[offered[offer_id].pool_id] += count
-    named = [*(seat.seat_id for seat in wanted.add_seats), *wanted.remove_seat_ids]
-    found = await connection.execute(
+            blocked_in[present_offers[offer_id].pool_id] += count
+    listed = [*(seat.seat_id for seat in target.add_seats), *target.remove_seat_ids]
+    seat_rows = await connection.execute(
         sa.select(seats.c.seat_id, seats.c.offer_id, seats.c.blocked).where(
-            seats.c.event_id == event_id, seats.c.seat_id == any_of(named)
+            seats.c.event_id == event_id, seats.c.seat_id == any_of(listed)
         )
     )
-    taken = set(await restocking.claimed(connection, event_id=event_id, seat_ids=named))
-    return _Existing(
-        pools={pool_id: _Counters(*counters) for pool_id, *counters in locked},
-        offers=offered,
+    taken = set(await restocking.taken_seats(connection, event_id=event_id, seat_ids=listed))
+    return _Present(
+        pools={pool_id: pool for (_, pool_id), pool in locked.pools.items()},
+        offers=present_offers,
         seats={
-            row.seat_id: _Seat(row.offer_id, row.blocked, row.seat_id in taken) for row in found
+            row.seat_id: _Seat(row.offer_id, row.blocked, row.seat_id in taken) for row in seat_rows
         },
         seats_in=seats_in,
         blocked_in=blocked_in,
@@ -137,129 +121,134 @@ def _raise_if(violations: Sequence[FieldViolation]) -> None:
         raise invalid(*violations[:_MAX_VIOLATIONS])
 
 
-def _repeated(wanted: TargetStock) -> list[FieldViolation]:
-    added = {seat.seat_id for seat in wanted.add_seats}
+def _repeated(target: TargetStock) -> list[FieldViolation]:
+    added = {seat.seat_id for seat in target.add_seats}
     return [
-        *stock.repeated("pools", "pool_id", (pool.pool_id for pool in wanted.pools)),
-        *stock.repeated("offers", "offer_id", (offer.offer_id for offer in wanted.offers)),
-        *stock.repeated("add_seats", "seat_id", (seat.seat_id for seat in wanted.add_seats)),
+        *stock.repeated("pools", "pool_id", (pool.pool_id for pool in target.pools)),
+        *stock.repeated("offers", "offer_id", (offer.offer_id for offer in target.offers)),
+        *stock.repeated("add_seats", "seat_id", (seat.seat_id for seat in target.add_seats)),
         *(
-            FieldViolation(f"remove_seat_ids[{n}]", "is among the seats to add")
-            for n, seat_id in enumerate(wanted.remove_seat_ids)
+            FieldViolation(f"remove_seat_ids[{n}]", "is also listed in add_seats")
+            for n, seat_id in enumerate(target.remove_seat_ids)
             if seat_id in added
         ),
     ]
 
 
-def _of_offers(wanted: TargetStock, existing: _Existing) -> Iterator[FieldViolation]:
-    known = existing.pools.keys() | {pool.pool_id for pool in wanted.pools}
-    for n, offer in enumerate(wanted.offers):
-        is_now = existing.offers.get(offer.offer_id)
+def _of_offers(target: TargetStock, present: _Present) -> Iterator[FieldViolation]:
+    known = present.pools.keys() | {pool.pool_id for pool in target.pools}
+    for n, offer in enumerate(target.offers):
+        before = present.offers.get(offer.offer_id)
         if offer.pool_id not in known:
-            yield FieldViolation(f"offers[{n}].pool_id", "no such pool")
-        elif is_now is not None and is_now.pool_id != offer.pool_id:
-            yield FieldViolation(f"offers[{n}].pool_id", "the offer draws on another pool")
+            yield FieldViolation(f"offers[{n}].pool_id", "the event has no such pool")
+        elif before is not None and before.pool_id != offer.pool_id:
+            yield FieldViolation(
+                f"offers[{n}].pool_id", f"must stay {before.pool_id}, the pool of the offer"
+            )
 
 
-def _of_seats(wanted: TargetStock, existing: _Existing) -> Iterator[FieldViolation]:
-    known = existing.offers.keys() | {offer.offer_id for offer in wanted.offers}
-    for n, seat in enumerate(wanted.add_seats):
-        offer, is_now = existing.offers.get(seat.offer_id), existing.seats.get(seat.seat_id)
+def _of_seats(target: TargetStock, present: _Present) -> Iterator[FieldViolation]:
+    known = present.offers.keys() | {offer.offer_id for offer in target.offers}
+    for n, seat in enumerate(target.add_seats):
+        offer, before = present.offers.get(seat.offer_id), present.seats.get(seat.seat_id)
         if seat.offer_id not in known:
-            yield FieldViolation(f"add_seats[{n}].offer_id", "no such offer")
+            yield FieldViolation(f"add_seats[{n}].offer_id", "the event has no such offer")
         elif offer is not None and not offer.seated:
-            yield FieldViolation(f"add_seats[{n}].offer_id", "this offer is not sold by seat")
-        if is_now is not None and is_now.offer_id != seat.offer_id:
+            yield FieldViolation(f"add_seats[{n}].offer_id", "the offer is not sold by seat")
+        if before is not None and before.offer_id != seat.offer_id:
             yield FieldViolation(f"add_seats[{n}].offer_id", "another offer sells the seat")
-    for n, seat_id in enumerate(wanted.remove_seat_ids):
-        if (leaving := existing.seats.get(seat_id)) is not None and leaving.taken:
+    for n, seat_id in enumerate(target.remove_seat_ids):
+        if (before := present.seats.get(seat_id)) is not None and before.taken:
             yield FieldViolation(f"remove_seat_ids[{n}]", "the seat is held or sold")
 
 
-def _of_pools(wanted: TargetStock, existing: _Existing) -> list[FieldViolation]:
-    seats_in = _seats_in(wanted, existing)
-    seated_offers = _seated_offers(wanted, existing)
+def _of_pools(target: TargetStock, present: _Present) -> list[FieldViolation]:
+    seats_in = _seats_in(target, present)
+    seated_offers = _seated_offers(target, present)
     violations = [
-        FieldViolation(f"offers[{n}].pool_id", "a seated pool sells nothing but its seats")
-        for n, offer in enumerate(wanted.offers)
+        FieldViolation(
+            f"offers[{n}].pool_id", "is a seated pool: only offers with seats can draw on it"
+        )
+        for n, offer in enumerate(target.offers)
         if seats_in[offer.pool_id] and offer.offer_id not in seated_offers
     ]
-    for n, pool in enumerate(wanted.pools):
-        count, is_now = seats_in[pool.pool_id], existing.pools.get(pool.pool_id)
-        is_seated = count or existing.seats_in[pool.pool_id]
+    for n, pool in enumerate(target.pools):
+        count, before = seats_in[pool.pool_id], present.pools.get(pool.pool_id)
+        is_seated = count or present.seats_in[pool.pool_id]
+        used = 0 if before is None else before.held + before.sold
         if is_seated and pool.capacity != count:
             text = f"must be {count}, the number of the pool's seats"
             violations.append(FieldViolation(f"pools[{n}].capacity", text))
-        elif not is_seated and is_now is not None and pool.capacity < is_now.used:
-            text = f"must be at least {is_now.used}, which are held or sold"
+        elif not is_seated and pool.capacity < used:
+            text = f"must be at least {used}, the number of held and sold places"
             violations.append(FieldViolation(f"pools[{n}].capacity", text))
     return violations
 
 
-def _seated_offers(wanted: TargetStock, existing: _Existing) -> set[UUID]:
-    """Offers that are or become sold by seat."""
-    return {offer_id for offer_id, offer in existing.offers.items() if offer.seated} | {
-        seat.offer_id for seat in wanted.add_seats
+def _seated_offers(target: TargetStock, present: _Present) -> set[UUID]:
+    """Offers that are sold by seat after the update."""
+    return {offer_id for offer_id, offer in present.offers.items() if offer.seated} | {
+        seat.offer_id for seat in target.add_seats
     }
 
 
-def _pool_of(wanted: TargetStock, existing: _Existing) -> dict[UUID, UUID]:
+def _pool_of(target: TargetStock, present: _Present) -> dict[UUID, UUID]:
     """The pool of each offer."""
-    return {offer.offer_id: offer.pool_id for offer in wanted.offers} | {
-        offer_id: offer.pool_id for offer_id, offer in existing.offers.items()
+    return {offer.offer_id: offer.pool_id for offer in target.offers} | {
+        offer_id: offer.pool_id for offer_id, offer in present.offers.items()
     }
 
 
-def _seats_in(wanted: TargetStock, existing: _Existing) -> Counter[UUID]:
-    """How many seats each pool will have."""
-    pool_of, result = _pool_of(wanted, existing), Counter(existing.seats_in)
-    result.update(pool_of[seat.offer_id] for seat in _added(wanted, existing))
-    for seat_id in _removed(wanted, existing):
-        result[pool_of[existing.seats[seat_id].offer_id]] -= 1
+def _seats_in(target: TargetStock, present: _Present) -> Counter[UUID]:
+    """The number of seats of each pool after the update."""
+    pool_of, result = _pool_of(target, present), Counter(present.seats_in)
+    result.update(pool_of[seat.offer_id] for seat in _added(target, present))
+    for seat_id in _removed(target, present):
+        result[pool_of[present.seats[seat_id].offer_id]] -= 1
     return result
 
 
-def _added(wanted: TargetStock, existing: _Existing) -> list[Seat]:
-    return [seat for seat in wanted.add_seats if seat.seat_id not in existing.seats]
+def _added(target: TargetStock, present: _Present) -> list[Seat]:
+    return [seat for seat in target.add_seats if seat.seat_id not in present.seats]
 
 
-def _removed(wanted: TargetStock, existing: _Existing) -> list[UUID]:
-    return sorted({each for each in wanted.remove_seat_ids if each in existing.seats})
+def _removed(target: TargetStock, present: _Present) -> list[UUID]:
+    return sorted({seat_id for seat_id in target.remove_seat_ids if seat_id in present.seats})
 
 
 async def _change(
     connection: AsyncConnection,
     event_id: UUID,
-    wanted: TargetStock,
-    existing: _Existing,
+    target: TargetStock,
+    present: _Present,
     now: datetime,
 ) -> None:
-    new_pools = [pool.pool_id for pool in wanted.pools if pool.pool_id not in existing.pools]
+    new_pools = [pool.pool_id for pool in target.pools if pool.pool_id not in present.pools]
     await stock.insert_pools(connection, event_id=event_id, pool_ids=new_pools)
-    new_offers = [offer for offer in wanted.offers if offer.offer_id not in existing.offers]
-    seated = _seated_offers(wanted, existing)
+    new_offers = [offer for offer in target.offers if offer.offer_id not in present.offers]
+    seated = _seated_offers(target, present)
     await stock.insert_offers(connection, event_id=event_id, new=new_offers, seated=seated)
-    for offer in wanted.offers:
-        is_now = existing.offers.get(offer.offer_id)
-        if is_now is not None and is_now.per_customer_limit != offer.per_customer_limit:
+    for offer in target.offers:
+        before = present.offers.get(offer.offer_id)
+        if before is not None and before.per_customer_limit != offer.per_customer_limit:
             await connection.execute(
                 sa.update(offers)
                 .where(offers.c.event_id == event_id, offers.c.offer_id == offer.offer_id)
                 .values(per_customer_limit=offer.per_customer_limit)
             )
-    if wanted.per_customer_limit is not None:
+    if target.per_customer_limit is not None:
         await connection.execute(
             sa.update(events)
             .where(events.c.event_id == event_id)
-            .values(per_customer_limit=wanted.per_customer_limit or None)
+            .values(per_customer_limit=target.per_customer_limit or None)
         )
-    added, removed = _added(wanted, existing), _removed(wanted, existing)
+    added, removed = _added(target, present), _removed(target, present)
     await stock.insert_seats(connection, event_id=event_id, new=added)
     if removed:
         await connection.execute(
             sa.delete(seats).where(seats.c.event_id == event_id, seats.c.seat_id == any_of(removed))
         )
-    entries = _entries(event_id, wanted, existing)
+    entries = _entries(event_id, target, present)
     if not (entries or added or removed):
         return
     states: dict[tuple[UUID, UUID], SeatState | None] = {
@@ -273,22 +262,22 @@ async def _change(
     )
 
 
-def _entries(event_id: UUID, wanted: TargetStock, existing: _Existing) -> list[Entry]:
-    """What changes in the pools' capacities; blocked seats do not count."""
-    seats_in, pool_of = _seats_in(wanted, existing), _pool_of(wanted, existing)
-    blocked_in = Counter(existing.blocked_in)
-    for seat_id in _removed(wanted, existing):
-        seat = existing.seats[seat_id]
+def _entries(event_id: UUID, target: TargetStock, present: _Present) -> list[Entry]:
+    """The changes of the pools' capacities; blocked seats do not count."""
+    seats_in, pool_of = _seats_in(target, present), _pool_of(target, present)
+    blocked_in = Counter(present.blocked_in)
+    for seat_id in _removed(target, present):
+        seat = present.seats[seat_id]
         blocked_in[pool_of[seat.offer_id]] -= seat.blocked
-    capacities = {pool.pool_id: pool.capacity for pool in wanted.pools}
+    capacities = {pool.pool_id: pool.capacity for pool in target.pools}
     for pool_id in seats_in:
-        if seats_in[pool_id] or existing.seats_in[pool_id]:
+        if seats_in[pool_id] or present.seats_in[pool_id]:
             capacities[pool_id] = seats_in[pool_id] - blocked_in[pool_id]
     entries = []
     for pool_id, capacity in capacities.items():
-        is_now = existing.pools.get(pool_id)
-        before = 0 if is_now is None else is_now.capacity
-        if capacity != before:
-            kind = Kind.DEFINE if is_now is None else Kind.ADJUST
-            entries.append(Entry(event_id, pool_id, kind, capacity=capacity - before))
+        before = present.pools.get(pool_id)
+        delta = capacity - (0 if before is None else before.capacity)
+        if delta:
+            kind = Kind.DEFINE if before is None else Kind.ADJUST
+            entries.append(Entry(event_id, pool_id, kind, capacity=delta))
     return entries

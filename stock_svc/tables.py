@@ -1,9 +1,6 @@
-"""The tables of the ledger. Every key begins with event_id, so that they shard by event; the
-outbox and the idempotency records, which no booking reads, stand beside them.
-
-What must never happen is refused here a second time, by named constraints: an oversold
-pool, a seat with two live claims, a customer above the limit, a second live reservation
-for one request, a changed movement.
+"""The tables of the ledger. Keys begin with event_id, so that the tables shard by event; only
+the outbox and the idempotency records, which no booking reads, have other keys. Named constraints
+repeat the invariants of statements.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,6 +16,9 @@ from mesh.db.outbox import outbox_table
 
 metadata = sa.MetaData(naming_convention=NAMING)
 
+Key = tuple[UUID, UUID]
+"""The key of a pool, an offer, a seat or a reservation: its event's id and its own."""
+
 Uuid = postgresql.UUID(as_uuid=True)
 _Time = sa.DateTime(timezone=True)
 
@@ -27,7 +27,7 @@ def _event_id() -> sa.Column[object]:
     return sa.Column("event_id", Uuid, primary_key=True)
 
 
-# One row for each event whose stock is defined; the fingerprint tells a repetition.
+# One row for each event whose stock is or was defined; the fingerprint shows a repetition.
 events = sa.Table(
     "events",
     metadata,
@@ -39,8 +39,8 @@ events = sa.Table(
     sa.CheckConstraint("per_customer_limit >= 1", name="per_customer_limit"),
 )
 
-# The counters. `version` counts the pool's movements. Whoever changes a total or a seat
-# claim of a pool holds the lock of its row, so that these need no order among themselves.
+# The counters. `version` is the number of the pool's movements. A transaction that changes a total
+# or a seat claim holds the lock of its pool's row, so totals and claims need no order of locks.
 pools = sa.Table(
     "pools",
     metadata,
@@ -92,7 +92,7 @@ reservations = sa.Table(
     sa.Column("extended", sa.Boolean, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
-    # The reservation that this one took the place of, by an exchange.
+    # The reservation that an exchange ended for this one.
     sa.Column("replaces", Uuid),
     sa.CheckConstraint(
         "state IN ('ACTIVE', 'COMMITTED', 'RELEASED', 'EXPIRED', 'RETURNED')", name="state"
@@ -135,7 +135,7 @@ reservation_lines = sa.Table(
     sa.CheckConstraint("seat_id IS NULL OR quantity = 1", name="seat_quantity"),
 )
 
-# No foreign key to seats: checking it would put a share lock on rows that all buyers meet.
+# No foreign key to seats: its check would put a share lock on rows that many transactions use.
 seat_claims = sa.Table(
     "seat_claims",
     metadata,
@@ -158,8 +158,8 @@ seat_claims = sa.Table(
 
 claim_is_live = seat_claims.c.state.in_([sa.literal_column("'HELD'"), sa.literal_column("'SOLD'")])
 
-# What a customer holds and owns of an offer. The limit stands in the row for the CHECK, and the
-# event's for the trigger customer_totals_event_limit, which sums over the event's offers.
+# The places of an offer that a customer holds or has bought. The row has the offer's limit for the
+# CHECK, and the event's for the trigger customer_totals_event_limit, which sums over its offers.
 customer_totals = sa.Table(
     "customer_totals",
     metadata,
@@ -173,7 +173,7 @@ customer_totals = sa.Table(
     sa.CheckConstraint("quantity <= per_customer_limit", name="purchase_limit"),
 )
 
-# Append-only: the trigger movements_append_only refuses everything but INSERT.
+# Append-only: the trigger movements_append_only refuses all statements but INSERT.
 movements = sa.Table(
     "movements",
     metadata,
@@ -193,19 +193,19 @@ movements = sa.Table(
     ),
 )
 
-# What other services learn of each transaction.
+# The counters and seats after each transaction, for StockChangeService.
 outbox = outbox_table(metadata)
 
 idempotency_records = idempotency_table(metadata)
 
 
 def any_of(ids: Iterable[UUID]) -> sa.ColumnElement[Any]:
-    """For `column == any_of(ids)`: one parameter and so one prepared plan, however many ids."""
+    """For `column == any_of(ids)`: one parameter, so one prepared plan for any number of ids."""
     return sa.any_(sa.literal(list(ids), postgresql.ARRAY(Uuid)))
 
 
 def rows(**columns: tuple[sa.types.TypeEngine[Any], Sequence[Any]]) -> sa.TableValuedAlias:
-    """Values as rows of a statement, in their order: `rows(seat_id=(Uuid, [...]))`."""
+    """Columns of values as the rows of a statement: `rows(seat_id=(Uuid, [...]))`."""
     arrays = [sa.literal(list(values), postgresql.ARRAY(kind)) for kind, values in columns.values()]
     typed = [sa.column(name, kind) for name, (kind, _) in columns.items()]
     return sa.func.unnest(*arrays).table_valued(*typed).render_derived()

@@ -36,7 +36,9 @@ from mesh.ids import new_id
 from mesh.money import Money
 from stock_svc import audit as stock_audit
 from stock_svc import exchange, reservations, restocking, stock, stock_update
-from stock_svc.reservation import Line
+from stock_svc.reservations import Line
+from stock_svc.transitions import Move, Order
+from testing.stock_harness import move_one, reserve_one
 
 _T = TypeVar("_T")
 
@@ -122,14 +124,14 @@ class LedgerStock:
         remove_seat_ids: Sequence[UUID],
         per_customer_limit: int | None,
     ) -> None:
-        wanted = stock_update.TargetStock(
+        target = stock_update.TargetStock(
             [stock.Pool(pool.pool_id, pool.capacity) for pool in pools],
             [stock.Offer(o.offer_id, o.pool_id, o.per_customer_limit) for o in offers],
             [stock.Seat(seat_id, offer_id) for seat_id, offer_id in add_seats.items()],
             remove_seat_ids,
             per_customer_limit,
         )
-        await self._run(stock_update.update, event_id=event_id, wanted=wanted)
+        await self._run(stock_update.update, event_id=event_id, target=target)
 
     async def remove(self, *, event_id: UUID) -> None:
         await self._run(restocking.remove, event_id=event_id)
@@ -158,36 +160,33 @@ class LedgerStock:
         lines: Sequence[ports.Line],
         expire_time: datetime,
     ) -> ports.Reservation:
-        made = await self._run(
-            reservations.reserve,
+        request = reservations.new(
             event_id=event_id,
             reservation_id=reservation_id,
             request_key=request_key,
             customer_id=customer_id,
             lines=[Line(line.offer_id, line.quantity, line.seat_id) for line in lines],
             expire_time=expire_time,
+            now=self._clock(),
         )
+        made = await self._run(reserve_one, request=request)
         return ports.Reservation(made.reservation_id, made.expire_time)
 
     async def extend(
         self, *, event_id: UUID, reservation_id: UUID, expire_time: datetime
     ) -> ports.Reservation:
-        made = await self._run(
-            reservations.extend,
-            event_id=event_id,
-            reservation_id=reservation_id,
-            expire_time=expire_time,
-        )
+        order = Order(Move.EXTEND, event_id, reservation_id, expire_time)
+        made = (await self._run(move_one, order=order)).expect()
         return ports.Reservation(made.reservation_id, made.expire_time)
 
     async def commit(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(reservations.commit, event_id=event_id, reservation_id=reservation_id)
+        await self._run(move_one, order=Order(Move.COMMIT, event_id, reservation_id))
 
     async def release(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(reservations.release, event_id=event_id, reservation_id=reservation_id)
+        await self._run(move_one, order=Order(Move.RELEASE, event_id, reservation_id))
 
     async def return_sold(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(reservations.return_sold, event_id=event_id, reservation_id=reservation_id)
+        await self._run(move_one, order=Order(Move.RETURN, event_id, reservation_id))
 
     async def exchange(
         self,

@@ -1,7 +1,7 @@
-"""Buyers in a process of their own, as stock_svc's replicas serve them: `python -m` this, URL.
+"""Buyers in a process of their own, like a replica of stock_svc: `python -m testing.buyers URL`.
 
-Reads an order per line: an event, and what each buyer wants. They all want it at once; the
-answer is what became of each, `won` or the reason of its refusal.
+Reads a JSON line with an event and the lines of each buyer's request, runs all requests
+concurrently, and writes their outcomes: `accepted` or the reason of the refusal.
 """
 
 import asyncio
@@ -14,40 +14,40 @@ from uuid import UUID
 from mesh.coalescing import Coalescer
 from mesh.errors import DomainError
 from mesh.ids import new_id
-from stock_svc import batches, reservation
-from stock_svc.reservation import Line, Reservation
+from stock_svc import batches, reservations
+from stock_svc.reservations import Line, Reservation
 from testing.databases import open_patiently
 from testing.stock_harness import HOLD, NOW
 
 
 async def outcome(
-    together: Coalescer[Reservation, Reservation], event_id: UUID, wish: list[Any]
+    coalescer: Coalescer[Reservation, Reservation], event_id: UUID, lines: list[Any]
 ) -> str:
-    wanted = reservation.new(
+    request = reservations.new(
         event_id=event_id,
         reservation_id=new_id(),
         request_key=str(new_id()),
         customer_id=new_id(),
-        lines=[Line(UUID(offer), 1, None if seat is None else UUID(seat)) for offer, seat in wish],
+        lines=[Line(UUID(offer), 1, None if seat is None else UUID(seat)) for offer, seat in lines],
         expire_time=NOW + HOLD,
         now=NOW,
     )
     try:
-        await together.submit(wanted)
+        await coalescer.submit(request)
     except DomainError as refusal:
         return str(refusal.reason)
-    return "won"
+    return "accepted"
 
 
 async def main(url: str) -> None:
     async with open_patiently(url) as database:
-        together = batches.reserving_together(database, lambda: NOW)
+        coalescer = batches.coalesced_reserve(database, lambda: NOW)
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(line)
             assert datetime.fromisoformat(order["now"]) == NOW
             event_id = UUID(order["event_id"])
-            wishes = (outcome(together, event_id, wish) for wish in order["wishes"])
-            print(json.dumps(await asyncio.gather(*wishes)), flush=True)
+            outcomes = (outcome(coalescer, event_id, lines) for lines in order["requests"])
+            print(json.dumps(await asyncio.gather(*outcomes)), flush=True)
 
 
 if __name__ == "__main__":

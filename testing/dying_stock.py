@@ -1,9 +1,8 @@
-"""stock_svc's servicer in a process that is killed at its n-th await: `python -m` this.
+"""stock_svc's servicer in a process that kills itself at its n-th await.
 
-Reads one order per line from stdin: the database, the method, the request, and at which
-suspension of any of its tasks to send itself SIGKILL. Answers `killed` or `done` per line.
-Each order is a forked process, so that the imports are paid for once; nothing of gRPC is
-running when it forks.
+Reads a JSON line per call: the database, the method, the request, and the number of the
+suspension, of any of its tasks, at which the process sends itself SIGKILL. Writes `killed`, or
+`done` and the exit code. Each call runs in a fork, so that imports run once; gRPC is not running.
 """
 
 import asyncio
@@ -19,12 +18,14 @@ from typing import Any
 from google.protobuf import json_format
 
 from boxoffice.stock.v1 import stock_service_pb2
+from mesh.db.idempotent import IdempotentWrites
 from stock_svc.servicers.stock import StockServicer
+from stock_svc.tables import idempotency_records
 from testing.databases import open_patiently
 
 
 class Suspensions:
-    """Counts the awaits at which tasks have really waited, and dies at one of them."""
+    """Counts the awaits at which tasks were suspended, and kills the process at one of them."""
 
     def __init__(self, die_at: int) -> None:
         self._die_at = die_at
@@ -74,8 +75,9 @@ async def serve(order: dict[str, Any]) -> None:
     request = getattr(stock_service_pb2, f"{order['method']}Request")()
     json_format.ParseDict(order["request"], request)
     async with open_patiently(order["url"]) as database:
-        servicer = StockServicer(database, clock=lambda: now)
-        # The pool has its connection: what is counted is the work.
+        writes = IdempotentWrites(database, idempotency_records, lambda: now)
+        servicer = StockServicer(database, writes, lambda: now)
+        # Opens the connection, so that only the awaits of the call are counted.
         await database.ping()
         suspensions.armed = True
         await asyncio.create_task(getattr(servicer, order["method"])(request, None))

@@ -1,7 +1,7 @@
-"""Whether a history of concurrent calls is one that could have happened one call at a time.
+"""Checks whether a history of concurrent calls is linearizable.
 
-The search of Wing and Gong with Lowe's memory of what was tried: a call may be taken next
-when no call that is still to be taken had ended before it began.
+The search of Wing and Gong with Lowe's cache of visited configurations: a call can be next when
+it began before the first end among the remaining calls.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -13,7 +13,7 @@ StateT = TypeVar("StateT", bound=Hashable)
 
 @dataclass(frozen=True)
 class Call:
-    """A call with its answer; `began` and `ended` are of one counter."""
+    """A call with its answer; `began` and `ended` are values of one counter."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -27,20 +27,20 @@ def is_linearizable(
     initial: StateT,
     step: Callable[[StateT, Call], tuple[object, StateT]],
 ) -> bool:
-    """`step` says what a state would answer to a call, and the state after it."""
-    tried: set[tuple[frozenset[int], StateT]] = set()
+    """`step` returns the answer of a state to a call, and the state after it."""
+    visited: set[tuple[frozenset[int], StateT]] = set()
     stack = [(frozenset(range(len(history))), initial)]
     while stack:
-        left, state = stack.pop()
-        if not left:
+        remaining, state = stack.pop()
+        if not remaining:
             return True
-        if (left, state) in tried:
+        if (remaining, state) in visited:
             continue
-        tried.add((left, state))
-        first_end = min(history[n].ended for n in left)
-        for n in left:
+        visited.add((remaining, state))
+        first_end = min(history[n].ended for n in remaining)
+        for n in remaining:
             if history[n].began < first_end:
                 answer, after = step(state, history[n])
                 if answer == history[n].answer:
-                    stack.append((left - {n}, after))
+                    stack.append((remaining - {n}, after))
     return False

@@ -1,29 +1,62 @@
-"""An event on sale, for tests: each call is a transaction of its own, as in the servicer."""
+"""An event on sale, for tests: each call is one transaction, as in the servicer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.batches import RacedError
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import audit, exchange, reservations, restocking, stock, stock_update
+from stock_svc import (
+    audit,
+    exchange,
+    reservations,
+    restocking,
+    stock,
+    stock_update,
+)
 from stock_svc.audit import Audit
-from stock_svc.reservation import Line, Reservation
+from stock_svc.reservations import Line, Reservation
+from stock_svc.reserve import reserve_all
 from stock_svc.stock import SeatAvailability, StockAvailability
 from stock_svc.stock_update import TargetStock
+from stock_svc.transitions import Move, Moved, Order, move_all
 
 NOW = datetime(2031, 5, 17, 18, 0, tzinfo=UTC)
 HOLD = timedelta(minutes=10)
 LAPSED = NOW + HOLD
 
 
+async def reserve_one(
+    connection: AsyncConnection, request: Reservation, *, now: datetime
+) -> Reservation:
+    """`reserve_all` for one request. Raises its refusal."""
+    try:
+        [outcome] = await reserve_all(connection, [request], now)
+    except RacedError as raced:
+        raise raced.refusal() from None
+    if isinstance(outcome, DomainError):
+        raise outcome
+    return outcome
+
+
+async def move_one(connection: AsyncConnection, order: Order, *, now: datetime) -> Moved:
+    """`move_all` for one order. Raises its refusal."""
+    [outcome] = await move_all(connection, [order], now)
+    if isinstance(outcome, DomainError):
+        raise outcome
+    return outcome
+
+
 @dataclass(frozen=True)
 class Sale:
-    """An event's stock by the names that a test gave it."""
+    """An event's stock; pools, offers and seats by the names that a test gave them."""
 
     database: Database
     event_id: UUID
@@ -40,7 +73,7 @@ class Sale:
         offer_of = {seat.seat_id: seat.offer_id for seat in self.stock.seats}
         return [Line(offer_of[self.seats[name]], 1, self.seats[name]) for name in seats]
 
-    async def reserve(
+    def request(
         self,
         *lines: Line,
         customer_id: UUID | None = None,
@@ -49,47 +82,44 @@ class Sale:
         now: datetime = NOW,
         hold: timedelta = HOLD,
     ) -> Reservation:
+        """A reservation to be made; one place when no line is given."""
+        return reservations.new(
+            event_id=self.event_id,
+            reservation_id=reservation_id or new_id(),
+            request_key=request_key or str(new_id()),
+            customer_id=customer_id or new_id(),
+            lines=lines or [self.line()],
+            expire_time=now + hold,
+            now=now,
+        )
+
+    async def reserve(self, *lines: Line, now: datetime = NOW, **details: Any) -> Reservation:
+        """`details` are those of `request`."""
+        request = self.request(*lines, now=now, **details)
         async with self.database.transaction() as connection:
-            return await reservations.reserve(
-                connection,
-                event_id=self.event_id,
-                reservation_id=reservation_id or new_id(),
-                request_key=request_key or str(new_id()),
-                customer_id=customer_id or new_id(),
-                lines=lines or [self.line()],
-                expire_time=now + hold,
-                now=now,
-            )
+            return await reserve_one(connection, request, now=now)
 
     async def extend(
         self, reservation_id: UUID, *, now: datetime = NOW, to: datetime | None = None
     ) -> Reservation:
-        async with self.database.transaction() as connection:
-            return await reservations.extend(
-                connection,
-                event_id=self.event_id,
-                reservation_id=reservation_id,
-                expire_time=to or now + timedelta(minutes=15),
-                now=now,
-            )
+        end = to or now + timedelta(minutes=15)
+        return (await self._move(Move.EXTEND, reservation_id, now, end)).expect()
 
     async def commit(self, reservation_id: UUID, *, now: datetime = NOW) -> Reservation:
-        async with self.database.transaction() as connection:
-            return await reservations.commit(
-                connection, event_id=self.event_id, reservation_id=reservation_id, now=now
-            )
+        return (await self._move(Move.COMMIT, reservation_id, now)).expect()
 
     async def release(self, reservation_id: UUID, *, now: datetime = NOW) -> bool:
-        async with self.database.transaction() as connection:
-            return await reservations.release(
-                connection, event_id=self.event_id, reservation_id=reservation_id, now=now
-            )
+        return (await self._move(Move.RELEASE, reservation_id, now)).has_moved
 
     async def return_sold(self, reservation_id: UUID, *, now: datetime = NOW) -> Reservation:
+        return (await self._move(Move.RETURN, reservation_id, now)).expect()
+
+    async def _move(
+        self, move: Move, reservation_id: UUID, now: datetime, expire_time: datetime | None = None
+    ) -> Moved:
+        order = Order(move, self.event_id, reservation_id, expire_time)
         async with self.database.transaction() as connection:
-            return await reservations.return_sold(
-                connection, event_id=self.event_id, reservation_id=reservation_id, now=now
-            )
+            return await move_one(connection, order, now=now)
 
     async def exchange(
         self,
@@ -145,7 +175,7 @@ class Sale:
     async def update(self, target: TargetStock, *, now: datetime = NOW) -> StockAvailability:
         async with self.database.transaction() as connection:
             return await stock_update.update(
-                connection, event_id=self.event_id, wanted=target, now=now
+                connection, event_id=self.event_id, target=target, now=now
             )
 
     async def remove(self, *, now: datetime = NOW) -> None:
@@ -165,8 +195,8 @@ class Sale:
             )
 
     async def available(self, pool: str = "floor", *, now: datetime = NOW) -> int:
-        left = await self.availability(now=now)
-        return next(p.available for p in left.pools if p.pool_id == self.pools[pool])
+        availability = await self.availability(now=now)
+        return next(p.available for p in availability.pools if p.pool_id == self.pools[pool])
 
     async def seat_states(self, *, now: datetime = NOW) -> dict[str, str]:
         states = {
@@ -184,10 +214,10 @@ class Sale:
         return audited
 
     async def counters(self, pool: str = "floor") -> tuple[int, int]:
-        """Held and sold, as the counters say."""
+        """Held and sold places."""
         audited = await self.audit()
-        one = next(p for p in audited.pools if p.pool_id == self.pools[pool])
-        return one.held, one.sold
+        counters = next(p for p in audited.pools if p.pool_id == self.pools[pool])
+        return counters.held, counters.sold
 
     async def sql(self, *statements: str) -> None:
         async with self.database.transaction() as connection:
@@ -206,8 +236,8 @@ async def on_sale(
 ) -> Sale:
     """An event whose offers draw on pools: `offers={"adult": "floor"}`, `seats={"stalls": ["A1"]}`.
 
-    Without more, one offer `place` of a pool `floor` with 10 places. A pool that only seats
-    draw on gets its capacity from them.
+    By default it has one offer `place` of a pool `floor` with 10 places. The capacity of a pool
+    that is not in `pools` is the number of its seats.
     """
     offers = dict(offers or ({"place": "floor"} if not seats else {}))
     for offer in seats or {}:

@@ -1,4 +1,4 @@
-"""StockService on the wire: translates between the contract and the domain, nothing else."""
+"""StockService: converts messages to plain values, calls one domain function, converts back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,10 +15,9 @@ from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceServicer
 from mesh import paging
 from mesh.clock import Clock
 from mesh.conversions import time_from_proto
-from mesh.db import idempotent
 from mesh.db.database import Database
+from mesh.db.idempotent import IdempotentWrites, key_of_call
 from mesh.errors import DomainError
-from mesh.rpc.call import caller, idempotency_key
 from mesh.rpc.errors import to_status
 from mesh.tasks import shielded
 from stock_svc import (
@@ -27,32 +26,37 @@ from stock_svc import (
     exchange,
     ledger,
     proto,
-    reservations,
     restocking,
     stock,
     stock_update,
 )
-from stock_svc.reservation import Reservation, check_end
+from stock_svc.reservations import Reservation, check_expire_time
 from stock_svc.transitions import Move
 
-# A write ends by then even when its client is gone; a little more than any RPC's deadline.
+# The limit of a write, also of one whose client left; longer than the deadline of any RPC.
 _WRITE_SECONDS = 10.0
 
-# Ids of events that a stream of audits reads at a time.
-_AUDITED_AT_ONCE = 100
+# Ids of events that a stream of audits reads per statement.
+_EVENTS_PER_READ = 100
 
 _T = TypeVar("_T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class StockServicer(StockServiceServicer):
-    """One RPC is one transaction. Writes go on when the client leaves, reads do not."""
+    """A write continues when its client leaves; a read ends.
 
-    def __init__(self, database: Database, *, clock: Clock) -> None:
+    Reserve, BatchReserve and the moves of reservations share a transaction with concurrent calls
+    (batches.py); StreamAudits reads each event in a snapshot of its own. Every other RPC does its
+    work in one transaction.
+    """
+
+    def __init__(self, database: Database, writes: IdempotentWrites, clock: Clock) -> None:
         self._database = database
+        self._writes = writes
         self._clock = clock
-        self._reserving = batches.reserving_together(database, clock)
-        self._moving = batches.moving_together(database, clock)
+        self._reserves = batches.coalesced_reserve(database, clock)
+        self._moves = batches.coalesced_move(database, clock)
 
     async def DefineStock(
         self, request: stock_service_pb2.DefineStockRequest, context: _Context
@@ -70,15 +74,15 @@ class StockServicer(StockServiceServicer):
     async def UpdateStock(
         self, request: stock_service_pb2.UpdateStockRequest, context: _Context
     ) -> stock_service_pb2.Stock:
-        left = await self._write(
+        availability = await self._write(
             lambda connection: stock_update.update(
                 connection,
                 event_id=UUID(request.event_id),
-                wanted=proto.wanted_from(request),
+                target=proto.target_from(request),
                 now=self._clock(),
             )
         )
-        return proto.stock_to(left)
+        return proto.stock_to(availability)
 
     async def RemoveStock(
         self, request: stock_service_pb2.RemoveStockRequest, context: _Context
@@ -93,18 +97,20 @@ class StockServicer(StockServiceServicer):
     async def Restock(
         self, request: stock_service_pb2.RestockRequest, context: _Context
     ) -> stock_service_pb2.Stock:
-        given, who = idempotency_key(), caller()
-        key = idempotent.key_for("Restock", who.user_id or who.process, given or "", request)
-        answer = await self._write(
-            lambda connection: restocking.restock_once(
+        async def restock(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            pool_id = UUID(request.pool_id)
+            available = await restocking.restock(
                 connection,
-                key=None if given is None else key,
-                encode=lambda left: proto.stock_to(left).SerializeToString(),
                 event_id=UUID(request.event_id),
-                pool_id=UUID(request.pool_id),
+                pool_id=pool_id,
                 quantity=request.quantity,
                 now=self._clock(),
             )
+            return pool_id, proto.stock_to(available).SerializeToString()
+
+        answer = await shielded(
+            self._writes.run_once(key_of_call("Restock", request), restock),
+            seconds=_WRITE_SECONDS,
         )
         return stock_service_pb2.Stock.FromString(answer)
 
@@ -129,11 +135,13 @@ class StockServicer(StockServiceServicer):
         changed = await change(
             connection,
             event_id=event_id,
-            seat_ids=[UUID(each) for each in request.seat_ids],
+            seat_ids=[UUID(seat_id) for seat_id in request.seat_ids],
             now=now,
         )
-        left = await stock.availability(connection, event_id=event_id, with_seats=False, now=now)
-        return proto.stock_to(replace(left, seats=changed))
+        availability = await stock.availability(
+            connection, event_id=event_id, with_seats=False, now=now
+        )
+        return proto.stock_to(replace(availability, seats=changed))
 
     async def Reserve(
         self, request: stock_service_pb2.ReserveRequest, context: _Context
@@ -156,13 +164,13 @@ class StockServicer(StockServiceServicer):
             return outcome(error=to_status(refusal))
 
     async def _reserve(self, request: stock_service_pb2.ReserveRequest) -> Reservation:
-        return await self._reserving.submit(proto.wanted_reservation(request, self._clock()))
+        return await self._reserves.submit(proto.request_from(request, self._clock()))
 
     async def ExtendReservation(
         self, request: stock_service_pb2.ExtendReservationRequest, context: _Context
     ) -> reservation_pb2.Reservation:
         expire_time = time_from_proto(request.expire_time, "expire_time")
-        check_end(expire_time, self._clock())
+        check_expire_time(expire_time, self._clock())
         return await self._move(request, Move.EXTEND, expire_time)
 
     async def CommitReservation(
@@ -174,7 +182,7 @@ class StockServicer(StockServiceServicer):
         self, request: stock_service_pb2.ReleaseReservationRequest, context: _Context
     ) -> stock_service_pb2.ReleaseReservationResponse:
         order = proto.order_from(request, Move.RELEASE)
-        moved = await self._moving.submit(order)
+        moved = await self._moves.submit(order)
         return stock_service_pb2.ReleaseReservationResponse(released=moved.has_moved)
 
     async def ReturnReservation(
@@ -185,8 +193,8 @@ class StockServicer(StockServiceServicer):
     async def _move(
         self, request: proto.MoveRequest, move: Move, expire_time: datetime | None = None
     ) -> reservation_pb2.Reservation:
-        moved = await self._moving.submit(proto.order_from(request, move, expire_time))
-        return proto.reservation_to(reservations.reservation_of(moved))
+        moved = await self._moves.submit(proto.order_from(request, move, expire_time))
+        return proto.reservation_to(moved.expect())
 
     async def ExchangeReservation(
         self, request: stock_service_pb2.ExchangeReservationRequest, context: _Context
@@ -211,13 +219,13 @@ class StockServicer(StockServiceServicer):
         self, request: stock_service_pb2.GetStockRequest, context: _Context
     ) -> stock_service_pb2.Stock:
         async with self._database.snapshot() as connection:
-            left = await stock.availability(
+            availability = await stock.availability(
                 connection,
                 event_id=UUID(request.event_id),
                 with_seats=request.with_seats,
                 now=self._clock(),
             )
-        return proto.stock_to(left)
+        return proto.stock_to(availability)
 
     async def ListMovements(
         self, request: stock_service_pb2.ListMovementsRequest, context: _Context
@@ -248,7 +256,7 @@ class StockServicer(StockServiceServicer):
         after = UUID(request.after_event_id) if request.after_event_id else UUID(int=0)
         while True:
             async with self._database.reading() as connection:
-                event_ids = await audit.event_ids(connection, after=after, limit=_AUDITED_AT_ONCE)
+                event_ids = await audit.event_ids(connection, after=after, limit=_EVENTS_PER_READ)
             if not event_ids:
                 return
             for after in event_ids:

@@ -1,4 +1,4 @@
-"""StockChangeService on the wire: the outbox as a stream."""
+"""StockChangeService: streams the outbox."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Concurrent holds, releases and commits on one pool look as if they came one by one."""
+"""Concurrent holds, releases and commits on one pool are linearizable."""
 
 import asyncio
 import itertools
@@ -13,42 +13,42 @@ import sqlalchemy as sa
 from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
-from stock_svc import batches, reservation
+from stock_svc import batches
 from stock_svc.tables import pools
 from testing.databases import open_patiently
 from testing.linearizability import Call, is_linearizable
-from testing.stock_harness import HOLD, NOW, Sale, on_sale
+from testing.stock_harness import NOW, Sale, on_sale
 
 CLIENTS = 5
 CALLS = 6
 PLACES = 3
 
-# Places that are free, and each reservation with its places and state.
+# The free places, and each reservation with its places and state.
 State = tuple[int, tuple[tuple[UUID, int, str], ...]]
 
 
 def free(places: int) -> State:
-    """A pool of which nobody has anything."""
+    """A pool without reservations."""
     return places, ()
 
 
 def step(state: State, call: Call) -> tuple[object, State]:
-    """The pool, one call at a time."""
-    left, listed = state
-    reservations = {one: (quantity, status) for one, quantity, status in listed}
+    """The answer to a call, and the state after it."""
+    available, listed = state
+    reservations = {key: (quantity, status) for key, quantity, status in listed}
     reservation_id = call.arguments[0]
     quantity, status = reservations.get(reservation_id, (0, "UNKNOWN"))
     answer: object
     match call.name, status:
         case "hold", _:
-            wanted = call.arguments[1]
-            if wanted > left:
-                return ("SOLD_OUT", left), state
-            left -= wanted
-            reservations[reservation_id] = (wanted, "ACTIVE")
+            requested = call.arguments[1]
+            if requested > available:
+                return ("SOLD_OUT", available), state
+            available -= requested
+            reservations[reservation_id] = (requested, "ACTIVE")
             answer = "ACTIVE"
         case "release", "ACTIVE":
-            left += quantity
+            available += quantity
             reservations[reservation_id] = (quantity, "RELEASED")
             answer = True
         case "release", "COMMITTED":
@@ -62,7 +62,7 @@ def step(state: State, call: Call) -> tuple[object, State]:
             return "RESERVATION_NOT_FOUND", state
         case _:
             return "RESERVATION_STATE_INVALID", state
-    return answer, (left, tuple(sorted((one, *facts) for one, facts in reservations.items())))
+    return answer, (available, tuple(sorted((k, *held) for k, held in reservations.items())))
 
 
 class Recorder:
@@ -89,22 +89,14 @@ async def database(new_database: Callable[[str], str]) -> AsyncIterator[Database
 
 
 async def record(sale: Sale, chance: random.Random) -> list[Call]:
-    """Clients that hold, and release and commit what they or others hold."""
+    """The history of clients that reserve, and release and commit reservations of any client."""
     recorder = Recorder()
-    together = batches.reserving_together(sale.database, lambda: NOW)
+    coalescer = batches.coalesced_reserve(sale.database, lambda: NOW)
     known = [new_id()]
 
     async def hold(reservation_id: UUID, quantity: int) -> object:
-        wanted = reservation.new(
-            event_id=sale.event_id,
-            reservation_id=reservation_id,
-            request_key=str(reservation_id),
-            customer_id=new_id(),
-            lines=[sale.line(quantity=quantity)],
-            expire_time=NOW + HOLD,
-            now=NOW,
-        )
-        return str((await together.submit(wanted)).state)
+        request = sale.request(sale.line(quantity=quantity), reservation_id=reservation_id)
+        return str((await coalescer.submit(request)).state)
 
     async def commit(reservation_id: UUID) -> object:
         return str((await sale.commit(reservation_id)).state)
@@ -141,18 +133,18 @@ async def test_histories_are_linearizable(database: Database, is_long: bool) -> 
     assert overlapping > 0
 
 
-async def test_the_checker_finds_an_oversold_pool(database: Database) -> None:
-    """Control: holds that look first and take then make a history that no order explains."""
+async def test_the_checker_rejects_the_history_of_an_oversold_pool(database: Database) -> None:
+    """Control: holds that read first and write then make a history that is not linearizable."""
     sale = await on_sale(database, pools={"floor": 1})
     await sale.sql("ALTER TABLE pools DROP CONSTRAINT pools_oversold_check")
     is_floor = (pools.c.event_id == sale.event_id) & (pools.c.pool_id == sale.pools["floor"])
-    looked = asyncio.Barrier(2)
+    both_have_read = asyncio.Barrier(2)
 
     async def hold() -> object:
         async with database.transaction() as connection:
-            left = sa.select(pools.c.capacity - pools.c.held).where(is_floor)
-            assert await connection.scalar(left) == 1
-            await looked.wait()
+            free_places = sa.select(pools.c.capacity - pools.c.held).where(is_floor)
+            assert await connection.scalar(free_places) == 1
+            await both_have_read.wait()
             await connection.execute(sa.update(pools).where(is_floor).values(held=pools.c.held + 1))
         return "ACTIVE"
 
@@ -161,9 +153,9 @@ async def test_the_checker_finds_an_oversold_pool(database: Database) -> None:
     assert not is_linearizable(recorder.history, free(1), step)
 
 
-def test_the_checker_minds_the_order_of_calls_that_do_not_overlap() -> None:
-    one, two = new_id(), new_id()
-    held, refused = ("hold", (one, 1), "ACTIVE"), ("hold", (two, 1), ("SOLD_OUT", 0))
+def test_the_checker_respects_the_order_of_calls_that_do_not_overlap() -> None:
+    first, second = new_id(), new_id()
+    held, refused = ("hold", (first, 1), "ACTIVE"), ("hold", (second, 1), ("SOLD_OUT", 0))
     assert is_linearizable([Call(*held, 0, 1), Call(*refused, 2, 3)], free(1), step)
     assert not is_linearizable([Call(*refused, 0, 1), Call(*held, 2, 3)], free(1), step)
     assert is_linearizable([Call(*refused, 0, 2), Call(*held, 1, 3)], free(1), step)

@@ -1,4 +1,4 @@
-"""Races on real connections. The control shows that a race is real without its guard."""
+"""Races on real connections. The controls show that without its guard a race oversells."""
 
 import asyncio
 import itertools
@@ -18,13 +18,13 @@ from mesh.db.pipeline import Statement, run_together
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import expiry, statements
-from stock_svc.reservation import Line, Reservation
-from stock_svc.states import State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import Line, Reservation, State
 from stock_svc.tables import pools, reservations, seat_claims
+from stock_svc.transitions import Move, Order
 from testing.databases import open_patiently
 from testing.locks import somebody_waits
-from testing.stock_harness import LAPSED, NOW, Sale, on_sale
+from testing.stock_harness import HOLD, LAPSED, NOW, Sale, move_one, on_sale
 
 CONNECTIONS = 16
 BUYERS = 50
@@ -45,10 +45,10 @@ async def database(
         yield opened
 
 
-async def rush(attempts: Iterable[Awaitable[object]]) -> list[object]:
-    """Runs all at once, as many as there are connections.
+async def run_concurrently(attempts: Iterable[Awaitable[object]]) -> list[object]:
+    """Runs all concurrently, CONNECTIONS at a time.
 
-    Returns what each got: a result, or the reason of its refusal.
+    Returns the result of each, or the reason of its refusal.
     """
     connections = asyncio.Semaphore(CONNECTIONS)
 
@@ -65,40 +65,40 @@ async def rush(attempts: Iterable[Awaitable[object]]) -> list[object]:
     return outcomes
 
 
-def won(outcomes: list[object]) -> list[Reservation]:
+def accepted(outcomes: list[object]) -> list[Reservation]:
     return [outcome for outcome in outcomes if isinstance(outcome, Reservation)]
 
 
-class Crowd:
-    """Lets nobody act on what they saw before as many have looked as there are connections.
+class ReadBarrier:
+    """Makes readers wait until CONNECTIONS of them have read; later ones do not wait.
 
-    So that a race does not depend on who happens to be fast.
+    With it a race does not depend on the speed of the machine.
     """
 
     def __init__(self) -> None:
-        self._looked = 0
-        self._all = asyncio.Event()
+        self._readers = 0
+        self._is_open = asyncio.Event()
 
-    async def has_looked(self) -> None:
-        self._looked += 1
-        if self._looked >= CONNECTIONS:
-            self._all.set()
-        await self._all.wait()
+    async def wait(self) -> None:
+        self._readers += 1
+        if self._readers >= CONNECTIONS:
+            self._is_open.set()
+        await self._is_open.wait()
 
 
-async def naive_claim(sale: Sale, crowd: Crowd) -> bool:
-    """The copy without the guard: looks first, takes then."""
+async def naive_claim(sale: Sale, barrier: ReadBarrier) -> bool:
+    """The copy without the guard: reads first, writes then."""
     is_floor = (pools.c.event_id == sale.event_id) & (pools.c.pool_id == sale.pools["floor"])
     async with sale.database.transaction() as connection:
         free = await connection.scalar(sa.select(pools.c.capacity - pools.c.held).where(is_floor))
         if free is None or free < 1:
             return False
-        await crowd.has_looked()
+        await barrier.wait()
         await connection.execute(sa.update(pools).where(is_floor).values(held=pools.c.held + 1))
         return True
 
 
-async def naive_seat_claim(sale: Sale, reservation_id: UUID, crowd: Crowd) -> bool:
+async def naive_seat_claim(sale: Sale, reservation_id: UUID, barrier: ReadBarrier) -> bool:
     """The same for a seat."""
     seat_id = sale.seats["A1"]
     async with sale.database.transaction() as connection:
@@ -107,7 +107,7 @@ async def naive_seat_claim(sale: Sale, reservation_id: UUID, crowd: Crowd) -> bo
         )
         if taken:
             return False
-        await crowd.has_looked()
+        await barrier.wait()
         await connection.execute(
             sa.insert(seat_claims).values(
                 event_id=sale.event_id, reservation_id=reservation_id, seat_id=seat_id, state="HELD"
@@ -117,53 +117,59 @@ async def naive_seat_claim(sale: Sale, reservation_id: UUID, crowd: Crowd) -> bo
 
 
 async def test_the_race_is_real_without_the_guard(database: Database) -> None:
-    """Control: the same rush oversells when check and claim are separate statements."""
+    """Control: a burst oversells when check and claim are separate statements."""
     sale = await on_sale(database, pools={"floor": PLACES})
     await sale.sql("ALTER TABLE pools DROP CONSTRAINT pools_oversold_check")
-    crowd = Crowd()
-    assert (await rush(naive_claim(sale, crowd) for _ in range(BUYERS))).count(True) > PLACES
+    barrier = ReadBarrier()
+    assert (await run_concurrently(naive_claim(sale, barrier) for _ in range(BUYERS))).count(
+        True
+    ) > PLACES
 
 
 @pytest.mark.timeout(1200)
-async def test_fifty_buyers_ten_places(database: Database, runs: int) -> None:
+async def test_fifty_buyers_get_ten_places_once(database: Database, runs: int) -> None:
     for _ in range(runs):
         sale = await on_sale(database, pools={"floor": PLACES})
-        outcomes = await rush(sale.reserve() for _ in range(BUYERS))
-        assert len(won(outcomes)) == PLACES
+        outcomes = await run_concurrently(sale.reserve() for _ in range(BUYERS))
+        assert len(accepted(outcomes)) == PLACES
         assert outcomes.count(Reason.SOLD_OUT) == BUYERS - PLACES
         assert await sale.counters() == (PLACES, 0)
         await sale.assert_clean()
 
 
 async def test_the_seat_race_is_real_without_the_guard(database: Database) -> None:
-    """Control: two reservations get one seat when nothing but the check keeps them apart."""
+    """Control: two reservations get one seat when check and claim are separate statements."""
     sale = await on_sale(
         database, pools={"floor": BUYERS}, offers={"place": "floor"}, seats={"stalls": ["A1"]}
     )
     made = [await sale.reserve() for _ in range(BUYERS)]
     await sale.sql("DROP INDEX seat_claims_live_idx")
-    crowd = Crowd()
-    claims = await rush(naive_seat_claim(sale, each.reservation_id, crowd) for each in made)
+    barrier = ReadBarrier()
+    claims = await run_concurrently(
+        naive_seat_claim(sale, reservation.reservation_id, barrier) for reservation in made
+    )
     assert claims.count(True) > 1
 
 
 @pytest.mark.timeout(1200)
-async def test_fifty_buyers_ten_seats(database: Database, runs: int) -> None:
+async def test_fifty_buyers_get_ten_seats_once(database: Database, runs: int) -> None:
     for _ in range(runs):
         sale = await on_sale(database, seats={"stalls": SEATS})
-        outcomes = await rush(sale.reserve(*sale.lines(SEATS[n % PLACES])) for n in range(BUYERS))
-        assert len(won(outcomes)) == PLACES
+        outcomes = await run_concurrently(
+            sale.reserve(*sale.lines(SEATS[n % PLACES])) for n in range(BUYERS)
+        )
+        assert len(accepted(outcomes)) == PLACES
         assert outcomes.count(Reason.SEAT_UNAVAILABLE) == BUYERS - PLACES
         assert set((await sale.seat_states()).values()) == {"HELD"}
         await sale.assert_clean()
 
 
-async def guarded_claim(sale: Sale, statement: str, crowd: Crowd) -> bool:
-    """Looks first, takes then, by a statement of the ledger or by a copy of it."""
+async def guarded_claim(sale: Sale, statement: str, barrier: ReadBarrier) -> bool:
+    """Reads first, writes then with a statement of the ledger or a copy of it."""
     async with sale.database.transaction() as connection:
         if await free_places(connection, sale) < 1:
             return False
-        await crowd.has_looked()
+        await barrier.wait()
         pool = [[sale.event_id], [sale.pools["floor"]]]
         change = Statement(statement, [*pool, [0], [1], [0], [1]])
         [changed] = await run_together(connection, [change])
@@ -181,26 +187,28 @@ async def free_places(connection: AsyncConnection, sale: Sale) -> int:
 
 def without_guard(statement: str) -> str:
     """The test's own copy of the statement that changes pools."""
-    guard = statement[statement.index("  AND pools.held") : statement.index("RETURNING")]
+    guard = statement[statement.index("  AND pools.held") :]
     assert "<= pools.capacity" in guard
     return statement.replace(guard, "")
 
 
 @pytest.mark.timeout(1200)
-async def test_the_guard_of_the_statement_keeps_the_pool_whole(
+async def test_the_condition_of_the_statement_prevents_overselling(
     database: Database, runs: int
 ) -> None:
-    """The same look and the same statement; only the copy without its guard oversells."""
+    """With the same reads, only the copy of the statement without its condition oversells."""
     for _ in range(runs):
         control, sale = [await on_sale(database, pools={"floor": PLACES}) for _ in range(2)]
         await sale.sql("ALTER TABLE pools DROP CONSTRAINT IF EXISTS pools_oversold_check")
         copy = without_guard(statements.CHANGE_POOLS)
-        crowd = Crowd()
-        oversold = await rush(guarded_claim(control, copy, crowd) for _ in range(BUYERS))
+        barrier = ReadBarrier()
+        oversold = await run_concurrently(
+            guarded_claim(control, copy, barrier) for _ in range(BUYERS)
+        )
         assert oversold.count(True) > PLACES
-        crowd = Crowd()
-        exact = await rush(
-            guarded_claim(sale, statements.CHANGE_POOLS, crowd) for _ in range(BUYERS)
+        barrier = ReadBarrier()
+        exact = await run_concurrently(
+            guarded_claim(sale, statements.CHANGE_POOLS, barrier) for _ in range(BUYERS)
         )
         assert exact.count(True) == PLACES
 
@@ -209,7 +217,7 @@ async def test_the_guard_of_the_statement_keeps_the_pool_whole(
 async def processes(
     new_database: Callable[[str], str],
 ) -> AsyncIterator[tuple[Database, list[asyncio.subprocess.Process]]]:
-    """A database and four processes that buy from it when they are told to."""
+    """A database and four processes of testing.buyers that use it."""
     url = new_database("stock_svc")
     started = [
         await asyncio.create_subprocess_exec(
@@ -229,19 +237,20 @@ async def processes(
 async def buy(
     process: asyncio.subprocess.Process, lines: list[list[Line]], sale: Sale
 ) -> list[str]:
-    """What became of one buyer for each of the lines, all at once in that process."""
+    """The outcomes of one buyer per list of lines, all concurrent in that process."""
     assert process.stdin is not None
     assert process.stdout is not None
-    wishes = [
-        [[str(line.offer_id), line.seat_id and str(line.seat_id)] for line in one] for one in lines
+    requests = [
+        [[str(line.offer_id), line.seat_id and str(line.seat_id)] for line in request]
+        for request in lines
     ]
-    order = {"event_id": str(sale.event_id), "wishes": wishes, "now": NOW.isoformat()}
+    order = {"event_id": str(sale.event_id), "requests": requests, "now": NOW.isoformat()}
     process.stdin.write(json.dumps(order).encode() + b"\n")
     return list(json.loads(await process.stdout.readline()))
 
 
 @pytest.mark.timeout(1200)
-async def test_four_processes_sell_ten_places(
+async def test_four_processes_sell_ten_places_once(
     processes: tuple[Database, list[asyncio.subprocess.Process]], runs: int
 ) -> None:
     database, workers = processes
@@ -252,13 +261,13 @@ async def test_four_processes_sell_ten_places(
             *(buy(worker, buyers[n::4], sale) for n, worker in enumerate(workers))
         )
         outcomes = [outcome for part in parts for outcome in part]
-        assert (outcomes.count("won"), outcomes.count("SOLD_OUT")) == (PLACES, BUYERS - PLACES)
+        assert (outcomes.count("accepted"), outcomes.count("SOLD_OUT")) == (PLACES, BUYERS - PLACES)
         assert await sale.counters() == (PLACES, 0)
         await sale.assert_clean()
 
 
 @pytest.mark.timeout(1200)
-async def test_four_processes_sell_ten_seats(
+async def test_four_processes_sell_ten_seats_once(
     processes: tuple[Database, list[asyncio.subprocess.Process]], runs: int
 ) -> None:
     database, workers = processes
@@ -269,17 +278,17 @@ async def test_four_processes_sell_ten_seats(
             *(buy(worker, buyers[n::4], sale) for n, worker in enumerate(workers))
         )
         outcomes = [outcome for part in parts for outcome in part]
-        assert outcomes.count("won") == PLACES
+        assert outcomes.count("accepted") == PLACES
         assert outcomes.count("SEAT_UNAVAILABLE") == BUYERS - PLACES
         await sale.assert_clean()
 
 
 async def test_pairs_of_seats_in_any_order_do_not_deadlock(database: Database) -> None:
-    """Everybody wants two of three seats: one gets them, and nobody waits for ever."""
+    """All request two of three seats: one gets them, and no request waits forever."""
     sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3"]})
     pairs = itertools.islice(itertools.cycle(itertools.permutations(["A1", "A2", "A3"], 2)), 30)
-    outcomes = await rush(sale.reserve(*sale.lines(*pair)) for pair in pairs)
-    assert len(won(outcomes)) == 1
+    outcomes = await run_concurrently(sale.reserve(*sale.lines(*pair)) for pair in pairs)
+    assert len(accepted(outcomes)) == 1
     assert outcomes.count(Reason.SEAT_UNAVAILABLE) == 29
     await sale.assert_clean()
 
@@ -287,8 +296,8 @@ async def test_pairs_of_seats_in_any_order_do_not_deadlock(database: Database) -
 async def test_a_customer_with_many_tabs_stays_within_the_limit(database: Database) -> None:
     sale = await on_sale(database, pools={"floor": 100}, per_customer_limit=4)
     customer_id = new_id()
-    outcomes = await rush(sale.reserve(customer_id=customer_id) for _ in range(20))
-    assert len(won(outcomes)) == 4
+    outcomes = await run_concurrently(sale.reserve(customer_id=customer_id) for _ in range(20))
+    assert len(accepted(outcomes)) == 4
     assert outcomes.count(Reason.PURCHASE_LIMIT_EXCEEDED) == 16
     await sale.assert_clean()
 
@@ -297,7 +306,7 @@ async def test_a_customer_with_many_tabs_stays_within_the_limit(database: Databa
 async def test_a_customer_stays_within_the_events_limit_over_all_pools(
     database: Database, runs: int
 ) -> None:
-    """No two of the tabs want the same pool's lock, but for the event's limit."""
+    """Tabs that use different pools share locks only because the event has a limit."""
     names = [f"pool {n}" for n in range(5)]
     for _ in range(runs):
         sale = await on_sale(
@@ -307,57 +316,59 @@ async def test_a_customer_stays_within_the_events_limit_over_all_pools(
             event_limit=4,
         )
         customer_id = new_id()
-        outcomes = await rush(
+        outcomes = await run_concurrently(
             sale.reserve(sale.line(names[n % 5]), customer_id=customer_id) for n in range(20)
         )
-        assert len(won(outcomes)) == 4
+        assert len(accepted(outcomes)) == 4
         assert outcomes.count(Reason.PURCHASE_LIMIT_EXCEEDED) == 16
         await sale.assert_clean()
 
 
-async def test_duplicates_at_once_are_one_reservation(database: Database) -> None:
+async def test_concurrent_duplicates_are_one_reservation(database: Database) -> None:
     sale = await on_sale(database)
     customer_id = new_id()
-    outcomes = await rush(
+    outcomes = await run_concurrently(
         sale.reserve(customer_id=customer_id, request_key="key") for _ in range(20)
     )
-    assert len({each.reservation_id for each in won(outcomes)}) == 1
-    assert len(won(outcomes)) == 20
+    assert len({reservation.reservation_id for reservation in accepted(outcomes)}) == 1
+    assert len(accepted(outcomes)) == 20
     assert await sale.counters() == (1, 0)
     await sale.assert_clean()
 
 
-async def test_duplicates_after_the_hold_has_lapsed_are_one_reservation(
+async def test_concurrent_duplicates_of_a_lapsed_hold_are_one_reservation(
     database: Database,
 ) -> None:
     sale = await on_sale(database, pools={"floor": 1})
     customer_id = new_id()
     lapsed = await sale.reserve(customer_id=customer_id, request_key="key")
-    outcomes = await rush(
+    outcomes = await run_concurrently(
         sale.reserve(customer_id=customer_id, request_key="key", now=LAPSED) for _ in range(10)
     )
-    assert len({each.reservation_id for each in won(outcomes)}) == 1
-    assert len(won(outcomes)) == 10
+    assert len({reservation.reservation_id for reservation in accepted(outcomes)}) == 1
+    assert len(accepted(outcomes)) == 10
     assert (await sale.get(lapsed.reservation_id)).state is State.EXPIRED
     await sale.assert_clean()
 
 
-async def test_lapsed_holds_are_sold_again_in_a_rush_during_sweeps(database: Database) -> None:
-    """A full pool of lapsed holds is free at once for as many buyers, whoever expires them."""
+async def test_places_of_lapsed_holds_are_sold_once_during_sweeps(database: Database) -> None:
+    """A full pool of lapsed holds is free at once, for requests before and after a sweep."""
     sale = await on_sale(database, pools={"floor": PLACES})
     for _ in range(PLACES):
         await sale.reserve()
     sweeps = [sweep(database, now=LAPSED) for _ in range(2)]
     buyers = [sale.reserve(now=LAPSED) for _ in range(BUYERS)]
-    outcomes = await rush([sweeps[0], *buyers[:25], sweeps[1], *buyers[25:]])
-    assert len(won(outcomes)) == PLACES
+    outcomes = await run_concurrently([sweeps[0], *buyers[:25], sweeps[1], *buyers[25:]])
+    assert len(accepted(outcomes)) == PLACES
     assert await sale.counters() == (PLACES, 0)
     audited = await sale.assert_clean()
     assert audited.reservations == {State.ACTIVE: PLACES, State.EXPIRED: PLACES}
 
 
-async def test_of_expiry_and_commit_exactly_one_wins(database: Database) -> None:
-    """The commit's clock is a moment behind the sweeper's and the next buyer's."""
+async def test_of_concurrent_expiry_commit_and_release_exactly_one_succeeds(
+    database: Database,
+) -> None:
+    """The clock of commit and release is 1 ms behind the clock of the sweep."""
     sale = await on_sale(database, pools={"floor": 100})
     just_before = LAPSED - timedelta(milliseconds=1)
     for turn in range(20):
@@ -367,20 +378,22 @@ async def test_of_expiry_and_commit_exactly_one_wins(database: Database) -> None
             sweep(database, now=LAPSED),
             sale.release(made.reservation_id, now=just_before),
         ]
-        await rush(racers[turn % 3 :] + racers[: turn % 3])
+        await run_concurrently(racers[turn % 3 :] + racers[: turn % 3])
         assert (await sale.get(made.reservation_id)).state is not State.ACTIVE
     audited = await sale.assert_clean()
     assert sum(audited.reservations.values()) == 20
     assert (await sale.counters())[0] == 0
 
 
-async def test_a_lapsed_seat_goes_to_its_buyer_or_to_the_next(database: Database) -> None:
+async def test_of_a_commit_and_a_reserve_of_a_lapsing_seat_exactly_one_succeeds(
+    database: Database,
+) -> None:
     names = [f"A{n}" for n in range(20)]
     sale = await on_sale(database, seats={"stalls": names})
     just_before = LAPSED - timedelta(milliseconds=1)
     for name in names:
         made = await sale.reserve(*sale.lines(name))
-        committed, reserved = await rush(
+        committed, reserved = await run_concurrently(
             [
                 sale.commit(made.reservation_id, now=just_before),
                 sale.reserve(*sale.lines(name), now=LAPSED),
@@ -391,7 +404,7 @@ async def test_a_lapsed_seat_goes_to_its_buyer_or_to_the_next(database: Database
 
 
 async def test_overlapping_pools_in_opposite_order_do_not_deadlock(database: Database) -> None:
-    """Reserve, sell, release, clear lapsed holds away and sweep, all over the same pools."""
+    """Reserve, commit, release, clear and sweep use the same pools."""
     sale = await on_sale(
         database,
         pools={"one": 20, "two": 20, "three": 20},
@@ -417,15 +430,17 @@ async def test_overlapping_pools_in_opposite_order_do_not_deadlock(database: Dat
     work = [buyer(n) for n in range(120)]
     for n in range(8):
         work.insert(n * 15, sweeper(n))
-    outcomes = await rush(work)
+    outcomes = await run_concurrently(work)
     assert set(outcomes) <= {None, Reason.SOLD_OUT, Reason.HOLD_EXPIRED}
     await sweep(database, now=NOW + timedelta(hours=1))
     audited = await sale.assert_clean()
     assert all(pool.held == 0 for pool in audited.pools)
 
 
-async def test_a_buyer_waits_for_a_place_that_is_just_being_freed(database: Database) -> None:
-    """The sweeper has taken the hold but not yet touched the pool: no reason to refuse."""
+async def test_a_request_waits_for_a_lapsed_hold_that_a_sweep_has_locked(
+    database: Database,
+) -> None:
+    """The sweep has locked the hold but not freed its place yet: the request is not refused."""
     sale = await on_sale(database, pools={"floor": 1})
     lapsed = await sale.reserve()
     async with database.transaction() as sweeping:
@@ -437,10 +452,28 @@ async def test_a_buyer_waits_for_a_place_that_is_just_being_freed(database: Data
     await sale.assert_clean()
 
 
-async def test_who_clears_the_way_locks_no_later_pool_before_an_earlier_one(
+async def test_a_hold_that_is_extended_while_a_request_waits_for_it_does_not_expire(
     database: Database,
 ) -> None:
-    """Else a buyer who has the earlier pool and wants the later one would deadlock with it."""
+    """The hold had lapsed when the request read it, but not any more when it had the lock."""
+    sale = await on_sale(database, pools={"floor": 1})
+    made = await sale.reserve()
+    async with database.transaction() as extending:
+        order = Order(Move.EXTEND, sale.event_id, made.reservation_id, LAPSED + HOLD)
+        await move_one(extending, order, now=LAPSED - timedelta(milliseconds=1))
+        buyer = asyncio.create_task(sale.reserve(now=LAPSED))
+        await somebody_waits(database)
+    with pytest.raises(DomainError) as refused:
+        await buyer
+    assert refused.value.reason is Reason.SOLD_OUT
+    assert (await sale.commit(made.reservation_id, now=LAPSED)).state is State.COMMITTED
+    await sale.assert_clean()
+
+
+async def test_clearing_lapsed_holds_locks_pools_in_sorted_order(
+    database: Database,
+) -> None:
+    """Else it would deadlock with a transaction that locks the earlier pool, then the later one."""
     sale = await on_sale(
         database, pools={"one": 1, "two": 1}, offers={"first": "one", "second": "two"}
     )
@@ -452,7 +485,7 @@ async def test_who_clears_the_way_locks_no_later_pool_before_an_earlier_one(
             await lock(sweeping, reservations, reservation_id=lapsed.reservation_id)
             both = [sale.line("first"), sale.line("second")]
             buyer = asyncio.create_task(sale.reserve(*both, now=LAPSED))
-            # It has found the later pool short and wants to clear the lapsed hold away.
+            # The request waits for the lapsed hold, which it must expire.
             await somebody_waits(database)
             await lock(other, pools, pool_id=earlier)
         await somebody_waits(database)
@@ -462,36 +495,38 @@ async def test_who_clears_the_way_locks_no_later_pool_before_an_earlier_one(
 
 
 async def lock(connection: AsyncConnection, table: sa.Table, **key: UUID) -> None:
-    """Locks a row, or raises when somebody has it."""
-    wanted = sa.select(table).filter_by(**key).with_for_update(nowait=True)
-    assert len((await connection.execute(wanted)).all()) == 1
+    """Locks a row; raises when another transaction has locked it."""
+    statement = sa.select(table).filter_by(**key).with_for_update(nowait=True)
+    assert len((await connection.execute(statement)).all()) == 1
 
 
 async def test_exchanges_in_opposite_directions_do_not_deadlock(database: Database) -> None:
-    """Everybody moves to the other of two full events, as places come free."""
-    one, two = await on_sale(database), await on_sale(database)
+    """Reservations of two nearly full events move to the other event, as places become free."""
+    left, right = await on_sale(database), await on_sale(database)
     moves = []
-    for here, there in ((one, two), (two, one)):
+    for here, there in ((left, right), (right, left)):
         for _ in range(9):
             made = await here.reserve()
             await here.commit(made.reservation_id)
             moves.append(here.exchange(made.reservation_id, there.line(), to=there))
-    outcomes = await rush(moves[n // 2 + 9 * (n % 2)] for n in range(18))
-    assert len(won(outcomes)) + outcomes.count(Reason.SOLD_OUT) == 18
-    sold = [(await sale.counters())[1] for sale in (one, two)]
+    outcomes = await run_concurrently(moves[n // 2 + 9 * (n % 2)] for n in range(18))
+    assert len(accepted(outcomes)) + outcomes.count(Reason.SOLD_OUT) == 18
+    sold = [(await sale.counters())[1] for sale in (left, right)]
     assert sum(sold) == 18
-    await one.assert_clean()
-    await two.assert_clean()
+    await left.assert_clean()
+    await right.assert_clean()
 
 
-async def test_of_exchanges_of_one_reservation_exactly_one_wins(database: Database) -> None:
+async def test_of_concurrent_exchanges_of_one_reservation_exactly_one_succeeds(
+    database: Database,
+) -> None:
     sale = await on_sale(database, pools={"floor": 100})
     for _ in range(10):
-        await sale.reserve()  # What would be given back twice belongs to somebody.
+        await sale.reserve()  # So that places freed twice would show in the counters.
     for _ in range(10):
         made = await sale.reserve()
-        outcomes = await rush(sale.exchange(made.reservation_id) for _ in range(4))
-        assert len(won(outcomes)) == 1
+        outcomes = await run_concurrently(sale.exchange(made.reservation_id) for _ in range(4))
+        assert len(accepted(outcomes)) == 1
         assert outcomes.count(Reason.RESERVATION_STATE_INVALID) == 3
     assert await sale.counters() == (20, 0)
     await sale.assert_clean()

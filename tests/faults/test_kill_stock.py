@@ -1,4 +1,4 @@
-"""kill -9 at every await of reserve and commit: nothing half done, and a retry finds the first."""
+"""SIGKILL at every await of reserve and commit: each is atomic, and a retry finds its result."""
 
 import asyncio
 import json
@@ -16,9 +16,8 @@ from boxoffice.stock.v1 import reservation_pb2, stock_service_pb2
 from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
-from stock_svc.reservation import Reservation
-from stock_svc.states import State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import Reservation, State
 from stock_svc.tables import reservations
 from testing.databases import open_patiently
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
@@ -28,13 +27,13 @@ MOST_AWAITS = 200
 
 @dataclass
 class Victim:
-    """Processes that serve one request each, and die on the way."""
+    """Processes of testing.dying_stock, one per request."""
 
     process: asyncio.subprocess.Process
     url: str
 
-    async def dies(self, method: str, request: Any, *, at: int) -> bool:
-        """Whether it was killed; False when it came to its end before that await."""
+    async def is_killed(self, method: str, request: Any, *, at: int) -> bool:
+        """Whether the process was killed; False when the call ended before its `at`-th await."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         order = {
@@ -75,10 +74,10 @@ async def bench(new_database: Callable[[str], str]) -> AsyncIterator[Bench]:
 
 async def states(sale: Sale) -> list[str]:
     async with sale.database.transaction() as connection:
-        found = await connection.scalars(
+        stored = await connection.scalars(
             sa.select(reservations.c.state).where(reservations.c.event_id == sale.event_id)
         )
-        return list(found)
+        return list(stored)
 
 
 def reserve_request(sale: Sale, customer_id: UUID) -> stock_service_pb2.ReserveRequest:
@@ -115,13 +114,13 @@ async def retry(sale: Sale, customer_id: UUID) -> Reservation:
 
 
 @pytest.mark.timeout(600)
-async def test_killed_at_every_await_of_reserve(bench: Bench) -> None:
+async def test_reserve_is_atomic_when_killed_at_any_await(bench: Bench) -> None:
     outcomes = []
     for at in range(1, MOST_AWAITS):
         sale, customer_id = await a_sale(bench.database), new_id()
         request = reserve_request(sale, customer_id)
-        killed = await bench.victim.dies("Reserve", request, at=at)
-        # The retry waits for what the dead process may have left running in the database.
+        killed = await bench.victim.is_killed("Reserve", request, at=at)
+        # The retry waits for a statement of the killed process that still runs in the database.
         again = await retry(sale, customer_id)
         was_first = str(again.reservation_id) == request.reservation_id
         outcomes.append(was_first)
@@ -129,7 +128,7 @@ async def test_killed_at_every_await_of_reserve(bench: Bench) -> None:
         assert await states(sale) == ["ACTIVE"]
         assert await sale.counters() == (2, 0)
         await sale.assert_clean()
-        # No orphan: all comes back when the hold ends.
+        # When the hold lapses, everything is available again.
         await sweep(bench.database, now=LAPSED)
         assert await sale.available(now=LAPSED) == 10
         assert await sale.seat_states(now=LAPSED) == {"A1": "AVAILABLE"}
@@ -138,22 +137,22 @@ async def test_killed_at_every_await_of_reserve(bench: Bench) -> None:
             break
     assert not killed
     assert was_first
-    # Before the commit nothing had happened, and there were many awaits to die at.
+    # The first kills are before the commit: nothing was written.
     assert outcomes[0] is False
     assert outcomes.count(False) >= 4
 
 
 @pytest.mark.timeout(600)
-async def test_killed_at_every_await_of_commit(bench: Bench) -> None:
-    found = []
+async def test_commit_is_atomic_when_killed_at_any_await(bench: Bench) -> None:
+    reached = []
     for at in range(1, MOST_AWAITS):
         sale, customer_id = await a_sale(bench.database), new_id()
         made = await retry(sale, customer_id)
         request = stock_service_pb2.CommitReservationRequest(
             event_id=str(sale.event_id), reservation_id=str(made.reservation_id)
         )
-        killed = await bench.victim.dies("CommitReservation", request, at=at)
-        # Waits for what the dead process may have left running.
+        killed = await bench.victim.is_killed("CommitReservation", request, at=at)
+        # Waits for a statement of the killed process that still runs.
         async with bench.database.transaction() as connection:
             await connection.execute(
                 sa.select(reservations.c.state)
@@ -161,17 +160,16 @@ async def test_killed_at_every_await_of_commit(bench: Bench) -> None:
                 .with_for_update()
             )
         [state] = await states(sale)
-        found.append(state)
+        reached.append(state)
         await sale.assert_clean()
         assert await sale.counters() == ((2, 0) if state == "ACTIVE" else (0, 2))
         if at % 2:
             assert (await sale.commit(made.reservation_id)).state is State.COMMITTED
             assert await sale.counters() == (0, 2)
         else:
-            # Nobody comes back: what was sold stays sold, what was held is free in the end.
+            # Without a retry, sold places stay sold, and held places become free.
             await sweep(bench.database, now=LAPSED)
-            left = await sale.available(now=LAPSED)
-            assert left == (10 if state == "ACTIVE" else 8)
+            assert await sale.available(now=LAPSED) == (10 if state == "ACTIVE" else 8)
             if state == "ACTIVE":
                 with pytest.raises(DomainError):
                     await sale.commit(made.reservation_id, now=LAPSED)
@@ -179,5 +177,5 @@ async def test_killed_at_every_await_of_commit(bench: Bench) -> None:
         if not killed:
             break
     assert not killed
-    assert found[-1] == "COMMITTED"
-    assert found.count("ACTIVE") >= 4
+    assert reached[-1] == "COMMITTED"
+    assert reached.count("ACTIVE") >= 4

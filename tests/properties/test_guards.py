@@ -35,35 +35,40 @@ class RemovedGuard:
 
 GUARDS = [
     RemovedGuard(
-        "places left", "stock_svc/granting.py", "if one.by_pool[pool] > free[pool]:", "if False:"
+        "places left",
+        "stock_svc/allocation.py",
+        "if demand.by_pool[pool] > free[pool]:",
+        "if False:",
     ),
-    RemovedGuard("seats taken", "stock_svc/granting.py", "if seat in locked.taken]", "if False]"),
     RemovedGuard(
-        "purchase limit", "stock_svc/granting.py", "if owned + quantity > limit:", "if False:"
+        "seats taken", "stock_svc/allocation.py", "if seat in remaining.taken]", "if False]"
+    ),
+    RemovedGuard(
+        "purchase limit", "stock_svc/allocation.py", "if owned + quantity > limit:", "if False:"
     ),
     RemovedGuard(
         "purchase limit of the event",
-        "stock_svc/granting.py",
-        "if limit is None or owned + one.places <= limit:",
+        "stock_svc/allocation.py",
+        "if limit is None or owned + demand.places <= limit:",
         "if True:",
     ),
     RemovedGuard(
         "places a batch took before",
-        "stock_svc/granting.py",
-        "locked.free[pool] -= quantity",
+        "stock_svc/allocation.py",
+        "remaining.free[pool] -= quantity",
         "pass",
     ),
     RemovedGuard(
         "seats a batch took before",
-        "stock_svc/granting.py",
-        "locked.taken |= set(one.seats)",
+        "stock_svc/allocation.py",
+        "remaining.taken |= set(demand.seats)",
         "pass",
     ),
     RemovedGuard(
         "places left, in the statement",
         "stock_svc/statements.py",
-        "  AND pools.held + given.held + pools.sold + given.sold"
-        " <= pools.capacity + given.capacity\n",
+        "  AND pools.held + input.held + pools.sold + input.sold"
+        " <= pools.capacity + input.capacity\n",
         "",
         RACES,
     ),
@@ -73,25 +78,25 @@ GUARDS = [
     RemovedGuard(
         "totals given back",
         "stock_svc/statements.py",
-        "SET quantity = totals.quantity - given.quantity",
+        "SET quantity = totals.quantity - input.quantity",
         "SET quantity = totals.quantity",
     ),
     RemovedGuard(
         "lapsed holds cleared",
         "stock_svc/reserve.py",
-        "        if lapsed:\n",
+        "        if with_lapsed:\n",
         "        if False:\n",
     ),
     RemovedGuard(
         "one reservation for a key",
         "stock_svc/reserve.py",
-        "        if first.has_lapsed(self.now):\n            return False\n",
+        "        if existing.has_lapsed(self.now):\n            return False\n",
         "        return False\n",
     ),
     RemovedGuard(
         "a lapsed one is not the first",
         "stock_svc/reserve.py",
-        "if first.has_lapsed(self.now):",
+        "if existing.has_lapsed(self.now):",
         "if False:",
     ),
     RemovedGuard(
@@ -108,18 +113,21 @@ GUARDS = [
         "if False:",
     ),
     RemovedGuard(
-        "moves", "stock_svc/transitions.py", "if target not in MOVES[found.state]:", "if False:"
+        "moves",
+        "stock_svc/transitions.py",
+        "if target not in MOVES[reservation.state]:",
+        "if False:",
     ),
     RemovedGuard(
         "refused moves",
         "stock_svc/transitions.py",
-        "if found.state in _REFUSED_IN[order.move]:",
+        "if reservation.state in _REFUSED_IN[order.move]:",
         "if False:",
     ),
     RemovedGuard(
         "extended once",
         "stock_svc/transitions.py",
-        "if found.extended or order.expire_time is None:",
+        "if reservation.extended or order.expire_time is None:",
         "if order.expire_time is None:",
     ),
     RemovedGuard(
@@ -128,8 +136,8 @@ GUARDS = [
     RemovedGuard(
         "exchange ends the old one",
         "stock_svc/exchange.py",
-        "    await ledger.lock(connection, pools)\n    await _end(connection, old, freed, now=now)\n",
-        "    await ledger.lock(connection, pools)\n",
+        "    await _move(connection, [end], also_lock=pools, now=now)\n",
+        "",
     ),
     RemovedGuard(
         "row locks of pools",
@@ -147,9 +155,9 @@ GUARDS = [
     ),
     RemovedGuard(
         "lapsed still, once it is locked",
-        "stock_svc/expiry.py",
-        ".where(is_active, reservations.c.expire_time <= now)\n        .values(",
-        ".values(",
+        "stock_svc/transitions.py",
+        "if order.move is Move.EXPIRE and not reservation.has_lapsed(now):",
+        "if False:",
         RACES,
     ),
     RemovedGuard(

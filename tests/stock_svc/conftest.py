@@ -16,7 +16,7 @@ def shared_url(databases: Databases) -> str:
 
 @pytest_asyncio.fixture
 async def database(shared_url: str) -> AsyncIterator[Database]:
-    """A database that other tests use too: keep to events of your own."""
+    """A database that other tests use too: a test uses its own events only."""
     async with open_patiently(shared_url) as opened:
         yield opened
 
@@ -25,6 +25,6 @@ async def database(shared_url: str) -> AsyncIterator[Database]:
 async def own_database(
     open_database: Callable[[str], AbstractAsyncContextManager[Database]],
 ) -> AsyncIterator[Database]:
-    """An empty database, to sweep or to break."""
+    """An empty database, for tests that sweep or change the schema."""
     async with open_database("stock_svc") as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""The audit finds what is planted, and nothing where there is nothing."""
+"""The audit reports planted differences, and none for consistent stock."""
 
 import pytest
 import sqlalchemy as sa
@@ -7,7 +7,7 @@ from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import audit
-from stock_svc.states import State
+from stock_svc.reservations import State
 from testing.stock_harness import Sale, on_sale
 
 
@@ -19,7 +19,7 @@ async def a_busy_sale(database: Database) -> Sale:
     return sale
 
 
-async def test_all_is_well(database: Database) -> None:
+async def test_consistent_stock_has_no_differences(database: Database) -> None:
     sale = await a_busy_sale(database)
     audited = await sale.assert_clean()
     assert audited.reservations == {State.COMMITTED: 1, State.ACTIVE: 1, State.RELEASED: 1}
@@ -29,7 +29,7 @@ async def test_all_is_well(database: Database) -> None:
     assert (floor.held_by_reservations, floor.sold_by_reservations) == (3, 2)
 
 
-async def test_other_events_do_not_matter(own_database: Database) -> None:
+async def test_a_difference_of_another_event_is_not_reported(own_database: Database) -> None:
     sale = await a_busy_sale(own_database)
     await a_busy_sale(own_database)
     broken = await a_busy_sale(own_database)
@@ -38,15 +38,15 @@ async def test_other_events_do_not_matter(own_database: Database) -> None:
     assert (await broken.audit()).differences
 
 
-async def test_an_audit_has_more_time_than_a_booking(database: Database) -> None:
+async def test_an_audit_has_a_longer_statement_timeout_than_a_booking(database: Database) -> None:
     sale = await a_busy_sale(database)
-    asked = sa.text("SELECT current_setting('statement_timeout')")
+    statement_timeout = sa.text("SELECT current_setting('statement_timeout')")
     async with database.transaction() as connection:
         await connection.execute(sa.text("SET LOCAL statement_timeout = '2s'"))
         await audit.audit(connection, event_id=sale.event_id)
-        assert await connection.scalar(asked) == "30s"
+        assert await connection.scalar(statement_timeout) == "30s"
     async with database.transaction() as connection:
-        assert await connection.scalar(asked) != "30s"
+        assert await connection.scalar(statement_timeout) != "30s"
 
 
 async def test_an_unknown_event_is_not_found(database: Database) -> None:
@@ -61,30 +61,33 @@ async def test_an_unknown_event_is_not_found(database: Database) -> None:
     [
         (
             "UPDATE pools SET held = held + 1 WHERE capacity = 10",
-            ["held is 4, 3 by its movements", "held is 4, 3 by its reservations"],
+            ["held is 4, its movements give 3", "held is 4, its reservations give 3"],
         ),
         (
             "UPDATE pools SET sold = sold - 1 WHERE capacity = 10",
-            ["sold is 1, 2 by its movements", "sold is 1, 2 by its reservations"],
+            ["sold is 1, its movements give 2", "sold is 1, its reservations give 2"],
         ),
         (
             "UPDATE pools SET capacity = 11 WHERE capacity = 10",
-            ["capacity is 11, 10 by its movements"],
+            ["capacity is 11, its movements give 10"],
         ),
-        ("UPDATE pools SET version = 1 WHERE capacity = 10", ["version is 1, 6 by its movements"]),
+        (
+            "UPDATE pools SET version = 1 WHERE capacity = 10",
+            ["version is 1, its movements give 6"],
+        ),
         (
             "DELETE FROM movements WHERE kind = 'RELEASE'",
             [
-                "held is 3, 4 by its movements",
-                "version is 6, 5 by its movements",
-                "0 held and 0 sold by its state, 1 and 0 by its movements",
+                "held is 3, its movements give 4",
+                "version is 6, its movements give 5",
+                "its state gives 0 held and 0 sold, its movements 1 and 0",
             ],
         ),
         (
             "UPDATE reservations SET state = 'COMMITTED' WHERE state = 'RELEASED'",
             [
-                "sold is 2, 3 by its reservations",
-                "0 held and 1 sold by its state, 0 and 0 by its movements",
+                "sold is 2, its reservations give 3",
+                "its state gives 0 held and 1 sold, its movements 0 and 0",
                 "the total of offer",
             ],
         ),
@@ -95,9 +98,9 @@ async def test_an_unknown_event_is_not_found(database: Database) -> None:
         ("DELETE FROM seat_claims WHERE state = 'HELD'", ["is missing and should be HELD"]),
         (
             "UPDATE customer_totals SET quantity = quantity + 1 WHERE quantity = 3",
-            ["is 4, 3 by the reservations"],
+            ["is 4, the reservations give 3"],
         ),
-        ("DELETE FROM customer_totals WHERE quantity = 3", ["is 0, 3 by the reservations"]),
+        ("DELETE FROM customer_totals WHERE quantity = 3", ["is 0, the reservations give 3"]),
     ],
 )
 async def test_a_planted_difference_is_found(

@@ -1,65 +1,45 @@
-"""Many requests in one transaction: each its own outcome, whatever happens to the others."""
+"""Many requests in one transaction: each has its own outcome, independent of the others."""
 
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
-from uuid import UUID
 
+from mesh.db.batches import commit_each
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import batches, reservation, reserve, transitions
-from stock_svc.reservation import Line, Reservation
-from stock_svc.reserve import Outcome
-from stock_svc.states import State
+from stock_svc import batches, expiry, transitions
+from stock_svc.reservations import Reservation, State
+from stock_svc.reserve import Outcome, reserve_all
 from stock_svc.transitions import Move, Order
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
 
 
-def wish(
-    sale: Sale,
-    *lines: Line,
-    customer_id: UUID | None = None,
-    request_key: str | None = None,
-    reservation_id: UUID | None = None,
-    now: datetime = NOW,
-) -> Reservation:
-    return reservation.new(
-        event_id=sale.event_id,
-        reservation_id=reservation_id or new_id(),
-        request_key=request_key or str(new_id()),
-        customer_id=customer_id or new_id(),
-        lines=lines or [sale.line()],
-        expire_time=now + HOLD,
-        now=now,
-    )
-
-
-async def together(
-    database: Database, *wishes: Reservation, now: datetime = NOW
+async def reserve_together(
+    database: Database, *requests: Reservation, now: datetime = NOW
 ) -> Sequence[Outcome]:
     async with database.transaction() as connection:
-        return await reserve.reserve_all(connection, wishes, now=now)
+        return await reserve_all(connection, requests, now)
 
 
 def shown(outcomes: Sequence[Outcome]) -> list[str]:
-    return [str(each.reason if isinstance(each, DomainError) else each.state) for each in outcomes]
+    return [str(o.reason if isinstance(o, DomainError) else o.state) for o in outcomes]
 
 
-async def test_each_has_its_own_outcome_over_several_events(database: Database) -> None:
+async def test_each_request_has_its_own_outcome_over_several_events(database: Database) -> None:
     floor = await on_sale(database, pools={"floor": 3})
     hall = await on_sale(database, seats={"stalls": ["A1", "A2"]})
     unknown = Sale(database, new_id(), {}, {}, {}, floor.stock)
-    outcomes = await together(
+    outcomes = await reserve_together(
         database,
-        wish(floor, floor.line(quantity=2)),
-        wish(floor, floor.line(quantity=2)),
-        wish(hall, *hall.lines("A1", "A2")),
-        wish(hall, *hall.lines("A2")),
-        wish(floor, *hall.lines("A1")),
-        wish(unknown, floor.line()),
-        wish(floor),
-        wish(floor),
+        floor.request(floor.line(quantity=2)),
+        floor.request(floor.line(quantity=2)),
+        hall.request(*hall.lines("A1", "A2")),
+        hall.request(*hall.lines("A2")),
+        floor.request(*hall.lines("A1")),
+        unknown.request(floor.line()),
+        floor.request(),
+        floor.request(),
     )
     assert shown(outcomes) == [
         "ACTIVE", "SOLD_OUT", "ACTIVE", "SEAT_UNAVAILABLE", "OFFER_NOT_FOUND", "EVENT_NOT_FOUND",
@@ -77,14 +57,14 @@ async def test_each_has_its_own_outcome_over_several_events(database: Database) 
     await hall.assert_clean()
 
 
-async def test_the_limit_counts_what_the_batch_has_granted_before(database: Database) -> None:
+async def test_the_purchase_limit_counts_the_requests_accepted_before(database: Database) -> None:
     sale = await on_sale(database, per_customer_limit=3)
     customer_id = new_id()
-    outcomes = await together(
+    outcomes = await reserve_together(
         database,
-        *(wish(sale, sale.line(quantity=2), customer_id=customer_id) for _ in range(2)),
-        wish(sale, customer_id=customer_id),
-        wish(sale, sale.line(quantity=2)),
+        *(sale.request(sale.line(quantity=2), customer_id=customer_id) for _ in range(2)),
+        sale.request(customer_id=customer_id),
+        sale.request(sale.line(quantity=2)),
     )
     assert shown(outcomes) == ["ACTIVE", "PURCHASE_LIMIT_EXCEEDED", "ACTIVE", "ACTIVE"]
     refusal = outcomes[1]
@@ -96,33 +76,35 @@ async def test_the_limit_counts_what_the_batch_has_granted_before(database: Data
 async def test_equal_requests_in_one_batch_are_one_reservation(database: Database) -> None:
     sale = await on_sale(database, pools={"floor": 1})
     customer_id, reservation_id = new_id(), new_id()
-    outcomes = await together(
+    outcomes = await reserve_together(
         database,
-        wish(sale, customer_id=customer_id, request_key="key"),
-        wish(sale, customer_id=customer_id, request_key="key"),
-        wish(sale, sale.line(quantity=2), customer_id=customer_id, request_key="key"),
-        wish(sale, request_key="other", reservation_id=reservation_id),
-        wish(sale, request_key="another", reservation_id=reservation_id),
+        sale.request(customer_id=customer_id, request_key="key"),
+        sale.request(customer_id=customer_id, request_key="key"),
+        sale.request(sale.line(quantity=2), customer_id=customer_id, request_key="key"),
+        sale.request(request_key="other", reservation_id=reservation_id),
+        sale.request(request_key="another", reservation_id=reservation_id),
     )
     assert shown(outcomes) == [
         "ACTIVE", "ACTIVE", "IDEMPOTENCY_KEY_REUSED", "SOLD_OUT", "SOLD_OUT",
     ]  # fmt: skip
     assert outcomes[0] == outcomes[1]
-    again = await together(database, wish(sale, customer_id=customer_id, request_key="key"))
+    again = await reserve_together(
+        database, sale.request(customer_id=customer_id, request_key="key")
+    )
     assert list(again) == [outcomes[0]]
     await sale.assert_clean()
 
 
-async def test_lapsed_holds_make_room_for_the_batch(database: Database) -> None:
+async def test_a_batch_uses_the_places_of_lapsed_holds(database: Database) -> None:
     sale = await on_sale(database, pools={"floor": 2}, offers={"place": "floor"},
                          seats={"stalls": ["A1"]})  # fmt: skip
     held = await sale.reserve(sale.line(quantity=2), *sale.lines("A1"), request_key="key")
-    outcomes = await together(
+    outcomes = await reserve_together(
         database,
-        wish(sale, now=LAPSED),
-        wish(sale, *sale.lines("A1"), now=LAPSED),
-        wish(sale, sale.line(quantity=2), now=LAPSED),
-        wish(sale, request_key="key", now=LAPSED),
+        sale.request(now=LAPSED),
+        sale.request(*sale.lines("A1"), now=LAPSED),
+        sale.request(sale.line(quantity=2), now=LAPSED),
+        sale.request(request_key="key", now=LAPSED),
         now=LAPSED,
     )
     assert shown(outcomes) == ["ACTIVE", "ACTIVE", "SOLD_OUT", "ACTIVE"]
@@ -130,27 +112,29 @@ async def test_lapsed_holds_make_room_for_the_batch(database: Database) -> None:
     await sale.assert_clean()
 
 
-async def test_as_many_lapsed_holds_as_it_takes_are_cleared(
+async def test_more_lapsed_holds_than_one_clear_expires_are_cleared(
     own_database: Database,
 ) -> None:
-    """More than one step clears, each of them in the way."""
-    count = reserve.CLEARED_AT_ONCE + 5
+    """All of them must expire before the requests fit."""
+    count = expiry.MOST_CLEARED + 5
     sale = await on_sale(own_database, pools={"floor": count})
-    held = [wish(sale) for _ in range(count)]
+    held = [sale.request() for _ in range(count)]
     for start in range(0, count, batches.MAX_BATCH):
-        outcomes = await together(own_database, *held[start : start + batches.MAX_BATCH])
+        outcomes = await reserve_together(own_database, *held[start : start + batches.MAX_BATCH])
         assert set(shown(outcomes)) == {"ACTIVE"}
-    made = wish(sale, sale.line(quantity=100), now=LAPSED)
-    wishes = [wish(sale, sale.line(quantity=100), now=LAPSED) for _ in range(9)]
-    everything = await together(own_database, made, *wishes, now=LAPSED)
+    made = sale.request(sale.line(quantity=100), now=LAPSED)
+    requests = [sale.request(sale.line(quantity=100), now=LAPSED) for _ in range(9)]
+    everything = await reserve_together(own_database, made, *requests, now=LAPSED)
     assert set(shown(everything)) == {"ACTIVE"}
-    rest = await together(own_database, wish(sale, sale.line(quantity=5), now=LAPSED), now=LAPSED)
+    rest = await reserve_together(
+        own_database, sale.request(sale.line(quantity=5), now=LAPSED), now=LAPSED
+    )
     assert shown(rest) == ["ACTIVE"]
     await sale.assert_clean()
 
 
-async def test_a_request_that_breaks_the_database_harms_no_other(own_database: Database) -> None:
-    """A trigger fails for one customer's reservations: the batch is split until it fails alone."""
+async def test_a_request_that_fails_in_the_database_fails_alone(own_database: Database) -> None:
+    """A trigger fails for one customer: the batch is split until this request is alone."""
     sale = await on_sale(own_database, pools={"floor": 20})
     unlucky = new_id()
     await sale.sql(
@@ -159,9 +143,9 @@ async def test_a_request_that_breaks_the_database_harms_no_other(own_database: D
         "CREATE TRIGGER breaks BEFORE INSERT ON reservations FOR EACH ROW"
         f" WHEN (NEW.customer_id = '{unlucky}') EXECUTE FUNCTION break_it()",
     )
-    wishes = [wish(sale) for _ in range(9)]
-    wishes.insert(4, wish(sale, customer_id=unlucky))
-    outcomes = await batches.reserve_each(own_database, wishes, clock=lambda: NOW)
+    requests = [sale.request() for _ in range(9)]
+    requests.insert(4, sale.request(customer_id=unlucky))
+    outcomes = await commit_each(own_database, requests, reserve_all, clock=lambda: NOW)
     expected = ["ACTIVE"] * 10
     expected[4] = str(Reason.INTERNAL)
     assert shown(outcomes) == expected
@@ -169,8 +153,8 @@ async def test_a_request_that_breaks_the_database_harms_no_other(own_database: D
     await sale.assert_clean()
 
 
-async def test_a_batch_that_was_undone_is_tried_again(own_database: Database) -> None:
-    """As after a deadlock: the first attempt fails as a whole, the second does it."""
+async def test_a_batch_that_was_rolled_back_is_repeated(own_database: Database) -> None:
+    """As after a deadlock: the first attempt fails as a whole, the second succeeds."""
     sale = await on_sale(own_database)
     await sale.sql(
         "CREATE SEQUENCE attempts",
@@ -181,37 +165,37 @@ async def test_a_batch_that_was_undone_is_tried_again(own_database: Database) ->
         "CREATE TRIGGER fails AFTER INSERT ON reservations"
         " FOR EACH STATEMENT EXECUTE FUNCTION fail_once()",
     )
-    outcomes = await batches.reserve_each(
-        own_database, [wish(sale) for _ in range(5)], clock=lambda: NOW
+    outcomes = await commit_each(
+        own_database, [sale.request() for _ in range(5)], reserve_all, clock=lambda: NOW
     )
     assert shown(outcomes) == ["ACTIVE"] * 5
     await sale.assert_clean()
 
 
-async def test_batches_at_once_stay_exact(own_database: Database) -> None:
-    """Four coalescers, as in four processes, over pools that overlap."""
-    one = await on_sale(own_database, pools={"floor": 40, "balcony": 15},
+async def test_concurrent_batches_sell_each_place_once(own_database: Database) -> None:
+    """Four coalescers, as in four processes, over overlapping pools."""
+    pooled = await on_sale(own_database, pools={"floor": 40, "balcony": 15},
                         offers={"place": "floor", "high": "balcony"})  # fmt: skip
-    two = await on_sale(own_database, seats={"stalls": [f"A{n}" for n in range(10)]})
-    coalescers = [batches.reserving_together(own_database, lambda: NOW) for _ in range(4)]
+    seated = await on_sale(own_database, seats={"stalls": [f"A{n}" for n in range(10)]})
+    coalescers = [batches.coalesced_reserve(own_database, lambda: NOW) for _ in range(4)]
     calls = []
     for n in range(160):
-        lines = [one.line("high"), one.line("place")] if n % 3 else [one.line("place")]
-        wanted = wish(one, *lines) if n % 4 else wish(two, *two.lines(f"A{n % 10}"))
-        calls.append(coalescers[n % 4].submit(wanted))
+        lines = [pooled.line("high"), pooled.line("place")] if n % 3 else [pooled.line("place")]
+        request = pooled.request(*lines) if n % 4 else seated.request(*seated.lines(f"A{n % 10}"))
+        calls.append(coalescers[n % 4].submit(request))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    errors = [each for each in outcomes if isinstance(each, Exception)]
-    reasons = {each.reason for each in errors if isinstance(each, DomainError)}
-    assert all(isinstance(each, DomainError) for each in errors)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    reasons = {error.reason for error in errors if isinstance(error, DomainError)}
+    assert all(isinstance(error, DomainError) for error in errors)
     assert reasons == {Reason.SOLD_OUT, Reason.SEAT_UNAVAILABLE}
-    assert await one.counters("floor") == (40, 0)
-    assert await one.counters("balcony") == (15, 0)
-    assert set((await two.seat_states()).values()) <= {"HELD", "AVAILABLE"}
-    await one.assert_clean()
-    await two.assert_clean()
+    assert await pooled.counters("floor") == (40, 0)
+    assert await pooled.counters("balcony") == (15, 0)
+    assert set((await seated.seat_states()).values()) <= {"HELD", "AVAILABLE"}
+    await pooled.assert_clean()
+    await seated.assert_clean()
 
 
-async def test_orders_of_a_batch_come_one_after_the_other(database: Database) -> None:
+async def test_orders_of_a_batch_are_carried_out_in_order(database: Database) -> None:
     sale = await on_sale(database, pools={"floor": 9}, offers={"place": "floor"},
                          seats={"stalls": ["A1", "A2"]})  # fmt: skip
     seated = await sale.reserve(sale.line(quantity=2), *sale.lines("A1"))
@@ -236,14 +220,14 @@ async def test_orders_of_a_batch_come_one_after_the_other(database: Database) ->
                 Order(Move.RELEASE, sale.event_id, new_id()),
                 Order(Move.COMMIT, sale.event_id, new_id()),
             ],
-            now=NOW + HOLD / 2,
+            NOW + HOLD / 2,
         )
-    found = [
-        str(each.reason) if isinstance(each, DomainError)
-        else (each.reservation and str(each.reservation.state), each.has_moved)
-        for each in outcomes
+    results = [
+        str(outcome.reason) if isinstance(outcome, DomainError)
+        else (outcome.reservation and str(outcome.reservation.state), outcome.has_moved)
+        for outcome in outcomes
     ]  # fmt: skip
-    assert found == [
+    assert results == [
         ("ACTIVE", True),
         ("COMMITTED", True),
         "RESERVATION_STATE_INVALID",

@@ -1,4 +1,4 @@
-"""The purchase limit of an event: over all its offers and pools, besides those of its offers."""
+"""The purchase limit of an event, over all its offers and pools."""
 
 import asyncio
 from uuid import UUID
@@ -9,11 +9,12 @@ import sqlalchemy as sa
 from mesh.db.database import Database, constraint_of
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import batches, reservation, reserve, stock, stock_update
-from stock_svc.reservation import Line, Reservation
+from stock_svc import batches, stock, stock_update
+from stock_svc.reservations import Line
+from stock_svc.reserve import reserve_all
 from stock_svc.stock_update import TargetStock
 from testing.locks import somebody_waits
-from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, refusal_of
+from testing.stock_harness import LAPSED, NOW, Sale, on_sale, refusal_of
 
 LIMIT = 3
 
@@ -36,11 +37,11 @@ async def refused(sale: Sale, customer_id: UUID, *lines: Line) -> dict[str, str]
     return metadata
 
 
-async def test_it_counts_over_offers_pools_and_seats(database: Database) -> None:
+async def test_the_limit_counts_over_offers_pools_and_seats(database: Database) -> None:
     sale, customer_id = await two_pools(database), new_id()
     await sale.reserve(sale.line("adult"), *sale.lines("A1"), customer_id=customer_id)
     metadata = await refused(sale, customer_id, sale.line("high", 2))
-    # No offer_id: this is how a client tells the limits apart.
+    # Only the refusal by an offer's limit has offer_id.
     assert metadata == {
         "event_id": str(sale.event_id),
         "limit": "3",
@@ -54,15 +55,15 @@ async def test_it_counts_over_offers_pools_and_seats(database: Database) -> None
     await sale.assert_clean()
 
 
-async def test_another_event_counts_for_itself(database: Database) -> None:
-    one, other, customer_id = await two_pools(database), await two_pools(database), new_id()
-    await one.reserve(one.line("adult", LIMIT), customer_id=customer_id)
-    await other.reserve(other.line("adult", LIMIT), customer_id=customer_id)
+async def test_each_event_has_its_own_count(database: Database) -> None:
+    first, second, customer_id = await two_pools(database), await two_pools(database), new_id()
+    await first.reserve(first.line("adult", LIMIT), customer_id=customer_id)
+    await second.reserve(second.line("adult", LIMIT), customer_id=customer_id)
     free = await two_pools(database, limit=None)
     await free.reserve(free.line("adult", 40), customer_id=customer_id)
 
 
-async def test_what_is_sold_counts_and_what_comes_back_does_not(database: Database) -> None:
+async def test_held_and_sold_places_count_and_freed_places_do_not(database: Database) -> None:
     sale, customer_id = await two_pools(database), new_id()
     sold = await sale.reserve(sale.line("adult", 2), customer_id=customer_id)
     await sale.commit(sold.reservation_id)
@@ -73,16 +74,16 @@ async def test_what_is_sold_counts_and_what_comes_back_does_not(database: Databa
     await sale.return_sold(sold.reservation_id)
     await sale.reserve(sale.line("high", 2), customer_id=customer_id)
     await refused(sale, customer_id, sale.line("high"))
-    # All holds lapse together, swept or not.
+    # All holds have lapsed; none was swept.
     await sale.reserve(sale.line("adult", LIMIT), customer_id=customer_id, now=LAPSED)
     await sale.assert_clean()
 
 
-async def test_a_batch_counts_what_it_has_granted(database: Database) -> None:
+async def test_a_batch_counts_the_requests_that_it_has_accepted(database: Database) -> None:
     sale, customer_id = await two_pools(database), new_id()
-    wanted = [
-        a_request(sale, who, sale.line(offer, quantity))
-        for who, offer, quantity in (
+    requests = [
+        sale.request(sale.line(offer, quantity), customer_id=buyer_id)
+        for buyer_id, offer, quantity in (
             (customer_id, "adult", 2),
             (customer_id, "high", 2),
             (new_id(), "high", 3),
@@ -91,14 +92,14 @@ async def test_a_batch_counts_what_it_has_granted(database: Database) -> None:
         )
     ]
     async with database.transaction() as connection:
-        outcomes = await reserve.reserve_all(connection, wanted, now=NOW)
-    reasons = [each.reason if isinstance(each, DomainError) else None for each in outcomes]
+        outcomes = await reserve_all(connection, requests, NOW)
+    reasons = [o.reason if isinstance(o, DomainError) else None for o in outcomes]
     limit = Reason.PURCHASE_LIMIT_EXCEEDED
     assert reasons == [None, limit, None, None, limit]
     await sale.assert_clean()
 
 
-async def test_an_exchange_counts_after_the_old_one_is_given_back(database: Database) -> None:
+async def test_an_exchange_counts_without_the_old_reservation(database: Database) -> None:
     sale, customer_id = await two_pools(database), new_id()
     old = await sale.reserve(sale.line("adult", LIMIT), customer_id=customer_id)
     await sale.commit(old.reservation_id)
@@ -113,12 +114,12 @@ async def test_an_exchange_counts_after_the_old_one_is_given_back(database: Data
     await sale.assert_clean()
 
 
-async def test_a_limit_that_comes_later_counts_what_was_bought_before(database: Database) -> None:
+async def test_a_limit_that_is_set_later_counts_earlier_purchases(database: Database) -> None:
     sale, customer_id = await two_pools(database, limit=None), new_id()
     kept = await sale.reserve(sale.line("adult", 2), sale.line("high", 3), customer_id=customer_id)
     await sale.update(TargetStock(per_customer_limit=4))
     assert (await refused(sale, customer_id, sale.line("child")))["owned"] == "5"
-    # Who owns more keeps it.
+    # A customer above the limit keeps the places.
     await sale.commit(kept.reservation_id)
     await sale.update(TargetStock())
     await refused(sale, customer_id, sale.line("child"))
@@ -130,7 +131,7 @@ async def test_a_limit_that_comes_later_counts_what_was_bought_before(database: 
     await sale.assert_clean()
 
 
-async def test_a_definition_with_another_limit_is_another_one(database: Database) -> None:
+async def test_a_definition_with_another_limit_is_refused(database: Database) -> None:
     sale = await two_pools(database)
     async with database.transaction() as connection:
         await stock.define(connection, event_id=sale.event_id, stock=sale.stock, now=NOW)
@@ -141,7 +142,7 @@ async def test_a_definition_with_another_limit_is_another_one(database: Database
     assert error.value.reason is Reason.STOCK_ALREADY_DEFINED
 
 
-async def test_the_database_refuses_what_the_code_would_grant(database: Database) -> None:
+async def test_the_trigger_refuses_totals_above_the_limit(database: Database) -> None:
     sale, customer_id = await two_pools(database), new_id()
     await sale.reserve(sale.line("adult", LIMIT), customer_id=customer_id)
     for statement in (
@@ -161,30 +162,18 @@ async def test_the_database_refuses_what_the_code_would_grant(database: Database
         assert constraint_of(error.value) == "customer_totals_event_limit"
 
 
-async def test_a_limit_set_while_a_buyer_waits_holds_for_that_buyer(database: Database) -> None:
-    """The waiting batch has locked one pool only: it begins again and locks them all."""
+async def test_a_limit_that_is_set_while_a_request_waits_applies_to_it(database: Database) -> None:
+    """The waiting batch has locked one pool only: it is repeated and locks all pools."""
     sale, customer_id = await two_pools(database, limit=None), new_id()
     await sale.reserve(sale.line("high", LIMIT), customer_id=customer_id)
-    together = batches.reserving_together(database, lambda: NOW)
+    together = batches.coalesced_reserve(database, lambda: NOW)
     async with database.transaction() as changing:
-        wanted = TargetStock(per_customer_limit=LIMIT)
-        await stock_update.update(changing, event_id=sale.event_id, wanted=wanted, now=NOW)
-        request = a_request(sale, customer_id, sale.line("adult"))
+        target = TargetStock(per_customer_limit=LIMIT)
+        await stock_update.update(changing, event_id=sale.event_id, target=target, now=NOW)
+        request = sale.request(sale.line("adult"), customer_id=customer_id)
         buyer = asyncio.create_task(together.submit(request))
         await somebody_waits(database)
     with pytest.raises(DomainError) as error:
         await buyer
     assert error.value.reason is Reason.PURCHASE_LIMIT_EXCEEDED
     await sale.assert_clean()
-
-
-def a_request(sale: Sale, customer_id: UUID, *lines: Line) -> Reservation:
-    return reservation.new(
-        event_id=sale.event_id,
-        reservation_id=new_id(),
-        request_key=str(new_id()),
-        customer_id=customer_id,
-        lines=lines,
-        expire_time=NOW + HOLD,
-        now=NOW,
-    )

@@ -1,4 +1,4 @@
-"""One reservation for another: all or nothing, in the state that the old one had."""
+"""The exchange: all or nothing, and the new reservation gets the state of the old one."""
 
 from datetime import timedelta
 
@@ -7,12 +7,14 @@ import pytest
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc.states import State
+from stock_svc.reservations import State
 from testing.stock_harness import HOLD, LAPSED, NOW, on_sale
 
 
 @pytest.mark.parametrize("is_sold", [False, True])
-async def test_to_another_event(database: Database, is_sold: bool) -> None:
+async def test_an_exchange_to_another_event_keeps_the_state(
+    database: Database, is_sold: bool
+) -> None:
     old, new = await on_sale(database), await on_sale(database)
     made = await old.reserve(old.line(quantity=3))
     if is_sold:
@@ -28,7 +30,9 @@ async def test_to_another_event(database: Database, is_sold: bool) -> None:
     await new.assert_clean()
 
 
-async def test_within_the_event_the_old_places_count_for_the_new(database: Database) -> None:
+async def test_within_an_event_the_old_places_are_available_to_the_new_reservation(
+    database: Database,
+) -> None:
     """The pool is full and the customer at the limit, but for what is given back."""
     sale = await on_sale(database, seats={"stalls": ["A1", "A2"]}, per_customer_limit=2)
     made = await sale.reserve(*sale.lines("A1", "A2"))
@@ -40,7 +44,7 @@ async def test_within_the_event_the_old_places_count_for_the_new(database: Datab
     await sale.assert_clean()
 
 
-async def test_a_refusal_changes_nothing(database: Database) -> None:
+async def test_a_refused_exchange_changes_nothing(database: Database) -> None:
     old = await on_sale(database)
     new = await on_sale(
         database, pools={"floor": 4}, offers={"place": "floor"}, seats={"stalls": ["A1"]},
@@ -66,7 +70,7 @@ async def test_a_refusal_changes_nothing(database: Database) -> None:
     await new.assert_clean()
 
 
-async def test_the_purchase_limit_of_the_new_event_holds(database: Database) -> None:
+async def test_the_purchase_limit_of_the_new_event_applies(database: Database) -> None:
     old, new = await on_sale(database), await on_sale(database, per_customer_limit=2)
     made = await old.reserve()
     await new.reserve(customer_id=made.customer_id)
@@ -76,7 +80,7 @@ async def test_the_purchase_limit_of_the_new_event_holds(database: Database) -> 
     assert (await old.get(made.reservation_id)).state is State.ACTIVE
 
 
-async def test_again_returns_the_new_one(database: Database) -> None:
+async def test_a_repeated_exchange_returns_the_new_reservation(database: Database) -> None:
     sale = await on_sale(database)
     made = await sale.reserve()
     to_reservation_id = new_id()
@@ -97,7 +101,7 @@ async def test_again_returns_the_new_one(database: Database) -> None:
     await sale.assert_clean()
 
 
-async def test_a_hold_takes_the_old_ones_place(database: Database) -> None:
+async def test_an_existing_hold_replaces_the_old_reservation(database: Database) -> None:
     """The price difference was paid while the new places were held."""
     old, new = await on_sale(database), await on_sale(database, seats={"stalls": ["A1"]})
     made = await old.reserve()
@@ -114,7 +118,9 @@ async def test_a_hold_takes_the_old_ones_place(database: Database) -> None:
     await new.assert_clean()
 
 
-async def test_a_lapsed_or_foreign_hold_does_not(database: Database) -> None:
+async def test_a_lapsed_hold_or_one_of_another_customer_does_not_replace_it(
+    database: Database,
+) -> None:
     sale = await on_sale(database)
     made = await sale.reserve(hold=2 * HOLD)
     await sale.commit(made.reservation_id)
@@ -133,7 +139,7 @@ async def test_a_lapsed_or_foreign_hold_does_not(database: Database) -> None:
     await sale.assert_clean()
 
 
-async def test_what_has_ended_is_not_exchanged(database: Database) -> None:
+async def test_an_ended_reservation_is_not_exchanged(database: Database) -> None:
     sale = await on_sale(database)
     lapsed, released = await sale.reserve(), await sale.reserve()
     await sale.release(released.reservation_id)
@@ -148,7 +154,7 @@ async def test_what_has_ended_is_not_exchanged(database: Database) -> None:
     await sale.assert_clean()
 
 
-async def test_places_of_lapsed_holds_are_taken(database: Database) -> None:
+async def test_an_exchange_uses_places_of_lapsed_holds(database: Database) -> None:
     sale = await on_sale(database)
     made = await sale.reserve(hold=2 * HOLD)
     await sale.reserve(sale.line(quantity=9))

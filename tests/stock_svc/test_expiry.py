@@ -1,4 +1,4 @@
-"""Lapsed holds: free at once, swept or not, and ended once."""
+"""Lapsed holds: their places are free at once, and each expires once."""
 
 import asyncio
 from datetime import timedelta
@@ -8,8 +8,8 @@ import pytest
 from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
-from stock_svc.states import State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import State
 from testing.stock_harness import LAPSED, NOW, on_sale
 
 
@@ -42,7 +42,7 @@ async def test_a_lapsed_hold_does_not_count_against_the_purchase_limit(database:
     await sale.assert_clean()
 
 
-async def test_a_refusal_leaves_the_lapsed_to_the_sweeper_but_counts_them(
+async def test_a_refused_request_counts_lapsed_holds_as_free_and_expires_none(
     database: Database,
 ) -> None:
     sale = await on_sale(database)
@@ -66,7 +66,7 @@ async def test_a_lapsed_hold_over_several_pools_frees_them_all(database: Databas
     await sale.assert_clean()
 
 
-async def test_the_sweeper_expires_what_has_lapsed_and_nothing_else(own_database: Database) -> None:
+async def test_the_sweep_expires_lapsed_holds_only(own_database: Database) -> None:
     sales = [await on_sale(own_database, seats={"stalls": ["A1", "A2"]}) for _ in range(3)]
     for sale in sales:
         await sale.reserve(*sale.lines("A1"))
@@ -85,7 +85,7 @@ async def test_the_sweeper_expires_what_has_lapsed_and_nothing_else(own_database
     assert (await extended.get(made.reservation_id)).state is State.ACTIVE
 
 
-async def test_two_sweepers_at_once_expire_each_hold_once(own_database: Database) -> None:
+async def test_concurrent_sweeps_expire_each_hold_once(own_database: Database) -> None:
     sale = await on_sale(own_database, pools={"floor": 450})
     customer_ids = [new_id() for _ in range(5)]
     for n in range(450):
@@ -96,7 +96,7 @@ async def test_two_sweepers_at_once_expire_each_hold_once(own_database: Database
     await sale.assert_clean()
 
 
-async def test_what_another_transaction_works_on_is_left_out(own_database: Database) -> None:
+async def test_the_sweep_skips_reservations_that_are_locked(own_database: Database) -> None:
     sale = await on_sale(own_database)
     busy = await sale.reserve()
     await sale.reserve()

@@ -1,4 +1,4 @@
-"""The movements: each change explained once, in order, for ever."""
+"""The movements: one per change, in order, append-only; and the guards of ledger.post."""
 
 import pytest
 import sqlalchemy as sa
@@ -6,9 +6,10 @@ import sqlalchemy as sa
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+from mesh.paths import ROOT
 from stock_svc import ledger
-from stock_svc.ledger import Entry, Kind, Movement, MovementPage, PoolShortError
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.ledger import Entry, Kind, Movement, MovementPage, PoolShortageError
 from testing.stock_harness import LAPSED, NOW, Sale, on_sale
 
 
@@ -19,7 +20,7 @@ async def page(sale: Sale, *, before: int | None = None, page_size: int = 100) -
         )
 
 
-async def test_every_change_has_its_movement(database: Database) -> None:
+async def test_every_change_has_a_movement(database: Database) -> None:
     sale = await on_sale(database, offers={"adult": "floor", "child": "floor"})
     sold = await sale.reserve(sale.line("adult", 2), sale.line("child", 1))
     await sale.commit(sold.reservation_id)
@@ -42,7 +43,7 @@ async def test_every_change_has_its_movement(database: Database) -> None:
     ]
 
 
-async def test_pages_hold_each_movement_once_newest_first(database: Database) -> None:
+async def test_pages_list_each_movement_once_newest_first(database: Database) -> None:
     sale = await on_sale(database)
     for _ in range(4):
         await sale.reserve()
@@ -90,13 +91,35 @@ async def test_movements_are_append_only(database: Database, statement: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("statement", "files"),
+    [
+        ("statements.CHANGE_POOLS", ["stock_svc/ledger.py"]),
+        ("statements.INSERT_MOVEMENTS", ["stock_svc/ledger.py"]),
+        ("outbox.insertion(", ["stock_svc/ledger.py"]),
+        ("outbox.append(", []),
+        ("update(pools)", []),
+        # Pools are inserted empty: their capacity comes with a movement.
+        ("insert(pools)", ["stock_svc/stock.py"]),
+        ("insert(movements)", []),
+    ],
+)
+def test_only_the_ledger_changes_counters_and_writes_movements_and_events(
+    statement: str, files: list[str]
+) -> None:
+    sources = (ROOT / "stock_svc").rglob("*.py")
+    assert files == [
+        str(source.relative_to(ROOT)) for source in sources if statement in source.read_text()
+    ]
+
+
+@pytest.mark.parametrize(
     "change", [{"held": 11}, {"held": -1}, {"sold": -1}, {"held": 6, "sold": 5}, {"capacity": -11}]
 )
-async def test_a_pool_cannot_give_what_it_has_not(
+async def test_entries_beyond_the_counters_of_a_pool_are_refused(
     database: Database, change: dict[str, int]
 ) -> None:
     sale = await on_sale(database)
-    with pytest.raises(PoolShortError):
+    with pytest.raises(PoolShortageError):
         async with database.transaction() as connection:
             await ledger.post(
                 connection,

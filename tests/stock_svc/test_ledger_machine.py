@@ -1,8 +1,7 @@
-"""Any order of calls, clock moves, sweeps, crashes and retries, against a model smaller than
-the code.
+"""Any order of calls, clock moves, sweeps, crashes and retries, compared with a small model.
 
-After each step the stock, as a caller sees it, must be the model's; at the end the audit
-must find nothing. Each example has an event of its own.
+After each step the availability must match the model's; at the end the audit must find no
+difference. Each example has an event of its own.
 """
 
 import asyncio
@@ -29,17 +28,16 @@ from hypothesis.stateful import (
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import reservation, reservations, reserve
-from stock_svc.reservation import Line, Reservation
-from stock_svc.reserve import Outcome
-from stock_svc.states import State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import Line, Reservation, State
+from stock_svc.reserve import Outcome, reserve_all
+from stock_svc.transitions import Move, Order
 from testing.databases import open_patiently
-from testing.stock_harness import NOW, Sale, on_sale
+from testing.stock_harness import NOW, Sale, move_one, on_sale, reserve_one
 
 _T = TypeVar("_T")
 
-# Few and small, so that requests meet.
+# Few and small, so that requests compete.
 CUSTOMERS = [new_id() for _ in range(2)]
 CAPACITIES = {"floor": 6, "balcony": 4}
 POOL_OF = {"adult": "floor", "child": "floor", "high": "balcony", "stalls": "stalls"}
@@ -47,18 +45,18 @@ SEATS = ["A1", "A2", "A3"]
 LIMIT = 3
 EVENT_LIMIT = 5
 
-wishes = st.lists(
+items = st.lists(
     st.tuples(st.sampled_from(["adult", "child", "high"]), st.integers(1, 4))
     | st.tuples(st.just("stalls"), st.sampled_from(SEATS)),
     min_size=1,
     max_size=3,
-    unique_by=lambda wish: wish[1] if wish[0] == "stalls" else wish,
+    unique_by=lambda item: item[1] if item[0] == "stalls" else item,
 )
 
-# Two customers who ask for one of these cannot both have it.
-greedy = st.sampled_from([[("high", 3)], [("adult", 3), ("child", 2)], [("stalls", "A1")]])
+# Two requests for one of these do not fit together.
+large = st.sampled_from([[("high", 3)], [("adult", 3), ("child", 2)], [("stalls", "A1")]])
 
-# Why a reservation that has ended, in one way or another, cannot be worked with.
+# The refusals of calls for a reservation that has ended.
 ENDED = {Reason.HOLD_EXPIRED, Reason.RESERVATION_STATE_INVALID, Reason.RESERVATION_NOT_FOUND}
 
 
@@ -68,12 +66,12 @@ class ProcessDiedError(Exception):
 
 @dataclass
 class Held:
-    """What the model knows of a reservation."""
+    """A reservation in the model."""
 
     reservation_id: UUID
     customer_id: UUID
     request_key: str
-    wishes: list[tuple[str, int | str]]
+    items: list[tuple[str, int | str]]
     end: datetime
     state: State = State.ACTIVE
     extended: bool = False
@@ -126,59 +124,57 @@ class LedgerMachine(RuleBasedStateMachine):
         return [held for held in self.model if held.counts(self.now)]
 
     def available(self) -> dict[str, int]:
-        left = self.capacities | {"stalls": len(SEATS) - len(self.blocked)}
+        free = self.capacities | {"stalls": len(SEATS) - len(self.blocked)}
         for held in self.live():
-            for offer, wish in held.wishes:
-                left[POOL_OF[offer]] -= places(wish)
-        return left
+            for offer, amount in held.items:
+                free[POOL_OF[offer]] -= places(amount)
+        return free
 
     def taken_seats(self) -> set[int | str]:
-        return {seat for held in self.live() for offer, seat in held.wishes if offer == "stalls"}
+        return {seat for held in self.live() for offer, seat in held.items if offer == "stalls"}
 
-    def lines(self, wanted: list[tuple[str, int | str]]) -> list[Line]:
+    def lines(self, requested: list[tuple[str, int | str]]) -> list[Line]:
         return [
-            self.sale.line(offer, places(wish), seat=wish if isinstance(wish, str) else None)
-            for offer, wish in wanted
+            self.sale.line(offer, places(amount), seat=amount if isinstance(amount, str) else None)
+            for offer, amount in requested
         ]
 
     def expected_refusals(
-        self, customer_id: UUID, wanted: list[tuple[str, int | str]]
+        self, customer_id: UUID, requested: list[tuple[str, int | str]]
     ) -> set[Reason | None]:
-        left, owned = self.available(), dict.fromkeys(POOL_OF, 0)
+        free, owned = self.available(), dict.fromkeys(POOL_OF, 0)
         for held in self.live():
             if held.customer_id == customer_id:
-                for offer, wish in held.wishes:
-                    owned[offer] += places(wish)
-        for offer, wish in wanted:
-            left[POOL_OF[offer]] -= places(wish)
-            owned[offer] += places(wish)
-        seats = {wish for offer, wish in wanted if offer == "stalls"}
-        wanted_offers = {offer for offer, _ in wanted}
+                for offer, amount in held.items:
+                    owned[offer] += places(amount)
+        for offer, amount in requested:
+            free[POOL_OF[offer]] -= places(amount)
+            owned[offer] += places(amount)
+        seats = {amount for offer, amount in requested if offer == "stalls"}
+        offers = {offer for offer, _ in requested}
         refusals: set[Reason | None] = set()
-        if min(left["floor"], left["balcony"]) < 0:
+        if min(free["floor"], free["balcony"]) < 0:
             refusals.add(Reason.SOLD_OUT)
         if seats & (self.taken_seats() | self.blocked):
             refusals.add(Reason.SEAT_UNAVAILABLE)
-        if any(owned[offer] > LIMIT for offer in wanted_offers) or (
-            sum(owned.values()) > EVENT_LIMIT
-        ):
+        if any(owned[offer] > LIMIT for offer in offers) or (sum(owned.values()) > EVENT_LIMIT):
             refusals.add(Reason.PURCHASE_LIMIT_EXCEEDED)
         return refusals or {None}
 
     @rule(
         target=reserved,
         customer_id=st.sampled_from(CUSTOMERS),
-        wanted=wishes | greedy,
+        requested=items | large,
         minutes=st.sampled_from([5, 15]),
     )
     def reserve(
-        self, customer_id: UUID, wanted: list[tuple[str, int | str]], minutes: int
+        self, customer_id: UUID, requested: list[tuple[str, int | str]], minutes: int
     ) -> Held | MultipleResults[Held]:
         held = Held(
             reservation_id=new_id(),
             customer_id=customer_id,
             request_key=str(new_id()),
-            wishes=wanted,
+            items=requested,
             end=self.now + timedelta(minutes=minutes),
         )
         self.attempt(held)
@@ -190,52 +186,51 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         target=reserved,
         requests=st.lists(
-            st.tuples(st.sampled_from(CUSTOMERS), wishes | greedy), min_size=2, max_size=4
+            st.tuples(st.sampled_from(CUSTOMERS), items | large), min_size=2, max_size=4
         ),
     )
     def batch(
         self, requests: list[tuple[UUID, list[tuple[str, int | str]]]]
     ) -> Held | MultipleResults[Held]:
-        """As if one came after the other, and nobody in between."""
-        asked = [
-            Held(new_id(), customer_id, str(new_id()), wanted, self.now + timedelta(minutes=5))
-            for customer_id, wanted in requests
+        """A batch has the outcomes of its requests one after the other."""
+        batch = [
+            Held(new_id(), customer_id, str(new_id()), requested, self.now + timedelta(minutes=5))
+            for customer_id, requested in requests
         ]
         made = []
-        for held, outcome in zip(asked, self.do(self.reserve_all(asked)), strict=True):
+        for held, outcome in zip(batch, self.do(self.reserve_all(batch)), strict=True):
             refused = outcome.reason if isinstance(outcome, DomainError) else None
-            assert refused in self.expected_refusals(held.customer_id, held.wishes)
+            assert refused in self.expected_refusals(held.customer_id, held.items)
             if refused is None:
                 self.model.append(held)
                 made.append(held)
         return multiple(*made)
 
-    async def reserve_all(self, asked: list[Held]) -> list[Outcome]:
-        wanted = [
-            reservation.new(
-                event_id=self.sale.event_id,
+    async def reserve_all(self, batch: list[Held]) -> list[Outcome]:
+        requests = [
+            self.sale.request(
+                *self.lines(held.items),
                 reservation_id=held.reservation_id,
                 request_key=held.request_key,
                 customer_id=held.customer_id,
-                lines=self.lines(held.wishes),
-                expire_time=held.end,
+                hold=held.end - self.now,
                 now=self.now,
             )
-            for held in asked
+            for held in batch
         ]
         async with self.sale.database.transaction() as connection:
-            return await reserve.reserve_all(connection, wanted, now=self.now)
+            return await reserve_all(connection, requests, self.now)
 
-    @rule(target=reserved, held=reserved, wanted=wishes)
+    @rule(target=reserved, held=reserved, requested=items)
     def exchange(
-        self, held: Held, wanted: list[tuple[str, int | str]]
+        self, held: Held, requested: list[tuple[str, int | str]]
     ) -> Held | MultipleResults[Held]:
         new = Held(
-            new_id(), held.customer_id, str(new_id()), wanted, self.now + timedelta(minutes=9)
+            new_id(), held.customer_id, str(new_id()), requested, self.now + timedelta(minutes=9)
         )
         exchange = self.sale.exchange(
             held.reservation_id,
-            *self.lines(wanted),
+            *self.lines(requested),
             to_reservation_id=new.reservation_id,
             request_key=new.request_key,
             now=self.now,
@@ -246,7 +241,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return multiple()
         before, held.state = held.state, State.RETURNED
         refused = self.refusal(exchange)
-        assert refused in self.expected_refusals(new.customer_id, wanted)
+        assert refused in self.expected_refusals(new.customer_id, requested)
         if refused is not None:
             held.state = before
             return multiple()
@@ -283,38 +278,27 @@ class LedgerMachine(RuleBasedStateMachine):
         self.do(self.sale.unblock(*seats))
         self.blocked -= seats
 
-    @rule(held=reserved, what=st.sampled_from(["reserve", "commit", "release", "return_sold"]))
-    def crash(self, held: Held, what: str) -> None:
-        """The process dies before the commit: nothing has happened, whatever was under way."""
-        self.do(self.die_in(held, what))
+    @rule(held=reserved, move=st.sampled_from([None, Move.COMMIT, Move.RELEASE, Move.RETURN]))
+    def crash(self, held: Held, move: Move | None) -> None:
+        """The process dies in a move, or in another reserve, before the commit: nothing changes."""
+        self.do(self.die_in(held, move))
 
-    async def die_in(self, held: Held, what: str) -> None:
+    async def die_in(self, held: Held, move: Move | None) -> None:
         with suppress(DomainError, ProcessDiedError):
             async with self.sale.database.transaction() as connection:
-                of = {"event_id": self.sale.event_id, "reservation_id": held.reservation_id}
-                match what:
-                    case "commit":
-                        await reservations.commit(connection, **of, now=self.now)
-                    case "release":
-                        await reservations.release(connection, **of, now=self.now)
-                    case "return_sold":
-                        await reservations.return_sold(connection, **of, now=self.now)
-                    case _:
-                        await reservations.reserve(
-                            connection,
-                            event_id=self.sale.event_id,
-                            reservation_id=new_id(),
-                            request_key=str(new_id()),
-                            customer_id=held.customer_id,
-                            lines=self.lines(held.wishes),
-                            expire_time=self.now + timedelta(minutes=5),
-                            now=self.now,
-                        )
+                if move is None:
+                    request = self.sale.request(
+                        *self.lines(held.items), customer_id=held.customer_id, now=self.now
+                    )
+                    await reserve_one(connection, request, now=self.now)
+                else:
+                    order = Order(move, self.sale.event_id, held.reservation_id)
+                    await move_one(connection, order, now=self.now)
                 raise ProcessDiedError
 
     @rule(held=reserved, is_late=st.booleans())
     def retry(self, held: Held, is_late: bool) -> None:
-        """The same request under another id finds the first while that counts, else is new."""
+        """A repeated request with another id returns the existing reservation while it counts."""
         if is_late:
             self.now = max(self.now, held.end)
         if held.counts(self.now):
@@ -330,14 +314,14 @@ class LedgerMachine(RuleBasedStateMachine):
             self.attempt(held)
 
     def attempt(self, held: Held) -> None:
-        expected = self.expected_refusals(held.customer_id, held.wishes)
+        expected = self.expected_refusals(held.customer_id, held.items)
         refused = self.refusal(self.request(held, held.reservation_id))
         assert refused in expected
         held.state = State.ACTIVE if refused is None else State.RELEASED
 
     async def request(self, held: Held, reservation_id: UUID) -> Reservation:
         return await self.sale.reserve(
-            *self.lines(held.wishes),
+            *self.lines(held.items),
             customer_id=held.customer_id,
             request_key=held.request_key,
             reservation_id=reservation_id,
@@ -374,7 +358,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         if not held.extended:
             held.end, held.extended = end, True
-        # Again, to whatever time, it has the first new end.
+        # A repeated extension, to any time, returns the first new end.
         for to in (end, end + timedelta(minutes=1)):
             extended = self.do(self.sale.extend(held.reservation_id, now=self.now, to=to))
             assert extended.expire_time == held.end
@@ -389,25 +373,25 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_stock_is_the_models(self) -> None:
-        left = self.do(self.sale.availability(now=self.now))
+        free = self.do(self.sale.availability(now=self.now))
         names = {pool_id: name for name, pool_id in self.sale.pools.items()}
-        assert {names[p.pool_id]: p.available for p in left.pools} == self.available()
+        assert {names[p.pool_id]: p.available for p in free.pools} == self.available()
         seat_names = {seat_id: name for name, seat_id in self.sale.seats.items()}
-        states = {seat_names[seat.seat_id]: seat.state for seat in left.seats}
+        states = {seat_names[seat.seat_id]: seat.state for seat in free.seats}
         assert {seat for seat, state in states.items() if state == "BLOCKED"} == self.blocked
         taken = {seat for seat, state in states.items() if state in ("HELD", "SOLD")}
         assert taken == self.taken_seats()
 
 
-def places(wish: int | str) -> int:
-    """A seat is one place."""
-    return wish if isinstance(wish, int) else 1
+def places(amount: int | str) -> int:
+    """The places of an item: a seat is one place."""
+    return amount if isinstance(amount, int) else 1
 
 
 @pytest.mark.timeout(3600)
-def test_the_ledger_is_the_model(new_database: Callable[[str], str], is_long: bool) -> None:
+def test_the_ledger_matches_the_model(new_database: Callable[[str], str], is_long: bool) -> None:
     with asyncio.Runner() as runner:
-        # One for all examples, so that statements are compiled and prepared once.
+        # One database for all examples, so that statements are compiled and prepared once.
         opened = open_patiently(new_database("stock_svc"), pool_size=1)
         LedgerMachine.runner, LedgerMachine.database = runner, runner.run(opened.__aenter__())
         try:

@@ -1,4 +1,4 @@
-"""What happens to stock is told, in order, as it is after each transaction."""
+"""The stream of changes: the counters and seats after each transaction, in order."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,10 +14,10 @@ from boxoffice.stock.v1.stock_change_service_pb2_grpc import StockChangeServiceS
 from mesh.db import outbox
 from mesh.db.database import Database
 from stock_svc.__main__ import open_service
+from stock_svc.expiry import sweep
 from stock_svc.settings import Settings
 from stock_svc.stock import Pool, Seat
 from stock_svc.stock_update import TargetStock
-from stock_svc.sweeper import sweep
 from testing.listening import is_listening
 from testing.network import Network, reason_of, refusal
 from testing.stock_harness import LAPSED, Sale, on_sale
@@ -41,13 +41,15 @@ class Stream:
             while not self.arrived:
                 response = await anext(self.calls)
                 self.arrived += [
-                    each for each in response.changes if each.event_id == str(self.sale.event_id)
+                    change
+                    for change in response.changes
+                    if change.event_id == str(self.sale.event_id)
                 ]
         return self.arrived.pop(0)
 
     def counters(self, change: Change, pool: str = "floor") -> tuple[int, int, int]:
-        [one] = [p for p in change.pools if p.pool_id == str(self.sale.pools[pool])]
-        return one.capacity, one.held, one.sold
+        [changed] = [p for p in change.pools if p.pool_id == str(self.sale.pools[pool])]
+        return changed.capacity, changed.held, changed.sold
 
     def seats(self, change: Change) -> dict[str, str]:
         names = {str(seat_id): name for name, seat_id in self.sale.seats.items()}
@@ -58,7 +60,7 @@ class Stream:
 async def stub(
     tmp_path: Path, shared_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[StockChangeServiceStub]:
-    """It does not look by itself: each change must be told to those who wait."""
+    """Streams of this service do not poll: each change must wake them."""
     monkeypatch.setattr(outbox, "_POLL_SECONDS", 3600)
     network = Network(tmp_path)
     settings = Settings(home=tmp_path, stock_database_url=shared_url)
@@ -83,7 +85,7 @@ async def from_now(stub: StockChangeServiceStub, sale: Sale) -> Stream:
     return Stream(aiter(calls), sale)
 
 
-async def test_each_transaction_is_told_once(
+async def test_each_transaction_sends_one_change(
     stub: StockChangeServiceStub, database: Database
 ) -> None:
     sale = await on_sale(database, offers={"place": "floor"}, seats={"stalls": ["A1", "A2"]})
@@ -115,12 +117,12 @@ async def test_each_transaction_is_told_once(
 
     resumed = Stream(aiter(stub.StreamChanges(Request(after_position=committed.position))), sale)
     again = await resumed.next()
-    # The position also says in which window it was read.
+    # A position contains the step in which it was read.
     again.position = returned.position
     assert again == returned
 
 
-async def test_the_end_of_a_hold_is_told_when_it_is_swept(
+async def test_the_sweep_of_a_hold_sends_a_change(
     stub: StockChangeServiceStub, database: Database
 ) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1"]})
@@ -132,7 +134,9 @@ async def test_the_end_of_a_hold_is_told_when_it_is_swept(
     assert stream.seats(lapsed) == {"A1": "AVAILABLE"}
 
 
-async def test_what_is_gone_is_told(stub: StockChangeServiceStub, database: Database) -> None:
+async def test_removed_seats_and_pools_are_sent(
+    stub: StockChangeServiceStub, database: Database
+) -> None:
     sale = await on_sale(database, offers={"place": "floor"}, seats={"stalls": ["A1", "A2"]})
     stream = await from_now(stub, sale)
     await sale.update(
@@ -149,19 +153,19 @@ async def test_what_is_gone_is_told(stub: StockChangeServiceStub, database: Data
     assert all(pool.removed for pool in (await stream.next()).pools)
 
 
-async def test_a_foreign_position_is_refused(stub: StockChangeServiceStub) -> None:
+async def test_an_invalid_position_is_refused(stub: StockChangeServiceStub) -> None:
     error = await refusal(anext(aiter(stub.StreamChanges(Request(after_position="x")))))
     assert isinstance(error, grpc.aio.AioRpcError)
     assert reason_of(error) == "VALIDATION_FAILED"
 
 
-async def test_versions_and_positions_grow(
+async def test_versions_increase_by_one_per_movement(
     stub: StockChangeServiceStub, database: Database
 ) -> None:
     sale = await on_sale(database, pools={"floor": 100})
     stream = await from_now(stub, sale)
     await asyncio.gather(*(sale.reserve() for _ in range(10)))
-    found = [await stream.next() for _ in range(10)]
-    assert [change.version for change in found] == list(range(2, 12))
-    assert [change.pools[0].version for change in found] == list(range(2, 12))
-    assert [stream.counters(change)[1] for change in found] == list(range(1, 11))
+    changes = [await stream.next() for _ in range(10)]
+    assert [change.version for change in changes] == list(range(2, 12))
+    assert [change.pools[0].version for change in changes] == list(range(2, 12))
+    assert [stream.counters(change)[1] for change in changes] == list(range(1, 11))

@@ -1,4 +1,4 @@
-"""Reserving: all or nothing, every refusal with its facts, the same request once."""
+"""Reserving: all or nothing, refusals with their metadata, repeated requests."""
 
 import asyncio
 from dataclasses import replace
@@ -10,14 +10,13 @@ import sqlalchemy as sa
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import ledger, reservations
-from stock_svc.reservation import MAX_HOLD, Line
-from stock_svc.states import State
-from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
+from stock_svc import ledger
+from stock_svc.reservations import MAX_HOLD, Line, State
+from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, reserve_one
 
 
 async def refused(sale: Sale, *lines: Line, **details: object) -> DomainError:
-    """The refusal of a reservation, which must leave everything as it was."""
+    """The refusal of a request; checks that the request changed nothing."""
     before = await sale.availability()
     with pytest.raises(DomainError) as error:
         await sale.reserve(*lines, **details)  # type: ignore[arg-type]
@@ -48,7 +47,7 @@ async def test_what_is_reserved_is_held(database: Database) -> None:
     await sale.assert_clean()
 
 
-async def test_sold_out_tells_what_is_left(database: Database) -> None:
+async def test_sold_out_has_the_number_of_available_places(database: Database) -> None:
     sale = await on_sale(database)
     await sale.reserve(sale.line(quantity=8))
     error = await refused(sale, sale.line(quantity=3))
@@ -68,7 +67,7 @@ async def test_the_demand_on_a_pool_is_summed_over_lines_and_offers(database: Da
     await sale.reserve(sale.line("adult", 5), sale.line("child", 5))
 
 
-async def test_one_short_pool_refuses_the_whole_request(database: Database) -> None:
+async def test_a_shortage_in_one_pool_refuses_the_whole_request(database: Database) -> None:
     sale = await on_sale(
         database, pools={"floor": 10, "balcony": 1}, offers={"low": "floor", "high": "balcony"}
     )
@@ -92,14 +91,14 @@ async def test_a_taken_seat_is_named(database: Database) -> None:
     await sale.reserve(*sale.lines("A1", "A2"))
 
 
-async def test_a_full_house_names_the_seat_rather_than_the_pool(database: Database) -> None:
+async def test_a_taken_seat_of_a_full_pool_is_seat_unavailable(database: Database) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1"]})
     await sale.reserve(*sale.lines("A1"))
     error = await refused(sale, *sale.lines("A1"))
     assert error.reason is Reason.SEAT_UNAVAILABLE
 
 
-async def test_the_purchase_limit_counts_what_is_held_and_what_is_sold(database: Database) -> None:
+async def test_the_purchase_limit_counts_held_and_sold_places(database: Database) -> None:
     sale = await on_sale(database, per_customer_limit=4)
     customer_id = new_id()
     sold = await sale.reserve(sale.line(quantity=2), customer_id=customer_id)
@@ -113,12 +112,12 @@ async def test_the_purchase_limit_counts_what_is_held_and_what_is_sold(database:
         "owned": "3",
         "requested": "2",
     }
-    await sale.reserve(sale.line(quantity=2))  # somebody else may
+    await sale.reserve(sale.line(quantity=2))  # by another customer
     await sale.release(held.reservation_id)
     await sale.reserve(sale.line(quantity=2), customer_id=customer_id)
 
 
-async def test_the_purchase_limit_holds_for_the_first_request_and_over_its_lines(
+async def test_the_purchase_limit_sums_over_the_lines_of_one_request(
     database: Database,
 ) -> None:
     sale = await on_sale(database, per_customer_limit=4)
@@ -127,7 +126,7 @@ async def test_the_purchase_limit_holds_for_the_first_request_and_over_its_lines
     assert (error.metadata["owned"], error.metadata["requested"]) == ("0", "5")
 
 
-async def test_what_does_not_exist_is_not_found(database: Database) -> None:
+async def test_unknown_offers_seats_and_events_are_not_found(database: Database) -> None:
     sale = await on_sale(
         database, offers={"place": "floor"}, seats={"stalls": ["A1"], "circle": ["B1"]}
     )
@@ -152,7 +151,7 @@ async def test_a_seat_of_another_event_is_not_found(database: Database) -> None:
     assert error.reason is Reason.SEAT_NOT_FOUND
 
 
-async def test_lines_that_make_no_sense_are_named(database: Database) -> None:
+async def test_invalid_lines_are_refused_by_their_field(database: Database) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1", "A2"]})
     a1, a2 = sale.lines("A1", "A2")
     for lines, field in (
@@ -168,14 +167,14 @@ async def test_lines_that_make_no_sense_are_named(database: Database) -> None:
 @pytest.mark.parametrize(
     "hold", [timedelta(0), timedelta(seconds=-1), MAX_HOLD + timedelta(seconds=1)]
 )
-async def test_a_hold_must_end_in_the_future_and_not_far_away(
+async def test_the_expire_time_must_be_in_the_future_and_within_the_maximum(
     database: Database, hold: timedelta
 ) -> None:
     error = await refused(await on_sale(database), hold=hold)
     assert [violation.field for violation in error.violations] == ["expire_time"]
 
 
-async def test_the_same_request_returns_the_first_reservation(database: Database) -> None:
+async def test_a_repeated_request_returns_the_existing_reservation(database: Database) -> None:
     sale = await on_sale(database, offers={"adult": "floor", "child": "floor"})
     adult, child = sale.line("adult", 2), sale.line("child")
     customer_id = new_id()
@@ -189,7 +188,7 @@ async def test_the_same_request_returns_the_first_reservation(database: Database
     await sale.assert_clean()
 
 
-async def test_the_same_request_returns_the_first_though_all_is_sold_out_since(
+async def test_a_repeated_request_returns_the_existing_reservation_of_a_sold_out_pool(
     database: Database,
 ) -> None:
     sale = await on_sale(database)
@@ -199,31 +198,22 @@ async def test_the_same_request_returns_the_first_though_all_is_sold_out_since(
     assert await sale.reserve(customer_id=customer_id, request_key="key") == first
 
 
-async def test_who_comes_too_late_writes_nothing_and_waits_for_no_lock(
+async def test_a_request_for_a_full_pool_writes_nothing_and_waits_for_no_lock(
     database: Database,
 ) -> None:
-    """The many refusals of a rush must cost little and not queue up behind one row."""
+    """In a burst most requests are refused: they must not wait for the lock of one row."""
     sale = await on_sale(database)
     await sale.reserve(sale.line(quantity=10))
     async with database.transaction() as other, database.transaction() as connection:
         await ledger.lock(other, {(sale.event_id, pool_id) for pool_id in sale.pools.values()})
         async with asyncio.timeout(60):
             with pytest.raises(DomainError) as sold_out:
-                await reservations.reserve(
-                    connection,
-                    event_id=sale.event_id,
-                    reservation_id=new_id(),
-                    request_key="late",
-                    customer_id=new_id(),
-                    lines=[sale.line()],
-                    expire_time=NOW + HOLD,
-                    now=NOW,
-                )
+                await reserve_one(connection, sale.request(), now=NOW)
         assert sold_out.value.reason is Reason.SOLD_OUT
         assert await connection.scalar(sa.text("SELECT pg_current_xact_id_if_assigned()")) is None
 
 
-async def test_a_key_used_for_something_else_is_refused(database: Database) -> None:
+async def test_a_key_or_id_that_was_used_for_another_request_is_refused(database: Database) -> None:
     sale = await on_sale(database)
     customer_id, reservation_id = new_id(), new_id()
     await sale.reserve(customer_id=customer_id, request_key="key", reservation_id=reservation_id)
@@ -236,14 +226,14 @@ async def test_a_key_used_for_something_else_is_refused(database: Database) -> N
         assert error.reason is Reason.IDEMPOTENCY_KEY_REUSED
 
 
-async def test_keys_of_other_events_are_no_matter(database: Database) -> None:
+async def test_a_request_key_can_be_used_again_for_another_event(database: Database) -> None:
     for _ in range(2):
         sale = await on_sale(database)
         await sale.reserve(request_key="key")
         assert await sale.counters() == (1, 0)
 
 
-async def test_the_same_id_returns_the_reservation_whatever_became_of_it(
+async def test_a_repeated_id_returns_the_reservation_in_any_state(
     database: Database,
 ) -> None:
     sale = await on_sale(database)
@@ -257,7 +247,7 @@ async def test_the_same_id_returns_the_reservation_whatever_became_of_it(
 
 
 @pytest.mark.parametrize("ending", ["released", "lapsed"])
-async def test_a_key_is_free_again_when_its_reservation_has_ended(
+async def test_a_request_key_can_be_used_again_after_its_reservation_ended(
     database: Database, ending: str
 ) -> None:
     sale = await on_sale(database)
@@ -271,10 +261,10 @@ async def test_a_key_is_free_again_when_its_reservation_has_ended(
     await sale.assert_clean()
 
 
-async def test_a_lapsed_reservation_asked_for_by_its_id_is_expired(database: Database) -> None:
+async def test_a_repeated_id_of_a_lapsed_reservation_returns_it_expired(database: Database) -> None:
     sale = await on_sale(database)
     request = {"customer_id": new_id(), "reservation_id": new_id(), "request_key": "key"}
     await sale.reserve(**request)  # type: ignore[arg-type]
-    again = await sale.reserve(**request, now=LAPSED)  # type: ignore[arg-type]
+    again = await sale.reserve(**request, now=LAPSED)
     assert again.state is State.EXPIRED
     assert await sale.counters() == (0, 0)

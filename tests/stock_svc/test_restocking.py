@@ -1,14 +1,13 @@
-"""More places, fewer places, seats off sale and on again, and an event that is forgotten."""
+"""Restock, update, block and unblock seats, remove."""
 
 import pytest
 import sqlalchemy as sa
 
 from mesh.db.database import Database
-from mesh.db.idempotent import Key
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import restocking, stock
-from stock_svc.reservation import Line
+from stock_svc.reservations import Line
 from stock_svc.stock import Offer, Pool, Seat
 from stock_svc.stock_update import TargetStock
 from stock_svc.tables import movements
@@ -25,16 +24,18 @@ def fields(error: DomainError) -> list[str]:
     return [violation.field for violation in error.violations]
 
 
-async def test_restocked_places_are_sold(database: Database) -> None:
+async def test_restocked_places_can_be_reserved(database: Database) -> None:
     sale = await on_sale(database)
     await sale.reserve(sale.line(quantity=10))
-    left = await sale.restock(5)
-    assert [(pool.capacity, pool.available) for pool in left.pools] == [(15, 5)]
+    availability = await sale.restock(5)
+    assert [(pool.capacity, pool.available) for pool in availability.pools] == [(15, 5)]
     await sale.reserve(sale.line(quantity=5))
     await sale.assert_clean()
 
 
-async def test_restocking_is_refused_where_it_makes_no_sense(database: Database) -> None:
+async def test_restocking_a_seated_or_unknown_pool_or_too_many_places_is_refused(
+    database: Database,
+) -> None:
     sale = await on_sale(database, offers={"place": "floor"}, seats={"stalls": ["A1"]})
     assert (await refused(sale.restock(1, "stalls"))).reason is Reason.VALIDATION_FAILED
     assert fields(await refused(sale.restock(9_999_991))) == ["quantity"]
@@ -52,29 +53,7 @@ async def test_restocking_is_refused_where_it_makes_no_sense(database: Database)
     await sale.assert_clean()
 
 
-async def test_with_a_key_places_are_added_once(database: Database) -> None:
-    sale = await on_sale(database)
-
-    async def restock(key: Key) -> bytes:
-        async with database.transaction() as connection:
-            return await restocking.restock_once(
-                connection,
-                key=key,
-                encode=lambda left: str(left.pools[0].capacity).encode(),
-                event_id=sale.event_id,
-                pool_id=sale.pools["floor"],
-                quantity=5,
-                now=NOW,
-            )
-
-    key = Key("Restock:staff", str(new_id()), b"five")
-    assert [await restock(key), await restock(key)] == [b"15", b"15"]
-    other = Key(key.scope, key.key, b"six")
-    assert (await refused(restock(other))).reason is Reason.IDEMPOTENCY_KEY_REUSED
-    assert await sale.available() == 15
-
-
-async def test_blocked_seats_are_not_sold(database: Database) -> None:
+async def test_blocked_seats_cannot_be_reserved(database: Database) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3"]})
     for _ in range(2):
         changed = await sale.block("A1", "A2")
@@ -93,7 +72,7 @@ async def test_blocked_seats_are_not_sold(database: Database) -> None:
     await sale.assert_clean()
 
 
-async def test_who_has_a_seat_keeps_it(database: Database) -> None:
+async def test_a_held_seat_is_not_blocked_until_its_hold_lapses(database: Database) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1", "A2"]})
     await sale.reserve(*sale.lines("A1"))
     error = await refused(sale.block("A1", "A2"))
@@ -117,11 +96,11 @@ async def test_a_seat_of_another_event_is_not_blocked(database: Database) -> Non
     assert error.reason is Reason.SEAT_NOT_FOUND
 
 
-async def test_new_pools_offers_and_seats_appear(database: Database) -> None:
+async def test_an_update_adds_pools_offers_and_seats(database: Database) -> None:
     sale = await on_sale(database)
     floor, balcony, stalls = sale.pools["floor"], new_id(), new_id()
     high, low, seats = new_id(), new_id(), [new_id() for _ in range(3)]
-    wanted = TargetStock(
+    target = TargetStock(
         pools=[Pool(floor, 12), Pool(balcony, 4), Pool(stalls, 3)],
         offers=[
             Offer(high, balcony, 2),
@@ -131,16 +110,20 @@ async def test_new_pools_offers_and_seats_appear(database: Database) -> None:
         add_seats=[Seat(seat_id, low) for seat_id in seats],
     )
     for _ in range(2):
-        left = await sale.update(wanted)
-        assert {p.pool_id: p.capacity for p in left.pools} == {floor: 12, balcony: 4, stalls: 3}
-        assert left.version == 4
+        availability = await sale.update(target)
+        assert {p.pool_id: p.capacity for p in availability.pools} == {
+            floor: 12,
+            balcony: 4,
+            stalls: 3,
+        }
+        assert availability.version == 4
     await sale.reserve(Line(low, 1, seats[0]))
     error = await refused(sale.reserve(sale.line(quantity=4)))
     assert error.reason is Reason.PURCHASE_LIMIT_EXCEEDED
     await sale.assert_clean()
 
 
-async def test_a_lower_limit_takes_nothing_away_and_holds_from_then_on(database: Database) -> None:
+async def test_a_lower_limit_applies_to_later_requests_only(database: Database) -> None:
     sale = await on_sale(database, per_customer_limit=5)
     made = await sale.reserve(sale.line(quantity=5))
     await sale.update(TargetStock(offers=[Offer(sale.offers["place"], sale.pools["floor"], 3)]))
@@ -151,24 +134,24 @@ async def test_a_lower_limit_takes_nothing_away_and_holds_from_then_on(database:
     await sale.assert_clean()
 
 
-async def test_seats_come_and_go(database: Database) -> None:
+async def test_an_update_adds_and_removes_seats(database: Database) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3"]})
     await sale.block("A3")
     new = new_id()
-    wanted = TargetStock(
+    target = TargetStock(
         pools=[Pool(sale.pools["stalls"], 2)],
         add_seats=[Seat(new, sale.offers["stalls"])],
         remove_seat_ids=[sale.seats["A2"], sale.seats["A3"], new_id()],
     )
     for _ in range(2):
-        left = await sale.update(wanted)
-        assert [(pool.capacity, pool.available) for pool in left.pools] == [(2, 2)]
+        availability = await sale.update(target)
+        assert [(pool.capacity, pool.available) for pool in availability.pools] == [(2, 2)]
     error = await refused(sale.reserve(*sale.lines("A2")))
     assert error.reason is Reason.SEAT_NOT_FOUND
     await sale.assert_clean()
 
 
-async def test_what_cannot_be_is_refused_by_its_field(database: Database) -> None:
+async def test_an_impossible_update_is_refused_by_its_field(database: Database) -> None:
     sale = await on_sale(
         database, pools={"floor": 10}, offers={"place": "floor"}, seats={"stalls": ["A1", "A2"]}
     )
@@ -188,18 +171,20 @@ async def test_what_cannot_be_is_refused_by_its_field(database: Database) -> Non
         (TargetStock(remove_seat_ids=[sale.seats["A2"], a1]), "remove_seat_ids[1]"),
         (TargetStock(add_seats=[Seat(a1, seated)], remove_seat_ids=[a1]), "remove_seat_ids[0]"),
     ]
-    for wanted, field in cases:
-        error = await refused(sale.update(wanted))
+    for target, field in cases:
+        error = await refused(sale.update(target))
         assert (error.reason, fields(error)) == (Reason.VALIDATION_FAILED, [field])
     assert "at least 4" in (await refused(sale.update(cases[0][0]))).message
-    left = await sale.update(TargetStock(pools=[Pool(floor, 3)], remove_seat_ids=[]), now=LAPSED)
-    assert next(p for p in left.pools if p.pool_id == floor).capacity == 3
+    availability = await sale.update(
+        TargetStock(pools=[Pool(floor, 3)], remove_seat_ids=[]), now=LAPSED
+    )
+    assert next(p for p in availability.pools if p.pool_id == floor).capacity == 3
     nowhere = Sale(database, new_id(), {}, {}, {}, sale.stock)
     assert (await refused(nowhere.update(TargetStock()))).reason is Reason.EVENT_NOT_FOUND
     await sale.assert_clean()
 
 
-async def test_an_event_without_sales_is_forgotten(database: Database) -> None:
+async def test_the_stock_of_an_event_without_sales_is_removed(database: Database) -> None:
     sale = await on_sale(database, offers={"place": "floor"}, seats={"stalls": ["A1"]})
     await sale.release((await sale.reserve()).reservation_id)
     await sale.reserve(*sale.lines("A1"))
@@ -221,7 +206,7 @@ async def test_an_event_without_sales_is_forgotten(database: Database) -> None:
     await Sale(database, new_id(), {}, {}, {}, sale.stock).remove()
 
 
-async def test_an_event_with_sales_is_not_forgotten(database: Database) -> None:
+async def test_the_stock_of_an_event_with_sales_is_not_removed(database: Database) -> None:
     sale = await on_sale(database)
     made = await sale.reserve()
     assert (await refused(sale.remove())).reason is Reason.EVENT_STATE_INVALID

@@ -1,11 +1,11 @@
-"""What was sold comes back, once."""
+"""Returning sold places, once."""
 
 import pytest
 
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc.states import State
+from stock_svc.reservations import State
 from testing.stock_harness import LAPSED, on_sale
 
 
@@ -32,7 +32,7 @@ async def test_returning_again_returns_the_same(database: Database) -> None:
     await sale.assert_clean()
 
 
-async def test_what_was_never_sold_is_not_returned(database: Database) -> None:
+async def test_only_a_committed_reservation_is_returned(database: Database) -> None:
     sale = await on_sale(database)
     held, released = await sale.reserve(), await sale.reserve()
     await sale.release(released.reservation_id)

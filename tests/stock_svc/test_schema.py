@@ -1,4 +1,4 @@
-"""The migrations and tables.py describe the same database, and it knows every state."""
+"""The migrations create the tables of tables.py, whose CHECKs have every state and kind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from stock_svc.ledger import Kind
-from stock_svc.states import State
+from stock_svc.reservations import State
 from stock_svc.tables import metadata
 
 
-def test_the_migrations_make_what_the_tables_say(new_database: Callable[[str], str]) -> None:
+def test_the_migrations_create_the_tables_of_tables_py(new_database: Callable[[str], str]) -> None:
     engine = sa.create_engine(new_database("stock_svc"), poolclass=sa.NullPool)
     with engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -33,13 +33,13 @@ def test_the_database_knows_every_state_and_kind(new_database: Callable[[str], s
     assert all(f"'{kind}'" in texts["movements_kind_check"] for kind in Kind)
 
 
-# No booking reads them.
-BESIDE_THE_LEDGER = {"outbox", "idempotency_records"}
+# Not part of the ledger: no booking reads them.
+WITHOUT_EVENT = {"outbox", "idempotency_records"}
 
 
 def test_every_key_begins_with_the_event() -> None:
     for table in metadata.tables.values():
-        if table.name in BESIDE_THE_LEDGER:
+        if table.name in WITHOUT_EVENT:
             continue
         assert next(iter(table.primary_key)).name == "event_id", table.name
         for index in table.indexes:
@@ -57,7 +57,7 @@ def described(connection: sa.Connection) -> dict[str, Any]:
     indexes = connection.execute(
         sa.text("SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'")
     )
-    tables_own = {
+    index_texts = {
         row.indexname: row.indexdef for row in indexes if "alembic_version" not in row.indexname
     }
-    return checks | tables_own
+    return checks | index_texts

@@ -1,4 +1,4 @@
-"""stock_svc as it runs: through its own server, with mutual TLS and the contract's rules."""
+"""stock_svc through its server, with mutual TLS and the rules of the contract."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ class Time:
 
 @dataclass
 class Served:
-    """The service, by the certificates of its callers, with a clock that the test sets."""
+    """A stub per caller, by its certificate, and a clock that the test sets."""
 
     booking: StockServiceStub
     payment: StockServiceStub
@@ -65,7 +65,7 @@ async def served(tmp_path: Path, shared_url: str) -> AsyncIterator[Served]:
 
 
 def token(role: str) -> tuple[tuple[str, str], ...]:
-    """What the gateway forwards of a token that it has verified."""
+    """The metadata that the gateway forwards for a token that it has verified."""
     claims = json.dumps({"sub": str(new_id()), "role": role, "sid": str(new_id())}).encode()
     return (("x-jwt-payload", base64.urlsafe_b64encode(claims).decode().rstrip("=")),)
 
@@ -112,7 +112,7 @@ def a_request(defined: stock_service_pb2.DefineStockRequest) -> stock_service_pb
     )
 
 
-async def test_from_defining_to_the_audit(served: Served) -> None:
+async def test_define_reserve_extend_commit_release_and_read(served: Served) -> None:
     stock, event_id = served.booking, new_id()
     defined = a_stock(event_id)
     await stock.DefineStock(defined)
@@ -145,25 +145,25 @@ async def test_from_defining_to_the_audit(served: Served) -> None:
     assert (await stock.ReleaseReservation(release)).released
     assert not (await stock.ReleaseReservation(release)).released
 
-    left = await stock.GetStock(
+    available = await stock.GetStock(
         stock_service_pb2.GetStockRequest(event_id=str(event_id), with_seats=True)
     )
-    assert {p.pool_id: (p.capacity, p.available) for p in left.pools} == {
+    assert {p.pool_id: (p.capacity, p.available) for p in available.pools} == {
         defined.pools[0].pool_id: (10, 8),
         defined.pools[1].pool_id: (2, 1),
     }
-    assert {o.offer_id: o.available for o in left.offers} == {
+    assert {o.offer_id: o.available for o in available.offers} == {
         defined.offers[0].offer_id: 8,
         defined.offers[1].offer_id: 1,
     }
-    assert {s.seat_id: s.state for s in left.seats} == {
+    assert {s.seat_id: s.state for s in available.seats} == {
         defined.seats[0].seat_id: SeatLeft.SOLD,
         defined.seats[1].seat_id: SeatLeft.AVAILABLE,
     }
-    assert left.version == 8
+    assert available.version == 8
 
 
-async def test_the_ledger_is_open_to_staff_through_the_gateway(served: Served) -> None:
+async def test_staff_list_movements_and_audit_through_the_gateway(served: Served) -> None:
     defined = a_stock(new_id())
     await served.booking.DefineStock(defined)
     await served.booking.Reserve(a_request(defined))
@@ -195,7 +195,7 @@ async def test_the_ledger_is_open_to_staff_through_the_gateway(served: Served) -
     } == {(10, 2, 2, 2), (2, 1, 1, 1)}
 
 
-async def test_who_may_not_call(served: Served) -> None:
+async def test_callers_that_the_policy_excludes_are_refused(served: Served) -> None:
     get_stock = stock_service_pb2.GetStockRequest(event_id=str(new_id()))
     error = await refusal(served.payment.GetStock(get_stock))
     assert (error.code(), reason_of(error)) == (
@@ -209,7 +209,7 @@ async def test_who_may_not_call(served: Served) -> None:
     assert reason_of(error) == "TOKEN_INVALID"
 
 
-async def test_a_refusal_reaches_the_caller_with_its_facts(served: Served) -> None:
+async def test_a_refusal_reaches_the_caller_with_reason_and_metadata(served: Served) -> None:
     stock, defined = served.booking, a_stock(new_id())
     await stock.DefineStock(defined)
     request = a_request(defined)
@@ -244,9 +244,9 @@ async def test_a_batch_has_an_outcome_for_each_request(served: Served) -> None:
 
 async def test_the_audit_of_every_event_is_streamed(served: Served, database: Database) -> None:
     stock, defined = served.booking, [a_stock(new_id()) for _ in range(3)]
-    for one in defined:
-        await stock.DefineStock(one)
-    ids = [one.event_id for one in defined]
+    for request in defined:
+        await stock.DefineStock(request)
+    ids = [request.event_id for request in defined]
     broken = f"UPDATE pools SET held = 1 WHERE event_id = '{ids[1]}' AND capacity = 2"
     async with database.transaction() as connection:
         await connection.exec_driver_sql(broken)
@@ -287,8 +287,26 @@ async def test_exchange_and_return(served: Served) -> None:
     )
     for _ in range(2):
         assert (await stock.ReturnReservation(back)).state == Reservation.RETURNED
-    left = await stock.GetStock(stock_service_pb2.GetStockRequest(event_id=request.event_id))
-    assert sorted(pool.available for pool in left.pools) == [2, 10]
+    available = await stock.GetStock(stock_service_pb2.GetStockRequest(event_id=request.event_id))
+    assert sorted(pool.available for pool in available.pools) == [2, 10]
+
+
+async def test_a_restock_with_an_idempotency_key_adds_places_once(served: Served) -> None:
+    defined = a_stock(new_id())
+    await served.booking.DefineStock(defined)
+    floor = defined.pools[0].pool_id
+    request = stock_service_pb2.RestockRequest(event_id=defined.event_id, pool_id=floor, quantity=5)
+    metadata = (*token("STAFF"), ("idempotency-key", str(new_id())))
+    restocked = await served.gateway.Restock(request, metadata=metadata)
+    assert {pool.pool_id: pool.capacity for pool in restocked.pools}[floor] == 15
+    assert await served.gateway.Restock(request, metadata=metadata) == restocked
+    request.quantity = 6
+    error = await refusal(served.gateway.Restock(request, metadata=metadata))
+    assert reason_of(error) == "IDEMPOTENCY_KEY_REUSED"
+    available = await served.booking.GetStock(
+        stock_service_pb2.GetStockRequest(event_id=defined.event_id)
+    )
+    assert {pool.pool_id: pool.available for pool in available.pools}[floor] == 15
 
 
 @pytest.mark.parametrize(
@@ -301,7 +319,9 @@ async def test_exchange_and_return(served: Served) -> None:
         ("seat_id", "x"),
     ],
 )
-async def test_a_bad_line_is_named(served: Served, field: str, value: object) -> None:
+async def test_an_invalid_field_of_a_line_is_named(
+    served: Served, field: str, value: object
+) -> None:
     request = a_request(a_stock(new_id()))
     setattr(request.lines[1], field, value)
     error = await refusal(served.booking.Reserve(request))
@@ -311,7 +331,7 @@ async def test_a_bad_line_is_named(served: Served, field: str, value: object) ->
 
 
 @pytest.mark.parametrize("seconds", [-(10**14), 0, 10**14])
-async def test_a_time_out_of_this_world_is_refused(served: Served, seconds: int) -> None:
+async def test_an_expire_time_out_of_range_is_refused(served: Served, seconds: int) -> None:
     defined = a_stock(new_id())
     await served.booking.DefineStock(defined)
     request = a_request(defined)
@@ -321,7 +341,7 @@ async def test_a_time_out_of_this_world_is_refused(served: Served, seconds: int)
 
 
 @pytest.mark.parametrize("text", ["x", "WyJ4Il0", "WyItMSJd", "WyI5OTk5OTk5OTk5OTk5OTk5OTk5OSJd"])
-async def test_a_foreign_page_token_is_refused(served: Served, text: str) -> None:
+async def test_an_invalid_page_token_is_refused(served: Served, text: str) -> None:
     defined = a_stock(new_id())
     await served.booking.DefineStock(defined)
     request = stock_service_pb2.ListMovementsRequest(event_id=defined.event_id, page_token=text)
@@ -329,7 +349,7 @@ async def test_a_foreign_page_token_is_refused(served: Served, text: str) -> Non
     assert reason_of(error) == "VALIDATION_FAILED"
 
 
-async def test_the_clock_is_the_services_own(served: Served) -> None:
+async def test_expiry_follows_the_clock_of_the_service(served: Served) -> None:
     stock, defined = served.booking, a_stock(new_id())
     await stock.DefineStock(defined)
     request = a_request(defined)
@@ -344,7 +364,7 @@ async def test_the_clock_is_the_services_own(served: Served) -> None:
     assert refused.value.reason is Reason.HOLD_EXPIRED
 
 
-def test_the_process_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_missing_setting_is_named_at_start(tmp_path: Path) -> None:
     environment = os.environ | {"BOXOFFICE_STOCK_DATABASE_URL": ""}
     started = subprocess.run(
         [sys.executable, "-m", "stock_svc"],
@@ -360,5 +380,5 @@ def test_the_process_says_what_it_lacks(tmp_path: Path) -> None:
     )
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in Settings.model_fields.values())

@@ -1,4 +1,4 @@
-"""Defining an event's stock, and reading what is left of it."""
+"""Defining an event's stock, and reading its availability."""
 
 import asyncio
 from dataclasses import replace
@@ -9,7 +9,7 @@ from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import stock
-from stock_svc.states import SeatState
+from stock_svc.reservations import SeatState
 from stock_svc.stock import Offer, Pool, Seat, Stock
 from testing.stock_harness import LAPSED, NOW, on_sale
 
@@ -29,17 +29,22 @@ def a_stock() -> Stock:
     )
 
 
-async def test_what_was_defined_is_left(database: Database) -> None:
+async def test_defined_stock_is_available(database: Database) -> None:
     event_id = new_id()
     await define(database, event_id, a_stock())
     async with database.transaction() as connection:
-        left = await stock.availability(connection, event_id=event_id, with_seats=True, now=NOW)
-    assert {(p.pool_id, p.capacity, p.available) for p in left.pools} == {
+        availability = await stock.availability(
+            connection, event_id=event_id, with_seats=True, now=NOW
+        )
+    assert {(p.pool_id, p.capacity, p.available) for p in availability.pools} == {
         (POOL, 100, 100),
         (OTHER_POOL, 2, 2),
     }
-    assert {(o.offer_id, o.available) for o in left.offers} == {(OFFER, 100), (OTHER_OFFER, 2)}
-    assert [seat.state for seat in left.seats] == [SeatState.AVAILABLE] * 2
+    assert {(o.offer_id, o.available) for o in availability.offers} == {
+        (OFFER, 100),
+        (OTHER_OFFER, 2),
+    }
+    assert [seat.state for seat in availability.seats] == [SeatState.AVAILABLE] * 2
 
 
 async def test_the_same_stock_again_changes_nothing(database: Database) -> None:
@@ -52,9 +57,11 @@ async def test_the_same_stock_again_changes_nothing(database: Database) -> None:
     )
     await define(database, event_id, reordered)
     async with database.transaction() as connection:
-        left = await stock.availability(connection, event_id=event_id, with_seats=False, now=NOW)
-    assert left.version == 2
-    assert left.seats == ()
+        availability = await stock.availability(
+            connection, event_id=event_id, with_seats=False, now=NOW
+        )
+    assert availability.version == 2
+    assert availability.seats == ()
 
 
 async def test_other_stock_for_the_event_is_refused(database: Database) -> None:
@@ -70,12 +77,14 @@ async def test_other_stock_for_the_event_is_refused(database: Database) -> None:
         assert refused.value.reason is Reason.STOCK_ALREADY_DEFINED
 
 
-async def test_two_definitions_at_once_make_one(database: Database) -> None:
+async def test_concurrent_equal_definitions_define_once(database: Database) -> None:
     event_id = new_id()
     await asyncio.gather(*(define(database, event_id, a_stock()) for _ in range(4)))
     async with database.transaction() as connection:
-        left = await stock.availability(connection, event_id=event_id, with_seats=False, now=NOW)
-    assert [pool.capacity for pool in left.pools] in ([100, 2], [2, 100])
+        availability = await stock.availability(
+            connection, event_id=event_id, with_seats=False, now=NOW
+        )
+    assert [pool.capacity for pool in availability.pools] in ([100, 2], [2, 100])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +108,7 @@ async def test_two_definitions_at_once_make_one(database: Database) -> None:
         ),
     ],
 )
-async def test_stock_that_contradicts_itself_is_refused(
+async def test_contradictory_stock_is_refused_by_its_field(
     database: Database, changes: dict[str, object], field: str
 ) -> None:
     with pytest.raises(DomainError) as refused:
@@ -113,7 +122,7 @@ async def test_a_stadium_of_seats_is_defined_in_time(database: Database) -> None
     assert await sale.available("stadium") == 25_000
 
 
-async def test_the_state_of_seats_and_the_version_follow_the_reservations(
+async def test_seat_states_and_the_version_follow_the_reservations(
     database: Database,
 ) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3"]})
@@ -126,7 +135,7 @@ async def test_the_state_of_seats_and_the_version_follow_the_reservations(
     assert await sale.seat_states() == {"A1": "SOLD", "A2": "HELD", "A3": "AVAILABLE"}
     assert await sale.available("stalls") == 1
     assert versions == sorted(set(versions))
-    # Lapsed, though nobody has swept.
+    # A lapsed hold counts as free before the sweep.
     assert await sale.seat_states(now=LAPSED) == {
         "A1": "SOLD",
         "A2": "AVAILABLE",

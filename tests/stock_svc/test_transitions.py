@@ -1,4 +1,4 @@
-"""The life of a reservation: which moves there are, and that each happens at most once."""
+"""The moves of a reservation, and that each happens at most once."""
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -9,9 +9,8 @@ import sqlalchemy as sa
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc.reservation import Reservation
-from stock_svc.states import MOVES, State
-from stock_svc.sweeper import sweep
+from stock_svc.expiry import sweep
+from stock_svc.reservations import MOVES, Reservation, State
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale
 
 JUST_BEFORE = LAPSED - timedelta(microseconds=1)
@@ -21,7 +20,7 @@ def test_every_state_has_its_moves() -> None:
     assert MOVES.keys() == set(State)
 
 
-def test_every_hold_ends_and_no_end_goes_back() -> None:
+def test_no_move_leads_back_to_active_and_three_states_are_final() -> None:
     assert all(State.ACTIVE not in targets for targets in MOVES.values())
     assert {state for state, targets in MOVES.items() if not targets} == {
         State.RELEASED,
@@ -94,7 +93,7 @@ async def test_every_state_answers_every_call(
     assert await outcome(lambda: sale.extend(made.reservation_id)) == extended
 
 
-async def test_a_refusal_tells_the_state(database: Database) -> None:
+async def test_a_refusal_names_the_state(database: Database) -> None:
     sale = await on_sale(database)
     made = await in_state(sale, State.RELEASED)
     with pytest.raises(DomainError) as refused:
@@ -102,7 +101,7 @@ async def test_a_refusal_tells_the_state(database: Database) -> None:
     assert refused.value.metadata == {"state": "RELEASED"}
 
 
-async def test_unknown_reservations(database: Database) -> None:
+async def test_an_unknown_reservation_is_not_found(database: Database) -> None:
     sale = await on_sale(database)
     assert await outcome(lambda: sale.commit(new_id())) is Reason.RESERVATION_NOT_FOUND
     assert await outcome(lambda: sale.extend(new_id())) is Reason.RESERVATION_NOT_FOUND
@@ -117,7 +116,7 @@ async def test_a_reservation_of_another_event_is_unknown(database: Database) -> 
     assert (await sale.get(made.reservation_id)).state is State.ACTIVE
 
 
-async def test_repeated_moves_change_nothing_more(database: Database) -> None:
+async def test_a_repeated_move_changes_nothing(database: Database) -> None:
     sale = await on_sale(database, offers={"place": "floor"}, seats={"stalls": ["A1", "A2"]})
     sold = await sale.reserve(sale.line(quantity=2), *sale.lines("A1"))
     first = await sale.commit(sold.reservation_id)
@@ -129,7 +128,7 @@ async def test_repeated_moves_change_nothing_more(database: Database) -> None:
     await sale.assert_clean()
 
 
-async def test_a_hold_ends_exactly_at_its_time(database: Database) -> None:
+async def test_a_hold_lapses_exactly_at_its_expire_time(database: Database) -> None:
     sale = await on_sale(database)
     in_time, late = await sale.reserve(), await sale.reserve()
     await sale.commit(in_time.reservation_id, now=JUST_BEFORE)
@@ -139,7 +138,7 @@ async def test_a_hold_ends_exactly_at_its_time(database: Database) -> None:
     assert await sale.release(late.reservation_id, now=LAPSED) is False
 
 
-async def test_a_sale_is_final_even_when_its_hold_would_have_lapsed(own_database: Database) -> None:
+async def test_a_committed_reservation_never_expires(own_database: Database) -> None:
     sale = await on_sale(own_database)
     sold = await sale.reserve()
     await sale.commit(sold.reservation_id)
@@ -195,10 +194,10 @@ async def test_a_lapsed_hold_is_not_extended(database: Database) -> None:
         ),
     ],
 )
-async def test_the_database_refuses_it_too(
+async def test_constraints_refuse_impossible_rows(
     database: Database, statement: str, constraint: str
 ) -> None:
-    """Even when every statement of ours forgot its guard."""
+    """Also when a statement lacks its guard."""
     sale = await on_sale(database, offers={"place": "floor"}, seats={"stalls": ["A1"]})
     await sale.release((await sale.reserve()).reservation_id)
     await sale.reserve(sale.line(), *sale.lines("A1"))
