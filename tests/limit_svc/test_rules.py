@@ -38,7 +38,7 @@ def test_a_changed_contract_changes_the_limits(contract: Path) -> None:
     files = gateway_harness.contract()
     gateway_harness.policy_in(files, PLACE).limits[0].requests = 7
     replace(contract, files)
-    rules.look()
+    rules.reload()
     assert requests(rules) == 14
 
 
@@ -47,9 +47,9 @@ def test_a_broken_contract_changes_nothing(contract: Path) -> None:
     files = gateway_harness.contract()
     gateway_harness.policy_in(files, PLACE).ClearField("deadline")
     replace(contract, files)
-    rules.look()
+    rules.reload()
     contract.unlink()
-    rules.look()
+    rules.reload()
     assert requests(rules) == 10
 
 

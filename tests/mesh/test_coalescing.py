@@ -46,7 +46,7 @@ def coalescer(
         "test", sent, max_batch=max_batch, max_in_flight=max_in_flight,
         max_queued=max_queued, seconds=seconds,
         # However slow the machine is that the tests run on.
-        rush_seconds=3600, gather_seconds=3600,
+        burst_seconds=3600, gather_seconds=3600,
     )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ async def test_a_batch_waits_for_so_long_at_most() -> None:
     sent = Sent(open_at_once=True)
     together = Coalescer[int, str](
         "test", sent, max_batch=100, max_in_flight=1, max_queued=100, seconds=5,
-        rush_seconds=3600, gather_seconds=0,
+        burst_seconds=3600, gather_seconds=0,
     )  # fmt: skip
     await in_a_rush(together)
     with call.counted(), call.counted():

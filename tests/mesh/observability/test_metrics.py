@@ -15,7 +15,7 @@ from mesh import tasks
 from mesh.db.database import Database, on_commit
 from mesh.errors import DomainError, Reason
 from mesh.observability import metrics
-from mesh.observability.probes import Heart, Readiness
+from mesh.observability.probes import Heartbeat, Readiness
 from mesh.rpc import interceptor
 from mesh.rpc.errors import to_status
 from testing.network import Network, a_service, call, refusal, service_descriptor, standing_in
@@ -75,25 +75,25 @@ def test_a_measured_gauge_forgets_what_is_gone() -> None:
 
 def test_one_missed_answer_of_the_database_changes_nothing() -> None:
     readiness = Readiness(misses=3, hits=2)
-    assert [readiness.saw(good=good) for good in (False, True, False, False, True)] == [
+    assert [readiness.record(good=good) for good in (False, True, False, False, True)] == [
         False, True, True, True, True,
     ]  # fmt: skip
-    assert [readiness.saw(good=False) for _ in range(3)] == [True, True, False]
-    assert [readiness.saw(good=good) for good in (True, False, True, True)] == [
+    assert [readiness.record(good=False) for _ in range(3)] == [True, True, False]
+    assert [readiness.record(good=good) for good in (True, False, True, True)] == [
         False, False, False, True,
     ]  # fmt: skip
     readiness.stop()
-    assert readiness.saw(good=True) is False
+    assert readiness.record(good=True) is False
 
 
 def test_a_stuck_event_loop_is_not_alive() -> None:
     now = 100.0
-    heart = Heart(clock=lambda: now)
-    assert heart.is_beating()
+    heartbeat = Heartbeat(clock=lambda: now)
+    assert heartbeat.is_beating()
     now += 14.9
-    assert heart.is_beating()
+    assert heartbeat.is_beating()
     now += 0.2
-    assert not heart.is_beating()
+    assert not heartbeat.is_beating()
 
 
 async def test_calls_are_counted_at_both_ends(network: Network) -> None:

@@ -218,13 +218,13 @@ async def test_an_exhausted_pool_is_overload(network: Network, database: Databas
     assert reason_of(answer) in {"OVERLOADED", "DEADLINE_EXCEEDED"}
 
 
-async def test_a_reason_that_the_policy_does_not_name_is_logged(
+async def test_a_reason_that_the_policy_does_not_list_is_logged(
     network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "mesh.rpc"):
         answer = await answer_of(network, raising(DomainError(Reason.PAYMENT_FAILED, "odd")))
     assert reason_of(answer) == "PAYMENT_FAILED"
-    assert any("does not name" in record.message for record in caplog.records)
+    assert any("does not list" in record.message for record in caplog.records)
 
 
 async def test_one_line_a_call_and_no_body_in_it(

@@ -74,7 +74,7 @@ async def silence() -> AsyncIterator[stream_pb2.StreamRevocationsResponse]:
 
 def a_list(clock: MovedClock, *revoked: stream_pb2.Revocation) -> Revocations:
     made = Revocations(silence, clock=clock)
-    made.take(news(*revoked))
+    made.apply(news(*revoked))
     return made
 
 
@@ -112,7 +112,7 @@ def test_a_kept_session_is_kept_from_its_own_revocation_only(replayed: bool) -> 
     steps = [access_revoked(1, kept=TAB), access_revoked(2), access_revoked(3, kept=PHONE)]
     known = a_list(MovedClock(), *steps)
     if replayed:
-        known.take(news(*steps))
+        known.apply(news(*steps))
     assert refuses(known, a_caller(TAB, version=0))
     assert refuses(known, a_caller(TAB, version=2))
     assert not refuses(known, a_caller(PHONE, version=2))
@@ -124,16 +124,16 @@ def test_entries_end_with_the_life_of_the_tokens() -> None:
     clock = MovedClock()
     known = a_list(clock, session_revoked(TAB), access_revoked(1), session_revoked(TAB))
     later = NOW + LIFE + timedelta(minutes=1)
-    known.take(news(access_revoked(2, until=later)))
+    known.apply(news(access_revoked(2, until=later)))
     assert len(known) == 2
     clock.now = NOW + LIFE
-    known.take(news())
+    known.apply(news())
     # The session is forgotten; the user was revoked once more, for longer.
     assert len(known) == 1
     assert not refuses(known, a_caller(TAB, version=2))
     assert refuses(known, a_caller(TAB, version=1))
     clock.now = later
-    known.take(news())
+    known.apply(news())
     assert len(known) == 0
 
 
@@ -149,7 +149,7 @@ def test_there_are_never_more_than_the_limit(
     )
     assert [refuses(known, a_caller(one)) for one in sessions] == [False, False, True, True, True]
     assert [record.message for record in caplog.records] == [
-        "too many revocations: some were forgotten"
+        "too many revocations: some were dropped"
     ]
 
 
@@ -189,7 +189,7 @@ def test_the_lag_ends_with_the_news() -> None:
     assert known.lag_seconds == 50
     pulse = stream_pb2.StreamRevocationsResponse()
     pulse.as_of.FromDatetime(clock.now - timedelta(seconds=2))
-    known.take(pulse)
+    known.apply(pulse)
     assert known.lag_seconds == 2
 
 

@@ -10,7 +10,7 @@ from boxoffice.bookings.v1 import booking_service_pb2
 from boxoffice.catalogue.v1 import event_service_pb2
 from mesh.errors import DomainError
 from mesh.rpc import call as current
-from mesh.rpc.validation import refuse_unreal, validate
+from mesh.rpc.validation import refuse_unstorable, validate
 from testing.network import (
     Context,
     Network,
@@ -142,7 +142,7 @@ def test_a_text_that_no_database_holds_is_named() -> None:
     item = booking_service_pb2.PlaceBookingRequest.Item(offer_id="\0", quantity=1)
     request = a_booking(event_id="a\0b", items=[item])
     with pytest.raises(DomainError) as refused:
-        refuse_unreal(request, request.SerializeToString())
+        refuse_unstorable(request, request.SerializeToString())
     fields = [violation.field for violation in refused.value.violations]
     assert fields == ["event_id", "items[0].offer_id"]
 
@@ -163,8 +163,8 @@ def test_a_time_of_no_calendar_is_named(seconds: int, nanos: int, is_one: bool) 
     request = event_service_pb2.ListEventsRequest()
     request.starts_after.seconds, request.starts_after.nanos = seconds, nanos
     if is_one:
-        refuse_unreal(request, request.SerializeToString())
+        refuse_unstorable(request, request.SerializeToString())
         return
     with pytest.raises(DomainError) as refused:
-        refuse_unreal(request, request.SerializeToString())
+        refuse_unstorable(request, request.SerializeToString())
     assert [violation.field for violation in refused.value.violations] == ["starts_after"]
