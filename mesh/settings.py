@@ -163,7 +163,7 @@ class MeshSettings(BaseSettings):
                 "BOXOFFICE_GATEWAY_CERTIFICATE and BOXOFFICE_GATEWAY_KEY must be set together"
             )
         if self.environment == "production" and self.rate_limit_scale != 1:
-            raise ValueError("BOXOFFICE_RATE_LIMIT_SCALE must be 1 in production")
+            raise ValueError("BOXOFFICE_RATE_LIMIT_SCALE is for development only")
         return self
 
     @model_validator(mode="after")
