@@ -3,7 +3,6 @@
 The certificates' SPIFFE URIs identify processes. Other deployments use their own authority.
 """
 
-import os
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from launcher import files
 from mesh.clock import Clock, system_clock
 from mesh.settings import LIMIT_SERVICE, SERVICES
 
@@ -180,14 +180,7 @@ def _store(
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _write(folder / f"{name}.key", pem, mode=0o600)
-    _write(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
-
-
-def _write(path: Path, content: bytes, *, mode: int) -> None:
-    """Replaces a file atomically; the new file has `mode` before it has content."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-    fresh.replace(path)
+    files.replace(folder / f"{name}.key", pem)
+    files.replace(
+        folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644
+    )

@@ -1,9 +1,10 @@
 """Secrets that the launcher generates once and stores in the state folder."""
 
 import json
-import os
 import secrets
 from pathlib import Path
+
+from launcher import files
 
 NAMES = (
     "sandbox_webhook_secret",
@@ -23,17 +24,6 @@ def load(home: Path) -> dict[str, str]:
     missing = [name for name in NAMES if name not in known]
     if missing:
         known |= {name: secrets.token_urlsafe(_BYTES) for name in missing}
-        _write(path, json.dumps(known, indent=2))
+        # Durably, because without the pepper no password is valid.
+        files.replace(path, json.dumps(known, indent=2).encode())
     return {name: known[name] for name in NAMES}
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(content)
-        # Without the pepper no password is valid, so it must be on disk before it is used.
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

@@ -8,6 +8,7 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from launcher.certificates import OPERATOR
+from mesh.rpc import client
 
 _SECONDS = 1.5
 
@@ -37,16 +38,11 @@ class ServiceHealth:
             await self._channel.close()
 
     def _open(self) -> grpc.aio.Channel:
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=(self._certificates / "ca.pem").read_bytes(),
-            private_key=(self._certificates / f"{OPERATOR}.key").read_bytes(),
-            certificate_chain=(self._certificates / f"{OPERATOR}.pem").read_bytes(),
-        )
         return grpc.aio.secure_channel(
             self._address,
-            credentials,
+            client.credentials(self._certificates, OPERATOR),
             options=[
-                ("grpc.ssl_target_name_override", self._service.replace("_", "-")),
+                ("grpc.ssl_target_name_override", client.server_name(self._service)),
                 # Reconnects quickly to a starting service.
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
@@ -58,5 +54,5 @@ class ServiceHealth:
 async def answers_ok(url: str, trust: ssl.SSLContext | bool = True) -> bool:
     """Whether GET returns 200. Raises httpx.HTTPError when nothing answers."""
     # A new connection each time: an open one would delay the gateway's drain.
-    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, verify=trust) as client:
-        return (await client.get(url)).status_code == httpx.codes.OK
+    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, verify=trust) as http:
+        return (await http.get(url)).status_code == httpx.codes.OK

@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-from gateway.extension import Config, extension
+from gateway.extension import Config, extension, typed
 from mesh.settings import MeshSettings
 
 CLUSTER = "traces"
@@ -52,10 +52,7 @@ def clusters(settings: MeshSettings) -> list[Config]:
             ],
         },
         "typed_extension_protocol_options": {
-            http2: {
-                "@type": f"type.googleapis.com/{http2}",
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
+            http2: typed(http2, explicit_http_config={"http2_protocol_options": {}})
         },
     }
     if url.scheme == "https":
