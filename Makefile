@@ -1,9 +1,9 @@
-# Everything starts here: `make help` lists what there is.
+# `make help` lists the targets.
 # Settings are environment variables, e.g. `BOXOFFICE_GATEWAY_PORT=9090 make up`.
 
 PYTHON ?= python3
 VENV := .venv/bin
-# Processes that run tests beside each other.
+# Number of processes that run tests in parallel.
 WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
 
@@ -13,50 +13,50 @@ LAUNCHER := $(VENV)/python -m launcher
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: bootstrap ## Start the mesh and show its state until Ctrl-C
+up: bootstrap ## Start the mesh and show its status until Ctrl-C
 	@exec $(LAUNCHER) up
 
-down: bootstrap ## Stop the mesh and what a lost `make up` left behind
+down: bootstrap ## Stop the mesh, including processes of a killed `make up`
 	@exec $(LAUNCHER) down
 
-restart: bootstrap ## Restart services and gateways one by one; NAMES="stock_svc gateway" chooses
+restart: bootstrap ## Restart services and gateways one by one; NAMES="stock_svc gateway" selects some
 	@exec $(LAUNCHER) restart $(NAMES)
 
-migrate: bootstrap ## Bring the databases to this version's schema; the version before may run
+migrate: bootstrap ## Migrate the databases to this version's schema, also while the mesh runs
 	@exec $(LAUNCHER) migrate
 
-logs: bootstrap ## Show the logs of all processes as one; TEXT=<request id> chooses lines
+logs: bootstrap ## Show the logs of all processes, merged by time; TEXT=<request id> selects lines
 	@exec $(LAUNCHER) logs $(TEXT)
 
-backup: bootstrap ## Copy the embedded databases, keys and secrets while the mesh runs
+backup: bootstrap ## Back up the embedded databases, keys and secrets of the running mesh
 	@exec $(LAUNCHER) backup $(FILE)
 
-restore: bootstrap ## Put a backup in place: make restore FILE=…
+restore: bootstrap ## Restore a backup while the mesh is stopped; FILE=<file>
 	@exec $(LAUNCHER) restore $(FILE)
 
-demo: bootstrap protos ## Sell a stadium and a cinema to 300 customers at once, and audit it
+demo: bootstrap protos ## Sell a stadium and a cinema to 300 concurrent customers, then audit the result
 	@exec $(VENV)/python -m demo $(DEMO)
 
-protos: bootstrap ## Compile the contract: stubs and descriptor set in build/
+protos: bootstrap ## Compile the contract to stubs and a descriptor set in build/
 	@$(LAUNCHER) protos
 
-check: bootstrap-dev ## Lint, types, and the contract against the main branch
+check: bootstrap-dev ## Run linters, type checks, import contracts and contract checks
 	@$(LAUNCHER) check
 
-test: bootstrap-dev protos check ## Run everything that CI runs; WORKERS=4 uses more cores
+test: bootstrap-dev protos check ## Run all checks and tests of CI; WORKERS=4 uses more cores
 	@$(VENV)/pytest --numprocesses $(WORKERS)
 
-browser: bootstrap-dev protos ## Test the pages in Chromium, which they need
-	@command -v $${CHROMIUM:-chromium} >/dev/null || { echo "There is no Chromium here: apt install chromium, or name one: CHROMIUM=/path make browser" >&2; exit 1; }
+browser: bootstrap-dev protos ## Test the web pages in Chromium
+	@command -v $${CHROMIUM:-chromium} >/dev/null || { echo "Chromium is not installed. Install it (apt install chromium) or select one: CHROMIUM=/path make browser" >&2; exit 1; }
 	@$(VENV)/pytest tests/payment_svc/test_checkout_page.py tests/e2e/test_checkout_page.py tests/e2e/test_docs_page.py
 
-settings: bootstrap ## List every setting with type, default and meaning
+settings: bootstrap ## List all settings with type, default and description
 	@$(LAUNCHER) settings
 
 env-example: bootstrap ## Write .env.example from the settings
 	@$(LAUNCHER) settings --write
 
-mails: bootstrap ## Write build/mails.html: every mail to customers, to look at
+mails: bootstrap ## Write build/mails.html with samples of all mails to customers
 	@$(LAUNCHER) mails
 
 format: bootstrap-dev ## Format the Python code and the protos
@@ -64,10 +64,10 @@ format: bootstrap-dev ## Format the Python code and the protos
 	@$(VENV)/ruff format --quiet .
 	@$(VENV)/buf format --write protos
 
-keys-rotate: bootstrap ## Sign access tokens with a new key; the old one retires by itself
+keys-rotate: bootstrap ## Add a key for signing access tokens; the old one is removed automatically
 	@$(LAUNCHER) keys rotate
 
-manifests: bootstrap-dev protos ## Write Kubernetes manifests and dashboards from the contract
+manifests: bootstrap-dev protos ## Generate the Kubernetes manifests and Grafana dashboards
 	@$(VENV)/python -m deploy.kubernetes
 	@$(VENV)/python -m deploy.dashboards
 
@@ -80,12 +80,12 @@ lock: bootstrap-dev ## Update requirements.lock from pyproject.toml
 	@$(COMPILE) --constraint build/dev.lock --output-file build/image.lock
 	@$(PYTHON) launcher/bootstrap.py join build/image.lock build/local.lock build/dev.lock
 
-clean: ## Remove what was generated and installed; the state folder stays
+clean: ## Remove generated and installed files; keeps the state folder
 	@rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 bootstrap:
-	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one: make up PYTHON=python3.12" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed. Install Python 3.11 or newer, or select one: make up PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) launcher/bootstrap.py
 
 bootstrap-dev:

@@ -23,7 +23,7 @@ from booking_svc.bookings import (
 )
 from booking_svc.bookings.modification import Changing
 from booking_svc.bookings.placement import Saga
-from booking_svc.bookings.reconciliation import Reconciliation
+from booking_svc.bookings.reconciliation import Reconciliation, oldest_due
 from booking_svc.bookings.servicers.bookings import BookingServicer
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_status, events, orphaned_stock, proto, stock_projection
@@ -375,6 +375,7 @@ def _upkeep(common: _Common) -> _Part:
     queues: dict[str, OldestSince] = {
         "booking steps": saga_steps.oldest_due,
         "booking mails": partial(oldest_queued, table=mails),
+        "reconciliation": lambda connection: oldest_due(connection, now=system_clock()),
     }
     return _Part(
         loops=[

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds what the image holds: `deploy/build.sh /opt/boxoffice`, from a checkout, anywhere.
-# app/ has the code and the compiled contract, venv/ what it needs to run, and no more:
-# no compiler, no installer, no test tools, no embedded servers.
+# Builds the contents of the image from a checkout: `deploy/build.sh /opt/boxoffice`.
+# app/ has the code and the compiled contract, venv/ the packages that it needs to run. No
+# compiler, no installer, no test tools, no embedded servers.
 set -eu
 target=$1
 source=$(cd "$(dirname "$0")/.." && pwd)

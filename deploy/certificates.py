@@ -1,7 +1,7 @@
-"""Certificates of a small deployment: `python -m deploy.certificates deploy/certificates`.
+"""Creates a CA and certificates for a small deployment, as `make up` does:
+`python -m deploy.certificates deploy/certificates`.
 
-The same as `make up` makes for itself. A company has its own authority: what it must put
-into a certificate is spiffe://boxoffice/<process> and the DNS name, e.g. stock-svc.
+Certificates of another CA need the URI spiffe://boxoffice/<process> and a DNS name, e.g. stock-svc.
 """
 
 import sys
@@ -13,7 +13,7 @@ from launcher import certificates
 def main() -> int:
     folder = Path(sys.argv[1])
     certificates.create(folder)
-    print(f"Written: {folder}. The keys open the mesh: keep them apart from the code.")
+    print(f"Wrote {folder}. Keep its private keys secret; do not commit them.")
     return 0
 
 

@@ -1,4 +1,4 @@
--- Runs once, when the server's data folder is made.
+-- Runs once, when the server's data folder is initialised.
 CREATE DATABASE auth;
 CREATE DATABASE booking;
 CREATE DATABASE stock;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts the gateway of a container: its configuration is generated from the contract and the
-# settings, checked by Envoy itself, and run.
+# Starts the gateway in a container: generates its configuration from the contract and the settings,
+# validates it with Envoy, and runs Envoy.
 set -eu
 config="$BOXOFFICE_HOME/envoy.json"
 python -m gateway --validate --output "$config"

@@ -1,5 +1,5 @@
-"""Runs the whole mesh on one machine: `make up`, `make demo` and the tests stand on it.
+"""Runs the whole mesh on one machine, for `make up`, `make demo` and the tests.
 
-Here belong starting and stopping processes, certificates, and generated files.
-What a service does once it runs belongs to the service or to mesh/.
+Processes, certificates and generated files belong here. The behaviour of running services
+belongs to the services and to mesh/.
 """

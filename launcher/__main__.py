@@ -1,4 +1,4 @@
-"""The command line: `python -m launcher up`, or `boxoffice up` in the virtual environment."""
+"""The command line: `python -m launcher up`, in the virtual environment also `boxoffice up`."""
 
 import argparse
 import importlib
@@ -27,40 +27,42 @@ def _parser() -> argparse.ArgumentParser:
         prog="boxoffice", description="Runs Boxoffice on this machine."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser("up", help="start the mesh and show its state until Ctrl-C")
-    commands.add_parser("down", help="stop the mesh and what a lost one left behind")
-    restart = commands.add_parser("restart", help="restart services and gateways, one by one")
+    commands.add_parser("up", help="start the mesh and show its status until Ctrl-C")
+    commands.add_parser("down", help="stop the mesh, including processes of a killed launcher")
+    restart = commands.add_parser("restart", help="restart services and gateways one by one")
     restart.add_argument(
-        "names", nargs="*", metavar="NAME", help="e.g. stock_svc or gateway-1; all when left out"
+        "names", nargs="*", metavar="NAME", help="e.g. stock_svc or gateway-1 (default: all)"
     )
-    commands.add_parser("migrate", help="bring the databases to this version's schema")
-    logs = commands.add_parser("logs", help="show the logs of all processes as one")
-    logs.add_argument("text", nargs="?", default="", help="only lines with it, e.g. a request id")
-    logs.add_argument("--follow", "-f", action="store_true", help="go on as lines come")
-    logs.add_argument("--process", default="", help="one process only, e.g. stock_svc-1")
-    logs.add_argument("--lines", type=int, default=200, help="how many from the end; 200")
-    backup = commands.add_parser("backup", help="copy the embedded databases, keys and secrets")
-    backup.add_argument("file", nargs="?", type=Path, help="in the state folder when left out")
-    restore = commands.add_parser("restore", help="put a backup in place of the state folder's")
+    commands.add_parser("migrate", help="migrate the databases to this version's schema")
+    logs = commands.add_parser("logs", help="show the logs of all processes, merged by time")
+    logs.add_argument("text", nargs="?", default="", help="only lines that contain this text")
+    logs.add_argument("--follow", "-f", action="store_true", help="keep printing new lines")
+    logs.add_argument("--process", default="", help="only this process, e.g. stock_svc-1")
+    logs.add_argument("--lines", type=int, default=200, help="number of last lines (default: 200)")
+    backup = commands.add_parser("backup", help="back up the embedded databases, keys and secrets")
+    backup.add_argument(
+        "file", nargs="?", type=Path, help="target file (default: in the state folder)"
+    )
+    restore = commands.add_parser("restore", help="restore a backup into the state folder")
     restore.add_argument("file", type=Path)
     protos = commands.add_parser("protos", help="compile the contract into build/")
-    protos.add_argument("--force", action="store_true", help="even if nothing changed")
-    settings = commands.add_parser("settings", help="list every setting")
+    protos.add_argument("--force", action="store_true", help="compile even if nothing changed")
+    settings = commands.add_parser("settings", help="list all settings")
     form = settings.add_mutually_exclusive_group()
     form.add_argument("--write", action="store_true", help="write .env.example")
-    form.add_argument("--check", action="store_true", help="fail when .env.example is out of date")
-    commands.add_parser("sockets", help="show the folder of the embedded servers' sockets")
-    commands.add_parser("mails", help="write a page with every mail, to look at")
-    keys = commands.add_parser("keys", help="look after the keys that sign access tokens")
+    form.add_argument("--check", action="store_true", help="fail if .env.example is out of date")
+    commands.add_parser("sockets", help="print the folder of the embedded servers' sockets")
+    commands.add_parser("mails", help="write a page with samples of all mails")
+    keys = commands.add_parser("keys", help="manage the keys that sign access tokens")
     keys.add_argument(
-        "action", choices=("rotate",), help="add a key; the old one retires by itself"
+        "action", choices=("rotate",), help="add a key; the old one is removed automatically"
     )
-    commands.add_parser("check", help="lint, types, and the contract against the main branch")
+    commands.add_parser("check", help="run linters, type checks and contract checks")
     return parser
 
 
-# Each command imports what it needs: `down` must work when the contract does not compile.
-# The contract is compiled before anything that reads its stubs is imported.
+# Commands import their modules lazily: `down` must work when the contract does not compile, and
+# modules that import generated stubs must be imported after the contract is compiled.
 
 
 def _up(_: argparse.Namespace) -> int:
@@ -78,10 +80,10 @@ def _down(_: argparse.Namespace) -> int:
     home = settings.home.absolute()
     had_launcher = leftovers.stop_launcher(home, settings.shutdown_grace_seconds * 2 + 30)
     with leftovers.hold(home):
-        left = leftovers.stop_all(home, settings.shutdown_grace_seconds + 2)
-    if left:
-        print(f"Stopped what was left behind: {', '.join(left)}.")
-    print("Stopped." if had_launcher or left else f"Nothing was running in {home}.")
+        stopped = leftovers.stop_all(home, settings.shutdown_grace_seconds + 2)
+    if stopped:
+        print(f"Stopped processes of an earlier run: {', '.join(stopped)}.")
+    print("Stopped." if had_launcher or stopped else f"No mesh is running in {home}.")
     return 0
 
 
@@ -103,7 +105,7 @@ def _migrate(_: argparse.Namespace) -> int:
     from launcher.settings_listing import load
 
     migrations.run(_settings().home.absolute(), load(Provided))
-    print("The databases have this version's schema.")
+    print("The databases are migrated to this version's schema.")
     return 0
 
 
@@ -123,15 +125,15 @@ def _logs(arguments: argparse.Namespace) -> int:
 def _backup(arguments: argparse.Namespace) -> int:
     from launcher import backup
 
-    print(f"Written: {backup.create(_settings().home.absolute(), arguments.file)}")
+    print(f"Wrote {backup.create(_settings().home.absolute(), arguments.file)}.")
     return 0
 
 
 def _restore(arguments: argparse.Namespace) -> int:
     from launcher import backup
 
-    aside = backup.restore(_settings().home.absolute(), arguments.file)
-    print("Restored." if aside is None else f"Restored; what was there is in {aside}.")
+    previous = backup.restore(_settings().home.absolute(), arguments.file)
+    print("Restored." if previous is None else f"Restored. The previous data is in {previous}.")
     return 0
 
 

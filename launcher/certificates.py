@@ -1,10 +1,8 @@
-"""A development certificate authority and one certificate for each process.
+"""Creates a development certificate authority and a certificate for each process.
 
-Identity in the mesh is the certificate: services read the caller's name from its
-SPIFFE URI. A deployment past one machine brings its own authority instead.
+The certificates' SPIFFE URIs identify processes. Other deployments use their own authority.
 """
 
-import os
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,24 +13,25 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from launcher import files
 from mesh.clock import Clock, system_clock
 from mesh.settings import LIMIT_SERVICE, SERVICES
 
 GATEWAY = "gateway"
 OPERATOR = "operator"
-"""The person at the machine: health checks and `buf curl` use this one."""
+"""The certificate for health checks and for `buf curl` on this machine."""
 
 NAMES = (*SERVICES, LIMIT_SERVICE, GATEWAY, OPERATOR)
 
 _AUTHORITY_LIFETIME = timedelta(days=3650)
 _LIFETIME = timedelta(days=365)
 _RENEW_BEFORE = timedelta(days=30)
-# A clock that is a little behind must not refuse a fresh certificate.
+# Backdates certificates, so that machines whose clocks are slightly behind accept them.
 _SKEW = timedelta(minutes=5)
 
 
 def create(folder: Path, *, clock: Clock = system_clock) -> None:
-    """Writes ca.pem, ca.key and <name>.pem, <name>.key; keeps what is valid for 30 days more."""
+    """Writes ca.pem, ca.key and <name>.pem, <name>.key; keeps those valid for 30 more days."""
     now = clock()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -69,14 +68,14 @@ def _new_certificate(
     now: datetime,
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
-    # Not longer than the authority lives, or the chain breaks before anybody renews it.
+    # Not beyond the authority's lifetime: the chain would break before this certificate is renewed.
     lifetime = min(_LIFETIME, authority.not_valid_after_utc - now)
     certificate = (
         _builder(_subject(name), authority.subject, key.public_key(), now, lifetime)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(
-            # Each process both serves and calls.
+            # Each process is both server and client.
             x509.ExtendedKeyUsage(
                 [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
             ),
@@ -119,7 +118,7 @@ def _alternative_names(name: str) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName(
         [
             x509.UniformResourceIdentifier(spiffe_id(name)),
-            # An underscore is not allowed in a host name; clients check this form.
+            # Host names must not contain underscores, so clients verify this form.
             x509.DNSName(name.replace("_", "-")),
             x509.DNSName("localhost"),
             x509.IPAddress(ip_address("127.0.0.1")),
@@ -159,7 +158,7 @@ def _lasts(certificate: x509.Certificate, now: datetime) -> bool:
 
 
 def _load(folder: Path, name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
-    """The certificate and its key, or None when either is missing, broken or not the other's."""
+    """The certificate and its key; None if one is missing or invalid, or they do not match."""
     try:
         certificate = x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes())
         key = serialization.load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
@@ -181,14 +180,7 @@ def _store(
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    _write(folder / f"{name}.key", pem, mode=0o600)
-    _write(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644)
-
-
-def _write(path: Path, content: bytes, *, mode: int) -> None:
-    """Writes by renaming, with the mode set from the first byte on."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-    fresh.replace(path)
+    files.replace(folder / f"{name}.key", pem)
+    files.replace(
+        folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), mode=0o644
+    )

@@ -1,8 +1,6 @@
-"""`make check`: everything that is wrong before a test runs.
-
-Lint, format, types and import contracts of the code; lint, format and compatibility of the contract;
-and whether generated files that are committed are up to date. All of them run, even
-after one has failed.
+"""`make check`: linters, formatting, types and import contracts of the code; linting, formatting
+and compatibility of the contract; whether .env.example is up to date. All checks run, even after
+a failure.
 """
 
 import io
@@ -20,11 +18,11 @@ from launcher.errors import LaunchError
 from mesh.paths import CONTRACT, PROTOS, ROOT
 
 MAIN_BRANCHES = ("origin/main", "main")
-"""What the contract must stay compatible with: the first that exists."""
+"""The contract must stay compatible with the first of these that exists."""
 
 
 def run() -> int:
-    """Runs every check and prints what fails. Returns the exit code."""
+    """Runs all checks and prints their results. Returns the exit code."""
     failed = [name for name, check in _CHECKS if not _passes(name, check)]
     if failed:
         print(f"Failed: {', '.join(failed)}.", file=sys.stderr)
@@ -44,7 +42,7 @@ def _passes(name: str, check: Callable[[], str]) -> bool:
 
 
 def breaking(contract: Path, *, against: Path) -> None:
-    """Raises LaunchError that names each change of `contract` which breaks its clients.
+    """Raises LaunchError that lists the breaking changes of `contract` since `against`.
 
     Both are compiled contracts.
     """
@@ -67,7 +65,7 @@ def _mypy() -> str:
 
 
 def _imports() -> str:
-    # Its cache is keyed by the folder; the check itself takes half a second.
+    # Without the cache, which is keyed by folder; the check takes half a second.
     _tool("lint-imports", "--no-logo", "--no-cache")
     return ""
 
@@ -85,11 +83,11 @@ def _buf_format() -> str:
 def _buf_breaking() -> str:
     branch = next(filter(_exists, MAIN_BRANCHES), None)
     if branch is None:
-        return "there is no main branch to compare with"
+        return "skipped: there is no main branch"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if not _extract_protos(branch, folder):
-            return f"{branch} has no protos yet"
+            return f"skipped: {branch} has no protos"
         image = folder / "contract.binpb"
         try:
             protos.write_descriptor_set(folder / "protos", image)
@@ -121,7 +119,7 @@ def _exists(branch: str) -> bool:
 
 
 def _extract_protos(branch: str, target: Path) -> bool:
-    """Writes the folder `protos` of a branch into `target`. Returns whether it has one."""
+    """Extracts the folder `protos` of a branch into `target`. False if it has none."""
     archive = _git("archive", "--format=tar", branch, PROTOS.name)
     if archive.returncode != 0:
         return False
@@ -142,7 +140,7 @@ def _tool(name: str, *arguments: str, remedy: str = "") -> None:
         capture_output=True,
         text=True,
         check=False,
-        # buf writes nothing here but wants a place to.
+        # buf requires a cache folder, although it caches nothing here.
         env={**os.environ, "BUF_CACHE_DIR": str(ROOT / "build" / "buf")},
     )
     if completed.returncode != 0:

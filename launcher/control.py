@@ -1,7 +1,7 @@
-"""How another command talks to the launcher that runs a mesh: a unix socket in a folder of its own.
+"""The control socket of a running launcher, for `make restart`: a Unix socket for its owner only.
 
-One request a connection, a line of JSON; the answer is lines of JSON, the last of which
-has "error", empty when all went well. Only the owner of the folder reaches it.
+A connection carries one request, a line of JSON. The response is lines of JSON; the last one has
+"error", which is empty on success.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ _SOCKET = "control.sock"
 
 @asynccontextmanager
 async def serving(home: Path, restart: Restart) -> AsyncIterator[None]:
-    """Takes requests as long as the block lasts; one restart at a time."""
-    one_at_a_time = asyncio.Lock()
+    """Serves requests during the block, one restart at a time."""
+    lock = asyncio.Lock()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         def say(text: str) -> None:
@@ -32,11 +32,11 @@ async def serving(home: Path, restart: Restart) -> AsyncIterator[None]:
         error = ""
         try:
             names = json.loads(await reader.readline())["restart"]
-            async with one_at_a_time:
+            async with lock:
                 await restart(names, say)
         except (LaunchError, ValueError, KeyError) as problem:
-            error = str(problem) or "not a request"
-        # Who asked may have gone; the restart went on without them.
+            error = str(problem) or "invalid request"
+        # The client may have disconnected during the restart.
         with suppress(OSError):
             _write(writer, {"error": error})
             await writer.drain()
@@ -54,9 +54,9 @@ async def serving(home: Path, restart: Restart) -> AsyncIterator[None]:
 
 
 async def restart(home: Path, names: Sequence[str], say: Say) -> None:
-    """Asks the launcher of `home` for a restart and waits for its end.
+    """Requests a restart from the launcher of `home` and waits until it is done.
 
-    Raises LaunchError when there is none, or when it does not succeed.
+    Raises LaunchError when no launcher runs or the restart fails.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(sockets.folder(home) / _SOCKET)
@@ -74,7 +74,7 @@ async def restart(home: Path, names: Sequence[str], say: Say) -> None:
                 return
     finally:
         writer.close()
-    raise LaunchError("The launcher ended before the restart did.")
+    raise LaunchError("The launcher stopped before the restart was done.")
 
 
 def _write(writer: asyncio.StreamWriter, message: dict[str, object]) -> None:

@@ -1,8 +1,8 @@
-"""The one error that the launcher shows to a person."""
+"""The launcher's error for users."""
 
 
 class LaunchError(Exception):
-    """Why the mesh cannot run, and what to do about it. Shown without a traceback."""
+    """A problem and a remedy. The command line prints both without a traceback."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem)

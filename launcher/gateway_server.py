@@ -1,4 +1,4 @@
-"""A gateway process: how Envoy is run, drained, and asked whom it believes to be healthy."""
+"""A gateway process: runs and drains Envoy, and reads which hosts it considers healthy."""
 
 import asyncio
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ NAME = "gateway"
 
 _DRAIN_SECONDS = 5
 _GRACE_SECONDS = 10.0
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 def program(settings: MeshSettings, number: int, config: Path) -> Program:
-    """How to run the gateway of that number with its configuration."""
+    """The program of gateway `number` with its configuration."""
     admin = admin_url(settings, number)
 
     async def drain() -> None:
-        # Others take over, so connections may end; a single gateway stops sooner.
+        # With several gateways waits for connections to end; a single one waits only for requests.
         await _drain(admin, whole_connections=settings.gateways > 1)
 
     async def is_live() -> bool:
@@ -55,44 +55,44 @@ def admin_url(settings: MeshSettings, number: int) -> str:
 
 
 async def wait_until_used(admin: str, port: int, seconds: float) -> None:
-    """Waits until a gateway sends calls to the process on that port.
+    """Waits until a gateway considers the process on `port` healthy.
 
-    Raises TimeoutError, and httpx.HTTPError when the gateway does not answer.
+    Raises TimeoutError, or httpx.HTTPError when the gateway does not answer.
     """
     async with httpx.AsyncClient(base_url=admin, timeout=1, trust_env=False) as client:
         async with asyncio.timeout(seconds):
             while not _uses((await client.get("/clusters?format=json")).json(), port):
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
 
 
 def _uses(answer: Mapping[str, Any], port: int) -> bool:
-    """Whether the host on that port is free of every mark of ill health."""
+    """Whether the host on `port` is healthy, or Envoy does not know it."""
     for cluster in answer["cluster_statuses"]:
         for host in cluster.get("host_statuses", ()):
-            # A listener inside of Envoy is a host without a socket.
+            # A host with a pipe address has no port.
             if host["address"].get("socket_address", {}).get("port_value") == port:
                 return bool(host["health_status"] == {"eds_health_status": "HEALTHY"})
     return True
 
 
 async def _drain(admin: str, *, whole_connections: bool) -> None:
-    """Lets the gateway take no more connections and waits for what it has.
+    """Stops accepting connections and waits up to 5 s for active connections or requests.
 
-    From the first call on every answer says that its connection ends. The listener is
-    closed at once, so that a client without a balancer asks the other gateway.
+    After /healthcheck/fail responses tell clients to close their connections. The listener closes
+    at once, so that clients without a load balancer connect to another gateway.
     """
-    waited_for = "cx" if whole_connections else "rq"
+    counted = "cx" if whole_connections else "rq"
     async with httpx.AsyncClient(base_url=admin, timeout=1, trust_env=False) as client:
         await client.post("/healthcheck/fail")
         await client.post("/drain_listeners")
         async with asyncio.timeout(_DRAIN_SECONDS):
-            while await _active(client, waited_for) > 0:
-                await asyncio.sleep(_LOOK_SECONDS)
+            while await _active(client, counted) > 0:
+                await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _active(client: httpx.AsyncClient, what: str) -> int:
     answer = await client.get(f"/stats?filter=^http\\..*downstream_{what}_active$&format=json")
-    # Admin's own HTTP manager counts the very request that asks.
+    # The admin listener's count includes this request.
     return sum(
         int(stat["value"])
         for stat in answer.json()["stats"]

@@ -1,4 +1,4 @@
-"""Asks the processes of the mesh whether they serve."""
+"""Health checks of services (grpc.health.v1) and of HTTP endpoints."""
 
 import ssl
 from pathlib import Path
@@ -8,12 +8,13 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from launcher.certificates import OPERATOR
+from mesh.rpc import client
 
 _SECONDS = 1.5
 
 
 class ServiceHealth:
-    """Asks one process of a service over mutual TLS, on a connection that it keeps."""
+    """Checks one process of a service over mutual TLS, on a persistent connection."""
 
     def __init__(self, service: str, address: str, certificates: Path) -> None:
         self._service = service
@@ -22,11 +23,11 @@ class ServiceHealth:
         self._channel: grpc.aio.Channel | None = None
 
     async def serves(self) -> bool:
-        """Whether it serves. Raises grpc.aio.AioRpcError when it does not answer."""
+        """Whether its status is SERVING. Raises grpc.aio.AioRpcError when it does not answer."""
         if self._channel is None:
             self._channel = self._open()
         stub = health_pb2_grpc.HealthStub(self._channel)
-        # The type stubs do not know the stub's methods.
+        # The type stubs lack the stub's methods.
         answer = await stub.Check(  # type: ignore[attr-defined]
             health_pb2.HealthCheckRequest(), timeout=_SECONDS
         )
@@ -37,17 +38,12 @@ class ServiceHealth:
             await self._channel.close()
 
     def _open(self) -> grpc.aio.Channel:
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=(self._certificates / "ca.pem").read_bytes(),
-            private_key=(self._certificates / f"{OPERATOR}.key").read_bytes(),
-            certificate_chain=(self._certificates / f"{OPERATOR}.pem").read_bytes(),
-        )
         return grpc.aio.secure_channel(
             self._address,
-            credentials,
+            client.credentials(self._certificates, OPERATOR),
             options=[
-                ("grpc.ssl_target_name_override", self._service.replace("_", "-")),
-                # A service that is just starting is asked again at once.
+                ("grpc.ssl_target_name_override", client.server_name(self._service)),
+                # Reconnects quickly to a starting service.
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 500),
@@ -56,7 +52,7 @@ class ServiceHealth:
 
 
 async def answers_ok(url: str, trust: ssl.SSLContext | bool = True) -> bool:
-    """Whether GET answers 200. Raises httpx.HTTPError when nothing answers."""
-    # A connection of its own each time: a kept one would hold up the gateway's drain.
-    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, verify=trust) as client:
-        return (await client.get(url)).status_code == httpx.codes.OK
+    """Whether GET returns 200. Raises httpx.HTTPError when nothing answers."""
+    # A new connection each time: an open one would delay the gateway's drain.
+    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, verify=trust) as http:
+        return (await http.get(url)).status_code == httpx.codes.OK

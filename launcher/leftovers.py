@@ -1,7 +1,6 @@
-"""What a lost launcher leaves behind: who holds a home, and which processes still run for it.
+"""The lock on a state folder, and processes left running by a launcher that was killed.
 
-A launcher that is killed outright cannot stop its children. Their pid files say who
-they are, with the start time, so that a reused pid is never taken for one of ours.
+Pid files contain the start time, so that a reused pid is not mistaken for such a process.
 """
 
 import fcntl
@@ -17,22 +16,22 @@ import psutil
 
 from launcher.errors import LaunchError
 
-# psutil derives start times from the boot time, which moves when the clock is set.
+# psutil derives start times from the boot time, which changes when the clock is set.
 _START_TIME_TOLERANCE_SECONDS = 2.0
 
 
 @contextmanager
 def hold(home: Path) -> Iterator[None]:
-    """Holds `home` for this process. Raises LaunchError when another launcher has it."""
+    """Locks `home` for this process. Raises LaunchError when another launcher holds it."""
     home.mkdir(parents=True, exist_ok=True)
-    # The kernel drops the lock with the process, so there is no stale lock to clean up.
+    # The kernel releases the lock when the process ends, so no stale lock remains.
     with (home / "up.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LaunchError(
                 f"A mesh is already running in {home} (pid {_holder(home) or 'unknown'}).",
-                "Stop it with `make down`, or give this one its own BOXOFFICE_HOME, "
+                "Stop it with `make down`, or set a different BOXOFFICE_HOME, "
                 "BOXOFFICE_GATEWAY_PORT, BOXOFFICE_PORT_BASE and BOXOFFICE_ENVOY_ADMIN_PORT.",
             ) from None
         lock.seek(0)
@@ -47,7 +46,7 @@ def pid_file(home: Path, name: str) -> Path:
 
 
 def record(path: Path, pid: int, stop_signal: signal.Signals) -> None:
-    """Notes that `pid` is ours and how it wants to be stopped."""
+    """Writes a pid file with the process's start time and its stop signal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(psutil.NoSuchProcess):
         started = psutil.Process(pid).create_time()
@@ -55,15 +54,15 @@ def record(path: Path, pid: int, stop_signal: signal.Signals) -> None:
 
 
 def stop_launcher(home: Path, seconds: float) -> bool:
-    """Stops the launcher that holds `home`, if any. Returns whether there was one.
+    """Stops the launcher that holds `home`. Returns whether there was one.
 
-    It gets `seconds` to stop what it started, then it is killed.
+    Kills it when it has not stopped its processes within `seconds`.
     """
     if _is_free(home):
         return False
     pid = _holder(home)
     if pid is None:
-        raise LaunchError(f"{home / 'up.lock'} is held, but does not say by whom.")
+        raise LaunchError(f"{home / 'up.lock'} is locked, but contains no pid.")
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + seconds
@@ -77,25 +76,24 @@ def stop_launcher(home: Path, seconds: float) -> bool:
 
 
 def stop_all(home: Path, seconds: float) -> list[str]:
-    """Stops what a lost launcher left running in `home`. Returns the names.
+    """Stops processes that a killed launcher left running in `home`. Returns their names.
 
-    Only for who holds `home`, or knows that nobody does. A process that does not
-    stop within `seconds` is killed.
+    The caller must hold `home`. Kills processes that do not stop within `seconds`.
     """
     stopped = {}
     for path in sorted((home / "run").glob("*.pid")):
-        found = _running(path)
-        if found is None:
+        running = _running(path)
+        if running is None:
             path.unlink(missing_ok=True)
             continue
-        process, stop_signal = found
+        process, stop_signal = running
         with suppress(psutil.NoSuchProcess):
             process.send_signal(stop_signal)
         stopped[path] = process
     _, alive = psutil.wait_procs(list(stopped.values()), timeout=seconds)
     for process in alive:
         with suppress(ProcessLookupError):
-            # Each was started in a process group of its own.
+            # Each process is the leader of its own process group.
             os.killpg(process.pid, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=5)
     for path in stopped:
@@ -105,14 +103,14 @@ def stop_all(home: Path, seconds: float) -> list[str]:
 
 def _running(path: Path) -> tuple[psutil.Process, int] | None:
     try:
-        noted = json.loads(path.read_text())
-        process = psutil.Process(noted["pid"])
-        difference = abs(process.create_time() - noted["started"])
+        record = json.loads(path.read_text())
+        process = psutil.Process(record["pid"])
+        difference = abs(process.create_time() - record["started"])
     except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         return None
     if difference > _START_TIME_TOLERANCE_SECONDS or process.status() == psutil.STATUS_ZOMBIE:
         return None
-    return process, noted["signal"]
+    return process, record["signal"]
 
 
 def _is_free(home: Path) -> bool:

@@ -1,7 +1,4 @@
-"""`make logs`: the logs of all processes as one, in the order of time, for people to read.
-
-Colours where there is a terminal. The files stay as they are: JSON, one line each.
-"""
+"""`make logs`: prints the JSON logs of all processes, merged by time, in a readable format."""
 
 import json
 import sys
@@ -12,8 +9,8 @@ from typing import Any
 
 _POLL_SECONDS = 0.3
 _REQUEST_ID_LENGTH = 8
-# Told in the line's own words already, or the same on every line.
-_SHOWN_ELSEWHERE = frozenset(
+# Fields that the readable text already contains, or that are equal on all lines.
+_NOT_REPEATED = frozenset(
     [
         "time",
         "level",
@@ -40,20 +37,22 @@ _END = "\033[0m"
 
 
 def show(home: Path, *, follow: bool, only: str = "", text: str = "", lines: int = 200) -> None:
-    """Prints the last lines of all logs, merged, and with `follow` what comes after them.
+    """Prints the last `lines` lines of all logs; with `follow` also new lines, until interrupted.
 
-    `only` is a process, e.g. `stock_svc`; `text` must be in a line, e.g. a request id.
+    `only` selects a process, e.g. `stock_svc`; `text` selects lines that contain it.
     """
     readers = [
         _Reader(path) for path in sorted((home / "logs").glob("*.log")) if only in ("", path.stem)
     ]
-    found = [line for reader in readers for line in reader.read() if text in line.raw]
-    found.sort(key=lambda line: line.time)
-    _print(found[-lines:])
+    _print(_new_lines(readers, text)[-lines:])
     while follow:
         time.sleep(_POLL_SECONDS)
-        fresh = [line for reader in readers for line in reader.read() if text in line.raw]
-        _print(sorted(fresh, key=lambda line: line.time))
+        _print(_new_lines(readers, text))
+
+
+def _new_lines(readers: "Iterable[_Reader]", text: str) -> "list[_Line]":
+    lines = (line for reader in readers for line in reader.read() if text in line.raw)
+    return sorted(lines, key=lambda line: line.time)
 
 
 class _Line:
@@ -63,12 +62,12 @@ class _Line:
         self.process = process
         self.raw = raw
         self.fields = fields
-        # A line without a time, such as one of PostgreSQL's, goes with the one before it.
+        # A line without a time, e.g. of PostgreSQL, gets the time of the previous line.
         self.time = str(fields.get("time") or previous)
 
 
 class _Reader:
-    """Reads a log from where it was left."""
+    """Reads the lines that were appended to a log since the last read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -81,7 +80,7 @@ class _Reader:
         with self._path.open("rb") as log:
             log.seek(self._at)
             content = log.read()
-        # What is not yet a whole line is read the next time.
+        # An incomplete last line is read next time.
         whole = content.rpartition(b"\n")[0]
         self._at += len(whole) + 1 if whole else 0
         return list(self._lines(whole.decode(errors="replace").splitlines()))
@@ -113,7 +112,7 @@ def _print(lines: Iterable[_Line]) -> None:
 
 
 def readable(process: str, raw: str, fields: Mapping[str, Any]) -> str:
-    """One line for people: when, who, which request, what, and the rest as name=value."""
+    """A readable line: time, process, request, message, and other fields as name=value."""
     if not fields:
         return f"{'':12} {process:14} {'':8} {raw}"
     clock = str(fields.get("time", ""))[11:23]
@@ -121,7 +120,7 @@ def readable(process: str, raw: str, fields: Mapping[str, Any]) -> str:
     more = " ".join(
         f"{name}={value}"
         for name, value in fields.items()
-        if name not in _SHOWN_ELSEWHERE and value not in (None, "", "-")
+        if name not in _NOT_REPEATED and value not in (None, "", "-")
     )
     text = f"{clock:12} {process:14} {request:8} {_what(fields)} {more}".rstrip()
     trace = fields.get("exc_info")

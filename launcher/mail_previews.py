@@ -1,6 +1,6 @@
-"""All mails on one page, to look at: each as a desktop and as a phone shows it, and its text.
+"""Writes a page with samples of all mails: as on a desktop, as on a phone, and as text.
 
-`samples()` of a module in SAMPLES yields names and mails.
+The modules in _PREVIEWS define the samples: `samples()` yields names and mails.
 """
 
 import importlib
@@ -13,8 +13,9 @@ import jinja2
 from mesh.mail.templates import Rendered
 from mesh.paths import BUILD
 
-SAMPLES = {"booking_svc": "booking_svc.notifications.previews"}
 PAGE = BUILD / "mails.html"
+
+_PREVIEWS = {"booking_svc": "booking_svc.notifications.previews"}
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -51,7 +52,7 @@ _PAGE = """\
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A mail of a service, with values made up for it."""
+    """A service's mail with example values."""
 
     service: str
     name: str
@@ -59,14 +60,14 @@ class Sample:
 
 
 def samples() -> Iterator[Sample]:
-    """Every sample of every service."""
-    for service, module in SAMPLES.items():
+    """The samples of all services."""
+    for service, module in _PREVIEWS.items():
         for name, mail in importlib.import_module(module).samples():
             yield Sample(service, name, mail)
 
 
 def write(path: Path = PAGE) -> Path:
-    """Writes the page. Returns where it is."""
+    """Writes the page and returns its path."""
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         _PAGE
     )

@@ -1,10 +1,6 @@
-"""The whole mesh on one machine, from nothing to healthy and back.
+"""Starts and stops the whole mesh on one machine, for `make up`, the demo and the tests.
 
-    async with Mesh(settings) as mesh:
-        ...  # GET mesh.settings.gateway_url + "/health" answers 200
-
-`make up`, the demo and the end-to-end tests all start it here. The contract has to be
-compiled (`launcher.protos.compile_contract`) before this module is imported.
+The contract must be compiled (`launcher.protos.compile_contract`) before this module is imported.
 """
 
 import asyncio
@@ -49,19 +45,20 @@ _SERVERS_SECONDS = 60.0
 _SERVICES_SECONDS = 60.0
 _GATEWAY_SECONDS = 30.0
 _LEFTOVER_SECONDS = 20.0
-# More than the services take, so that they end by themselves.
+# Added to the services' own grace, so that they exit before they are killed.
 _GRACE_MARGIN_SECONDS = 2.0
 
-# Those that others call stop last, or a saga's last step finds nobody to talk to.
+# booking_svc starts after the services that it calls and stops before them, so that its last saga
+# steps still reach them.
 _TIERS = (("auth_svc", "stock_svc", "payment_svc"), ("booking_svc",))
 
 
 class Mesh:
-    """One mesh. `start` and `stop` it, or use it as an async context manager.
+    """One mesh, also usable as an async context manager.
 
-    `variables` are more environment variables for its processes, e.g.
-    {"BOXOFFICE_HOLD_TTL_SECONDS": "2"}. `on_step` is told what start does, before it
-    does it; `on_change` is told of every change of a process.
+    `variables` are additional environment variables for its processes, e.g.
+    {"BOXOFFICE_HOLD_TTL_SECONDS": "2"}. `on_step` is called before each step of `start`,
+    `on_change` whenever a process changes its state.
     """
 
     def __init__(
@@ -88,7 +85,7 @@ class Mesh:
 
     @property
     def processes(self) -> list[Process]:
-        """What runs, in the order it was started."""
+        """The processes in the order of their start."""
         return self._supervisor.processes
 
     def process(self, name: str) -> Process:
@@ -108,9 +105,9 @@ class Mesh:
         await self.stop()
 
     async def start(self) -> None:
-        """Starts everything and returns when the gateway answers.
+        """Starts all processes and returns when GET /health returns 200.
 
-        Raises LaunchError after stopping what was started.
+        On failure stops all processes and raises LaunchError.
         """
         try:
             await self._start()
@@ -119,27 +116,26 @@ class Mesh:
             raise
 
     async def restart(self, names: Sequence[str] = (), say: Say = lambda _: None) -> None:
-        """Restarts processes one after the other: those named, or all services and gateways.
+        """Restarts services and gateways one after the other: the named ones, or all.
 
-        `stock_svc` names all its replicas, `stock_svc-1` its second one. With two of each
-        no call fails. Raises LaunchError for a name that is none, and for a process that
-        had to be killed or does not come back.
+        `stock_svc` selects all its replicas, `stock_svc-1` the second one. With two replicas and
+        two gateways no call fails. Raises LaunchError for an unknown name, and for a process that
+        had to be killed or does not become healthy.
         """
         await self._is_ready.wait()
-        await rolling.restart(self._named(names), say, when_back=self._wait_used)
+        await rolling.restart(self._named(names), say, when_healthy=self._wait_used)
 
     def _named(self, names: Sequence[str]) -> list[Process]:
-        own = [each for each in self.processes if each.program.port is not None]
-        chosen = [
-            each for each in own if not names or {each.name, each.name.partition("-")[0]} & {*names}
-        ]
-        known = {name for each in own for name in (each.name, each.name.partition("-")[0])}
-        if unknown := sorted({*names} - known):
+        restartable = [process for process in self.processes if process.program.port is not None]
+        names_of = {
+            process: {process.name, process.name.partition("-")[0]} for process in restartable
+        }
+        if unknown := sorted({*names}.difference(*names_of.values())):
             raise LaunchError(
-                f"There is no {', '.join(unknown)} to restart.",
-                f"There are: {', '.join(each.name for each in own)}.",
+                f"Unknown process: {', '.join(unknown)}.",
+                f"Restartable processes: {', '.join(process.name for process in restartable)}.",
             )
-        return chosen
+        return [process for process in restartable if not names or names_of[process] & {*names}]
 
     async def _wait_used(self, process: Process) -> None:
         """Waits until every gateway sends calls to a process again."""
@@ -151,15 +147,17 @@ class Mesh:
             try:
                 await gateway_server.wait_until_used(admin, port, _GATEWAY_SECONDS)
             except (TimeoutError, httpx.HTTPError) as error:
-                raise LaunchError(f"The gateway does not find {process.name} again.") from error
+                raise LaunchError(
+                    f"A gateway does not consider {process.name} healthy after its restart."
+                ) from error
 
     async def stop(self) -> None:
-        """Stops everything, the gateway first, the databases last."""
+        """Stops all processes, the gateways first, the databases last."""
         stopping = asyncio.create_task(self._stop())
         try:
             await asyncio.shield(stopping)
         except asyncio.CancelledError:
-            # Half-stopped is the one state that must not remain.
+            # Stopping must complete even when this call is cancelled.
             await stopping
             raise
 
@@ -170,11 +168,11 @@ class Mesh:
             sockets.folder(self.home).rmdir()
 
     async def _start(self) -> None:
-        self._step("Looking at ports, disk and settings")
+        self._step("Checking ports, disk and settings")
         self._resources.enter_context(leftovers.hold(self.home))
-        left = await asyncio.to_thread(leftovers.stop_all, self.home, _LEFTOVER_SECONDS)
-        if left:
-            self._step(f"Stopped what the last run left behind: {', '.join(left)}")
+        stopped = await asyncio.to_thread(leftovers.stop_all, self.home, _LEFTOVER_SECONDS)
+        if stopped:
+            self._step(f"Stopped processes of an earlier run: {', '.join(stopped)}")
         preflight.check_disk(self.home)
         preflight.check_ports(preflight.ports(self.settings))
         preflight.check_binaries(
@@ -183,7 +181,7 @@ class Mesh:
         provided = self._provide()
         self._check_settings(provided)
         _allow_many_connections()
-        self._step("Certificates and secrets")
+        self._step("Creating certificates and secrets")
         certificates.create(self.settings.certificates)
         variables = environment(self.settings, provided)
         await self._start_servers()
@@ -191,7 +189,7 @@ class Mesh:
         await asyncio.to_thread(migrations.run, self.home, self._provided)
         self._step("Generating the gateway's configuration")
         configs = await asyncio.to_thread(self._write_gateway_configs)
-        # Before anybody can find the mesh healthy, and ask for a restart or for what to scrape.
+        # Before /health returns 200, because restarts and scrapes may follow at once.
         scrape.write(self.settings)
         self._resources.callback(scrape.path(self.home).unlink, missing_ok=True)
         await self._resources.enter_async_context(control.serving(self.home, self.restart))
@@ -210,7 +208,7 @@ class Mesh:
         self._is_ready.set()
 
     def _provide(self) -> dict[str, str]:
-        """What the services' environment has beside the mesh's settings, by variable."""
+        """The services' environment variables besides the mesh's settings."""
         values = dict(self._variables)
         for service in SERVICES:
             values[f"{PREFIX}{database(service).upper()}_DATABASE_URL"] = migrations.url(
@@ -219,12 +217,12 @@ class Mesh:
         if self.settings.redis_url is None:
             values.setdefault(f"{PREFIX}REDIS_URL", self._redis.url)
         for name, secret in generated_secrets.load(self.home).items():
-            given = getattr(self._provided, name)
-            values[PREFIX + name.upper()] = given.get_secret_value() if given else secret
+            configured = getattr(self._provided, name)
+            values[PREFIX + name.upper()] = configured.get_secret_value() if configured else secret
         return values
 
     def _check_settings(self, provided: Mapping[str, str]) -> None:
-        """Reads the settings as each service will, so that a wrong one is told now."""
+        """Loads the settings of each service, to report errors before any process starts."""
         known = {**self.settings.model_dump(), **_fields(provided)}
         for service in SERVICES:
             if (declared := settings_of(service)) is not None:
@@ -283,7 +281,7 @@ class Mesh:
         )
 
     async def _wait_ready(self) -> None:
-        """Waits until the gateway reaches the services and says that all is well."""
+        """Waits until the gateway reaches the services and /health returns 200."""
         url = f"{self.settings.gateway_url}/health"
         try:
             async with asyncio.timeout(_GATEWAY_SECONDS):
@@ -291,8 +289,8 @@ class Mesh:
                     await asyncio.sleep(0.1)
         except TimeoutError:
             raise LaunchError(
-                f"{url} did not answer 200 within {_GATEWAY_SECONDS:g} s.",
-                f"The logs are in {self.home / 'logs'}.",
+                f"{url} did not return 200 within {_GATEWAY_SECONDS:g} s.",
+                f"See the logs in {self.home / 'logs'}.",
             ) from None
 
     def _write_gateway_configs(self) -> list[Path]:
@@ -301,10 +299,10 @@ class Mesh:
                 gateway_config.write(self.settings, number)
                 for number in range(self.settings.gateways)
             ]
-            # They differ by their ports only.
+            # The others differ only in their ports.
             gateway_config.validate(configs[0])
         except (gateway_config.ConfigError, PolicyError) as error:
-            raise LaunchError(f"The gateway's configuration is not right: {error}") from error
+            raise LaunchError(f"The gateway's configuration is invalid: {error}") from error
         return configs
 
 
@@ -316,7 +314,7 @@ async def _answers_ok(url: str, trust: ssl.SSLContext | bool) -> bool:
 
 
 def _fields(variables: Mapping[str, str]) -> dict[str, str]:
-    """Variables as a settings class names them: gateway_port for BOXOFFICE_GATEWAY_PORT."""
+    """Variables by field name of the settings classes: BOXOFFICE_GATEWAY_PORT → gateway_port."""
     return {name.removeprefix(PREFIX).lower(): value for name, value in variables.items()}
 
 
@@ -325,7 +323,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 def _allow_many_connections() -> None:
-    """Lifts the limit on open files, which the processes inherit, as far as it may go."""
+    """Raises the limit on open files, which the processes inherit, to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

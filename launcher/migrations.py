@@ -1,5 +1,5 @@
-"""Brings the services' databases to this version's schema, before the services start or while
-those of the version before run."""
+"""Migrates the services' databases, before the services start or while the previous version's
+services run."""
 
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from mesh.settings import SERVICES
 
 
 def url(home: Path, provided: Provided, service: str) -> str:
-    """SQLAlchemy URL of a service's database: the one that is set, or the embedded one's."""
+    """SQLAlchemy URL of a service's database: the configured one, else the embedded one."""
     return provided.database_url(service) or PostgresServer(home).url(database(service))
 
 
 def run(home: Path, provided: Provided) -> None:
-    """Migrates them all. Raises LaunchError for one that cannot be."""
-    # One after the other: Alembic keeps its state in module globals.
+    """Migrates all databases. Raises LaunchError for the first that fails."""
+    # One after the other, because Alembic keeps its state in module globals.
     for service in SERVICES:
         try:
             migrate(service, url(home, provided, service))
         except Exception as error:
             raise LaunchError(
                 f"The database of {service} cannot be migrated: {error}",
-                f"Is {PREFIX}{database(service).upper()}_DATABASE_URL right, and the server up?"
+                f"Check {PREFIX}{database(service).upper()}_DATABASE_URL and the server."
                 if provided.database_url(service)
-                else f"Does a mesh with embedded databases run in {home}?",
+                else f"Check that a mesh with embedded databases is running in {home}.",
             ) from error

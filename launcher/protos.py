@@ -2,9 +2,8 @@
 
 Type stubs are added where the development packages are installed.
 
-Everything comes from installed packages: protoc from grpcio-tools, google/api and
-google/rpc from googleapis-common-protos, and buf/validate from the descriptor that
-protovalidate carries. No third-party proto is copied into the repository.
+protoc and third-party protos come from installed packages: grpcio-tools,
+googleapis-common-protos, and protovalidate, which contains the descriptor of buf/validate.
 """
 
 import hashlib
@@ -25,18 +24,18 @@ _VALIDATE = "buf/validate/validate.proto"
 
 
 class ProtoError(Exception):
-    """The contract does not compile, or an RPC's policy does not hold.
+    """The contract does not compile, or an RPC's policy is invalid.
 
-    The text is protoc's own message, file and line first, or names the RPC.
+    The text is protoc's message, starting with file and line, or names the RPC.
     """
 
 
 def compile_contract(*, force: bool = False) -> bool:
-    """Generates what is out of date. Returns whether anything was generated."""
+    """Compiles the contract if it has changed, or if `force`. Returns whether it was compiled."""
     digest = _digest()
     stamp = BUILD / "contract.sha256"
-    made = CONTRACT.exists() and freshness.STAMP.exists() and stamp.exists()
-    if not force and made and stamp.read_text() == digest:
+    is_compiled = CONTRACT.exists() and freshness.STAMP.exists() and stamp.exists()
+    if not force and is_compiled and stamp.read_text() == digest:
         return False
     fresh = BUILD / "stubs.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -55,7 +54,7 @@ def compile_contract(*, force: bool = False) -> bool:
         *_sources(PROTOS),
     )
     _check_policies(contract, stubs=fresh)
-    # Renamed, so that a starting process never sees half of them.
+    # Renamed when complete, so that a starting process does not import partial stubs.
     shutil.rmtree(STUBS, ignore_errors=True)
     fresh.rename(STUBS)
     contract.rename(CONTRACT)
@@ -65,7 +64,7 @@ def compile_contract(*, force: bool = False) -> bool:
 
 
 def write_descriptor_set(protos: Path, target: Path) -> None:
-    """Writes the compiled contract of the folder `protos`, with comments, to `target`."""
+    """Compiles the folder `protos`, with comments, to the descriptor set `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _protoc(
         protos,
@@ -77,7 +76,7 @@ def write_descriptor_set(protos: Path, target: Path) -> None:
 
 
 def _check_policies(contract: Path, *, stubs: Path) -> None:
-    """Reads every policy as the gateway and the services will, with the new stubs."""
+    """Loads all policies with the new stubs. Raises ProtoError."""
     completed = subprocess.run(
         [sys.executable, "-m", "mesh.rpc.policy", str(contract)],
         capture_output=True,
@@ -111,7 +110,7 @@ def _protoc(protos: Path, *arguments: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        # protoc finds its plugins, protoc-gen-mypy and protoc-gen-mypy_grpc, on the PATH.
+        # protoc looks for its plugins protoc-gen-mypy and protoc-gen-mypy_grpc on PATH.
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -122,7 +121,7 @@ def _protoc(protos: Path, *arguments: str) -> None:
 
 
 def _third_party() -> descriptor_pb2.FileDescriptorSet:
-    """protovalidate's own proto and what it imports, as descriptors."""
+    """The descriptors of buf/validate/validate.proto and its imports."""
     from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
     from protovalidate._gen.buf.validate import validate_pb
 
@@ -140,11 +139,11 @@ def _has_types() -> bool:
 
 def _digest() -> str:
     """Changes when a proto, this generator or a tool does."""
-    seen = hashlib.sha256(str(_has_types()).encode())
+    total = hashlib.sha256(str(_has_types()).encode())
     for path in [
         *sorted(PROTOS.rglob("*.proto")),
         Path(__file__),
         PROTOS.parent / "requirements.lock",
     ]:
-        seen.update(path.name.encode() + path.read_bytes())
-    return seen.hexdigest()
+        total.update(path.name.encode() + path.read_bytes())
+    return total.hexdigest()

@@ -1,7 +1,7 @@
-"""Settings that the launcher fills in when they are not set, and the environment it makes of them.
+"""Settings that the launcher provides when they are not set, and the processes' environment.
 
-A process of the mesh is told everything by its environment; only the launcher knows
-that a database is embedded or a secret generated.
+Processes get all settings as environment variables. Only the launcher knows that a database is
+embedded or that a secret was generated.
 """
 
 import os
@@ -15,13 +15,13 @@ from mesh.settings import MeshSettings
 
 PREFIX = "BOXOFFICE_"
 _EMBEDDED = (
-    "URL of the {} database, e.g. postgresql+psycopg://user:password@host/{}; embedded when unset."
+    "URL of the {} database, e.g. postgresql+psycopg://user:password@host/{}. Unset: embedded."
 )
-_GENERATED = "{} Generated and kept in the state folder when unset."
+_GENERATED = "{} Unset: generated and stored in the state folder."
 
 
 class Provided(BaseSettings):
-    """None means that the launcher provides it."""
+    """The launcher provides a value for each setting that is None."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True
@@ -40,20 +40,23 @@ class Provided(BaseSettings):
         None, description=_EMBEDDED.format("payment_svc", "payment")
     )
     sandbox_webhook_secret: SecretStr | None = Field(
-        None, description=_GENERATED.format("Signs the sandbox provider's webhooks.")
+        None, description=_GENERATED.format("Key that signs the sandbox provider's webhooks.")
     )
     password_pepper: SecretStr | None = Field(
-        None, description=_GENERATED.format("Mixed into every password; passwords die with it.")
+        None,
+        description=_GENERATED.format(
+            "HMAC key for passwords; without it no stored password is valid."
+        ),
     )
     page_token_secret: SecretStr | None = Field(
-        None, description=_GENERATED.format("Signs the page tokens of all lists.")
+        None, description=_GENERATED.format("Key that signs page tokens.")
     )
     webhook_secret_keys: SecretStr | None = Field(
-        None, description=_GENERATED.format("Seals the webhook endpoints' secrets.")
+        None, description=_GENERATED.format("Keys that encrypt the secrets of webhook endpoints.")
     )
 
     def database_url(self, service: str) -> str | None:
-        """The URL set for a service's database."""
+        """The configured URL of a service's database; None for an embedded one."""
         return _revealed(getattr(self, f"{database(service)}_database_url"))
 
 
@@ -63,13 +66,13 @@ def database(service: str) -> str:
 
 
 def environment(settings: MeshSettings, values: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the mesh's processes: ours, the settings, and `values` by variable."""
+    """The processes' environment: this process's, then the settings, then `values`."""
     own = {
         PREFIX + name.upper(): text
         for name in type(settings).model_fields
         if (text := _text(getattr(settings, name))) is not None
     }
-    # Unbuffered, so that what a process printed before it died is in its log.
+    # Unbuffered, so that a process's last output before a crash is in its log.
     return {**os.environ, "PYTHONUNBUFFERED": "1", **own, **values}
 
 

@@ -1,4 +1,4 @@
-"""The embedded Redis: cache, counters and hints. Losing it loses nothing that matters."""
+"""The embedded Redis, for cache, locks and counters, without persistence."""
 
 import os
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NAME = "redis"
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """The server of the mesh at `home`, on a unix socket, in memory only."""
+    """The server of the mesh at `home`, on a Unix socket, in memory only."""
 
     home: Path
 

@@ -1,4 +1,4 @@
-"""A rolling restart: one process after the other, each back before the next one goes."""
+"""Rolling restart: one process after the other, each healthy before the next one stops."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,12 +11,12 @@ _HEALTHY_SECONDS = 60.0
 
 
 async def restart(
-    processes: Sequence[Process], say: Say, *, when_back: Callable[[Process], Awaitable[None]]
+    processes: Sequence[Process], say: Say, *, when_healthy: Callable[[Process], Awaitable[None]]
 ) -> None:
-    """Restarts them in the given order.
+    """Restarts processes in the given order.
 
-    `when_back` waits until those that call a process know that it is back. Raises
-    LaunchError for one that had to be killed or does not come back; the rest stays as it is.
+    `when_healthy` waits until callers use the process again. Raises LaunchError for a process that
+    had to be killed or does not become healthy; the remaining ones are not restarted.
     """
     loop = asyncio.get_running_loop()
     for process in processes:
@@ -25,13 +25,13 @@ async def restart(
         stopped = loop.time()
         process.start()
         await process.wait_healthy(_HEALTHY_SECONDS)
-        await when_back(process)
+        await when_healthy(process)
         say(
-            f"{process.name}: gone after {stopped - began:.1f} s, "
-            f"back after {loop.time() - began:.1f} s"
+            f"{process.name}: stopped after {stopped - began:.1f} s, "
+            f"healthy after {loop.time() - began:.1f} s"
         )
         if not in_time:
             raise LaunchError(
-                f"{process.name} did not end within {process.program.grace_seconds:g} s "
+                f"{process.name} did not stop within {process.program.grace_seconds:g} s "
                 "and was killed."
             )

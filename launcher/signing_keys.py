@@ -1,4 +1,4 @@
-"""`boxoffice keys rotate`: a new key for access tokens; auth_svc, if it runs, notices it."""
+"""`boxoffice keys rotate`: adds a key for access tokens; a running auth_svc loads it by itself."""
 
 from datetime import timedelta
 
@@ -10,7 +10,7 @@ from mesh.clock import system_clock
 
 
 def rotate() -> str:
-    """Adds a key to the folder of the settings. Returns what happens next, for people."""
+    """Adds a key to the keys folder. Returns a message with the times of the next steps."""
     settings = load(Settings)
     lead = timedelta(seconds=settings.key_publish_seconds)
     try:
@@ -19,6 +19,6 @@ def rotate() -> str:
         raise LaunchError("The keys were not rotated.", str(error)) from error
     life = timedelta(seconds=settings.access_token_ttl_seconds)
     return (
-        f"A new key is in {settings.keys_folder}. It signs from {signs:%H:%M:%S} UTC on;"
-        f" the one before is removed about {signs + life:%H:%M:%S} UTC, with its last token."
+        f"Added a key to {settings.keys_folder}. It signs tokens from {signs:%H:%M:%S} UTC. The"
+        f" previous key is removed at about {signs + life:%H:%M:%S} UTC, when its last token expires."
     )

@@ -1,7 +1,7 @@
-"""The folder of the embedded servers' unix sockets.
+"""The folder of the embedded servers' Unix sockets.
 
-A socket's path has at most 107 bytes, which a home deep in somebody's folders
-exceeds, so the folder is in the temporary directory, named after the home.
+A socket's path is limited to 107 bytes, which a state folder may exceed. So the sockets are in the
+temporary directory, in a folder named after a hash of the state folder's path.
 """
 
 import hashlib
@@ -16,24 +16,25 @@ from launcher.errors import LaunchError
 ACCOUNT_FOR_ROOT = "pgserver"
 """The system user that PostgreSQL runs as when the launcher is root."""
 
-# Short enough whatever TMPDIR says; `create` refuses a folder of somebody else.
+# Used if TMPDIR is too long; `create` refuses a folder of another user.
 _SHORTEST = Path("/tmp")  # noqa: S108
 
-# sun_path of sockaddr_un has 108 bytes with the final NUL; PostgreSQL's lock file is longest.
+# sun_path has 108 bytes including the final NUL; PostgreSQL's lock file has the longest name.
 _MAX_BYTES = 107 - len("/.s.PGSQL.5432.lock")
 
 
 def folder(home: Path) -> Path:
-    """Where the sockets of the mesh at `home` are; the same each time."""
+    """The socket folder of the mesh at `home`, always the same."""
     name = "boxoffice-" + hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
     in_temp = Path(tempfile.gettempdir()) / name
     return in_temp if len(os.fsencode(in_temp)) <= _MAX_BYTES else _SHORTEST / name
 
 
 def create(home: Path) -> Path:
-    """Creates the folder for the owner of the servers alone.
+    """Creates the folder with access only for the servers' owner.
 
-    The servers trust who can reach their sockets, so nobody else may own it.
+    The servers accept all clients that can reach their sockets. Raises LaunchError if the folder
+    belongs to another user.
     """
     path = folder(home)
     path.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What `make up` shows: a live table in a terminal, one line for each change elsewhere."""
+"""The status display of `make up`: a live table in a terminal, otherwise a line per change."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ _STYLES = {
 
 
 class Display(Protocol):
-    """Where a mesh's life is shown."""
+    """Shows the status of a mesh."""
 
     def showing(self, mesh: Mesh) -> AbstractContextManager[None]: ...
     def step(self, text: str) -> None: ...
@@ -64,7 +64,7 @@ class _Lines:
         details = "" if process.pid is None else f" (pid {process.pid})"
         if process.state is State.RESTARTING:
             wait = max(0.0, process.retry_at - asyncio.get_running_loop().time())
-            details = f" in {wait:.1f} s: it ended with {process.ending}"
+            details = f" in {wait:.1f} s after {process.ending}"
         _print(f"{process.name}: {process.state}{details}")
 
     def ready(self) -> None:
@@ -74,7 +74,7 @@ class _Lines:
                 _print(f"{name}: {value}")
 
     async def refresh(self) -> None:
-        """Nothing to do: a change prints itself."""
+        """Does nothing: `change` prints each change."""
 
 
 class _LiveTable:
@@ -99,7 +99,7 @@ class _LiveTable:
         self._ready_after = None
         self._draw()
 
-    def change(self, process: Process) -> None:  # noqa: ARG002  the table shows them all
+    def change(self, process: Process) -> None:  # noqa: ARG002  the table shows all processes
         self._draw()
 
     def ready(self) -> None:
@@ -128,7 +128,7 @@ class _LiveTable:
             links = Table.grid(padding=(0, 2))
             for name, value in _addresses(mesh):
                 links.add_row(Text(name, style="bold"), value)
-            parts += [links, Text("Ctrl-C stops everything.", style="dim")]
+            parts += [links, Text("Press Ctrl-C to stop the mesh.", style="dim")]
         return Group(*parts)
 
     def _table(self, mesh: Mesh) -> Table:
@@ -154,7 +154,7 @@ class _LiveTable:
 
 
 class _Usage:
-    """CPU and memory of each process with its children."""
+    """CPU and memory of each process including its children."""
 
     def __init__(self) -> None:
         self._known: dict[int, psutil.Process] = {}
@@ -170,9 +170,9 @@ class _Usage:
             if process.pid is None:
                 continue
             cpu, memory = 0.0, 0
-            for each in self._family(process.pid):
-                # The same object each time: CPU is measured since its last question.
-                known = alive[each.pid] = self._known.get(each.pid, each)
+            for relative in self._family(process.pid):
+                # Reuses the object, because cpu_percent() measures since its previous call.
+                known = alive[relative.pid] = self._known.get(relative.pid, relative)
                 with suppress(psutil.Error):
                     cpu += known.cpu_percent()
                     memory += known.memory_info().rss
@@ -207,7 +207,7 @@ def _addresses(mesh: Mesh) -> list[tuple[str, str]]:
         ("Metrics", _metrics(mesh)),
         ("Certificates", str(settings.certificates)),
         ("Logs", str(settings.home / "logs")),
-        ("First booking", "the README shows one with curl"),
+        ("First booking", "see the README for an example with curl"),
     ]
 
 

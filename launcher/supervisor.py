@@ -1,7 +1,6 @@
-"""Starts child processes, restarts those that die, and stops them in reverse order.
+"""Starts child processes, restarts those that end, and stops all in reverse order.
 
-It knows nothing of what they do: a Program says how to start one and how to ask
-whether it is healthy.
+A Program defines how to start a process and how to check its health.
 """
 
 import asyncio
@@ -22,9 +21,9 @@ from launcher.errors import LaunchError
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
 STEADY_AFTER_SECONDS = 10.0
-"""A process that ran so long starts again with the first backoff."""
+"""After running this long, a process restarts with the first backoff again."""
 
-# One more try than a leftover of the last run needs to go away.
+# A process of an earlier run may still block the first three attempts.
 _START_ATTEMPTS = 4
 _LOG_BYTES = 20 * 1024 * 1024
 _STARTING_CHECK_SECONDS = 0.1
@@ -46,11 +45,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """How to run one process.
+    """How to run a process.
 
-    `check` tells whether it is healthy; an error counts as no. `environment` of None is
-    the launcher's own. `prepare` runs before each start. `drain` runs before it is told
-    to stop. `user` is the system user to run as.
+    `check` returns whether it is healthy; an error counts as unhealthy. `environment` None is the
+    launcher's. `prepare` runs before each start, `drain` before the stop signal. `user` is the
+    system user to run as.
     """
 
     name: str
@@ -66,9 +65,9 @@ class Program:
 
 
 class Process:
-    """A program that is kept running. Read its fields; the Supervisor writes them.
+    """A program that is kept running.
 
-    Times are the event loop's. `restarts` counts how often it died by itself.
+    Times are those of the event loop. `restarts` counts how often it ended without `stop`.
     """
 
     def __init__(
@@ -96,13 +95,13 @@ class Process:
 
     @property
     def ending(self) -> str:
-        """How it ended last, e.g. `signal SIGKILL`."""
+        """How it last ended, e.g. `signal SIGKILL`."""
         if self.exit_code is not None and self.exit_code < 0:
             return f"signal {signal.Signals(-self.exit_code).name}"
         return f"exit code {self.exit_code}"
 
     def start(self) -> None:
-        """Starts it, for the first time or after `stop`."""
+        """Starts the process, for the first time or after `stop`."""
         self._stop_requested.clear()
         self._was_healthy.clear()
         self._gave_up.clear()
@@ -110,7 +109,7 @@ class Process:
         self._keeper = asyncio.create_task(self._keep_running(), name=f"keep {self.name}")
 
     async def wait_healthy(self, seconds: float) -> None:
-        """Returns once it was healthy. Raises LaunchError with the end of its log otherwise."""
+        """Waits until it was healthy once. Otherwise raises LaunchError with the end of its log."""
         waiting = {
             asyncio.create_task(self._was_healthy.wait()),
             asyncio.create_task(self._gave_up.wait()),
@@ -122,12 +121,12 @@ class Process:
                 task.cancel()
         if self._was_healthy.is_set():
             return
-        what = (
+        problem = (
             f"{self.name} does not start: it ended with {self.ending}"
             if self.exit_code is not None
-            else f"{self.name} was not healthy within {seconds:g} s"
+            else f"{self.name} did not become healthy within {seconds:g} s"
         )
-        raise LaunchError(what, f"The end of {self.log}:\n{self.log_tail()}")
+        raise LaunchError(problem, f"The end of {self.log}:\n{self.log_tail()}")
 
     def log_tail(self, lines: int = _TAIL_LINES) -> str:
         with suppress(OSError), self.log.open("rb") as file:
@@ -136,9 +135,9 @@ class Process:
         return ""
 
     async def stop(self) -> bool:
-        """Asks it to stop, waits its grace, then kills it and all it started.
+        """Drains it, sends its stop signal and, after its grace, kills its process group.
 
-        Returns whether it ended by itself.
+        Returns whether it ended without being killed.
         """
         if self._keeper is None:
             return True
@@ -180,7 +179,7 @@ class Process:
         self._enter(State.STOPPED)
 
     async def _run_once(self) -> int:
-        """Starts it and waits until it ends. Returns its exit code."""
+        """Starts the process and waits until it ends. Returns its exit code."""
         with self._open_log() as log:
             try:
                 if self.program.prepare is not None:
@@ -193,7 +192,7 @@ class Process:
         leftovers.record(self._pid_file, child.pid, self.program.stop_signal)
         watcher = asyncio.create_task(self._watch(), name=f"watch {self.name}")
         try:
-            # A stop may have been requested while it was being started.
+            # A stop may have been requested during the start.
             if self._stop_requested.is_set():
                 self._signal(self.program.stop_signal)
             return await child.wait()
@@ -203,8 +202,8 @@ class Process:
             self._child = self.pid = None
 
     async def _spawn(self, log: BinaryIO) -> asyncio.subprocess.Process:
-        # user= rather than preexec_fn: the launcher speaks gRPC, which does not survive
-        # Python code between fork and exec.
+        # user= instead of preexec_fn: gRPC, which the launcher uses, does not support Python code
+        # between fork and exec.
         identity: dict[str, Any] = {}
         if self.program.user is not None:
             account = pwd.getpwnam(self.program.user)
@@ -215,15 +214,15 @@ class Process:
             stdout=log,
             stderr=log,
             env=self.program.environment,
-            # Ctrl-C in the terminal reaches the launcher alone, which stops them in order. Not
-            # a session each: Linux would share the cores among sessions first, and a thread
-            # that is nice would be so to its own process only.
+            # A separate group, so that Ctrl-C reaches only the launcher, which stops processes in
+            # order. Not a separate session: Linux would first divide the CPU among sessions, and a
+            # nice value would have an effect only within its own process.
             process_group=0,
             **identity,
         )
 
     async def _watch(self) -> None:
-        """Keeps `state` true while it runs."""
+        """Updates `state` from health checks while the process runs."""
         failed = 0
         while True:
             healthy = await self._is_healthy()
@@ -247,7 +246,7 @@ class Process:
             async with asyncio.timeout(_CHECK_TIMEOUT_SECONDS):
                 return await self.program.check()
         except Exception:  # noqa: BLE001
-            # Any failure to ask is the answer no; the process's own log has the reason.
+            # A failed check means unhealthy; the process's log has the cause.
             return False
 
     def _enter(self, state: State) -> None:
@@ -274,7 +273,7 @@ class Process:
 
 
 class Supervisor:
-    """The processes of one mesh, in tiers: a tier stops before the tiers started before it."""
+    """The processes of a mesh, in tiers that stop in reverse order of their start."""
 
     def __init__(self, home: Path, *, on_change: Callable[[Process], None] | None = None) -> None:
         self._home = home
@@ -283,11 +282,11 @@ class Supervisor:
 
     @property
     def processes(self) -> list[Process]:
-        """All of them, in the order they were started."""
+        """All processes, in the order of their start."""
         return [process for tier in self._tiers for process in tier]
 
     def start(self, programs: Sequence[Program]) -> list[Process]:
-        """Starts a tier without waiting for it to be healthy."""
+        """Starts a tier without waiting until it is healthy."""
         tier = [Process(program, self._home, self._on_change) for program in programs]
         self._tiers.append(tier)
         for process in tier:
@@ -295,7 +294,7 @@ class Supervisor:
         return tier
 
     async def stop(self) -> None:
-        """Stops every process; the processes of a tier stop together."""
+        """Stops all processes; those of a tier in parallel."""
         while self._tiers:
             tier = self._tiers[-1]
             await asyncio.gather(*(process.stop() for process in tier))
@@ -303,7 +302,7 @@ class Supervisor:
 
 
 async def wait_healthy(processes: Sequence[Process], seconds: float) -> None:
-    """Waits for all of them. Raises LaunchError for the first that fails."""
+    """Waits until all processes are healthy. Raises LaunchError for the first failure."""
     waits = [asyncio.create_task(process.wait_healthy(seconds)) for process in processes]
     try:
         await asyncio.gather(*waits)
@@ -313,5 +312,5 @@ async def wait_healthy(processes: Sequence[Process], seconds: float) -> None:
 
 
 def python(module: str, *arguments: str) -> tuple[str, ...]:
-    """The command that runs a module with the Python that runs the launcher."""
+    """The command that runs a module with the launcher's Python."""
     return (sys.executable, "-m", module, *arguments)

@@ -11,7 +11,7 @@ from mesh.settings import MeshSettings
 
 
 def run(settings: MeshSettings) -> int:
-    """Returns the exit code; raises LaunchError when the mesh does not start."""
+    """Runs the mesh and returns the exit code. Raises LaunchError when it does not start."""
     return asyncio.run(_run(settings))
 
 
@@ -39,7 +39,7 @@ async def _run(settings: MeshSettings) -> int:
 
 
 async def _start(mesh: Mesh, stop: asyncio.Event) -> bool:
-    """Starts the mesh. Returns False when it was told to stop before that was done."""
+    """Starts the mesh. Returns False when `stop` was set before it was started."""
     starting = asyncio.create_task(mesh.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Counts requests for several gateways together: Envoy's rate limit service over Redis.
+"""Envoy's rate limit service over Redis: counts requests across several gateways.
 
-It keeps nothing of its own. Without it, or without Redis, each gateway counts alone.
+It stores nothing itself. Without it, or without Redis, each gateway counts its own requests.
 """

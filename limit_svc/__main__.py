@@ -23,7 +23,7 @@ def main() -> None:
 
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """limit_svc with its resources, as long as the block lasts."""
+    """Opens limit_svc's resources for the block."""
     rules = Rules(settings.contract, settings.rate_limit_scale)
     async with RedisLink.open(settings.required("redis_url")) as link:
         yield Service(
@@ -41,12 +41,12 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
 
 
 async def _no_keys() -> jwt.PyJWKSet:
-    """Gateways call by their certificate; whoever comes with a token is refused."""
-    raise DomainError(Reason.TOKEN_INVALID, "this service takes no tokens")
+    """Gateways authenticate by certificate; calls with a token are refused."""
+    raise DomainError(Reason.TOKEN_INVALID, "limit_svc does not accept tokens")
 
 
 async def _no_database() -> None:
-    """It has none, and serves without Redis too: gateways that ask must get an answer fast."""
+    """limit_svc has no database. It is ready without Redis too, so that gateways do not wait."""
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Counting in Redis: the generic cell rate algorithm for all buckets of a request at once.
+"""Counts requests in Redis with the generic cell rate algorithm (ITU-T I.371, annex A).
 
-Of each bucket Redis keeps one number, the theoretical arrival time (TAT): when the bucket
-will be full again. A request moves it one interval on, and passes when it then lies no
-further ahead than the bucket's size. No bucket is charged when one refuses. Time is Redis's
-own, so that the gateways' clocks do not matter.
-
-Source: ITU-T I.371, annex A; the same as a token bucket that fills evenly.
+It is equivalent to a token bucket that refills evenly. Which buckets exist is in rules.py.
 """
+
+# Redis stores one number per bucket, the theoretical arrival time (TAT): the time at which the
+# bucket is full again. A request moves it forward by one interval and conforms if the TAT is then at
+# most the bucket's size ahead of now. When one enforced bucket has no room, none is charged. The
+# script uses Redis's clock, so the gateways' clocks do not matter.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from mesh.redis.link import RedisLink
 from mesh.rpc.limits import Bucket
 
 _MICROSECONDS = 1_000_000
-# One slot of a Redis cluster, for one script call.
+# The hash tag puts all buckets into one slot of a Redis cluster, so that one script can use them.
 _PREFIX = "{limits}:"
 
-# KEYS: the buckets. ARGV: how many to consume, then of each bucket its interval and its size
-# in microseconds, and 1 when it refuses. Answers, of each bucket: whether it has room, how many
-# more it takes, microseconds until it is full or takes this request.
+# KEYS: the buckets. ARGV: the requests to consume, then for each bucket its interval and size in
+# microseconds, and 1 if it is enforced. Returns for each bucket: whether it has room, the remaining
+# requests, and the microseconds until it is full or, without room, until it admits this request.
 _SCRIPT: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -68,10 +68,10 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one bucket says: whether it has room, how many more it takes, and its wait.
+    """A bucket's result: whether it has room for the request, and how many more requests.
 
-    `reset_seconds` is the time until the bucket is full again, or, without room, until it
-    takes the request.
+    `reset_seconds` is the time until the bucket is full again or, without room, until it admits
+    the request.
     """
 
     has_room: bool
@@ -80,16 +80,16 @@ class Verdict:
 
 
 class Counter:
-    """Counts in a Redis."""
+    """Consumes from buckets in Redis."""
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._script: AsyncScript | None = None
 
     async def count(self, demands: Sequence[Demand], hits: int = 1) -> list[Verdict]:
-        """Consumes from all buckets, or from none when one that is enforced has no room.
+        """Consumes `hits` from all buckets, or from none when an enforced one has no room.
 
-        Raises RedisAwayError; then nothing can be said.
+        Raises RedisAwayError.
         """
         arguments: list[int | float] = [hits]
         for demand in demands:
@@ -106,7 +106,7 @@ class Counter:
     async def _run(
         self, client: Redis, keys: list[str], arguments: list[int | float]
     ) -> list[tuple[int, int, int]]:
-        # By its hash; a Redis that has forgotten it is sent the text again.
+        # redis-py calls the script by its hash and sends the text only when Redis lacks it.
         script = self._script = self._script or client.register_script(_SCRIPT)
         answers: list[tuple[int, int, int]] = await script(keys, arguments, client)
         return answers

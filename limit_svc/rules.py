@@ -1,4 +1,4 @@
-"""The buckets that there are, from the compiled contract, read again when it changes."""
+"""The buckets of all RPCs, from the compiled contract; reloaded when the file changes."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ from mesh.rpc.policy import PolicyError
 
 _log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
 class Rules:
-    """Buckets by name. Raises PolicyError or OSError for a contract that cannot be read at first."""
+    """Buckets by name. The constructor raises PolicyError or OSError for an unreadable contract."""
 
     def __init__(self, contract: Path, scale: float) -> None:
         self._contract = contract
@@ -29,12 +29,13 @@ class Rules:
         return self._buckets.get(name)
 
     async def follow(self) -> None:
-        """Reads the contract again whenever it has changed; one that is wrong changes nothing."""
+        """Reloads the contract whenever its file changes. Runs until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            self.look()
+            await asyncio.sleep(_POLL_SECONDS)
+            self.reload()
 
-    def look(self) -> None:
+    def reload(self) -> None:
+        """Loads the contract if the file has changed. An invalid one leaves the buckets as is."""
         try:
             version = self._version()
             if version == self._seen:
@@ -42,18 +43,18 @@ class Rules:
             self._seen = version
             self._buckets = self._read()
         except (OSError, DecodeError, PolicyError):
-            _log.exception("the contract cannot be read; the limits stay as they were")
+            _log.exception("the contract cannot be read; the limits stay unchanged")
         else:
-            _log.info("limits read again", extra={"buckets": len(self._buckets)})
+            _log.info("limits reloaded", extra={"buckets": len(self._buckets)})
 
     def _version(self) -> tuple[int, int]:
-        found = self._contract.stat()
-        return found.st_mtime_ns, found.st_ino
+        file = self._contract.stat()
+        return file.st_mtime_ns, file.st_ino
 
     def _read(self) -> dict[str, Bucket]:
         files = descriptor_pb2.FileDescriptorSet.FromString(self._contract.read_bytes())
         return {
             bucket.name: bucket.scaled(self._scale)
-            for each in policy.of_contract(files).values()
-            for bucket in buckets(each)
+            for method in policy.of_contract(files).values()
+            for bucket in buckets(method)
         }

@@ -1,4 +1,4 @@
-"""Settings of limit_svc, next to those that all services share."""
+"""Settings of limit_svc."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mesh.settings import MeshSettings
 
 class Settings(MeshSettings):
     limit_contract: Path | None = Field(
-        None, description="Compiled contract that limit_svc reads limits from; unset: the build's."
+        None, description="Compiled contract with the rate limits. Unset: the one in build/."
     )
 
     @property

@@ -1,5 +1,5 @@
-"""What every service shares: how it starts, whom it believes, how it stores and streams.
+"""What all services share: start-up, authentication, storage, event streams.
 
-Here belongs what two services would otherwise write twice. A rule of one domain
-(prices, seats, refunds) belongs to that domain's service.
+Code that two services would otherwise both contain belongs here. The rules of one domain
+(prices, seats, refunds) belong to that domain's service.
 """

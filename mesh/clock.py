@@ -1,10 +1,10 @@
-"""The time, as a parameter: tests move it, domain functions get `now` and never ask."""
+"""The clock as a parameter, so that tests can set it. Domain functions take `now` instead."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 Clock = Callable[[], datetime]
-"""Returns the time now, aware, in UTC."""
+"""Returns the current time, timezone-aware, in UTC."""
 
 
 def system_clock() -> datetime:

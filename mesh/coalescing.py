@@ -1,8 +1,7 @@
-"""Coalescing: while batches are in flight new requests queue, and the next batch takes them.
+"""Coalescing: requests that arrive while batches are in flight are queued for the next batch.
 
-At low load a batch has one request and nothing waits; under a rush the batches grow by
-themselves, and a batch waits, shortly, for a moment in which nobody comes. Each caller has its own outcome. A caller that leaves takes nothing from the
-others; one whose time is over before it was sent is not sent.
+At low load a batch has one request and waits for nothing; in a burst it waits up to 50 ms for
+further requests. Each caller gets its own outcome.
 """
 
 import asyncio
@@ -21,27 +20,27 @@ from mesh.rpc import call
 RequestT = TypeVar("RequestT")
 ResultT = TypeVar("ResultT")
 
-_SIZE = metrics.histogram(
-    "batch_size", "Requests that a batch took.", "batches", buckets=metrics.SIZES
+_SIZE = metrics.histogram("batch_size", "Requests in one batch.", "batches", buckets=metrics.SIZES)
+_REFUSED = metrics.counter(
+    "batch_refused", "Requests refused because the queue was full.", "batches"
 )
-_REFUSED = metrics.counter("batch_refused", "Requests that found the queue full.", "batches")
 
-# grpc.aio takes one call of a method from the network in every few turns of the event loop: those
-# that came at the same moment come one by one, and the next may be on its way for so many.
-_TURNS = 32
-# A loop that has much else to do takes its time for them.
+# grpc.aio accepts one call of a method every few turns of the event loop, so calls that arrived at
+# the same time are seen one after the other. No new request in this many turns ends the wait.
+_GATHER_TURNS = 32
+# Upper bound for the wait when the event loop is busy.
 _GATHER_SECONDS = 0.05
-# So many requests in so short a time are a rush. Without one nobody can be expected to come.
-_RUSH = 4
-_RUSH_SECONDS = 0.4
+# This many requests in this time are a burst. Only in a burst a batch waits for further requests.
+_BURST_REQUESTS = 4
+_BURST_SECONDS = 0.4
 
-# When a full queue makes sense to be tried again.
+# Retry delay of a caller that found the queue full.
 _RETRY_SECONDS = 1.0
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[RequestT, ResultT]):
-    """`until` is the event loop's time after which nobody wants the answer."""
+    """A queued request. `until` is the event loop's time at which its caller's deadline passes."""
 
     request: RequestT
     outcome: asyncio.Future[ResultT]
@@ -50,11 +49,11 @@ class _Waiting(Generic[RequestT, ResultT]):
 
 
 class Coalescer(Generic[RequestT, ResultT]):
-    """Sends what queues up as batches of at most `max_batch`, `max_in_flight` at once.
+    """Sends queued requests in batches of at most `max_batch`, `max_in_flight` batches at once.
 
-    `send` returns each request's outcome in order, an exception for one that was refused;
-    what it raises is every caller's outcome. It gets `seconds`, and runs on when its callers
-    leave. More than `max_queued` waiting requests are OVERLOADED at once.
+    `send` returns one outcome per request, in order: a result, or an exception for a refused
+    request. An exception that it raises is the outcome of all. It has `seconds` and goes on
+    when callers cancel. With `max_queued` requests waiting, the next is refused as OVERLOADED.
     """
 
     def __init__(
@@ -66,8 +65,9 @@ class Coalescer(Generic[RequestT, ResultT]):
         max_in_flight: int,
         max_queued: int,
         seconds: float,
-        rush_seconds: float = _RUSH_SECONDS,
+        burst_seconds: float = _BURST_SECONDS,
         gather_seconds: float = _GATHER_SECONDS,
+        gather_turns: int = _GATHER_TURNS,
     ) -> None:
         self._name = name
         self._send = send
@@ -76,21 +76,22 @@ class Coalescer(Generic[RequestT, ResultT]):
         self._max_queued = max_queued
         self._seconds = seconds
         self._queue: deque[_Waiting[RequestT, ResultT]] = deque()
-        self._rush_seconds = rush_seconds
+        self._burst_seconds = burst_seconds
         self._gather_seconds = gather_seconds
-        self._arrivals: deque[float] = deque(maxlen=_RUSH)
+        self._gather_turns = gather_turns
+        self._arrivals: deque[float] = deque(maxlen=_BURST_REQUESTS)
         self._arrived = 0
         self._is_gathering = False
         self._senders: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: RequestT) -> ResultT:
-        """The outcome of a request. Raises what it was refused with, or OVERLOADED."""
+        """Returns the request's result. Raises its refusal, OVERLOADED or DEADLINE_EXCEEDED."""
         if len(self._queue) >= self._max_queued:
-            self._forget_abandoned()
+            self._drop_cancelled()
         if len(self._queue) >= self._max_queued:
             _REFUSED.labels(self._name).inc()
             raise DomainError(
-                Reason.OVERLOADED, "too many calls at once", retry_after_seconds=_RETRY_SECONDS
+                Reason.OVERLOADED, "too many concurrent calls", retry_after_seconds=_RETRY_SECONDS
             )
         loop = asyncio.get_running_loop()
         remaining = remaining_seconds()
@@ -103,19 +104,18 @@ class Coalescer(Generic[RequestT, ResultT]):
         self._queue.append(waiting)
         self._arrivals.append(loop.time())
         self._arrived += 1
-        self._begin_sender()
+        self._start_sender()
         return await waiting.outcome
 
-    def _begin_sender(self) -> None:
+    def _start_sender(self) -> None:
         if self._is_gathering or len(self._senders) >= self._max_in_flight:
             return
-        # A batch is nobody's call: it must not inherit one caller's deadline, and goes on
-        # when they leave.
+        # In an empty context: a batch must not inherit one caller's deadline or request id.
         sender = tasks.begin(self._send_queued(), context=contextvars.Context())
         self._senders.add(sender)
 
     async def _send_queued(self) -> None:
-        """Sends batch after batch until nothing waits, or another sender gathers the next."""
+        """Sends batches until the queue is empty or another sender gathers the next batch."""
         sender = asyncio.current_task()
         assert sender is not None  # noqa: S101 - a coroutine always runs in a task
         try:
@@ -123,36 +123,36 @@ class Coalescer(Generic[RequestT, ResultT]):
                 await self._gather()
                 if batch := self._take():
                     if self._queue:
-                        self._begin_sender()
+                        self._start_sender()
                     _SIZE.labels(self._name).observe(len(batch))
-                    await self._answer(batch)
+                    await self._send_batch(batch)
         finally:
-            # Here, not in a callback: that comes a moment later, and what is queued by then
-            # would take this for a sender that still looks.
+            # Not in a done callback, which runs a turn later: a request that is queued in
+            # between would count on a sender that has already ended.
             self._senders.discard(sender)
 
     async def _gather(self) -> None:
-        """In a rush waits while more come, unless this process serves nobody who could be next."""
+        """In a burst, waits while requests arrive and running calls may still submit some."""
         began = asyncio.get_running_loop().time()
-        if len(self._arrivals) < _RUSH or self._arrivals[0] < began - self._rush_seconds:
+        if len(self._arrivals) < _BURST_REQUESTS or self._arrivals[0] < began - self._burst_seconds:
             return
         self._is_gathering = True
         try:
             while len(self._queue) < min(self._max_batch, call.running()):
-                if not await self._another_comes(before=began + self._gather_seconds):
+                if not await self._another_arrives(before=began + self._gather_seconds):
                     return
         finally:
             self._is_gathering = False
 
-    async def _another_comes(self, *, before: float) -> bool:
+    async def _another_arrives(self, *, before: float) -> bool:
         arrived, loop = self._arrived, asyncio.get_running_loop()
-        for _ in range(_TURNS):
+        for _ in range(self._gather_turns):
             await asyncio.sleep(0)
-            if loop.time() > before:
+            if loop.time() > before or len(self._queue) >= self._max_batch:
                 return False
         return self._arrived > arrived
 
-    async def _answer(self, batch: Sequence[_Waiting[RequestT, ResultT]]) -> None:
+    async def _send_batch(self, batch: Sequence[_Waiting[RequestT, ResultT]]) -> None:
         outcomes: Sequence[ResultT | Exception]
         try:
             origins = (waiting.origin for waiting in batch)
@@ -165,9 +165,11 @@ class Coalescer(Generic[RequestT, ResultT]):
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"{len(outcomes)} outcomes of {len(batch)} requests")
         except TimeoutError:
-            late = DomainError(Reason.DEADLINE_EXCEEDED, "the batch took too long")
+            late = DomainError(
+                Reason.DEADLINE_EXCEEDED, f"the batch did not finish within {self._seconds:g} s"
+            )
             outcomes = [late] * len(batch)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the callers must get it
+        except Exception as error:  # noqa: BLE001 - the callers raise it
             outcomes = [error] * len(batch)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.outcome.done():
@@ -178,7 +180,7 @@ class Coalescer(Generic[RequestT, ResultT]):
                 waiting.outcome.set_result(outcome)
 
     def _take(self) -> list[_Waiting[RequestT, ResultT]]:
-        """The next batch, without those that nobody waits for any more."""
+        """The next batch, without requests that were cancelled or whose deadline has passed."""
         batch: list[_Waiting[RequestT, ResultT]] = []
         now = asyncio.get_running_loop().time()
         while self._queue and len(batch) < self._max_batch:
@@ -187,11 +189,13 @@ class Coalescer(Generic[RequestT, ResultT]):
                 continue
             if waiting.until is not None and waiting.until <= now:
                 waiting.outcome.set_exception(
-                    DomainError(Reason.DEADLINE_EXCEEDED, "no time was left to send the request")
+                    DomainError(
+                        Reason.DEADLINE_EXCEEDED, "the deadline passed before the request was sent"
+                    )
                 )
                 continue
             batch.append(waiting)
         return batch
 
-    def _forget_abandoned(self) -> None:
+    def _drop_cancelled(self) -> None:
         self._queue = deque(waiting for waiting in self._queue if not waiting.outcome.done())

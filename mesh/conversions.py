@@ -1,4 +1,4 @@
-"""Money, times and ids ⇄ the contract's messages: the same in every service."""
+"""Conversions of money, times and ids to and from the contract's messages, for all services."""
 
 from datetime import UTC, datetime
 from uuid import UUID
@@ -19,7 +19,7 @@ def money_from_proto(message: money_pb2.Money) -> Money:
 
 
 def time_to_proto(time: datetime | None) -> Timestamp | None:
-    """None stays None: the message's field is not set then."""
+    """None stays None, which leaves the message's field unset."""
     if time is None:
         return None
     message = Timestamp()
@@ -28,13 +28,13 @@ def time_to_proto(time: datetime | None) -> Timestamp | None:
 
 
 def time_from_proto(message: Timestamp, field: str = "time") -> datetime:
-    """A time in UTC. Raises VALIDATION_FAILED naming `field` for one outside of years 1 to 9999."""
+    """A time in UTC. Raises VALIDATION_FAILED for `field` outside the years 1 to 9999."""
     try:
         return message.ToDatetime(UTC)
     except (ValueError, OverflowError):
-        raise invalid(FieldViolation(field, "must be a time of the years 1 to 9999")) from None
+        raise invalid(FieldViolation(field, "must be within the years 1 to 9999")) from None
 
 
 def id_to_proto(value: UUID | None) -> str | None:
-    """None stays None: the message's field is not set then."""
+    """None stays None, which leaves the message's field unset."""
     return None if value is None else str(value)

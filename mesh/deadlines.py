@@ -1,4 +1,4 @@
-"""The deadline of the work at hand: outgoing calls get no more time than is left."""
+"""The deadline of the current work, which also bounds its outgoing calls."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def remaining_seconds() -> float | None:
-    """Time left for the work at hand; None when nothing bounds it."""
+    """Time until the current deadline; None when there is none."""
     deadline = _deadline.get()
     return None if deadline is None else deadline - asyncio.get_running_loop().time()
 
 
 @contextmanager
 def deadline_in(seconds: float | None) -> Iterator[None]:
-    """Bounds the calls made inside to so many seconds from now; None lifts the bound."""
+    """Sets the deadline inside the block to `seconds` from now; None removes it."""
     at = None if seconds is None else asyncio.get_running_loop().time() + seconds
     before = _deadline.get()
     _deadline.set(at)
     try:
         yield
     finally:
-        # No reset(): a stream that its client has left is closed by a task of another context.
+        # Not reset(token): a cancelled stream is closed by a task with another context.
         _deadline.set(before)

@@ -1,7 +1,7 @@
-"""Errors that a caller can act on, as plain Python.
+"""Errors that a caller can act on. Domain functions raise DomainError.
 
-A domain function raises DomainError; how it looks on the wire is mesh/rpc/errors.py's
-business. Anything else that is raised is a bug and reaches the client as INTERNAL.
+mesh/rpc/errors.py converts it to google.rpc.Status. Any other exception is a bug and reaches
+the client as INTERNAL.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """boxoffice.errors.v1.Reason without its prefix; a test keeps the two in step."""
+    """The values of boxoffice.errors.v1.Reason without their prefix; a test compares the two."""
 
     VALIDATION_FAILED = "VALIDATION_FAILED"
     PASSWORD_TOO_WEAK = "PASSWORD_TOO_WEAK"
@@ -96,10 +96,10 @@ class FieldViolation:
 
 
 class DomainError(Exception):
-    """A refusal with its reason and the facts that a client needs to act.
+    """A refused request: its reason, a message, and data that a client needs to act.
 
-    `metadata` values are text; keys are snake_case here and lowerCamelCase on the wire.
-    `retry_after_seconds` tells when trying again makes sense.
+    `metadata` keys are snake_case here and lowerCamelCase on the wire; values become text.
+    `retry_after_seconds` is the delay after which a retry can succeed.
     """
 
     def __init__(

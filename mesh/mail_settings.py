@@ -1,4 +1,4 @@
-"""How the settings of mail are written: the server's URL and the sender's address."""
+"""Parses the mail settings: the SMTP server's URL and the sender's address."""
 
 from dataclasses import dataclass, field
 from email.headerregistry import Address
@@ -11,7 +11,7 @@ _DEFAULT_PORT = {"smtp": 587, "smtps": 465}
 
 @dataclass(frozen=True, slots=True)
 class SmtpServer:
-    """Where mails go. `starttls` None: encrypted when the server offers it."""
+    """An SMTP server. `starttls` None: encrypt when the server offers STARTTLS."""
 
     host: str
     port: int
@@ -24,36 +24,36 @@ class SmtpServer:
     def parse(cls, url: str) -> Self:
         """Reads `smtp[s]://[user:password@]host[:port][?starttls=true|false]`.
 
-        Raises ValueError, which does not repeat the URL: there may be a password in it.
+        Raises ValueError, whose text does not contain the URL: it may hold a password.
         """
-        wrong = ValueError("not of the form smtp://host:587 or smtps://host:465")
+        malformed = ValueError("must be of the form smtp://host:587 or smtps://host:465")
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            # Its text quotes what it takes for the port: a piece of the password, perhaps.
-            raise wrong from None
+            # urlsplit's error quotes the port it parsed, which may be part of the password.
+            raise malformed from None
         if parts.scheme not in _DEFAULT_PORT or not parts.hostname:
-            raise wrong
+            raise malformed
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        asked = query.pop("starttls", None)
-        if query or asked not in (None, "true", "false") or parts.path not in ("", "/"):
-            raise ValueError("after the host only ?starttls=true or ?starttls=false is known")
+        starttls = query.pop("starttls", None)
+        if query or starttls not in (None, "true", "false") or parts.path not in ("", "/"):
+            raise ValueError("allows only ?starttls=true or ?starttls=false after the host")
         return cls(
             host=parts.hostname,
             port=port or _DEFAULT_PORT[parts.scheme],
             is_tls=parts.scheme == "smtps",
-            starttls=None if asked is None else asked == "true",
+            starttls=None if starttls is None else starttls == "true",
             user=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password or ""),
         )
 
 
 def address_of(text: str) -> Address:
-    """The address in `Name <local@domain>` or `local@domain`. Raises ValueError."""
+    """Parses `Name <local@domain>` or `local@domain`. Raises ValueError."""
     name, spec = parseaddr(text)
     local, _, domain = spec.rpartition("@")
     if not local or not domain or not text.isprintable():
         raise ValueError("not a mail address")
-    # RFC 5890: servers know a domain by its ASCII form.
+    # RFC 5890: SMTP servers expect the ASCII form of a domain.
     return Address(name, local, domain.encode("idna").decode())

@@ -1,5 +1,5 @@
-"""Migrates a service's database: `python -m mesh.migrate stock_svc`. For deployments, before
-the services start; `make up` does it by itself. Safe to run twice, also at the same time."""
+"""Migrates services' databases: `python -m mesh.migrate stock_svc`. Deployments run it before
+the services start; `make up` migrates by itself. Safe to repeat and to run concurrently."""
 
 import argparse
 import importlib

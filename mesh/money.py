@@ -1,8 +1,8 @@
-"""Amounts in the smallest unit of their currency. Never a float."""
+"""Amounts as an integer in the smallest unit of their currency."""
 
 from dataclasses import dataclass
 
-# ISO 4217 list one: the currencies whose minor unit is not a hundredth.
+# ISO 4217 list one: currencies whose minor unit is not 1/100.
 # fmt: off
 EXPONENTS = {
     "BIF": 0, "CLP": 0, "DJF": 0, "GNF": 0, "ISK": 0, "JPY": 0, "KMF": 0, "KRW": 0, "PYG": 0,
@@ -18,13 +18,13 @@ _SYMBOLS = {"EUR": "€", "GBP": "£", "INR": "₹", "JPY": "¥", "KRW": "₩", 
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """So many minor units of a currency, e.g. 150000 INR for ₹ 1,500.00."""
+    """An amount in minor units, e.g. 150000 INR for ₹ 1,500.00."""
 
     amount_minor: int
     currency_code: str
 
     def __str__(self) -> str:
-        """For people: `₹ 1,500.00`, `¥ 1,500`, `KWD 1.500`."""
+        """For display: `₹ 1,500.00`, `¥ 1,500`, `KWD 1.500`."""
         symbol = _SYMBOLS.get(self.currency_code, self.currency_code)
         digits = exponent(self.currency_code)
         whole, fraction = divmod(abs(self.amount_minor), 10**digits)
@@ -34,5 +34,5 @@ class Money:
 
 
 def exponent(currency_code: str) -> int:
-    """Decimal places between a currency's main and minor unit."""
+    """Decimal places of a currency: 2 for most, 0 for JPY, 3 for KWD."""
     return EXPONENTS.get(currency_code, _DEFAULT_EXPONENT)

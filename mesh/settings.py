@@ -14,26 +14,26 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from mesh.mail_settings import SmtpServer, address_of
 
 SERVICES = ("auth_svc", "booking_svc", "stock_svc", "payment_svc")
-"""In the order of their ports: the first listens on the port base plus 1."""
+"""In the order of their ports: the first listens on the port base + 1."""
 
 LIMIT_SERVICE = "limit_svc"
-"""Runs beside several gateways only. Its port comes after those of the services."""
+"""Runs only with several gateways. Its port follows those of the services."""
 
 _PROCESSES = (*SERVICES, LIMIT_SERVICE)
 _REPLICA_PORT_STEP = 10
 _PORT_BASE = 50050
-# The gateway asks for health every second and believes the second answer.
+# The gateway checks health every second and acts on the second failed check.
 _DRAIN_SECONDS = 3.0
 _METRICS_PORT_BASE = 9463
 
 PUBLISHED_SECRETS = ("an-admin-secret-of-32-characters",)
-"""Written in the README, for newcomers to copy: everybody knows them."""
-# A secret of fewer different characters was typed, not drawn.
-_LEAST_DIFFERENT = 8
+"""Example values in the README; production refuses them."""
+# A random secret has at least this many distinct characters.
+_MIN_DISTINCT_CHARACTERS = 8
 
 
 class MeshSettings(BaseSettings):
-    """What every process needs to find the others and to know where it runs."""
+    """The settings that every process reads: addresses, ports, certificates, logging, limits."""
 
     model_config = SettingsConfigDict(
         env_prefix="BOXOFFICE_",
@@ -41,110 +41,109 @@ class MeshSettings(BaseSettings):
         extra="ignore",
         env_ignore_empty=True,
         frozen=True,
-        # A refused secret must not be repeated in the message that refuses it.
+        # An error about a secret must not quote it.
         hide_input_in_errors=True,
     )
 
     home: Path = Field(
-        Path(".boxoffice"), description="State folder: database, certificates, keys, logs."
+        Path(".boxoffice"), description="State folder: databases, certificates, keys, logs."
     )
     environment: Literal["development", "production"] = Field(
         "development",
-        description="production refuses default secrets, the sandbox provider and reflection.",
+        description="production refuses example secrets, the sandbox provider and reflection.",
     )
     host: str = Field("127.0.0.1", description="Address that the services listen on.")
     port_base: int = Field(
-        _PORT_BASE, ge=1024, le=65000, description="The services' ports count up from here."
+        _PORT_BASE, ge=1024, le=65000, description="The services listen on the ports after this."
     )
     service_domain: str | None = Field(
         None,
         max_length=200,
-        description="DNS domain of the services, e.g. boxoffice.svc.cluster.local: stock_svc is "
-        "then found as stock-svc in it, all its addresses; unset: all run on this machine.",
+        description="DNS domain of the services, e.g. boxoffice.svc.cluster.local; stock_svc "
+        "resolves as stock-svc in it. Unset: all services run on this machine.",
     )
     metrics_host: str = Field(
-        "127.0.0.1", description="Address that /metrics, /live and /ready are served on."
+        "127.0.0.1", description="Address on which processes serve /metrics, /live and /ready."
     )
     metrics_port_base: int | None = Field(
         None,
         ge=1024,
         le=65000,
-        description="The metrics ports count up from here: 9463 when unset, or the port base + 5 "
-        "when that was changed.",
+        description="Processes serve metrics on the ports after this. Unset: 9463, or the port "
+        "base + 5 if that is not the default.",
     )
     gateway_port: int = Field(
-        8080, ge=1, le=65535, description="Port of the gateway; a second one has the next port."
+        8080, ge=1, le=65535, description="Port of the gateway; a second gateway uses the next."
     )
     gateway_metrics_port: int | None = Field(
         None,
         ge=1024,
         le=65535,
-        description="Port on which the gateway serves /stats/prometheus and /ready to others, "
-        "on the metrics' address; unset: on Envoy's admin page only.",
+        description="Port on which the gateway serves /stats/prometheus and /ready, on "
+        "BOXOFFICE_METRICS_HOST. Unset: only Envoy's admin port serves them.",
     )
     gateway_tls: bool = Field(
-        False, description="The gateway's port speaks TLS only; production refuses anything else."
+        False, description="Serve only TLS on the gateway's port; required in production."
     )
     gateway_certificate: Path | None = Field(
-        None, description="The gateway's certificate chain, PEM; unset: the development CA's."
+        None, description="Gateway's certificate chain, PEM. Unset: one of the development CA."
     )
-    gateway_key: Path | None = Field(None, description="The private key of that certificate, PEM.")
+    gateway_key: Path | None = Field(None, description="Private key of that certificate, PEM.")
     envoy_admin_port: int = Field(
-        9901, ge=1024, le=65535, description="Port of Envoy's own admin page, on 127.0.0.1 only."
+        9901, ge=1024, le=65535, description="Port of Envoy's admin page, on 127.0.0.1 only."
     )
     gateways: int = Field(1, ge=1, le=8, description="Gateway processes that `make up` starts.")
     replicas: int = Field(
         1, ge=1, le=8, description="Processes of each service that `make up` starts."
     )
     rate_limit_scale: float = Field(
-        1, gt=0, le=1_000_000, description="Multiplies every limit; development only."
+        1, gt=0, le=1_000_000, description="Factor for all rate limits; development only."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("http://localhost:3000",), description="Origins that browsers may call from, by commas."
+        ("http://localhost:3000",),
+        description="Origins from which browsers may call the API, separated by commas.",
     )
     redis_url: SecretStr | None = Field(
-        None, description="Redis to use in place of the embedded one, e.g. redis://host:6379/0."
+        None, description="Redis to use instead of the embedded one, e.g. redis://host:6379/0."
     )
     smtp_url: SecretStr | None = Field(
         None,
         description="Mail server, e.g. smtp://user:password@host:587?starttls=true or"
-        " smtps://host:465; mails go to files under the state folder without it.",
+        " smtps://host:465. Unset: mails are written to files in the state folder.",
     )
     mail_from: str = Field(
-        "Boxoffice <noreply@example.com>", description="Whom mails to customers come from."
+        "Boxoffice <noreply@example.com>", description="Sender of mails to customers."
     )
     page_token_secret: SecretStr | None = Field(
         None,
-        description="Signs the page tokens of all lists; generated by `make up` when unset.",
+        description="Key that signs page tokens. Unset: `make up` generates one.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least level that is logged."
+        "INFO", description="Lowest level that is logged."
     )
     trace_endpoint: str | None = Field(
         None,
         pattern=r"^https?://[^/]+$",
-        description="OpenTelemetry collector (OTLP over gRPC) to send traces to, e.g. "
-        "http://127.0.0.1:4317; no traces without it.",
+        description="OpenTelemetry collector (OTLP over gRPC) for traces, e.g. "
+        "http://127.0.0.1:4317. Unset: no traces.",
     )
-    trace_sample: float = Field(
-        0.1, ge=0, le=1, description="Share of the requests that are traced."
-    )
+    trace_sample: float = Field(0.1, ge=0, le=1, description="Share of requests that are traced.")
     sentry_dsn: SecretStr | None = Field(
-        None, description="Where bugs are reported to, by Sentry's protocol; nowhere without it."
+        None, description="Sentry DSN for bug reports. Unset: no reports."
     )
     release: str = Field(
-        "", max_length=64, description="Version that metrics and bug reports name, e.g. a commit."
+        "", max_length=64, description="Version named in bug reports, e.g. a commit."
     )
     shutdown_grace_seconds: float = Field(
-        12, ge=0, le=300, description="Time that running calls get to end after SIGTERM."
+        12, ge=0, le=300, description="Seconds that running calls have to finish after SIGTERM."
     )
 
     drain_seconds: float | None = Field(
         None,
         ge=0,
         le=60,
-        description="Time that a stopping process still takes new calls, until everybody has heard "
-        "that it stops; unset: 3 where there are replicas to take over, else 0.",
+        description="Seconds for which a stopping process still accepts calls while its clients "
+        "learn that it stops. Unset: 3 with several replicas, else 0.",
     )
 
     @model_validator(mode="before")
@@ -160,31 +159,33 @@ class MeshSettings(BaseSettings):
     @model_validator(mode="after")
     def _refuse_in_production(self) -> Self:
         if (self.gateway_certificate is None) != (self.gateway_key is None):
-            raise ValueError("BOXOFFICE_GATEWAY_CERTIFICATE and BOXOFFICE_GATEWAY_KEY go together")
+            raise ValueError(
+                "BOXOFFICE_GATEWAY_CERTIFICATE and BOXOFFICE_GATEWAY_KEY must be set together"
+            )
         if self.environment == "production" and self.rate_limit_scale != 1:
             raise ValueError("BOXOFFICE_RATE_LIMIT_SCALE is for development only")
         return self
 
     @model_validator(mode="after")
-    def _refuse_known_secrets(self) -> Self:
+    def _refuse_weak_secrets(self) -> Self:
         if self.is_development:
             return self
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, SecretStr) and _is_known(value.get_secret_value()):
+            if isinstance(value, SecretStr) and _is_weak(value.get_secret_value()):
                 raise ValueError(
-                    f"BOXOFFICE_{name.upper()} is a secret that everybody knows or guesses: draw one,"
-                    ' e.g. python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+                    f"BOXOFFICE_{name.upper()} is an example value or easy to guess; generate one:"
+                    ' python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
                 )
         return self
 
     @model_validator(mode="after")
-    def _refuse_what_no_mail_can_use(self) -> Self:
+    def _refuse_invalid_mail_settings(self) -> Self:
         try:
             address_of(self.mail_from)
         except ValueError:
             raise ValueError(
-                "BOXOFFICE_MAIL_FROM is no address like Boxoffice <noreply@example.com>"
+                "BOXOFFICE_MAIL_FROM must be an address like Boxoffice <noreply@example.com>"
             ) from None
         if self.smtp_url is not None:
             try:
@@ -194,11 +195,11 @@ class MeshSettings(BaseSettings):
         return self
 
     def needs(self) -> tuple[str, ...]:
-        """Fields without a default that the process cannot run without."""
+        """Names of optional fields without which the process cannot run."""
         return ()
 
     def required(self, field: str) -> str:
-        """The text of a setting that is needed. Raises ValueError when it is not set."""
+        """The value of an optional setting as text. Raises ValueError when it is not set."""
         value = getattr(self, field)
         if value is None:
             raise ValueError(f"BOXOFFICE_{field.upper()} is not set; `make up` sets it")
@@ -210,7 +211,7 @@ class MeshSettings(BaseSettings):
 
     @property
     def counts_globally(self) -> bool:
-        """Whether limits are counted by limit_svc: with several gateways."""
+        """Whether limit_svc counts rate limits, as it does with several gateways."""
         return self.gateways > 1
 
     @property
@@ -231,46 +232,48 @@ class MeshSettings(BaseSettings):
 
     @property
     def gateway_certificate_files(self) -> tuple[Path, Path]:
-        """Certificate chain and private key that the gateway shows to clients."""
+        """Certificate chain and private key of the gateway's port."""
         if self.gateway_certificate is None or self.gateway_key is None:
             return self.certificates / "gateway.pem", self.certificates / "gateway.key"
         return self.gateway_certificate, self.gateway_key
 
     @property
     def gateway_trust(self) -> ssl.SSLContext | bool:
-        """What a process on this machine verifies the gateway by, as httpx takes it.
+        """The `verify` argument for httpx when a process on this machine calls the gateway.
 
-        False with a certificate of the deployment's own: it does not name 127.0.0.1.
+        False with the deployment's own certificate, which does not name 127.0.0.1.
         """
         if not self.gateway_tls or self.gateway_certificate is not None:
             return not self.gateway_tls
         return ssl.create_default_context(cafile=self.certificates / "ca.pem")
 
     def port(self, service: str, replica: int = 0) -> int:
-        """Port of a service's process, e.g. 50053 for stock_svc, 50063 for its second one."""
+        """Port of a service's process, e.g. 50053 for stock_svc, 50063 for its second replica."""
         return self.port_base + _PROCESSES.index(service) + 1 + replica * _REPLICA_PORT_STEP
 
     def metrics_port(self, service: str, replica: int = 0) -> int:
         """Port of a process's metrics and probes, e.g. 9466 for stock_svc."""
         base = self.metrics_port_base
         if base is None:
-            # Next to the services, so that a second mesh on this machine has its own.
+            # Derived from the port base, so that two meshes on one machine do not collide.
             base = _METRICS_PORT_BASE if self.port_base == _PORT_BASE else self.port_base + 5
         return base + _PROCESSES.index(service) + 1 + replica * _REPLICA_PORT_STEP
 
     def host_name(self, service: str) -> str | None:
-        """DNS name of a service's processes; None when they are on this machine."""
+        """DNS name of a service; None when all services run on this machine."""
         if self.service_domain is None:
             return None
         return f"{service.replace('_', '-')}.{self.service_domain}"
 
     def target(self, service: str) -> str:
-        """gRPC target of all processes of a service, for round-robin balancing."""
+        """gRPC target with all replicas of a service, for round-robin balancing."""
         if (name := self.host_name(service)) is not None:
             return f"dns:///{name}:{self.port(service)}"
         addresses = (f"{self.host}:{self.port(service, n)}" for n in range(self.replicas))
         return "ipv4:" + ",".join(addresses)
 
 
-def _is_known(secret: str) -> bool:
-    return len(set(secret)) < _LEAST_DIFFERENT or any(each in secret for each in PUBLISHED_SECRETS)
+def _is_weak(secret: str) -> bool:
+    return len(set(secret)) < _MIN_DISTINCT_CHARACTERS or any(
+        published in secret for published in PUBLISHED_SECRETS
+    )

@@ -1,8 +1,7 @@
-"""Work that must not stop half-way: shielded from the client going away, ended at shutdown.
+"""Work that runs to its end even when its call is cancelled, and background loops.
 
-grpc.aio cancels a handler when its client disconnects or its deadline passes. A step
-that touches stock or money runs as a task of its own, with its own deadline, and
-the process waits for it before it exits.
+grpc.aio cancels a handler when its client disconnects or its deadline passes. Steps that
+change stock or money run in tasks with their own deadline; shutdown waits for them.
 """
 
 import asyncio
@@ -18,22 +17,24 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _running: set[asyncio.Task[Any]] = set()
 
-_TURNS = metrics.counter("loop_turns", "Turns of background loops that ended well.", "loop")
-_FAILURES = metrics.counter("loop_failures", "Turns of background loops that failed.", "loop")
+_TURNS = metrics.counter("loop_turns", "Completed turns of background loops.", "loop")
+_FAILURES = metrics.counter("loop_failures", "Failed turns of background loops.", "loop")
 _LAST_TURN = metrics.gauge(
-    "loop_last_turn_timestamp_seconds", "When a turn last ended well, or the loop began.", "loop"
+    "loop_last_turn_timestamp_seconds",
+    "Time of a loop's last completed turn, or of its start.",
+    "loop",
 )
 
 
 async def shielded(work: Coroutine[Any, Any, _T], *, seconds: float) -> _T:
-    """Runs `work` to its end, or for `seconds`, even when the awaiting call is cancelled."""
+    """Runs `work` for at most `seconds`, even when the awaiting call is cancelled."""
     return await asyncio.shield(begin(_bounded(work, seconds)))
 
 
 def begin(
     work: Coroutine[Any, Any, _T], *, context: contextvars.Context | None = None
 ) -> asyncio.Task[_T]:
-    """Begins work that is no call's own; the process waits for it before it exits."""
+    """Starts a task that no call owns. `drain` waits for it at shutdown."""
     task = asyncio.create_task(work, context=context)
     _running.add(task)
     task.add_done_callback(_finished)
@@ -41,12 +42,12 @@ def begin(
 
 
 async def drain(seconds: float) -> None:
-    """Waits for all shielded work, at most so long; cancels what is left."""
+    """Waits up to `seconds` for all tasks of `begin` and `shielded`, then cancels the rest."""
     if not _running:
         return
     _, late = await asyncio.wait(_running, timeout=seconds)
     for task in late:
-        # Said here only: nobody scrapes a process that ends now.
+        # Logged only: a process that exits now is not scraped again, so no metric would show it.
         _log.error("shielded work was cut off at shutdown", extra={"task": task.get_name()})
         task.cancel()
 
@@ -54,7 +55,7 @@ async def drain(seconds: float) -> None:
 async def forever(
     name: str, turn: Callable[[], Awaitable[None]], *, retry_seconds: float = 1.0
 ) -> None:
-    """Repeats `turn` until cancelled; a failure is logged and followed by a pause."""
+    """Repeats `turn` until cancelled. Logs a failure and waits `retry_seconds` after it."""
     turns, failures, last_turn = (
         _TURNS.labels(name),
         _FAILURES.labels(name),
@@ -68,7 +69,7 @@ async def forever(
             last_turn.set_to_current_time()
         except Exception:  # noqa: BLE001 - the top of a background loop
             failures.inc()
-            _log.exception("background loop failed, goes on", extra={"loop": name})
+            _log.exception("background loop failed", extra={"loop": name})
             await asyncio.sleep(retry_seconds)
 
 
@@ -80,6 +81,6 @@ async def _bounded(work: Coroutine[Any, Any, _T], seconds: float) -> _T:
 
 def _finished(task: asyncio.Task[Any]) -> None:
     _running.discard(task)
-    # The awaiting call may be gone: fetch the error, or asyncio complains about it.
+    # The awaiting call may be cancelled. asyncio warns about an exception that nobody retrieved.
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.debug("shielded work failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""Evaluates alert rules over time series, as Prometheus does: `for` included."""
+"""Evaluates alert rules over time series as Prometheus does, including `for`."""
 
 import re
 from typing import Any
@@ -21,17 +21,17 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 def seconds(duration: str) -> float:
-    """Of `90s`, `5m`."""
+    """Parses `90s` or `5m`."""
     return float(duration[:-1]) * _SECONDS[duration[-1]]
 
 
 def firing(rule: dict[str, Any], series: Series, *, at: float, interval: float) -> set[Labels]:
-    """For which labels the alert fires when it was evaluated at every interval since 0."""
+    """The labels for which the alert fires at `at`, evaluated every `interval` seconds since 0."""
     active: dict[Labels, float] = {}
     time = 0.0
     while time <= at:
-        found = evaluate(rule["expr"], series, time)
-        active = {labels: active.get(labels, time) for labels in found}
+        result = evaluate(rule["expr"], series, time)
+        active = {labels: active.get(labels, time) for labels in result}
         time += interval
     least = seconds(rule.get("for", "0s"))
     return {labels for labels, since in active.items() if time - interval - since >= least}
@@ -40,11 +40,11 @@ def firing(rule: dict[str, Any], series: Series, *, at: float, interval: float) 
 def written(input_series: list[dict[str, str]], interval: float) -> Series:
     """The time series of a promtool test, e.g. `up{job="a"}` with `1 1 0x20` or `0+60x40`."""
     series = Series()
-    for each in input_series:
-        selector = _SELECTOR.fullmatch(each["series"])
-        assert selector is not None, each
+    for entry in input_series:
+        selector = _SELECTOR.fullmatch(entry["series"])
+        assert selector is not None, entry
         labels = frozenset(_LABEL.findall(selector[2] or ""))
-        for number, value in enumerate(_values(each["values"])):
+        for number, value in enumerate(_values(entry["values"])):
             series.add(selector[1], labels, number * interval, value)
     return series
 

@@ -1,7 +1,6 @@
-"""Chromium for the tests of pages: which one, how large, and when there is none.
+"""Chromium for tests of pages. It comes from the system's packages (`apt install chromium`).
 
-It comes from the system's packages (`apt install chromium`); `make browser` insists on it,
-`make test` says when it is missing.
+`make browser` requires it; `make test` skips these tests without it.
 """
 
 import os
@@ -11,16 +10,16 @@ from pathlib import Path
 import pytest
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-# Chromium's own sandbox does not start in containers; it sees our pages only.
+# Chromium's sandbox does not start in containers. It opens only our own pages.
 ARGUMENTS = ["--no-sandbox"]
 PHONE = {"width": 360, "height": 740}
 HAS_NO_SIDE_SCROLL = "document.documentElement.scrollWidth <= window.innerWidth"
 
 needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here: apt install chromium, or name one in CHROMIUM"
+    CHROMIUM is None, reason="Chromium is not installed: apt install chromium, or set CHROMIUM"
 )
 
 
 def picture(folder: Path, name: str) -> Path:
-    """Where a picture for people goes: SCREENSHOTS, or the test's own folder."""
+    """The path of a screenshot: in the folder SCREENSHOTS, or in the test's folder."""
     return Path(os.environ.get("SCREENSHOTS", folder)) / f"{name}.png"

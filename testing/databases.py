@@ -1,12 +1,12 @@
-"""Databases as tests open them."""
+"""Opens databases for tests."""
 
 from contextlib import AbstractAsyncContextManager
 
 from mesh.db.database import Database
 
-_PATIENCE_SECONDS = 60
+_POOL_SECONDS = 60
 
 
 def open_patiently(url: str, *, pool_size: int = 12) -> AbstractAsyncContextManager[Database]:
-    """A database whose callers wait for a connection, however slow the machine is."""
-    return Database.open(url, pool_size=pool_size, pool_seconds=_PATIENCE_SECONDS)
+    """A database whose callers wait up to a minute for a connection, for slow machines."""
+    return Database.open(url, pool_size=pool_size, pool_seconds=_POOL_SECONDS)

@@ -1,4 +1,4 @@
-"""What speaks Sentry's protocol, for tests: it keeps what it is sent."""
+"""A server with Sentry's protocol for tests, which records the received events."""
 
 import gzip
 import itertools
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ErrorTracker:
-    """Takes what Sentry's client sends."""
+    """Records the events of Sentry's client, and all envelopes as text in `raw`."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -23,7 +23,7 @@ class ErrorTracker:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                tracker.take(body.decode())
+                tracker.record(body.decode())
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(b"{}")
@@ -36,7 +36,7 @@ class ErrorTracker:
     def dsn(self) -> str:
         return f"http://key@127.0.0.1:{self.server.server_address[1]}/1"
 
-    def take(self, envelope: str) -> None:
+    def record(self, envelope: str) -> None:
         self.raw += envelope
         lines = [json.loads(line) for line in envelope.splitlines() if line]
         for header, payload in itertools.pairwise(lines):

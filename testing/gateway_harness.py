@@ -1,7 +1,7 @@
-"""A gateway for tests: the real Envoy before real gRPC servers that answer as told.
+"""A gateway for tests: the real Envoy in front of gRPC servers with configurable responses.
 
-The servers speak mutual TLS like the services, take any method, and record what
-reaches them. Everything listens on free ports of 127.0.0.1.
+The servers use mutual TLS like the services, accept all methods and record calls. Everything
+listens on free ports of 127.0.0.1.
 """
 
 import json
@@ -55,7 +55,7 @@ def contract() -> descriptor_pb2.FileDescriptorSet:
 
 
 def policy_in(files: descriptor_pb2.FileDescriptorSet, path: str) -> policy_pb2.Policy:
-    """The policy of an RPC, to be changed in place."""
+    """The policy of an RPC; tests change it in place."""
     return options_in(files, path).Extensions[policy_pb2.policy]
 
 
@@ -75,7 +75,7 @@ def method_in(
 
 
 def token(*, key: Any = KEY, algorithm: str = ALGORITHM, **claims: object) -> str:
-    """An access token as auth_svc makes it; None as a claim leaves it out."""
+    """An access token like auth_svc's; a claim that is None is omitted."""
     now = int(time.time())
     payload = {
         "iss": ISSUER,
@@ -85,7 +85,7 @@ def token(*, key: Any = KEY, algorithm: str = ALGORITHM, **claims: object) -> st
         "role": "CUSTOMER",
         "jti": "token",
         "iat": now,
-        # Made when tests are collected, used when they run.
+        # Long, because some tokens are created at collection and used much later.
         "exp": now + 86_400,
         **claims,
     }
@@ -110,7 +110,7 @@ class Call:
 
 @dataclass
 class Upstream:
-    """All four services. Unless told otherwise a method answers with an empty message."""
+    """All four services. Methods without an entry in `answers` return an empty message."""
 
     calls: list[Call] = field(default_factory=list)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Upstream:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def messages(self, path: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """What a method of `streams` sends."""
+        """The serialised messages of a method in `streams`."""
         metadata = {key: str(value) for key, value in context.invocation_metadata()}
         self.calls.append(Call(path, request, metadata))
         for message in self.streams[path](request, context):
@@ -132,8 +132,8 @@ class Upstream:
         if path == _JWKS:
             return _jwks().SerializeToString()
         self.calls.append(Call(path, request, metadata))
-        known = self.answers.get(path)
-        return b"" if known is None else known(request, context).SerializeToString()
+        answer = self.answers.get(path)
+        return b"" if answer is None else answer(request, context).SerializeToString()
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Gateway:
         metadata: dict[str, str] | None = None,
         timeout: float = 10,
     ) -> bytes:
-        """Calls a method as a native gRPC client, with the messages as bytes."""
+        """Calls a method as a gRPC client, with serialised messages."""
         method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(path)
         return method(request, metadata=tuple((metadata or {}).items()), timeout=timeout)
 
@@ -173,9 +173,9 @@ def running_gateway(
     workers: int = 1,
     **overrides: object,
 ) -> Iterator[Gateway]:
-    """Envoy on a generated configuration, before all services but those of `without`.
+    """Envoy with a generated configuration, and all services except those in `without`.
 
-    Without `wait`, services and keys may not have been reached yet.
+    With `wait=False` the gateway may not have reached services and keys yet.
     """
     settings = settings_in(folder, **overrides)
     upstream = Upstream()
@@ -184,7 +184,7 @@ def running_gateway(
             if service not in without:
                 stack.enter_context(server(service, settings, upstream))
         stack.callback(upstream.stopping.set)
-        # All before the first starts: they name files that they share.
+        # All are written before the first starts, because they share files.
         paths = [
             config.write_for(files or contract(), settings, number)
             for number in range(settings.gateways)
@@ -197,7 +197,7 @@ def running_gateway(
         if wait:
             _wait_until_ready(gateway, folder / "envoy.log")
         yield gateway
-    # A script that fails leaves the answer as it was, which no answer shows.
+    # A failing Lua script leaves the response unchanged: only the log shows it.
     assert "script log" not in (folder / "envoy.log").read_text()
 
 
@@ -212,7 +212,7 @@ def rest_client(settings: MeshSettings, *, http2: bool = False) -> httpx.Client:
 
 
 def connection(settings: MeshSettings) -> socket.socket:
-    """A connection to the gateway, for bytes that no client library would send."""
+    """A connection to the gateway for raw bytes."""
     plain = socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=10)
     if not settings.gateway_tls:
         return plain
@@ -231,12 +231,12 @@ def _channel(settings: MeshSettings) -> grpc.Channel:
 
 
 def settings_in(folder: Path, **overrides: object) -> MeshSettings:
-    """Settings with certificates in place and ports that are free."""
+    """Settings with certificates and free ports."""
     base = free_ports(_PORTS)
     defaults: dict[str, object] = {
         "home": folder,
         "port_base": base,
-        # Two of each: a second gateway has the next ones.
+        # Two ports each, because a second gateway uses the next.
         "gateway_port": base + 6,
         "envoy_admin_port": base + 8,
         "metrics_port_base": base + 9,
@@ -250,23 +250,23 @@ def settings_in(folder: Path, **overrides: object) -> MeshSettings:
 def wait_for(
     gateway: Gateway, path: str, status: int, seconds: float = START_SECONDS
 ) -> httpx.Response:
-    """Repeats a GET until it is answered with a status; returns that answer."""
+    """Repeats a GET until it returns a status; returns that response."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             answer = gateway.rest.get(path, headers=bearer())
             if answer.status_code == status:
                 return answer
-            seen = f"{answer.status_code} {answer.text}"
+            last = f"{answer.status_code} {answer.text}"
         except httpx.TransportError as error:
-            seen = repr(error)
+            last = repr(error)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no {status} from {path} in {seconds:g} s, but {seen}")
+            raise TimeoutError(f"no {status} from {path} within {seconds:g} s; the last: {last}")
         time.sleep(0.05)
 
 
 def _wait_until_ready(gateway: Gateway, log: Path) -> None:
-    """Until the services are reached and the keys have been fetched."""
+    """Waits until the gateway reaches the services and has fetched the keys."""
     try:
         wait_for(gateway, "/api/v1/bookings", 200)
     except TimeoutError as error:
@@ -282,7 +282,7 @@ def _envoy(path: Path, log: Path, workers: int) -> Iterator[None]:
         *("--config-path", str(path)),
         *("--concurrency", str(workers)),
         *("--log-level", "warning"),
-        # Otherwise only one Envoy runs on a machine.
+        # With hot restart only one Envoy can run per machine.
         "--disable-hot-restart",
     ]
     with log.open("wb") as output:
@@ -303,7 +303,7 @@ def server(service: str, settings: MeshSettings, upstream: Upstream) -> Iterator
         require_client_auth=True,
     )
     server = grpc.server(
-        # As many as the gateway lets in, so that those who hang leave room.
+        # More than the gateway admits, so that hanging calls do not block others.
         ThreadPoolExecutor(300),
         handlers=[_AnyMethod(upstream)],
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 * 1024 * 1024)],

@@ -1,4 +1,4 @@
-"""Waiting until a reader of an outbox is told of what commits."""
+"""Waits until an outbox reader listens for notifications."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from mesh.db.database import Database
 
-# Then its connection has said so, and waits.
+# An idle connection whose last statement was LISTEN.
 _LISTENERS = sa.text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     " AND query LIKE 'LISTEN%' AND state = 'idle'"
@@ -14,7 +14,7 @@ _LISTENERS = sa.text(
 
 
 async def is_listening(database: Database) -> None:
-    """Returns when a process listens on a channel of this database."""
+    """Returns when a connection of this database listens on a channel."""
     async with asyncio.timeout(60), database.reading() as connection:
         while not await connection.scalar(_LISTENERS):
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Waiting for a race to be where a test wants it, without asking the clock."""
+"""Waits until transactions block each other, for tests of races."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ _SECONDS = 30
 
 
 async def somebody_waits(database: Database, *, how_many: int = 1) -> None:
-    """Returns when so many transactions of this database wait for a lock of another."""
+    """Returns when `how_many` transactions of this database wait for a lock."""
     waiting = sa.text(
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock'"

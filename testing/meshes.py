@@ -1,4 +1,4 @@
-"""A mesh of its own for a benchmark, with open limits."""
+"""A mesh for one benchmark, with very high rate limits."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,7 +8,7 @@ from launcher.protos import compile_contract
 
 @asynccontextmanager
 async def a_mesh(home: str, **variables: str) -> "AsyncIterator[Mesh]":
-    """Started as `make up` does; ports come from the environment, as always."""
+    """Starts a mesh as `make up` does; its ports come from the environment."""
     settings = load(MeshSettings, home=home, rate_limit_scale=100_000)
     print("starting a mesh …", flush=True)
     async with Mesh(
@@ -17,7 +17,7 @@ async def a_mesh(home: str, **variables: str) -> "AsyncIterator[Mesh]":
         yield mesh
 
 
-# The mesh reads the contract's stubs when it is imported.
+# The imports below need the generated stubs.
 compile_contract()
 
 from launcher.mesh import Mesh  # noqa: E402

@@ -1,7 +1,6 @@
-"""Real grpc.aio servers and channels with mutual TLS, for tests of what lies between services.
+"""Real grpc.aio servers and channels with mutual TLS, for tests of mesh/rpc.
 
-Servers listen on ports that the system gives them. Services of the contract are stood in for
-by functions, one per method.
+Functions implement the methods of the contract's services.
 """
 
 import importlib
@@ -34,14 +33,14 @@ Handler = Callable[[Any, Context], Any]
 
 
 class Network:
-    """Certificates of one state folder, and the servers and channels that use them."""
+    """The certificates of a state folder, with servers and channels that use them."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         certificates.create(home / "certificates")
 
     def settings(self, service: str = SERVICES[0], port: int = 50_051) -> MeshSettings:
-        """Settings by which `service` is found at `port`."""
+        """Settings with which `service` has the port `port`."""
         return MeshSettings(
             home=self.home, port_base=port - SERVICES.index(service) - 1, replicas=1
         )
@@ -52,7 +51,7 @@ class Network:
         settings = self.settings()
         interceptor = build_interceptor(settings, service)
         server = build_server(settings, service, health.aio.HealthServicer(), interceptor)
-        # The process's own way to its credentials, or the handshakes would prove nothing.
+        # The process's own function, so that the tests cover its credentials.
         port = server.add_secure_port("127.0.0.1:0", _credentials(name, self.settings()))
         await server.start()
         try:
@@ -63,13 +62,13 @@ class Network:
     def mesh_channel(
         self, process: str, service: str, port: int, *services: ServiceDescriptor
     ) -> grpc.aio.Channel:
-        """The channel that `process` would open to `service`: with deadlines and retries."""
+        """The channel that `process` opens to `service`, with deadlines and retries."""
         return client.open_channel(
             self.settings(service, port), process=process, service=service, services=services
         )
 
     def plain_channel(self, process: str, service: str, port: int) -> grpc.aio.Channel:
-        """A channel with the certificate of `process` and nothing else of the mesh."""
+        """A channel with the certificate of `process`, without the mesh's interceptors."""
         return grpc.aio.secure_channel(
             f"127.0.0.1:{port}",
             client.credentials(self.home / "certificates", process),
@@ -83,21 +82,21 @@ def service_descriptor(full_name: str) -> ServiceDescriptor:
 
 
 def contract_services() -> dict[str, ServiceDescriptor]:
-    """Every service of the compiled contract as the stubs know it, by full name."""
+    """All services of the compiled contract by full name, with the stubs' descriptors."""
     contract = descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes())
-    found: dict[str, ServiceDescriptor] = {}
+    services: dict[str, ServiceDescriptor] = {}
     for file in contract.file:
         if not file.package.startswith(PACKAGE):
             continue
         importlib.import_module(file.name.removesuffix(".proto").replace("/", ".") + "_pb2")
         for service in file.service:
             name = f"{file.package}.{service.name}"
-            found[name] = descriptor_pool.Default().FindServiceByName(name)
-    return found
+            services[name] = descriptor_pool.Default().FindServiceByName(name)
+    return services
 
 
 def standing_in(full_name: str, **handlers: Handler) -> Servicer:
-    """Serves a service of the contract by functions; a method without one answers emptily."""
+    """Implements a service of the contract with functions; other methods return empty messages."""
     descriptor = service_descriptor(full_name)
 
     def register(_: Any, server: grpc.aio.Server) -> None:
@@ -115,7 +114,7 @@ def a_service(
     jwks: jwt.PyJWKSet | None = None,
     revocations: Revocations | None = None,
 ) -> Service:
-    """A process's service. Without keys, no bearer token verifies."""
+    """A Service for `Network.serve`. Without `jwks` calls with a bearer token fail."""
 
     async def keys() -> jwt.PyJWKSet:
         if jwks is None:
@@ -142,12 +141,12 @@ def call(
 
 
 def empty_request(path: str) -> Message:
-    """The request of a method with no field set."""
+    """The request of a method, with no fields set."""
     return GetMessageClass(_method(path).input_type)()
 
 
 async def refusal(attempt: Awaitable[Any]) -> grpc.aio.AioRpcError:
-    """The error of a call that must fail. A call through the mesh's client counts too."""
+    """The error of a call that must fail, also of one through the mesh's client."""
     try:
         await attempt
     except grpc.aio.AioRpcError as error:
@@ -157,7 +156,7 @@ async def refusal(attempt: Awaitable[Any]) -> grpc.aio.AioRpcError:
         if isinstance(cause, grpc.aio.AioRpcError):
             return cause
         raise
-    raise AssertionError("the call was let through")
+    raise AssertionError("the call succeeded")
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
@@ -166,7 +165,7 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
 
 
 def details_of(error: grpc.aio.AioRpcError, kind: type[Any]) -> Any:
-    """The error's detail of a kind; an empty one when it has none."""
+    """The error's detail of a type; an empty message if it has none."""
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     for detail in status.details if status is not None else ():
         if detail.Is(kind.DESCRIPTOR):
@@ -185,7 +184,7 @@ def _method_handler(
     request = GetMessageClass(method.input_type)
     response = GetMessageClass(method.output_type)
 
-    async def answer_emptily(_request: Any, _context: Context) -> Any:
+    async def return_empty(_request: Any, _context: Context) -> Any:
         return response()
 
     async def stream_nothing(_request: Any, _context: Context) -> AsyncIterator[Any]:
@@ -197,5 +196,5 @@ def _method_handler(
             handler or stream_nothing, request.FromString, response.SerializeToString
         )
     return grpc.unary_unary_rpc_method_handler(
-        handler or answer_emptily, request.FromString, response.SerializeToString
+        handler or return_empty, request.FromString, response.SerializeToString
     )

@@ -1,7 +1,6 @@
-"""Free ports for what the tests start. Workers that run beside each other have ranges of their own.
+"""Free ports for processes that tests start; each pytest-xdist worker has its own range.
 
-All lie below those that the system gives to outgoing connections: a service that starts late
-in a test must not find its port taken by one.
+All are below the system's ephemeral ports, so that no outgoing connection takes one meanwhile.
 """
 
 import os
@@ -9,14 +8,14 @@ import random
 import socket
 
 _FIRST, _LAST = 15_000, 32_000
-# A mesh of two replicas: every service and its metrics, in ports above the base.
+# For two replicas of all services with their metrics, above the port base.
 _SERVICE_PORTS = 20
 
 
 def free_ports(count: int) -> int:
-    """The first of so many free ports in a row.
+    """The first of `count` consecutive free ports.
 
-    Anywhere, so that another run on this machine, which has not yet taken its own, finds others.
+    Chosen at random, so that another test run on this machine is unlikely to choose the same.
     """
     ports = _range_of_this_worker()
     for _ in range(100):
@@ -27,16 +26,16 @@ def free_ports(count: int) -> int:
 
 
 def mesh_ports() -> tuple[int, int, int]:
-    """A port for the gateway, one for its admin page, and a base for the services.
+    """The gateway's port, its admin port, and the port base of the services.
 
-    A second gateway has the next port after each of the first two.
+    A second gateway uses the next port after each of the first two.
     """
     first = free_ports(5 + _SERVICE_PORTS)
     return first, first + 2, first + 4
 
 
 def _range_of_this_worker() -> range:
-    """An equal part of all for each of pytest-xdist's workers; without it, all."""
+    """An equal share of the ports for each pytest-xdist worker; without xdist, all."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     width = (_LAST - _FIRST) // workers

@@ -1,8 +1,7 @@
-"""What Prometheus would answer: the part of PromQL that our alerts and dashboards use.
+"""Evaluates the subset of PromQL that the alerts and dashboards use; ValueError for the rest.
 
-For tests and for pictures of the dashboards, where no Prometheus is installed. Rates are
-extrapolated as Prometheus 3 does (promql/functions.go); tests/deploy holds the answers
-against those that promtool agrees to. An expression that needs more is a ValueError.
+Rates are extrapolated as in Prometheus 3 (promql/functions.go). tests/deploy compares results
+with promtool's.
 """
 
 import itertools
@@ -16,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 Labels = frozenset[tuple[str, str]]
 Vector = dict[Labels, float]
-"""A number for each set of labels, without the metric's name."""
+"""A value per label set, without the metric's name."""
 
 _LOOKBACK_SECONDS = 300.0
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -31,9 +30,9 @@ _COMPARE = {"==": operator.eq, ">": operator.gt, "<": operator.lt}
 
 @dataclass
 class Series:
-    """Everything that was scraped: samples by metric and labels, oldest first.
+    """Scraped samples by metric and labels, oldest first.
 
-    A None ends a time series, as when its process is gone.
+    None marks the end of a time series, e.g. when its process has ended.
     """
 
     _samples: dict[str, dict[Labels, list[tuple[float, float | None]]]] = field(
@@ -44,22 +43,22 @@ class Series:
         self._samples.setdefault(metric, {}).setdefault(labels, []).append((time, value))
 
     def scraped(self, page: str | None, *, time: float, job: str, instance: str) -> None:
-        """Takes a page of metrics, or None when the process did not answer."""
+        """Adds the samples of a metrics page; None when the process did not answer."""
         target = frozenset({("job", job), ("instance", instance)})
         self.add("up", target, time, float(page is not None))
-        seen: set[tuple[str, Labels]] = set()
+        present: set[tuple[str, Labels]] = set()
         for family in text_string_to_metric_families(page or ""):
-            # The parser gives every counter the ending, also Envoy's, which have none.
+            # The parser appends _total to all counters, also to Envoy's, which do not have it.
             added = "_total" if f"{family.name}_total" not in (page or "") else "\0"
             for sample in family.samples:
                 name = sample.name.removesuffix(added)
                 labels = target | frozenset(sample.labels.items())
                 self.add(name, labels, time, sample.value)
-                seen.add((name, labels))
+                present.add((name, labels))
         for metric, by_labels in self._samples.items():
             for labels, samples in by_labels.items():
-                is_gone = target <= labels and metric != "up" and (metric, labels) not in seen
-                if is_gone and samples[-1][1] is not None:
+                has_ended = target <= labels and metric != "up" and (metric, labels) not in present
+                if has_ended and samples[-1][1] is not None:
                     samples.append((time, None))
 
     def between(
@@ -67,11 +66,11 @@ class Series:
     ) -> Iterator[tuple[Labels, list[tuple[float, float | None]]]]:
         for labels, samples in self._samples.get(metric, {}).items():
             if matches(dict(labels)):
-                yield labels, [each for each in samples if after < each[0] <= to]
+                yield labels, [sample for sample in samples if after < sample[0] <= to]
 
 
 def evaluate(expression: str, series: Series, time: float) -> Vector:
-    """The expression's value at a moment. A number alone has no labels."""
+    """The expression's value at a time. A scalar has no labels."""
     parser = _Parser(expression, series, time)
     value = parser.expression()
     parser.expect_end()
@@ -79,7 +78,7 @@ def evaluate(expression: str, series: Series, time: float) -> Vector:
 
 
 class _Parser:
-    """Reads an expression and evaluates it on the way."""
+    """Parses an expression and evaluates it at the same time."""
 
     def __init__(self, text: str, series: Series, time: float) -> None:
         self._text = text
@@ -95,7 +94,7 @@ class _Parser:
 
     def expect_end(self) -> None:
         if self._tokens:
-            raise ValueError(f"not understood from {self._next!r} on: {self._text}")
+            raise ValueError(f"unexpected {self._next!r} in {self._text}")
 
     def _product(self) -> Vector | float:
         value = self._operand()
@@ -139,16 +138,16 @@ class _Parser:
         self._take(")")
         groups: dict[Labels, list[float]] = {}
         for labels, value in inner.items():
-            group = frozenset(each for each in labels if each[0] in names)
+            group = frozenset(label for label in labels if label[0] in names)
             groups.setdefault(group, []).append(value)
         return {labels: fold(values) for labels, values in groups.items()}
 
     def _latest(self, metric: str) -> Vector:
         after = self._time - _LOOKBACK_SECONDS
-        found = self._series.between(metric, self._matcher(), after, self._time)
+        matching = self._series.between(metric, self._matcher(), after, self._time)
         return {
             labels: value
-            for labels, samples in found
+            for labels, samples in matching
             if samples and (value := samples[-1][1]) is not None
         }
 
@@ -156,7 +155,7 @@ class _Parser:
         matches = self._matcher()
         span = self._take()
         if not span.startswith("["):
-            raise ValueError(f"a range is needed after {metric}: {self._text}")
+            raise ValueError(f"expected a range after {metric} in {self._text}")
         seconds = float(int(span[1:-2]) * _SECONDS[span[-2]])
         risen: Vector = {}
         for labels, samples in self._series.between(
@@ -185,9 +184,11 @@ class _Parser:
     def _next(self) -> str:
         return self._tokens[0] if self._tokens else ""
 
-    def _take(self, wanted: str = "") -> str:
-        if not self._tokens or (wanted and self._next != wanted):
-            raise ValueError(f"{wanted or 'more'} is missing at {self._next!r}: {self._text}")
+    def _take(self, expected: str = "") -> str:
+        if not self._tokens or (expected and self._next != expected):
+            raise ValueError(
+                f"expected {expected or 'a token'} instead of {self._next!r} in {self._text}"
+            )
         return self._tokens.pop(0)
 
 
@@ -196,7 +197,7 @@ def _tokens(text: str) -> Iterator[str]:
     while text[place:].strip():
         match = _TOKEN.match(text, place)
         if match is None:
-            raise ValueError(f"not understood from {text[place:]!r} on: {text}")
+            raise ValueError(f"unexpected {text[place:]!r} in {text}")
         yield match[0].strip()
         place = match.end()
 
@@ -209,16 +210,16 @@ def _matches(value: str, sign: str, text: str) -> bool:
 
 def _vector(value: Vector | float) -> Vector:
     if not isinstance(value, dict):
-        raise ValueError("a number stands where time series belong")
+        raise ValueError("expected a vector, not a scalar")
     return value
 
 
 def _compared(
-    holds: Callable[[float, float], bool], left: Vector | float, right: Vector | float
+    compare: Callable[[float, float], bool], left: Vector | float, right: Vector | float
 ) -> Vector:
     if isinstance(right, dict):
-        raise ValueError("comparisons are with numbers")
-    return {labels: value for labels, value in _vector(left).items() if holds(value, right)}
+        raise ValueError("the right side of a comparison must be a scalar")
+    return {labels: value for labels, value in _vector(left).items() if compare(value, right)}
 
 
 def _calculated(
@@ -235,17 +236,17 @@ def _calculated(
 
 
 def _extrapolated(samples: list[tuple[float, float]], start: float, end: float) -> float:
-    """A counter's increase from start to end, from the samples in between."""
+    """A counter's increase from start to end, extrapolated from the samples in between."""
     first, last = samples[0], samples[-1]
     increase = last[1] - first[1]
     for (_, before), (_, after) in itertools.pairwise(samples):
-        # It began from 0 again.
+        # A smaller value is a counter reset.
         increase += before if after < before else 0.0
     sampled = last[0] - first[0]
     gap = sampled / (len(samples) - 1)
     until_first = first[0] - start
     if increase > 0 and first[1] >= 0:
-        # No counter was ever below 0.
+        # Counters start at 0, so the extrapolation must not go below it.
         until_first = min(until_first, sampled * first[1] / increase)
     covered = sampled
     for missing in (until_first, end - last[0]):
@@ -257,8 +258,8 @@ def _quantiles(share: float, buckets: Vector) -> Vector:
     histograms: dict[Labels, list[tuple[float, float]]] = {}
     for labels, count in buckets.items():
         bound = dict(labels)["le"]
-        own = frozenset(each for each in labels if each[0] != "le")
-        histograms.setdefault(own, []).append((float(bound), count))
+        others = frozenset(label for label in labels if label[0] != "le")
+        histograms.setdefault(others, []).append((float(bound), count))
     return {labels: _quantile(share, sorted(bounds)) for labels, bounds in histograms.items()}
 
 

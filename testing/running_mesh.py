@@ -1,4 +1,4 @@
-"""The whole mesh, started as a newcomer starts it, and clients of its gateway."""
+"""A complete mesh, started with `make up`'s command, and REST clients of its gateway."""
 
 import json
 import os
@@ -32,7 +32,7 @@ _STOP_SECONDS = 60
 
 @dataclass(frozen=True)
 class RunningMesh:
-    """A mesh that answers at `url`. `variables` are its processes' environment."""
+    """A mesh with its gateway at `url`. `variables` are the environment of its processes."""
 
     url: str
     home: Path
@@ -49,11 +49,11 @@ class RunningMesh:
 
 @contextmanager
 def running_mesh(checkout: Path = ROOT, /, **settings: str) -> Iterator[RunningMesh]:
-    """A mesh of its own with more settings, e.g. `running_mesh(BOXOFFICE_REPLICAS="2")`.
+    """Starts a mesh with additional settings, e.g. `running_mesh(BOXOFFICE_REPLICAS="2")`.
 
-    `checkout` is where its code is, if not here, with a virtual environment in it.
+    `checkout` is a folder with another version of the code and its virtual environment.
     """
-    # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
+    # Not pytest's tmp_path, which PostgreSQL's user cannot access when tests run as root.
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
         gateway, admin, base = mesh_ports()
         variables = {
@@ -89,13 +89,13 @@ def running_mesh(checkout: Path = ROOT, /, **settings: str) -> Iterator[RunningM
 
 
 def python_of(checkout: Path) -> str:
-    """The interpreter that runs a checkout's code."""
+    """The Python interpreter of a checkout."""
     return sys.executable if checkout == ROOT else str(checkout / ".venv" / "bin" / "python")
 
 
 @dataclass(frozen=True)
 class Api:
-    """A REST client, signed in or not. `session` is Login's answer."""
+    """A REST client, with or without a token. `session` is Login's response."""
 
     client: httpx.Client
     token: str | None = None
@@ -103,7 +103,7 @@ class Api:
     session: dict[str, Any] = field(default_factory=dict)
 
     def sign_up(self, *, admin_secret: str | None = None) -> "Api":
-        """A client of a new account."""
+        """Registers an account and returns its client."""
         account = {
             "email": f"{new_id()}@example.com",
             "password": PASSWORD,
@@ -119,7 +119,7 @@ class Api:
         return self.sign_in(account["email"])
 
     def sign_in(self, email: str, password: str = PASSWORD) -> "Api":
-        """A client with a new session of an account."""
+        """Logs in and returns a client with the new session."""
         answer = self.post("/api/v1/auth/login", {"email": email, "password": password})
         assert answer.status_code == 200, answer.text
         session = answer.json()
@@ -147,7 +147,7 @@ class Api:
         return event
 
     def wait_for_status(self, booking_id: str, *statuses: str) -> dict[str, Any]:
-        """The booking, once it is in one of the states; fails after a minute."""
+        """Waits until the booking has one of the states; fails after a minute."""
         deadline = time.monotonic() + 60
         while True:
             booking: dict[str, Any] = self.get(f"/api/v1/bookings/{booking_id}").json()
@@ -164,7 +164,7 @@ class Api:
 
 
 def an_event(**changes: Any) -> dict[str, Any]:
-    """CreateEvent's body: a concert with 10 places at ₹ 1,500, on sale."""
+    """The body of CreateEvent: a concert on sale with 10 places at ₹ 1,500."""
     return {
         "name": "Monsoon Nights",
         "timeZone": "Asia/Kolkata",
@@ -182,24 +182,24 @@ def an_event(**changes: Any) -> dict[str, Any]:
 
 
 def items(event: dict[str, Any], quantity: Any = 1) -> dict[str, Any]:
-    """PlaceBooking's body: places of the event's first offer."""
+    """The body of PlaceBooking for the event's first offer."""
     return {
         "eventId": event["eventId"],
         "items": [{"offerId": event["offers"][0]["offerId"], "quantity": quantity}],
     }
 
 
-def until(found: Callable[[], T | None], what: str, *, seconds: float = 30) -> T:
-    """What `found()` returns once it is true; fails after so many seconds."""
+def until(condition: Callable[[], T | None], what: str, *, seconds: float = 30) -> T:
+    """Calls `condition` until its result is true and returns that; fails after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not (result := found()):
+    while not (result := condition()):
         assert time.monotonic() < deadline, what
         time.sleep(0.2)
     return result
 
 
 def reason(response: httpx.Response) -> str:
-    """The ErrorInfo's reason of an error in the common shape."""
+    """Asserts the common error format and returns the reason."""
     error = response.json()
     assert set(error) == {"code", "message", "details"}, error
     info = next(detail for detail in error["details"] if detail["@type"].endswith("ErrorInfo"))
@@ -208,7 +208,7 @@ def reason(response: httpx.Response) -> str:
 
 
 def violated_fields(response: httpx.Response) -> set[str]:
-    """The fields that a BadRequest names."""
+    """The fields in an error's BadRequest."""
     return {
         violation["field"]
         for detail in response.json()["details"]

@@ -1,4 +1,4 @@
-"""A real SMTP server for tests, with mailboxes, moods, STARTTLS and accounts."""
+"""A real SMTP server for tests, with configurable errors, STARTTLS and authentication."""
 
 import asyncio
 import ssl
@@ -24,7 +24,7 @@ USER, PASSWORD = "box office", "p:@ss/word"
 
 @dataclass
 class MailServer:
-    """What reached it, and how it answers: `answers` by recipient come before 250."""
+    """Received mails, and the configured replies: `answers` by recipient replace 250."""
 
     port: int = 0
     mails: list[EmailMessage] = field(default_factory=list)
@@ -88,7 +88,7 @@ async def mail_server(
     host: str = "127.0.0.1",
     **options: Any,
 ) -> AsyncIterator[MailServer]:
-    """Listens on a free port, or on that of `at`, which has been down meanwhile."""
+    """Listens on a free port, or restarts `at` on its port."""
     server = at or MailServer()
 
     def connected() -> SMTP:
@@ -114,7 +114,7 @@ async def mail_server(
 
 @contextmanager
 def mail_server_aside() -> Iterator[MailServer]:
-    """For tests that run no event loop of their own."""
+    """`mail_server` in a thread, for tests without an event loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -131,7 +131,7 @@ def mail_server_aside() -> Iterator[MailServer]:
 
 @dataclass(frozen=True)
 class Tls:
-    """A certificate of 127.0.0.1 that signs itself: both ends' contexts."""
+    """TLS contexts of both sides, with a self-signed certificate for 127.0.0.1."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext

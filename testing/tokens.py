@@ -1,4 +1,4 @@
-"""Tokens for tests: good ones, and forged ones of every kind."""
+"""Access tokens for tests: valid and forged ones."""
 
 import base64
 import hashlib
@@ -42,7 +42,7 @@ class TokenKey:
     def sign(
         self, claims: dict[str, Any] | None = None, *, algorithm: str = "RS256", **header: Any
     ) -> str:
-        """A token that holds unless a claim or a header makes it not; None leaves one out."""
+        """A valid token unless claims or headers are changed; None omits a header."""
         headers = {"typ": "at+jwt", "kid": KEY_ID, **header}
         if headers["kid"] is None:
             del headers["kid"]
@@ -55,7 +55,7 @@ class TokenKey:
 
 
 def a_payload(**changes: Any) -> dict[str, Any]:
-    """The claims of a customer's token that holds for 15 minutes; None leaves a claim out."""
+    """The claims of a customer's token, valid for 15 minutes; None omits a claim."""
     now = int(time.time())
     claims = {
         "iss": "boxoffice",
@@ -71,7 +71,7 @@ def a_payload(**changes: Any) -> dict[str, Any]:
 
 
 def signed_by_hmac(secret: bytes, claims: dict[str, Any]) -> str:
-    """HS256, by hand: the library refuses to make such a token with a public key."""
+    """An HS256 token, built by hand because PyJWT refuses a public key as secret."""
     header = {"alg": "HS256", "typ": "at+jwt", "kid": KEY_ID}
     signed = f"{encoded(header)}.{encoded(claims)}"
     signature = hmac.digest(secret, signed.encode(), hashlib.sha256)
@@ -79,13 +79,13 @@ def signed_by_hmac(secret: bytes, claims: dict[str, Any]) -> str:
 
 
 def unsigned(claims: dict[str, Any]) -> str:
-    """Algorithm `none`."""
+    """A token with the algorithm `none`."""
     header = {"alg": "none", "typ": "at+jwt", "kid": KEY_ID}
     return f"{encoded(header)}.{encoded(claims)}."
 
 
 def encoded(content: object) -> str:
-    """JSON in base64url, as the gateway forwards a payload."""
+    """JSON in base64url, the format in which the gateway forwards claims."""
     return _base64url(json.dumps(content).encode())
 
 

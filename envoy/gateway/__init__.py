@@ -1,5 +1,4 @@
-"""The gateway: Envoy's configuration, generated from the contract and the settings.
+"""Generates Envoy's configuration from the contract and the settings: `python -m gateway --help`.
 
-Routes, token rules, limits and timeouts come from the policies of the RPCs; nothing
-here names a single RPC. Run `python -m gateway --help`.
+Routes, token rules, limits and timeouts come from the RPCs' policies, not from code here.
 """

@@ -1,4 +1,4 @@
-"""Writes the gateway's configuration to a file, and has Envoy check it."""
+"""Writes the gateway's configuration to a file and validates it with Envoy."""
 
 import argparse
 import shutil
@@ -14,7 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gateway", description=__doc__)
     parser.add_argument("--output", type=Path, help="also write the configuration to this file")
     parser.add_argument(
-        "--validate", action="store_true", help="have Envoy load it, without serving"
+        "--validate", action="store_true", help="validate the configuration with Envoy"
     )
     arguments = parser.parse_args()
     try:

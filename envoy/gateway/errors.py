@@ -1,8 +1,7 @@
-"""What Envoy answers by itself, in the shape of every other error.
+"""Error responses that Envoy creates itself, in the format of all other errors.
 
-The first of _REPLIES whose condition holds gives reason, message and status. It is
-written here as JSON for REST clients; lua/replies.lua turns it into grpc-status with
-google.rpc details for gRPC clients and adds what only the single reply knows.
+The first match in _REPLIES decides; it is written as JSON for REST clients. lua/replies.lua
+converts it for gRPC clients and adds details of the single response.
 """
 
 import base64
@@ -16,9 +15,9 @@ from mesh.rpc.errors import CODES, DOMAIN, to_status
 from mesh.rpc.identity import REFRESH_TOKEN_LENGTH
 
 COMPRESSIONS = ("identity", "deflate", "gzip")
-"""What gRPC's runtime in the services can read, as `grpc-encoding` names it."""
+"""Values of `grpc-encoding` that the services' gRPC runtime supports."""
 UNKNOWN_COMPRESSION = "unknown_compression"
-"""The rule of listener.py that refuses the others."""
+"""The RBAC rule in listener.py that rejects other values."""
 
 # Read and removed by lua/replies.lua.
 _CODE_HEADER = "x-boxoffice-code"
@@ -27,19 +26,18 @@ _STATUS_HEADER = "x-boxoffice-status"
 _REQUEST_HEADER = "x-boxoffice-request"
 _DETAILS_HEADER = "grpc-status-details-bin"
 
-_NO_SUCH_VERB = "this path has no such method; Allow lists those that it has"
-_ENVOYS_TEXT = "%LOCAL_REPLY_BODY%"
-_AUTHENTICATE = ("www-authenticate", 'Bearer realm="boxoffice"')
-_SOON = ("retry-after", "1")
+_METHOD_NOT_ALLOWED = "the path does not support this HTTP method; see the Allow header"
+_LOCAL_REPLY_BODY = "%LOCAL_REPLY_BODY%"
+_CHALLENGE = 'Bearer realm="boxoffice"'
+_RETRY_AFTER = ("retry-after", "1")
 
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """An answer to what `when` matches.
+    """The response when `when` matches.
 
-    `status` is the HTTP status; None keeps Envoy's. `text` is the message in the JSON
-    where it is not the `message`. `grpc_code` is for gRPC clients, where it is not the
-    reason's own.
+    `status` is the HTTP status; None keeps Envoy's. `text` replaces `message` in the JSON.
+    `grpc_code` replaces the reason's code for gRPC clients.
     """
 
     when: Config
@@ -106,15 +104,15 @@ def _json(reply: _Reply) -> Config:
 
 
 def _details(reply: _Reply) -> str:
-    """google.rpc.Status in base64 without padding, as gRPC wants it in a header."""
+    """The google.rpc.Status in base64 without padding, for a gRPC header."""
     status = to_status(DomainError(reply.reason, reply.message))
-    # Clients refuse details whose code is not that of grpc-status.
+    # Clients ignore details whose code differs from grpc-status.
     status.code = reply.code_for_grpc
     return base64.b64encode(status.SerializeToString()).decode().rstrip("=")
 
 
 def _because(text: str) -> Config:
-    """Envoy's reason, which its log shows under `details`, starts with a text."""
+    """Matches if Envoy's response code details (`details` in its log) start with `text`."""
     return _where(f"response.code_details.startsWith('{text}')")
 
 
@@ -141,7 +139,7 @@ def _is(status: int) -> Config:
 
 
 def _compared(operator: str, status: int) -> Config:
-    # Envoy wants a runtime key; nothing sets it.
+    # Envoy requires a runtime key; it is never set.
     value = {"default_value": status, "runtime_key": f"boxoffice.unused.{operator}.{status}"}
     return {"status_code_filter": {"comparison": {"op": operator, "value": value}}}
 
@@ -154,96 +152,108 @@ _REPLIES = (
     _Reply(
         _because("jwt_authn_access_denied{Jwt_is_missing"),
         Reason.TOKEN_INVALID,
-        "sign in: this call needs a bearer token",
+        "an access token is required: send it as Authorization: Bearer <token>",
         status=401,
-        headers=(_AUTHENTICATE,),
+        headers=(("www-authenticate", _CHALLENGE),),
     ),
     _Reply(
         _because("jwt_authn_access_denied{Jwt_is_expired"),
         Reason.TOKEN_EXPIRED,
         "the token has expired",
         status=401,
-        headers=(("www-authenticate", f'{_AUTHENTICATE[1]}, error="invalid_token"'),),
+        headers=(("www-authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
     ),
     _Reply(
-        # The keys could not be fetched yet: the token may well be good.
+        # The keys could not be fetched yet, so the token may be valid.
         _because("jwt_authn_access_denied{Jwks_remote_fetch"),
         Reason.DEPENDENCY_UNAVAILABLE,
-        "tokens cannot be verified at the moment",
+        "the keys for verifying tokens are unavailable",
         status=503,
-        headers=(_SOON,),
+        headers=(_RETRY_AFTER,),
     ),
     _Reply(
         {"and_filter": {"filters": [_because("jwt_authn_access_denied"), _with_refresh_token()]}},
         Reason.TOKEN_WRONG_TYPE,
-        "this is no access token; send it to /api/v1/auth/refresh for one",
+        "the token is a refresh token; exchange it for an access token at /api/v1/auth/refresh",
         status=401,
-        headers=(("www-authenticate", f'{_AUTHENTICATE[1]}, error="invalid_token"'),),
+        headers=(("www-authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
     ),
     _Reply(
         _because("jwt_authn_access_denied"),
         Reason.TOKEN_INVALID,
-        "the token is not valid",
+        "the token's signature or claims are invalid",
         status=401,
-        headers=(("www-authenticate", f'{_AUTHENTICATE[1]}, error="invalid_token"'),),
+        headers=(("www-authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
     ),
     _Reply(
         _because(f"rbac_access_denied_matched_policy[{UNKNOWN_COMPRESSION}]"),
         Reason.VALIDATION_FAILED,
         f"grpc-encoding must be one of {', '.join(COMPRESSIONS)}",
         status=400,
-        # What gRPC clients know it by.
+        # The code that gRPC defines for an unsupported encoding.
         grpc_code=grpc.StatusCode.UNIMPLEMENTED,
         headers=(("grpc-accept-encoding", ",".join(COMPRESSIONS)),),
     ),
-    # The limiter adds retry-after after this.
-    _Reply(_is(429), Reason.RATE_LIMITED, "too many calls; retry-after says when to come back"),
-    # UO: a circuit breaker is open. OM: the overload manager refuses.
-    _Reply(_flagged("UO"), Reason.OVERLOADED, "too many calls at once", 429, headers=(_SOON,)),
-    _Reply(_flagged("OM"), Reason.OVERLOADED, "too many calls at once", 429, headers=(_SOON,)),
+    # The rate limit filter adds retry-after.
+    _Reply(_is(429), Reason.RATE_LIMITED, "too many calls; wait for the seconds in Retry-After"),
+    # UO: a circuit breaker's limit is reached. OM: the overload manager rejects the request.
+    _Reply(
+        _flagged("UO"),
+        Reason.OVERLOADED,
+        "too many concurrent calls",
+        status=429,
+        headers=(_RETRY_AFTER,),
+    ),
+    _Reply(
+        _flagged("OM"),
+        Reason.OVERLOADED,
+        "too many concurrent calls",
+        status=429,
+        headers=(_RETRY_AFTER,),
+    ),
     _Reply(
         _is(413),
         Reason.REQUEST_TOO_LARGE,
-        "the request is too large",
-        # After the transcoder, Envoy would make it a 500.
+        "the request body is too large",
+        # Restored by Lua: the transcoder turns the 413 into a 500.
         headers=((_STATUS_HEADER, "413"),),
     ),
-    _Reply(_is(431), Reason.REQUEST_TOO_LARGE, "the request's headers are too large"),
+    _Reply(_is(431), Reason.REQUEST_TOO_LARGE, "the request headers are too large"),
     _Reply(
         _is(405),
         Reason.METHOD_NOT_ALLOWED,
-        _NO_SUCH_VERB,
+        _METHOD_NOT_ALLOWED,
         headers=((_REQUEST_HEADER, "%REQ(:METHOD)% %REQ(:PATH)%"),),
     ),
     _Reply(
         _is(404),
         Reason.ROUTE_NOT_FOUND,
-        "no method has this path",
-        # What gRPC clients know an unknown method by.
+        "the path does not exist",
+        # The code that gRPC defines for an unknown method.
         grpc_code=grpc.StatusCode.UNIMPLEMENTED,
-        # Lua looks up which verbs the path has.
+        # Lua looks up the HTTP methods of the path.
         headers=((_REQUEST_HEADER, "%REQ(:METHOD)% %REQ(:PATH)%"),),
     ),
     _Reply(
         _because("grpc_json_transcode_failure"),
         Reason.VALIDATION_FAILED,
-        "the body is not the JSON that this method takes",
-        text=_ENVOYS_TEXT,
+        "the request body is not valid JSON for this method",
+        text=_LOCAL_REPLY_BODY,
     ),
     _Reply(
         _because("early_grpc_json_transcode_failure"),
         Reason.VALIDATION_FAILED,
-        "the path or query is not what this method takes",
-        text=_ENVOYS_TEXT,
+        "the path or the query parameters are not valid for this method",
+        text=_LOCAL_REPLY_BODY,
     ),
-    _Reply(_is(408), Reason.DEADLINE_EXCEEDED, "the request did not arrive in time"),
-    _Reply(_is(504), Reason.DEADLINE_EXCEEDED, "the call's time ran out"),
+    _Reply(_is(408), Reason.DEADLINE_EXCEEDED, "the request was not received in time"),
+    _Reply(_is(504), Reason.DEADLINE_EXCEEDED, "the call exceeded its deadline"),
     _Reply(
         _is(503),
         Reason.DEPENDENCY_UNAVAILABLE,
-        "a service that this call needs is away",
-        headers=(_SOON,),
+        "a service that this call needs is unavailable",
+        headers=(_RETRY_AFTER,),
     ),
     _Reply(_compared("LE", 499), Reason.VALIDATION_FAILED, "the request is not valid HTTP"),
-    _Reply(_compared("GE", 500), Reason.INTERNAL, "the gateway failed"),
+    _Reply(_compared("GE", 500), Reason.INTERNAL, "internal error in the gateway"),
 )

@@ -1,4 +1,4 @@
-"""How Envoy names its extensions: a plain dict with the type of its configuration."""
+"""Builds Envoy's extension messages as plain dicts."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def extension(name: str, message: str, **fields: Any) -> Config:
 
 
 def typed(message: str, **fields: Any) -> Config:
-    """A message inside of an Any, e.g. `typed("envoy.extensions.filters.http.router.v3.Router")`."""
+    """A message in an Any, e.g. `typed("envoy.extensions.filters.http.router.v3.Router")`."""
     return {"@type": _TYPES + message, **fields}
 
 
@@ -24,5 +24,5 @@ def seconds(duration: float) -> str:
 
 
 def percent(value: int) -> Config:
-    """A FractionalPercent that no runtime key changes."""
+    """A RuntimeFractionalPercent without a runtime key."""
     return {"default_value": {"numerator": value, "denominator": "HUNDRED"}}

@@ -1,7 +1,7 @@
-"""The listener through which Envoy fetches the keys that verify tokens from itself.
+"""The listener from which Envoy fetches the keys for verifying tokens.
 
-auth_svc serves them as gRPC, jwt_authn fetches them as JSON: a transcoder between the two.
-Not the door's own: that may speak TLS, limits its callers and wants tokens.
+auth_svc serves them as gRPC, jwt_authn fetches JSON, so this listener transcodes. The public
+listener cannot be used: it may require TLS and limits its callers.
 """
 
 from collections.abc import Collection
@@ -19,7 +19,9 @@ def listener(
     policies: Collection[MethodPolicy], settings: MeshSettings, descriptor_path: Path
 ) -> Config:
     [policy] = [
-        each for each in policies if any(binding.path == JWKS_PATH for binding in each.bindings)
+        policy
+        for policy in policies
+        if any(binding.path == JWKS_PATH for binding in policy.bindings)
     ]
     route = {"match": {"path": policy.path}, "route": destination(policy)}
     manager = extension(

@@ -1,16 +1,16 @@
-"""Rate limits: token buckets in Envoy, per user and per IP address, from the policies.
+"""Rate limits: Envoy's token buckets per user and per IP address, from the RPCs' policies.
 
-A call consumes from every bucket that its descriptors name and passes when none is
-empty. Which buckets a call names is in its route's metadata (`route_metadata`); the
-buckets themselves are in the filter (`limits`). The shield stands before everything.
-
-Example, PlaceBooking with a token of user 7: the common bucket of user 7 (100 a minute,
-shared by all methods) and the bucket of user 7 for PlaceBooking (10 a minute).
-
-Several gateways ask limit_svc (`counted_together`), which tells by a header that it has
-counted. Without that header, because it or its Redis is away, each gateway counts by
-itself, with its share of each bucket.
+Definitions of the buckets are in mesh/rpc/limits.py; limit_svc counts for several gateways.
 """
+
+# A call consumes a token from every bucket that its descriptors name, and is refused if one is
+# empty. The route's metadata names the buckets (`route_metadata`); the filter defines them
+# (`limits`). Example: PlaceBooking by user 7 consumes from user 7's common bucket (100 per minute,
+# for all methods) and from user 7's bucket for PlaceBooking (10 per minute).
+#
+# Several gateways call limit_svc (`_global`), which adds a header when it has counted. Without the
+# header, because limit_svc or its Redis is unavailable, each gateway counts locally with an equal
+# share of each bucket.
 
 from collections.abc import Collection
 from math import ceil
@@ -22,32 +22,32 @@ from mesh.rpc.policy import LimitKey, MethodPolicy, RateLimit
 from mesh.settings import LIMIT_SERVICE
 
 METADATA = "boxoffice.limits"
-"""Namespace of the metadata in which a route names its buckets."""
+"""Namespace of the route metadata that names the buckets."""
 
-_SHIELD_FACTOR = 2
-_SHIELD_LEAST_REQUESTS_PER_MINUTE = 3000
+_CEILING_FACTOR = 2
+_MIN_CEILING_PER_MINUTE = 3000
 _FILTER = "boxoffice.limits"
-_SHIELD = "boxoffice.shield"
-# Buckets that are kept per descriptor; the least recently used one goes first, full again.
+_PER_IP_CEILING = "boxoffice.per_ip_ceiling"
+# Buckets kept per descriptor. The least recently used is evicted and starts full again.
 _MAX_BUCKETS = 100_000
-# A call that no bucket counts is reported as having this limit; lua/replies.lua hides that.
+# The limit that Envoy reports for a call without buckets; lua/replies.lua removes it.
 _UNLIMITED = 4_294_967_295
-# Envoy takes no less.
+# Envoy's minimum.
 _MIN_FILL_INTERVAL_SECONDS = 0.05
 _TYPE = "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 
 
 _COUNTED_HEADER = "x-boxoffice-counted"
-_ALONE = "alone"
-# Long enough for a busy machine: a call that limit_svc counts and the gateway does not wait for
-# is let through by both, each from buckets of its own.
+_NOT_COUNTED = "not_counted"
+# Long enough for a busy machine. A call whose count comes later than this is counted twice: by
+# limit_svc and locally.
 _SERVICE_TIMEOUT_SECONDS = 0.25
 
 
-def shield(policies: Collection[MethodPolicy], scale: float) -> Config:
-    """A loose ceiling per IP address on everything, before any work is done for a request.
+def per_ip_ceiling(policies: Collection[MethodPolicy], scale: float) -> Config:
+    """A limit per IP address on all requests, applied before any other work.
 
-    Twice the largest limit per IP address in the contract, so that it cuts none of them.
+    Twice the largest limit per IP address in the contract, so that it is never reached first.
     """
     per_minute = max(
         (
@@ -58,15 +58,15 @@ def shield(policies: Collection[MethodPolicy], scale: float) -> Config:
         ),
         default=0.0,
     )
-    requests = max(_SHIELD_LEAST_REQUESTS_PER_MINUTE, int(_SHIELD_FACTOR * per_minute))
+    requests = max(_MIN_CEILING_PER_MINUTE, int(_CEILING_FACTOR * per_minute))
     return _filter(
-        _SHIELD,
+        _PER_IP_CEILING,
         rate_limits=[{"actions": [{"remote_address": {}}]}],
         descriptors=[
             {
                 "entries": [{"key": "remote_address"}],
                 "token_bucket": _token_bucket(
-                    Bucket(_SHIELD, RateLimit(requests, 60.0, LimitKey.IP)).scaled(scale)
+                    Bucket(_PER_IP_CEILING, RateLimit(requests, 60.0, LimitKey.IP)).scaled(scale)
                 ),
             }
         ],
@@ -74,22 +74,22 @@ def shield(policies: Collection[MethodPolicy], scale: float) -> Config:
 
 
 def limits(policies: Collection[MethodPolicy], scale: float, gateways: int = 1) -> list[Config]:
-    """The common limits and those of single methods.
+    """The filters for the common limits and those of single methods.
 
-    One filter, because each adds headers of its own, and clients shall see those of the
-    bucket that is nearest to empty. It is on for every route: a filter that a route turns
-    off stays off for all REST calls, because Envoy decides that on the path before transcoding.
+    One local filter, because each adds its own headers and clients need those of the bucket with
+    the fewest tokens. It is on for all routes: Envoy evaluates a route's override on the REST
+    path before transcoding, so a filter that one route disables would be off for all REST calls.
     """
     if gateways == 1:
         return [_local(policies, scale, enable_x_ratelimit_headers="DRAFT_VERSION_03")]
     return [
-        _counted_together(policies),
-        _local(policies, scale / gateways, only_when=_alone()),
+        _global(policies),
+        _local(policies, scale / gateways, only_when=_not_counted()),
     ]
 
 
 def route_metadata(policy: MethodPolicy) -> dict[str, str]:
-    """Names of the buckets that a method's calls consume from, by slot."""
+    """Names of a method's buckets, by slot."""
     return {_slot(n): bucket.name for n, bucket in enumerate(buckets(policy))}
 
 
@@ -100,7 +100,7 @@ def _local(
     **fields: object,
 ) -> Config:
     by_name = {bucket.name: bucket for policy in policies for bucket in buckets(policy)}
-    condition = [] if only_when is None else [{"key": "header_match", "value": _ALONE}]
+    condition = [] if only_when is None else [{"key": "header_match", "value": _NOT_COUNTED}]
     return _filter(
         _FILTER,
         rate_limits=_descriptors(policies, [] if only_when is None else [only_when]),
@@ -120,8 +120,8 @@ def _local(
     )
 
 
-def _counted_together(policies: Collection[MethodPolicy]) -> Config:
-    """Asks limit_svc. No answer in time is no refusal: the filter after this one counts then."""
+def _global(policies: Collection[MethodPolicy]) -> Config:
+    """Counts with limit_svc. Without its answer in time the local filter counts."""
     return extension(
         "envoy.filters.http.ratelimit",
         "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
@@ -140,20 +140,20 @@ def _counted_together(policies: Collection[MethodPolicy]) -> Config:
     )
 
 
-def _descriptors(policies: Collection[MethodPolicy], more: list[Config]) -> list[Config]:
+def _descriptors(policies: Collection[MethodPolicy], conditions: list[Config]) -> list[Config]:
     slots = max((len(route_metadata(policy)) for policy in policies), default=0)
     return [
-        {"actions": [_named_by_route(slot), _ACTIONS[key], *more]}
+        {"actions": [_bucket_of_route(slot), _ACTIONS[key], *conditions]}
         for slot in range(slots)
         for key in LimitKey
     ]
 
 
-def _alone() -> Config:
-    """An action that ends its descriptor where limit_svc has counted the request."""
+def _not_counted() -> Config:
+    """An action that drops its descriptor if limit_svc has counted the request."""
     return {
         "header_value_match": {
-            "descriptor_value": _ALONE,
+            "descriptor_value": _NOT_COUNTED,
             "expect_match": False,
             "headers": [{"name": _COUNTED_HEADER, "present_match": True}],
         }
@@ -161,10 +161,10 @@ def _alone() -> Config:
 
 
 def _token_bucket(bucket: Bucket) -> Config:
-    """A bucket that fills evenly over its limit's window.
+    """A bucket that refills evenly over its limit's window.
 
-    100 in 60 s: 100 tokens, one more each 0.6 s. Nobody gets a second burst at the edge
-    of a window. Where tokens would come too fast, several come at once.
+    100 per 60 s: 100 tokens, and one more every 0.6 s. If the interval would be below Envoy's
+    minimum, several tokens are added at once.
     """
     interval = bucket.interval_seconds
     tokens_per_fill = max(1, ceil(_MIN_FILL_INTERVAL_SECONDS / interval))
@@ -180,7 +180,7 @@ def _filter(name: str, **fields: object) -> Config:
         name,
         _TYPE,
         stat_prefix=name.rpartition(".")[2],
-        # Required by Envoy; what counts are the descriptors.
+        # Required by Envoy, but unused: only the descriptors' buckets count.
         token_bucket={
             "max_tokens": _UNLIMITED,
             "tokens_per_fill": _UNLIMITED,
@@ -188,10 +188,10 @@ def _filter(name: str, **fields: object) -> Config:
         },
         always_consume_default_token_bucket=False,
         max_dynamic_descriptors=_MAX_BUCKETS,
-        # Unset, both are 0 %: nothing would be limited.
+        # The default of both is 0 %.
         filter_enabled=percent(100),
         filter_enforced=percent(100),
-        # Otherwise native gRPC clients see UNAVAILABLE, which they retry at once.
+        # Otherwise gRPC clients get UNAVAILABLE, which they retry at once.
         rate_limited_as_resource_exhausted=True,
         enable_retry_after_header=True,
         **fields,
@@ -202,8 +202,8 @@ def _slot(n: int) -> str:
     return f"bucket_{n}"
 
 
-def _named_by_route(slot: int) -> Config:
-    # Without a value in the route the whole descriptor is left out.
+def _bucket_of_route(slot: int) -> Config:
+    # If the route's metadata has no value for the slot, Envoy drops the descriptor.
     path = [{"key": _slot(slot)}]
     return {
         "metadata": {

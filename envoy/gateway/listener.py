@@ -1,4 +1,4 @@
-"""The one door: its connections, its filters in their order, its log."""
+"""The public listener: connection settings, HTTP filters in order, access log."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -21,15 +21,15 @@ from mesh.settings import MeshSettings
 
 _BUFFER_BYTES = 32 * 1024
 
-# What only the mesh may say. A client's own must not reach a service.
+# Headers that only the gateway may set; a client's are removed.
 _INTERNAL_HEADERS = (PAYLOAD_HEADER, "x-forwarded-client-cert")
 _INTERNAL_PREFIXES = ("x-user-", "x-internal-", "x-jwt-", "x-boxoffice-", "x-envoy-")
-# gRPC answers INTERNAL to names that are no metadata keys (a colon is HTTP's own), and to
-# binary metadata that is not base64; no service reads either.
-_NO_METADATA = (r"[^:]*[^a-z0-9_.:-].*", r".*-bin")
+# Removed too: names that are not valid metadata keys (those with a colon are HTTP's), and binary
+# metadata, which no service reads. For both, gRPC would answer INTERNAL.
+_INVALID_METADATA = (r"[^:]*[^a-z0-9_.:-].*", r".*-bin")
 _SECURITY_HEADERS = {
     "cache-control": "no-store",
-    # A page of the sandbox brings its own.
+    # The pages of the sandbox set their own.
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -39,7 +39,7 @@ _SECURITY_HEADERS = {
 _BODY_LIMIT = "boxoffice.body_limit"
 _HSTS_SECONDS = 31_536_000
 _SECURITY_HEADERS_FILTER = "boxoffice.security_headers"
-# On both sides of what an answer that is not worth it costs.
+# Compressing smaller responses costs more time than it saves.
 _COMPRESS_FROM_BYTES = 1024
 _COMPRESSED_TYPES = (
     "application/json",
@@ -52,7 +52,7 @@ _LOG_FORMAT = {
     "time": "%START_TIME%",
     "request_id": "%REQ(X-REQUEST-ID)%",
     "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
-    # NQ leaves the query out: it may carry what nobody should read in a log.
+    # NQ omits the query, which may contain secrets.
     "path": "%PATH(NQ:ORIG_OR_PATH)%",
     "rpc": "%ROUTE_NAME%",
     "protocol": "%PROTOCOL%",
@@ -74,17 +74,17 @@ def listener(policies: Collection[MethodPolicy], settings: MeshSettings, folder:
     return {
         "name": "gateway",
         "address": {"socket_address": address},
-        # A second gateway on the port must fail, not share it silently.
+        # A second gateway on the same port must fail instead of sharing it silently.
         "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
-        # A crowd at the door does not keep those inside waiting: between two who come in,
-        # everybody is served.
+        # A burst of new connections must not delay existing ones: Envoy serves those between two
+        # accepts.
         "max_connections_to_accept_per_socket_event": 1,
         "filter_chains": [
             {
                 "filters": [_connection_manager(policies, settings, folder)],
                 **({"transport_socket": tls.server(settings)} if settings.gateway_tls else {}),
-                # Otherwise a handshake that stops half-way keeps its place for ever.
+                # Without it an unfinished handshake holds its connection forever.
                 "transport_socket_connect_timeout": "5s",
             }
         ],
@@ -92,12 +92,12 @@ def listener(policies: Collection[MethodPolicy], settings: MeshSettings, folder:
 
 
 def descriptor_path(folder: Path) -> Path:
-    """The descriptors that the transcoder works from, in the gateway's folder."""
+    """The transcoder's descriptors, in the gateway's folder."""
     return folder / "contract.binpb"
 
 
 def public_folder(folder: Path) -> Path:
-    """What everybody may read: the API's description and its page."""
+    """The folder of the public documentation (OpenAPI document, /docs)."""
     return folder / "public"
 
 
@@ -122,25 +122,25 @@ def _connection_manager(
 def _filters(
     policies: Collection[MethodPolicy], settings: MeshSettings, folder: Path
 ) -> list[Config]:
-    """A request meets them from first to last, its answer from last to first."""
+    """The HTTP filters: requests pass them in this order, responses in reverse."""
     return [
         _security_headers(settings),
         extension("envoy.filters.http.cors", "envoy.extensions.filters.http.cors.v3.Cors"),
         _compressor(),
         replies.lua(policies),
-        # Before all that refuse: what they say to gRPC-Web is then said in its way.
+        # Before all filters that reject requests, so that it converts their errors for gRPC-Web.
         extension(
             "envoy.filters.http.grpc_web", "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
         ),
-        limits.shield(policies, settings.rate_limit_scale),
+        limits.per_ip_ceiling(policies, settings.rate_limit_scale),
         _known_compression(),
         documentation.file_server(public_folder(folder)),
-        # The transcoder's own limit does not count what it drops: fields that it does not know.
+        # The transcoder's own limit does not count unknown fields, which it drops.
         _body_limit(),
         transcoding.transcoder(policies, str(descriptor_path(folder))),
         tokens.jwt_authn(policies),
         *limits.limits(policies, settings.rate_limit_scale, settings.gateways),
-        # After the route is known: each method's own limit is on its route.
+        # After transcoding, when the route with the method's limit is known.
         _method_body_limit(),
         extension(
             "envoy.filters.http.router",
@@ -158,7 +158,7 @@ def _strip_internal_headers() -> Config:
     ]
     remove += [
         {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": regex}}}}
-        for regex in _NO_METADATA
+        for regex in _INVALID_METADATA
     ]
     return extension(
         "boxoffice.strip",
@@ -189,7 +189,7 @@ def _security_headers(settings: MeshSettings) -> Config:
 
 
 def _compressor() -> Config:
-    """Before Lua in this list, so after it on an answer's way: Lua reads bodies."""
+    """Before Lua in the list, so that responses reach Lua uncompressed."""
     return extension(
         "envoy.filters.http.compressor",
         "envoy.extensions.filters.http.compressor.v3.Compressor",
@@ -211,7 +211,7 @@ def _compressor() -> Config:
 
 
 def _known_compression() -> Config:
-    """Refuses what gRPC's runtime answers with INTERNAL, over REST as well."""
+    """Rejects a `grpc-encoding` for which the services' gRPC runtime would answer INTERNAL."""
     header = {"name": "grpc-encoding"}
     known = {"safe_regex": {"regex": "|".join(errors.COMPRESSIONS)}}
     unknown = {
@@ -238,7 +238,7 @@ def _known_compression() -> Config:
 
 
 def _body_limit() -> Config:
-    # Counts what passes and holds nothing back, so that streams get through.
+    # Does not buffer the body, so that streams pass.
     return extension(
         _BODY_LIMIT,
         "envoy.extensions.filters.http.body_size_limit.v3.BodySizeLimit",
@@ -247,8 +247,8 @@ def _body_limit() -> Config:
 
 
 def _method_body_limit() -> Config:
-    # Waits for the whole message, so that none is passed on in part; routes of client streams
-    # turn it off. The other one knows no limits of single routes.
+    # Buffers the whole body, so that no partial message is forwarded; routes of client streams
+    # disable it. Unlike the body_size_limit filter it supports limits per route.
     return extension(
         routes.METHOD_BODY_LIMIT,
         "envoy.extensions.filters.http.buffer.v3.Buffer",
@@ -264,8 +264,8 @@ def _access_log() -> Config:
     )
 
 
-# No internal_address_config: without it no address is internal; an empty one makes
-# loopback internal, and internal clients may set Envoy's own headers.
+# Without internal_address_config no address is internal. An empty one would make loopback
+# internal, and internal clients may set Envoy's headers.
 _HARDENING: Config = {
     "use_remote_address": True,
     "xff_num_trusted_hops": 0,
@@ -281,7 +281,8 @@ _HARDENING: Config = {
     "request_headers_timeout": "5s",
     "request_timeout": "15s",
     "stream_idle_timeout": "30s",
-    # Who was refused and goes on sending: a new connection costs more than one that waits.
+    # A client that keeps sending after an error may finish: closing at once would force it to
+    # reconnect, which costs more.
     "delayed_close_timeout": "5s",
     "common_http_protocol_options": {
         "headers_with_underscores_action": "REJECT_REQUEST",

@@ -1,6 +1,6 @@
-"""What others may ask the gateway's process: its metrics and whether it is ready.
+"""A listener for the gateway's metrics and readiness.
 
-Envoy's admin page can do much more, and stays on 127.0.0.1.
+Envoy's admin port, which allows much more, listens only on 127.0.0.1.
 """
 
 from gateway.extension import Config, extension
@@ -33,7 +33,7 @@ def listeners(settings: MeshSettings) -> list[Config]:
         {
             "name": "probes",
             "address": {"socket_address": address},
-            # It must answer until the very end of a drain.
+            # Keeps answering until the end of a drain.
             "drain_type": "MODIFY_ONLY",
             "filter_chains": [{"filters": [manager]}],
         }
@@ -41,7 +41,7 @@ def listeners(settings: MeshSettings) -> list[Config]:
 
 
 def clusters(settings: MeshSettings) -> list[Config]:
-    """The admin page, as the listener's upstream."""
+    """The admin port as upstream of the listener."""
     if settings.gateway_metrics_port is None:
         return []
     address = {"address": "127.0.0.1", "port_value": settings.envoy_admin_port}

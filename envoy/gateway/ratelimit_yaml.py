@@ -1,7 +1,7 @@
-"""The limits in the configuration format of envoyproxy/ratelimit, which can stand in for limit_svc.
+"""The limits as configuration of envoyproxy/ratelimit, which can replace limit_svc.
 
-It counts in fixed windows of its units: a window that is none of them is turned into the
-next longer one, and bursts are not known to it.
+It counts in fixed windows of one unit: other windows become the next longer unit, with the
+requests scaled up. It does not support bursts.
 """
 
 from collections.abc import Collection, Iterator

@@ -1,7 +1,7 @@
-"""The last touch on answers, in Lua: success statuses, and the gateway's own errors.
+"""The Lua filter that finishes responses: success statuses, Location, ETag, errors.
 
-Only what configuration alone cannot say is done there; see lua/replies.lua. What it has to
-know of the contract is written here: into routes, or as a table before the script.
+The script is lua/replies.lua. This module gives it facts of the contract: as route metadata, and
+as a table before the script.
 """
 
 import re
@@ -16,11 +16,11 @@ from mesh.rpc.policy import MethodPolicy
 
 FILTER = "envoy.filters.http.lua"
 SUCCESS_STATUS = "success_status"
-"""Key of a route's metadata under FILTER: the HTTP status of a REST call that succeeds."""
+"""Key of a route's metadata under FILTER: the HTTP status of a successful REST call."""
 LOCATION = "location"
-"""Key of a route's metadata: where what a call made is, e.g. `/api/v1/bookings/{bookingId}`."""
+"""Key of a route's metadata: path of the created resource, e.g. `/api/v1/bookings/{bookingId}`."""
 ETAG = "etag"
-"""Key of a route's metadata: whether answers have a field of that name."""
+"""Key of a route's metadata: whether the response has an `etag` field."""
 
 _SCRIPT = Path(__file__).parent / "lua" / "replies.lua"
 _VARIABLE = re.compile(r"\{([a-z_]+)\}")
@@ -45,24 +45,24 @@ def route_metadata(policy: MethodPolicy, location: str | None) -> dict[str, obje
 
 
 def locations(policies: Iterable[MethodPolicy]) -> Iterator[tuple[str, str]]:
-    """Paths of creating methods, each with the path at which its caller finds the result.
+    """gRPC paths of creating methods, each with the REST path of the created resource.
 
-    That is the GET which returns the same message by the message's first field.
+    The resource's path is the GET that returns the same message by that message's first field.
     """
     policies = list(policies)
-    for creates in policies:
-        if creates.success_status != 201 or not creates.response_texts:
+    for create in policies:
+        if create.success_status != 201 or not create.response_texts:
             continue
-        for gets in policies:
-            if gets.response == creates.response and gets.access.value <= creates.access.value:
-                for binding in gets.bindings:
+        for get in policies:
+            if get.response == create.response and get.access.value <= create.access.value:
+                for binding in get.bindings:
                     names = [json_name(name) for name in _VARIABLE.findall(binding.path)]
-                    if binding.verb == "GET" and names == [creates.response_texts[0]]:
-                        yield creates.path, _VARIABLE.sub("{" + names[0] + "}", binding.path)
+                    if binding.verb == "GET" and names == [create.response_texts[0]]:
+                        yield create.path, _VARIABLE.sub("{" + names[0] + "}", binding.path)
 
 
 def _paths(policies: Iterable[MethodPolicy]) -> str:
-    """A Lua table of REST paths as patterns, each with the verbs that it has."""
+    """A Lua table of patterns of REST paths, each with its HTTP methods."""
     verbs: dict[str, set[str]] = defaultdict(set)
     for policy in policies:
         for binding in policy.bindings:
@@ -71,5 +71,5 @@ def _paths(policies: Iterable[MethodPolicy]) -> str:
     verbs[_MAGIC.sub(r"%\1", documentation.DOCUMENT)] = {"GET", "HEAD"}
     for path in (documentation.PAGE, documentation.PAGE + "/.*"):
         verbs[path] = {"GET", "HEAD"}
-    entries = (f'  {{"^{path}$", "{", ".join(sorted(each))}"}},' for path, each in verbs.items())
+    entries = (f'  {{"^{path}$", "{", ".join(sorted(names))}"}},' for path, names in verbs.items())
     return "local PATHS = {\n" + "\n".join(entries) + "\n}\n"

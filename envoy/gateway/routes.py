@@ -1,4 +1,4 @@
-"""One route per RPC that the outside may call, on its gRPC path; 404 for all else."""
+"""One route per public RPC, on its gRPC path; 404 for all other paths."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,10 @@ from mesh.settings import MeshSettings
 
 METHOD_BODY_LIMIT = "boxoffice.method_body_limit"
 
-# The service's own DEADLINE_EXCEEDED, with its details, arrives before the gateway's.
+# Lets the service's DEADLINE_EXCEEDED, which has details, arrive before the gateway's timeout.
 _DEADLINE_SLACK_SECONDS = 0.25
 
-# The request has not reached a handler: repeating it is safe for every method.
+# The request has not reached a handler, so retrying is safe for all methods.
 _NOT_SENT = "connect-failure,refused-stream,reset-before-request"
 
 _CORS_MAX_AGE_SECONDS = 600
@@ -47,7 +47,7 @@ _EXPOSED_HEADERS = (
 
 
 def routed(policies: Iterable[MethodPolicy], settings: MeshSettings) -> list[MethodPolicy]:
-    """The policies of the RPCs that the gateway lets through."""
+    """The policies of the RPCs that the gateway routes."""
     return [
         policy
         for policy in policies
@@ -58,15 +58,15 @@ def routed(policies: Iterable[MethodPolicy], settings: MeshSettings) -> list[Met
 def route_configuration(
     policies: Iterable[MethodPolicy], settings: MeshSettings, security_headers: str
 ) -> Config:
-    """Routes of `policies`, which are those that are `routed`, and of the documentation.
+    """Routes of the `routed` policies and of the documentation.
 
-    `security_headers` is the name of the filter that writes them.
+    `security_headers` is the name of the filter that writes these headers.
     """
     policies = list(policies)
     locations = dict(replies.locations(policies))
     return {
         "name": "boxoffice",
-        # One route leads nowhere on purpose; a test checks the others.
+        # The cluster `nowhere` does not exist on purpose; a test checks the others.
         "validate_clusters": False,
         "virtual_hosts": [
             {
@@ -78,7 +78,7 @@ def route_configuration(
                 "routes": [
                     *(_route(policy, locations.get(policy.path)) for policy in policies),
                     *documentation.routes(security_headers, _NOWHERE),
-                    _nothing_here(),
+                    _not_found(),
                 ],
             }
         ],
@@ -88,8 +88,8 @@ def route_configuration(
 def _route(policy: MethodPolicy, location: str | None) -> Config:
     route: Config = {
         "name": policy.path.removeprefix("/"),
-        # Not "grpc": the route is chosen before grpc_web changes the content type. A request
-        # that is neither gRPC nor a REST path of the contract ends at the transcoder.
+        # Without a gRPC matcher: the route is selected before grpc_web changes the content type.
+        # The transcoder rejects requests that are neither gRPC nor a REST path of the contract.
         "match": {"path": policy.path},
         "metadata": {
             "filter_metadata": {
@@ -109,22 +109,22 @@ def _route(policy: MethodPolicy, location: str | None) -> Config:
         },
     }
     if not policy.needs_token:
-        # Nobody has verified it, so no service shall see it.
+        # The gateway does not verify it for this route, so services must not see it.
         route["request_headers_to_remove"] = ["authorization"]
     return route
 
 
 def _deadlines(policy: MethodPolicy) -> Config:
     if policy.deadline_seconds is None:
-        # A stream without end: neither a total time nor a longest silence.
+        # A stream without end has no timeouts.
         return {"timeout": "0s", "idle_timeout": "0s"}
-    longest = seconds(policy.deadline_seconds + _DEADLINE_SLACK_SECONDS)
+    timeout = seconds(policy.deadline_seconds + _DEADLINE_SLACK_SECONDS)
     return {
-        "timeout": longest,
+        "timeout": timeout,
         # A client's grpc-timeout may only shorten it.
         "max_stream_duration": {
-            "max_stream_duration": longest,
-            "grpc_timeout_header_max": longest,
+            "max_stream_duration": timeout,
+            "grpc_timeout_header_max": timeout,
         },
     }
 
@@ -134,7 +134,7 @@ def _retry_policy(policy: MethodPolicy) -> Config:
         "retry_on": f"{_NOT_SENT},unavailable" if policy.retryable else _NOT_SENT,
         "num_retries": 2,
         "retry_back_off": {"base_interval": "0.050s", "max_interval": "0.500s"},
-        # Another replica first, where there is one.
+        # Prefers another replica.
         "retry_host_predicate": [
             extension(
                 "envoy.retry_host_predicates.previous_hosts",
@@ -145,17 +145,17 @@ def _retry_policy(policy: MethodPolicy) -> Config:
     }
 
 
-# No direct response: the CORS filter leaves such routes out, and this is the one that
-# a REST call has until it is transcoded.
+# Not a direct response, for which the CORS filter does not run: REST calls have this route until
+# they are transcoded.
 _NOWHERE: Config = {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}
 
 
-def _nothing_here() -> Config:
+def _not_found() -> Config:
     return {
-        "name": "nothing",
+        "name": "not_found",
         "match": {"prefix": "/"},
         "route": _NOWHERE,
-        # A stream to nowhere is answered at once, not at its end.
+        # Without buffering, a stream to an unknown path gets its 404 at once.
         "typed_per_filter_config": {METHOD_BODY_LIMIT: _NO_BODY_LIMIT},
     }
 

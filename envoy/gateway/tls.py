@@ -1,6 +1,6 @@
-"""TLS of the door itself: HTTP/2 and HTTP/1.1 with the deployment's certificate.
+"""TLS of the public listener: HTTP/2 and HTTP/1.1 with the deployment's certificate.
 
-Without one it is the development authority's, which browsers refuse until they are told.
+Without one it uses a certificate of the development CA, which browsers do not trust.
 """
 
 from gateway.extension import Config, extension
@@ -17,7 +17,7 @@ def server(settings: MeshSettings) -> Config:
             "tls_params": {
                 "tls_minimum_protocol_version": "TLSv1_2",
                 "tls_maximum_protocol_version": "TLSv1_3",
-                # For TLS 1.2 only; forward secrecy and authenticated encryption.
+                # For TLS 1.2: only suites with forward secrecy and authenticated encryption.
                 "cipher_suites": [
                     "[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]",
                     "[ECDHE-RSA-AES128-GCM-SHA256|ECDHE-RSA-CHACHA20-POLY1305]",

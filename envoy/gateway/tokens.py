@@ -1,7 +1,6 @@
-"""Who needs a token: jwt_authn's rules, one per routed RPC, and deny for all else.
+"""The jwt_authn filter: one rule per routed RPC; all other paths require a token.
 
-Roles are the services' business; the gateway verifies the token and forwards its
-payload in a header that services believe from the gateway's certificate only.
+The gateway verifies tokens and forwards their payload in a header. Services check roles.
 """
 
 from collections.abc import Iterable
@@ -13,13 +12,13 @@ from mesh.rpc.policy import MethodPolicy
 
 FILTER = "envoy.filters.http.jwt_authn"
 CLAIMS = "claims"
-"""Key of the verified claims in the filter's dynamic metadata; limits.py counts by `sub`."""
+"""Key of the verified claims in the filter's dynamic metadata; limits.py uses `sub`."""
 
 _PROVIDER = "boxoffice"
 JWKS_PATH = "/.well-known/jwks.json"
-# Envoy fetches the keys anew 5 s before it, but never because of a `kid` that it does not
-# know, so a new key must be published for longer before it signs: docs/sessions.md. Keys
-# that it cannot fetch anew it keeps.
+# Envoy refetches the keys 5 s before this time, and keeps the old ones if that fails. An unknown
+# `kid` does not trigger a fetch, so a new key must be published for longer before it is used for
+# signing: docs/sessions.md.
 _JWKS_CACHE_SECONDS = 10.0
 
 
@@ -49,9 +48,9 @@ def _provider() -> Config:
         "audiences": [AUDIENCE],
         "require_expiration": True,
         "clock_skew_seconds": CLOCK_SKEW_SECONDS,
-        # Named, because the default also takes ?access_token=, which ends up in logs.
+        # The default also accepts ?access_token=, which ends up in logs.
         "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
-        # The token itself stays here: no service needs it, so none can leak it.
+        # No service needs the token itself.
         "forward": False,
         "forward_payload_header": PAYLOAD_HEADER,
         "payload_in_metadata": CLAIMS,
@@ -62,7 +61,7 @@ def _provider() -> Config:
                 "timeout": "1s",
             },
             "cache_duration": seconds(_JWKS_CACHE_SECONDS),
-            # fast_listener: the door opens without them; calls with a token get 503 until then.
+            # fast_listener: the listener starts without keys; calls with a token get 503 until then.
             "async_fetch": {"fast_listener": True, "failed_refetch_duration": "1s"},
             "retry_policy": {
                 "num_retries": 3,

@@ -1,15 +1,15 @@
-"""The gateway's share of a trace: the first span, and whether there is a trace at all."""
+"""Tracing in the gateway: creates the first span and makes the sampling decision."""
 
 from urllib.parse import urlsplit
 
-from gateway.extension import Config, extension
+from gateway.extension import Config, extension, typed
 from mesh.settings import MeshSettings
 
 CLUSTER = "traces"
 
 
 def of_requests(settings: MeshSettings) -> Config:
-    """What the connection manager needs to trace; nothing without a collector."""
+    """The connection manager's tracing settings; empty without a collector."""
     if settings.trace_endpoint is None:
         return {}
     share = {"value": settings.trace_sample * 100}
@@ -21,13 +21,12 @@ def of_requests(settings: MeshSettings) -> Config:
                 grpc_service={"envoy_grpc": {"cluster_name": CLUSTER}, "timeout": "1s"},
                 service_name="gateway",
             ),
-            # A gateway, not a bystander: the span around the upstream call is a span of its own.
+            # A separate span for the upstream call.
             "spawn_upstream_span": True,
-            # Envoy's own tag has the query, and a token may be in it: the path without it
-            # is a tag of ours.
+            # Envoy's tag contains the query, which may hold a token; url.path omits it.
             "max_path_tag_length": 1,
             "custom_tags": [{"tag": "url.path", "value": "%PATH(NQ:ORIG)%"}],
-            # Over what the outside asks for, too: nobody else decides what we pay for.
+            # Also bounds traces that clients request.
             "client_sampling": share,
             "random_sampling": share,
             "overall_sampling": share,
@@ -36,7 +35,7 @@ def of_requests(settings: MeshSettings) -> Config:
 
 
 def clusters(settings: MeshSettings) -> list[Config]:
-    """The collector, if there is one."""
+    """The collector's cluster, if one is configured."""
     if settings.trace_endpoint is None:
         return []
     url = urlsplit(settings.trace_endpoint)
@@ -53,10 +52,7 @@ def clusters(settings: MeshSettings) -> list[Config]:
             ],
         },
         "typed_extension_protocol_options": {
-            http2: {
-                "@type": f"type.googleapis.com/{http2}",
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
+            http2: typed(http2, explicit_http_config={"http2_protocol_options": {}})
         },
     }
     if url.scheme == "https":

@@ -1,4 +1,4 @@
-"""REST to gRPC and back: the transcoder and the descriptors that it works from."""
+"""The REST to gRPC transcoder and its descriptors."""
 
 from collections.abc import Collection
 
@@ -9,15 +9,15 @@ from google.rpc import error_details_pb2, status_pb2
 from gateway.extension import Config, extension
 from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 
-# The state of each seat of the largest stadium fits: about 80 bytes a seat.
+# The states of all seats of the largest stadium fit, at about 80 bytes per seat.
 _MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 
 def descriptors(contract: descriptor_pb2.FileDescriptorSet) -> descriptor_pb2.FileDescriptorSet:
-    """The contract without comments, with the types of error details.
+    """The contract without comments, plus the types of error details.
 
-    The transcoder writes an error's details as JSON only when it knows their types,
-    and the contract itself imports none of them.
+    The transcoder needs these types to write error details as JSON; the contract does not import
+    them.
     """
     files = descriptor_pb2.FileDescriptorSet()
     for file in contract.file:
@@ -31,16 +31,16 @@ def descriptors(contract: descriptor_pb2.FileDescriptorSet) -> descriptor_pb2.Fi
 
 
 def transcoder(policies: Collection[MethodPolicy], descriptor_path: str) -> Config:
-    """The filter, for the services that have a routed method with a REST path."""
+    """The filter, for services that have a routed method with a REST binding."""
     services = sorted({policy.service for policy in policies if policy.bindings})
     return extension(
         "envoy.filters.http.grpc_json_transcoder",
         "envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
         proto_descriptor=descriptor_path,
         services=services,
-        # Otherwise every RPC of a listed service would be reachable by POST to its gRPC path.
+        # Otherwise REST clients could POST to the gRPC path of every RPC of a listed service.
         auto_mapping=False,
-        # Off: the route is looked up again with the gRPC path, which all rules are written on.
+        # The route is selected again by the gRPC path, which all rules use.
         match_incoming_request_route=False,
         convert_grpc_status=True,
         request_validation_options={
@@ -52,7 +52,7 @@ def transcoder(policies: Collection[MethodPolicy], descriptor_path: str) -> Conf
         max_request_body_size=MAX_REQUEST_BYTES,
         max_response_body_size=_MAX_RESPONSE_BYTES,
         print_options={
-            # Otherwise 0, false and "" vanish from answers.
+            # Otherwise responses omit 0, false and "".
             "always_print_primitive_fields": True,
             "always_print_enums_as_ints": False,
             "preserve_proto_field_names": False,
@@ -64,7 +64,7 @@ def transcoder(policies: Collection[MethodPolicy], descriptor_path: str) -> Conf
 def _add_with_imports(
     files: descriptor_pb2.FileDescriptorSet, known: set[str], file: FileDescriptor
 ) -> None:
-    """Adds a file after what it imports, each once."""
+    """Adds a file once, after its imports."""
     if file.name in known:
         return
     known.add(file.name)

@@ -1,4 +1,4 @@
-"""What the protos' comments say, by the full name of what they stand above."""
+"""The protos' leading comments, by full name of the element."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def comments(contract: descriptor_pb2.FileDescriptorSet) -> dict[str, str]:
 
 
 def paragraphs(text: str) -> str:
-    """A comment as Markdown: its lines joined, its paragraphs kept."""
+    """A comment as Markdown: joins lines, keeps paragraphs."""
     return "\n\n".join(
         " ".join(line.strip() for line in part.splitlines()) for part in text.strip().split("\n\n")
     )
@@ -35,9 +35,9 @@ def summary(text: str) -> str:
 
 
 def example(text: str) -> str | None:
-    """What a comment gives as an example: 42 of "Units, e.g. `42`"."""
-    found = _EXAMPLE.search(" ".join(text.split()))
-    return found.group(1) if found else None
+    """The example in a comment: 42 of "Units, e.g. `42`"."""
+    match = _EXAMPLE.search(" ".join(text.split()))
+    return match.group(1) if match else None
 
 
 def _of_file(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Assembles the OpenAPI document: operations from the bindings of the routed RPCs."""
+"""Assembles the OpenAPI document: one operation per REST binding of the routed RPCs."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -8,7 +8,14 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from mesh.rpc import policy as policies_of
-from mesh.rpc.policy import DEFAULT_LIMIT_REQUESTS, HttpBinding, Idempotency, LimitKey, MethodPolicy
+from mesh.rpc.policy import (
+    DEFAULT_LIMIT_REQUESTS,
+    MAX_IDEMPOTENCY_KEY_LENGTH,
+    HttpBinding,
+    Idempotency,
+    LimitKey,
+    MethodPolicy,
+)
 from openapi import errors
 from openapi.comments import comments, paragraphs, summary
 from openapi.schemas import Schemas, is_required
@@ -18,38 +25,51 @@ _HTTP_BODY = "google.api.HttpBody"
 _MAX_QUERY_DEPTH = 2
 
 _HEADERS: dict[str, Any] = {
-    "X-Request-Id": {"description": "The request's id, in all logs.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}},
-    "WWW-Authenticate": {"description": "How to sign in.", "schema": {"type": "string"}},
-    "Location": {"description": "Where the new resource is.", "schema": {"type": "string"}},
-    "ETag": {"description": "Changes with the resource.", "schema": {"type": "string"}},
+    "X-Request-Id": {
+        "description": "Id of the request; all its log lines contain it.",
+        "schema": {"type": "string"},
+    },
+    "Retry-After": {
+        "description": "Seconds to wait before a retry.",
+        "schema": {"type": "integer"},
+    },
+    "WWW-Authenticate": {
+        "description": "Challenge of RFC 6750: why the token was refused.",
+        "schema": {"type": "string"},
+    },
+    "Location": {"description": "Path of the created resource.", "schema": {"type": "string"}},
+    "ETag": {
+        "description": "Version of the resource, for If-Match.",
+        "schema": {"type": "string"},
+    },
 }
 
-_ABOUT = """Sells limited stock without selling one thing twice.
+_ABOUT = """Sells limited stock and never sells one thing twice.
 
-Sign up, sign in, and send the access token as a bearer token. The same methods are
-served as gRPC and gRPC-Web on this port. Fields are accepted in lowerCamelCase and in
-snake_case; 64-bit integers are text; amounts of money are in minor units.
+Register, log in, and send the access token as a bearer token. The same methods are served as
+gRPC and gRPC-Web on this port. Fields are accepted in lowerCamelCase and in snake_case; 64-bit
+integers are strings; amounts of money are in minor units.
 
-Every error is a `google.rpc.Status` as JSON with a `reason`. A path that is none of these
-is answered 404 `ROUTE_NOT_FOUND`, a verb that the path does not have 405 `METHOD_NOT_ALLOWED`
-with `Allow`. Limits answer 429 with `Retry-After`; `x-ratelimit-*` headers tell what is left.
+Every error is a `google.rpc.Status` as JSON with a `reason`. An unknown path returns 404
+`ROUTE_NOT_FOUND`; an HTTP method that the path does not support returns 405
+`METHOD_NOT_ALLOWED` with `Allow`. A rate limit returns 429 with `Retry-After`; the
+`x-ratelimit-*` headers show the remaining requests.
 """
 
 
 def document(
     contract: descriptor_pb2.FileDescriptorSet, policies: Collection[MethodPolicy]
 ) -> dict[str, Any]:
-    """OpenAPI 3.1 of the RPCs in `policies` that have a REST path."""
-    said = comments(contract)
+    """The OpenAPI 3.1 document of the RPCs in `policies` that have a REST binding."""
+    texts = comments(contract)
     methods = {
         f"/{service.full_name}/{method.name}": method
         for service in policies_of.services(contract)
         for method in service.methods
     }
-    rest = [(methods[each.path], each) for each in policies if each.bindings]
+    rest = [(methods[policy.path], policy) for policy in policies if policy.bindings]
     schemas = Schemas(
-        said,
+        texts,
         _reached(method.input_type for method, _ in rest),
         _reached(method.output_type for method, _ in rest),
     )
@@ -57,10 +77,10 @@ def document(
     services: dict[str, str] = {}
     for method, policy in rest:
         service = method.containing_service
-        services[service.name] = paragraphs(said.get(service.full_name, ""))
+        services[service.name] = paragraphs(texts.get(service.full_name, ""))
         for number, binding in enumerate(policy.bindings):
             path = _VARIABLE.sub(r"{\1}", binding.path)
-            operation = _Operation(method, policy, binding, said, schemas).as_json()
+            operation = _Operation(method, policy, binding, texts, schemas).as_json()
             if number:
                 operation["operationId"] += f"_{number + 1}"
             paths.setdefault(path, {})[binding.verb.lower()] = operation
@@ -73,7 +93,7 @@ def document(
         "components": {
             "schemas": {
                 "Error": errors.ERROR,
-                "Reason": errors.reasons_schema(said),
+                "Reason": errors.reasons_schema(texts),
                 **dict(sorted(schemas.components.items())),
             },
             "headers": _HEADERS,
@@ -97,18 +117,18 @@ class _Operation:
         method: MethodDescriptor,
         policy: MethodPolicy,
         binding: HttpBinding,
-        said: Mapping[str, str],
+        comments: Mapping[str, str],
         schemas: Schemas,
     ) -> None:
         self._method = method
         self._policy = policy
         self._binding = binding
-        self._said = said
+        self._comments = comments
         self._schemas = schemas
         self._in_path = frozenset(_VARIABLE.findall(binding.path))
 
     def as_json(self) -> dict[str, Any]:
-        text = self._said.get(self._method.full_name, "")
+        text = self._comments.get(self._method.full_name, "")
         body = self._request_body()
         operation: dict[str, Any] = {
             "operationId": f"{self._method.containing_service.name}_{self._method.name}",
@@ -118,7 +138,7 @@ class _Operation:
             "parameters": [*self._parameters()],
             "responses": {
                 str(self._policy.success_status): self._success(),
-                **errors.responses(self._policy, self._said, has_body=body is not None),
+                **errors.responses(self._policy, self._comments, has_body=body is not None),
             },
             "security": [{"bearerAuth": []}] if self._policy.needs_token else [],
         }
@@ -138,11 +158,11 @@ class _Operation:
                 "name": "Idempotency-Key",
                 "in": "header",
                 "required": self._policy.idempotency is Idempotency.REQUIRED,
-                "description": "Repeating the call with the same key returns the first answer. "
-                "Kept for 3 days. `X-Idempotency-Key` is the same.",
+                "description": "Repeating the call with the same key returns the first response. "
+                "Keys are kept for 3 days. `X-Idempotency-Key` is an alias.",
                 "schema": {
                     "type": "string",
-                    "pattern": "^[!-~]{1,200}$",
+                    "pattern": f"^[!-~]{{1,{MAX_IDEMPOTENCY_KEY_LENGTH}}}$",
                     "examples": ["order-2026-0001"],
                 },
             }
@@ -179,7 +199,7 @@ class _Operation:
             if field.message_type is not None and field.message_type.full_name == _HTTP_BODY:
                 return {
                     "required": True,
-                    "description": paragraphs(self._said.get(field.full_name, "")),
+                    "description": paragraphs(self._comments.get(field.full_name, "")),
                     "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
                 }
             return _json(self._schemas.field(field), required=True)
@@ -188,18 +208,18 @@ class _Operation:
 
     def _success(self) -> dict[str, Any]:
         message = self._method.output_type
-        text = paragraphs(self._said.get(message.full_name, "")) or "Done."
+        text = paragraphs(self._comments.get(message.full_name, "")) or "Done."
         response: dict[str, Any] = {
             "description": text,
             "headers": {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}},
         }
         if self._policy.success_status == 204:
-            response["description"] = "Done; there is no body."
+            response["description"] = "Done. The response has no body."
             return response
         schema = self._schemas.of(message)
         if self._policy.server_streaming:
             response["description"] += (
-                "\n\nServer-sent events: each `data:` line has one such object."
+                "\n\nServer-sent events: each `data:` line contains one such object."
             )
             response["content"] = {"text/event-stream": {"schema": schema}}
         elif message.full_name == _HTTP_BODY:
@@ -214,15 +234,18 @@ def _json(schema: dict[str, Any], *, required: bool) -> dict[str, Any]:
 
 
 def _terms(policy: MethodPolicy) -> Iterator[str]:
-    """Who may call, how often, and whether repeating is safe, in words."""
-    yield f"Who: {policy.access.name.lower()}."
+    """Access and rate limits of an RPC as text."""
+    yield f"Access: {policy.access.name.lower()}."
     limits = [
-        f"{limit.requests} in {limit.window_seconds:g} s per "
+        f"{limit.requests} calls in {limit.window_seconds:g} s per "
         f"{'user' if limit.key is LimitKey.USER else 'address'}"
         for limit in policy.limits
     ]
     if limits:
-        yield f"Limit: {', '.join(limits)}, beside the common {DEFAULT_LIMIT_REQUESTS} a minute."
+        yield (
+            f"Limit: {', '.join(limits)}, besides the common limit of {DEFAULT_LIMIT_REQUESTS} "
+            "calls per minute."
+        )
 
 
 def _field(message: Descriptor, path: str) -> FieldDescriptor:
@@ -233,7 +256,7 @@ def _field(message: Descriptor, path: str) -> FieldDescriptor:
 
 
 def _reached(messages: Iterator[Descriptor] | Collection[Descriptor]) -> frozenset[str]:
-    """Full names of messages and all that they are made of."""
+    """Full names of messages and of all messages that their fields contain."""
     seen: set[str] = set()
     waiting = list(messages)
     while waiting:

@@ -1,4 +1,4 @@
-"""Every reason that an operation can be refused with, as responses with examples."""
+"""Error responses of an operation: one per HTTP status, with an example per reason."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ _REASON = "boxoffice.errors.v1.Reason.REASON_"
 
 ERROR: dict[str, Any] = {
     "type": "object",
-    "description": "What every error looks like, the gateway's own included: google.rpc.Status.",
+    "description": "The format of all errors: google.rpc.Status.",
     "required": ["code", "message", "details"],
     "properties": {
         "code": {"type": "integer", "description": "The gRPC code.", "minimum": 1, "maximum": 16},
-        "message": {"type": "string", "description": "For developers, not for customers."},
+        "message": {"type": "string", "description": "A message for developers."},
         "details": {
             "type": "array",
-            "description": "An ErrorInfo with the reason; then, where they apply, BadRequest "
-            "with the fields at fault and RetryInfo with the time to wait.",
+            "description": "An ErrorInfo with the reason, optionally a BadRequest with the invalid "
+            "fields and a RetryInfo with the delay before a retry.",
             "items": {
                 "type": "object",
                 "required": ["@type"],
@@ -56,7 +56,7 @@ def reasons_schema(comments: Mapping[str, str]) -> dict[str, Any]:
     )
     return {
         "type": "string",
-        "description": "Why a call failed.\n\n" + "\n".join(listed),
+        "description": "The reason of an error.\n\n" + "\n".join(listed),
         "enum": [reason.value for reason in Reason],
     }
 
@@ -122,7 +122,7 @@ def _example(reason: Reason, comments: Mapping[str, str]) -> Any:
     text = paragraphs(comments.get(_REASON + reason, reason))
     violations: tuple[FieldViolation, ...] = ()
     if http_status(reason) == 400:
-        violations = (FieldViolation("fieldName", "what is wrong with it"),)
+        violations = (FieldViolation("fieldName", "the rule that the field violates"),)
     error = DomainError(
         reason,
         text.split(". ")[0].rstrip("."),

@@ -1,7 +1,6 @@
-"""The files behind /openapi.json and /docs: the document, and Swagger UI from its package.
+"""Writes the files of /openapi.json and /docs: the document and Swagger UI from its package.
 
-Nothing is loaded from elsewhere. Both scripts are files, so that the page's content
-security policy needs no exception for scripts.
+Both scripts are files, so that the content security policy needs no exception for scripts.
 """
 
 import html
@@ -24,7 +23,7 @@ CONTENT_SECURITY_POLICY = (
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-"""Swagger UI sets styles of elements and draws its icons from data URLs."""
+"""Swagger UI needs inline styles, and data URLs for its icons."""
 
 _FILES = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
 
@@ -73,8 +72,7 @@ def write(folder: Path, document: dict[str, Any]) -> None:
 
 
 def _package() -> Path:
-    # Not imported: only its files are used.
-    found = find_spec("swagger_ui")
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec("swagger_ui")
+    if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("the package swagger-ui-py is not installed")
-    return Path(found.submodule_search_locations[0]) / "static"
+    return Path(spec.submodule_search_locations[0]) / "static"

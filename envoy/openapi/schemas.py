@@ -1,7 +1,7 @@
-"""Messages as JSON Schema, the way ProtoJSON writes them, with their buf.validate rules.
+"""Messages as JSON Schema in ProtoJSON's format, with their buf.validate rules.
 
-A message that requests use requires what its rules require; one that only answers use
-requires what an answer always has: all but messages and optional fields.
+Messages in requests require the fields that their rules require. Messages only in responses
+require all fields that ProtoJSON always prints.
 """
 
 import re
@@ -24,7 +24,10 @@ _MIN_INT32, _MAX_INT32, _MAX_UINT32 = -(2**31), 2**31 - 1, 2**32 - 1
 _WELL_KNOWN: dict[str, Schema] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Duration": {"type": "string", "pattern": _DURATION},
-    "google.protobuf.FieldMask": {"type": "string", "description": "Field paths, by commas."},
+    "google.protobuf.FieldMask": {
+        "type": "string",
+        "description": "Field paths, separated by commas.",
+    },
     "google.protobuf.Struct": {"type": "object"},
     "google.protobuf.Empty": {"type": "object"},
     "google.protobuf.Any": {"type": "object", "required": ["@type"]},
@@ -67,7 +70,7 @@ _NUMBERS = {
 
 
 class Schemas:
-    """The components of a document; `of` adds a message and what it is made of."""
+    """The component schemas of a document."""
 
     def __init__(
         self, comments: Mapping[str, str], requested: frozenset[str], answered: frozenset[str]
@@ -79,17 +82,17 @@ class Schemas:
         self.components: dict[str, Schema] = {}
 
     def of(self, message: Descriptor) -> Schema:
-        """A reference to a message, or the message itself where JSON has a type for it."""
+        """A reference to a message, which is added, or the schema of a well-known type."""
         if message.full_name in _WELL_KNOWN:
             return dict(_WELL_KNOWN[message.full_name])
         name = self._name(message)
         if name not in self.components:
-            self.components[name] = {}  # messages may contain themselves
+            self.components[name] = {}  # ends the recursion for messages that contain themselves
             self.components[name] = self.object(message)
         return {"$ref": f"#/components/schemas/{name}"}
 
     def object(self, message: Descriptor, without: frozenset[str] = frozenset()) -> Schema:
-        """A message as an object, without the fields that the path has."""
+        """A message as an object without the fields in `without`, e.g. those in the path."""
         fields = [field for field in message.fields if field.name not in without]
         schema: Schema = {
             "type": "object",
@@ -119,9 +122,9 @@ class Schemas:
                 schema["uniqueItems"] = True
         else:
             schema = self._single(field, rules)
-            given = _typed_example(example(text), schema)
-            if given is not None:
-                schema["examples"] = [given]
+            typed = _typed_example(example(text), schema)
+            if typed is not None:
+                schema["examples"] = [typed]
         description = self._description(field.full_name, [rule.message for rule in rules.cel])
         if description:
             schema["description"] = description
@@ -161,13 +164,13 @@ class Schemas:
         return {"$ref": f"#/components/schemas/{name}"}
 
     def _name(self, type_: Descriptor | EnumDescriptor) -> str:
-        """The type's name in its package; with the area where two areas have it."""
+        """The type's name in its package, prefixed with the area if two areas have it."""
         full_name: str = type_.full_name
         package: str = type_.file.package
-        short = full_name.removeprefix(f"{package}.")
-        if self._names.setdefault(short, full_name) == full_name:
-            return short
-        return f"{package.split('.')[-2]}.{short}"
+        name = full_name.removeprefix(f"{package}.")
+        if self._names.setdefault(name, full_name) == full_name:
+            return name
+        return f"{package.split('.')[-2]}.{name}"
 
     def _is_required(self, field: FieldDescriptor) -> bool:
         message = _message_of(field)
@@ -182,19 +185,19 @@ class Schemas:
 
 def _message_of(field: FieldDescriptor) -> str:
     message = field.containing_type
-    # None for extensions, which no message here has.
+    # None for extensions, which the contract does not use.
     return message.full_name if message is not None else ""
 
 
 def field_rules(field: FieldDescriptor) -> validate_pb2.FieldRules:
-    # Options of a foreign pool are other classes: their bytes are read again with ours.
+    # Options from another pool have other classes; parsing their bytes again gives ours.
     options = descriptor_pb2.FieldOptions.FromString(field.GetOptions().SerializeToString())
     rules: validate_pb2.FieldRules = options.Extensions[validate_pb2.field]
     return rules
 
 
 def is_required(field: FieldDescriptor) -> bool:
-    """Whether a request without the field breaks its rules."""
+    """Whether a request without the field violates the field's rules."""
     rules = field_rules(field)
     if rules.required:
         return True
@@ -206,7 +209,7 @@ def is_required(field: FieldDescriptor) -> bool:
 
 
 def _refuses_zero(field: FieldDescriptor, rules: validate_pb2.FieldRules) -> bool:
-    """Whether "", 0 or the zero of an enum breaks the rules."""
+    """Whether "", 0 or the zero value of an enum violates the rules."""
     if field.enum_type is not None:
         return 0 in rules.enum.not_in
     if field.type == FieldDescriptor.TYPE_STRING:
@@ -239,11 +242,11 @@ def _constraints(rules: validate_pb2.FieldRules) -> Schema:
     }
     if kind not in ("int64", "uint64"):
         return bounds
-    # Text in JSON, which has no bounds: said in words.
-    words = [f"{keyword} {value}" for keyword, value in bounds.items()]
+    # A string in JSON, for which JSON Schema has no numeric bounds: they become a comment.
+    comment = ", ".join(f"{keyword} {value}" for keyword, value in bounds.items())
     if number.HasField("gte") and number.gte >= 0:
-        return {"pattern": _UINT64.replace("20", "19"), "$comment": ", ".join(words)}
-    return {"$comment": ", ".join(words)} if words else {}
+        return {"pattern": _UINT64.replace("20", "19"), "$comment": comment}
+    return {"$comment": comment} if comment else {}
 
 
 def _of_text(rules: validate_pb2.StringRules) -> Schema:
@@ -272,7 +275,7 @@ def _message_rules(message: Descriptor) -> list[str]:
 
 
 def _typed_example(text: str | None, schema: Schema) -> object:
-    """The example as JSON has it, or None where it does not fit."""
+    """The example as a JSON value; None if it does not match the schema."""
     kind = schema.get("type")
     if text is None or kind not in ("string", "integer", "number"):
         return None
@@ -284,7 +287,7 @@ def _typed_example(text: str | None, schema: Schema) -> object:
         return None
 
 
-# Few of those who read patterns know classes by their Unicode names.
+# Few regex engines of clients support Unicode classes.
 _CONTROLS = (r"\p{Cc}", r"\x00-\x1f\x7f-\x9f")
 
 
@@ -292,5 +295,5 @@ def _matches(pattern: str, text: str) -> bool:
     try:
         return re.search(pattern, text) is not None
     except re.error:
-        # RE2 knows classes such as \p{L}, which Python does not.
+        # RE2 supports classes such as \p{L}, Python does not.
         return True

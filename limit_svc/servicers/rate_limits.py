@@ -1,4 +1,4 @@
-"""Translates Envoy's questions: descriptors to buckets, verdicts to its answer."""
+"""Envoy's RateLimitService: descriptors to buckets, verdicts to a response."""
 
 from collections.abc import Awaitable
 
@@ -17,13 +17,13 @@ from mesh.rpc.limits import BUCKET_KEY, ENTRY_KEYS
 _Context = grpc.aio.ServicerContext[pb.RateLimitRequest, Awaitable[pb.RateLimitResponse]]
 
 COUNTED = "x-boxoffice-counted"
-"""Tells the gateway's own limits that the request has been counted. Clients cannot send it."""
+"""Tells the gateway's local limits that the request is counted. The gateway removes a client's."""
 
 _MAX_DESCRIPTORS = 16
 _NEAR = 0.8
 
-_CALLS = metrics.counter("limit_calls", "Requests counted by bucket.", "bucket", "outcome")
-_AWAY = metrics.counter("limit_store_away", "Requests that Redis did not count.")
+_CALLS = metrics.counter("limit_calls", "Counted requests, by bucket.", "bucket", "outcome")
+_AWAY = metrics.counter("limit_store_away", "Requests not counted because Redis was unavailable.")
 
 _UNITS = {
     1.0: pb.RateLimitResponse.RateLimit.SECOND,
@@ -42,21 +42,21 @@ class RateLimitServicer(RateLimitServiceServicer):
         self, request: pb.RateLimitRequest, context: _Context
     ) -> pb.RateLimitResponse:
         if not 0 < len(request.descriptors) <= _MAX_DESCRIPTORS:
-            raise invalid(FieldViolation("descriptors", f"must be 1–{_MAX_DESCRIPTORS}"))
-        demands = [self._demand(each) for each in request.descriptors]
+            raise invalid(FieldViolation("descriptors", f"must have 1–{_MAX_DESCRIPTORS} items"))
+        demands = [self._demand(descriptor) for descriptor in request.descriptors]
         known = [demand for demand in demands if demand is not None]
         if not known:
             return pb.RateLimitResponse(overall_code=pb.RateLimitResponse.OK)
         verdicts = await self._count(known, request.hits_addend or 1)
         if verdicts is None:
-            # Not counted: the gateway counts by itself.
+            # Without the COUNTED header the gateway's local limits count the request.
             return pb.RateLimitResponse(overall_code=pb.RateLimitResponse.OK)
         return _answer(demands, dict(zip(known, verdicts, strict=True)))
 
     def _demand(self, descriptor: pb.RateLimitDescriptor) -> Demand | None:
-        """What a descriptor consumes from; None when it is no limit.
+        """The bucket of a descriptor; None when it names no limit.
 
-        A gateway names each bucket once by address and once by user: one of them is meant.
+        A gateway sends each bucket once by address and once by user; the limit's key selects one.
         """
         entries = {entry.key: entry.value for entry in descriptor.entries}
         bucket = self._rules.bucket(entries.get(BUCKET_KEY, ""))

@@ -1,1 +1,1 @@
-"""PostgreSQL: connections, batches, idempotent writes, the outbox and its consumers."""
+"""PostgreSQL: connections, migrations, batches, idempotent writes, the outbox, its consumers."""

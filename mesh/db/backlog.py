@@ -1,6 +1,6 @@
-"""How long the oldest thing of a queue has been waiting: what an operator is woken for.
+"""Measures the age of the oldest entry of each queue, for alerts on backlogs.
 
-A queue that is empty, or whose oldest is young, is well, however much goes through it.
+The age shows a backlog independently of the throughput: it is 0 for an empty queue.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from mesh.db.leadership import forever_alone
 from mesh.observability import metrics
 
 OldestSince = Callable[[AsyncConnection], Awaitable[datetime | None]]
-"""Since when the oldest waits; None when nothing does."""
+"""The time since which the oldest entry waits; None for an empty queue."""
 
 _INTERVAL_SECONDS = 10.0
 
 _AGE = metrics.gauge(
-    "backlog_age_seconds", "How long the oldest thing of a queue waits; 0 when none does.", "queue"
+    "backlog_age_seconds", "Age of a queue's oldest entry; 0 when the queue is empty.", "queue"
 )
 
 
 async def watch(database: Database, clock: Clock, queues: Mapping[str, OldestSince]) -> None:
-    """Keeps the ages true, in one process for all. Runs until cancelled."""
+    """Updates the ages every 10 s, in one process of the service. Runs until cancelled."""
     await forever_alone(database, "backlog", partial(_turn, database, clock, queues))
 
 
@@ -39,6 +39,6 @@ async def _turn(database: Database, clock: Clock, queues: Mapping[str, OldestSin
             _AGE.labels(queue).set(max(0.0, age))
         await asyncio.sleep(_INTERVAL_SECONDS)
     except asyncio.CancelledError:
-        # The next leader's are the true ones; an old number that stays would alarm for ever.
+        # The next leader reports the ages. A stale value of this process would keep an alert firing.
         _AGE.clear()
         raise

@@ -1,7 +1,7 @@
-"""Batches of calls, each batch in a transaction of its own: the edge that commits them.
+"""Runs a batch of calls in one transaction and commits it.
 
-A batch that meets a database error is tried again, then split in halves, until what fails
-fails alone: each call gets a true answer. Which calls make a batch is coalescing.py's.
+A batch that fails is retried, then split in halves until the failing call is alone, so that
+each call gets its own outcome. mesh/coalescing.py forms the batches.
 """
 
 import asyncio
@@ -25,33 +25,34 @@ _MAX_PAUSE_SECONDS = 0.02
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 Work = Callable[[AsyncConnection, Sequence[_T], datetime], Awaitable[list[_R | DomainError]]]
-"""What is done for all calls of a batch in one transaction. Returns each call's outcome, in order."""
+"""Handles all calls of a batch in one transaction and returns their outcomes, in order."""
 
 _log = logging.getLogger(__name__)
 
 
 class RacedError(Exception):
-    """Another transaction has changed what this one was decided on: begin again."""
+    """A concurrent transaction changed rows that this one had read before it locked them: retry."""
 
     def refusal(self) -> DomainError:
-        """What a call is told when beginning again did not help."""
+        """The error for the client when retrying did not help."""
         return DomainError(
-            Reason.OVERLOADED, "what the request needs keeps changing", retry_after_seconds=1
+            Reason.OVERLOADED,
+            "too many concurrent changes to the requested stock",
+            retry_after_seconds=1,
         )
 
 
 async def commit_each(
     database: Database, calls: Sequence[_T], work: Work[_T, _R], *, clock: Clock
 ) -> list[_R | DomainError]:
-    """The outcome of each call; what failed by a bug or by the database is an outcome too.
+    """Returns each call's outcome, in order; a bug or a database error becomes a DomainError.
 
-    `work` may run again after a commit whose answer was lost: a call must find what it has
-    done.
+    `work` must be idempotent: it runs again when the connection broke during the commit.
     """
     failure: Exception = RuntimeError("never tried")
     for attempt in range(_ATTEMPTS):
         if attempt:
-            # Else two batches that have met would meet again.
+            # Random, so that two batches that deadlocked do not collide again.
             await asyncio.sleep(random.random() * _MAX_PAUSE_SECONDS)
         try:
             async with database.transaction() as connection:
@@ -79,5 +80,5 @@ def _refusal(failure: Exception) -> DomainError:
         if known is not None:
             _log.warning("the database refused a call", extra={"cause": cause_of(failure)})
             return known
-    _log.error("a call of a batch failed by a bug", exc_info=failure)
+    _log.error("a call of a batch failed because of a bug", exc_info=failure)
     return DomainError(Reason.INTERNAL, "internal error")

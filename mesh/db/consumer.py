@@ -1,8 +1,7 @@
-"""Following another service's event stream, so that each event has its effect once.
+"""Consumes another service's event stream and applies each event exactly once.
 
-The consumer commits its cursor in the transaction of the effect. One process consumes
-a stream at a time, by an advisory lock; a process that lost the lock without noticing
-is stopped by the cursor itself, which it no longer finds where it left it.
+The cursor is committed in the transaction of the effect. An advisory lock elects one consumer;
+a process that lost the lock unnoticed fails when it finds the cursor moved.
 """
 
 import asyncio
@@ -24,18 +23,18 @@ _log = logging.getLogger(__name__)
 
 _LOCK_RETRY_SECONDS = 1.0
 
-_APPLIED = metrics.counter("stream_events_applied", "Events that had their effect.", "stream")
+_APPLIED = metrics.counter("stream_events_applied", "Events applied.", "stream")
 _APPLY = metrics.histogram("stream_apply_seconds", "Duration of a batch's transaction.", "stream")
-_FOLLOWING = metrics.gauge("stream_following", "1 in the process that follows a stream.", "stream")
+_FOLLOWING = metrics.gauge("stream_following", "1 in the process that consumes a stream.", "stream")
 
 EventT = TypeVar("EventT")
 
 Batch = tuple[str, Sequence[EventT]]
-"""Events, oldest first, and the position after the last of them."""
+"""The position after the last event, and the events, oldest first."""
 
 
 def cursor_table(metadata: sa.MetaData) -> sa.Table:
-    """The table of a service's cursors, for its tables.py."""
+    """The table of stream cursors, for a service's tables.py."""
     return sa.Table(
         "event_cursors",
         metadata,
@@ -46,14 +45,14 @@ def cursor_table(metadata: sa.MetaData) -> sa.Table:
 
 
 class FencedError(Exception):
-    """Another process has moved the cursor: this one must start again from it."""
+    """Another process moved the cursor: this one must start again from the stored position."""
 
 
 class EventConsumer(Generic[EventT]):
-    """Applies a stream's events, batch by batch, one transaction each.
+    """Applies a stream's events, one transaction per batch.
 
-    `open_stream` returns the batches after a position. `apply` makes their effect in
-    the given transaction and calls nothing else; `after_commit` runs once it is durable.
+    `open_stream` yields the batches after a position. `apply` writes their effect in the given
+    transaction and makes no other calls. `after_commit` runs when the transaction has committed.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class EventConsumer(Generic[EventT]):
         self._after_commit = after_commit
 
     async def run(self) -> None:
-        """Follows the stream while this process holds the lock; raises when the stream breaks."""
+        """Consumes the stream while this process holds the lock. Raises when the stream ends."""
         async with self._database.session() as session:
             while not await self._lock(session):
                 await asyncio.sleep(_LOCK_RETRY_SECONDS)
@@ -85,7 +84,7 @@ class EventConsumer(Generic[EventT]):
             with _FOLLOWING.labels(self._stream).track_inprogress():
                 async for following, events in self._open_stream(position):
                     with _APPLY.labels(self._stream).time():
-                        await self._take(events, position, following)
+                        await self._apply_batch(events, position, following)
                     _APPLIED.labels(self._stream).inc(len(events))
                     position = following
                     self._after_commit()
@@ -97,18 +96,18 @@ class EventConsumer(Generic[EventT]):
 
     async def _position(self) -> str:
         async with self._database.transaction() as connection:
-            # The row must exist before the first batch, or nothing would fence it.
+            # Without the row the first batch would have no cursor to fence it.
             await connection.execute(
                 postgresql.insert(self._cursors)
                 .values(stream=self._stream, position="", update_time=self._clock())
                 .on_conflict_do_nothing()
             )
-            found = await connection.execute(
+            position = await connection.execute(
                 sa.select(self._cursors.c.position).where(self._cursors.c.stream == self._stream)
             )
-            return str(found.scalar_one())
+            return str(position.scalar_one())
 
-    async def _take(self, events: Sequence[EventT], position: str, following: str) -> None:
+    async def _apply_batch(self, events: Sequence[EventT], position: str, following: str) -> None:
         now = self._clock()
         async with self._database.transaction() as connection:
             moved = await connection.execute(
@@ -118,5 +117,5 @@ class EventConsumer(Generic[EventT]):
                 .values(position=following, update_time=now)
             )
             if moved.rowcount != 1:
-                raise FencedError(f"the cursor of {self._stream} is not at {position!r} any more")
+                raise FencedError(f"another process moved {self._stream}'s cursor off {position!r}")
             await self._apply(connection, events, now)

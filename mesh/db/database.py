@@ -1,7 +1,6 @@
 """PostgreSQL through SQLAlchemy Core: the pool, transactions and migrations.
 
-One RPC is one transaction, opened at the edge with `Database.transaction()`. No
-transaction stays open across a network call.
+No transaction stays open across a network call.
 """
 
 import asyncio
@@ -27,18 +26,18 @@ from mesh.db import database_metrics
 from mesh.db.notifier import Notifier
 
 _POOL_SIZE = 12
-# Below the deadlines of reads, so that a busy service says OVERLOADED before they end.
+# Shorter than the deadlines of reads, so that they fail with OVERLOADED, not DEADLINE_EXCEEDED.
 _POOL_TIMEOUT_SECONDS = 1.0
 _POOL_RECYCLE_SECONDS = 1800
-# Two processes that migrate one database at the same time wait for each other here.
+# Advisory lock: processes that migrate one database at the same time run one after the other.
 _MIGRATION_LOCK = 0x626F786F  # "boxo"
-# Everybody who needs a table waits behind a migration that waits for it: it gives up before
-# they do (their roles' 500 ms) and tries again when they have been served.
+# Statements on a table queue behind a migration that waits for the table's lock. It must time out
+# before they do (lock_timeout of their roles: 500 ms), then retries.
 _MIGRATION_LOCK_TIMEOUT = "200ms"
 _MIGRATION_PAUSE_SECONDS = 0.5
 _MIGRATION_SECONDS = 600.0
 
-# What was cut off when a process ends gives its connections back in tasks of its own.
+# Tasks that were cancelled at shutdown return their connections a moment later.
 _RETURN_SECONDS = 2.0
 _RETURN_PAUSE_SECONDS = 0.005
 
@@ -77,7 +76,7 @@ class Database:
     async def open(
         cls, url: str, *, pool_size: int = _POOL_SIZE, pool_seconds: float = _POOL_TIMEOUT_SECONDS
     ) -> AsyncIterator["Database"]:
-        """A call that gets no connection within `pool_seconds` fails: the service is busy."""
+        """A call that gets no connection within `pool_seconds` fails with OVERLOADED."""
         engine = create_async_engine(
             url,
             pool_size=pool_size,
@@ -86,9 +85,9 @@ class Database:
             pool_recycle=_POOL_RECYCLE_SECONDS,
             pool_use_lifo=True,
             connect_args=_CONNECT_ARGS,
-            # An error's text ends in a log, where no customer's data belongs.
+            # Error texts are logged and must not contain personal data.
             hide_parameters=True,
-            # Else the rowcount of INSERT … ON CONFLICT is -1, and "was it new?" is always no.
+            # Otherwise the rowcount of INSERT … ON CONFLICT is -1.
             execution_options={"preserve_rowcount": True},
         )
         sa.event.listen(engine.sync_engine, "checkout", _refuse_closed)
@@ -100,32 +99,32 @@ class Database:
             async with Notifier.open(connect) as notifier:
                 yield cls(engine, notifier, url)
         finally:
-            await _all_returned(engine)
+            await _wait_for_connections(engine)
             await engine.dispose()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading: each statement sees the moment at which it runs.
+        """A connection for reads in autocommit mode: each statement has its own snapshot.
 
-        Without BEGIN and COMMIT, which cost as much as a read.
+        Saves BEGIN and COMMIT, which cost as much as a read.
         """
-        asked = time.perf_counter()
+        began = time.perf_counter()
         async with self._reading.connect() as connection:
-            database_metrics.waited.observe(time.perf_counter() - asked)
+            database_metrics.pool_wait.observe(time.perf_counter() - began)
             yield connection
 
     @asynccontextmanager
     async def single(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for one statement that writes, and commits by itself."""
+        """A connection for one writing statement, in autocommit mode."""
         async with self.reading() as connection:
             yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block and rolls back on any error."""
-        asked = time.perf_counter()
+        began = time.perf_counter()
         async with self._engine.begin() as connection:
-            database_metrics.waited.observe(time.perf_counter() - asked)
+            database_metrics.pool_wait.observe(time.perf_counter() - began)
             committed: list[Callable[[], None]] = []
             info = connection.info
             info[_ON_COMMIT] = committed
@@ -140,7 +139,7 @@ class Database:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """A read-only transaction whose statements all see the same moment."""
+        """A read-only transaction whose statements all see one snapshot."""
         async with self.transaction() as connection:
             await connection.execute(
                 sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -149,9 +148,9 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncConnection]:
-        """A connection outside of any transaction, for session locks and LISTEN.
+        """A connection outside the pool and outside transactions, for session locks.
 
-        It does not count against the pool: it is held for as long as the process runs.
+        Not from the pool, because its holder keeps it as long as the process runs.
         """
         engine = create_async_engine(
             self.url,
@@ -166,15 +165,15 @@ class Database:
             await engine.dispose()
 
     async def ping(self) -> None:
-        """Raises when the database does not answer."""
+        """Runs SELECT 1. Raises when the database does not answer."""
         async with self.reading() as connection:
             await connection.execute(sa.text("SELECT 1"))
 
 
 def on_commit(connection: AsyncConnection, call: Callable[[], None]) -> None:
-    """Calls `call` once the transaction of `Database.transaction()` has committed.
+    """Calls `call` when the transaction of `Database.transaction()` has committed.
 
-    For counting what happened, never for an effect: a crash in between forgets it.
+    For metrics and hints only: a crash between commit and call loses it.
     """
     calls: list[Callable[[], None]] | None = connection.info.get(_ON_COMMIT)
     if calls is not None:
@@ -182,17 +181,17 @@ def on_commit(connection: AsyncConnection, call: Callable[[], None]) -> None:
 
 
 def notify_on_commit(connection: AsyncConnection, channel: str) -> None:
-    """Wakes who listens on a channel of PostgreSQL, once the transaction has committed.
+    """Sends a NOTIFY on a channel when the transaction has committed.
 
-    Once for all that commit in a short time. A hint, never an effect: as with `on_commit`.
+    Transactions that commit within 20 ms share one NOTIFY. A crash loses it, as with `on_commit`.
     """
     notifier: Notifier | None = connection.info.get(_NOTIFIER)
     if notifier is not None:
         on_commit(connection, partial(notifier.notify, channel))
 
 
-async def _all_returned(engine: AsyncEngine) -> None:
-    """Waits a moment for connections on their way back: the engine closes only what it has."""
+async def _wait_for_connections(engine: AsyncEngine) -> None:
+    """Waits up to 2 s for checked-out connections: dispose() closes only those in the pool."""
     pool: Any = engine.pool
     with suppress(TimeoutError):
         async with asyncio.timeout(_RETURN_SECONDS):
@@ -201,10 +200,10 @@ async def _all_returned(engine: AsyncEngine) -> None:
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:
-    """Replaces a pooled connection that the server has closed, without asking the server.
+    """Makes the pool replace a connection that the server has closed, without a round trip.
 
-    An idle connection has nothing to say: a readable socket is its end. pool_pre_ping
-    would cost a round trip each time, as much as a read.
+    The server sends nothing on an idle connection, so a readable socket means that it was
+    closed. pool_pre_ping would cost a round trip for each checkout.
     """
     socket = connection.driver_connection.pgconn.socket
     poll = select.poll()
@@ -214,10 +213,10 @@ def _refuse_closed(connection: Any, *_: object) -> None:
 
 
 def migrate(service: str, url: str, revision: str = "head") -> None:
-    """Brings the database of `service` to its newest schema, or up to a revision.
+    """Migrates the database of `service` to the newest revision, or to `revision`.
 
-    Safe to run twice at once, and while the service runs: a step that does not get a table's lock at once is taken
-    again later, for ten minutes. Each step commits, so that no lock outlives it.
+    Safe to run concurrently and while the service runs: a migration that does not get a table's
+    lock within 200 ms is retried, for ten minutes. Each migration commits by itself.
     """
     config = alembic_config(service, url)
     deadline = time.monotonic() + _MIGRATION_SECONDS
@@ -234,7 +233,7 @@ def migrate(service: str, url: str, revision: str = "head") -> None:
 
 
 def alembic_config(service: str, url: str) -> alembic.config.Config:
-    """Alembic's configuration for a service, whose migrations/ folder says the rest."""
+    """Alembic's configuration for a service's migrations/ folder."""
     package = importlib.import_module(service)
     config = alembic.config.Config()
     config.set_main_option(
@@ -246,10 +245,10 @@ def alembic_config(service: str, url: str) -> alembic.config.Config:
 
 
 def run_migrations(metadata: sa.MetaData) -> None:
-    """What every service's migrations/env.py runs."""
+    """Runs the migrations; called by every service's migrations/env.py."""
     engine = sa.create_engine(migration.config.attributes["url"], poolclass=sa.NullPool)
     with engine.connect() as connection:
-        # The service's role has short timeouts; a migration may take its time.
+        # The service's role has short timeouts, which a migration may exceed.
         connection.execute(sa.text("SET statement_timeout = 0"))
         connection.execute(sa.text("SET transaction_timeout = 0"))
         connection.execute(sa.text("SET lock_timeout = 0"))
@@ -266,11 +265,11 @@ def run_migrations(metadata: sa.MetaData) -> None:
 
 
 def constraint_of(error: sa.exc.IntegrityError) -> str | None:
-    """Name of the constraint that refused a statement, e.g. `users_email_key`."""
+    """Name of the violated constraint, e.g. `users_email_key`."""
     diagnostics = getattr(error.orig, "diag", None)
     return getattr(diagnostics, "constraint_name", None)
 
 
 def libpq_url(url: str) -> str:
-    """SQLAlchemy's URL as psycopg itself takes it."""
+    """Converts SQLAlchemy's URL (`postgresql+psycopg:`) to libpq's (`postgresql:`)."""
     return re.sub(r"^postgresql\+\w+:", "postgresql:", url)

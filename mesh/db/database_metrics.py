@@ -1,4 +1,4 @@
-"""What is measured of a database: waiting for the pool, statements, refusals, connections."""
+"""Metrics of a database: waits for the pool, statements, errors, connections."""
 
 import time
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from sqlalchemy.pool import QueuePool
 
 from mesh.observability import metrics, tracing
 
-waited = metrics.histogram("database_wait_seconds", "Time until the pool gave a connection.")
+pool_wait = metrics.histogram("database_wait_seconds", "Time waited for a pooled connection.")
 
 _KINDS = ("select", "insert", "update", "delete", "pipeline", "other")
 _STATEMENTS = metrics.histogram(
-    "database_statement_seconds", "Duration of the statements, by kind.", "kind"
+    "database_statement_seconds", "Duration of statements, by kind.", "kind"
 )
 _BY_KIND = {kind: _STATEMENTS.labels(kind) for kind in _KINDS}
 _FAILED = metrics.counter(
-    "database_errors", "Statements that failed, by PostgreSQL's class of error.", "class"
+    "database_errors", "Failed statements, by class of the SQLSTATE.", "class"
 )
 
 
@@ -31,12 +31,12 @@ def _connections(pool: QueuePool) -> Iterator[tuple[str, float]]:
 
 
 _watch_pool = metrics.measured(
-    "database_connections", "Places of the pool, by state.", _connections, label="state"
+    "database_connections", "Connections of the pool, by state.", _connections, label="state"
 )
 
 
 def watch(engine: AsyncEngine) -> None:
-    """Measures an engine's statements and, as long as it lives, its pool."""
+    """Measures the statements of an engine and its pool."""
     sync = engine.sync_engine
     if isinstance(sync.pool, QueuePool):
         _watch_pool(sync.pool)
@@ -47,7 +47,7 @@ def watch(engine: AsyncEngine) -> None:
 
 @contextmanager
 def pipeline(statements: int) -> Iterator[None]:
-    """Measures statements that are sent together, which SQLAlchemy knows nothing of, as one."""
+    """Measures a pipeline of statements as one; SQLAlchemy's events do not cover it."""
     span = tracing.statement("PIPELINE")
     began = time.perf_counter()
     try:
@@ -84,6 +84,6 @@ def _failed(context: Any) -> None:
 
 
 def _count_failure(error: BaseException) -> None:
-    # "40" of 40001: a class says enough, and there are few of them.
+    # The class, "40" of 40001, keeps the number of label values small.
     state = getattr(error, "sqlstate", None) or ""
     _FAILED.labels(state[:2] or "connection").inc()

@@ -1,9 +1,7 @@
-"""Loops that run in one process at a time: sweepers, housekeeping, reconcilers.
+"""Loops that run in one process of a service at a time, elected by a session advisory lock.
 
-Work that is leased row by row (`FOR UPDATE SKIP LOCKED`) needs none of this: all replicas
-share it. The lock is a session's, so it is free as soon as its holder dies. Somebody who
-lost it without noticing finds out within seconds; a loop must be merely wasteful, never
-wrong, when two run for so long.
+PostgreSQL frees the lock when its holder dies. A holder that lost it unnoticed stops within
+seconds, so two leaders may overlap: a loop must tolerate that.
 """
 
 import asyncio
@@ -21,11 +19,11 @@ from mesh.tasks import forever
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
-_LOOK_SECONDS = 2.0
-# The first half of the lock's key, so that no other advisory lock is met.
+_CHECK_SECONDS = 2.0
+# First half of the lock's key, so that it does not collide with other advisory locks.
 _LOCK_CLASS = 0x6C656164  # "lead"
 
-_LEADS = metrics.gauge("loop_leads", "1 in the process that runs a loop for all.", "loop")
+_LEADS = metrics.gauge("loop_leads", "1 in the process that leads a loop.", "loop")
 
 
 async def forever_alone(
@@ -47,7 +45,7 @@ async def forever_alone(
                     await _while_held(session, forever(name, turn, retry_seconds=retry_seconds))
         except (OSError, sa.exc.SQLAlchemyError) as error:
             _log.warning(
-                "lost the lead of a loop", extra={"loop": name, "error": type(error).__name__}
+                "lost the leadership of a loop", extra={"loop": name, "error": type(error).__name__}
             )
         await asyncio.sleep(_RETRY_SECONDS)
 
@@ -61,11 +59,11 @@ async def _take(session: AsyncConnection, name: str) -> bool:
 
 
 async def _while_held(session: AsyncConnection, loop: Awaitable[None]) -> None:
-    """Runs a loop until the session, and so its lock, is gone."""
+    """Runs a loop until its session, which holds the lock, ends."""
     running = asyncio.ensure_future(loop)
     try:
         while not running.done():
-            await asyncio.wait({running}, timeout=_LOOK_SECONDS)
+            await asyncio.wait({running}, timeout=_CHECK_SECONDS)
             await session.execute(sa.text("SELECT 1"))
     finally:
         running.cancel()

@@ -1,7 +1,7 @@
-"""NOTIFY for what has committed, once for all that commits meanwhile.
+"""Sends NOTIFY after commits, one for all transactions that committed meanwhile.
 
-Not in the transaction itself: PostgreSQL makes transactions with a NOTIFY commit one after
-the other, on the whole server, each with its flush to disk (PreCommit_Notify in its async.c).
+Not inside the transactions: PostgreSQL serialises commits that contain a NOTIFY on the whole
+server, each with its flush to disk (PreCommit_Notify in async.c).
 """
 
 import asyncio
@@ -17,29 +17,31 @@ from mesh import tasks
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
-# A transaction that writes nothing waits for no flush.
+# A transaction that only notifies writes no WAL and does not wait for a flush.
 _NOTIFY = "SELECT pg_notify(%s, '')"
 
-# What commits within it shares the next one.
+# Transactions that commit within this time share the next NOTIFY.
 _PAUSE_SECONDS = 0.02
 
 _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Sends notifications on a connection of its own, which `connect` opens: one that commits
-    each statement. A hint only: who listens looks from time to time as well."""
+    """Sends notifications on its own autocommit connection, which `connect` opens.
+
+    A notification may be lost; listeners must also poll.
+    """
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
         self._connect = connect
         self._connection: Connection | None = None
-        self._wanted: set[str] = set()
+        self._channels: set[str] = set()
         self._sending: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
     async def open(cls, connect: Callable[[], Awaitable[Connection]]) -> AsyncIterator["Notifier"]:
-        """A notifier whose connection ends with the block, when everything is sent."""
+        """A notifier for the block; sends pending notifications before it closes."""
         notifier = cls(connect)
         try:
             yield notifier
@@ -50,28 +52,28 @@ class Notifier:
                 await notifier._connection.close()
 
     def notify(self, channel: str) -> None:
-        """Wakes who listens on the channel, soon."""
-        self._wanted.add(channel)
+        """Schedules a NOTIFY on the channel."""
+        self._channels.add(channel)
         if self._sending is None:
-            # In no call's context: it is sent for many of them.
+            # In an empty context: one NOTIFY serves many calls.
             self._sending = tasks.begin(self._send(), context=contextvars.Context())
 
     async def _send(self) -> None:
         try:
-            while self._wanted:
-                await self._send_one(self._wanted.pop())
+            while self._channels:
+                await self._send_notify(self._channels.pop())
                 await asyncio.sleep(_PAUSE_SECONDS)
         except (psycopg.Error, OSError) as error:
             _log.warning("listeners were not woken", extra={"error": type(error).__name__})
         finally:
             self._sending = None
 
-    async def _send_one(self, channel: str) -> None:
+    async def _send_notify(self, channel: str) -> None:
         if self._connection is not None:
             try:
                 await self._connection.execute(_NOTIFY, [channel])
             except psycopg.OperationalError:
-                # The server has ended it, perhaps long ago: with a new one, then.
+                # The server closed the connection: open a new one.
                 await self._connection.close()
                 self._connection = None
             else:

@@ -1,14 +1,15 @@
 """The outbox: domain events, written in the transaction of their effect, read as a stream.
 
-Positions must not skip a transaction that commits late, so a serial number alone does
-not do. The stream is read in steps from one snapshot of PostgreSQL to the next: what the
-later one sees and the earlier one does not has been committed in between. Inside a step
-rows come in the order of their serial, which for the rows of one aggregate is the order in
-which they happened, because its row lock orders them; and of two transactions that
-waited for the same row, no snapshot sees the second without the first. Transaction ids
-would not do: a transaction gets its id before it waits for a lock. Whoever reads
-the same step again from a position gets the same rows.
+Which events a service has, and what they mean, belongs to that service's outbox.py.
 """
+
+# A position must not skip a transaction that commits late, so a serial number alone is not enough.
+# The stream is read in steps from one PostgreSQL snapshot to a later one: rows that the later one
+# sees and the earlier one does not were committed in between. Within a step, rows are ordered by
+# their serial. For the rows of one aggregate that is the order in which they happened: its row lock
+# orders the transactions, and no snapshot sees the second without the first. Transaction ids would
+# not give that order: a transaction gets its id before it waits for the lock. Reading a step again
+# from the same position returns the same rows.
 
 import asyncio
 import logging
@@ -35,12 +36,15 @@ from mesh.observability import metrics, request_context
 _CHANNEL = "outbox"
 
 BATCH = 50
-"""Events in one message, and so in one transaction of a consumer, whose locks others wait for."""
+"""Most events in one message, and so in one transaction of a consumer.
 
-# For what nobody was told of, because a process ended between its commit and its NOTIFY.
+Bounded because other transactions wait for the locks of that transaction.
+"""
+
+# Finds events whose NOTIFY was lost because the process ended between commit and NOTIFY.
 _POLL_SECONDS = 1.0
-# A rush must not wait for those who follow it: each stream takes a fifth of the time at most,
-# and so more at once.
+# A stream pauses 4 times as long as its last read took, so that readers use at most a fifth of the
+# time and, in a burst, read larger batches.
 _PAUSES_PER_BATCH = 4.0
 _LONGEST_PAUSE_SECONDS = 0.1
 
@@ -52,7 +56,7 @@ FROM unnest(%s::uuid[], %s::text[], %s::bytea[], %s::text[]) AS given
 
 _log = logging.getLogger(__name__)
 
-_HAPPENED = metrics.counter("domain_events", "What happened, by type of event.", "type")
+_WRITTEN = metrics.counter("domain_events", "Committed domain events, by type.", "type")
 _SENT = metrics.counter("outbox_events_sent", "Events read from the outbox for a stream.")
 _DELAY = metrics.histogram(
     "outbox_delay_seconds", "Age of the oldest event of a batch when it is sent."
@@ -69,12 +73,12 @@ class Xid8(sa.types.UserDefinedType[int]):
         return "xid8"
 
 
-# So that reading a database's schema back knows the type, as the migration tests do.
+# Lets SQLAlchemy reflect the type, as the migration tests do.
 ischema_names["xid8"] = Xid8
 
 
 def outbox_table(metadata: sa.MetaData) -> sa.Table:
-    """The table of a service's outbox, for its tables.py."""
+    """The outbox table, for a service's tables.py."""
     return sa.Table(
         "outbox",
         metadata,
@@ -89,7 +93,7 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
         sa.Column("event_type", sa.Text, nullable=False),
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
-        # The request and the trace that it happened in. NULL: from before this column.
+        # Request id and trace of the cause. NULL in rows that are older than this column.
         sa.Column("origin", sa.Text, default=request_context.origin),
         sa.Index("outbox_transaction_id_sequence_idx", "transaction_id", "sequence"),
     )
@@ -97,9 +101,9 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event to be written. `payload` is the serialised message that the stream sends.
+    """An event to write. `payload` is the serialised message that the stream sends.
 
-    `origin` is the `request_context.origin` of its cause, for `insertion`.
+    `origin` is the `request_context.origin` of its cause; only `insertion` needs it.
     """
 
     aggregate_id: UUID
@@ -110,7 +114,7 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is read, with its position in the stream and the `request_context.origin` of its cause."""
+    """An event that was read. `origin` is the `request_context.origin` of its cause."""
 
     position: str
     event_type: str
@@ -119,17 +123,17 @@ class Event:
     origin: str = ""
 
 
-# What every transaction that may come sees first: the beginning of the stream.
-_NOTHING = "1:1:"
+# A snapshot that sees no transaction: the beginning of the stream.
+_EMPTY = "1:1:"
 _LAST_ID = str(2**64 - 1)
-# An older form of position, which stored cursors may still have: the transactions of [low, high).
+# An older format of positions, which stored cursors may still have: the transactions of [low, high).
 _WINDOW = re.compile(r"([0-9]{1,18})-([0-9]{1,18})-([0-9]{1,18})")
 _SNAPSHOT = re.compile(r"(\d{1,19}):(\d{1,19}):((\d{1,19}(,\d{1,19})*)?)")
 
 
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """Read up to `sequence` of what `until` sees and `since` does not: snapshots of PostgreSQL."""
+    """The rows up to `sequence` that snapshot `until` sees and snapshot `since` does not are read."""
 
     since: str
     until: str
@@ -141,7 +145,7 @@ class _Position:
     @classmethod
     def parse(cls, text: str) -> "_Position":
         if not text:
-            return cls(_NOTHING, _NOTHING, 0)
+            return cls(_EMPTY, _EMPTY, 0)
         if (window := _WINDOW.fullmatch(text)) is not None:
             low, high = (max(1, int(window[side])) for side in (1, 2))
             text = f"{low}:{low}:/{high}:{high}:/{window[3]}"
@@ -152,21 +156,21 @@ class _Position:
             and int(parts[0].split(":")[0]) <= int(parts[1].split(":")[0])
             and re.fullmatch(r"[0-9]{1,18}", parts[2])
         ):
-            raise invalid(FieldViolation("after_position", "not a position of this stream"))
+            raise invalid(FieldViolation("after_position", "must be a position of this stream"))
         return cls(parts[0], parts[1], int(parts[2]))
 
 
 def _is_snapshot(text: str) -> bool:
-    found = _SNAPSHOT.fullmatch(text)
-    if found is None:
+    match = _SNAPSHOT.fullmatch(text)
+    if match is None:
         return False
-    oldest, following = int(found[1]), int(found[2])
-    running = [int(part) for part in found[3].split(",") if part]
-    # PostgreSQL raises for anything else.
+    oldest, following = int(match[1]), int(match[2])
+    running = [int(part) for part in match[3].split(",") if part]
+    # PostgreSQL rejects other values of pg_snapshot.
     return (
         0 < oldest <= following < 2**63
         and running == sorted(running)
-        and all(oldest <= one < following for one in running)
+        and all(oldest <= transaction < following for transaction in running)
     )
 
 
@@ -193,15 +197,14 @@ async def append(
 def insertion(
     connection: AsyncConnection, events: Sequence[NewEvent], *, now: datetime
 ) -> Statement:
-    """What writes events of many calls, to be sent in the caller's transaction with other
-    statements (mesh/db/pipeline.py)."""
+    """The statement that writes events of many calls, for a pipeline (mesh/db/pipeline.py)."""
     _on_commit(connection, events)
-    rows = ((each.aggregate_id, each.event_type, each.payload, each.origin) for each in events)
+    rows = ((event.aggregate_id, event.event_type, event.payload, event.origin) for event in events)
     return Statement(_INSERT, (now, *columns(rows, 4)))
 
 
 def _on_commit(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
-    """Once the transaction has committed, they are counted and the readers are woken."""
+    """Counts the events and wakes the readers when the transaction has committed."""
     if events:
         on_commit(connection, lambda: _count(events))
         notify_on_commit(connection, _CHANNEL)
@@ -210,7 +213,7 @@ def _on_commit(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
 async def forget(
     connection: AsyncConnection, table: sa.Table, *, before: datetime, limit: int
 ) -> int:
-    """Deletes the oldest events that were written before a time. Returns how many."""
+    """Deletes up to `limit` events, oldest first, written before a time. Returns the number."""
     oldest = sa.select(table.c.sequence).order_by(table.c.sequence).limit(limit)
     deleted = await connection.execute(
         sa.delete(table).where(table.c.sequence.in_(oldest), table.c.create_time < before)
@@ -220,24 +223,24 @@ async def forget(
 
 def _count(events: Sequence[NewEvent]) -> None:
     for event in events:
-        _HAPPENED.labels(event.event_type).inc()
+        _WRITTEN.labels(event.event_type).inc()
 
 
 class OutboxReader:
-    """Serves a service's outbox to any number of streams with one LISTEN connection."""
+    """Serves a service's outbox to any number of streams over one LISTEN connection."""
 
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._database = database
         self._table = table
         self._of_step = _reading(table, "sequence")
-        # Not to be had from the primary key: that index would be gone through from its beginning
-        # for the few that are new.
+        # An expression, so that PostgreSQL does not scan the primary key from its beginning for
+        # the few new rows.
         self._of_new_step = _reading(table, "sequence + 0")
         self._wake = asyncio.Condition()
         self._writes = 0
 
     async def listen(self) -> None:
-        """Wakes the streams when something was written. Runs until cancelled."""
+        """Wakes the streams when events were written. Runs until cancelled."""
         url = libpq_url(self._database.url)
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             await connection.execute(f"LISTEN {_CHANNEL}")
@@ -247,7 +250,7 @@ class OutboxReader:
                     self._wake.notify_all()
 
     async def now(self) -> str:
-        """The position of what is written from now on: nothing that is undecided is skipped."""
+        """The current position. Transactions that have not committed yet come after it."""
         async with self._database.reading() as connection:
             snapshot = await connection.scalar(sa.text("SELECT pg_current_snapshot()::text"))
         return str(_Position(snapshot, snapshot, 0))
@@ -255,10 +258,10 @@ class OutboxReader:
     async def stream(
         self, after_position: str, *, pauses: bool = False
     ) -> AsyncIterator[Sequence[Event]]:
-        """Yields what was written after the position, batch by batch, without end.
+        """Yields the events after a position, in batches, without end.
 
-        With `pauses` also an empty batch whenever nothing was left to read, about once a
-        second. Raises VALIDATION_FAILED for a position that is none.
+        With `pauses` also an empty batch, about once a second, when there is nothing to read.
+        Raises VALIDATION_FAILED for an invalid position.
         """
         position = _Position.parse(after_position)
         with _STREAMS.track_inprogress():
@@ -271,7 +274,7 @@ class OutboxReader:
 
     async def _follow(self, position: _Position, *, pauses: bool) -> AsyncIterator[Sequence[Event]]:
         while True:
-            # Counted before reading: a write that comes in between must not be slept over.
+            # Taken before reading, so that `_wait` returns at once for a write in between.
             seen = self._writes
             began = time.monotonic()
             events, position = await self._read(position)
@@ -286,11 +289,11 @@ class OutboxReader:
                 await self._wait(seen)
 
     async def position_at(self, time: datetime) -> str:
-        """A position before all events of this time and later.
+        """A position before all events created at `time` or later.
 
-        The table needs an index on create_time for it.
+        The table needs an index on create_time.
         """
-        # What is not committed yet has a transaction id at or above the horizon.
+        # Transactions that have not committed yet have ids at or above the snapshot's xmin.
         first = (
             f"SELECT least(pg_snapshot_xmin(pg_current_snapshot()), (SELECT min(transaction_id)"
             f" FROM {self._table.name} WHERE create_time >= :time))::text::bigint"
@@ -306,11 +309,11 @@ class OutboxReader:
                 await self._wake.wait_for(lambda: self._writes != seen)
 
     async def _read(self, position: _Position) -> tuple[list[Event], _Position]:
-        """One batch and the position after it."""
+        """Returns a batch and the position after it."""
         async with self._database.reading() as connection:
             events, until = await self._step(connection, position)
             if not events and position.until != position.since:
-                # That one was read to its end; go on with what has been committed since.
+                # The step was read to its end: begin the next one.
                 position = _Position(until, until, 0)
                 events, until = await self._step(connection, position)
         if len(events) == BATCH:
@@ -320,10 +323,12 @@ class OutboxReader:
     async def _step(
         self, connection: AsyncConnection, position: _Position
     ) -> tuple[list[Event], str]:
-        """A batch of a position's step, and the snapshot that the step ends with: the present
-        one, when the position is the beginning of a step."""
+        """A batch of the position's step, and the snapshot at which the step ends.
+
+        A position at the beginning of a step ends at the current snapshot.
+        """
         is_begun = position.until != position.since
-        is_tail = not is_begun and position.since != _NOTHING
+        is_tail = not is_begun and position.since != _EMPTY
         rows = await connection.execute(
             self._of_new_step if is_tail else self._of_step,
             {
@@ -353,22 +358,22 @@ class OutboxReader:
 
 
 def _reading(table: sa.Table, order: str) -> sa.TextClause:
-    """The events of a step in their order; without any, a row that has the end of the step alone."""
+    """Selects a step's events in order; an empty step gives one row with only its end."""
     return sa.text(f"""
         WITH step AS MATERIALIZED (
             SELECT CAST(:since AS pg_snapshot) AS since,
                 coalesce(CAST(:until AS pg_snapshot), pg_current_snapshot()) AS until
         )
-        SELECT CAST(step.until AS text) AS until, found.*
+        SELECT CAST(step.until AS text) AS until, event.*
         FROM step LEFT JOIN LATERAL (
             SELECT sequence, event_type, payload, create_time, origin FROM {table.name}
-            -- The index finds what may have been committed in between, the rest is exact.
+            -- The bounds on transaction_id use the index; the visibility tests are exact.
             WHERE transaction_id >= CAST(CAST(:oldest AS text) AS xid8)
                 AND transaction_id < CAST(CAST(:following AS text) AS xid8)
                 AND pg_visible_in_snapshot(transaction_id, step.until)
                 AND NOT pg_visible_in_snapshot(transaction_id, step.since)
                 AND sequence > :sequence
             ORDER BY {order} LIMIT :batch
-        ) AS found ON true
-        ORDER BY found.sequence
+        ) AS event ON true
+        ORDER BY event.sequence
     """)

@@ -1,6 +1,6 @@
-"""The trigger that outboxes had once, for the migrations that made it and those that take it away.
+"""The former trigger on outbox tables, for the migrations that create and drop it.
 
-It sent its NOTIFY within the transaction; see mesh/db/notifier.py for why none does now.
+It sent NOTIFY inside the transaction; mesh/db/notifier.py explains why that was replaced.
 """
 
 CREATE = """

@@ -1,7 +1,7 @@
 """Several statements in one round trip, on the connection of a running transaction.
 
-For the few paths where the way to the server and back is most of the cost. Everything else
-goes through SQLAlchemy (mesh/db/database.py).
+Only for paths whose cost is mostly round trips. Other statements go through SQLAlchemy
+(mesh/db/database.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from mesh.db import database_metrics
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL as psycopg takes it, `%s` for each parameter; it is prepared once per connection."""
+    """SQL with psycopg's `%s` parameters; it is prepared once per connection."""
 
     sql: str
     parameters: Sequence[object] = ()
@@ -28,23 +28,22 @@ SELECT set_config('enable_seqscan', 'off', true),
        set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true)
 """)
-"""Before statements that look rows up by their keys, for the rest of the transaction.
+"""Run before look-ups by key; it holds for the rest of the transaction.
 
-A plan that was made while the tables were small, and is kept, would go on reading them from end
-to end.
+Otherwise a cached plan that was made while the tables were small keeps using sequential scans.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a statement returned, and how many rows it has changed or found."""
+    """The rows that a statement returned, and the number of rows that it returned or changed."""
 
     rows: list[tuple[Any, ...]]
     count: int
 
 
 def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
-    """Rows as one list for each of `width` columns, as `unnest` takes them."""
+    """Transposes rows to one list per column, for `unnest`."""
     listed = list(rows)
     return [[row[n] for row in listed] for n in range(width)]
 
@@ -52,10 +51,9 @@ def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
 async def run_together(
     connection: AsyncConnection, statements: Sequence[Statement]
 ) -> list[Result]:
-    """Sends all statements at once; they run one after the other, in the caller's transaction.
+    """Sends all statements at once; they run in order in the caller's transaction.
 
-    Each sees what those before it did. The first that fails stops the rest; its error is
-    raised as SQLAlchemy would raise it.
+    The first error stops the rest and is raised as SQLAlchemy's DBAPIError.
     """
     raw = await connection.get_raw_connection()
     driver = cast(psycopg.AsyncConnection[tuple[Any, ...]], raw.driver_connection)

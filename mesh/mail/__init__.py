@@ -1,6 +1,5 @@
-"""Mail: queued in the transaction of what it tells about, sent by a loop, rendered from files.
+"""Mail: queued in the transaction of its cause, sent by a loop, rendered from templates.
 
-queue.py is the table, sender.py the loop, smtp.py and files.py the two ways out,
-message.py the MIME form, templates.py the texts. What a mail says, and to whom,
-belongs to the service that sends it.
+The table is in queue.py, the loop in sender.py, the transports in smtp.py and files.py.
+Contents and recipients belong to the service that sends the mail.
 """

@@ -1,4 +1,4 @@
-"""Mails as files: where there is no mail server, they are put aside to be looked at."""
+"""The transport that writes mails to files, for when no mail server is configured."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from pathlib import Path
 from mesh.mail.transport import Outcome, Verdict
 
 MAX_FILES = 10_000
-"""More than anybody looks at; the oldest go first."""
+"""Beyond this number the oldest files are deleted."""
 
-# Looking through the folder costs more than writing a mail.
+# Listing the folder costs more than writing a mail, so it is trimmed once per this many mails.
 _TRIM_EVERY = 500
 
 
 class FileTransport:
-    """Writes each mail to `<folder>/<Message-ID>.eml`, which every mail program opens."""
+    """Writes each mail to `<folder>/<mail id>.eml`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,7 +32,7 @@ class FileTransport:
         return outcomes
 
     def _write(self, message: EmailMessage) -> Outcome:
-        # The ids sort by time, so the files do.
+        # Mail ids are UUIDv7, so the files sort by time.
         name = str(message["Message-ID"]).strip("<>").partition("@")[0]
         unfinished = self._folder / f".{name}.tmp"
         try:

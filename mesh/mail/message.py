@@ -1,4 +1,4 @@
-"""A mail in its MIME form (RFC 5322, 2045–2047): text and HTML, headers in any language."""
+"""Builds the MIME message of a mail (RFC 5322, 2045–2047) with a text and an HTML part."""
 
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -8,30 +8,30 @@ from email.utils import format_datetime
 from mesh.mail.queue import QueuedMail
 from mesh.mail_settings import address_of
 
-# 7bit: quoted-printable or base64 for all else, so that no server has to speak 8BITMIME.
+# 7bit: other characters become quoted-printable or base64, so no server needs 8BITMIME.
 _POLICY = SMTP.clone(cte_type="7bit")
 
 
 class UnsendableError(ValueError):
-    """No server could ever take this mail, e.g. because its address is none."""
+    """No server can accept this mail, e.g. because its address is invalid."""
 
 
 def build(mail: QueuedMail, *, sender: Address) -> EmailMessage:
-    """The message, the same each time the mail is sent. Raises UnsendableError."""
+    """Builds the message, identical for each attempt. Raises UnsendableError."""
     try:
         message = EmailMessage(policy=_POLICY)
         message["From"] = sender
         to = address_of(mail.to)
         message["To"] = Address("", to.username, to.domain)
-        # A name with a line break in it must not begin a header of its own.
+        # Line breaks in names must not start a new header.
         message["Subject"] = " ".join(mail.subject.split())
         message["Date"] = format_datetime(mail.create_time)
-        # The same at each attempt, so that a mail sent twice is shown once.
+        # The same for each attempt, so that mail programs show a repeated mail once.
         message["Message-ID"] = f"<{mail.mail_id}@{sender.domain}>"
         message["Auto-Submitted"] = "auto-generated"
         message.set_content(mail.text, charset="utf-8")
         message.add_alternative(mail.html, subtype="html", charset="utf-8")
     except ValueError as error:
-        # The text of the error may quote the address.
+        # The error's text may quote the address.
         raise UnsendableError(type(error).__name__) from None
     return message

@@ -1,7 +1,7 @@
-"""Mails over SMTP (RFC 5321) with STARTTLS (RFC 3207) or TLS from the start (RFC 8314).
+"""The SMTP transport (RFC 5321) with STARTTLS (RFC 3207) or implicit TLS (RFC 8314).
 
-The standard library's client blocks, so a batch runs in a thread of its own over one
-connection; the time it may take is bounded from outside by closing that connection.
+smtplib blocks, so each batch runs in a thread over one connection. A batch that exceeds its
+time limit is ended by closing that connection.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from mesh.mail_settings import SmtpServer
 _log = logging.getLogger(__name__)
 
 _STEP_TIMEOUT_SECONDS = 10.0
-# Well below the lease of the mails.
+# Shorter than the lease of the mails, so that no other process sends them again.
 _BATCH_TIMEOUT_SECONDS = 90.0
 
-# RFC 1870: the one answer to MAIL FROM that is about the message and not about us.
+# RFC 1870: the one reply to MAIL FROM that concerns the message and not the sender.
 _TOO_LARGE = 552
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 class InsecureError(smtplib.SMTPException):
-    """The server offers no encryption, and without it nothing may be sent to it."""
+    """The server offers no encryption, but the settings or the password require it."""
 
 
 class SmtpTransport:
-    """Sends batches of mails, each over a connection of its own."""
+    """Sends batches of mails, one connection per batch."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class SmtpTransport:
         batch_timeout_seconds: float = _BATCH_TIMEOUT_SECONDS,
     ) -> None:
         self._server = server
-        # Trusts the system's authorities; SSL_CERT_FILE adds a private one.
+        # The system's certificate authorities; SSL_CERT_FILE adds a private one.
         self._tls = tls or ssl.create_default_context()
         self._step_timeout = step_timeout_seconds
         self._batch_timeout = batch_timeout_seconds
@@ -67,7 +67,7 @@ class SmtpTransport:
 
 
 class _Batch:
-    """Messages on their way over one connection, in a thread; `cut` is called from outside."""
+    """One batch over one connection. `run` blocks a thread; `cut` is called from another."""
 
     def __init__(
         self,
@@ -85,25 +85,25 @@ class _Batch:
         self.outcomes: list[Outcome] = []
 
     def run(self) -> None:
-        """Fills `outcomes`, whatever happens: those not sent are UNREACHABLE."""
+        """Fills `outcomes`, one per message; messages that were not sent are UNREACHABLE."""
         try:
             self._client = client = self._connect()
             for message in self._messages:
                 if self._is_cut:
                     raise TimeoutError
-                if client.sock is None:  # it said 421, or hung up
+                if client.sock is None:  # closed, e.g. after a 421 reply
                     raise smtplib.SMTPServerDisconnected
                 self.outcomes.append(_send(client, message))
         except (OSError, smtplib.SMTPException) as error:
             answer = _answer(error)
-            _log.warning("the mail server took no mails", extra={"answer": answer})
+            _log.warning("the mail server accepted no mail", extra={"answer": answer})
             rest = len(self._messages) - len(self.outcomes)
             self.outcomes += [Outcome(Verdict.UNREACHABLE, answer)] * rest
         finally:
-            self._leave()
+            self._close()
 
     def cut(self) -> None:
-        """Ends the connection: whatever the thread waits for fails at once."""
+        """Shuts the connection down, so that the thread's current operation fails at once."""
         self._is_cut = True
         if self._client is not None and self._client.sock is not None:
             with suppress(OSError):
@@ -116,8 +116,8 @@ class _Batch:
             client = smtplib.SMTP_SSL(timeout=self._timeout, context=self._tls)
         else:
             client = smtplib.SMTP(timeout=self._timeout)
-        # Connected only now, so that `cut` finds the socket while the server's greeting is
-        # awaited; then nobody but us tells the client which name the certificate must have.
+        # Connected after `_client` is set, so that `cut` can close the socket while the client
+        # waits for the greeting. The constructor would have set the name that TLS verifies.
         client._host = server.host  # type: ignore[attr-defined]
         self._client = client
         client.connect(server.host, server.port)
@@ -126,7 +126,7 @@ class _Batch:
         if not is_encrypted and server.starttls is not False:
             is_encrypted = self._start_tls(client)
         if server.user is not None:
-            # Whoever sits in between could take the offer of STARTTLS away and read the password.
+            # An attacker on the path could remove the STARTTLS offer and read the password.
             if not is_encrypted and server.starttls is None and server.host not in _LOOPBACK:
                 raise InsecureError
             client.login(server.user, server.password)
@@ -141,7 +141,7 @@ class _Batch:
             raise InsecureError
         return False
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         if self._client is not None:
             if not self._is_cut:
                 with suppress(OSError, smtplib.SMTPException):
@@ -150,7 +150,7 @@ class _Batch:
 
 
 def _send(client: smtplib.SMTP, message: EmailMessage) -> Outcome:
-    """Sends one. Raises what says nothing about this message, but about the server."""
+    """Sends one message. Raises errors that concern the server, not this message."""
     try:
         client.send_message(message)
     except smtplib.SMTPRecipientsRefused as error:
@@ -163,16 +163,16 @@ def _send(client: smtplib.SMTP, message: EmailMessage) -> Outcome:
             raise
         return _refusal(error.smtp_code)
     except (smtplib.SMTPNotSupportedError, UnicodeError):
-        # An address with letters beyond ASCII, and a server without SMTPUTF8 (RFC 6531).
+        # The address has non-ASCII characters and the server lacks SMTPUTF8 (RFC 6531).
         return Outcome(Verdict.REFUSED, "SMTPUTF8")
     except smtplib.SMTPServerDisconnected:
-        # Perhaps because of this very mail: it counts as a try, the rest of the batch does not.
+        # This mail may be the cause: only it counts as attempted, not the rest of the batch.
         return Outcome(Verdict.DEFERRED, "SMTPServerDisconnected")
     return Outcome(Verdict.SENT, "250")
 
 
 def _refusal(code: int) -> Outcome:
-    # RFC 5321, 4.2.1: 5yz is for good. 421 is the server itself going away.
+    # RFC 5321, 4.2.1: 5yz replies are permanent, 4yz transient.
     verdict = Verdict.REFUSED if 500 <= code <= 599 else Verdict.DEFERRED
     return Outcome(verdict, str(code))
 

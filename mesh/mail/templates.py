@@ -1,7 +1,6 @@
-"""Mails from template files: `<name>.txt`, whose first line is the subject, and `<name>.html`.
+"""Renders mails from `<name>.txt`, whose first line is the subject, and `<name>.html`.
 
-Both may use what is in mesh/mail/templates: the HTML ones extend `layout.html`, the look of
-all mails, and import their paragraphs, buttons and tables from `parts.html`.
+HTML templates extend mesh/mail/templates/layout.html and import macros from parts.html.
 """
 
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ _SUBJECT = "Subject: "
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What a mail says."""
+    """The subject and both bodies of a mail."""
 
     subject: str
     text: str
@@ -26,12 +25,12 @@ class Rendered:
 
 
 class Templates:
-    """The template files of a service, in `folder`. A value that a template misses is a bug."""
+    """A service's templates in `folder`. Rendering raises when a value is missing."""
 
     def __init__(self, folder: Path, *, filters: Mapping[str, Any] | None = None) -> None:
         self._environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader([folder, SHARED]),
-            # Names of people and events are text, whatever they look like.
+            # Names of people and events may contain HTML characters.
             autoescape=jinja2.select_autoescape(["html"], default=False),
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -40,7 +39,7 @@ class Templates:
         self._environment.filters.update(filters or {})
 
     def render(self, name: str, /, **values: Any) -> Rendered:
-        """Renders a mail from `<name>.txt` and `<name>.html`."""
+        """Renders `<name>.txt` and `<name>.html`."""
         text = self._environment.get_template(f"{name}.txt").render(values)
         first, _, body = text.partition("\n")
         if not first.startswith(_SUBJECT):

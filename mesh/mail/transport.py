@@ -1,4 +1,4 @@
-"""What the sending loop asks of a way out for mails, and what it hears back."""
+"""The interface between the sending loop and its transports (SMTP, files)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,24 +10,26 @@ from typing import Protocol
 class Verdict(Enum):
     SENT = auto()
     REFUSED = auto()
-    """For good: the server will never take this mail."""
+    """Permanently refused: never send this mail again."""
     DEFERRED = auto()
-    """For now: the server wants this mail later."""
+    """Transiently refused: send it again later."""
     UNREACHABLE = auto()
-    """No server took it or looked at it: nothing is wrong with the mail."""
+    """No server could be reached, so the attempt does not count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a mail. `answer` is a status code or the name of an error, no more:
-    a server's own text may quote the address."""
+    """The result of sending a mail. `answer` is a status code or the name of an error.
+
+    It is never the server's text, which may quote the address.
+    """
 
     verdict: Verdict
     answer: str
 
 
 class Transport(Protocol):
-    """Takes messages to a mail server, or to where they are looked at instead."""
+    """Delivers messages to a mail server or to files."""
 
     async def send(self, messages: Sequence[EmailMessage]) -> Sequence[Outcome]:
-        """Sends a batch. One outcome per message, in their order; never raises for a mail."""
+        """Sends a batch and returns one outcome per message, in order. Reports errors as outcomes."""

@@ -1,1 +1,1 @@
-"""Logs, metrics, traces, probes and error reports of a process."""
+"""Logs, metrics, traces, health probes and bug reports of a process."""

@@ -1,8 +1,7 @@
-"""Structured logs: one JSON object a line, on standard output.
+"""Structured logs: one JSON object per line on standard output.
 
-Never logged: tokens, passwords, cards, bodies, personal data. User ids are; they say
-nothing without the database. What the contract marks `debug_redact` is left out even of
-what DEBUG shows of requests, and error texts lose what looks like personal data.
+Tokens, passwords, cards, request bodies and personal data are never logged; user ids are.
+mesh/observability/redaction.py removes such data from requests and error texts.
 """
 
 import logging
@@ -16,7 +15,7 @@ from mesh.observability import redaction, request_context, tracing
 
 
 def configure(service: str, level: str, *, replica: int = 0) -> None:
-    """Sends all logs of the process to standard output as JSON."""
+    """Writes all logs of the process to standard output as JSON."""
     formatter = _Formatter("%(message)s", static_fields={"service": service, "replica": replica})
     output = logging.StreamHandler(sys.stdout)
     output.setFormatter(formatter)

@@ -1,13 +1,7 @@
-"""What a process counts and measures, and the page that Prometheus reads it from.
+"""Prometheus metrics of a process, and the HTTP listener for scrapes and probes.
 
-A module declares its metrics at its top and moves them where the thing happens:
-
-    _PLACED = metrics.counter("bookings_placed", "Bookings placed.", "outcome")
-    ...
-    _PLACED.labels("held").inc()
-
-What must not count before it is durable goes through `mesh.db.database.on_commit`. Labels
-come from small, fixed sets: never an id, a name, an address or a client's text.
+Modules declare their metrics at the top. Count database effects with `database.on_commit`.
+Label values come from small, fixed sets: never an id, a name, an address or a client's text.
 """
 
 import math
@@ -50,31 +44,31 @@ _PREFIX: Final = "boxoffice_"
 SECONDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
-"""Bounds for durations, in seconds; the deadlines of the contract end at 30 s."""
+"""Buckets for durations, in seconds; the longest deadline of the contract is 30 s."""
 
 SIZES: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-"""Bounds for the sizes of batches."""
+"""Buckets for batch sizes."""
 
 _T = TypeVar("_T")
 
-# A second time series for each, which nothing here reads.
+# Drops the `_created` series, which no dashboard or alert uses.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 def counter(name: str, meaning: str, *labels: str) -> Counter:
-    """Something that happens: `counter("mails_sent", …)` is `boxoffice_mails_sent_total`."""
+    """A counter: `counter("mails_sent", …)` is exported as `boxoffice_mails_sent_total`."""
     return Counter(_PREFIX + name, meaning, labels)
 
 
 def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-    """Something that goes up and down and that the code sets."""
+    """A value that the code sets."""
     return Gauge(_PREFIX + name, meaning, labels)
 
 
 def histogram(
     name: str, meaning: str, *labels: str, buckets: tuple[float, ...] = SECONDS
 ) -> Histogram:
-    """Durations in seconds unless `buckets` says otherwise; put the unit last in the name."""
+    """Durations in seconds unless `buckets` differ; the unit comes last in the name."""
     return Histogram(_PREFIX + name, meaning, labels, buckets=(*buckets, math.inf))
 
 
@@ -85,10 +79,10 @@ def measured(
     *,
     label: str,
 ) -> Callable[[_T], None]:
-    """A gauge that is read at the scrape from objects that live as long as they like.
+    """A gauge that is read from objects at each scrape. Returns the function that adds an object.
 
-    Returns the function that adds an object. `read` gives (label's value, number) pairs,
-    which are summed over all objects of the process.
+    `read` returns (label value, number) pairs, which are summed over all live objects. The gauge
+    keeps weak references to them.
     """
     source = _Measured(_PREFIX + name, meaning, label, read)
     REGISTRY.register(source)
@@ -130,11 +124,10 @@ class _Measured(Collector, Generic[_T]):
 
 
 class Listener:
-    """Serves GET /metrics, /live and /ready over plain HTTP, from a thread of its own.
+    """Serves GET /metrics, /live and /ready over plain HTTP, from its own thread.
 
-    A thread, so that a probe is answered, or a scrape taken, also when the event loop
-    is stuck: that is what /live is there to tell. `is_live` and `is_ready` are asked from
-    that thread and must not wait.
+    A thread, so that /live still responds when the event loop is blocked, which it reports.
+    `is_live` and `is_ready` run in that thread and must not block.
     """
 
     def __init__(
@@ -170,7 +163,7 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port, also when 0 was asked for."""
+        """The bound port, also when the listener was created with port 0."""
         return self._server.server_port
 
     def __enter__(self) -> Self:
@@ -184,11 +177,11 @@ class Listener:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    # A client that sends nothing keeps nobody else out, and not the process from ending.
+    # An idle client must not keep the process from exiting.
     daemon_threads = True
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: it asks the resolver for the host's name, which may take seconds.
+        # HTTPServer's own server_bind looks up the host's name, which may take seconds.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = "metrics", self.server_address[1]
         self.setup_environ()
@@ -198,4 +191,4 @@ class _Connection(WSGIRequestHandler):
     timeout = 5.0
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """A scrape every few seconds is no news."""
+        """Does not log scrapes and probes, which come every few seconds."""

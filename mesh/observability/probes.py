@@ -1,8 +1,7 @@
-"""Whether a process lives, and whether it should be sent calls. Two questions, two answers.
+"""Liveness and readiness of a process.
 
-Alive: the event loop turns. The database has no part in it, because a restart heals no
-database. Ready: it serves, does not stop, and reaches its database; one missed answer
-changes nothing, so that a hiccup does not take every replica out at once.
+Live: its event loop runs. The database does not count, because a restart would not repair it.
+Ready: it serves, is not stopping, and reaches its database.
 """
 
 import asyncio
@@ -12,22 +11,22 @@ from collections.abc import Callable
 from mesh.observability import metrics
 
 _BEAT_SECONDS = 0.5
-# Longer than any pause that a busy machine causes; shorter than anyone waits for a restart.
+# Longer than any pause of the event loop on a busy machine.
 _STUCK_SECONDS = 15.0
 
-_DELAY = metrics.histogram("event_loop_delay_seconds", "How late the event loop runs a timer.")
-_READY = metrics.gauge("ready", "1 when the process asks for calls.")
+_DELAY = metrics.histogram("event_loop_delay_seconds", "Delay of timers in the event loop.")
+_READY = metrics.gauge("ready", "1 when the process is ready for calls.")
 
 
-class Heart:
-    """Beats as long as the event loop turns. `is_beating` may be asked from any thread."""
+class Heartbeat:
+    """Records that the event loop runs. `is_beating` may be called from any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last = clock()
 
-    async def beat(self) -> None:
-        """Runs until cancelled."""
+    async def run(self) -> None:
+        """Beats until cancelled."""
         while True:
             self._last = self._clock()
             await asyncio.sleep(_BEAT_SECONDS)
@@ -38,8 +37,8 @@ class Heart:
 
 
 class Readiness:
-    """Ready after the first good check; not after `misses` bad ones in a row, and again
-    after `hits` good ones in a row. Never again once it stops."""
+    """Ready after the first good check. Not ready after `misses` consecutive bad checks, ready
+    again after `hits` consecutive good ones, so that one failed ping changes nothing."""
 
     def __init__(self, *, misses: int = 3, hits: int = 2) -> None:
         self._misses = misses
@@ -54,8 +53,8 @@ class Readiness:
     def is_ready(self) -> bool:
         return self._is_ready and not self._stopping
 
-    def saw(self, *, good: bool) -> bool:
-        """Takes a check's result. Returns whether the process is ready now."""
+    def record(self, *, good: bool) -> bool:
+        """Records the result of a check. Returns whether the process is ready."""
         if good == self._is_ready:
             self._streak = 0
         else:
@@ -68,5 +67,6 @@ class Readiness:
         return self.is_ready
 
     def stop(self) -> None:
+        """Makes the process not ready for good."""
         self._stopping = True
         _READY.set(0)

@@ -1,8 +1,7 @@
-"""Keeps personal data and secrets out of logs and reports.
+"""Removes personal data and secrets from logs and bug reports.
 
-A message's fields are classified in the contract: `debug_redact = true` marks what must
-never be shown. Texts of errors come from drivers, which quote what they were given: what
-looks like a person's data or a secret is cut out.
+The contract marks fields that must not be shown with `debug_redact = true`. Error texts come
+from drivers, which quote values: parts that match a pattern of such data are replaced.
 """
 
 import re
@@ -22,40 +21,40 @@ _SENSITIVE = re.compile(
     r"|(?P<token>eyJ[\w-]+\.[\w-]+\.[\w-]*)"
     r"|(?P<bearer>(?i:bearer)\s+[\w.~+/-]+=*)"
     r"|(?P<userinfo>(?<=://)[^/@\s]+(?=@))"
-    # PostgreSQL repeats the row or the key that it refuses.
+    # PostgreSQL quotes the row or the key that violates a constraint.
     r"|(?P<key>(?<=\)=\()[^)]*(?=\)))"
     r"|(?P<row>(?<=Failing row contains )\(.*\))"
 )
 
 
 def text(given: str) -> str:
-    """A text without addresses, tokens, credentials in URLs, and values that PostgreSQL quotes."""
+    """Replaces mail addresses, tokens, credentials in URLs and values quoted by PostgreSQL."""
     return _SENSITIVE.sub(REDACTED, given)
 
 
 def shown(message: Message) -> dict[str, Any]:
-    """A message's fields as they may be logged: short, and without what the contract hides."""
+    """A message's fields for a log line: shortened, without those marked `debug_redact`."""
     hidden = _hidden(message.DESCRIPTOR)
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for field, value in message.ListFields():
         if field.name in hidden:
-            found[field.name] = REDACTED
-        elif _is_many(value):
-            found[field.name] = [_one(field, each) for each in list(value)[:_MAX_ITEMS]]
+            fields[field.name] = REDACTED
+        elif _is_repeated(value):
+            fields[field.name] = [_shown_value(field, item) for item in list(value)[:_MAX_ITEMS]]
         else:
-            found[field.name] = _one(field, value)
-    return found
+            fields[field.name] = _shown_value(field, value)
+    return fields
 
 
-def _is_many(value: Any) -> bool:
+def _is_repeated(value: Any) -> bool:
     return hasattr(value, "__len__") and not isinstance(value, str | bytes | Message)
 
 
-def _one(field: FieldDescriptor, value: Any) -> Any:
+def _shown_value(field: FieldDescriptor, value: Any) -> Any:
     if isinstance(value, Message):
         return shown(value)
     if isinstance(value, bytes):
-        # A webhook's body, an opaque answer: nobody classified what is in it.
+        # Bytes (a webhook's body, a provider's answer) may contain anything.
         return f"{len(value)} bytes"
     if isinstance(value, str):
         return value[:_MAX_TEXT]

@@ -1,8 +1,7 @@
-"""Reports bugs to Sentry, or what speaks its protocol, when a DSN is set.
+"""Reports bugs to Sentry, or a server with the same protocol, when a DSN is set.
 
-A bug is what the logs call ERROR with an exception: refusals are answers, not bugs, and are
-never reported. A report says what happened where, under which request; whose request it was,
-and what was in it, stays here.
+A bug is a log record of level ERROR. DomainErrors are answers to clients and not reported.
+A report has the traceback and the request's id, but no user and no content of the request.
 """
 
 import logging
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
 _MAX_BREADCRUMBS = 20
 _FLUSH_SECONDS = 2
 
-# What a log line may add to a report: names of our own, and ids that say nothing alone.
+# Fields of a log line that a report keeps: our own names, and ids that identify no person.
 _KEPT = ("method", "loop", "step", "stream", "booking_id", "event_id", "reason", "attempts")
 
 
 def configure(service: str, settings: MeshSettings) -> None:
-    """Starts reporting, if a DSN is set; without one nothing of Sentry is imported."""
+    """Starts reporting if a DSN is set; otherwise does not import Sentry."""
     if settings.sentry_dsn is None:
         return
     import sentry_sdk
@@ -35,7 +34,7 @@ def configure(service: str, settings: MeshSettings) -> None:
         release=settings.release or None,
         environment=settings.environment,
         server_name=service,
-        # Its own list would hook into every library that it knows.
+        # The defaults would hook into every library that Sentry knows.
         default_integrations=False,
         auto_enabling_integrations=False,
         integrations=[
@@ -50,7 +49,7 @@ def configure(service: str, settings: MeshSettings) -> None:
 
 
 def shutdown() -> None:
-    """Sends what is left."""
+    """Sends pending reports."""
     if "sentry_sdk" in sys.modules:
         import sentry_sdk
 
@@ -58,7 +57,7 @@ def shutdown() -> None:
 
 
 def _before_send(event: "Event", hint: "Hint") -> "Event | None":
-    """Leaves out refusals, and everything that might be somebody's."""
+    """Drops DomainErrors, and removes personal data from other reports."""
     if isinstance((hint.get("exc_info") or (None, None, None))[1], DomainError):
         return None
     report: dict[str, Any] = {**event}

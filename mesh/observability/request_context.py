@@ -1,4 +1,4 @@
-"""The request that work belongs to: its id and trace, for logs, traces and later work."""
+"""The request id and trace of the current work, for logs, traces and later background work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,41 +10,41 @@ from mesh.observability import tracing
 REQUEST_ID_HEADER = "x-request-id"
 
 MAX_REQUEST_ID_LENGTH = 1024
-"""Room for the ids of a batch; the gateway's own are UUIDs."""
+"""The header carries one id, or those of a batch's requests, separated by commas."""
 
-# A UUID and a comma each.
-_MOST_REQUEST_IDS = MAX_REQUEST_ID_LENGTH // 37
+# A UUID and a comma for each request.
+_MAX_REQUEST_IDS = MAX_REQUEST_ID_LENGTH // 37
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def request_id() -> str:
-    """Id of the request at the gateway, the same in all services; empty outside of a call."""
+    """The request's id from the gateway, the same in all services; empty outside of a call."""
     return _request_id.get()
 
 
 def begin(request_id: str) -> None:
-    """Sets the request of the current task."""
+    """Sets the request id of the current task."""
     _request_id.set(request_id)
 
 
 def origin() -> str:
-    """What caused the work at hand, as text to keep with what the work leaves for later.
+    """Request id and trace of the current work as text, to store with background work.
 
-    Request id and trace; both may be empty.
+    Both may be empty.
     """
     return f"{_request_id.get()} {tracing.parent()}"
 
 
 @contextmanager
 def resuming(name: str, *origins: str, **attributes: str) -> Iterator[None]:
-    """Work in the name of the calls that left it, so that logs and traces tell so.
+    """Runs background work under the request ids and traces of the calls that caused it.
 
-    Of many only the first are named in logs; the trace of the first links to all of them.
+    Logs name the first 27 requests; the span belongs to the first trace and links to all.
     """
     parts = [origin.partition(" ") for origin in origins]
-    named = dict.fromkeys(request_id for request_id, _, _ in parts if request_id)
-    token = _request_id.set(",".join(islice(named, _MOST_REQUEST_IDS)))
+    request_ids = dict.fromkeys(request_id for request_id, _, _ in parts if request_id)
+    token = _request_id.set(",".join(islice(request_ids, _MAX_REQUEST_IDS)))
     try:
         with tracing.following(name, *(parent for _, _, parent in parts), **attributes):
             yield

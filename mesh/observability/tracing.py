@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry, in W3C's trace context, from the gateway down to SQL.
+"""OpenTelemetry traces with W3C trace context, from the gateway to SQL statements.
 
-Off unless BOXOFFICE_TRACE_ENDPOINT names a collector: then no span is made and nothing of
-OpenTelemetry is imported. Everything else goes through the few functions here.
+The only module that uses OpenTelemetry. Without BOXOFFICE_TRACE_ENDPOINT it is not imported
+and no spans are created.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ _provider: "TracerProvider | None" = None
 
 
 def configure(service: str, settings: MeshSettings, *, replica: int = 0) -> None:
-    """Starts exporting the process's spans, if a collector is named."""
+    """Starts exporting the process's spans if a collector is configured."""
     if settings.trace_endpoint is None:
         return
     global _tracer, _provider  # noqa: PLW0603  one per process, as logging has
@@ -43,7 +43,7 @@ def configure(service: str, settings: MeshSettings, *, replica: int = 0) -> None
                 "deployment.environment.name": settings.environment,
             }
         ),
-        # The gateway decides for what comes through it; background work is decided here.
+        # The gateway samples requests; the ratio here samples background work.
         sampler=ParentBased(TraceIdRatioBased(settings.trace_sample)),
     )
     exporter = OTLPSpanExporter(
@@ -57,7 +57,7 @@ def configure(service: str, settings: MeshSettings, *, replica: int = 0) -> None
 
 
 def shutdown() -> None:
-    """Sends what is left."""
+    """Sends pending spans."""
     if _provider is not None:
         _provider.shutdown()
 
@@ -65,7 +65,7 @@ def shutdown() -> None:
 def serving(
     name: str, metadata: Mapping[str, str], attributes: Mapping[str, str], *, when: bool = True
 ) -> AbstractContextManager["Span | None"]:
-    """The span of a served call, in the trace that its caller names."""
+    """The span of a served call, in the trace from the caller's metadata."""
     if _tracer is None or not when:
         return _NOTHING
     from opentelemetry.trace import SpanKind
@@ -93,10 +93,9 @@ def calling(name: str) -> AbstractContextManager["Span | None"]:
 
 @contextmanager
 def following(name: str, *parents: str, **attributes: str) -> Iterator["Span | None"]:
-    """The span of background work that calls have caused, perhaps in another service.
+    """The span of background work caused by calls, perhaps in another service.
 
-    A child of the first that caused it, so that one trace tells it all; and linked to each,
-    for the traces of the others and for viewers that show long pauses as links.
+    It is a child of the first parent and has a link to each of them.
     """
     if _tracer is None:
         yield None
@@ -116,9 +115,9 @@ def following(name: str, *parents: str, **attributes: str) -> Iterator["Span | N
 
 
 def statement(kind: str) -> Any:
-    """Begins a SQL statement's span; end it with `ended`. None outside of a trace.
+    """Starts a SQL statement's span; None outside of a trace. The caller ends it.
 
-    Statements carry no values and no text: their kind and table say enough.
+    It has the kind of the statement, e.g. SELECT, but neither text nor values.
     """
     if _tracer is None:
         return None
@@ -130,7 +129,7 @@ def statement(kind: str) -> Any:
 
 
 def ended(span: "Span | None", code: str = "OK") -> None:
-    """Notes how it went; a failed one is marked as such."""
+    """Sets a span's status code; any code but OK marks it as failed."""
     if span is None:
         return
     if code != "OK":
@@ -156,5 +155,5 @@ def _context_of(parent: str) -> Any:
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    # Never the current context: background work is started from anywhere.
+    # Not the current context: background work starts in unrelated contexts.
     return TraceContextTextMapPropagator().extract({HEADER: parent}, context=Context())

@@ -1,12 +1,11 @@
-"""A cache of JSON values in Redis, for what many read and few change.
+"""A cache of JSON values in Redis; without Redis each read goes to its source.
 
-Optional by design: without Redis each read goes to its source at once. Only what anybody
-may read is kept here, because it is not encrypted. Keys are `cache:<area>:<id>`, each
-with a time to live.
-
-A change must not be overtaken by a reader that read before it and writes after it: the key
-of a changed value is closed for a moment, longer than any read takes, and fills are refused.
+Values are not encrypted: only data that any client may read belongs here.
 """
+
+# Keys are `cache:<area>:<id>`, each with a TTL. A reader that read the source before a change could
+# write its stale value after it. So a change closes its key for 5 s, longer than any read takes;
+# a closed key accepts no values.
 
 import asyncio
 import logging
@@ -25,11 +24,11 @@ MAX_TTL_SECONDS = 3600
 
 _PREFIX = "cache:"
 _CLOSED = b"closed"
-# Longer than a statement may run, so that whoever read the old value has given up.
+# Longer than statement_timeout, so that readers of the old value have finished or failed.
 _CLOSED_SECONDS = 5
 _SCAN_COUNT = 500
-# Changes that Redis has not heard of, while it is away. Values live no longer than their TTL.
-_MAX_UNTOLD = 10_000
+# Most keys to remember for deletion while Redis is unavailable. Others expire by their TTL.
+_MAX_PENDING = 10_000
 
 _READS = metrics.counter("cache_reads", "Reads through the cache.", "result")
 
@@ -37,13 +36,13 @@ _T = TypeVar("_T")
 
 
 class Cache:
-    """Values by key. What is stored is JSON; the adapter says what it becomes again."""
+    """Values by key, stored as JSON and converted by pydantic's adapters."""
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._reading: dict[str, asyncio.Task[Any]] = {}
-        self._untold: dict[str, None] = {}
-        link.on_return(self._tell)
+        self._pending_deletes: dict[str, None] = {}
+        link.on_return(self._delete_pending)
 
     async def read(
         self,
@@ -53,21 +52,21 @@ class Cache:
         *,
         ttl_seconds: int = DEFAULT_TTL_SECONDS,
     ) -> _T:
-        """The value of a key; from `source` when it is not there, once for all who ask meanwhile.
+        """Returns a key's value; on a miss calls `source` once for all concurrent readers.
 
-        Raises what `source` raises, and nothing else: a failure is not kept.
+        Raises only what `source` raises. Errors are not cached.
         """
         task = self._reading.get(key)
         if task is None:
-            # A task of its own: the one who asked first may go away, the others still wait.
-            task = asyncio.create_task(self._through(key, adapter, source, ttl_seconds))
+            # A separate task, so that cancelling the first reader does not affect the others.
+            task = asyncio.create_task(self._read_through(key, adapter, source, ttl_seconds))
             self._reading[key] = task
-            task.add_done_callback(lambda done: self._has_read(key, done))
+            task.add_done_callback(lambda done: self._end_reading(key, done))
         value: _T = await asyncio.shield(task)
         return value
 
     async def get(self, key: str, adapter: TypeAdapter[_T]) -> _T | None:
-        """The value, or None: not there, not readable any more, or Redis is away."""
+        """The value; None when it is missing or unreadable, or Redis is unavailable."""
         try:
             stored = await self._link.call(lambda client: client.get(_PREFIX + key))
         except RedisAwayError:
@@ -77,7 +76,7 @@ class Cache:
         try:
             return adapter.validate_json(stored)
         except ValidationError:
-            # Of an older version of the code, or damaged: as good as not there.
+            # Written by another version of the code: a miss.
             return None
 
     async def set(
@@ -88,7 +87,7 @@ class Cache:
         *,
         ttl_seconds: int = DEFAULT_TTL_SECONDS,
     ) -> bool:
-        """Keeps a value unless the key is closed or has one. False also when Redis is away."""
+        """Stores a value unless the key has one or is closed. Returns whether it was stored."""
         text = adapter.dump_json(value)
         seconds = min(ttl_seconds, MAX_TTL_SECONDS)
         try:
@@ -108,71 +107,68 @@ class Cache:
         return stored is not None and stored != _CLOSED
 
     async def delete(self, *keys: str) -> None:
-        """What the keys stand for has changed, and is committed: forget the old values.
+        """Deletes values whose source has changed. Call it after the change has committed.
 
-        While Redis is away the keys are remembered, and deleted before it is used again.
+        While Redis is unavailable the keys are remembered and deleted before it is used again.
         """
-        # Whoever reads now may have read the old value: the next to ask must not share it.
+        # A running read may have the old value: later readers must not share it.
         for key in keys:
             self._reading.pop(key, None)
         try:
             await self._close(keys, self._link.call)
         except RedisAwayError:
-            self._remember(keys)
+            if len(self._pending_deletes) < _MAX_PENDING:
+                self._pending_deletes.update(dict.fromkeys(keys))
 
     async def delete_matching(self, prefix: str) -> int:
-        """Deletes all keys that begin with a prefix, in small steps. Returns how many."""
+        """Deletes all keys that begin with a prefix, 500 at a time. Returns the number."""
         escaped = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)
         cursor, deleted = 0, 0
         while True:
             try:
-                # SCAN: KEYS would keep everybody waiting for as long as Redis is large.
-                cursor, found = await self._link.call(
+                # SCAN, because KEYS blocks Redis while it walks all keys.
+                cursor, matching = await self._link.call(
                     lambda client, at=cursor: client.scan(  # type: ignore[misc]
                         at, match=f"{_PREFIX}{escaped}*", count=_SCAN_COUNT
                     )
                 )
-                if found:
+                if matching:
                     deleted += await self._link.call(
-                        lambda client, keys=found: client.unlink(*keys)  # type: ignore[misc]
+                        lambda client, keys=matching: client.unlink(*keys)  # type: ignore[misc]
                     )
             except RedisAwayError:
                 return deleted
             if cursor == 0:
                 return deleted
 
-    async def _through(
+    async def _read_through(
         self,
         key: str,
         adapter: TypeAdapter[_T],
         source: Callable[[], Awaitable[_T]],
         ttl_seconds: int,
     ) -> _T:
-        if (known := await self.get(key, adapter)) is not None:
+        if (cached := await self.get(key, adapter)) is not None:
             _READS.labels("hit").inc()
-            return known
+            return cached
         _READS.labels("away" if self._link.is_away else "miss").inc()
         value = await source()
         await self.set(key, adapter, value, ttl_seconds=ttl_seconds)
         return value
 
-    def _has_read(self, key: str, task: asyncio.Task[Any]) -> None:
+    def _end_reading(self, key: str, task: asyncio.Task[Any]) -> None:
         if self._reading.get(key) is task:
             del self._reading[key]
-        # Everybody who asked may be gone: fetch the error, or asyncio complains about it.
+        # All readers may be cancelled. asyncio warns about an exception that nobody retrieved.
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.debug("a value could not be read", exc_info=error)
 
-    def _remember(self, keys: tuple[str, ...]) -> None:
-        if len(self._untold) < _MAX_UNTOLD:
-            self._untold.update(dict.fromkeys(keys))
-
-    async def _tell(self) -> None:
-        untold = tuple(self._untold)
-        if untold:
-            await self._close(untold, self._link.direct)
-        for key in untold:
-            self._untold.pop(key, None)
+    async def _delete_pending(self) -> None:
+        keys = tuple(self._pending_deletes)
+        if keys:
+            await self._close(keys, self._link.direct)
+        for key in keys:
+            self._pending_deletes.pop(key, None)
 
     async def _close(self, keys: tuple[str, ...], call: Callable[..., Awaitable[Any]]) -> None:
         async def close_all(client: Any) -> None:

@@ -1,8 +1,7 @@
-"""Redis as everybody here may use it: fast when it is there, out of the way when it is not.
+"""The connection to Redis: fails fast, so that callers go on without Redis.
 
-Nothing that sells may depend on it, and nobody may wait for it: a call takes a tenth of a
-second at most, and after the first one that fails no further call is tried until Redis
-answers a ping again. That ping is a task of its own, so no customer pays for finding out.
+A call takes at most 100 ms. After a failure all calls fail at once until a background task's
+ping succeeds.
 """
 
 import asyncio
@@ -21,31 +20,31 @@ from mesh.observability import metrics
 _log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_SECONDS = 0.1
-"""For a whole call, connecting included."""
+"""Limit of a whole call, including the connect."""
 
 _POOL_SIZE = 10
-# Of the time for the call itself.
-_WAIT_FOR_A_PLACE = 0.2
+# Time to wait for a connection, as a share of the time for the call.
+_WAIT_SHARE = 0.2
 _PROBE_SECONDS = 0.5
 _HEALTH_CHECK_SECONDS = 15
 
-_AWAY = metrics.counter("redis_away", "How often Redis was found to be away.")
+_AWAY = metrics.counter("redis_away", "Times at which Redis became unavailable.")
 
 _T = TypeVar("_T")
 
 
 class RedisAwayError(Exception):
-    """Redis did not answer, or was not asked because it is known to be away."""
+    """Redis did not answer in time, or was not called because it is unavailable."""
 
 
 class RedisLink:
-    """One client per process, shared by cache and locks."""
+    """One Redis client per process, shared by cache, locks and counters."""
 
     def __init__(self, client: Redis, call_seconds: float) -> None:
         self._client = client
         self._call_seconds = call_seconds
-        # In place of a pool that blocks: that many callers at once do not mean that Redis is away.
-        self._places = asyncio.Semaphore(_POOL_SIZE)
+        # Instead of a blocking pool, whose timeout would look like an unavailable Redis.
+        self._connections = asyncio.Semaphore(_POOL_SIZE)
         self._probe: asyncio.Task[None] | None = None
         self._on_return: list[Callable[[], Awaitable[None]]] = []
 
@@ -54,14 +53,14 @@ class RedisLink:
     async def open(
         cls, url: str, *, call_seconds: float = CALL_TIMEOUT_SECONDS
     ) -> AsyncIterator["RedisLink"]:
-        """Connects with the first call. `url` is redis://, rediss:// or unix://."""
+        """A link that connects with the first call. `url` is redis://, rediss:// or unix://."""
         pool = ConnectionPool.from_url(
             url,
             max_connections=_POOL_SIZE,
             socket_timeout=call_seconds,
             socket_connect_timeout=call_seconds,
             health_check_interval=_HEALTH_CHECK_SECONDS,
-            # A second try would cost a second timeout.
+            # A retry would cost a second timeout.
             retry=Retry(NoBackoff(), 0),
         )
         link = cls(Redis.from_pool(pool), call_seconds)
@@ -75,28 +74,28 @@ class RedisLink:
         return self._probe is not None
 
     def on_return(self, catch_up: Callable[[], Awaitable[None]]) -> None:
-        """Runs `catch_up` whenever Redis has come back, before the first call reaches it."""
+        """Runs `catch_up` when Redis is available again, before other calls reach it."""
         self._on_return.append(catch_up)
 
     async def call(self, command: Callable[[Redis], Awaitable[_T]]) -> _T:
-        """Runs a command. Raises RedisAwayError, at once when Redis is known to be away."""
+        """Runs a command. Raises RedisAwayError, at once while Redis is unavailable."""
         if self.is_away:
             raise RedisAwayError("known")
         try:
             return await self._bounded(command)
         except (RedisError, OSError) as error:
-            self._notice(type(error).__name__)
+            self._start_probe(type(error).__name__)
             raise RedisAwayError(type(error).__name__) from error
 
     async def direct(self, command: Callable[[Redis], Awaitable[_T]]) -> _T:
-        """For what catches up while Redis comes back: asks it also when it counts as away."""
+        """Runs a command even while Redis counts as unavailable; for probes and `on_return`."""
         try:
             return await self._bounded(command)
         except (RedisError, OSError) as error:
             raise RedisAwayError(type(error).__name__) from error
 
     async def ping(self) -> None:
-        """Raises RedisAwayError when Redis does not answer now; for health checks."""
+        """Raises RedisAwayError when Redis does not answer; for health checks."""
         await self.direct(lambda client: client.ping())
 
     async def close(self) -> None:
@@ -107,30 +106,30 @@ class RedisLink:
 
     async def _bounded(self, command: Callable[[Redis], Awaitable[_T]]) -> _T:
         try:
-            async with asyncio.timeout(self._call_seconds * _WAIT_FOR_A_PLACE):
-                await self._places.acquire()
+            async with asyncio.timeout(self._call_seconds * _WAIT_SHARE):
+                await self._connections.acquire()
         except TimeoutError:
             raise RedisAwayError("busy") from None
         try:
-            # The socket's own timeouts hold for each step, this one for all of them together.
+            # The socket's timeouts bound each read and write, this one bounds the whole call.
             async with asyncio.timeout(self._call_seconds):
                 return await command(self._client)
         finally:
-            self._places.release()
+            self._connections.release()
 
-    def _notice(self, error: str) -> None:
+    def _start_probe(self, error: str) -> None:
         if self._probe is None:
             self._probe = asyncio.create_task(self._wait_for_return(error))
 
     async def _wait_for_return(self, error: str) -> None:
-        # At once: it may have been this process that was too busy to listen.
+        # The first ping follows at once: this process may have been too busy to read the answer.
         if not await self._has_returned():
             _AWAY.inc()
-            _log.warning("redis is away, going on without it", extra={"error": error})
+            _log.warning("redis is unavailable", extra={"error": error})
             await asyncio.sleep(_PROBE_SECONDS)
             while not await self._has_returned():
                 await asyncio.sleep(_PROBE_SECONDS)
-            _log.info("redis is back")
+            _log.info("redis is available again")
         self._probe = None
 
     async def _has_returned(self) -> bool:

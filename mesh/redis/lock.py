@@ -1,12 +1,6 @@
-"""A lock in Redis for jobs that one process should do and two may: it saves work, no more.
-
-What must not happen twice is decided by PostgreSQL (mesh/db/leadership.py, row locks). A lock
-in Redis can be lost without its holder noticing: by a pause longer than its time to live,
-or by Redis losing its memory. Where a late holder could do harm, the fencing token
-tells: it grows with each holder, and what is written refuses a smaller one than it has seen.
-
-SET NX PX with a random token, compare-and-delete and compare-and-extend in Lua:
-https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/
+"""Locks in Redis that save duplicate work. Work that must not happen twice needs PostgreSQL's
+locks (mesh/db/leadership.py, row locks): a holder can lose a lock in Redis without noticing.
+Algorithm: https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/
 """
 
 import asyncio
@@ -23,8 +17,8 @@ DEFAULT_TTL_SECONDS = 30.0
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.1
 
-# The clock in microseconds, or one more than before: it grows even when Redis forgets the
-# last one, and Lua's numbers hold it exactly until the year 2255.
+# The fencing token is Redis's clock in microseconds, or the previous token + 1 if that is larger:
+# it grows even when Redis loses its data. Lua's numbers represent it exactly until the year 2255.
 _ACQUIRE = """
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
 local time = redis.call('TIME')
@@ -46,7 +40,11 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A lock that is ours until its time is over. `fence` is larger than any holder's before."""
+    """A lock that was acquired, for `ttl_seconds`.
+
+    `fence` is larger than that of all earlier holders. A resource that stores the largest one and
+    refuses smaller ones is safe from a holder whose lock has expired.
+    """
 
     name: str
     token: str
@@ -68,7 +66,7 @@ class Locks:
         attempts: int = ATTEMPTS,
         pause_seconds: float = PAUSE_SECONDS,
     ) -> Held | None:
-        """Takes a lock. None when another holder has it. Raises RedisAwayError."""
+        """Acquires a lock; None when another holder has it. Raises RedisAwayError."""
         token = secrets.token_hex(16)
         for attempt in range(attempts):
             if attempt:
@@ -83,12 +81,12 @@ class Locks:
         return None
 
     async def extend(self, held: Held) -> bool:
-        """Begins a lock's time anew. False when it is not ours any more, or Redis is away."""
-        return await self._if_ours(_EXTEND, held, _milliseconds(held.ttl_seconds))
+        """Restarts the lock's TTL. False when the lock was lost or Redis is unavailable."""
+        return await self._if_held(_EXTEND, held, _milliseconds(held.ttl_seconds))
 
     async def release(self, held: Held) -> bool:
-        """Gives a lock back. False when it was not ours any more, or Redis is away."""
-        return await self._if_ours(_RELEASE, held)
+        """Releases the lock. False when the lock was lost or Redis is unavailable."""
+        return await self._if_held(_RELEASE, held)
 
     async def once(
         self,
@@ -97,10 +95,9 @@ class Locks:
         *,
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
     ) -> bool:
-        """Does a job unless another process does it or did it less than `ttl_seconds` ago.
+        """Runs a job unless another process started it less than `ttl_seconds` ago.
 
-        Without Redis the job is done: it must be one that may be done twice. Returns
-        whether it was done.
+        Returns whether it ran. Without Redis it always runs, so it must be safe to repeat.
         """
         held = None
         try:
@@ -108,18 +105,18 @@ class Locks:
             if held is None:
                 return False
         except RedisAwayError:
-            _log.info("no lock to be had, doing the job all the same", extra={"job": name})
+            _log.info("redis is unavailable: running a job without its lock", extra={"job": name})
         is_done = False
         try:
             await job()
             is_done = True
         finally:
-            # Failed or cut off: another process may try at once.
+            # Failed or cancelled: another process may run it at once.
             if held is not None and not is_done:
                 await self.release(held)
         return True
 
-    async def _if_ours(self, script: str, held: Held, *arguments: int) -> bool:
+    async def _if_held(self, script: str, held: Held, *arguments: int) -> bool:
         try:
             changed = await self._link.call(
                 lambda client: client.eval(script, 1, _key(held.name), held.token, *arguments)

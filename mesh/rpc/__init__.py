@@ -1,1 +1,1 @@
-"""gRPC servers and clients: identity, policy, validation, errors and deadlines of calls."""
+"""gRPC servers and clients: authentication, policies, validation, errors, deadlines."""

@@ -1,7 +1,6 @@
-"""The call that is being served: the caller and the idempotency key.
+"""The call that is being served: its caller and its idempotency key, as context variables.
 
-Set once by the server's interceptor and read from anywhere below it, so that a log
-line or an outgoing call needs nothing handed through.
+The interceptor sets them; servicers read them.
 """
 
 from collections.abc import Iterator
@@ -21,11 +20,10 @@ _idempotency_key: ContextVar[str | None] = ContextVar("idempotency_key", default
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the process by its certificate, and the user by a verified token, if any.
+    """The calling process, from its certificate, and the user, from a verified token.
 
-    `role` is Access.CUSTOMER, STAFF or ADMIN; `session_id` says by which of the user's
-    sessions they are signed in. All three are None without a user. `token_version` grows
-    whenever the tokens of before are revoked (mesh/rpc/revocations.py).
+    `role` is Access.CUSTOMER, STAFF or ADMIN. `user_id`, `role` and `session_id` are None without
+    a token. Revoking a user's tokens raises `token_version` (mesh/rpc/revocations.py).
     """
 
     process: str
@@ -41,26 +39,26 @@ class Caller:
     def user(self) -> UUID:
         """The signed-in user. Raises TOKEN_INVALID without one."""
         if self.user_id is None:
-            raise DomainError(Reason.TOKEN_INVALID, "sign in first")
+            raise DomainError(Reason.TOKEN_INVALID, "an access token is required")
         return self.user_id
 
     def session(self) -> UUID:
-        """The session that the user is signed in by. Raises TOKEN_INVALID without one."""
+        """The session of the token. Raises TOKEN_INVALID without one."""
         if self.session_id is None:
-            raise DomainError(Reason.TOKEN_INVALID, "sign in first")
+            raise DomainError(Reason.TOKEN_INVALID, "an access token is required")
         return self.session_id
 
     @property
     def owner_scope(self) -> UUID | None:
-        """Whose things the caller may see: a customer's own, or None for everybody's.
+        """The user whose records the caller may read; None for all records.
 
-        Staff and the services that a policy names see everybody's.
+        Staff, and services that call without a user, may read all.
         """
         return None if self.is_staff or self.user_id is None else self.user_id
 
 
 def caller() -> Caller:
-    """Who made the call that is being served."""
+    """The caller of the call that is being served."""
     current = _caller.get()
     if current is None:
         raise LookupError("no call is being served")
@@ -68,25 +66,25 @@ def caller() -> Caller:
 
 
 def idempotency_key() -> str | None:
-    """The key that the client sent, if any; present when the policy requires it."""
+    """The idempotency key that the client sent; not None when the policy requires one."""
     return _idempotency_key.get()
 
 
 def begin(*, request_id: str, idempotency_key: str | None) -> None:
-    """Marks the current task as serving a call. The task ends with the call."""
+    """Sets the context of the current task, which serves one call."""
     request_context.begin(request_id)
     _idempotency_key.set(idempotency_key)
 
 
 def running() -> int:
-    """How many calls this process is serving, streams not counted."""
+    """The number of calls that this process is serving, without streams."""
     return _running
 
 
 @contextmanager
 def counted() -> Iterator[None]:
-    """Around a call that is being served."""
-    global _running  # noqa: PLW0603 - of the process, like the metric beside it
+    """Counts the block as a running call."""
+    global _running  # noqa: PLW0603 - one count per process
     _running += 1
     try:
         yield
@@ -94,6 +92,6 @@ def counted() -> Iterator[None]:
         _running -= 1
 
 
-def identify(who: Caller) -> None:
-    """Records who calls, once that is known."""
-    _caller.set(who)
+def identify(authenticated: Caller) -> None:
+    """Sets the caller of the current call."""
+    _caller.set(authenticated)

@@ -1,8 +1,7 @@
-"""How a service calls another: one channel per target, with deadlines and safe retries.
+"""Channels between services, with deadlines, retries, tracing and metrics.
 
-The deadline is what is left of the caller's own time. Retries follow the contract:
-only methods whose idempotency_level says that repeating is safe, only on UNAVAILABLE,
-and only here, so that they do not multiply along the way.
+An outgoing call is bounded by the deadline of the current call. Retries are made only here, only
+on UNAVAILABLE, and only for methods whose idempotency_level allows it.
 """
 
 import asyncio
@@ -24,16 +23,17 @@ from mesh.rpc.errors import raise_from_rpc
 from mesh.rpc.policy import MethodPolicy
 from mesh.settings import MeshSettings
 
-# What a call keeps of its own time for the work after the answer.
+# Time kept for the work after an outgoing call.
 _RESERVE_SECONDS = 0.02
-_LEAST_SECONDS = 0.01
+# With less time an outgoing call is not made.
+_MIN_SECONDS = 0.01
 
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.dns_min_time_between_resolutions_ms", 5_000),
-    # The default backoff of two minutes is far too long after a restart.
+    # The default maximum of two minutes is too long after a restart.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    # A replica that is back must be in use before a rolling restart takes the next one.
+    # A restarted replica must be connected before a rolling restart stops the next one.
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -43,7 +43,7 @@ _OPTIONS: list[tuple[str, Any]] = [
 ]
 
 _CALLED = metrics.histogram(
-    "rpc_client_seconds", "Duration of outgoing calls with their retries.", "rpc", "code"
+    "rpc_client_seconds", "Duration of outgoing calls, retries included.", "rpc", "code"
 )
 
 _Details = grpc.aio.ClientCallDetails
@@ -54,10 +54,14 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """A channel from `process` to all replicas of `service`. Open it inside the event loop.
 
-    `services` are the descriptors of what will be called over it; their policies give
+    `services` are the descriptors of the gRPC services called over it. Their policies define
     deadlines and retries.
     """
-    policies = {path: one for each in services for path, one in policy.of_service(each).items()}
+    policies = {
+        path: method
+        for descriptor in services
+        for path, method in policy.of_service(descriptor).items()
+    }
     return grpc.aio.secure_channel(
         settings.target(service),
         credentials(settings.certificates, process),
@@ -71,7 +75,7 @@ def open_channel(
 
 
 def credentials(certificates: Path, process: str) -> grpc.ChannelCredentials:
-    """Mutual TLS with the certificate of `process`."""
+    """Credentials for mutual TLS with the certificate of `process`."""
     return grpc.ssl_channel_credentials(
         root_certificates=(certificates / "ca.pem").read_bytes(),
         private_key=(certificates / f"{process}.key").read_bytes(),
@@ -85,11 +89,11 @@ def server_name(service: str) -> str:
 
 
 def service_config(policies: Iterable[MethodPolicy]) -> str:
-    """The gRPC service config (gRFC A6): round robin, and retries where they are safe."""
+    """The gRPC service config (gRFC A6): round robin, and retries of retryable methods."""
     retryable = []
-    for each in policies:
-        if each.retryable and not each.server_streaming:
-            service, method = each.path.split("/")[1:]
+    for method_policy in policies:
+        if method_policy.retryable and not method_policy.server_streaming:
+            service, method = method_policy.path.split("/")[1:]
             retryable.append({"service": service, "method": method})
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retryable:
@@ -149,19 +153,21 @@ class _StreamCalls(grpc.aio.UnaryStreamClientInterceptor):
 
 
 def _seconds(method: MethodPolicy | None) -> float | None:
-    """Time for an outgoing call: its policy's, or what is left of ours when that is less."""
+    """Timeout of an outgoing call: its policy's deadline or the current one, whichever is first."""
     allowed = method.deadline_seconds if method is not None else None
     remaining = remaining_seconds()
     if remaining is None:
         return allowed
-    left = remaining - _RESERVE_SECONDS
-    if left < _LEAST_SECONDS:
-        raise DomainError(Reason.DEADLINE_EXCEEDED, "no time is left for the next step")
-    return left if allowed is None else min(allowed, left)
+    available = remaining - _RESERVE_SECONDS
+    if available < _MIN_SECONDS:
+        raise DomainError(
+            Reason.DEADLINE_EXCEEDED, "the deadline is too close to call another service"
+        )
+    return available if allowed is None else min(allowed, available)
 
 
 def _prepare(details: _Details, *, timeout: float | None) -> _Details:
-    # Not a tuple: aio's Metadata keeps several values of one key.
+    # A Metadata object, which may hold several values of one key.
     metadata = grpc.aio.Metadata(*(details.metadata or ()))
     if request_id := request_context.request_id():
         metadata.set_all(REQUEST_ID_HEADER, [request_id])

@@ -1,6 +1,6 @@
-"""DomainError ⇄ google.rpc.Status: the only place that knows how errors look on the wire.
+"""Converts DomainError to google.rpc.Status and back; maps reasons to gRPC and HTTP codes.
 
-Source of the detail types: google/rpc/error_details.proto and AIP-193.
+Detail types: google/rpc/error_details.proto and AIP-193.
 """
 
 from typing import NoReturn
@@ -83,15 +83,15 @@ COMMON_REASONS = frozenset(
         Reason.INTERNAL,
     }
 )
-"""What any call can be answered with, so that no policy needs to repeat it."""
+"""Reasons that any call can fail with; policies do not list them."""
 
-# PostgreSQL error codes that mean "busy", not "wrong": statement and lock timeout.
+# SQLSTATEs of a busy database: statement timeout and lock timeout.
 _BUSY_SQLSTATES = frozenset({"57014", "55P03"})
-# Deadlock, serialization failure: the transaction was undone and may be tried again.
-_UNDONE_SQLSTATES = frozenset({"40001", "40P01"})
+# Serialization failure and deadlock: the transaction was rolled back and may be retried.
+_ROLLED_BACK_SQLSTATES = frozenset({"40001", "40P01"})
 
 
-# Where the HTTP status is not the one that Envoy's transcoder derives from the code.
+# Reasons whose HTTP status differs from the one that Envoy's transcoder derives from the code.
 _HTTP_OWN = {
     Reason.PAYMENT_FAILED: 402,
     Reason.METHOD_NOT_ALLOWED: 405,
@@ -144,15 +144,15 @@ def to_status(error: DomainError) -> status_pb2.Status:
 
 
 def http_status(reason: Reason) -> int:
-    """The HTTP status that REST clients see with a reason."""
+    """The HTTP status of a reason for REST clients."""
     return _HTTP_OWN.get(reason) or _HTTP[CODES[reason]]
 
 
 def raise_from_rpc(error: grpc.aio.AioRpcError) -> NoReturn:
-    """Raises the DomainError that the called service raised, or what its absence means to us.
+    """Raises the DomainError that the called service raised.
 
-    A dependency that is away or slow is DEPENDENCY_UNAVAILABLE; an answer that carries
-    no reason of ours is a bug in the dependency or in the call, and stays an AioRpcError.
+    Raises DEPENDENCY_UNAVAILABLE when the service is unavailable or too slow. Re-raises other
+    errors without a reason of the contract: they are bugs.
     """
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     known = None if status is None else from_status(status)
@@ -161,34 +161,35 @@ def raise_from_rpc(error: grpc.aio.AioRpcError) -> NoReturn:
     if error.code() in (_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.CANCELLED):
         raise DomainError(
             Reason.DEPENDENCY_UNAVAILABLE,
-            "a service that this call needs is away",
+            "a service that this call needs is unavailable",
             retry_after_seconds=1,
         ) from error
     raise error
 
 
 def from_database(error: sqlalchemy.exc.SQLAlchemyError) -> DomainError | None:
-    """What a database error means to a client, or None when it is a bug of ours."""
+    """The DomainError for a busy or unavailable database; None for other errors, which are bugs."""
     if isinstance(error, sqlalchemy.exc.TimeoutError):
-        return DomainError(Reason.OVERLOADED, "too many calls at once", retry_after_seconds=1)
+        return DomainError(Reason.OVERLOADED, "too many concurrent calls", retry_after_seconds=1)
     if not isinstance(error, sqlalchemy.exc.DBAPIError):
         return None
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate in _BUSY_SQLSTATES:
         return DomainError(Reason.OVERLOADED, "the database is busy", retry_after_seconds=1)
     if (
-        sqlstate in _UNDONE_SQLSTATES
+        sqlstate in _ROLLED_BACK_SQLSTATES
         or error.connection_invalidated
         or isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
     ):
         return DomainError(
-            Reason.DEPENDENCY_UNAVAILABLE, "the database is away", retry_after_seconds=1
+            Reason.DEPENDENCY_UNAVAILABLE, "the database is unavailable", retry_after_seconds=1
         )
     return None
 
 
 def cause_of(error: sqlalchemy.exc.SQLAlchemyError) -> str:
-    """For the log: what the database said when it was busy or away. It names no values then."""
+    """PostgreSQL's message for the log. Use it only for errors of `from_database`: the messages of
+    others quote values."""
     original = getattr(error, "orig", None)
     diagnostics = getattr(original, "diag", None)
     parts = (
@@ -200,7 +201,7 @@ def cause_of(error: sqlalchemy.exc.SQLAlchemyError) -> str:
 
 
 def from_status(status: status_pb2.Status) -> DomainError | None:
-    """The DomainError in a google.rpc.Status; None when it carries no reason of ours."""
+    """The DomainError in a google.rpc.Status; None when it has no reason of the contract."""
     info = None
     violations: tuple[FieldViolation, ...] = ()
     retry_after = None

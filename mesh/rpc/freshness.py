@@ -1,7 +1,7 @@
-"""Whether what was generated from the protos is still what they say.
+"""Checks that the generated files in build/ were compiled from the current protos.
 
-Services and the gateway's generator ask before they start: a policy that was changed but
-not compiled would hold for one and not for the other.
+Services and the gateway's generator check it before they start, so that both enforce the same
+policies.
 """
 
 import hashlib
@@ -10,23 +10,23 @@ from pathlib import Path
 from mesh.paths import BUILD, PROTOS
 
 STAMP = BUILD / "protos.sha256"
-"""Written by launcher/protos.py with the stubs and the descriptor set."""
+"""The digest of the compiled protos; launcher/protos.py writes it."""
 
 
 class StaleError(Exception):
-    """The protos are not those that the generated files were made from."""
+    """The protos have changed since they were compiled."""
 
 
 def digest(protos: Path = PROTOS) -> str:
-    """Changes when a proto does."""
-    seen = hashlib.sha256()
+    """SHA-256 over the paths and contents of all protos."""
+    total = hashlib.sha256()
     for path in sorted(protos.rglob("*.proto")):
-        seen.update(path.relative_to(protos).as_posix().encode() + b"\0" + path.read_bytes())
-    return seen.hexdigest()
+        total.update(path.relative_to(protos).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
 
 
 def check(protos: Path = PROTOS, stamp: Path = STAMP) -> None:
-    """Raises StaleError; passes where there are no protos, as in an installed package."""
+    """Raises StaleError when the protos have changed. Does nothing without a protos/ folder."""
     if not protos.is_dir():
         return
     if not stamp.exists() or stamp.read_text() != digest(protos):

@@ -1,8 +1,7 @@
-"""Whom a service believes: certificates for processes, tokens for users.
+"""Authentication: processes by the SPIFFE name in their certificate, users by access token.
 
-The certificate's SPIFFE name says which process calls. The gateway has verified the
-token and forwards its payload; that header is believed from the gateway's certificate
-only. A bearer token from anyone else is verified here.
+The gateway verifies tokens and forwards their payload in a header, which is trusted only from
+the gateway's certificate. Bearer tokens from other processes are verified here.
 """
 
 import base64
@@ -22,43 +21,42 @@ ISSUER = "boxoffice"
 AUDIENCE = "boxoffice-api"
 ALGORITHM = "RS256"
 TOKEN_TYPE = "at+jwt"
-# auth_svc's refresh tokens are 256 bits in base64url, of this length and without the dots of a JWT.
+"""The `typ` header of an access token (RFC 9068)."""
 REFRESH_TOKEN_LENGTH = 43
-"""RFC 9068: the `typ` header of an access token."""
+"""auth_svc's refresh tokens are 256 bits in base64url; unlike a JWT they contain no dots."""
 
 GATEWAY = "gateway"
 PAYLOAD_HEADER = "x-jwt-payload"
-"""Claims of the token that the gateway verified, base64url."""
+"""The header with the claims of the token that the gateway verified, base64url."""
 
 CLOCK_SKEW_SECONDS = 10
-"""How far the clocks of two machines may be apart."""
+"""Tolerated difference between the clocks of two machines."""
 
 SPIFFE_PREFIX = "spiffe://boxoffice/"
 
 Jwks = Callable[[], Awaitable[jwt.PyJWKSet]]
-"""Returns the public keys that verify tokens."""
+"""Returns the public keys for verifying tokens."""
 
 _ROLES = {"CUSTOMER": Access.CUSTOMER, "STAFF": Access.STAFF, "ADMIN": Access.ADMIN}
 _RANK = {Access.CUSTOMER: 1, Access.STAFF: 2, Access.ADMIN: 3}
 
 
 def process_of(auth_context: Mapping[str, Iterable[bytes]]) -> str:
-    """Name of the calling process, e.g. `booking_svc`, from its certificate's SPIFFE name.
+    """Name of the calling process, e.g. `booking_svc`, from its certificate.
 
-    Raises CALLER_NOT_ALLOWED for a certificate without one.
+    Raises CALLER_NOT_ALLOWED for a certificate without a SPIFFE name of the mesh.
     """
     for name in auth_context.get("x509_subject_alternative_name", ()):
         text = name.decode()
         if text.startswith(SPIFFE_PREFIX):
             return text.removeprefix(SPIFFE_PREFIX)
-    raise DomainError(Reason.CALLER_NOT_ALLOWED, "the certificate names no process of the mesh")
+    raise DomainError(
+        Reason.CALLER_NOT_ALLOWED, "the client certificate has no SPIFFE name of this mesh"
+    )
 
 
 async def identify(process: str, metadata: Mapping[str, str], jwks: Jwks) -> Caller:
-    """Who calls.
-
-    Raises TOKEN_INVALID, TOKEN_EXPIRED or TOKEN_WRONG_TYPE for a token that does not hold.
-    """
+    """Authenticates the caller. Raises TOKEN_INVALID, TOKEN_EXPIRED or TOKEN_WRONG_TYPE."""
     if process == GATEWAY:
         payload = metadata.get(PAYLOAD_HEADER)
         return Caller(process) if payload is None else _caller(process, _decode(payload))
@@ -67,16 +65,18 @@ async def identify(process: str, metadata: Mapping[str, str], jwks: Jwks) -> Cal
         return Caller(process)
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token:
-        raise DomainError(Reason.TOKEN_INVALID, "the authorization must be: Bearer <token>")
+        raise DomainError(
+            Reason.TOKEN_INVALID, "the authorization header must have the form: Bearer <token>"
+        )
     return _caller(process, _verify(token, await jwks()))
 
 
 def authorise(caller: Caller, policy: MethodPolicy) -> None:
-    """Raises unless the policy lets the caller in.
+    """Raises CALLER_NOT_ALLOWED, TOKEN_INVALID, STAFF_REQUIRED or ADMIN_REQUIRED unless the
+    policy allows the caller.
 
-    A service that the policy names needs no user. Anyone else is judged by the
-    access that the policy gives to users. The gateway calls for itself, without a user,
-    only what it routes to nobody.
+    A process named in `policy.callers` needs no user; the gateway is exempt only for INTERNAL
+    methods and without a user. All others need the role that `policy.access` requires.
     """
     for_itself = policy.access is Access.INTERNAL and caller.user_id is None
     if caller.process in policy.callers and (caller.process != GATEWAY or for_itself):
@@ -84,12 +84,14 @@ def authorise(caller: Caller, policy: MethodPolicy) -> None:
     if policy.access is Access.PUBLIC:
         return
     if policy.access is Access.INTERNAL:
-        raise DomainError(Reason.CALLER_NOT_ALLOWED, f"{caller.process} may not call {policy.path}")
+        raise DomainError(
+            Reason.CALLER_NOT_ALLOWED, f"{caller.process} is not allowed to call {policy.path}"
+        )
     if caller.role is None:
-        raise DomainError(Reason.TOKEN_INVALID, "sign in first")
+        raise DomainError(Reason.TOKEN_INVALID, "an access token is required")
     if _RANK[caller.role] < _RANK[policy.access]:
         reason = Reason.ADMIN_REQUIRED if policy.access is Access.ADMIN else Reason.STAFF_REQUIRED
-        raise DomainError(reason, f"needs the role {policy.access.name}")
+        raise DomainError(reason, f"this call requires the role {policy.access.name}")
 
 
 def _caller(process: str, claims: Mapping[str, Any]) -> Caller:
@@ -103,7 +105,7 @@ def _caller(process: str, claims: Mapping[str, Any]) -> Caller:
         )
     except (KeyError, ValueError, TypeError):
         raise DomainError(
-            Reason.TOKEN_INVALID, "the token names no user, role or session"
+            Reason.TOKEN_INVALID, "the token lacks a valid user, role or session"
         ) from None
 
 
@@ -119,11 +121,13 @@ def _decode(payload: str) -> Mapping[str, Any]:
 
 def _verify(token: str, keys: jwt.PyJWKSet) -> Mapping[str, Any]:
     if len(token) == REFRESH_TOKEN_LENGTH and "." not in token:
-        raise DomainError(Reason.TOKEN_WRONG_TYPE, "a refresh token is no access token")
+        raise DomainError(
+            Reason.TOKEN_WRONG_TYPE, "the token is a refresh token; send an access token"
+        )
     try:
         header = jwt.get_unverified_header(token)
         if header.get("typ") != TOKEN_TYPE:
-            raise DomainError(Reason.TOKEN_WRONG_TYPE, "not an access token")
+            raise DomainError(Reason.TOKEN_WRONG_TYPE, "the token is not an access token")
         claims: Mapping[str, Any] = jwt.decode(
             token,
             keys[header.get("kid", "")],
@@ -140,5 +144,7 @@ def _verify(token: str, keys: jwt.PyJWKSet) -> Mapping[str, Any]:
     except jwt.ExpiredSignatureError:
         raise DomainError(Reason.TOKEN_EXPIRED, "the token has expired") from None
     except (jwt.PyJWTError, KeyError):
-        raise DomainError(Reason.TOKEN_INVALID, "the token does not hold") from None
+        raise DomainError(
+            Reason.TOKEN_INVALID, "the token's signature or claims are invalid"
+        ) from None
     return claims

@@ -1,6 +1,6 @@
-"""What happens around every served call, in one place and in this order:
+"""Wraps every served call, in this order:
 
-request id and log line → errors → identity and policy → validation → deadline → servicer.
+request id and log line → errors → authentication and policy → validation → deadline → servicer.
 """
 
 import asyncio
@@ -28,34 +28,33 @@ from mesh.rpc.errors import (
     raise_from_rpc,
     to_status,
 )
-from mesh.rpc.policy import Idempotency, MethodPolicy
+from mesh.rpc.policy import MAX_IDEMPOTENCY_KEY_LENGTH, Idempotency, MethodPolicy
 from mesh.rpc.revocations import Revocations
-from mesh.rpc.validation import refuse_unreal, validate
+from mesh.rpc.validation import refuse_unstorable, validate
 
 _log = logging.getLogger("mesh.rpc")
 
 _SERVED = metrics.histogram(
     "rpc_server_seconds", "Duration of served calls.", "rpc", "caller", "code"
 )
-_STREAMED = metrics.counter("rpc_server_streams", "Streams that ended.", "rpc", "caller", "code")
-_RUNNING = metrics.gauge("rpc_server_running", "Calls being served.", "rpc")
-_REFUSED = metrics.counter("rpc_server_refusals", "Calls refused, by reason.", "rpc", "reason")
+_STREAMED = metrics.counter("rpc_server_streams", "Ended streams.", "rpc", "caller", "code")
+_RUNNING = metrics.gauge("rpc_server_running", "Calls and streams being served.", "rpc")
+_REFUSED = metrics.counter("rpc_server_refusals", "Refused calls, by reason.", "rpc", "reason")
 
 _IDEMPOTENCY_HEADERS = ("idempotency-key", "x-idempotency-key")
-_MAX_KEY_LENGTH = 128
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 if TYPE_CHECKING:
-    # Generic in its type stubs only.
+    # Generic only in its type stubs.
     _Handler = grpc.RpcMethodHandler[Any, Any]
 else:
     _Handler = grpc.RpcMethodHandler
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps the methods that have a policy; health and reflection pass through.
+    """Wraps the methods of `policies`; other methods (health, reflection) are not wrapped.
 
-    The server refuses to start with a method that has none (mesh/rpc/server.py).
+    `build_interceptor` in mesh/rpc/server.py ensures that all methods of the contract have one.
     """
 
     def __init__(
@@ -72,9 +71,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._waiting_streams: set[asyncio.Task[Any]] = set()
 
     def end_streams(self) -> None:
-        """Ends the streams of a process that stops; all can be resumed elsewhere.
+        """Ends all streams at shutdown; clients resume them at another replica.
 
-        Most have no end of their own and would keep the process for its whole grace.
+        Most never end by themselves and would use up the whole shutdown grace.
         """
         self._is_ending = True
         for task in self._waiting_streams:
@@ -104,7 +103,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     async with self._around(handler, sent, context, policy) as request:
                         return await unary(request, context)
 
-            # No deserializer: to bytes that are no message the runtime would answer INTERNAL.
+            # No deserializer: for malformed bytes the runtime would answer INTERNAL.
             return grpc.unary_unary_rpc_method_handler(serve, None, _serializer(handler))
         stream: Any = handler.unary_stream
         if stream is None:
@@ -122,8 +121,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if task is None:
             raise RuntimeError("served outside of a task")
         while not self._is_ending:
-            # Cancelled only while it waits for what comes next: cancelled while grpc.aio
-            # sends an answer, its client would hear no status.
+            # `end_streams` may cancel only a wait for the next response: when grpc.aio is
+            # cancelled while it sends one, the client gets no status.
             self._waiting_streams.add(task)
             try:
                 response = await anext(responses)
@@ -145,14 +144,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         running = _RUNNING.labels(policy.name)
         running.inc()
         attributes = {"request_id": request_context.request_id(), "rpc.method": policy.path}
-        # A stream without end would gather spans without end.
+        # The span of a stream that does not end would grow without bound.
         is_traced = not policy.server_streaming
         # The answer last: who has heard it finds the call in log, metrics and trace.
         async with _answered(context, policy, metadata, line):
             with tracing.serving(policy.name, metadata, attributes, when=is_traced) as span:
                 try:
                     with _errors(context, policy, line):
-                        await self._admit(context, policy, metadata, line)
+                        await self._authorise(context, policy, metadata, line)
                         request = _read(handler, sent)
                         async with _deadline(context, policy):
                             yield request
@@ -164,14 +163,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     line["duration_ms"] = round(seconds * 1000, 2)
                     _log.info("rpc", extra=line)
 
-    async def _admit(
+    async def _authorise(
         self,
         context: _Context,
         policy: MethodPolicy,
         metadata: Mapping[str, str],
         line: dict[str, Any],
     ) -> None:
-        """Raises unless the caller may."""
+        """Authenticates the caller. Raises a DomainError unless the policy allows the call."""
         process = identity.process_of(context.auth_context())
         line["caller"] = process
         caller = await identity.identify(process, metadata, self._jwks)
@@ -185,7 +184,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
 
 def _read(handler: _Handler, sent: bytes) -> Message:
-    """The request. Raises VALIDATION_FAILED for bytes that are none, and for broken rules."""
+    """Parses and validates the request. Raises VALIDATION_FAILED."""
     deserialize: Any = handler.request_deserializer
     try:
         request: Message = deserialize(sent)
@@ -196,14 +195,14 @@ def _read(handler: _Handler, sent: bytes) -> Message:
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("request", extra={"request": redaction.shown(request)})
     validate(request)
-    refuse_unreal(request, sent)
+    refuse_unstorable(request, sent)
     return request
 
 
 def _count(policy: MethodPolicy, line: dict[str, Any], seconds: float) -> None:
     labels = (policy.name, line.get("caller", "unknown"), line["code"])
     if policy.server_streaming:
-        # How long a client watches says nothing of how fast we are.
+        # The duration of a stream is the client's choice and no measure of latency.
         _STREAMED.labels(*labels).inc()
     else:
         _SERVED.labels(*labels).observe(seconds)
@@ -212,14 +211,15 @@ def _count(policy: MethodPolicy, line: dict[str, Any], seconds: float) -> None:
 
 
 def _serializer(handler: _Handler) -> Callable[[Any], bytes]:
-    """The handler's own, but an answer that is sent to thousands comes serialised already."""
+    """The handler's serializer; passes through responses that are already serialised, which
+    streams with many clients use."""
     serialize: Any = handler.response_serializer
     return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
 
 
 @contextmanager
 def _errors(context: _Context, policy: MethodPolicy, line: dict[str, Any]) -> Iterator[None]:
-    """Makes every error the DomainError that the client gets to know, and notes it in `line`."""
+    """Converts every error to the DomainError for the client and adds it to the log line."""
     try:
         try:
             yield
@@ -227,29 +227,29 @@ def _errors(context: _Context, policy: MethodPolicy, line: dict[str, Any]) -> It
             line["code"] = "CANCELLED"
             if context.cancelled():
                 raise
-            # Cancelled by this server's own shutdown: the client must hear something.
+            # Cancelled by this server's shutdown: the client still needs a status.
             raise _stopping() from None
         except TimeoutError:
             raise DomainError(Reason.DEADLINE_EXCEEDED, "the call's time ran out") from None
-        except Exception as error:  # noqa: BLE001 - the one place that sees every bug
-            raise _noted_refusal(error, policy, line) from None
+        except Exception as error:  # noqa: BLE001 - the outermost handler of a call
+            raise _logged_refusal(error, policy, line) from None
     except DomainError as refusal:
         line["reason"] = refusal.reason
         line["code"] = CODES[refusal.reason].name
         raise
 
 
-def _noted_refusal(error: Exception, policy: MethodPolicy, line: dict[str, Any]) -> DomainError:
-    """What the client gets to know of an error; what operators need to know besides is logged."""
+def _logged_refusal(error: Exception, policy: MethodPolicy, line: dict[str, Any]) -> DomainError:
+    """The DomainError for the client; logs what operators need to know about the error."""
     refusal = _refusal(error)
     if refusal.reason is Reason.INTERNAL:
-        _log.exception("a call failed by a bug", extra={"method": policy.path})
+        _log.exception("a call failed because of a bug", extra={"method": policy.path})
     elif isinstance(error, sqlalchemy.exc.SQLAlchemyError):
-        # Not of a bug: what the database says of a wrong value repeats the value.
+        # Only for a busy or unavailable database: messages of other errors quote values.
         line["cause"] = cause_of(error)
     elif refusal.reason not in COMMON_REASONS and refusal.reason not in policy.reasons:
         _log.error(
-            "a method answered with a reason that its policy does not name",
+            "a method failed with a reason that its policy does not list",
             extra={"method": policy.path, "reason": refusal.reason},
         )
     return refusal
@@ -262,7 +262,7 @@ def _stopping() -> DomainError:
 
 
 def _refusal(error: Exception) -> DomainError:
-    """What the client gets to know of an error."""
+    """The DomainError for the client."""
     if isinstance(error, grpc.aio.AioRpcError):
         try:
             raise_from_rpc(error)
@@ -299,7 +299,7 @@ async def _answered(
 def _answer(refusal: DomainError) -> grpc.Status:
     answer = rpc_status.to_status(to_status(refusal))
     if CODES[refusal.reason] is grpc.StatusCode.UNAUTHENTICATED:
-        # RFC 6750 section 3: says how to sign in, over gRPC as over REST.
+        # RFC 6750 section 3, over gRPC as over REST.
         challenge = _CHALLENGE if refusal.reason in _NOT_ABOUT_TOKENS else _CHALLENGE_TOKEN
         answer = answer._replace(  # type: ignore[attr-defined]  # a named tuple
             trailing_metadata=(*answer.trailing_metadata, ("www-authenticate", challenge))
@@ -314,13 +314,18 @@ _NOT_ABOUT_TOKENS = frozenset({Reason.INVALID_CREDENTIALS, Reason.WEBHOOK_SIGNAT
 
 @asynccontextmanager
 async def _deadline(context: _Context, policy: MethodPolicy) -> AsyncIterator[None]:
-    """Ends the call at its policy's deadline or at the client's, whichever is first."""
-    theirs = context.time_remaining()
+    """Bounds the call by its policy's deadline or the client's, whichever is first.
+
+    A stream is bounded only by the client's.
+    """
+    client = context.time_remaining()
     if policy.server_streaming:
-        seconds = theirs
+        seconds = client
     else:
-        ours = policy.deadline_seconds
-        seconds = theirs if ours is None or (theirs is not None and theirs < ours) else ours
+        allowed = policy.deadline_seconds
+        seconds = (
+            client if allowed is None or (client is not None and client < allowed) else allowed
+        )
     with deadline_in(seconds):
         async with asyncio.timeout(seconds):
             yield
@@ -352,7 +357,9 @@ def _require_idempotency_key(policy: MethodPolicy) -> None:
         if policy.idempotency is Idempotency.REQUIRED:
             raise invalid(FieldViolation("Idempotency-Key", "the header is required"))
         return
-    if not 0 < len(key) <= _MAX_KEY_LENGTH:
+    if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
         raise invalid(
-            FieldViolation("Idempotency-Key", f"must have 1–{_MAX_KEY_LENGTH} characters")
+            FieldViolation(
+                "Idempotency-Key", f"must have 1–{MAX_IDEMPOTENCY_KEY_LENGTH} characters"
+            )
         )

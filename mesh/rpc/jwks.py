@@ -1,6 +1,6 @@
-"""Public keys that verify bearer tokens, fetched from auth_svc when first needed.
+"""Public keys for verifying bearer tokens, fetched from auth_svc when first needed.
 
-Only calls that come around the gateway with a token need them: an operator's, mostly.
+Only calls with a token that bypass the gateway need them, mostly an operator's.
 """
 
 import json
@@ -16,7 +16,7 @@ _LIFE_SECONDS = 60.0
 
 
 class RemoteJwks:
-    """Callable that returns auth_svc's keys, at most a minute old."""
+    """A `Jwks` that returns auth_svc's keys, cached for 60 s."""
 
     def __init__(self, auth: AuthServiceStub) -> None:
         self._auth = auth

@@ -1,7 +1,7 @@
-"""Which buckets the calls of each RPC consume from, by the policies.
+"""The rate limit buckets of each RPC, derived from its policy.
 
-The gateway's own buckets (envoy/gateway/limits.py), limit_svc and the export for
-envoyproxy/ratelimit all take them from here, so that they cannot disagree.
+The gateway's local buckets (envoy/gateway/limits.py), limit_svc and the export for
+envoyproxy/ratelimit use these definitions.
 """
 
 from collections.abc import Iterator
@@ -17,35 +17,35 @@ from mesh.rpc.policy import (
 
 DOMAIN = "boxoffice"
 BUCKET_KEY = "bucket"
-"""Key of the descriptor entry that has a bucket's name."""
+"""Key of the descriptor entry with the bucket's name."""
 ENTRY_KEYS = {LimitKey.IP: "remote_address", LimitKey.USER: "user"}
-"""Key of the entry that says whose bucket it is."""
+"""Key of the descriptor entry with the bucket's owner."""
 
 EXEMPT_FROM_COMMON = frozenset(
     {
-        # Probed by load balancers and monitors, all of them from one address.
+        # Load balancers and monitors probe it, often from one address.
         "boxoffice.health.v1.HealthService",
-        # Fetched by everyone who verifies tokens, this gateway included.
+        # Verifiers of tokens fetch it, the gateway included.
         "boxoffice.auth.v1.AuthService/GetJwks",
     }
 )
-"""Services and methods that the common limit does not count. The shield does."""
+"""Services and methods without the common limit. The gateway's per-IP ceiling still counts them."""
 
 _LARGEST = 4_294_967_294
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A bucket per value of the limit's key, by the name that routes call it.
+    """A limit with the name of its buckets; each address or user has its own bucket.
 
-    The name has no number of the limit, so that a limit can change while gateways run.
+    The name does not contain the limit, which can therefore change while gateways run.
     """
 
     name: str
     limit: RateLimit
 
     def scaled(self, scale: float) -> "Bucket":
-        """The bucket with so many times the requests and the burst, at least 1."""
+        """The bucket with requests and burst multiplied by `scale`, each at least 1."""
         limit = self.limit
         burst = None if limit.burst is None else _times(limit.burst, scale)
         return Bucket(
@@ -57,17 +57,17 @@ class Bucket:
 
     @property
     def size(self) -> int:
-        """Requests that a full bucket takes at once."""
+        """Requests that a full bucket admits at once."""
         return self.limit.burst or self.limit.requests
 
     @property
     def interval_seconds(self) -> float:
-        """Time in which one more request comes back."""
+        """Time in which the bucket refills by one request."""
         return self.limit.window_seconds / self.limit.requests
 
 
 def buckets(policy: MethodPolicy) -> Iterator[Bucket]:
-    """The common bucket first, then the method's own."""
+    """The buckets of a method: first the common one, then those of its policy."""
     common = _common(policy)
     if common is not None:
         yield Bucket(f"common per {common.key.name.lower()}", common)
@@ -77,7 +77,7 @@ def buckets(policy: MethodPolicy) -> Iterator[Bucket]:
 
 
 def _common(policy: MethodPolicy) -> RateLimit | None:
-    """The limit that all methods share, unless the method is to get more than it."""
+    """The limit shared by all methods; None for exempt methods and those with a higher limit."""
     if {policy.service, policy.path.removeprefix("/")} & EXEMPT_FROM_COMMON:
         return None
     key = LimitKey.USER if policy.needs_token else LimitKey.IP

@@ -1,7 +1,6 @@
-"""The policy of each RPC, read from the compiled contract.
+"""The policy of each RPC, read from the compiled contract, for the gateway and the servers.
 
-The gateway's generator and the servers' authorisation both read it here, so that
-they cannot disagree. An RPC without a policy is refused when the contract is loaded.
+Loading a contract fails when an RPC has no policy or an inconsistent one.
 """
 
 import sys
@@ -19,12 +18,13 @@ from boxoffice.errors.v1 import reason_pb2
 from boxoffice.options.v1 import policy_pb2
 
 PACKAGE = "boxoffice."
-"""Services outside of it (health, reflection) carry no policy."""
+"""Services outside of it (health, reflection) have no policy."""
 
 MAX_DEADLINE_SECONDS = 30.0
 MAX_REQUEST_BYTES = 1024 * 1024
-"""What the gateway takes at most: a seat map of some thousand seats fits."""
+"""The largest request that the gateway accepts; a seat map of some thousand seats fits."""
 DEFAULT_REQUEST_BYTES = 64 * 1024
+MAX_IDEMPOTENCY_KEY_LENGTH = 128
 DEFAULT_LIMIT_REQUESTS = 100
 DEFAULT_LIMIT_WINDOW_SECONDS = 60.0
 
@@ -32,7 +32,7 @@ _E = TypeVar("_E", bound=Enum)
 
 
 class PolicyError(Exception):
-    """The contract cannot be enforced; the text names the RPC and what it lacks."""
+    """A policy is missing or invalid; the text names the RPC and the defect."""
 
 
 class Access(Enum):
@@ -56,7 +56,10 @@ class LimitKey(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """So many requests per window; `burst` of them at once, None for all."""
+    """Requests per window. `burst` is the number admitted at once; None: all of them.
+
+    A `shadow` limit is counted but not enforced.
+    """
 
     requests: int
     window_seconds: float
@@ -67,7 +70,7 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class HttpBinding:
-    """One REST form of an RPC, e.g. verb "POST", path "/api/v1/bookings", body "*"."""
+    """A REST binding of an RPC, e.g. verb "POST", path "/api/v1/bookings", body "*"."""
 
     verb: str
     path: str
@@ -81,14 +84,13 @@ class HttpBinding:
 
 @dataclass(frozen=True, slots=True)
 class MethodPolicy:
-    """What the contract says about one RPC.
+    """The policy and other properties of an RPC.
 
     `path` is the gRPC path, e.g. `/boxoffice.stock.v1.StockService/Reserve`.
-    `deadline_seconds` is None for a stream without end. `retryable` is true when
-    the method's idempotency_level says that repeating it is safe, `has_effects` unless it
-    says that there are none. `reasons` are names as clients see them, e.g. `SOLD_OUT`.
-    `response` is the answer's full name, `response_texts` are the JSON names of its fields
-    that are text, in their order.
+    `deadline_seconds` is None for a stream without end. `retryable` and `has_effects` come from
+    the method's idempotency_level. `reasons` are names as clients see them, e.g. `SOLD_OUT`.
+    `response` is the full name of the response message, `response_texts` are the JSON names of
+    its string fields, in order.
     """
 
     path: str
@@ -125,7 +127,7 @@ class MethodPolicy:
 
     @property
     def is_routed(self) -> bool:
-        """Whether the gateway lets it through at all."""
+        """Whether the gateway has a route for it."""
         return self.access is not Access.INTERNAL
 
     @property
@@ -159,7 +161,7 @@ def services(contract: descriptor_pb2.FileDescriptorSet) -> Iterator[ServiceDesc
 
 def _of_method(method: MethodDescriptor) -> MethodPolicy:
     path = f"/{method.containing_service.full_name}/{method.name}"
-    # Options of a foreign pool are other classes: their bytes are read again with ours.
+    # Options from another pool have other classes; parsing their bytes again gives ours.
     options = descriptor_pb2.MethodOptions.FromString(method.GetOptions().SerializeToString())
     if not options.HasExtension(policy_pb2.policy):
         raise PolicyError(f"{path} has no (boxoffice.options.v1.policy)")
@@ -208,7 +210,7 @@ def reason_name(reason: "reason_pb2.Reason.ValueType") -> str:
 
 def _check(policy: MethodPolicy) -> None:
     if policy.access is Access.INTERNAL and not policy.callers:
-        raise PolicyError(f"{policy.path} is INTERNAL and names no callers: nobody could call it")
+        raise PolicyError(f"{policy.path} is INTERNAL but names no callers")
     if policy.access is Access.INTERNAL and policy.bindings:
         raise PolicyError(f"{policy.path} is INTERNAL and has a REST path")
     if any(binding.body_field != policy.body_field for binding in policy.bindings):
@@ -219,15 +221,19 @@ def _check(policy: MethodPolicy) -> None:
         policy.deadline_seconds is not None
         and not 0 < policy.deadline_seconds <= MAX_DEADLINE_SECONDS
     ):
-        raise PolicyError(f"{policy.path} has a deadline outside of 0–{MAX_DEADLINE_SECONDS:g} s")
+        raise PolicyError(
+            f"{policy.path} has a deadline outside of 0–{MAX_DEADLINE_SECONDS:g} seconds"
+        )
     if policy.max_request_bytes > MAX_REQUEST_BYTES:
-        raise PolicyError(f"{policy.path} takes more than {MAX_REQUEST_BYTES} bytes")
+        raise PolicyError(f"{policy.path} accepts more than {MAX_REQUEST_BYTES} bytes")
     if policy.success_status not in (200, 201, 202, 204):
-        raise PolicyError(f"{policy.path} has the success status {policy.success_status}")
+        raise PolicyError(
+            f"{policy.path} has the success status {policy.success_status}, not 200, 201, 202 or 204"
+        )
     if not policy.reasons:
-        raise PolicyError(f"{policy.path} names no error reason")
+        raise PolicyError(f"{policy.path} lists no error reasons")
     if not policy.needs_token and any(limit.key is LimitKey.USER for limit in policy.limits):
-        raise PolicyError(f"{policy.path} is limited per user but needs no token")
+        raise PolicyError(f"{policy.path} has a limit per user but requires no token")
 
 
 def _limit(raw: policy_pb2.RateLimit, path: str) -> RateLimit:
@@ -239,9 +245,11 @@ def _limit(raw: policy_pb2.RateLimit, path: str) -> RateLimit:
         shadow=raw.shadow,
     )
     if limit.burst is not None and limit.burst > limit.requests:
-        raise PolicyError(f"{path} has a limit with a burst of more than its requests")
+        raise PolicyError(f"{path} has a limit whose burst exceeds its requests")
     if limit.requests < 1 or limit.window_seconds <= 0:
-        raise PolicyError(f"{path} has a limit of {limit.requests} in {limit.window_seconds:g} s")
+        raise PolicyError(
+            f"{path} has a limit of {limit.requests} requests in {limit.window_seconds:g} seconds"
+        )
     return limit
 
 
@@ -249,7 +257,7 @@ def _enum(kind: type[_E], value: int, path: str, field: str) -> _E:
     try:
         return kind(value)
     except ValueError:
-        raise PolicyError(f"{path} has the {field} {value} in its policy") from None
+        raise PolicyError(f"{path} has an unknown value for {field}: {value}") from None
 
 
 def _bindings(rule: http_pb2.HttpRule) -> Iterable[HttpBinding]:

@@ -1,8 +1,7 @@
-"""Access tokens that do not hold any more although they have not expired.
+"""Revoked access tokens that have not expired yet, kept in memory by each service.
 
-auth_svc streams what was revoked; each service keeps it in memory, for as long as the
-tokens would live, and refuses them without asking anybody. A service that has lost the
-stream goes on with what it knows, and says how far behind it is.
+auth_svc streams revocations. A service that lost the stream uses the ones it knows and reports
+its lag.
 """
 
 import asyncio
@@ -23,22 +22,22 @@ from mesh.observability import metrics
 from mesh.rpc.call import Caller
 
 MAX_ENTRIES = 1_000_000
-"""About 300 MB. Beyond it the entries that end first are forgotten, and the log says so."""
+"""About 300 MB. Beyond it the entries that expire first are dropped, with an error in the log."""
 
 _RETRY_SECONDS = 1.0
-# Heartbeats come every few seconds; a stream that is silent for longer is dead.
+# Heartbeats come every few seconds; a stream that is silent for this long is broken.
 _SILENCE_SECONDS = 30.0
 _LAG_WARNING = timedelta(seconds=30)
 
 _log = logging.getLogger(__name__)
 
 Stream = Callable[[], AsyncIterator[stream_pb2.StreamRevocationsResponse]]
-"""Opens a stream of revocations: those in force, then those that happen."""
+"""Opens a stream: first all current revocations, then new ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Floor:
-    """The least token version of a user that holds: for all sessions, and for all but one."""
+    """A user's lowest valid token versions: of all sessions, and of all except `kept_session`."""
 
     version: int
     others_version: int
@@ -52,7 +51,7 @@ class _Floor:
 
 
 class Revocations:
-    """The list of one process. `follow` feeds it for as long as the process runs."""
+    """The revocations known to this process; `follow` updates them."""
 
     def __init__(self, stream: Stream, *, clock: Clock = system_clock) -> None:
         self._stream = stream
@@ -67,12 +66,12 @@ class Revocations:
         _measure_entries(self)
 
     def __len__(self) -> int:
-        """Entries in memory."""
+        """The number of entries."""
         return len(self._sessions) + len(self._users)
 
     @property
     def lag_seconds(self) -> float:
-        """How old the news is: everything that was revoked longer ago is known."""
+        """Age of the latest update: all revocations older than this are known."""
         return max(0.0, (self._clock() - (self._as_of or self._started)).total_seconds())
 
     def check(self, caller: Caller) -> None:
@@ -87,20 +86,20 @@ class Revocations:
             and now < floor.until
             and floor.refuses(version=caller.token_version, session_id=caller.session_id)
         ):
-            raise DomainError(Reason.TOKEN_INVALID, "this token was revoked; sign in again")
+            raise DomainError(Reason.TOKEN_INVALID, "the token was revoked; sign in again")
 
     async def follow(self) -> None:
-        """Keeps the list up to date until cancelled, over every loss of the stream."""
+        """Applies the stream until cancelled; opens it again when it breaks."""
         while True:
             try:
                 await self._follow_once()
             except (grpc.aio.AioRpcError, TimeoutError) as error:
-                _log.info("revocations interrupted", extra={"error": type(error).__name__})
+                _log.info("the stream of revocations broke", extra={"error": type(error).__name__})
             self._warn_when_behind()
             await asyncio.sleep(_RETRY_SECONDS)
 
-    def take(self, response: stream_pb2.StreamRevocationsResponse) -> None:
-        """Adds what a message says, and forgets what no token could use any more."""
+    def apply(self, response: stream_pb2.StreamRevocationsResponse) -> None:
+        """Adds the revocations of a message and drops expired entries."""
         for revocation in response.revocations:
             kind = revocation.WhichOneof("revocation")
             if kind == "session_revoked":
@@ -109,7 +108,7 @@ class Revocations:
                 self._add_user(revocation.access_revoked)
         if response.HasField("as_of"):
             self._as_of = response.as_of.ToDatetime(UTC)
-        self._forget(now=self._clock())
+        self._drop_expired(now=self._clock())
 
     async def _follow_once(self) -> None:
         messages = self._stream()
@@ -119,7 +118,7 @@ class Revocations:
                     message = await anext(messages)
             except StopAsyncIteration:
                 return
-            self.take(message)
+            self.apply(message)
 
     def _add_session(self, revoked: stream_pb2.SessionRevoked) -> None:
         session_id, until = UUID(revoked.session_id), revoked.until.ToDatetime(UTC)
@@ -139,8 +138,8 @@ class Revocations:
                 until,
             )
         elif revoked.min_version > known.others_version:
-            # Of a session that was kept before, only a token that is no older than the
-            # change which ended it could have made this one.
+            # Forgetting the previous kept session is safe: the session kept now was created
+            # after the previous revocation or kept by it, so none of its tokens are older.
             floor = _Floor(known.version, revoked.min_version, UUID(revoked.kept_session_id), until)
         else:
             floor = known
@@ -148,59 +147,59 @@ class Revocations:
             self._users[user_id] = floor
             heapq.heappush(self._ends, (until, user_id))
 
-    def _forget(self, *, now: datetime) -> None:
+    def _drop_expired(self, *, now: datetime) -> None:
         dropped = 0
         while self._ends and (self._ends[0][0] <= now or len(self) > MAX_ENTRIES):
             until, key = heapq.heappop(self._ends)
             dropped += until > now
-            # The entry may have been prolonged since: then a later end is in the heap.
+            # An entry that was extended meanwhile has a later end in the heap.
             if self._sessions.get(key) == until:
                 del self._sessions[key]
             floor = self._users.get(key)
             if floor is not None and floor.until == until:
                 del self._users[key]
         if dropped:
-            _log.error("too many revocations: some were forgotten", extra={"dropped": dropped})
+            _log.error("too many revocations: some were dropped", extra={"dropped": dropped})
 
     def _warn_when_behind(self) -> None:
         now = self._clock()
         if self.lag_seconds > _LAG_WARNING.total_seconds() and now - self._warned > _LAG_WARNING:
             self._warned = now
             _log.warning(
-                "revocations are behind: ended sessions may still be let in",
+                "revocations are behind: revoked tokens may still be accepted",
                 extra={"lag_seconds": round(self.lag_seconds, 1)},
             )
 
 
-def _lag(known: Revocations) -> list[tuple[str, float]]:
-    return [("auth_svc", known.lag_seconds)]
+def _lag(revocations: Revocations) -> list[tuple[str, float]]:
+    return [("auth_svc", revocations.lag_seconds)]
 
 
-def _size(known: Revocations) -> list[tuple[str, float]]:
-    return [("auth_svc", float(len(known)))]
+def _size(revocations: Revocations) -> list[tuple[str, float]]:
+    return [("auth_svc", float(len(revocations)))]
 
 
 _measure_lag = metrics.measured(
     "revocations_lag_seconds",
-    "Age of the news about revoked tokens; what was revoked since may still be let in.",
+    "Age of the latest update of revocations; tokens revoked since may still be accepted.",
     _lag,
     label="stream",
 )
 _measure_entries = metrics.measured(
     "revocations_entries",
-    "Revoked sessions and users that this process remembers.",
+    "Revoked sessions and users in this process's memory.",
     _size,
     label="stream",
 )
 
 
 def from_auth(stub: AuthEventServiceStub) -> Stream:
-    """The stream of auth_svc, for the other services."""
+    """Opens auth_svc's stream, for the other services."""
 
     async def messages() -> AsyncIterator[stream_pb2.StreamRevocationsResponse]:
         stream = stub.StreamRevocations(
             stream_pb2.StreamRevocationsRequest(),
-            # Waits for an auth_svc that is away; nobody waits for this stream.
+            # Waits until auth_svc is reachable; no call waits for this stream.
             wait_for_ready=True,
         )
         async for message in stream:

@@ -1,4 +1,4 @@
-"""How a service starts, serves and stops. Each service's __main__ says what, this says how."""
+"""Starts, serves and stops a service. Its __main__ defines servicers, loops and resources."""
 
 import argparse
 import asyncio
@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from mesh import paging, tasks
 from mesh.observability import logs, reporting, tracing
 from mesh.observability.metrics import Listener
-from mesh.observability.probes import Heart, Readiness
+from mesh.observability.probes import Heartbeat, Readiness
 from mesh.rpc import freshness, policy
 from mesh.rpc.identity import Jwks
 from mesh.rpc.interceptor import Interceptor
@@ -32,17 +32,17 @@ _log = logging.getLogger(__name__)
 _SettingsT = TypeVar("_SettingsT", bound=MeshSettings)
 
 DATABASE = "database"
-"""The name under which grpc.health.v1 tells whether the service reaches its database."""
+"""The name under which grpc.health.v1 reports whether the service reaches its database."""
 
 _HEALTH_INTERVAL_SECONDS = 1.0
 _HEALTH_TIMEOUT_SECONDS = 1.0
 
 _OPTIONS: list[tuple[str, Any]] = [
-    # Off: a second process on the same port must fail, not share it silently.
+    # Off, so that a second process on the same port fails instead of sharing it silently.
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", 1024),
-    # Who watches comes back by the thousand when a process has started again. Beyond the
-    # runtime's own thousand that nobody has taken yet, calls would be CANCELLED at random.
+    # Thousands of watching clients reconnect at once when a process restarts. Beyond the default
+    # of 1,000 pending calls, the runtime cancels calls at random.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 40_000),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
@@ -57,7 +57,7 @@ _OPTIONS: list[tuple[str, Any]] = [
 
 @dataclass(frozen=True, slots=True)
 class Servicer:
-    """An implementation with the function that registers it and the service it implements."""
+    """A servicer with the generated function that registers it and its service's descriptor."""
 
     implementation: Any
     register: Callable[[Any, grpc.aio.Server], None]
@@ -67,10 +67,10 @@ class Servicer:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What a service's process runs once its resources are open.
+    """What a service's process runs when its resources are open.
 
-    `loops` run until the process stops. `ping_database` raises when the database is away.
-    Without `revocations` every token holds until it expires.
+    `loops` run until the process stops. `ping_database` raises when the database is unavailable.
+    Without `revocations` tokens are valid until they expire.
     """
 
     servicers: Sequence[Servicer]
@@ -109,7 +109,8 @@ def run(
 
 
 def _shared_secrets(name: str, settings: MeshSettings) -> tuple[str, ...]:
-    """What all replicas must be told: each would make up its own, and refuse the others'."""
+    """Secrets required outside of development: replicas with random ones would reject each other's
+    page tokens."""
     return () if settings.is_development or name == LIMIT_SERVICE else ("page_token_secret",)
 
 
@@ -122,17 +123,17 @@ async def _serve(
     stopping = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
-    heart, readiness = Heart(), Readiness()
+    heartbeat, readiness = Heartbeat(), Readiness()
     async with open_service() as service:
         healthy = health.aio.HealthServicer()
         interceptor = build_interceptor(settings, service)
         server = build_server(settings, service, healthy, interceptor)
         port = settings.port(name, replica)
         server.add_secure_port(f"{settings.host}:{port}", _credentials(name, settings))
-        probes = _probes(settings, settings.metrics_port(name, replica), heart, readiness)
+        probes = _probes(settings, settings.metrics_port(name, replica), heartbeat, readiness)
         await server.start()
         watching = [
-            asyncio.create_task(heart.beat()),
+            asyncio.create_task(heartbeat.run()),
             asyncio.create_task(_watch_database(service, healthy, readiness)),
         ]
         loops = [asyncio.create_task(_run(loop)) for loop in service.loops]
@@ -145,39 +146,41 @@ async def _serve(
             _log.info("stopping")
             readiness.stop()
             await healthy.enter_graceful_shutdown()
-            # Calls still come in until everybody has heard that there should be no more.
+            # Calls still arrive until gateways and channels have seen NOT_SERVING.
             await asyncio.sleep(settings.drain_pause_seconds)
             await _end(loops)
             interceptor.end_streams()
             end = time.monotonic() + settings.shutdown_grace_seconds
             await server.stop(settings.shutdown_grace_seconds)
-            # One grace for both: whoever asked the process to stop kills it soon after.
+            # Both share one grace: the supervisor kills the process soon after it.
             await tasks.drain(max(end - time.monotonic(), 0))
             _log.info("stopped")
             await _end(watching)
 
 
-def _probes(settings: MeshSettings, port: int, heart: Heart, readiness: Readiness) -> Listener:
+def _probes(
+    settings: MeshSettings, port: int, heartbeat: Heartbeat, readiness: Readiness
+) -> Listener:
     try:
         return Listener(
             settings.metrics_host,
             port,
-            is_live=heart.is_beating,
+            is_live=heartbeat.is_beating,
             is_ready=lambda: readiness.is_ready,
         )
     except OSError as error:
         raise SystemExit(
-            f"port {port} for the metrics cannot be had ({error.strerror}); "
-            "BOXOFFICE_METRICS_PORT_BASE moves it"
+            f"cannot listen on port {port} for metrics ({error.strerror}); "
+            "change BOXOFFICE_METRICS_PORT_BASE"
         ) from None
 
 
 def build_interceptor(settings: MeshSettings, service: Service) -> Interceptor:
-    """What goes around all calls. Raises mesh.rpc.policy.PolicyError for a method without a policy."""
+    """The interceptor for all calls. Raises PolicyError for a method without a policy."""
     policies = {
-        path: one
-        for each in _servicers(settings, service)
-        for path, one in policy.of_service(each.descriptor).items()
+        path: method
+        for servicer in _servicers(settings, service)
+        for path, method in policy.of_service(servicer.descriptor).items()
     }
     return Interceptor(policies, service.jwks, service.revocations)
 
@@ -191,11 +194,11 @@ def build_server(
     """A server with all servicers, health and, in development, reflection; not yet listening."""
     servicers = _servicers(settings, service)
     server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
-    for each in servicers:
-        each.register(each.implementation, server)
+    for servicer in servicers:
+        servicer.register(servicer.implementation, server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     if settings.is_development:
-        names = [each.descriptor.full_name for each in servicers]
+        names = [servicer.descriptor.full_name for servicer in servicers]
         reflection.enable_server_reflection(
             [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
         )
@@ -204,7 +207,9 @@ def build_server(
 
 def _servicers(settings: MeshSettings, service: Service) -> list[Servicer]:
     return [
-        each for each in service.servicers if settings.is_development or not each.development_only
+        servicer
+        for servicer in service.servicers
+        if settings.is_development or not servicer.development_only
     ]
 
 
@@ -224,23 +229,23 @@ async def _run(loop: Callable[[], Awaitable[None]]) -> None:
 async def _watch_database(
     service: Service, healthy: health.aio.HealthServicer, readiness: Readiness
 ) -> None:
-    """Keeps the health answers true. The process serves once the database was reached once."""
+    """Updates readiness and the health service every second."""
     states = health_pb2.HealthCheckResponse
     while True:
         try:
             async with asyncio.timeout(_HEALTH_TIMEOUT_SECONDS):
                 await service.ping_database()
             good = True
-        except Exception as error:  # noqa: BLE001 - whatever it is, the database is not usable
-            _log.warning("the database is away", extra={"error": type(error).__name__})
+        except Exception as error:  # noqa: BLE001 - any error means an unusable database
+            _log.warning("the database is unavailable", extra={"error": type(error).__name__})
             good = False
         await healthy.set(DATABASE, states.SERVING if good else states.NOT_SERVING)
-        ready = readiness.saw(good=good)
+        ready = readiness.record(good=good)
         await healthy.set("", states.SERVING if ready else states.NOT_SERVING)
         await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
 
 
 async def _end(running: list[asyncio.Task[None]]) -> None:
-    for each in running:
-        each.cancel()
+    for task in running:
+        task.cancel()
     await asyncio.gather(*running, return_exceptions=True)

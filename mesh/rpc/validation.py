@@ -1,4 +1,4 @@
-"""The contract's rules on fields, enforced once for all requests."""
+"""Enforces the contract's rules on fields, for all requests."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -35,7 +35,7 @@ PATTERNS = {
 
 
 def validate(request: Message) -> None:
-    """Raises VALIDATION_FAILED that names every field which breaks its rule."""
+    """Raises VALIDATION_FAILED that names every field that violates a rule."""
     violations = protovalidate.collect_violations(request)
     if violations:
         raise invalid(
@@ -46,14 +46,14 @@ def validate(request: Message) -> None:
         )
 
 
-def refuse_unreal(request: Message, sent: bytes) -> None:
-    """Raises VALIDATION_FAILED for values that their types can hold and nothing else can.
+def refuse_unstorable(request: Message, sent: bytes) -> None:
+    """Raises VALIDATION_FAILED for text with U+0000, which PostgreSQL rejects, and for times
+    outside the years 1 to 9999.
 
-    Texts with U+0000, which PostgreSQL does not take, and times of no calendar. `sent` is the
-    request's bytes: most requests can have neither, and are not searched.
+    `sent` is the serialised request. Without zero bytes and time fields it is not searched.
     """
     if b"\0" in sent or _has_times(request.DESCRIPTOR):
-        violations = tuple(_unreal(request))
+        violations = tuple(_unstorable(request))
         if violations:
             raise invalid(*violations)
 
@@ -70,24 +70,24 @@ def _has_times(descriptor: Descriptor, above: frozenset[str] = frozenset()) -> b
     )
 
 
-def _unreal(message: Message, prefix: str = "") -> Iterator[FieldViolation]:
+def _unstorable(message: Message, prefix: str = "") -> Iterator[FieldViolation]:
     for field, value in message.ListFields():
         path = prefix + field.name
         if field.type == FieldDescriptor.TYPE_STRING:
-            for place, text in _elements(field, value, path):
+            for element_path, text in _elements(field, value, path):
                 if "\0" in text:
-                    yield FieldViolation(place, "must not contain U+0000")
+                    yield FieldViolation(element_path, "must not contain U+0000")
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
             # No request has a map.
-            for place, one in _elements(field, value, path):
+            for element_path, element in _elements(field, value, path):
                 yield from (
-                    _no_time(one, place)
-                    if isinstance(one, _TIME_TYPES)
-                    else _unreal(one, f"{place}.")
+                    _out_of_range(element, element_path)
+                    if isinstance(element, _TIME_TYPES)
+                    else _unstorable(element, f"{element_path}.")
                 )
 
 
-def _no_time(value: Timestamp | Duration, path: str) -> Iterator[FieldViolation]:
+def _out_of_range(value: Timestamp | Duration, path: str) -> Iterator[FieldViolation]:
     try:
         value.ToDatetime() if isinstance(value, Timestamp) else value.ToTimedelta()
     except (ValueError, OverflowError):
@@ -102,8 +102,8 @@ def _elements(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[s
     if not field.is_repeated:
         yield path, value
     else:
-        for number, one in enumerate(value):
-            yield f"{path}[{number}]", one
+        for number, element in enumerate(value):
+            yield f"{path}[{number}]", element
 
 
 def _description(violation: protovalidate.Violation) -> str:

@@ -1,4 +1,4 @@
-"""The image and the compose file: only what runs, without rights, every process of the mesh."""
+"""The image and the compose file: no build tools, no privileges, all processes of the mesh."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from mesh.settings import SERVICES
 
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-# What builds, tests or is embedded has no place where customers' calls arrive.
+# Tools for building and testing, and embedded servers.
 NOT_IN_IMAGE = {
     "grpcio-tools",
     "mypy",
@@ -39,7 +39,7 @@ def test_the_image_installs_its_part_of_the_lock() -> None:
     assert "launcher/bootstrap.py image > build/image.lock" in (DEPLOY / "build.sh").read_text()
 
 
-def test_the_image_runs_without_rights() -> None:
+def test_the_image_runs_as_an_unprivileged_user() -> None:
     last_stage = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
     assert "USER 10001:10001" in last_stage
     assert "uninstall --yes --quiet pip" in last_stage
@@ -59,27 +59,31 @@ def test_compose_runs_every_process_read_only() -> None:
         assert alias == f"{name.replace('_', '-')}.{domain}"
 
 
-def test_secrets_of_compose_get_into_it_and_nowhere_else() -> None:
+def test_secrets_of_compose_are_ignored_by_git_and_docker() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
-    # What stands as ${…} comes from there too, and not from a service's env_file.
+    # --env-file also provides the values of ${…}, which a service's env_file does not.
     assert "docker compose --env-file deploy/secrets.env -f deploy/compose.yaml" in text
     secret = ["deploy/secrets.env", "deploy/certificates"]
     assert set(secret) <= set((ROOT / ".dockerignore").read_text().splitlines())
     ignored = [secret[0], f"{secret[1]}/ca.key"]
-    found = subprocess.check_output(["git", "check-ignore", *ignored], cwd=ROOT, text=True)
-    assert found.splitlines() == ignored
+    output = subprocess.check_output(["git", "check-ignore", *ignored], cwd=ROOT, text=True)
+    assert output.splitlines() == ignored
 
 
-def test_every_setting_of_compose_is_one() -> None:
+def test_compose_sets_only_existing_settings() -> None:
     known = (ROOT / ".env.example").read_text()
-    names = {name for each in COMPOSE["services"].values() for name in each.get("environment", {})}
-    ours = {name for name in names if name.startswith("BOXOFFICE_")}
-    assert {name for name in ours if f"#{name}=" not in known} == set()
+    names = {
+        name
+        for service in COMPOSE["services"].values()
+        for name in service.get("environment", {})
+        if name.startswith("BOXOFFICE_")
+    }
+    assert {name for name in names if f"#{name}=" not in known} == set()
 
 
 @pytest.mark.timeout(900)
 def test_the_build_works_in_a_clean_folder(is_long: bool) -> None:
-    """Without a container engine. The short version only checks the scripts' grammar."""
+    """Without a container engine. The short run only checks the scripts' syntax."""
     for script in ("build.sh", "gateway.sh"):
         assert os.access(DEPLOY / script, os.X_OK)
         subprocess.run(["sh", "-n", str(DEPLOY / script)], check=True)
@@ -99,7 +103,7 @@ def test_the_build_works_in_a_clean_folder(is_long: bool) -> None:
         subprocess.run(
             ["deploy/build.sh", str(built)], cwd=source, env=python_first, check=True, timeout=800
         )
-        # Nothing may point back to where it was built.
+        # The result must not depend on the folder in which it was built.
         shutil.rmtree(source)
         app = built / "app"
         environment = {
@@ -108,11 +112,11 @@ def test_the_build_works_in_a_clean_folder(is_long: bool) -> None:
             "BOXOFFICE_HOME": str(home),
         }
         for service in SERVICES:
-            told = subprocess.run(
+            completed = subprocess.run(
                 ["python", "-m", service],
                 cwd=home,
                 env=environment,
                 capture_output=True,
                 check=False,
             )
-            assert b"cannot start: BOXOFFICE_" in told.stderr, told.stderr
+            assert b"cannot start: BOXOFFICE_" in completed.stderr, completed.stderr

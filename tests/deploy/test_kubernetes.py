@@ -1,4 +1,4 @@
-"""The manifests: what the contract says, as Kubernetes takes it, and locked down."""
+"""The manifests: up to date, valid, consistent with the contract, with minimal privileges."""
 
 from typing import Any
 
@@ -20,27 +20,29 @@ def named(document: dict[str, Any]) -> str:
 
 
 def of_kind(kind: str) -> dict[str, dict[str, Any]]:
-    return {each["metadata"]["name"]: each for each in DOCUMENTS if each["kind"] == kind}
+    return {
+        document["metadata"]["name"]: document for document in DOCUMENTS if document["kind"] == kind
+    }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_files_are_what_the_contract_says(name: str) -> None:
+def test_the_files_are_up_to_date(name: str) -> None:
     written = (kubernetes.FOLDER / name).read_text()
     assert written == kubernetes.rendered(FILES[name]), "run `python -m deploy.kubernetes`"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
-def test_kubernetes_would_take_it(document: dict[str, Any]) -> None:
+def test_a_manifest_is_valid_for_kubernetes(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, VERSION, strict=True)
 
 
-def test_the_schema_would_refuse_a_misspelt_field() -> None:
+def test_the_schema_refuses_a_misspelt_field() -> None:
     broken = {**of_kind("Deployment")["gateway"], "specs": {}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, VERSION, strict=True)
 
 
-def test_who_may_connect_is_what_the_contract_says() -> None:
+def test_network_policies_allow_the_callers_in_the_contract() -> None:
     assert kubernetes.callers() == {
         "auth_svc": {GATEWAY, "booking_svc", "stock_svc", "payment_svc"},
         "booking_svc": {GATEWAY},
@@ -50,14 +52,12 @@ def test_who_may_connect_is_what_the_contract_says() -> None:
     }
     policies = of_kind("NetworkPolicy")
     assert policies["deny-all"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    let_in = policies["booking-svc"]["spec"]["ingress"][1]["from"]
-    assert [each["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for each in let_in] == [
-        "gateway"
-    ]
+    [pod] = policies["booking-svc"]["spec"]["ingress"][1]["from"]
+    assert pod["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "gateway"
 
 
 @pytest.mark.parametrize("name", [*PROCESSES, GATEWAY])
-def test_every_pod_is_locked_down_and_probed(name: str) -> None:
+def test_every_pod_has_minimal_privileges_and_probes(name: str) -> None:
     pod = of_kind("Deployment")[name.replace("_", "-")]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -65,13 +65,13 @@ def test_every_pod_is_locked_down_and_probed(name: str) -> None:
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
     assert pod["terminationGracePeriodSeconds"] > 17
-    # Secrets come by reference only.
+    # Secrets are only referenced.
     assert "env" not in container
 
 
-def test_each_service_gets_its_own_secret_only() -> None:
+def test_each_service_gets_only_its_own_secret() -> None:
     for service in PROCESSES:
         name = service.replace("_", "-")
         pod = of_kind("Deployment")[name]["spec"]["template"]["spec"]
-        sources = [each.get("secretRef") for each in pod["containers"][0]["envFrom"]]
-        assert [each["name"] for each in sources if each] == [name]
+        sources = [source.get("secretRef") for source in pod["containers"][0]["envFrom"]]
+        assert [secret["name"] for secret in sources if secret] == [name]

@@ -1,9 +1,8 @@
-"""Dashboards and alerts: well formed, complete, and by Prometheus's own tool where it is."""
+"""Dashboards and alerts: up to date, complete, and checked by promtool where it is installed."""
 
 import json
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,8 +16,8 @@ RULES = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 
 
-@pytest.mark.parametrize("dashboard", dashboards.DASHBOARDS, ids=lambda each: each.name)
-def test_the_files_are_what_the_table_says(dashboard: dashboards.Dashboard) -> None:
+@pytest.mark.parametrize("dashboard", dashboards.DASHBOARDS, ids=lambda dashboard: dashboard.name)
+def test_the_files_are_up_to_date(dashboard: dashboards.Dashboard) -> None:
     file = dashboards.FOLDER / f"{dashboard.name}.json"
     assert file.read_text() == dashboards.rendered(dashboard), "run `python -m deploy.dashboards`"
     shown = json.loads(file.read_text())
@@ -30,8 +29,8 @@ def test_the_files_are_what_the_table_says(dashboard: dashboards.Dashboard) -> N
 def test_every_query_names_a_metric() -> None:
     queries = [
         query
-        for each in dashboards.DASHBOARDS
-        for panel in each.panels
+        for dashboard in dashboards.DASHBOARDS
+        for panel in dashboard.panels
         for query, _ in panel.queries
     ]
     queries += [alert["expr"] for alert in ALERTS]
@@ -40,7 +39,7 @@ def test_every_query_names_a_metric() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
-def test_an_alert_says_how_bad_it_is_and_what_to_do(alert: dict[str, object]) -> None:
+def test_an_alert_has_a_severity_and_a_runbook(alert: dict[str, object]) -> None:
     assert set(alert) <= {"alert", "expr", "for", "labels", "annotations"}
     labels, annotations = alert["labels"], alert["annotations"]
     assert isinstance(labels, dict)
@@ -55,7 +54,7 @@ def test_an_alert_says_how_bad_it_is_and_what_to_do(alert: dict[str, object]) ->
     assert section in headings, f"{page} has no section {section}"
 
 
-def test_every_alert_has_a_test_that_makes_it_fire() -> None:
+def test_every_alert_fires_in_a_promtool_test() -> None:
     tests = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]
     fired = {
         rule["alertname"]
@@ -66,8 +65,8 @@ def test_every_alert_has_a_test_that_makes_it_fire() -> None:
     assert fired == {alert["alert"] for alert in ALERTS}
 
 
-def test_promtool_agrees(tmp_path: Path) -> None:
-    """Prometheus's own word, where its tool is installed; the tests above hold everywhere."""
+def test_promtool_accepts_the_configuration_and_the_alerts() -> None:
+    """Only where promtool is installed; test_promql.py runs the alert tests everywhere."""
     promtool = shutil.which("promtool")
     if promtool is None:
         return
@@ -75,7 +74,7 @@ def test_promtool_agrees(tmp_path: Path) -> None:
         ["check", "config", "prometheus.yaml"],
         ["test", "rules", "alerts_test.yaml"],
     ):
-        told = subprocess.run(
+        completed = subprocess.run(
             [promtool, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, check=False
         )
-        assert told.returncode == 0, told.stdout + told.stderr
+        assert completed.returncode == 0, completed.stdout + completed.stderr

@@ -1,4 +1,4 @@
-"""Our part of PromQL gives the answers that Prometheus gives."""
+"""testing/promql.py computes the same results as Prometheus."""
 
 import math
 from typing import Any
@@ -13,15 +13,15 @@ WRITTEN: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts_test.yaml").rea
 
 
 @pytest.mark.parametrize("case", WRITTEN, ids=lambda case: str(case["name"]))
-def test_alerts_fire_when_promtool_says_so(case: dict[str, Any]) -> None:
-    """Of the synthetic series of alerts_test.yaml, which promtool agrees to where it is."""
+def test_alerts_fire_as_alerts_test_yaml_expects(case: dict[str, Any]) -> None:
+    """promtool runs the same file where it is installed."""
     interval = seconds(case["interval"])
     series = written(case["input_series"], interval)
     for expected in case["alert_rule_test"]:
         rule = BY_NAME[expected["alertname"]]
-        found = firing(rule, series, at=seconds(expected["eval_time"]), interval=60)
-        assert {labels | frozenset(rule["labels"].items()) for labels in found} == {
-            frozenset(each["exp_labels"].items()) for each in expected["exp_alerts"]
+        firing_labels = firing(rule, series, at=seconds(expected["eval_time"]), interval=60)
+        assert {labels | frozenset(rule["labels"].items()) for labels in firing_labels} == {
+            frozenset(alert["exp_labels"].items()) for alert in expected["exp_alerts"]
         }
 
 
@@ -48,18 +48,18 @@ def gauge(**values: float) -> Series:
         ("7", [7.0]),
     ],
 )
-def test_expressions(query: str, expected: list[float]) -> None:
+def test_an_expression_has_prometheus_result(query: str, expected: list[float]) -> None:
     assert sorted(evaluate(query, gauge(a=1, b=2, c=6), 100).values()) == expected
 
 
 @pytest.mark.parametrize("query", ["g +", "avg(g)", "rate(g)", "g{", "g or g", "sum(1)", "g > g"])
-def test_what_it_does_not_know_is_refused(query: str) -> None:
+def test_an_unsupported_expression_is_refused(query: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         evaluate(query, gauge(a=1), 100)
 
 
-def test_rates_reach_as_far_as_prometheus_lets_them() -> None:
-    """Figures of Prometheus's own tests (promql/testdata/functions.test)."""
+def test_rates_are_extrapolated_as_in_prometheus() -> None:
+    """Values from Prometheus's tests (promql/testdata/functions.test)."""
     series = Series()
     for minute in range(11):
         series.add("requests", frozenset(), minute * 300, minute * 10.0)
@@ -72,7 +72,7 @@ def test_rates_reach_as_far_as_prometheus_lets_them() -> None:
     assert evaluate("increase(c[30m])", reset, 1800) == {frozenset(): pytest.approx(7)}
 
 
-def test_quantiles_lie_between_the_bounds_of_their_bucket() -> None:
+def test_quantiles_are_interpolated_within_their_bucket() -> None:
     series = Series()
     for bound, count in {"0.1": 2.0, "0.2": 4.0, "+Inf": 5.0}.items():
         series.add("b", frozenset({("le", bound)}), 0, count)
@@ -96,8 +96,8 @@ def test_a_process_that_does_not_answer_has_no_samples() -> None:
     assert [dict(labels)["job"] for labels in evaluate("up == 0", series, 20)] == ["a"]
 
 
-def test_a_counter_without_the_usual_ending_keeps_its_name() -> None:
-    """As Envoy writes them."""
+def test_a_counter_without_the_suffix_total_keeps_its_name() -> None:
+    """Envoy's counters have no suffix."""
     series = Series()
     page = "# TYPE envoy_rq_xx counter\nenvoy_rq_xx 3\n# TYPE a_total counter\na_total 4\n"
     series.scraped(page, time=10, job="gateway", instance="1")

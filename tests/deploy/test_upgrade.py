@@ -1,5 +1,5 @@
-"""An upgrade as docs/operations.md has it: the version before sells while this one migrates its
-databases; then this one goes on with what is there."""
+"""An upgrade as in docs/operations.md: the previous version sells while this one migrates its
+databases; then this version runs with the same data."""
 
 import os
 import subprocess
@@ -17,17 +17,17 @@ from mesh.paths import ROOT
 from mesh.settings import SERVICES
 from testing.running_mesh import RunningMesh, python_of, running_mesh
 
-# Holds end within the sale, as in the demo's own mesh.
+# Holds expire within the sale, as in the demo's mesh.
 _SALE = {"BOXOFFICE_HOLD_TTL_SECONDS": "12", "BOXOFFICE_PAYMENT_WINDOW_SECONDS": "20"}
-# The first bookings are being paid by then, and most customers are still to come.
-_IN_FULL_SWING = "Selling, 10 s"
-# More would ask how fast the machine is.
+# A line of the demo: the first bookings are being paid, most customers have not started yet.
+_SELLING = "Selling, 10 s"
+# Few enough for a slow machine.
 _CUSTOMERS = 150
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    # Not pytest's own: it is closed to PostgreSQL's user when the tests run as root.
+    # Not pytest's tmp_path, which PostgreSQL's user cannot access when tests run as root.
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as name:
         path = Path(name)
         path.chmod(0o755)
@@ -36,9 +36,9 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def before(folder: Path) -> Path:
-    """A checkout of what was there before the newest migration, ready to run."""
-    found = ("log", "-1", "--format=%H", "--", "*/migrations/versions/*.py")
-    newest = subprocess.check_output(["git", *found], cwd=ROOT, text=True).strip()
+    """A checkout of the commit before the newest migration, ready to run."""
+    log = ("git", "log", "-1", "--format=%H", "--", "*/migrations/versions/*.py")
+    newest = subprocess.check_output(log, cwd=ROOT, text=True).strip()
     path = folder / "before"
     subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, path], check=True)
     subprocess.run(["git", "checkout", "--quiet", f"{newest}^"], cwd=path, check=True)
@@ -48,13 +48,13 @@ def before(folder: Path) -> Path:
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_the_version_before_sells_while_this_one_migrates(before: Path, folder: Path) -> None:
+def test_the_previous_version_sells_while_this_one_migrates(before: Path, folder: Path) -> None:
     home = {"BOXOFFICE_HOME": str(folder / "home")}
     with running_mesh(before, **home, **_SALE) as mesh:
         old = schemas(mesh)
         with demo(before, mesh) as sale:
             assert sale.stdout is not None
-            assert any(_IN_FULL_SWING in line for line in sale.stdout)
+            assert any(_SELLING in line for line in sale.stdout)
             migrate(mesh)
             report = sale.stdout.read()
         new = schemas(mesh)
@@ -69,8 +69,8 @@ def test_the_version_before_sells_while_this_one_migrates(before: Path, folder: 
 
 
 def demo(checkout: Path, mesh: RunningMesh) -> "subprocess.Popen[str]":
-    """A sale on the mesh. It ends with 0 when nobody was left without an answer, and its audit
-    found nothing."""
+    """A sale on the mesh. It exits with 0 when all customers got a response and the audit found no
+    differences."""
     return subprocess.Popen(
         [python_of(checkout), "-m", "demo", "--url", mesh.url, "--customers", str(_CUSTOMERS)],
         cwd=checkout,
@@ -82,17 +82,17 @@ def demo(checkout: Path, mesh: RunningMesh) -> "subprocess.Popen[str]":
 
 
 def migrate(mesh: RunningMesh) -> None:
-    """As an operator does, with this version's code."""
+    """Runs `make migrate` with this version's code."""
     subprocess.run(["make", "migrate"], cwd=ROOT, env=os.environ | mesh.variables, check=True)
 
 
 def schemas(mesh: RunningMesh) -> dict[str, str]:
-    """The revision of each service's schema."""
-    found = {}
+    """The schema revision of each service."""
+    revisions = {}
     for service in SERVICES:
         url = libpq_url(migrations.url(mesh.home, Provided(), service))
         with psycopg.connect(url) as connection:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
             assert row is not None
-            found[service] = str(row[0])
-    return found
+            revisions[service] = str(row[0])
+    return revisions

@@ -1,7 +1,6 @@
-"""Each alert's condition, caused in a mesh that runs; its expression, over what was scraped.
+"""Causes the condition of each alert in a running mesh and evaluates its expression on the metrics.
 
-How long a condition must last (`for`) and what the alert then says, alerts_test.yaml has: the
-tests here show that the condition is seen at all, in the metrics that the processes have.
+`for` and the texts of alerts are tested by alerts_test.yaml.
 """
 
 import asyncio
@@ -39,17 +38,18 @@ CAUSED = {
     "CallsFail",
     "DatabaseRefuses",
     "EventLoopIsSlow",
-    "GatewayFindsNobody",
-    "GatewayTurnsAway",
+    "GatewayNoHealthyUpstream",
+    "GatewayOverloaded",
     "LoopFails",
     "LoopHasNoLeader",
     "MailsWait",
     "NotReady",
     "Overloaded",
-    "PoolIsUsedUp",
+    "DatabasePoolExhausted",
     "ProcessDown",
-    "RefundsWait",
-    "StockDoesNotAddUp",
+    "ReconciliationOverdue",
+    "RefundBacklog",
+    "StockAuditMismatch",
     "StreamIsLate",
     "StreamIsNotFollowed",
     "WebhooksRefused",
@@ -57,15 +57,15 @@ CAUSED = {
 
 
 @pytest.fixture(scope="module")
-def ailing() -> Iterator[RunningMesh]:
-    # Nobody takes mails at that port.
+def mesh() -> Iterator[RunningMesh]:
+    # No mail server listens on this port.
     with running_mesh(BOXOFFICE_SMTP_URL="smtp://127.0.0.1:9?starttls=false") as running:
         yield running
 
 
 @pytest.fixture
-def api(ailing: RunningMesh) -> Iterator[Api]:
-    with httpx.Client(base_url=ailing.url, timeout=30) as client:
+def api(mesh: RunningMesh) -> Iterator[Api]:
+    with httpx.Client(base_url=mesh.url, timeout=30) as client:
         yield Api(client)
 
 
@@ -75,7 +75,7 @@ def admin(api: Api) -> Api:
 
 
 class Watch:
-    """Scrapes the mesh and says what its alerts would."""
+    """Scrapes the mesh and evaluates the alerts' expressions."""
 
     def __init__(self, mesh: RunningMesh) -> None:
         self._targets = json.loads(scrape.path(mesh.home).read_text())
@@ -87,33 +87,33 @@ class Watch:
             (group["labels"], address) for group in self._targets for address in group["targets"]
         ]
         with futures.ThreadPoolExecutor(len(addresses)) as pool:
-            pages = pool.map(lambda each: _page(*each), addresses)
+            pages = pool.map(lambda address: _page(*address), addresses)
             for (labels, address), page in zip(addresses, pages, strict=True):
                 self._series.scraped(page, time=time.time(), job=labels["job"], instance=address)
 
     def holds(self, alert: str, labels: dict[str, str]) -> bool:
-        found = evaluate(BY_NAME[alert]["expr"], self._series, time.time())
-        return any(labels.items() <= set(each) for each in found)
+        result = evaluate(BY_NAME[alert]["expr"], self._series, time.time())
+        return any(labels.items() <= set(series_labels) for series_labels in result)
 
     def until(
         self, alert: str, *, cause: Callable[[], object] = lambda: None, **labels: str
     ) -> None:
-        """Causes and scrapes until the alert's condition holds."""
-        self._wait(alert, labels, cause, wanted=True)
+        """Calls `cause` and scrapes until the alert's condition holds."""
+        self._wait(alert, labels, cause, expected=True)
 
     def until_over(self, alert: str, **labels: str) -> None:
-        self._wait(alert, labels, lambda: None, wanted=False)
+        self._wait(alert, labels, lambda: None, expected=False)
 
     def _wait(
-        self, alert: str, labels: dict[str, str], cause: Callable[[], object], *, wanted: bool
+        self, alert: str, labels: dict[str, str], cause: Callable[[], object], *, expected: bool
     ) -> None:
         deadline = time.monotonic() + _DEADLINE_SECONDS
         while True:
             cause()
             self.scrape()
-            if self.holds(alert, labels) is wanted:
+            if self.holds(alert, labels) is expected:
                 return
-            assert time.monotonic() < deadline, f"{alert}{labels} is not {wanted}"
+            assert time.monotonic() < deadline, f"{alert}{labels} is not {expected}"
             time.sleep(0.3)
 
 
@@ -127,17 +127,18 @@ def _page(labels: dict[str, str], address: str) -> str | None:
 
 
 @pytest.fixture
-def watch(ailing: RunningMesh, admin: Api) -> Watch:
-    # What no call has counted yet has no rate: Prometheus sees a counter's second value first.
+def watch(mesh: RunningMesh, admin: Api) -> Watch:
+    # A counter without calls has no time series: its first sample would be its increased value, and
+    # rate() would not see the increase.
     booking = Booking.placed(admin, admin.create_event())
     booking.pay()
     booking.wait_confirmed()
-    return Watch(ailing)
+    return Watch(mesh)
 
 
 @contextmanager
 def stopped(mesh: RunningMesh, process: str) -> Iterator[None]:
-    """The process hangs for as long as the block lasts."""
+    """Suspends a process during the block."""
     pid = mesh.pid(process)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -149,16 +150,16 @@ def stopped(mesh: RunningMesh, process: str) -> Iterator[None]:
 @contextmanager
 def database(mesh: RunningMesh, name: str) -> Iterator["psycopg.Connection[Any]"]:
     url = libpq_url(PostgresServer(mesh.home).url(name))
-    # The role's own timeouts would end what the tests hold on to.
-    patient = " ".join(f"-c {each}_timeout=0" for each in ("transaction", "statement", "lock"))
-    idle = "-c idle_in_transaction_session_timeout=0"
-    with psycopg.connect(url, autocommit=True, options=f"{patient} {idle}") as connection:
+    # Without timeouts, because tests hold transactions and locks longer than the role may.
+    timeouts = ("transaction", "statement", "lock", "idle_in_transaction_session")
+    options = " ".join(f"-c {name}_timeout=0" for name in timeouts)
+    with psycopg.connect(url, autocommit=True, options=options) as connection:
         yield connection
 
 
 @dataclass(frozen=True)
 class Booking:
-    """A customer's booking whose payment waits."""
+    """A customer's booking with a pending payment."""
 
     customer: Api
     booking_id: str
@@ -180,15 +181,15 @@ class Booking:
         self.customer.wait_for_status(self.booking_id, "CONFIRMED")
 
 
-def test_every_alert_is_caused_here() -> None:
+def test_every_alert_is_caused_in_this_file() -> None:
     assert BY_NAME.keys() == CAUSED
     text = Path(__file__).read_text().partition("def test_every_alert")[2]
     assert {name for name in CAUSED if not re.search(rf'[("]{name}"', text)} == set()
 
 
-def test_every_target_answers_and_every_process_is_one(ailing: RunningMesh) -> None:
-    targets = json.loads(scrape.path(ailing.home).read_text())
-    assert {each["labels"]["job"] for each in targets} == {*SERVICES, "gateway"}
+def test_every_process_is_a_target_that_answers(mesh: RunningMesh) -> None:
+    targets = json.loads(scrape.path(mesh.home).read_text())
+    assert {group["labels"]["job"] for group in targets} == {*SERVICES, "gateway"}
     for group in targets:
         for address in group["targets"]:
             assert "boxoffice_ready 1.0" in (page := str(_page(group["labels"], address))) or (
@@ -196,50 +197,69 @@ def test_every_target_answers_and_every_process_is_one(ailing: RunningMesh) -> N
             )
 
 
-def test_nothing_is_wrong_with_a_mesh_that_works(ailing: RunningMesh, watch: Watch) -> None:
+def test_a_working_mesh_has_no_alerts(watch: Watch) -> None:
     watch.scrape()
-    # How fast this machine is says nothing about the mesh.
+    # These two depend on the speed of the machine.
     others = sorted(BY_NAME.keys() - {"BookingIsSlow", "EventLoopIsSlow"})
     assert [alert for alert in others if watch.holds(alert, {})] == []
 
 
-def test_changed_counters_of_stock(ailing: RunningMesh, admin: Api, watch: Watch) -> None:
+def test_changed_stock_counters(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
     event_id = admin.create_event()["eventId"]
     change = "UPDATE pools SET sold = sold + %s WHERE event_id = %s"
-    with database(ailing, "stock") as connection:
+    with database(mesh, "stock") as connection:
         connection.execute(change, (1, event_id))
-        watch.until("StockDoesNotAddUp")
+        watch.until("StockAuditMismatch")
         connection.execute(change, (-1, event_id))
-    watch.until_over("StockDoesNotAddUp")
+    watch.until_over("StockAuditMismatch")
 
 
-def test_work_that_waits(ailing: RunningMesh, admin: Api, watch: Watch) -> None:
-    """What waits is real; that it has waited for so long is written into its row."""
+def test_backlogs(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
+    """The queued work is real; its age is written into its row."""
     booking = Booking.placed(admin, admin.create_event())
-    with stopped(ailing, "stock_svc"), database(ailing, "booking") as connection:
+    with stopped(mesh, "stock_svc"), database(mesh, "booking") as connection:
         booking.pay()
         age(connection, f"booking_steps WHERE booking_id = '{booking.booking_id}'", "3 minutes")
         age(connection, "mails WHERE status = 'QUEUED'", "40 minutes")
         watch.until("BookingStepsWait")
         watch.until("MailsWait")
     watch.until_over("BookingStepsWait")
-    with database(ailing, "payment") as connection:
-        # A refund that its provider does not carry out.
-        made = connection.execute(
+    with database(mesh, "payment") as connection:
+        # A refund that its provider does not make.
+        inserted = connection.execute(
             "INSERT INTO refunds (refund_id, capture_id, payment_id, amount_minor,"
             " currency_code, status, reason, due_time, create_time, update_time)"
             " SELECT gen_random_uuid(), capture_id, payment_id, amount_minor,"
             " currency_code, 'FAILED', 'none', now() + interval '1 hour',"
             " now() - interval '20 minutes', now() FROM captures LIMIT 1"
         )
-        assert made.rowcount == 1
-        watch.until("RefundsWait")
+        assert inserted.rowcount == 1
+        watch.until("RefundBacklog")
         connection.execute("DELETE FROM refunds WHERE reason = 'none'")
-    watch.until_over("RefundsWait")
+    watch.until_over("RefundBacklog")
+
+
+def test_reconciliation_that_is_blocked(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
+    booking = Booking.placed(admin, admin.create_event())
+    with (
+        database(mesh, "booking") as connection,
+        database(mesh, "booking") as blocking,
+        blocking.transaction(),
+    ):
+        # Reconciliation updates this table with each batch; reads of it are not blocked.
+        blocking.execute("LOCK TABLE booking_refunds IN EXCLUSIVE MODE")
+        due = connection.execute(
+            "UPDATE bookings SET payment_check_time = now() - interval '20 minutes'"
+            " WHERE booking_id = %s AND payment_check_time IS NOT NULL",
+            (booking.booking_id,),
+        )
+        assert due.rowcount == 1
+        watch.until("ReconciliationOverdue")
+    watch.until_over("ReconciliationOverdue")
 
 
 def age(connection: "psycopg.Connection[Any]", rows: str, by: str) -> None:
-    """Moves the time since which rows wait, once there are some."""
+    """Sets the creation time of rows, as soon as there are some."""
     table, _, condition = rows.partition(" WHERE ")
     change = f"UPDATE {table} SET create_time = now() - interval '{by}' WHERE {condition}"
     deadline = time.monotonic() + _DEADLINE_SECONDS
@@ -257,64 +277,66 @@ def test_forged_webhooks(api: Api, watch: Watch) -> None:
     watch.until("WebhooksRefused", cause=forge)
 
 
-def test_a_service_that_hangs(ailing: RunningMesh, admin: Api, watch: Watch) -> None:
+def test_a_service_that_hangs(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
     order = items(admin.create_event())
-    with stopped(ailing, "stock_svc"):
+    with stopped(mesh, "stock_svc"):
         watch.until("ProcessDown", job="stock_svc")
-        watch.until("GatewayFindsNobody", envoy_cluster_name="stock_svc")
+        watch.until("GatewayNoHealthyUpstream", envoy_cluster_name="stock_svc")
         watch.until("CallsFail", cause=lambda: admin.book(order), rpc="BookingService/PlaceBooking")
     watch.until_over("ProcessDown")
-    watch.until_over("GatewayFindsNobody")
+    watch.until_over("GatewayNoHealthyUpstream")
 
 
-def test_a_service_that_is_slow(ailing: RunningMesh, admin: Api, watch: Watch) -> None:
+def test_a_service_that_is_slow(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
     order = items(admin.create_event(), 1)
 
     def book_slowly() -> None:
-        with futures.ThreadPoolExecutor(1) as pool, stopped(ailing, "stock_svc"):
+        with futures.ThreadPoolExecutor(1) as pool, stopped(mesh, "stock_svc"):
             booked = pool.submit(admin.book, order)
             time.sleep(1.5)
-            os.kill(ailing.pid("stock_svc"), signal.SIGCONT)
+            os.kill(mesh.pid("stock_svc"), signal.SIGCONT)
             booked.result()
 
     watch.until("BookingIsSlow", cause=book_slowly)
-    # It was late for its own timers, too.
+    # The suspended process also runs its timers late.
     watch.until("EventLoopIsSlow", cause=book_slowly, job="stock_svc")
 
 
-def test_more_calls_than_connections(ailing: RunningMesh, admin: Api, watch: Watch) -> None:
+def test_more_concurrent_calls_than_connections(
+    mesh: RunningMesh, admin: Api, watch: Watch
+) -> None:
     async def read(calls: int) -> None:
         headers = {"authorization": f"Bearer {admin.token}"}
         limits = httpx.Limits(max_connections=calls)
         async with httpx.AsyncClient(
-            base_url=ailing.url, headers=headers, limits=limits, timeout=60
+            base_url=mesh.url, headers=headers, limits=limits, timeout=60
         ) as client:
             reads = (client.get("/api/v1/bookings") for _ in range(calls))
             for answer in await asyncio.gather(*reads):
                 assert answer.status_code in (200, 429, 503, 504), answer.text
 
-    def rush(calls: int) -> None:
+    def burst(calls: int) -> None:
         with futures.ThreadPoolExecutor(1) as pool:
             running = pool.submit(asyncio.run, read(calls))
             while not running.done():
                 watch.scrape()
-                used_up.append(watch.holds("PoolIsUsedUp", {"job": "booking_svc"}))
+                is_exhausted.append(watch.holds("DatabasePoolExhausted", {"job": "booking_svc"}))
             running.result()
 
-    used_up: list[bool] = []
-    with database(ailing, "booking") as connection, connection.transaction():
+    is_exhausted: list[bool] = []
+    with database(mesh, "booking") as connection, connection.transaction():
         connection.execute("LOCK TABLE bookings")
-        # As many as the gateway lets in; then as many as it does not.
-        watch.until("Overloaded", cause=lambda: rush(64))
-        watch.until("GatewayTurnsAway", cause=lambda: rush(300), envoy_cluster_name="booking_svc")
-    assert any(used_up)
-    watch.until_over("PoolIsUsedUp")
+        # As many calls as the gateway admits, then more.
+        watch.until("Overloaded", cause=lambda: burst(64))
+        watch.until("GatewayOverloaded", cause=lambda: burst(300), envoy_cluster_name="booking_svc")
+    assert any(is_exhausted)
+    watch.until_over("DatabasePoolExhausted")
 
 
-def test_an_event_whose_transaction_commits_late(ailing: RunningMesh, watch: Watch) -> None:
+def test_a_domain_event_whose_transaction_commits_late(mesh: RunningMesh, watch: Watch) -> None:
     def commit_late() -> None:
-        with database(ailing, "payment") as connection, connection.transaction():
-            # Once more what has had its effect: it has none again.
+        with database(mesh, "payment") as connection, connection.transaction():
+            # A copy of an event that was applied: applying it again has no effect.
             connection.execute(
                 "INSERT INTO outbox (aggregate_id, event_type, payload, create_time)"
                 " SELECT aggregate_id, event_type, payload, now() FROM outbox"
@@ -325,16 +347,16 @@ def test_an_event_whose_transaction_commits_late(ailing: RunningMesh, watch: Wat
     watch.until("StreamIsLate", cause=commit_late, job="payment_svc")
 
 
-def test_a_database_that_refuses(ailing: RunningMesh, admin: Api, watch: Watch) -> None:
+def test_a_database_that_refuses_connections(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
     booking = Booking.placed(admin, admin.create_event())
-    with database(ailing, "postgres") as connection:
+    with database(mesh, "postgres") as connection:
         connection.execute("ALTER DATABASE booking ALLOW_CONNECTIONS false")
         try:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'booking'"
             )
             watch.until("NotReady", job="booking_svc")
-            # Whoever follows a stream notices with the next event at the latest.
+            # A consumer notices it with the next event at the latest.
             booking.pay()
             watch.until("StreamIsNotFollowed", job="booking_svc", stream="payment_svc")
             watch.until("LoopHasNoLeader", loop="reconciliation")

@@ -23,7 +23,7 @@ from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items, running_
 _CUSTOMERS = 8
 # Each of them; together about 30 calls a second, which leaves the machine time to start processes.
 _PAUSE_SECONDS = 0.25
-_RESTARTS = re.compile(r"(\S+): gone after (\S+) s, back after (\S+) s")
+_RESTARTS = re.compile(r"(\S+): stopped after (\S+) s, healthy after (\S+) s")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ CANCEL = "/boxoffice.bookings.v1.BookingService/CancelBooking"
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One gateway for most tests. stock_svc is down; cancelling answers 204."""
+    """The gateway that most tests share. stock_svc is down; cancelling returns 204."""
     files = gateway_harness.contract()
     gateway_harness.policy_in(files, CANCEL).success_status = 204
     folder: Path = tmp_path_factory.mktemp("gateway")
@@ -23,7 +23,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 @pytest.fixture
 def gateway(running: Gateway) -> Gateway:
-    """The running gateway, with nothing recorded and every method answering by default."""
+    """The shared gateway without recorded calls and with default answers for all methods."""
     running.upstream.calls.clear()
     running.upstream.answers.clear()
     return running
@@ -31,7 +31,7 @@ def gateway(running: Gateway) -> Gateway:
 
 @pytest.fixture(scope="session")
 def running_by_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """With the listener for probes beside it, as in production."""
+    """A gateway with TLS and the listener for probes, as in production."""
     folder: Path = tmp_path_factory.mktemp("tls-gateway")
     probes = free_ports(1)
     with gateway_harness.running_gateway(
@@ -42,7 +42,7 @@ def running_by_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway
 
 @pytest.fixture(params=["running", "running_by_tls"])
 def each_listener(request: pytest.FixtureRequest) -> Gateway:
-    """The gateway that speaks plain text, and the one that speaks TLS."""
+    """The gateway without TLS, then the one with TLS."""
     gateway: Gateway = request.getfixturevalue(request.param)
     gateway.upstream.calls.clear()
     gateway.upstream.answers.clear()

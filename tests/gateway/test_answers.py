@@ -1,4 +1,4 @@
-"""Answers over REST beyond their JSON: where the new resource is, its version, its size."""
+"""REST responses beyond their JSON: Location, ETag, compression, size limits."""
 
 import grpc
 import pytest
@@ -14,7 +14,7 @@ GET_EVENT = "/boxoffice.catalogue.v1.EventService/GetEvent"
 ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
 
 
-def test_creating_says_where_it_is(gateway: Gateway) -> None:
+def test_creating_returns_the_location_of_the_resource(gateway: Gateway) -> None:
     def place(_request: bytes, _context: grpc.ServicerContext) -> Message:
         return booking_pb2.Booking(booking_id=ID, event_id="e1")
 
@@ -44,41 +44,41 @@ def test_a_list_has_no_etag(gateway: Gateway) -> None:
     assert "etag" not in gateway.rest.get("/api/v1/events").headers
 
 
-def test_a_large_answer_is_compressed_for_those_who_ask(gateway: Gateway) -> None:
+def test_a_large_response_is_compressed_for_clients_that_accept_it(gateway: Gateway) -> None:
     def answer(_request: bytes, _context: grpc.ServicerContext) -> Message:
         return event_pb2.Event(event_id=ID, description="a" * 5000, etag="7")
 
     gateway.upstream.answers[GET_EVENT] = answer
-    squeezed = gateway.rest.get("/api/v1/events/e1", headers={"accept-encoding": "gzip"})
+    compressed = gateway.rest.get("/api/v1/events/e1", headers={"accept-encoding": "gzip"})
     plain = gateway.rest.get("/api/v1/events/e1", headers={"accept-encoding": "identity"})
-    assert squeezed.headers["content-encoding"] == "gzip"
-    assert squeezed.headers["etag"] == 'W/"7"'
-    assert "accept-encoding" in squeezed.headers["vary"].lower()
+    assert compressed.headers["content-encoding"] == "gzip"
+    assert compressed.headers["etag"] == 'W/"7"'
+    assert "accept-encoding" in compressed.headers["vary"].lower()
     assert "content-encoding" not in plain.headers
-    assert squeezed.json() == plain.json()
+    assert compressed.json() == plain.json()
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/grpc-web+proto"])
-def test_a_method_takes_so_much_and_no_more(gateway: Gateway, content_type: str) -> None:
-    """As a message: what the JSON adds is not counted, up to 1 MiB of it."""
+def test_a_method_accepts_requests_up_to_its_limit(gateway: Gateway, content_type: str) -> None:
+    """The limit applies to the message, not to the JSON, which may have up to 1 MiB."""
     fits, too_long = DEFAULT_REQUEST_BYTES - 200, DEFAULT_REQUEST_BYTES + 200
-    for length, taken in ((fits, True), (too_long, False)):
+    for length, is_accepted in ((fits, True), (too_long, False)):
         gateway.upstream.calls.clear()
         checkout = booking_service_pb2.Checkout(success_url="a" * length)
         if content_type == "application/json":
             body = {"checkout": {"successUrl": checkout.success_url}}
             answer = gateway.rest.post("/api/v1/bookings", json=body, headers=bearer())
-            assert answer.status_code == (201 if taken else 413), answer.text
+            assert answer.status_code == (201 if is_accepted else 413), answer.text
         else:
             request = booking_service_pb2.PlaceBookingRequest(checkout=checkout)
             answer = gateway.web(PLACE, request.SerializeToString(), bearer())
-            assert ("grpc-status" not in answer.headers) == taken, answer.headers
-        assert bool(gateway.upstream.calls) == taken
+            assert ("grpc-status" not in answer.headers) == is_accepted, answer.headers
+        assert bool(gateway.upstream.calls) == is_accepted
     if content_type == "application/json":
         assert answer.json()["details"][0]["reason"] == "REQUEST_TOO_LARGE"
 
 
-def test_staff_and_webhooks_send_more(gateway: Gateway) -> None:
+def test_staff_and_webhooks_have_higher_limits(gateway: Gateway) -> None:
     large = {"name": "a" * (MAX_REQUEST_BYTES - 100)}
     assert gateway.rest.post("/api/v1/events", json=large, headers=bearer()).status_code == 201
     half = 512 * 1024

@@ -1,4 +1,4 @@
-"""What the generator makes of the contract, without Envoy; at the end, what Envoy says to it."""
+"""The generated configuration; the tests at the end validate it with Envoy."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,72 +41,70 @@ def generate(contract: descriptor_pb2.FileDescriptorSet, **overrides: object) ->
 
 def manager(generated: Mapping[str, Any]) -> dict[str, Any]:
     listener = generated["static_resources"]["listeners"][0]
-    found: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    return found
+    typed_config: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return typed_config
 
 
 def routes(generated: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = manager(generated)["route_config"]["virtual_hosts"][0]["routes"]
-    return [route for route in found if route["name"] != "documentation"]
+    [host] = manager(generated)["route_config"]["virtual_hosts"]
+    return [route for route in host["routes"] if route["name"] != "documentation"]
 
 
 def http_filter(generated: Mapping[str, Any], name: str) -> dict[str, Any]:
-    for each in manager(generated)["http_filters"]:
-        if each["name"] == name:
-            found: dict[str, Any] = each["typed_config"]
-            return found
-    raise LookupError(name)
+    [entry] = [entry for entry in manager(generated)["http_filters"] if entry["name"] == name]
+    typed_config: dict[str, Any] = entry["typed_config"]
+    return typed_config
 
 
 def buckets(generated: Mapping[str, Any], path: str) -> dict[str, tuple[int, float]]:
-    """Size and tokens per second, by name, of each bucket that calls of an RPC consume from."""
+    """Size and tokens per second of each bucket of an RPC, by name."""
     by_name = {
-        each["entries"][0]["value"]: each["token_bucket"]
-        for each in http_filter(generated, "boxoffice.limits")["descriptors"]
+        descriptor["entries"][0]["value"]: descriptor["token_bucket"]
+        for descriptor in http_filter(generated, "boxoffice.limits")["descriptors"]
     }
-    route = next(each for each in routes(generated) if each["match"].get("path") == path)
+    route = next(route for route in routes(generated) if route["match"].get("path") == path)
     names = route["metadata"]["filter_metadata"][limits.METADATA].values()
     return {name: (by_name[name]["max_tokens"], _rate(by_name[name])) for name in names}
 
 
 def _rate(bucket: Mapping[str, Any]) -> float:
     interval = float(bucket["fill_interval"].removesuffix("s"))
-    assert interval >= 0.05, "Envoy takes no less"
+    assert interval >= 0.05, "below Envoy's minimum"
     return round(int(bucket["tokens_per_fill"]) / interval, 4)
 
 
-def test_every_rpc_for_the_outside_has_one_route(
+def test_every_public_rpc_has_one_route(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
-    *found, last = routes(generate(contract))
-    assert [route["match"]["path"] for route in found] == [
-        path for path, each in policies.items() if each.is_routed
+    *rest, last = routes(generate(contract))
+    assert [route["match"]["path"] for route in rest] == [
+        path for path, rpc in policies.items() if rpc.is_routed
     ]
     assert last["match"] == {"prefix": "/"}
     assert last["route"]["cluster_not_found_response_code"] == "NOT_FOUND"
 
 
-def test_routes_lead_to_the_service_that_owns_the_package(
+def test_routes_lead_to_the_service_of_the_package(
     contract: descriptor_pb2.FileDescriptorSet,
 ) -> None:
     generated = generate(contract)
-    clusters = {each["name"] for each in generated["static_resources"]["clusters"]}
-    # Of those that have streams, or answer for health or keys.
-    apart = {"auth_svc_apart", "booking_svc_apart", "stock_svc_apart"}
-    assert clusters == {*SERVICES, "jwks", *apart}
+    clusters = {cluster["name"] for cluster in generated["static_resources"]["clusters"]}
+    # Services with streams, health checks or the key set.
+    streaming = {"auth_svc_streaming", "booking_svc_streaming", "stock_svc_streaming"}
+    assert clusters == {*SERVICES, "jwks", *streaming}
     for route in routes(generated)[:-1]:
         area = ".".join(route["match"]["path"].removeprefix("/").split(".")[:2])
-        assert route["route"]["cluster"].removesuffix("_apart") == SERVED_BY[area]
+        assert route["route"]["cluster"].removesuffix("_streaming") == SERVED_BY[area]
 
 
-def test_calls_are_counted_by_what_they_do(
+def test_reads_calls_with_effects_and_streams_have_separate_limits(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
     for route in routes(generate(contract))[:-1]:
         path = route["match"]["path"]
         cluster, priority = route["route"]["cluster"], route["route"].get("priority", "DEFAULT")
         if policies[path].server_streaming or "/boxoffice.health" in path or "Jwks" in path:
-            assert (cluster.endswith("_apart"), priority) == (True, "DEFAULT"), path
+            assert (cluster.endswith("_streaming"), priority) == (True, "DEFAULT"), path
         else:
             is_read = not policies[path].has_effects
             assert cluster in SERVICES, path
@@ -117,21 +115,21 @@ def test_calls_are_counted_by_what_they_do(
     ("replicas", "domain", "reads"),
     [(1, None, 64), (3, None, 192), (1, "shop.svc", 128), (8, "shop.svc", 512)],
 )
-def test_each_replica_brings_room(
+def test_concurrency_limits_grow_with_the_replicas(
     contract: descriptor_pb2.FileDescriptorSet, replicas: int, domain: str | None, reads: int
 ) -> None:
     generated = generate(contract, replicas=replicas, service_domain=domain)
-    found = {each["name"]: each for each in generated["static_resources"]["clusters"]}
+    clusters = {cluster["name"]: cluster for cluster in generated["static_resources"]["clusters"]}
 
-    def most(name: str) -> dict[str, int]:
-        thresholds = found[name]["circuit_breakers"]["thresholds"]
-        return {each["priority"]: each["max_requests"] for each in thresholds}
+    def max_calls(name: str) -> dict[str, int]:
+        thresholds = clusters[name]["circuit_breakers"]["thresholds"]
+        return {threshold["priority"]: threshold["max_requests"] for threshold in thresholds}
 
-    assert most("stock_svc") == {"DEFAULT": reads, "HIGH": 2 * reads}
-    assert most("booking_svc_apart") == {"DEFAULT": 20_000}
+    assert max_calls("stock_svc") == {"DEFAULT": reads, "HIGH": 2 * reads}
+    assert max_calls("booking_svc_streaming") == {"DEFAULT": 20_000}
 
 
-def test_a_route_waits_a_little_longer_than_the_service(
+def test_a_routes_timeout_is_slightly_longer_than_the_services_deadline(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
     for route in routes(generate(contract))[:-1]:
@@ -148,12 +146,14 @@ def test_a_stream_without_deadline_has_no_timeout(
     contract: descriptor_pb2.FileDescriptorSet,
 ) -> None:
     path = "/boxoffice.catalogue.v1.EventService/WatchAvailability"
-    route = next(each for each in routes(generate(contract)) if each["match"].get("path") == path)
+    route = next(
+        route for route in routes(generate(contract)) if route["match"].get("path") == path
+    )
     assert (route["route"]["timeout"], route["route"]["idle_timeout"]) == ("0s", "0s")
     assert "max_stream_duration" not in route["route"]
 
 
-def test_only_repeatable_calls_are_repeated_after_an_answer(
+def test_only_retryable_calls_are_retried_after_a_response(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
     for route in routes(generate(contract))[:-1]:
@@ -168,12 +168,12 @@ def test_token_rules_follow_the_policies_and_end_in_denial(
 ) -> None:
     *rules, last = http_filter(generate(contract), tokens.FILTER)["rules"]
     assert {rule["match"]["path"]: "requires" in rule for rule in rules} == {
-        path: each.needs_token for path, each in policies.items() if each.is_routed
+        path: rpc.needs_token for path, rpc in policies.items() if rpc.is_routed
     }
     assert last == {"match": {"prefix": "/"}, "requires": {"provider_name": "boxoffice"}}
 
 
-def test_an_unverified_token_stays_at_the_gateway(
+def test_an_unverified_token_is_not_forwarded(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
     for route in routes(generate(contract))[:-1]:
@@ -181,20 +181,20 @@ def test_an_unverified_token_stays_at_the_gateway(
         assert ("authorization" in removed) != policies[route["match"]["path"]].needs_token
 
 
-def test_development_rpcs_are_gone_in_production(
+def test_production_has_no_routes_to_development_rpcs(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
     generated = generate(contract, environment="production", gateway_tls=True)
     paths = {route["match"].get("path") for route in routes(generated)}
     assert SHOW_CHECKOUT in {route["match"].get("path") for route in routes(generate(contract))}
-    assert not paths & {path for path, each in policies.items() if each.development_only}
+    assert not paths & {path for path, rpc in policies.items() if rpc.development_only}
     transcoder = http_filter(generated, "envoy.filters.http.grpc_json_transcoder")
     assert "boxoffice.payments.v1.SandboxService" not in transcoder["services"]
     rules = http_filter(generated, tokens.FILTER)["rules"]
     assert SHOW_CHECKOUT not in {rule["match"].get("path") for rule in rules}
 
 
-def test_own_limits_stand_beside_the_common_one(
+def test_a_methods_limits_apply_in_addition_to_the_common_one(
     contract: descriptor_pb2.FileDescriptorSet,
 ) -> None:
     generated = generate(contract)
@@ -222,22 +222,22 @@ def test_limits_scale(contract: descriptor_pb2.FileDescriptorSet) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.01, 0.3, 7, 333, 1000, 1_000_000])
-def test_any_scale_gives_buckets_that_envoy_takes(
+def test_any_scale_gives_buckets_that_envoy_accepts(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy], scale: float
 ) -> None:
     generated = generate(contract, rate_limit_scale=scale)
-    for path, each in policies.items():
-        if each.is_routed:
+    for path, rpc in policies.items():
+        if rpc.is_routed:
             for size, rate in buckets(generated, path).values():
                 assert 1 <= size < 2**32
                 assert rate > 0
 
 
-def test_only_the_exempt_escape_the_common_limit(
+def test_only_exempt_methods_have_no_common_limit(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
     generated = generate(contract)
-    uncounted = {path for path, each in policies.items() if each.is_routed} - {
+    uncounted = {path for path, rpc in policies.items() if rpc.is_routed} - {
         route["match"]["path"]
         for route in routes(generated)[:-1]
         if route["metadata"]["filter_metadata"][limits.METADATA]
@@ -250,21 +250,23 @@ def test_only_the_exempt_escape_the_common_limit(
     }
 
 
-def test_the_shield_cuts_no_limit_of_the_contract(
+def test_the_per_ip_ceiling_is_above_all_limits_per_ip(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
-    shield = http_filter(generate(contract), "boxoffice.shield")["descriptors"][0]["token_bucket"]
-    for each in policies.values():
-        for limit in each.limits:
+    ceiling = http_filter(generate(contract), "boxoffice.per_ip_ceiling")
+    bucket = ceiling["descriptors"][0]["token_bucket"]
+    for policy_of_rpc in policies.values():
+        for limit in policy_of_rpc.limits:
             if limit.key is LimitKey.IP:
-                assert shield["max_tokens"] > limit.requests
+                assert bucket["max_tokens"] > limit.requests
 
 
 def test_limits_are_enforced(contract: descriptor_pb2.FileDescriptorSet) -> None:
-    for name in ("boxoffice.shield", "boxoffice.limits"):
-        found = http_filter(generate(contract), name)
+    for name in ("boxoffice.per_ip_ceiling", "boxoffice.limits"):
+        configured = http_filter(generate(contract), name)
         for switch in ("filter_enabled", "filter_enforced"):
-            assert found[switch]["default_value"] == {"numerator": 100, "denominator": "HUNDRED"}
+            percentage = configured[switch]["default_value"]
+            assert percentage == {"numerator": 100, "denominator": "HUNDRED"}
 
 
 def test_an_rpc_without_policy_fails_the_generation(
@@ -276,7 +278,7 @@ def test_an_rpc_without_policy_fails_the_generation(
 
 
 def test_every_package_has_a_service(policies: dict[str, MethodPolicy]) -> None:
-    packages = {each.service.rpartition(".")[0].rpartition(".")[0] for each in policies.values()}
+    packages = {rpc.service.rpartition(".")[0].rpartition(".")[0] for rpc in policies.values()}
     assert packages == SERVED_BY.keys()
     assert set(SERVED_BY.values()) == set(SERVICES)
 
@@ -291,9 +293,11 @@ def test_error_details_are_among_the_descriptors(
 
 def test_every_replica_is_an_endpoint(contract: descriptor_pb2.FileDescriptorSet) -> None:
     clusters = generate(contract, replicas=2)["static_resources"]["clusters"]
-    stock = next(each for each in clusters if each["name"] == "stock_svc")
+    stock = next(cluster for cluster in clusters if cluster["name"] == "stock_svc")
     endpoints = stock["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    ports = [each["endpoint"]["address"]["socket_address"]["port_value"] for each in endpoints]
+    ports = [
+        endpoint["endpoint"]["address"]["socket_address"]["port_value"] for endpoint in endpoints
+    ]
     assert ports == [50053, 50063]
 
 
@@ -311,7 +315,7 @@ def test_envoy_accepts_the_configuration(
     config.validate(config.write_for(contract, gateway_harness.settings_in(tmp_path, **overrides)))
 
 
-def test_envoys_own_message_is_shown(
+def test_the_error_contains_envoys_message(
     tmp_path: Path, contract: descriptor_pb2.FileDescriptorSet
 ) -> None:
     settings = gateway_harness.settings_in(tmp_path)

@@ -1,4 +1,4 @@
-"""Browsers: preflights and headers for allowed origins, and for no others."""
+"""CORS: preflights and response headers for allowed origins only."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_a_foreign_origin_is_not_allowed(gateway: Gateway, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/v1/events/e1", "/api/v1/bookings"])
-def test_answers_and_refusals_are_readable_by_the_page(gateway: Gateway, path: str) -> None:
+def test_responses_and_errors_are_readable_by_the_page(gateway: Gateway, path: str) -> None:
     answer = gateway.rest.get(path, headers={"origin": ORIGIN})
     assert answer.status_code in {200, 401}
     assert answer.headers["access-control-allow-origin"] == ORIGIN

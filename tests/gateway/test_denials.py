@@ -1,4 +1,4 @@
-"""Default deny: over every RPC of the contract, by REST and by gRPC, plain and by TLS."""
+"""Default deny for every RPC of the contract: REST and gRPC, with and without TLS."""
 
 import base64
 import hashlib
@@ -24,9 +24,9 @@ from testing import gateway_harness
 from testing.gateway_harness import KEY, KEY_ID, Gateway, bearer, token
 
 POLICIES = list(policy.of_contract(gateway_harness.contract()).values())
-PROTECTED = [each for each in POLICIES if each.needs_token]
-PUBLIC = [each for each in POLICIES if each.is_routed and not each.needs_token]
-INTERNAL = [each for each in POLICIES if not each.is_routed]
+PROTECTED = [rpc for rpc in POLICIES if rpc.needs_token]
+PUBLIC = [rpc for rpc in POLICIES if rpc.is_routed and not rpc.needs_token]
+INTERNAL = [rpc for rpc in POLICIES if not rpc.is_routed]
 
 ELSEWHERE = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
@@ -44,8 +44,8 @@ def gateway(each_listener: Gateway) -> Gateway:
     return each_listener
 
 
-def path_of(each: MethodPolicy) -> str:
-    return each.path
+def path_of(rpc: MethodPolicy) -> str:
+    return rpc.path
 
 
 def rest(gateway: Gateway, binding: HttpBinding, headers: dict[str, str]) -> Any:
@@ -55,60 +55,60 @@ def rest(gateway: Gateway, binding: HttpBinding, headers: dict[str, str]) -> Any
 
 
 def denial(gateway: Gateway, path: str, metadata: dict[str, str]) -> tuple[grpc.StatusCode, str]:
-    """The gRPC code and the reason in the details of a refused native call."""
+    """The gRPC code, and the reason in the details, of a refused gRPC call."""
     with pytest.raises(grpc.RpcError) as failure:
         gateway.unary(path, metadata=metadata)
-    # Raises where the details contradict the code or the message.
+    # from_call raises when the details contradict the code or the message.
     status = rpc_status.from_call(failure.value)  # type: ignore[arg-type]
-    assert status is not None, "the gateway's refusal has no details"
+    assert status is not None, "the gateway's error has no details"
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     assert info.domain == "boxoffice"
     return failure.value.code(), str(info.reason)
 
 
-@pytest.mark.parametrize("each", PROTECTED, ids=path_of)
-def test_a_protected_rpc_needs_a_token(gateway: Gateway, each: MethodPolicy) -> None:
+@pytest.mark.parametrize("rpc", PROTECTED, ids=path_of)
+def test_a_protected_rpc_requires_a_token(gateway: Gateway, rpc: MethodPolicy) -> None:
     unauthenticated = (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
-    assert denial(gateway, each.path, {}) == unauthenticated
-    assert gateway.web(each.path).headers["grpc-status"] == "16"
-    for binding in each.bindings:
+    assert denial(gateway, rpc.path, {}) == unauthenticated
+    assert gateway.web(rpc.path).headers["grpc-status"] == "16"
+    for binding in rpc.bindings:
         answer = rest(gateway, binding, {})
         assert (answer.status_code, answer.json()["code"]) == (401, 16)
     assert gateway.upstream.calls == []
 
 
-@pytest.mark.parametrize("each", PUBLIC, ids=path_of)
-def test_a_public_rpc_needs_none(gateway: Gateway, each: MethodPolicy) -> None:
-    gateway.unary(each.path)
-    for binding in each.bindings:
-        assert rest(gateway, binding, {}).status_code == each.success_status
+@pytest.mark.parametrize("rpc", PUBLIC, ids=path_of)
+def test_a_public_rpc_requires_no_token(gateway: Gateway, rpc: MethodPolicy) -> None:
+    gateway.unary(rpc.path)
+    for binding in rpc.bindings:
+        assert rest(gateway, binding, {}).status_code == rpc.success_status
 
 
-@pytest.mark.parametrize("each", INTERNAL, ids=path_of)
-def test_an_internal_rpc_cannot_be_reached(gateway: Gateway, each: MethodPolicy) -> None:
-    assert denial(gateway, each.path, {})[0] is grpc.StatusCode.UNAUTHENTICATED
+@pytest.mark.parametrize("rpc", INTERNAL, ids=path_of)
+def test_an_internal_rpc_cannot_be_reached(gateway: Gateway, rpc: MethodPolicy) -> None:
+    assert denial(gateway, rpc.path, {})[0] is grpc.StatusCode.UNAUTHENTICATED
     unknown = (grpc.StatusCode.UNIMPLEMENTED, "ROUTE_NOT_FOUND")
-    assert denial(gateway, each.path, bearer()) == unknown
-    assert gateway.web(each.path, headers=bearer()).headers["grpc-status"] == "12"
-    answer = gateway.rest.post(each.path, json={}, headers=bearer())
+    assert denial(gateway, rpc.path, bearer()) == unknown
+    assert gateway.web(rpc.path, headers=bearer()).headers["grpc-status"] == "12"
+    answer = gateway.rest.post(rpc.path, json={}, headers=bearer())
     assert answer.status_code == 404
     assert answer.json()["details"][0]["reason"] == "ROUTE_NOT_FOUND"
     assert gateway.upstream.calls == []
 
 
 @pytest.mark.parametrize("path", ELSEWHERE)
-def test_what_the_contract_does_not_name_cannot_be_reached(gateway: Gateway, path: str) -> None:
+def test_methods_outside_the_contract_cannot_be_reached(gateway: Gateway, path: str) -> None:
     assert denial(gateway, path, {})[0] is grpc.StatusCode.UNAUTHENTICATED
     assert denial(gateway, path, bearer())[0] is grpc.StatusCode.UNIMPLEMENTED
     assert gateway.rest.get(path, headers=bearer()).status_code == 404
     assert gateway.upstream.calls == []
 
 
-@pytest.mark.parametrize("each", [*PROTECTED, *PUBLIC], ids=path_of)
-def test_a_grpc_path_takes_no_json(gateway: Gateway, each: MethodPolicy) -> None:
+@pytest.mark.parametrize("rpc", [*PROTECTED, *PUBLIC], ids=path_of)
+def test_a_grpc_path_does_not_accept_rest_calls(gateway: Gateway, rpc: MethodPolicy) -> None:
     for verb in ("GET", "POST"):
-        answer = gateway.rest.request(verb, each.path, headers=bearer())
+        answer = gateway.rest.request(verb, rpc.path, headers=bearer())
         assert answer.status_code == 404
     assert gateway.upstream.calls == []
 
@@ -117,7 +117,7 @@ PUBLIC_PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPub
 
 
 def hs256_with_the_public_key() -> str:
-    """Made by hand: PyJWT refuses to sign with a public key."""
+    """Built by hand, because PyJWT refuses to sign with a public key."""
 
     def part(value: object) -> bytes:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
@@ -156,7 +156,7 @@ def test_a_bad_token_is_refused(gateway: Gateway, name: str) -> None:
     assert gateway.upstream.calls == []
 
 
-def test_a_token_elsewhere_than_in_the_header_does_not_count(gateway: Gateway) -> None:
+def test_a_token_outside_of_the_header_is_ignored(gateway: Gateway) -> None:
     assert gateway.rest.get("/api/v1/bookings", headers={"cookie": token()}).status_code == 401
     assert gateway.rest.get(f"/api/v1/bookings?access_token={token()}").status_code == 400
     in_query = f"/boxoffice.bookings.v1.BookingService/ListBookings?access_token={token()}"
@@ -182,7 +182,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_way_of_writing_a_path_escapes_the_rules(gateway: Gateway, path: str) -> None:
+def test_no_spelling_of_a_path_bypasses_the_rules(gateway: Gateway, path: str) -> None:
     assert gateway.rest.get(path).status_code in {400, 401, 404}
     grpc_headers = {"content-type": "application/grpc", "te": "trailers"}
     refused = gateway.rest.post(path, headers=grpc_headers)
@@ -193,6 +193,6 @@ def test_no_way_of_writing_a_path_escapes_the_rules(gateway: Gateway, path: str)
     assert gateway.upstream.calls == []
 
 
-def test_issuer_and_audience_are_the_meshs() -> None:
+def test_tokens_of_the_harness_have_the_meshs_issuer_and_audience() -> None:
     claims = jwt.decode(token(), options={"verify_signature": False})
     assert (claims["iss"], claims["aud"]) == (ISSUER, AUDIENCE)

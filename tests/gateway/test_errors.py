@@ -1,4 +1,4 @@
-"""Errors over REST have one shape, whoever makes them."""
+"""Errors over REST have one format, whether Envoy or a service creates them."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ TYPE = "type.googleapis.com/google.rpc."
 
 
 def check(answer: Any, status: int, reason: str) -> dict[str, Any]:
-    """The body of an error, once its shape is right."""
+    """Asserts the format of an error and returns its body."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert int(answer.headers["content-length"]) == len(answer.content)
@@ -65,11 +65,9 @@ def test_a_field_of_the_wrong_type_is_named(gateway: Gateway, content: str, fiel
 
 
 @pytest.mark.parametrize("content", ["not json", '{"a": ', "[1, 2]", '"text"', "{} {}", "\x00"])
-def test_a_body_that_is_not_json_is_refused_and_not_repeated(
-    gateway: Gateway, content: str
-) -> None:
+def test_a_body_that_is_not_json_is_refused_and_not_quoted(gateway: Gateway, content: str) -> None:
     body = check(place(gateway, content), 400, "VALIDATION_FAILED")
-    assert body["message"] == "the body is not the JSON that this method takes"
+    assert body["message"] == "the request body is not valid JSON for this method"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +89,7 @@ def test_a_wrong_query_parameter_is_named(gateway: Gateway, query: str, field: s
         ("POST", "/healthy"),
     ],
 )
-def test_unknown_paths(gateway: Gateway, verb: str, path: str) -> None:
+def test_an_unknown_path_is_a_404(gateway: Gateway, verb: str, path: str) -> None:
     check(gateway.rest.request(verb, path, headers=bearer()), 404, "ROUTE_NOT_FOUND")
 
 
@@ -107,7 +105,7 @@ def test_unknown_paths(gateway: Gateway, verb: str, path: str) -> None:
         ("DELETE", "/docs/start.js", {"GET", "HEAD"}),
     ],
 )
-def test_a_verb_that_the_path_does_not_have(
+def test_an_unsupported_http_method_is_a_405_with_allow(
     gateway: Gateway, verb: str, path: str, allowed: set[str]
 ) -> None:
     answer = gateway.rest.request(verb, path, headers=bearer())
@@ -136,7 +134,7 @@ def test_headers_with_underscores_are_refused(gateway: Gateway) -> None:
     assert answer.json()["details"][0]["reason"] == "VALIDATION_FAILED"
 
 
-def test_what_is_not_http_is_refused(gateway: Gateway) -> None:
+def test_bytes_that_are_not_http_are_refused(gateway: Gateway) -> None:
     address = ("127.0.0.1", gateway.settings.gateway_port)
     with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(b"GARBAGE\r\n\r\n")
@@ -145,30 +143,30 @@ def test_what_is_not_http_is_refused(gateway: Gateway) -> None:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["details"][0]["domain"] == "boxoffice"
 
 
-def test_no_token_asks_for_one(gateway: Gateway) -> None:
+def test_a_missing_token_returns_a_challenge(gateway: Gateway) -> None:
     answer = gateway.rest.get("/api/v1/bookings")
     check(answer, 401, "TOKEN_INVALID")
     assert answer.headers["www-authenticate"] == 'Bearer realm="boxoffice"'
 
 
-def test_a_service_that_is_down(gateway: Gateway) -> None:
+def test_an_unavailable_service_is_a_503_with_retry_after(gateway: Gateway) -> None:
     answer = gateway.rest.get("/api/v1/events/e1/stock/audit", headers=bearer())
     body = check(answer, 503, "DEPENDENCY_UNAVAILABLE")
     assert answer.headers["retry-after"] == "1"
     assert body["details"][1] == {"@type": f"{TYPE}RetryInfo", "retryDelay": "1s"}
 
 
-def test_a_service_that_is_down_for_grpc(gateway: Gateway) -> None:
+def test_an_unavailable_service_is_unavailable_over_grpc(gateway: Gateway) -> None:
     with pytest.raises(grpc.RpcError) as failure:
         gateway.unary("/boxoffice.stock.v1.StockService/Audit", metadata=bearer())
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert failure.value.details() == "a service that this call needs is away"
+    assert failure.value.details() == "a service that this call needs is unavailable"
 
 
 def test_a_services_own_error_keeps_its_details(gateway: Gateway) -> None:
     error = DomainError(
         Reason.SOLD_OUT,
-        "only 1 of the 2 places is left",
+        "only 1 of 2 places is available",
         violations=(FieldViolation("items[0].quantity", "too many"),),
         retry_after_seconds=1.5,
         offer_id="o1",
@@ -184,7 +182,7 @@ def test_a_services_own_error_keeps_its_details(gateway: Gateway) -> None:
     assert answer.headers["retry-after"] == "2"
     assert answer.json() == {
         "code": 10,
-        "message": "only 1 of the 2 places is left",
+        "message": "only 1 of 2 places is available",
         "details": [
             {
                 "@type": f"{TYPE}ErrorInfo",
@@ -244,7 +242,7 @@ def test_a_reason_has_its_http_status(gateway: Gateway, reason: Reason) -> None:
 def test_an_error_of_the_grpc_runtime_gets_a_reason(
     gateway: Gateway, code: grpc.StatusCode, status: int, reason: str
 ) -> None:
-    """A service too busy to answer leaves it to gRPC, which knows no reasons."""
+    """gRPC's runtime answers for an overloaded service, without a reason."""
 
     def refuse(_request: bytes, context: grpc.ServicerContext) -> Message:
         context.abort(code, 'no "details" of mine')
@@ -254,7 +252,7 @@ def test_an_error_of_the_grpc_runtime_gets_a_reason(
     assert check(answer, status, reason)["message"] == 'no "details" of mine'
 
 
-def test_a_services_own_401_says_how_to_sign_in(gateway: Gateway) -> None:
+def test_a_services_401_has_a_challenge(gateway: Gateway) -> None:
     error = DomainError(Reason.INVALID_CREDENTIALS, "wrong e-mail address or password")
 
     def refuse(_request: bytes, context: grpc.ServicerContext) -> Message:
@@ -266,8 +264,8 @@ def test_a_services_own_401_says_how_to_sign_in(gateway: Gateway) -> None:
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_a_compression_that_nobody_knows(gateway: Gateway) -> None:
-    """gRPC's runtime in the services would answer the whole call with INTERNAL."""
+def test_an_unknown_compression_is_refused(gateway: Gateway) -> None:
+    """gRPC's runtime in the services would answer INTERNAL."""
     unknown = bearer() | {"grpc-encoding": "zzz"}
     answer = gateway.rest.get("/api/v1/bookings", headers=unknown)
     body = check(answer, 400, "VALIDATION_FAILED")

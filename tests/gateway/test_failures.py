@@ -1,7 +1,6 @@
-"""Every kind of failure, by every protocol: status, reason, shape and headers in one table.
+"""A table of all kinds of failures, tested with each protocol: status, reason, format, headers.
 
-Each row makes one failure happen; each column is a client: REST over HTTP/1.1 and HTTP/2,
-gRPC and gRPC-Web. What no such client can meet is None.
+Each row causes one failure. Each test is a client: REST over HTTP/1.1 and HTTP/2, gRPC, gRPC-Web.
 """
 
 import base64
@@ -33,7 +32,7 @@ SIGNED_IN = bearer()
 
 @dataclass(frozen=True)
 class Failure:
-    """How to make it happen, and what is to come of it."""
+    """How to cause a failure, and the expected result. `rpc` None: cannot happen over gRPC."""
 
     name: str
     reason: Reason
@@ -53,13 +52,13 @@ FAILURES = [
         "no token", Reason.TOKEN_INVALID, headers={}, with_headers=frozenset({"www-authenticate"})
     ),
     Failure(
-        "a token of another key's",
+        "a token with an invalid signature",
         Reason.TOKEN_INVALID,
         headers=bearer(token() + "x"),
         with_headers=frozenset({"www-authenticate"}),
     ),
     Failure(
-        "an old token",
+        "an expired token",
         Reason.TOKEN_EXPIRED,
         headers=bearer(token(exp=1, iat=0)),
         with_headers=frozenset({"www-authenticate"}),
@@ -104,11 +103,11 @@ FAILURES = [
         Reason.REQUEST_TOO_LARGE,
         headers={**SIGNED_IN, "x-large": "a" * 40_000},
         http=431,
-        # HTTP/2 clients are told to start a new connection; gRPC makes that UNAVAILABLE or so.
+        # HTTP/2 ends the connection; the code for gRPC clients varies.
         rpc=None,
     ),
     Failure(
-        "the service is away",
+        "the service is unavailable",
         Reason.DEPENDENCY_UNAVAILABLE,
         rest=("GET", "/api/v1/events/e1/stock/audit"),
         rpc=AUDIT,
@@ -124,13 +123,13 @@ FAILURES = [
         raised=DomainError(Reason.PAYMENT_FAILED, "no"),
     ),
     Failure(
-        "the service has too much to do",
+        "the service is overloaded",
         Reason.OVERLOADED,
         raised=DomainError(Reason.OVERLOADED, "busy", retry_after_seconds=1),
         with_headers=frozenset({"retry-after"}),
     ),
     Failure(
-        "the time runs out",
+        "the deadline passes",
         Reason.DEADLINE_EXCEEDED,
         raised=DomainError(Reason.DEADLINE_EXCEEDED, "late"),
     ),
@@ -168,8 +167,8 @@ def check_rest(failure: Failure, answer: httpx.Response) -> None:
 
 
 def check_grpc(failure: Failure, code: int, details: status_pb2.Status) -> None:
-    wanted = failure.grpc_code or CODES[failure.reason]
-    assert code == details.code == wanted.value[0]
+    expected = failure.grpc_code or CODES[failure.reason]
+    assert code == details.code == expected.value[0]
     info = error_details_pb2.ErrorInfo()
     assert details.details[0].Unpack(info)
     assert (info.reason, info.domain) == (failure.reason, "boxoffice")
@@ -187,9 +186,8 @@ def test_rest(gateway: Gateway, failure: Failure, http2: bool) -> None:
         try:
             answer = client.request(verb, path, content=content, headers=headers)
         except (httpx.RemoteProtocolError, httpx.LocalProtocolError, httpx.ReadTimeout):
-            # HTTP/2 ends the stream where HTTP/1.1 answers 431; and the client library does
-            # not take an answer that comes before it has sent everything: it goes on waiting
-            # for room to send more.
+            # HTTP/2 ends the stream where HTTP/1.1 answers 431. The client library does not read
+            # a response before it has sent the whole request: it waits for the flow control window.
             assert http2
             assert failure.name in {"headers too large", "far too large"}
             return
@@ -211,15 +209,15 @@ def test_grpc_web(gateway: Gateway, failure: Failure) -> None:
         return
     answer = gateway.web(failure.rpc, failure.message, failure.headers)
     assert answer.status_code == 200
-    found = dict(answer.headers) | _trailers(answer.content)
-    details = found["grpc-status-details-bin"]
+    metadata = dict(answer.headers) | _trailers(answer.content)
+    details = metadata["grpc-status-details-bin"]
     status = status_pb2.Status.FromString(base64.b64decode(details + "=" * (-len(details) % 4)))
-    check_grpc(failure, int(found["grpc-status"]), status)
-    assert urllib.parse.unquote(found["grpc-message"])
+    check_grpc(failure, int(metadata["grpc-status"]), status)
+    assert urllib.parse.unquote(metadata["grpc-message"])
 
 
 def _trailers(body: bytes) -> dict[str, str]:
-    """The trailers of a gRPC-Web body, which are its last frame."""
+    """The trailers of a gRPC-Web body without messages: its only frame."""
     if not body or body[0] != 0x80:
         return {}
     lines = body[5:].decode().split("\r\n")

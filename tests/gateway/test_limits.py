@@ -1,4 +1,4 @@
-"""Limits through the real Envoy, made small: a tenth of the contract's."""
+"""Rate limits in the real Envoy, scaled to a tenth of the contract's."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Per user: 10 calls, 1 booking. Per address: 10 calls, 600 webhooks. A new one a module."""
+    """Per user: 10 calls, 1 booking. Per address: 10 calls, 600 webhooks."""
     folder: Path = tmp_path_factory.mktemp("limited")
     with gateway_harness.running_gateway(folder, rate_limit_scale=0.1) as gateway:
         yield gateway
@@ -47,7 +47,7 @@ def test_a_users_second_booking_in_six_seconds_is_refused(limited: Gateway) -> N
     assert second.headers["x-ratelimit-remaining"] == "0"
 
 
-def test_grpc_meets_the_same_bucket_as_rest(limited: Gateway) -> None:
+def test_grpc_and_rest_share_buckets(limited: Gateway) -> None:
     headers = user(2)
     assert limited.rest.post("/api/v1/bookings", json={}, headers=headers).status_code == 201
     with pytest.raises(grpc.RpcError) as failure:
@@ -70,7 +70,7 @@ def test_all_methods_share_the_common_bucket_of_a_user(limited: Gateway) -> None
         for _ in range(6)
         for path in ("/api/v1/bookings", "/api/v1/auth/me")
     ]
-    # Ten, and at most one more that has come back meanwhile.
+    # Ten, and possibly one more from a refill.
     assert statuses[:10] == [200] * 10
     assert statuses[-1] == 429
     with pytest.raises(grpc.RpcError) as failure:
@@ -82,12 +82,12 @@ def test_public_methods_are_limited_per_address(limited: Gateway) -> None:
     statuses = [limited.rest.get("/api/v1/events/e1").status_code for _ in range(12)]
     assert statuses[:10] == [200] * 10
     assert statuses[-1] == 429
-    # A user's token is no way around, and a user has a bucket of their own.
+    # A token does not bypass the limit per address; the user's own bucket is unaffected.
     assert limited.rest.get("/api/v1/events/e1", headers=user(4)).status_code == 429
     assert limited.rest.get("/api/v1/bookings", headers=user(4)).status_code == 200
 
 
-def test_webhooks_and_probes_are_not_cut_by_the_common_limit(limited: Gateway) -> None:
+def test_the_common_limit_does_not_apply_to_webhooks_and_probes(limited: Gateway) -> None:
     for _ in range(15):
         assert limited.rest.post("/webhooks/stripe", content=b"x").status_code == 200
         health = limited.rest.get("/health")
@@ -95,9 +95,9 @@ def test_webhooks_and_probes_are_not_cut_by_the_common_limit(limited: Gateway) -
         assert "x-ratelimit-limit" not in health.headers
 
 
-def test_a_flood_meets_the_shield_before_anything_else(limited: Gateway) -> None:
-    """Last: it empties the shield's bucket of 1,200 for this address."""
+def test_a_flood_reaches_the_per_ip_ceiling(limited: Gateway) -> None:
+    """Must run last: it empties the ceiling's bucket of 1,200 for this address."""
     statuses = [limited.rest.get("/nothing").status_code for _ in range(1300)]
     assert set(statuses) == {404, 429}
-    # One comes back each 50 ms, for any of these: none is sure to be refused.
+    # The bucket refills by one per 50 ms, so no single request is certain to be refused.
     assert 429 in [limited.rest.get("/health").status_code for _ in range(50)]

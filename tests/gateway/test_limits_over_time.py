@@ -1,9 +1,7 @@
-"""A client at three times its limit, through one gateway and through two, whatever dies.
+"""A client at three times its limit, through one and two gateways, while processes are killed.
 
-The limit: 30 a second and 10 at once. What may be admitted is said by `most`. Two gateways
-count together as long as limit_svc answers in time; a call for which it does not, on a busy
-machine, is let through by the gateway's own bucket, and may come on top. The long run takes
-two minutes each.
+The limit is 30 per second with a burst of 10; `most` bounds the admitted calls. When limit_svc
+does not answer in time, the gateway's local bucket may admit additional calls (`uncounted`).
 """
 
 import asyncio
@@ -33,7 +31,7 @@ LIST = "/boxoffice.bookings.v1.BookingService/ListBookings"
 PER_SECOND, BURST = 30, 10
 _AT_ONCE = 50
 
-pytestmark = pytest.mark.timeout(400)  # of which the long run floods for 120
+pytestmark = pytest.mark.timeout(400)  # the long run floods for 120 s per test
 
 Event = Callable[[], Awaitable[None]]
 
@@ -58,29 +56,29 @@ def seconds(is_long: bool) -> float:
 
 @dataclass
 class Flood:
-    """Statuses by number, and when calls began that a gateway let through without limit_svc."""
+    """The number of responses by status, and the start times of calls admitted without limit_svc."""
 
     statuses: Counter[int] = field(default_factory=Counter)
-    alone: list[float] = field(default_factory=list)
+    uncounted: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def least(self) -> float:
-        """What must have gone through: half of the third that the limit lets pass.
+        """Calls that must be admitted: half of the third that the limit allows.
 
-        Of what was really sent, which on a slow machine is less than was meant.
+        Relative to the calls that were sent, which are fewer on a slow machine.
         """
         return self.statuses.total() / 6
 
     def late(self, until: float = float("inf")) -> int:
-        """How many were let through alone, up to a moment, because an answer came too late."""
-        late = sum(moment < until for moment in self.alone)
+        """Calls before `until` that were admitted locally because limit_svc answered too late."""
+        late = sum(moment < until for moment in self.uncounted)
         assert late < self.statuses[200] / 2
         return late
 
 
 async def flood(urls: list[str], seconds: float, *events: tuple[float, Event]) -> Flood:
-    """Calls at 3 × the limit, one gateway after the other; events at their times."""
+    """Sends calls at 3 × the limit, alternating between gateways; runs `events` at their times."""
     flood = Flood()
     running = 0
     started = time.monotonic()
@@ -89,14 +87,14 @@ async def flood(urls: list[str], seconds: float, *events: tuple[float, Event]) -
         asyncio.TaskGroup() as group,
     ):
 
-        async def one(url: str) -> None:
+        async def call(url: str) -> None:
             nonlocal running
             began = time.monotonic() - started
             answer = await client.get(f"{url}/api/v1/bookings")
             running -= 1
             flood.statuses[answer.status_code] += 1
             if answer.status_code == 200 and "x-ratelimit-limit" not in answer.headers:
-                flood.alone.append(began)
+                flood.uncounted.append(began)
             if answer.status_code == 429:
                 assert int(answer.headers["retry-after"]) >= 1
 
@@ -108,9 +106,9 @@ async def flood(urls: list[str], seconds: float, *events: tuple[float, Event]) -
             group.create_task(at(moment, event))
         number = 0
         while (elapsed := time.monotonic() - started) < seconds:
-            # A machine that does not keep up sends less; nothing gathers.
+            # A slow machine sends fewer calls instead of queueing them.
             if number <= elapsed * PER_SECOND * 3 and running < _AT_ONCE:
-                group.create_task(one(urls[number % len(urls)]))
+                group.create_task(call(urls[number % len(urls)]))
                 running += 1
                 number += 1
             else:
@@ -118,8 +116,8 @@ async def flood(urls: list[str], seconds: float, *events: tuple[float, Event]) -
     flood.seconds = time.monotonic() - started
     admitted, allowed = flood.statuses[200], PER_SECOND * flood.seconds + BURST
     print(
-        f"{admitted} of {flood.statuses.total()} admitted in {flood.seconds:.1f} s, {len(flood.alone)} alone:"
-        f" {admitted / allowed:.3f} of limit × time + burst"
+        f"{admitted} of {flood.statuses.total()} admitted in {flood.seconds:.1f} s,"
+        f" {len(flood.uncounted)} uncounted: {admitted / allowed:.3f} of limit × time + burst"
     )
     return flood
 
@@ -181,12 +179,12 @@ async def two_gateways(
 
 
 async def _counted(urls: list[str]) -> httpx.Headers:
-    """Until every gateway gets its counts from limit_svc: counting alone has no headers."""
+    """Waits until every gateway counts with limit_svc: local counting sends no headers."""
     other = bearer(gateway_harness.token(sub="0192aaaa-0000-7000-8000-000000000999"))
     async with httpx.AsyncClient(headers=other) as client, asyncio.timeout(60):
         for url in urls:
             while True:
-                # The second one may begin to listen later than the first.
+                # The second gateway may listen later than the first.
                 with suppress(httpx.ConnectError):
                     answer = await client.get(f"{url}/api/v1/bookings")
                     if "x-ratelimit-limit" in answer.headers:
@@ -195,18 +193,18 @@ async def _counted(urls: list[str]) -> httpx.Headers:
     return answer.headers
 
 
-async def test_one_gateway(tmp_path: Path, seconds: float) -> None:
+async def test_one_gateway_admits_the_limit(tmp_path: Path, seconds: float) -> None:
     with gateway_harness.running_gateway(
         tmp_path, files=files_with_limit(), rate_limit_scale=1
     ) as gateway:
-        # Waiting for the gateway used the bucket.
+        # Waiting for the gateway consumed from the bucket: let it refill.
         await asyncio.sleep(1)
         sent = await flood([gateway.settings.gateway_url], seconds)
     assert set(sent.statuses) == {200, 429}
     assert sent.least < sent.statuses[200] <= most(sent.seconds)
 
 
-async def test_two_gateways_count_together(tmp_path: Path, seconds: float) -> None:
+async def test_two_gateways_share_one_limit(tmp_path: Path, seconds: float) -> None:
     async with two_gateways(tmp_path) as (gateway, urls, _, _):
         sent = await flood(urls, seconds)
         headers = await _counted(urls)
@@ -216,39 +214,43 @@ async def test_two_gateways_count_together(tmp_path: Path, seconds: float) -> No
     assert len(gateway.upstream.calls) <= most(sent.seconds) + sent.late() + 10
 
 
-async def test_users_behind_one_address_do_not_share(tmp_path: Path) -> None:
+async def test_users_behind_one_address_have_separate_limits(tmp_path: Path) -> None:
     async with two_gateways(tmp_path) as (_, urls, _, _):
         for number in range(1, BURST + 3):
-            someone = bearer(gateway_harness.token(sub=f"0192aaaa-0000-7000-8000-{number:012}"))
-            answer = await _one(urls[number % 2], **someone)
+            user = bearer(gateway_harness.token(sub=f"0192aaaa-0000-7000-8000-{number:012}"))
+            answer = await _get(urls[number % 2], **user)
             assert answer.status_code == 200
             assert answer.headers["ratelimit-remaining"] == str(BURST - 1)
 
 
-async def test_redis_is_killed_and_comes_back(tmp_path: Path, seconds: float) -> None:
+async def test_the_limit_holds_when_redis_is_killed_and_restarted(
+    tmp_path: Path, seconds: float
+) -> None:
     async with two_gateways(tmp_path) as (_, urls, redis, _):
         sent = await flood(urls, seconds, (seconds / 3, redis.kill), (seconds * 2 / 3, redis.start))
     assert set(sent.statuses) == {200, 429}
-    # A new burst at each change: of the gateways' own buckets, and of the empty Redis.
-    may = most(sent.seconds, bursts=3) + sent.late(until=seconds / 3)
-    assert sent.least < sent.statuses[200] <= may
+    # Each change allows a new burst: from the gateways' local buckets, and from the empty Redis.
+    allowed = most(sent.seconds, bursts=3) + sent.late(until=seconds / 3)
+    assert sent.least < sent.statuses[200] <= allowed
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
-async def test_limit_svc_is_gone(tmp_path: Path, seconds: float, how: signal.Signals) -> None:
+async def test_the_limit_holds_without_limit_svc(
+    tmp_path: Path, seconds: float, how: signal.Signals
+) -> None:
     async with two_gateways(tmp_path) as (_, urls, _, process):
 
         async def end() -> None:
             process.send_signal(how)
 
         sent = await flood(urls, seconds, (seconds / 2, end))
-        browsing = await _one(urls[1], "/api/v1/events")
+        browsing = await _get(urls[1], "/api/v1/events")
     assert set(sent.statuses) == {200, 429}
-    may = most(sent.seconds, bursts=2) + sent.late(until=seconds / 2)
-    assert sent.least < sent.statuses[200] <= may
+    allowed = most(sent.seconds, bursts=2) + sent.late(until=seconds / 2)
+    assert sent.least < sent.statuses[200] <= allowed
     assert browsing.status_code == 200
 
 
-async def _one(url: str, path: str = "/api/v1/bookings", **headers: str) -> httpx.Response:
+async def _get(url: str, path: str = "/api/v1/bookings", **headers: str) -> httpx.Response:
     async with httpx.AsyncClient(headers=headers or bearer()) as client:
         return await client.get(f"{url}{path}")

@@ -1,5 +1,5 @@
-"""One change of a policy in a proto, one command: the gateway, the servers, the API's
-description and the export all change; and nothing starts from what is out of date.
+"""A policy changed in a proto changes the gateway, the servers, the OpenAPI document and the
+export with one command; nothing starts with stale generated files.
 """
 
 import json
@@ -18,7 +18,7 @@ from mesh.rpc import freshness
 SERVICE = "boxoffice/bookings/v1/booking_service.proto"
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 
-# `make protos`, then what `make up` writes, in a checkout of its own.
+# `make protos`, then the files that `make up` writes, in a copy of the checkout.
 MADE = """
 import json, sys
 from pathlib import Path
@@ -66,21 +66,21 @@ def run(checkout: Path, script: str) -> "subprocess.CompletedProcess[str]":
 def made(checkout: Path) -> dict[str, Any]:
     completed = run(checkout, MADE)
     assert completed.returncode == 0, completed.stderr
-    found: dict[str, Any] = json.loads(completed.stdout)
-    return found
+    files: dict[str, Any] = json.loads(completed.stdout)
+    return files
 
 
 def test_a_changed_policy_changes_everything_at_once(checkout: Path) -> None:
     before = made(checkout)
     assert before["servers"] == [10, "CUSTOMER"]
-    assert "10 in 60 s per user" in before["openapi"]
+    assert "10 calls in 60 s per user" in before["openapi"]
     path = checkout / "protos" / SERVICE
     text = path.read_text()
     assert "requests: 10\n" in text
     path.write_text(text.replace("requests: 10\n", "requests: 7\n", 1))
     after = made(checkout)
     assert after["servers"] == [7, "CUSTOMER"]
-    assert "7 in 60 s per user" in after["openapi"]
+    assert "7 calls in 60 s per user" in after["openapi"]
     assert "requests_per_unit: 7\n" in after["ratelimit"]
     assert "requests_per_unit: 7\n" not in before["ratelimit"]
     assert '"max_tokens": 7,' in after["envoy"]
@@ -95,7 +95,7 @@ def test_a_changed_policy_changes_everything_at_once(checkout: Path) -> None:
     ],
     ids=["gateway", "service"],
 )
-def test_what_is_out_of_date_does_not_start(checkout: Path, command: str) -> None:
+def test_processes_do_not_start_with_stale_generated_files(checkout: Path, command: str) -> None:
     made(checkout)
     path = checkout / "protos" / SERVICE
     path.write_text(path.read_text() + "\n// Changed.\n")
@@ -111,5 +111,5 @@ def test_a_renamed_proto_counts_as_changed(tmp_path: Path) -> None:
     assert freshness.digest(tmp_path) != before
 
 
-def test_where_there_are_no_protos_nothing_is_stale(tmp_path: Path) -> None:
+def test_without_protos_nothing_is_stale(tmp_path: Path) -> None:
     freshness.check(tmp_path / "protos", tmp_path / "stamp")

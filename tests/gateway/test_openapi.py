@@ -1,4 +1,4 @@
-"""The API's description says what the contract says, and the gateway serves it."""
+"""The OpenAPI document matches the contract, and the gateway serves it."""
 
 import json
 import re
@@ -37,22 +37,22 @@ def api() -> dict[str, Any]:
 
 
 def bindings() -> Iterator[tuple[MethodPolicy, str, str]]:
-    for each in policy.of_contract(gateway_harness.contract()).values():
-        for binding in each.bindings:
-            yield each, binding.verb.lower(), re.sub(r"=[^}]*", "", binding.path)
+    for rpc in policy.of_contract(gateway_harness.contract()).values():
+        for binding in rpc.bindings:
+            yield rpc, binding.verb.lower(), re.sub(r"=[^}]*", "", binding.path)
 
 
 def test_it_is_valid_openapi(api: dict[str, Any]) -> None:
     assert [error.message for error in OpenAPIV31SpecValidator(api).iter_errors()] == []
 
 
-def test_the_validator_is_not_blind(api: dict[str, Any]) -> None:
-    """Control: a path variable that no parameter declares is refused."""
+def test_the_validator_finds_an_error(api: dict[str, Any]) -> None:
+    """Control: it reports a path variable that no parameter declares."""
     broken = {**api, "paths": {"/a/{b}": {"get": {"responses": {"200": {"description": ""}}}}}}
     assert list(OpenAPIV31SpecValidator(broken).iter_errors())
 
 
-def test_every_binding_is_there_and_nothing_else(api: dict[str, Any]) -> None:
+def test_the_paths_are_exactly_the_bindings(api: dict[str, Any]) -> None:
     described = {(verb, path) for path, verbs in api["paths"].items() for verb in verbs}
     assert described == {(verb, path) for _, verb, path in bindings()}
     names = [
@@ -65,21 +65,21 @@ def test_every_reason_of_a_policy_is_an_example_under_its_status(api: dict[str, 
     error = jsonschema_rs.validator_for(
         {"$ref": "#/components/schemas/Error", "components": api["components"]}
     )
-    for each, verb, path in bindings():
+    for rpc, verb, path in bindings():
         responses = api["paths"][path][verb]["responses"]
-        assert str(each.success_status) in responses
-        for reason in each.reasons:
+        assert str(rpc.success_status) in responses
+        for reason in rpc.reasons:
             content = responses[str(http_status(Reason(reason)))]["content"]["application/json"]
             example = content["examples"][reason]["value"]
             error.validate(example)
             assert example["details"][0]["reason"] == reason
 
 
-def test_tokens_are_asked_for_where_the_policy_does(api: dict[str, Any]) -> None:
-    for each, verb, path in bindings():
+def test_operations_require_a_token_as_their_policy_does(api: dict[str, Any]) -> None:
+    for rpc, verb, path in bindings():
         operation = api["paths"][path][verb]
-        assert operation["security"] == ([{"bearerAuth": []}] if each.needs_token else [])
-        assert ("401" in operation["responses"]) >= each.needs_token
+        assert operation["security"] == ([{"bearerAuth": []}] if rpc.needs_token else [])
+        assert ("401" in operation["responses"]) >= rpc.needs_token
 
 
 def test_schemas_have_the_rules_and_the_comments(api: dict[str, Any]) -> None:
@@ -94,20 +94,20 @@ def test_schemas_have_the_rules_and_the_comments(api: dict[str, Any]) -> None:
     user = api["components"]["schemas"]["User"]
     assert user["properties"]["fullName"]["examples"] == ["Mira Rao"]
     assert user["properties"]["fullName"]["description"].startswith("As typed")
-    [key] = [each for each in operation["parameters"] if each["in"] == "header"]
+    [key] = [parameter for parameter in operation["parameters"] if parameter["in"] == "header"]
     assert (key["name"], key["required"]) == ("Idempotency-Key", True)
 
 
-def test_patterns_are_for_any_reader(api: dict[str, Any]) -> None:
-    """Python's and ECMAScript's regular expressions know no Unicode classes by name."""
+def test_patterns_are_portable(api: dict[str, Any]) -> None:
+    """Python's regular expressions do not support Unicode classes by name."""
     patterns = re.findall(r'"pattern": ("[^"]*")', json.dumps(api))
     assert len(patterns) > 20
     for pattern in patterns:
         re.compile(json.loads(pattern))
     body = api["paths"]["/api/v1/auth/register"]["post"]["requestBody"]["content"]
     name = body["application/json"]["schema"]["properties"]["fullName"]
-    for text, is_one in [("Mira Rao", True), ("Mira\x00", False), ("\x85", False), ("  ", False)]:
-        assert bool(re.search(name["pattern"], text)) is is_one, text
+    for text, is_name in [("Mira Rao", True), ("Mira\x00", False), ("\x85", False), ("  ", False)]:
+        assert bool(re.search(name["pattern"], text)) is is_name, text
 
 
 def test_money_is_text_and_enums_have_no_zero(api: dict[str, Any]) -> None:
@@ -121,9 +121,9 @@ def test_path_variables_are_not_in_the_body(api: dict[str, Any]) -> None:
     operation = api["paths"]["/api/v1/bookings/{booking_id}/checkout"]["post"]
     body = operation["requestBody"]["content"]["application/json"]["schema"]
     assert "bookingId" not in body["properties"]
-    assert [each["name"] for each in operation["parameters"] if each["in"] == "path"] == [
-        "booking_id"
-    ]
+    assert [
+        parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"
+    ] == ["booking_id"]
 
 
 def test_raw_bodies_and_pages_are_not_json(api: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def test_streams_are_events_and_204_has_no_body() -> None:
     assert "content" not in api["paths"]["/api/v1/bookings"]["post"]["responses"]["204"]
 
 
-def test_what_production_does_not_serve_is_not_described() -> None:
+def test_production_does_not_describe_development_rpcs() -> None:
     api = of(gateway_harness.contract(), environment="production")
     assert not any(path.startswith("/sandbox") for path in api["paths"])
 
@@ -155,7 +155,7 @@ def test_a_changed_policy_changes_the_description() -> None:
     changed.ClearField("limits")
     operation = of(files)["paths"]["/api/v1/bookings"]["post"]
     assert operation["security"] == []
-    assert "10 in 60 s" not in operation["description"]
+    assert "10 calls in 60 s" not in operation["description"]
 
 
 def test_the_gateway_serves_the_description(gateway: Gateway) -> None:
@@ -177,11 +177,11 @@ def test_the_page_loads_only_from_the_gateway(gateway: Gateway, path: str) -> No
     assert page.headers["x-frame-options"] == "DENY"
     linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert len(linked) == 4
-    for each in linked:
-        assert each.startswith("/docs/")
-        found = gateway.rest.get(each)
-        assert (found.status_code, found.headers["x-content-type-options"]) == (200, "nosniff")
-        assert found.headers["content-type"].partition(";")[0] in {
+    for link in linked:
+        assert link.startswith("/docs/")
+        file = gateway.rest.get(link)
+        assert (file.status_code, file.headers["x-content-type-options"]) == (200, "nosniff")
+        assert file.headers["content-type"].partition(";")[0] in {
             "text/css",
             "text/javascript",
             "image/png",
@@ -200,13 +200,13 @@ def test_the_page_loads_only_from_the_gateway(gateway: Gateway, path: str) -> No
         "/openapi.json/../docs/../../envoy.json",
     ],
 )
-def test_nothing_else_is_a_file(gateway: Gateway, path: str) -> None:
+def test_no_other_file_is_served(gateway: Gateway, path: str) -> None:
     answer = gateway.rest.get(path)
     assert answer.status_code in {400, 401, 404}
     assert answer.json()["details"][0]["domain"] == "boxoffice"
 
 
-def test_the_files_are_only_read(gateway: Gateway) -> None:
+def test_posting_to_a_file_is_a_405(gateway: Gateway) -> None:
     answer = gateway.rest.post("/openapi.json", json={})
     assert answer.status_code == 405
     assert answer.json()["details"][0]["reason"] == "METHOD_NOT_ALLOWED"

@@ -1,4 +1,4 @@
-"""Paths that mean one thing here and another thing there: none reaches a protected method."""
+"""Ambiguous spellings of paths: none reaches a protected method without a token."""
 
 import socket
 import ssl
@@ -59,7 +59,7 @@ def gateway(each_listener: Gateway) -> Gateway:
 
 
 def ask(gateway: Gateway, line: str, host: str = "127.0.0.1") -> bytes:
-    """The first line of the answer to a request line as it stands; empty when there is none."""
+    """The first line of the response to a raw request line; empty if the connection is closed."""
     return ask_over(gateway_harness.connection(gateway.settings), line, host)
 
 
@@ -74,27 +74,27 @@ def ask_over(connection: socket.socket, line: str, host: str = "127.0.0.1") -> b
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_no_spelling_of_a_path_gets_around_the_token(gateway: Gateway, target: str) -> None:
+def test_no_spelling_of_a_path_bypasses_the_token(gateway: Gateway, target: str) -> None:
     for verb in VERBS:
         status = ask(gateway, f"{verb} {target} HTTP/1.1").split()[1:2]
         if target.startswith("/health?") and verb == "GET":
-            # The query is refused or the probe answers; it is public.
+            # A public path: either the query is refused or the call succeeds.
             continue
         assert status == [] or status[0][:1] in (b"3", b"4"), (verb, target, status)
     assert not any("BookingService" in call.path for call in gateway.upstream.calls)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1.", "localhost:1", "a@b", "elsewhere.example", ""])
-def test_no_host_does(gateway: Gateway, host: str) -> None:
+def test_no_host_bypasses_the_token(gateway: Gateway, host: str) -> None:
     status = ask(gateway, f"GET {BOOKING} HTTP/1.1", host).split()[1]
     assert status[:1] == b"4"
     assert gateway.upstream.calls == []
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_nor_over_http_2(gateway: Gateway, target: str) -> None:
+def test_no_spelling_bypasses_the_token_over_http_2(gateway: Gateway, target: str) -> None:
     if not target.startswith("/") or "#" in target or "\\" in target:
-        # The client library would not send these as they stand.
+        # The client library would change these.
         target = "/api/v1/bookings/b1"
     with gateway_harness.rest_client(gateway.settings, http2=True) as client:
         url = client.base_url.copy_with(raw_path=target.encode())
@@ -118,8 +118,8 @@ ADMIN = [
 
 
 @pytest.mark.parametrize("target", [*TARGETS, *ADMIN])
-def test_the_listener_for_probes_leads_nowhere_else(running_by_tls: Gateway, target: str) -> None:
-    """Behind it is the admin page, which could end the process."""
+def test_the_probes_listener_serves_no_other_path(running_by_tls: Gateway, target: str) -> None:
+    """Its upstream is the admin port, which can end the process."""
     address = ("127.0.0.1", running_by_tls.settings.gateway_metrics_port or 0)
     for verb in VERBS:
         connection = socket.create_connection(address, timeout=10)
@@ -129,8 +129,8 @@ def test_the_listener_for_probes_leads_nowhere_else(running_by_tls: Gateway, tar
     assert b" 200 " in ask_over(ready, "GET /ready HTTP/1.1")
 
 
-def test_the_corpus_is_not_blind(gateway: Gateway) -> None:
-    """Control: with a token the plain path reaches the method."""
+def test_the_plain_path_with_a_token_reaches_the_method(gateway: Gateway) -> None:
+    """Control for the tests above."""
     with gateway_harness.connection(gateway.settings) as connection:
         token = gateway_harness.bearer()["authorization"]
         connection.sendall(

@@ -1,4 +1,4 @@
-"""Calls that succeed: what reaches the services, and what comes back, by each protocol."""
+"""Successful calls with each protocol: what services receive and what clients get back."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def test_creating_answers_201_over_rest(gateway: Gateway) -> None:
     booking = answer.json()
     assert (booking["bookingId"], booking["status"]) == ("b1", "HELD")
     assert booking["total"] == {"currencyCode": "INR", "amountMinor": "49900"}
-    # What is empty is there, messages apart.
+    # Empty fields are present, unset messages are not.
     assert (booking["eventId"], booking["items"], booking["timeline"]) == ("", [], [])
     assert "payment" not in booking
     request = booking_service_pb2.PlaceBookingRequest.FromString(gateway.upstream.calls[0].request)
@@ -52,7 +52,7 @@ def test_deleting_answers_204_without_a_body(gateway: Gateway) -> None:
     answer = gateway.rest.delete("/api/v1/bookings/b1", headers=bearer())
     assert answer.status_code == 204
     assert answer.content == b""
-    # Bytes left over would be read as the start of the next answer on this connection.
+    # Remaining bytes would be read as the start of the next response on this connection.
     assert gateway.rest.get("/api/v1/bookings/b1", headers=bearer()).status_code == 200
 
 
@@ -64,7 +64,7 @@ def test_reading_answers_200_without_grpc_headers(gateway: Gateway) -> None:
     assert request.event_id == "e1"
 
 
-def test_native_grpc_works_with_a_token_and_keeps_its_status(gateway: Gateway) -> None:
+def test_grpc_works_with_a_token(gateway: Gateway) -> None:
     gateway.upstream.answers[PLACE] = lambda _request, _context: HELD
     assert booking_pb2.Booking.FromString(gateway.unary(PLACE, metadata=bearer())) == HELD
 
@@ -111,7 +111,7 @@ def test_a_clients_internal_headers_never_reach_a_service(gateway: Gateway, path
         assert "x-envoy-internal" not in call.metadata
 
 
-def test_native_clients_cannot_spoof_either(gateway: Gateway) -> None:
+def test_a_grpc_clients_internal_headers_never_reach_a_service(gateway: Gateway) -> None:
     for header in SPOOFED:
         gateway.unary(GET_EVENT, metadata={header.lower(): "spoofed"})
     for call in gateway.upstream.calls:
@@ -190,7 +190,7 @@ def test_every_request_has_an_id(gateway: Gateway) -> None:
     assert gateway.upstream.calls[0].metadata["x-request-id"] == answer.headers["x-request-id"]
 
 
-def test_a_repeatable_call_is_repeated_when_its_service_is_restarting(gateway: Gateway) -> None:
+def test_a_retryable_call_is_retried_when_its_service_restarts(gateway: Gateway) -> None:
     def restarting(_request: bytes, context: grpc.ServicerContext) -> event_pb2.Event:
         if len(gateway.upstream.calls) == 1:
             context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
@@ -201,17 +201,17 @@ def test_a_repeatable_call_is_repeated_when_its_service_is_restarting(gateway: G
     assert len(gateway.upstream.calls) == 2
 
 
-def test_a_call_with_effects_is_not_repeated(gateway: Gateway) -> None:
-    def away(_request: bytes, context: grpc.ServicerContext) -> booking_pb2.Booking:
+def test_a_call_with_effects_is_not_retried(gateway: Gateway) -> None:
+    def unavailable(_request: bytes, context: grpc.ServicerContext) -> booking_pb2.Booking:
         context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
 
-    gateway.upstream.answers[PLACE] = away
+    gateway.upstream.answers[PLACE] = unavailable
     answer = gateway.rest.post("/api/v1/bookings", json={}, headers=bearer())
     assert answer.status_code == 503
     assert len(gateway.upstream.calls) == 1
 
 
-def test_a_client_cannot_wait_longer_than_the_policy_says(gateway: Gateway) -> None:
+def test_a_clients_timeout_cannot_exceed_the_policys_deadline(gateway: Gateway) -> None:
     def slow(_request: bytes, _context: grpc.ServicerContext) -> booking_pb2.Booking:
         gateway.upstream.stopping.wait(30)
         return HELD
@@ -221,7 +221,8 @@ def test_a_client_cannot_wait_longer_than_the_policy_says(gateway: Gateway) -> N
     with pytest.raises(grpc.RpcError) as failure:
         gateway.unary(GET_BOOKING, metadata=bearer(), timeout=60)
     assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    # Three seconds and what a busy machine adds; not the client's minute, nor the service's half.
+    # The policy's 3 s, plus a margin for a busy machine: neither the client's 60 s nor the 30 s
+    # that the service takes.
     assert 2 < time.monotonic() - started < 25
 
 
@@ -229,10 +230,10 @@ def test_a_client_cannot_wait_longer_than_the_policy_says(gateway: Gateway) -> N
     ("name", "value"),
     [("x|y", "1"), ("a!b", "1"), ("p.q&r", "1"), ("x-y-bin", "!!"), ("x-y-bin", "")],
 )
-def test_headers_that_grpc_does_not_take_reach_no_service(
+def test_headers_that_are_no_metadata_reach_no_service(
     gateway: Gateway, name: str, value: str
 ) -> None:
-    """gRPC would refuse the whole call as INTERNAL."""
+    """gRPC would answer INTERNAL."""
     answer = gateway.rest.get("/api/v1/events/e1", headers={name: value, "x.z-1": "kept"})
     assert answer.status_code == 200
     metadata = gateway.upstream.calls[0].metadata

@@ -1,4 +1,4 @@
-"""Services that come late, go and come back; and the log of it all."""
+"""Services that start late, stop and restart; the access log."""
 
 import json
 import time
@@ -25,25 +25,25 @@ def test_a_service_is_served_as_soon_as_it_is_up_and_again_after_a_restart(
         gateway_harness.wait_for(gateway, AUDIT, 503)
 
 
-def test_tokens_are_verified_once_auth_svc_has_come(tmp_path: Path) -> None:
+def test_tokens_are_verified_as_soon_as_auth_svc_runs(tmp_path: Path) -> None:
     secret = token()
     late = frozenset({"auth_svc"})
     with gateway_harness.running_gateway(tmp_path, without=late, wait=False) as gateway:
         refusal = gateway_harness.wait_for(gateway, BOOKINGS, 503)
-        # A good token must not be called a bad one.
+        # A valid token must not be reported as invalid.
         assert refusal.json()["details"][0]["reason"] == "DEPENDENCY_UNAVAILABLE"
         assert "www-authenticate" not in refusal.headers
         with gateway_harness.server("auth_svc", gateway.settings, gateway.upstream):
             gateway_harness.wait_for(gateway, BOOKINGS, 200)
-        # The keys outlive the service that published them.
+        # The gateway keeps the keys when auth_svc stops.
         gateway_harness.wait_for(gateway, BOOKINGS, 200)
         query = f"{BOOKINGS}?page_token=hidden"
         gateway.rest.get(query, headers=bearer(secret) | {"x-request-id": "logged"})
     _check_log((tmp_path / "envoy.log").read_text(), secret)
 
 
-def test_keys_are_fetched_before_anybody_needs_them(tmp_path: Path) -> None:
-    """Such keys are kept until there are newer ones; those that a call waited for, a while."""
+def test_keys_are_prefetched(tmp_path: Path) -> None:
+    """Envoy keeps prefetched keys until it gets newer ones; other keys expire."""
     name = "http.gateway.jwt_authn.jwks_fetch_success"
     with gateway_harness.running_gateway(tmp_path, wait=False) as gateway:
         stats = f"http://127.0.0.1:{gateway.settings.envoy_admin_port}/stats"

@@ -1,4 +1,4 @@
-"""What only the mesh may say about a caller is never taken from a client, however it is written."""
+"""Headers that identify the caller never reach a service from a client, however they are spelled."""
 
 import socket
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ NAMES = [
 UNDERSCORED = ["x_jwt_payload", "X_JWT_PAYLOAD", "x-jwt_payload", "x_user_id", "X_User-Role"]
 
 
-def assert_nothing_told(gateway: Gateway, calls: int) -> None:
+def assert_not_forwarded(gateway: Gateway, calls: int) -> None:
     assert len(gateway.upstream.calls) == calls
     for call in gateway.upstream.calls:
         assert LIE not in "\n".join([*call.metadata, *call.metadata.values()]), call
@@ -43,15 +43,17 @@ def assert_nothing_told(gateway: Gateway, calls: int) -> None:
 
 @contextmanager
 def connection(gateway: Gateway) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", gateway.settings.gateway_port), timeout=10) as one:
-        yield one
+    with socket.create_connection(
+        ("127.0.0.1", gateway.settings.gateway_port), timeout=10
+    ) as stream:
+        yield stream
 
 
 def raw(gateway: Gateway, text: str) -> str:
-    """The first line of the answer to bytes that no library has tidied."""
-    with connection(gateway) as one:
-        one.sendall(text.encode())
-        return one.makefile("rb").readline().decode().strip()
+    """The first line of the response to a raw request."""
+    with connection(gateway) as stream:
+        stream.sendall(text.encode())
+        return stream.makefile("rb").readline().decode().strip()
 
 
 def authorization() -> str:
@@ -60,36 +62,36 @@ def authorization() -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("path", [PUBLIC, OF_CUSTOMERS])
-def test_in_every_case_of_letters(gateway: Gateway, path: str, name: str) -> None:
+def test_a_header_in_any_letter_case_is_removed(gateway: Gateway, path: str, name: str) -> None:
     gateway.upstream.calls.clear()
     head = f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{authorization()}"
-    # Twice, and folded: the second must not slip past the first.
+    # Twice, because the second must be removed too.
     status = raw(gateway, f"{head}{name}: {LIE}\r\n{name}: {LIE}\r\n\r\n")
     assert status.startswith("HTTP/1.1 200")
-    assert_nothing_told(gateway, 1)
+    assert_not_forwarded(gateway, 1)
 
 
 @pytest.mark.parametrize("name", UNDERSCORED)
 @pytest.mark.parametrize("path", [PUBLIC, OF_CUSTOMERS])
-def test_with_underscores_the_request_is_refused(gateway: Gateway, path: str, name: str) -> None:
-    """Some servers read x_user_id as x-user-id."""
+def test_a_header_with_underscores_is_refused(gateway: Gateway, path: str, name: str) -> None:
+    """Some servers treat x_user_id as x-user-id."""
     gateway.upstream.calls.clear()
     head = f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{authorization()}"
     assert raw(gateway, f"{head}{name}: {LIE}\r\n\r\n").startswith("HTTP/1.1 400")
-    assert_nothing_told(gateway, 0)
+    assert_not_forwarded(gateway, 0)
 
 
 @pytest.mark.parametrize("name", sorted({name.lower() for name in NAMES}))
-def test_in_metadata_of_native_calls(gateway: Gateway, name: str) -> None:
+def test_grpc_metadata_is_removed(gateway: Gateway, name: str) -> None:
     gateway.upstream.calls.clear()
     method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = gateway.channel.unary_unary(GET_EVENT)
     value: str | bytes = LIE.encode() if name.endswith("-bin") else LIE
     method(b"", metadata=((name, value), (name, value)), timeout=10)
-    assert_nothing_told(gateway, 1)
+    assert_not_forwarded(gateway, 1)
 
 
 @pytest.mark.parametrize("name", ["x-jwt-payload", "x-user-id", "X-JWT-Payload"])
-def test_in_trailers_of_http_1(gateway: Gateway, name: str) -> None:
+def test_http_1_trailers_are_removed(gateway: Gateway, name: str) -> None:
     gateway.upstream.calls.clear()
     raw(
         gateway,
@@ -97,15 +99,15 @@ def test_in_trailers_of_http_1(gateway: Gateway, name: str) -> None:
         f"content-type: application/json\r\ntransfer-encoding: chunked\r\ntrailer: {name}\r\n\r\n"
         f"2\r\n{{}}\r\n0\r\n{name}: {LIE}\r\n\r\n",
     )
-    assert_nothing_told(gateway, 1)
+    assert_not_forwarded(gateway, 1)
 
 
 @pytest.mark.parametrize("name", ["x-jwt-payload", "x-user-id"])
-def test_in_trailers_of_http_2(gateway: Gateway, name: str) -> None:
-    """As a native client that sends metadata after its message."""
+def test_http_2_trailers_are_removed(gateway: Gateway, name: str) -> None:
+    """A gRPC client that sends metadata after its message."""
     gateway.upstream.calls.clear()
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-    with connection(gateway) as one:
+    with connection(gateway) as stream:
         client.initiate_connection()
         client.send_headers(
             1,
@@ -120,13 +122,13 @@ def test_in_trailers_of_http_2(gateway: Gateway, name: str) -> None:
         )
         client.send_data(1, b"\0\0\0\0\0")
         client.send_headers(1, [(name, LIE)], end_stream=True)
-        one.sendall(client.data_to_send())
+        stream.sendall(client.data_to_send())
         ended = False
         while not ended:
-            received = one.recv(65_536)
-            assert received, "the gateway hung up"
+            received = stream.recv(65_536)
+            assert received, "the gateway closed the connection"
             for event in client.receive_data(received):
                 ended |= isinstance(event, h2.events.StreamEnded | h2.events.StreamReset)
-            one.sendall(client.data_to_send())
+            stream.sendall(client.data_to_send())
     assert len(gateway.upstream.calls) <= 1
-    assert_nothing_told(gateway, len(gateway.upstream.calls))
+    assert_not_forwarded(gateway, len(gateway.upstream.calls))

@@ -22,7 +22,7 @@ URL = "/api/v1/events/e1/availability"
 
 @pytest.fixture(scope="module")
 def running_stream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway of a contract in which availability is a stream without end."""
+    """A gateway for a contract in which GetAvailability is a stream without end."""
     files = gateway_harness.contract()
     gateway_harness.method_in(files, WATCH).server_streaming = True
     gateway_harness.policy_in(files, WATCH).ClearField("deadline")
@@ -32,11 +32,11 @@ def running_stream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway
 
 
 class Feed:
-    """Messages that a test sends, one by one, until it ends the stream."""
+    """Messages that a test sends one by one until it ends the stream."""
 
     def __init__(self) -> None:
         self._waiting: queue.Queue[Message | None] = queue.Queue()
-        self.gone = threading.Event()
+        self.ended = threading.Event()
 
     def send(self, version: int) -> None:
         self._waiting.put(event_service_pb2.Availability(event_id="e1", version=version))
@@ -45,7 +45,7 @@ class Feed:
         self._waiting.put(None)
 
     def messages(self, _request: bytes, context: grpc.ServicerContext) -> Iterator[Message]:
-        context.add_callback(self.gone.set)
+        context.add_callback(self.ended.set)
         while (message := self._waiting.get(timeout=20)) is not None:
             yield message
 
@@ -72,18 +72,18 @@ def test_each_message_arrives_as_an_event_when_it_is_sent(
             event = json.loads(next(lines).removeprefix("data: "))
             assert (event["eventId"], event["version"]) == ("e1", str(version))
             assert next(lines) == ""
-            # Only now the next one: had the gateway waited for more, the first never came.
+            # Sent only now: a gateway that buffers would never have delivered the first.
             feed.send(version + 1)
 
 
-def test_a_client_that_leaves_ends_the_call(running_stream: Gateway, feed: Feed) -> None:
+def test_a_client_that_disconnects_ends_the_call(running_stream: Gateway, feed: Feed) -> None:
     feed.send(1)
     with running_stream.rest.stream("GET", URL) as answer:
         next(answer.iter_lines())
-    assert feed.gone.wait(10)
+    assert feed.ended.wait(10)
 
 
-def test_a_refused_stream_is_an_error_like_any_other(running_stream: Gateway) -> None:
+def test_a_refused_stream_has_the_common_error_format(running_stream: Gateway) -> None:
     def refuse(_request: bytes, context: grpc.ServicerContext) -> Iterator[Message]:
         error = DomainError(Reason.EVENT_NOT_FOUND, "no such event")
         status = to_status(error)
@@ -108,14 +108,14 @@ def test_grpc_gets_the_messages_as_they_are_sent(running_stream: Gateway, feed: 
         feed.send(version)
         assert next(call).version == version
     call.cancel()
-    assert feed.gone.wait(10)
+    assert feed.ended.wait(10)
 
 
-def test_a_client_stream_to_nowhere_is_answered_at_once(gateway: Gateway) -> None:
-    """Reflection is not routed; its clients send one question and keep the stream open."""
+def test_a_client_stream_to_an_unknown_method_is_answered_at_once(gateway: Gateway) -> None:
+    """Reflection is not routed; its clients send one request and keep the stream open."""
     done = threading.Event()
 
-    def questions() -> Iterator[bytes]:
+    def requests() -> Iterator[bytes]:
         yield b""
         done.wait(30)
 
@@ -124,7 +124,7 @@ def test_a_client_stream_to_nowhere_is_answered_at_once(gateway: Gateway) -> Non
     )
     try:
         with pytest.raises(grpc.RpcError) as failure:
-            list(reflect(questions(), metadata=tuple(bearer().items()), timeout=10))
+            list(reflect(requests(), metadata=tuple(bearer().items()), timeout=10))
         assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
     finally:
         done.set()

@@ -1,4 +1,4 @@
-"""The gateway's port as production has it: TLS only, HTTP/2 and HTTP/1.1."""
+"""The gateway's port in production: TLS only, HTTP/2 and HTTP/1.1."""
 
 import socket
 import ssl
@@ -24,7 +24,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         yield gateway
 
 
-def test_rest_and_grpc_speak_tls(secure: Gateway) -> None:
+def test_rest_and_grpc_work_over_tls(secure: Gateway) -> None:
     for http2, version in ((False, "HTTP/1.1"), (True, "HTTP/2")):
         with gateway_harness.rest_client(secure.settings, http2=http2) as client:
             answer = client.get("/api/v1/bookings", headers=bearer())
@@ -73,8 +73,7 @@ def test_old_tls_is_refused(secure: Gateway) -> None:
         context.wrap_socket(connection)
 
 
-def test_a_handshake_that_stops_half_way_is_ended(secure: Gateway) -> None:
-    """By the gateway: a client that waits for ever takes a place from others."""
+def test_the_gateway_closes_an_unfinished_handshake(secure: Gateway) -> None:
     address = ("127.0.0.1", secure.settings.gateway_port)
     with socket.create_connection(address, timeout=30) as connection:
         # The first bytes of a handshake record.
@@ -89,5 +88,5 @@ def test_production_refuses_a_plain_text_listener() -> None:
 
 
 def test_a_certificate_comes_with_its_key() -> None:
-    with pytest.raises(ValidationError, match="go together"):
+    with pytest.raises(ValidationError, match="must be set together"):
         MeshSettings.model_validate({"gateway_certificate": "chain.pem"})

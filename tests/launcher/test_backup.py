@@ -1,4 +1,4 @@
-"""What is in a backup comes back, whatever happened since; a broken one changes nothing."""
+"""A restore brings back the data and secrets of a backup; a damaged backup changes nothing."""
 
 import tarfile
 import tempfile
@@ -17,7 +17,7 @@ from launcher.supervisor import Supervisor, wait_healthy
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    # Not pytest's own folder: it is closed to PostgreSQL's user when the tests run as root.
+    # Not pytest's tmp_path, which PostgreSQL's user cannot access when tests run as root.
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
@@ -43,7 +43,7 @@ async def sold(connection: psycopg.AsyncConnection) -> list[int]:
     return [row[0] for row in await rows.fetchall()]
 
 
-async def test_a_backup_comes_back_with_its_secrets(home: Path) -> None:
+async def test_a_backup_is_restored_with_its_secrets(home: Path) -> None:
     known = generated_secrets.load(home)
     async with running(home) as connection:
         await connection.execute("CREATE TABLE sold (seat integer PRIMARY KEY)")
@@ -52,32 +52,32 @@ async def test_a_backup_comes_back_with_its_secrets(home: Path) -> None:
         assert file.stat().st_mode & 0o077 == 0
         await connection.execute("DELETE FROM sold")
         with pytest.raises(LaunchError, match="already running"):
-            # A mesh holds its home; here only the server runs, and restoring stops that.
-            _refused_while_held(home, file)
+            # A running mesh holds its home. Here only the server runs, which a restore stops.
+            _restore_while_held(home, file)
     (home / "secrets.json").write_text("{}")
-    aside = backup.restore(home, file)
-    assert aside is not None
-    assert (aside / "postgres").exists()
+    previous = backup.restore(home, file)
+    assert previous is not None
+    assert (previous / "postgres").exists()
     assert generated_secrets.load(home) == known
     async with running(home) as connection:
         assert await sold(connection) == [1, 2]
 
 
-def _refused_while_held(home: Path, file: Path) -> None:
+def _restore_while_held(home: Path, file: Path) -> None:
     from launcher import leftovers
 
     with leftovers.hold(home):
         backup.restore(home, file)
 
 
-async def test_a_broken_backup_changes_nothing(home: Path) -> None:
+async def test_an_incomplete_backup_changes_nothing(home: Path) -> None:
     async with running(home) as connection:
         await connection.execute("CREATE TABLE sold (seat integer PRIMARY KEY)")
         await connection.execute("INSERT INTO sold VALUES (7)")
         file = backup.create(home)
     broken = file.with_name("broken.tar.gz")
     broken.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(LaunchError, match="no whole backup"):
+    with pytest.raises(LaunchError, match="incomplete or damaged"):
         backup.restore(home, broken)
     async with running(home) as connection:
         assert await sold(connection) == [7]
@@ -89,7 +89,7 @@ def test_without_a_running_server_there_is_no_backup(home: Path) -> None:
     assert not list((home / "backups").glob("*.tar.gz*"))
 
 
-async def test_a_file_that_is_not_what_it_was_is_found(home: Path) -> None:
+async def test_a_changed_file_in_a_backup_is_detected(home: Path) -> None:
     async with running(home):
         file = backup.create(home)
     with tarfile.open(file) as archive, tempfile.TemporaryDirectory() as folder:

@@ -12,11 +12,11 @@ SOURCE = Path(bootstrap.__file__)
 
 
 @pytest.mark.parametrize("version", [(3, 6, 15), (3, 8, 10), (3, 10, 0)])
-def test_an_old_python_is_told_what_was_found_and_what_to_do(version: tuple[int, ...]) -> None:
+def test_an_old_python_is_refused_with_its_version_and_a_remedy(version: tuple[int, ...]) -> None:
     with pytest.raises(BootstrapError) as caught:
         bootstrap.check_python(version)
     message = str(caught.value)
-    assert "needs Python 3.11 or newer" in message
+    assert "requires Python 3.11 or newer" in message
     assert ".".join(map(str, version)) in message
     assert "make up PYTHON=python3." in message
 
@@ -26,7 +26,7 @@ def test_a_new_python_passes(version: tuple[int, ...]) -> None:
     bootstrap.check_python(version)
 
 
-def test_an_old_python_gets_as_far_as_the_message() -> None:
+def test_an_old_python_can_run_the_module_up_to_the_message() -> None:
     tree = ast.parse(SOURCE.read_text(), feature_version=(3, 6))
     imported = {
         name.split(".")[0]
@@ -39,23 +39,23 @@ def test_an_old_python_gets_as_far_as_the_message() -> None:
         )
     }
     assert imported <= sys.stdlib_module_names
-    # Annotations of new forms are evaluated at once by an old Python, unless quoted.
+    # An old Python evaluates annotations at once, so newer forms must be quoted.
     annotations = [
         annotation
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
         for annotation in [node.returns, *(argument.annotation for argument in node.args.args)]
     ]
-    assert not any(isinstance(each, ast.Subscript | ast.BinOp) for each in annotations)
+    assert not any(isinstance(node, ast.Subscript | ast.BinOp) for node in annotations)
 
 
-def test_a_full_disk_is_told() -> None:
-    with pytest.raises(BootstrapError, match="Only 1023 MiB are free"):
+def test_too_little_free_space_is_refused() -> None:
+    with pytest.raises(BootstrapError, match="has 1023 MiB of free space"):
         bootstrap.check_disk(1023 * 2**20)
     bootstrap.check_disk(1024 * 2**20)
 
 
-def test_the_package_without_a_wheel_is_found_in_what_pip_says() -> None:
+def test_the_package_without_a_wheel_is_found_in_pips_output() -> None:
     output = (
         "ERROR: Could not find a version that satisfies the requirement uvloop==0.22.1 "
         "(from versions: none)\nERROR: No matching distribution found for uvloop==0.22.1\n"
@@ -64,7 +64,7 @@ def test_the_package_without_a_wheel_is_found_in_what_pip_says() -> None:
     assert bootstrap.package_without_wheel("ERROR: hashes do not match") is None
 
 
-def test_an_index_out_of_reach_is_not_taken_for_a_missing_wheel() -> None:
+def test_an_unreachable_index_is_not_mistaken_for_a_missing_wheel() -> None:
     output = (
         "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by ...\n"
         "ERROR: No matching distribution found for uvloop==0.22.1\n"

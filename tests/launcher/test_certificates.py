@@ -50,7 +50,7 @@ def test_each_process_has_a_certificate_of_the_authority(tmp_path: Path, name: s
     assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
-def test_two_processes_shake_hands(tmp_path: Path) -> None:
+def test_two_processes_complete_a_mutual_tls_handshake(tmp_path: Path) -> None:
     certificates.create(tmp_path)
     server_side, client_side = (_context(tmp_path, name) for name in ("stock_svc", "booking_svc"))
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -71,13 +71,13 @@ def _context(folder: Path, name: str) -> ssl.SSLContext:
     purpose = ssl.Purpose.CLIENT_AUTH if name == "stock_svc" else ssl.Purpose.SERVER_AUTH
     context = ssl.create_default_context(purpose, cafile=folder / "ca.pem")
     context.verify_mode = ssl.CERT_REQUIRED
-    # As strict as OpenSSL can be, which is stricter than Envoy.
+    # OpenSSL's strictest mode, which is stricter than Envoy.
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
     context.load_cert_chain(folder / f"{name}.pem", folder / f"{name}.key")
     return context
 
 
-def test_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_keys(tmp_path: Path) -> None:
     create(tmp_path)
     assert {stat.S_IMODE(key.stat().st_mode) for key in tmp_path.glob("*.key")} == {0o600}
 
@@ -89,7 +89,9 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_what_expires_within_30_days_is_renewed_by_the_same_authority(tmp_path: Path) -> None:
+def test_certificates_that_expire_within_30_days_are_renewed_by_the_same_authority(
+    tmp_path: Path,
+) -> None:
     create(tmp_path)
     before = contents(tmp_path)
     later = NOW + timedelta(days=336)
@@ -100,7 +102,7 @@ def test_what_expires_within_30_days_is_renewed_by_the_same_authority(tmp_path: 
     assert load(tmp_path, "stock_svc").not_valid_after_utc == later + timedelta(days=365)
 
 
-def test_an_authority_about_to_expire_takes_everything_with_it(tmp_path: Path) -> None:
+def test_an_authority_that_expires_soon_is_replaced_with_all_certificates(tmp_path: Path) -> None:
     create(tmp_path)
     before = contents(tmp_path)
     create(tmp_path, at=NOW + timedelta(days=3640))
@@ -110,7 +112,7 @@ def test_an_authority_about_to_expire_takes_everything_with_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken", "of another", "of another authority"])
-def test_what_is_damaged_is_replaced(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_certificate_is_replaced(tmp_path: Path, damage: str) -> None:
     create(tmp_path)
     before = contents(tmp_path)
     target = tmp_path / "stock_svc.pem"

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL and Redis, for real."""
+"""The embedded PostgreSQL and Redis as real processes."""
 
 import asyncio
 import os
@@ -22,10 +22,9 @@ from testing.waiting import until
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """A home with an initialised server, its path longer than a socket's may be.
+    """A home with an initialised server, with a path longer than a socket's may be.
 
-    Not in pytest's own temporary folder, which each run of pytest closes to all users but
-    its own: PostgreSQL runs as another one here when the tests run as root.
+    Not pytest's tmp_path, which PostgreSQL's user cannot access when tests run as root.
     """
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / ("deep" * 25)
@@ -51,48 +50,48 @@ async def connect(home: Path, database: str) -> psycopg.AsyncConnection:
     return await psycopg.AsyncConnection.connect(url, autocommit=True)
 
 
-async def test_each_service_gets_a_database_of_its_own_role(home: Path, postgres: Process) -> None:
+async def test_each_service_gets_a_database_of_the_services_role(
+    home: Path, postgres: Process
+) -> None:
     server = PostgresServer(home)
     for _ in range(2):
         await server.provision(("auth", "stock"))
     async with await connect(home, "stock") as connection:
-        found = await connection.execute(
+        settings = await connection.execute(
             "SELECT current_user, current_setting('statement_timeout'), current_setting('lock_timeout'),"
             " current_setting('transaction_timeout'), current_setting('fsync'),"
             " current_setting('idle_in_transaction_session_timeout'),"
             " current_setting('max_connections'), current_setting('listen_addresses')"
         )
-        assert await found.fetchone() == (
+        assert await settings.fetchone() == (
             "boxoffice", "2s", "500ms", "8s", "on", "5s", "200", "",
         )  # fmt: skip
-        # As a migration does.
+        # Migrations change it too.
         await connection.execute("SET statement_timeout = 0")
         await connection.execute("CREATE TABLE IF NOT EXISTS seats (seat text)")
 
 
-async def test_data_survives_a_kill_and_the_server_comes_back(
-    home: Path, postgres: Process
-) -> None:
+async def test_data_survives_a_kill_and_the_server_restarts(home: Path, postgres: Process) -> None:
     await PostgresServer(home).provision(("booking",))
     async with await connect(home, "booking") as connection:
         await connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
         assert postgres.pid is not None
-        # It may have started more than once by now.
+        # It may have restarted before.
         restarts = postgres.restarts
-        # With a connection open, whose backend outlives the server for a moment.
+        # Killed while a connection is open, whose backend lives slightly longer than the server.
         os.kill(postgres.pid, signal.SIGKILL)
         await until(lambda: postgres.restarts > restarts)
         await until(lambda: postgres.state is State.HEALTHY, seconds=30)
     async with await connect(home, "booking") as connection:
-        found = await connection.execute("SELECT count(*) FROM kept")
-        assert await found.fetchone() == (1000,)
+        count = await connection.execute("SELECT count(*) FROM kept")
+        assert await count.fetchone() == (1000,)
 
 
-async def test_a_server_that_a_lost_launcher_left_running_is_replaced(home: Path) -> None:
+async def test_a_server_that_a_killed_launcher_left_running_is_replaced(home: Path) -> None:
     program = PostgresServer(home).program()
     assert program.prepare is not None
     program.prepare()
-    left = await asyncio.create_subprocess_exec(
+    orphan = await asyncio.create_subprocess_exec(
         *program.command,
         user=program.user,
         stdout=asyncio.subprocess.DEVNULL,
@@ -103,13 +102,13 @@ async def test_a_server_that_a_lost_launcher_left_running_is_replaced(home: Path
     [process] = supervisor.start([program])
     try:
         await wait_healthy([process], 30)
-        assert process.pid != left.pid
-        await left.wait()
+        assert process.pid != orphan.pid
+        await orphan.wait()
     finally:
         await supervisor.stop()
 
 
-async def test_a_lock_whose_pid_is_somebody_elses_by_now_is_no_hindrance(home: Path) -> None:
+async def test_a_lock_file_with_a_reused_pid_does_not_block_the_start(home: Path) -> None:
     account = PostgresServer(home).program().user
     stranger = await asyncio.create_subprocess_exec("sleep", "600", user=account)
     lock = home / "postgres" / "postmaster.pid"
@@ -126,7 +125,7 @@ async def test_a_lock_whose_pid_is_somebody_elses_by_now_is_no_hindrance(home: P
         await stranger.wait()
 
 
-def test_an_interrupted_initialisation_starts_again() -> None:
+def test_an_interrupted_initialisation_is_repeated() -> None:
     with tempfile.TemporaryDirectory() as folder:
         half = Path(folder) / "postgres.new"
         half.mkdir()
@@ -155,7 +154,7 @@ async def test_redis_serves_from_memory_on_its_socket_only(tmp_path: Path) -> No
         sockets.folder(tmp_path).rmdir()
 
 
-def test_a_socket_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_a_socket_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     folder = sockets.folder(tmp_path)
     folder.symlink_to(tmp_path)
     try:
@@ -165,7 +164,7 @@ def test_a_socket_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
         folder.unlink()
 
 
-def test_the_socket_folder_is_short_and_of_one_home(home: Path, tmp_path: Path) -> None:
+def test_the_socket_folder_is_short_and_unique_per_home(home: Path, tmp_path: Path) -> None:
     folder = sockets.folder(home)
     assert folder == sockets.folder(home)
     assert folder != sockets.folder(tmp_path)

@@ -1,4 +1,4 @@
-"""What Envoy's admin page says of a process, read."""
+"""Reading the health of a process from Envoy's admin port."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ def host(port: int, **health: object) -> dict[str, Any]:
         (host(50053), True),
         (host(50053, failed_active_health_check=True), False),
         (host(50053, failed_outlier_check=True), False),
-        # Not among its hosts: another gateway.
+        # Not one of its hosts: another gateway.
         (host(50063, failed_active_health_check=True), True),
     ],
 )
-def test_a_process_is_used_once_nothing_speaks_against_it(
+def test_a_process_is_used_when_all_its_checks_are_healthy(
     known: dict[str, Any], is_used: bool
 ) -> None:
     inside: dict[str, Any] = {"address": {"envoy_internal_address": {}}, "health_status": {}}

@@ -12,7 +12,7 @@ import pytest
 from launcher import leftovers
 from launcher.errors import LaunchError
 
-# A launcher with two children, one of them stubborn. It tells when they run.
+# A launcher with two children, one of which ignores SIGTERM. It prints when both run.
 LAUNCHER = """
 import asyncio, signal, sys
 from pathlib import Path
@@ -21,7 +21,7 @@ from launcher.supervisor import Program, Supervisor, wait_healthy
 
 async def main():
     home = Path(sys.argv[1])
-    # Told to stop, it does not.
+    # It ignores SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: None)
     async def ready():
         return (home / "stubborn").exists()
@@ -59,7 +59,7 @@ def recorded(home: Path) -> list[psutil.Process]:
     return [psutil.Process(json.loads(file.read_text())["pid"]) for file in files]
 
 
-def test_a_home_has_one_launcher(tmp_path: Path) -> None:
+def test_a_home_has_at_most_one_launcher(tmp_path: Path) -> None:
     with (
         leftovers.hold(tmp_path),
         pytest.raises(LaunchError, match=f"already running in .*pid {os.getpid()}") as caught,
@@ -71,16 +71,16 @@ def test_a_home_has_one_launcher(tmp_path: Path) -> None:
         pass
 
 
-def test_what_a_killed_launcher_left_is_stopped(
+def test_processes_of_a_killed_launcher_are_stopped(
     launcher: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    left = recorded(tmp_path)
+    orphans = recorded(tmp_path)
     launcher.kill()
     launcher.wait()
-    assert all(process.is_running() for process in left)
+    assert all(process.is_running() for process in orphans)
     with leftovers.hold(tmp_path):
         assert leftovers.stop_all(tmp_path, 0.5) == ["meek", "stubborn"]
-    assert psutil.wait_procs(left, timeout=5)[1] == []
+    assert psutil.wait_procs(orphans, timeout=5)[1] == []
     assert leftovers.stop_all(tmp_path, 0.5) == []
 
 
@@ -96,8 +96,8 @@ def test_a_reused_pid_is_not_touched(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as stranger:
         path = leftovers.pid_file(tmp_path, "stock_svc")
         leftovers.record(path, stranger.pid, signal.SIGTERM)
-        noted = json.loads(path.read_text())
-        path.write_text(json.dumps(noted | {"started": noted["started"] - 3600}))
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"started": record["started"] - 3600}))
         assert leftovers.stop_all(tmp_path, 0.5) == []
         assert stranger.poll() is None
         assert not path.exists()

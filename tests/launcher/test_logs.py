@@ -42,7 +42,7 @@ def test_logs_are_merged_by_time_and_readable(
     assert "SOLD_OUT" in shown[3]
 
 
-def test_one_request_and_one_process_can_be_chosen(
+def test_one_request_and_one_process_can_be_selected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, "booking_svc", rpc(1, "one"), rpc(3, "three"))
@@ -53,7 +53,7 @@ def test_one_request_and_one_process_can_be_chosen(
     assert "stock_svc" in capsys.readouterr().out
 
 
-def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_read_when_it_is_complete(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     log.write_text('{"message": "whole"}\n{"mess')
     reader = logs._Reader(log)

@@ -1,4 +1,4 @@
-"""The page with every mail, as `make mails` writes it."""
+"""The page with samples of all mails that `make mails` writes."""
 
 import re
 from pathlib import Path
@@ -17,10 +17,10 @@ def test_every_mail_is_on_the_page(tmp_path: Path) -> None:
     assert {name.replace("_", " ") for name in written} <= shown
 
 
-def test_no_sample_has_gaps() -> None:
+def test_no_sample_lacks_a_value() -> None:
     for sample in mail_previews.samples():
-        for said in (sample.mail.subject, sample.mail.text, sample.mail.html):
-            assert "None" not in said
-            assert not re.search(r"{[{%#]|[}%#]}", said.replace("%;", ""))
+        for text in (sample.mail.subject, sample.mail.text, sample.mail.html):
+            assert "None" not in text
+            assert not re.search(r"{[{%#]|[}%#]}", text.replace("%;", ""))
         assert "\n\n\n" not in sample.mail.text
         assert "," not in sample.mail.subject[-1]

@@ -1,4 +1,4 @@
-"""How a mesh that cannot start says so; tests/e2e runs the ones that can."""
+"""Errors of a mesh that cannot start; tests/e2e runs complete meshes."""
 
 import socket
 from pathlib import Path
@@ -21,13 +21,13 @@ async def test_a_home_that_is_in_use_is_refused(tmp_path: Path) -> None:
         await a_mesh(tmp_path).start()
 
 
-async def test_a_taken_port_stops_it_before_anything_is_started(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_an_error_before_anything_is_started(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
         mesh = a_mesh(tmp_path, gateway_port=port)
-        with pytest.raises(LaunchError, match=f"Port {port} for the gateway is taken"):
+        with pytest.raises(LaunchError, match=f"Port {port} for the gateway is in use"):
             await mesh.start()
     assert mesh.processes == []
     assert not (tmp_path / "postgres").exists()
@@ -35,7 +35,9 @@ async def test_a_taken_port_stops_it_before_anything_is_started(tmp_path: Path) 
         pass
 
 
-async def test_a_wrong_setting_of_a_service_is_told_before_it_starts(tmp_path: Path) -> None:
+async def test_an_invalid_setting_of_a_service_is_an_error_before_anything_is_started(
+    tmp_path: Path,
+) -> None:
     gateway_port, envoy_admin_port, port_base = mesh_ports()
     settings = MeshSettings.model_validate(
         {

@@ -1,4 +1,4 @@
-"""`make migrate`, beside the launcher that runs the mesh or without one."""
+"""`make migrate` without a running mesh."""
 
 import os
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 from mesh.paths import ROOT
 
 
-def test_without_databases_it_says_where_it_looked(tmp_path: Path) -> None:
-    done = subprocess.run(
+def test_without_databases_the_error_names_the_home(tmp_path: Path) -> None:
+    completed = subprocess.run(
         [sys.executable, "-m", "launcher", "migrate"],
         cwd=ROOT,
         env={**os.environ, "BOXOFFICE_HOME": str(tmp_path)},
@@ -17,7 +17,8 @@ def test_without_databases_it_says_where_it_looked(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert "The database of auth_svc cannot be migrated" in done.stderr
-    assert f"Does a mesh with embedded databases run in {tmp_path}?" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert completed.returncode == 1
+    assert "The database of auth_svc cannot be migrated" in completed.stderr
+    remedy = f"Check that a mesh with embedded databases is running in {tmp_path}."
+    assert remedy in completed.stderr
+    assert "Traceback" not in completed.stderr

@@ -27,11 +27,11 @@ def some_settings(**given: object) -> MeshSettings:
     ("setting", "owner"),
     [
         ("gateway_port", "the gateway"),
-        ("envoy_admin_port", "Envoy's admin page"),
+        ("envoy_admin_port", "Envoy's admin port"),
         ("port_base", "auth_svc"),
     ],
 )
-def test_a_taken_port_is_named_with_its_setting_and_its_holder(
+def test_a_port_in_use_is_named_with_its_setting_and_the_process_that_uses_it(
     taken: int, setting: str, owner: str
 ) -> None:
     number = taken - 1 if setting == "port_base" else taken
@@ -41,41 +41,41 @@ def test_a_taken_port_is_named_with_its_setting_and_its_holder(
     assert port.owner == owner
     with pytest.raises(LaunchError) as caught:
         preflight.check_ports([port])
-    assert f"Port {taken} for {owner} is taken" in caught.value.problem
+    assert f"Port {taken} for {owner} is in use" in caught.value.problem
     assert f"BOXOFFICE_{setting.upper()} changes it" in caught.value.problem
     assert f"pid {os.getpid()}" in caught.value.problem
 
 
 def test_every_process_has_its_ports_checked() -> None:
     ports = preflight.ports(some_settings(gateways=2, replicas=3))
-    # limit_svc beside the two gateways, each process of a service with its metrics.
+    # limit_svc runs with two gateways; each process of a service also has a metrics port.
     assert len(ports) == 2 * 2 + 2 * (3 * len(SERVICES) + 1)
     assert len({port.number for port in ports}) == len(ports)
 
 
-def test_a_port_whose_last_connections_still_fade_out_is_free() -> None:
+def test_a_port_with_connections_in_time_wait_is_free() -> None:
     with socket.socket() as listener:
-        # As every server does.
+        # Servers set it too.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         number = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", number)) as client:
-            # Who closes first keeps the connection in TIME_WAIT.
+            # The side that closes first keeps the connection in TIME_WAIT.
             listener.accept()[0].close()
             assert client.recv(1) == b""
     preflight.check_ports([Port(number, "the gateway", "BOXOFFICE_GATEWAY_PORT", "127.0.0.1")])
 
 
-def test_two_settings_with_one_port_are_told() -> None:
+def test_two_settings_with_the_same_port_are_an_error() -> None:
     with pytest.raises(
-        LaunchError, match=r"Port 9901 is for both the gateway .* and Envoy's admin page"
+        LaunchError, match=r"Port 9901 is configured for both the gateway .* and Envoy's admin port"
     ):
         preflight.check_ports(preflight.ports(some_settings(gateway_port=9901)))
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(LaunchError, match="Only 511 MiB are free") as caught:
+def test_too_little_free_space_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="has 511 MiB of free space") as caught:
         preflight.check_disk(tmp_path, free_bytes=511 * 2**20)
     assert "BOXOFFICE_HOME" in caught.value.remedy
     preflight.check_disk(tmp_path, free_bytes=512 * 2**20)
@@ -86,17 +86,17 @@ def test_a_missing_executable_is_named(tmp_path: Path) -> None:
         preflight.check_binaries([tmp_path / "envoy"])
 
 
-def test_a_port_that_an_outgoing_connection_was_given_is_taken_by_it() -> None:
-    """As happens to the services' ports, which lie in the kernel's range for these."""
+def test_a_port_used_by_an_outgoing_connection_is_named_as_such() -> None:
+    """The services' ports are within the kernel's range for outgoing connections."""
     with socket.socket() as server, socket.socket() as outgoing:
         server.bind(("127.0.0.1", 0))
         server.listen()
         outgoing.connect(server.getsockname())
         number = outgoing.getsockname()[1]
-        # The end that listens has accepted nothing: the port is the client's alone.
-        wanted = Port(number, "payment_svc", "BOXOFFICE_PORT_BASE", "127.0.0.1")
+        # The server has not accepted the connection, so only the client uses the port.
+        port = Port(number, "payment_svc", "BOXOFFICE_PORT_BASE", "127.0.0.1")
         with pytest.raises(LaunchError) as caught:
-            preflight.check_ports([wanted])
-    told = f"Port {number} for payment_svc is taken by an outgoing connection of "
-    assert caught.value.problem.startswith(told)
+            preflight.check_ports([port])
+    expected = f"Port {number} for payment_svc is in use by an outgoing connection of "
+    assert caught.value.problem.startswith(expected)
     assert f"(pid {os.getpid()}), until that ends; BOXOFFICE_PORT_BASE" in caught.value.problem

@@ -1,4 +1,4 @@
-"""With BOXOFFICE_ENVIRONMENT=production nothing starts that is meant for a developer's laptop."""
+"""With BOXOFFICE_ENVIRONMENT=production settings for development are refused."""
 
 import os
 import subprocess
@@ -21,9 +21,10 @@ SECRETS = sorted(
     for name, field in declared.model_fields.items()
     if SecretStr in (field.annotation, *get_args(field.annotation))
 )
-# What must be of a form of its own is refused for that; the rest of it may be a known secret.
+# Settings with a required form, into which the weak secret is inserted.
 FORMS = {"smtp_url": "smtp://user:{}@mail.example.com"}
-WHOLE = {
+# Settings that must be set together with others.
+REQUIRED_WITH = {
     "stripe_secret_key": {"stripe_webhook_secrets": "drawn-4f81c2aa"},
     "stripe_webhook_secrets": {"stripe_secret_key": "drawn-4f81c2aa"},
     "razorpay_key_id": {
@@ -42,26 +43,29 @@ WHOLE = {
 
 
 def declared(service: str) -> type[MeshSettings]:
-    found = settings_of(service)
-    assert found is not None
-    assert issubclass(found, MeshSettings)
-    return found
+    settings = settings_of(service)
+    assert settings is not None
+    assert issubclass(settings, MeshSettings)
+    return settings
 
 
-def test_every_published_secret_is_in_the_readme_and_no_other_is() -> None:
+def test_every_published_secret_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert all(secret in readme for secret in PUBLISHED_SECRETS)
 
 
 @pytest.mark.parametrize(("service", "name"), SECRETS)
 @pytest.mark.parametrize("known", [*PUBLISHED_SECRETS, "x" * 40])
-def test_no_secret_that_everybody_knows(service: str, name: str, known: str) -> None:
+def test_weak_and_published_secrets_are_refused(service: str, name: str, known: str) -> None:
     if name in FORMS and known not in PUBLISHED_SECRETS:
-        # Its host and user are letters enough.
+        # The host and the user already have enough distinct characters.
         known = PUBLISHED_SECRETS[0]
-    values: dict[str, Any] = {name: FORMS.get(name, "{}").format(known), **WHOLE.get(name, {})}
+    values: dict[str, Any] = {
+        name: FORMS.get(name, "{}").format(known),
+        **REQUIRED_WITH.get(name, {}),
+    }
     declared(service).model_validate({**values, "environment": "development"})
-    with pytest.raises(ValidationError, match=f"BOXOFFICE_{name.upper()} is a secret that every"):
+    with pytest.raises(ValidationError, match=f"BOXOFFICE_{name.upper()} is an example value or"):
         declared(service).model_validate({**values, "environment": "production"})
 
 
@@ -81,16 +85,16 @@ def test_no_secret_has_a_default(service: str) -> None:
         ("payment_svc", "sandbox_faults", "DROP=0.5"),
     ],
 )
-def test_nothing_that_is_for_development_only(service: str, field: str, value: Any) -> None:
+def test_development_only_values_are_refused(service: str, field: str, value: Any) -> None:
     declared(service).model_validate({field: value})
     with pytest.raises(ValidationError, match=f"BOXOFFICE_{field.upper()}.* for development only"):
         declared(service).model_validate({field: value, "environment": "production"})
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_process_makes_up_a_secret_that_its_replicas_share(service: str, tmp_path: Path) -> None:
-    short = service.removesuffix("_svc").upper()
-    told = subprocess.run(
+def test_a_secret_that_replicas_share_must_be_set(service: str, tmp_path: Path) -> None:
+    database = service.removesuffix("_svc").upper()
+    completed = subprocess.run(
         [sys.executable, "-m", service],
         cwd=tmp_path,
         env={
@@ -101,11 +105,12 @@ def test_no_process_makes_up_a_secret_that_its_replicas_share(service: str, tmp_
             "BOXOFFICE_REDIS_URL": "redis://cache.example.com",
             "BOXOFFICE_PASSWORD_PEPPER": "a-pepper-that-was-drawn-by-a-machine-0815",
             "BOXOFFICE_WEBHOOK_SECRET_KEYS": "a-key-that-was-drawn-by-a-machine-0815-4711",
-            f"BOXOFFICE_{short}_DATABASE_URL": "postgresql+psycopg://db.example.com/one",
+            f"BOXOFFICE_{database}_DATABASE_URL": "postgresql+psycopg://db.example.com/one",
         },
         capture_output=True,
         text=True,
         check=False,
     )
-    assert told.returncode != 0
-    assert "cannot start: BOXOFFICE_PAGE_TOKEN_SECRET is not set" in told.stderr, told.stderr
+    assert completed.returncode != 0
+    error = "cannot start: BOXOFFICE_PAGE_TOKEN_SECRET is not set"
+    assert error in completed.stderr, completed.stderr

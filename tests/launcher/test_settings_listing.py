@@ -20,7 +20,7 @@ class Sample(BaseSettings):
     path: Path = Field(description="A path.")
 
 
-def test_every_wrong_setting_is_one_line_with_an_example() -> None:
+def test_every_invalid_setting_is_one_line_with_an_example() -> None:
     with pytest.raises(LaunchError) as caught:
         settings_listing.load(Sample, port=99999, path="somewhere", token="geheim")
     port, token = caught.value.problem.splitlines()
@@ -32,18 +32,18 @@ def test_every_wrong_setting_is_one_line_with_an_example() -> None:
     assert "geheim" not in str(caught.value)
 
 
-def test_a_setting_that_is_missing_is_named() -> None:
+def test_a_missing_setting_is_named() -> None:
     with pytest.raises(LaunchError) as caught:
         settings_listing.load(Sample)
     assert caught.value.problem == "BOXOFFICE_PATH: field required"
 
 
-def test_a_rule_between_settings_is_told_in_its_own_words() -> None:
+def test_a_rule_between_settings_has_its_own_message() -> None:
     with pytest.raises(LaunchError, match="BOXOFFICE_RATE_LIMIT_SCALE is for development only"):
         settings_listing.load(MeshSettings, environment="production", rate_limit_scale=2)
 
 
-def test_every_setting_is_listed_once_and_explained() -> None:
+def test_every_setting_is_listed_once_with_a_description() -> None:
     settings = [setting for section in settings_listing.sections() for setting in section.settings]
     variables = [setting.variable for setting in settings]
     assert len(set(variables)) == len(variables)
@@ -62,13 +62,13 @@ def test_the_example_is_checked_against_the_settings(tmp_path: Path) -> None:
         settings_listing.check_example(example)
 
 
-def test_in_a_pipe_each_setting_is_a_whole_line() -> None:
+def test_in_a_pipe_each_setting_is_one_line() -> None:
     output = io.StringIO()
     settings_listing.show(Console(file=output, width=40))
     lines = [line.split("\t") for line in output.getvalue().splitlines()]
-    listed = [each for section in settings_listing.sections() for each in section.settings]
+    listed = [setting for section in settings_listing.sections() for setting in section.settings]
     assert [(line[0], line[3]) for line in lines] == [
-        (each.variable, each.meaning) for each in listed
+        (setting.variable, setting.meaning) for setting in listed
     ]
 
 
@@ -77,7 +77,7 @@ def test_the_example_sets_nothing() -> None:
     assert [line for line in lines if line and not line.startswith("#")] == []
 
 
-def test_processes_are_told_every_setting() -> None:
+def test_processes_get_all_settings_as_environment_variables() -> None:
     settings = MeshSettings.model_validate(
         {
             "home": "/somewhere",
@@ -86,13 +86,13 @@ def test_processes_are_told_every_setting() -> None:
             "redis_url": "redis://elsewhere",
         }
     )
-    told = environment(settings, {"BOXOFFICE_HOLD_TTL_SECONDS": "2"})
-    assert told["BOXOFFICE_HOME"] == "/somewhere"
-    assert told["BOXOFFICE_GATEWAY_PORT"] == "9090"
-    assert told["BOXOFFICE_CORS_ORIGINS"] == "http://a,http://b"
-    assert told["BOXOFFICE_REDIS_URL"] == "redis://elsewhere"
-    assert told["BOXOFFICE_HOLD_TTL_SECONDS"] == "2"
-    assert "PATH" in told
+    variables = environment(settings, {"BOXOFFICE_HOLD_TTL_SECONDS": "2"})
+    assert variables["BOXOFFICE_HOME"] == "/somewhere"
+    assert variables["BOXOFFICE_GATEWAY_PORT"] == "9090"
+    assert variables["BOXOFFICE_CORS_ORIGINS"] == "http://a,http://b"
+    assert variables["BOXOFFICE_REDIS_URL"] == "redis://elsewhere"
+    assert variables["BOXOFFICE_HOLD_TTL_SECONDS"] == "2"
+    assert "PATH" in variables
 
 
 def test_a_database_is_embedded_unless_its_url_is_set() -> None:

@@ -27,7 +27,7 @@ def a_program(name: str = "sleeper", script: str = "exec sleep 600", **given: ob
 
 
 class Watched:
-    """A supervisor with all changes of its processes, in order."""
+    """A supervisor that records all state changes of its processes."""
 
     def __init__(self, home: Path) -> None:
         self.changes: list[tuple[str, State]] = []
@@ -69,8 +69,8 @@ async def test_a_killed_process_is_restarted_with_growing_backoff(watched: Watch
     assert watched.backoffs == pytest.approx([0.2, 0.4, 0.8], abs=0.05)
 
 
-async def test_it_has_a_group_of_its_own_in_the_session_of_all(watched: Watched) -> None:
-    """Ctrl-C passes it by, and Linux shares the cores among sessions before it minds niceness."""
+async def test_a_process_has_its_own_group_in_the_launchers_session(watched: Watched) -> None:
+    """Ctrl-C must not reach it, and with a session of its own its niceness would have no effect."""
     [process] = await watched.start(a_program())
     assert os.getpgid(pid_of(process)) == pid_of(process)
     assert os.getsid(pid_of(process)) == os.getsid(0)
@@ -89,7 +89,7 @@ async def test_tiers_stop_in_reverse_order(watched: Watched) -> None:
     assert State.RESTARTING not in [state for _, state in watched.changes]
 
 
-async def test_what_ignores_its_signal_is_killed_with_its_children(
+async def test_a_process_that_ignores_its_stop_signal_is_killed_with_its_children(
     watched: Watched, tmp_path: Path
 ) -> None:
     [process] = await watched.start(
@@ -102,7 +102,9 @@ async def test_what_ignores_its_signal_is_killed_with_its_children(
     assert psutil.wait_procs(members, timeout=5)[1] == []
 
 
-async def test_it_gets_its_own_signal_and_its_grace(watched: Watched, tmp_path: Path) -> None:
+async def test_a_process_gets_its_stop_signal_and_its_grace(
+    watched: Watched, tmp_path: Path
+) -> None:
     [process] = await watched.start(
         a_program(
             script="trap 'echo bye; exit 0' USR1; echo ready; while :; do sleep 0.05; done",
@@ -130,7 +132,7 @@ async def test_a_program_that_does_not_start_is_an_error_with_the_end_of_its_log
 
 async def test_a_program_that_is_never_healthy_is_an_error(watched: Watched) -> None:
     processes = watched.supervisor.start([a_program("mute", check=no)])
-    with pytest.raises(LaunchError, match=r"mute was not healthy within 0\.3 s"):
+    with pytest.raises(LaunchError, match=r"mute did not become healthy within 0\.3 s"):
         await wait_healthy(processes, 0.3)
 
 
@@ -151,7 +153,9 @@ async def test_stopping_does_not_wait_for_a_backoff(
     assert processes[0].state is State.STOPPED
 
 
-async def test_health_that_is_lost_and_found_shows(watched: Watched, tmp_path: Path) -> None:
+async def test_a_process_becomes_unhealthy_and_healthy_again(
+    watched: Watched, tmp_path: Path
+) -> None:
     well = tmp_path / "well"
     well.touch()
 

@@ -1,4 +1,4 @@
-"""Counting in a real Redis: bursts, sustained rates, all or none, shadow limits."""
+"""Counting in a real Redis: bursts, sustained rates, several buckets, shadow limits."""
 
 import asyncio
 import time
@@ -39,12 +39,12 @@ def a_demand(
     return Demand(Bucket(name, limit), owner)
 
 
-async def test_a_burst_then_one_at_a_time(counter: Counter) -> None:
+async def test_a_burst_is_admitted_then_refused(counter: Counter) -> None:
     demand = a_demand(3, 3600)
     verdicts = [(await counter.count([demand]))[0] for _ in range(5)]
     assert [verdict.has_room for verdict in verdicts] == [True, True, True, False, False]
     assert [verdict.remaining for verdict in verdicts] == [2, 1, 0, 0, 0]
-    # Refused ones do not push it further away.
+    # Refused requests do not extend the wait.
     assert 1190 < verdicts[4].reset_seconds <= 1200
 
 
@@ -68,11 +68,11 @@ async def test_nothing_is_charged_when_one_bucket_refuses(counter: Counter) -> N
     wide, narrow = a_demand(5, 3600, name="wide"), a_demand(1, 3600, name="narrow")
     for _ in range(10):
         await counter.count([wide, narrow])
-    [left] = await counter.count([wide])
-    assert (left.has_room, left.remaining) == (True, 3)
+    [verdict] = await counter.count([wide])
+    assert (verdict.has_room, verdict.remaining) == (True, 3)
 
 
-async def test_owners_do_not_share(counter: Counter) -> None:
+async def test_owners_have_separate_buckets(counter: Counter) -> None:
     for owner in ("u1", "u2"):
         assert (await counter.count([a_demand(1, 3600, owner=owner)]))[0].has_room
 
@@ -85,7 +85,7 @@ async def test_a_shadow_limit_is_counted_and_refuses_nothing(counter: Counter) -
     assert verdicts[1].remaining == 2
 
 
-async def test_fifty_at_once_share_ten_places(counter: Counter) -> None:
+async def test_concurrent_requests_do_not_exceed_the_limit(counter: Counter) -> None:
     demand = a_demand(10, 3600)
     verdicts = await asyncio.gather(*(counter.count([demand]) for _ in range(10)))
     later = await asyncio.gather(*(counter.count([demand]) for _ in range(10)))
@@ -93,7 +93,7 @@ async def test_fifty_at_once_share_ten_places(counter: Counter) -> None:
     assert sum(verdict.has_room for [verdict] in later) == 0
 
 
-async def test_a_bucket_that_is_full_again_leaves_redis(
+async def test_a_bucket_that_is_full_again_expires_in_redis(
     counter: Counter, redis: RedisProcess
 ) -> None:
     async with from_url(redis.url) as connection:
@@ -106,7 +106,7 @@ async def test_a_bucket_that_is_full_again_leaves_redis(
                 await asyncio.sleep(0.01)
 
 
-async def test_a_redis_that_is_away_is_told(counter: Counter, redis: RedisProcess) -> None:
+async def test_an_unavailable_redis_is_an_error(counter: Counter, redis: RedisProcess) -> None:
     await redis.kill()
     with pytest.raises(RedisAwayError):
         await counter.count([a_demand(1, 1)])
@@ -114,7 +114,7 @@ async def test_a_redis_that_is_away_is_told(counter: Counter, redis: RedisProces
     async with asyncio.timeout(60):
         while True:
             try:
-                # Restarted, it does not know the script any more.
+                # After a restart Redis no longer has the script.
                 assert (await counter.count([a_demand(1, 1)]))[0].has_room
             except RedisAwayError:
                 await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Who may count: the gateway by its certificate, and nobody else by anything."""
+"""Only the gateway's certificate may call limit_svc."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,7 +23,7 @@ from testing.tokens import TokenKey, a_payload, encoded
 SERVICE = pb.DESCRIPTOR.services_by_name["RateLimitService"]
 [COUNT] = policy.of_service(SERVICE)
 BUCKET = "common per user"
-STRANGERS = [name for name in certificates.NAMES if name != GATEWAY]
+OTHERS = [name for name in certificates.NAMES if name != GATEWAY]
 
 
 @pytest.fixture
@@ -62,29 +62,29 @@ async def counted(redis: RedisProcess) -> int:
         return len(await connection.keys("*"))
 
 
-async def test_the_gateway_counts(network: Network, port: int, redis: RedisProcess) -> None:
+async def test_the_gateway_may_count(network: Network, port: int, redis: RedisProcess) -> None:
     async with network.plain_channel(GATEWAY, LIMIT_SERVICE, port) as channel:
         answer = await count(channel)
     assert answer.overall_code == pb.RateLimitResponse.OK
     assert await counted(redis) == 1
 
 
-@pytest.mark.parametrize("process", STRANGERS)
-async def test_no_other_process_does(
+@pytest.mark.parametrize("process", OTHERS)
+async def test_another_process_is_refused(
     network: Network, port: int, redis: RedisProcess, process: str
 ) -> None:
     async with network.plain_channel(process, LIMIT_SERVICE, port) as channel:
         error = await refusal(count(channel))
         assert error.code() is grpc.StatusCode.PERMISSION_DENIED
         assert reason_of(error) == "CALLER_NOT_ALLOWED"
-        # Its word on a user is not believed either.
+        # Its payload header is ignored.
         error = await refusal(count(channel, x_jwt_payload=encoded(a_payload(role="ADMIN"))))
         assert reason_of(error) == "CALLER_NOT_ALLOWED"
     assert await counted(redis) == 0
 
 
-@pytest.mark.parametrize("process", STRANGERS)
-async def test_a_token_does_not_help(
+@pytest.mark.parametrize("process", OTHERS)
+async def test_a_token_is_refused(
     network: Network, port: int, redis: RedisProcess, process: str
 ) -> None:
     token = TokenKey.new().sign(a_payload(role="ADMIN"))
@@ -95,7 +95,7 @@ async def test_a_token_does_not_help(
     assert await counted(redis) == 0
 
 
-async def test_a_users_call_does_not_come_through_the_gateway(
+async def test_a_users_call_through_the_gateway_is_refused(
     network: Network, port: int, redis: RedisProcess
 ) -> None:
     async with network.plain_channel(GATEWAY, LIMIT_SERVICE, port) as channel:
@@ -104,7 +104,7 @@ async def test_a_users_call_does_not_come_through_the_gateway(
     assert await counted(redis) == 0
 
 
-async def test_no_handshake_without_a_certificate_of_the_mesh(
+async def test_a_handshake_requires_a_certificate_of_the_mesh(
     network: Network, port: int, redis: RedisProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     strangers = Network(tmp_path_factory.mktemp("strangers")).home / "certificates"

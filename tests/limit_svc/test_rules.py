@@ -1,4 +1,4 @@
-"""Limits come from the contract, and change with it while the process runs."""
+"""Limits come from the contract and are reloaded when it changes."""
 
 from pathlib import Path
 
@@ -38,22 +38,22 @@ def test_a_changed_contract_changes_the_limits(contract: Path) -> None:
     files = gateway_harness.contract()
     gateway_harness.policy_in(files, PLACE).limits[0].requests = 7
     replace(contract, files)
-    rules.look()
+    rules.reload()
     assert requests(rules) == 14
 
 
-def test_a_broken_contract_changes_nothing(contract: Path) -> None:
+def test_an_invalid_contract_changes_nothing(contract: Path) -> None:
     rules = Rules(contract, 1)
     files = gateway_harness.contract()
     gateway_harness.policy_in(files, PLACE).ClearField("deadline")
     replace(contract, files)
-    rules.look()
+    rules.reload()
     contract.unlink()
-    rules.look()
+    rules.reload()
     assert requests(rules) == 10
 
 
-def test_a_burst_of_more_than_the_limit_does_not_build(contract: Path) -> None:
+def test_a_burst_larger_than_the_limit_is_an_error(contract: Path) -> None:
     files = gateway_harness.contract()
     gateway_harness.policy_in(files, PLACE).limits[0].burst = 11
     replace(contract, files)

@@ -1,4 +1,4 @@
-"""A network of processes, a key that signs tokens, and a database without tables."""
+"""Fixtures: certificates for processes, a key for tokens, a database without tables."""
 
 import itertools
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ def key() -> TokenKey:
 
 @pytest.fixture
 async def database(databases: Databases) -> AsyncIterator[Database]:
-    """A database of its own, without tables."""
+    """A new database without tables."""
     name = f"mesh_{next(_numbers)}"
     databases.run(f"CREATE DATABASE {name}")
     async with open_patiently(databases.url(name)) as database:

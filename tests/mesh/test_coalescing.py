@@ -1,4 +1,4 @@
-"""Batches under a rush, single requests without one, and an outcome for each caller."""
+"""Batches in a burst, single requests otherwise, and an outcome for each caller."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,9 +12,13 @@ from mesh.errors import DomainError, Reason
 from mesh.observability import request_context
 from mesh.rpc import call
 
+FOREVER = 10**9
+"""More turns of the event loop, or seconds, than a test can take: a batch that gathers would never
+be sent."""
+
 
 class Sent:
-    """Batches as they were sent; each waits for `go`."""
+    """Records batches; each one waits for `go`."""
 
     def __init__(self, *, open_at_once: bool = False) -> None:
         self.batches: list[list[int]] = []
@@ -40,20 +44,25 @@ class Sent:
 
 def coalescer(
     sent: Sent, *, max_batch: int = 4, max_in_flight: int = 1, max_queued: int = 100,
-    seconds: float = 5,
+    seconds: float = 5, gather_seconds: float = FOREVER, gather_turns: int = FOREVER,
 ) -> Coalescer[int, str]:  # fmt: skip
     return Coalescer(
         "test", sent, max_batch=max_batch, max_in_flight=max_in_flight,
         max_queued=max_queued, seconds=seconds,
-        # However slow the machine is that the tests run on.
-        rush_seconds=3600, gather_seconds=3600,
+        # On a slow machine requests must still count as one burst.
+        burst_seconds=FOREVER, gather_seconds=gather_seconds, gather_turns=gather_turns,
     )  # fmt: skip
 
 
-async def in_a_rush(together: Coalescer[int, str]) -> None:
-    """Some have come just now, and are gone again."""
+async def a_burst(together: Coalescer[int, str]) -> None:
+    """Enough requests, one after the other, that the next ones belong to a burst."""
     for _ in range(4):
         await together.submit(0)
+
+
+async def let_start() -> None:
+    """Lets new tasks run up to their first wait."""
+    await asyncio.sleep(0)
 
 
 async def test_a_single_request_does_not_wait() -> None:
@@ -63,49 +72,57 @@ async def test_a_single_request_does_not_wait() -> None:
     assert sent.batches == [[0], [1], [2]]
 
 
-async def test_what_queues_during_a_batch_is_the_next() -> None:
+async def test_requests_that_arrive_during_a_batch_are_the_next_batch() -> None:
     sent = Sent()
     together = coalescer(sent)
     first = asyncio.create_task(together.submit(0))
     await sent.count(1)
     others = [asyncio.create_task(together.submit(n)) for n in range(1, 7)]
-    await asyncio.sleep(0)
+    await let_start()
     sent.go.set()
     assert await asyncio.gather(first, *others) == [f"got {n}" for n in range(7)]
     assert sent.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-async def test_a_batch_waits_for_those_who_come_one_by_one() -> None:
-    """As grpc.aio takes calls from the network, one in every few turns of the event loop."""
+async def test_in_a_burst_a_batch_waits_for_requests_that_arrive_one_by_one() -> None:
+    """As grpc.aio accepts calls."""
     sent = Sent(open_at_once=True)
-    together = coalescer(sent, max_batch=10, max_in_flight=2)
-    await in_a_rush(together)
+    together = coalescer(sent, max_batch=6, max_in_flight=2)
+    await a_burst(together)
     sent.batches.clear()
     calls = []
 
     async def serve(number: int) -> str:
         with call.counted():
+            if number < 5:
+                calls.append(asyncio.create_task(serve(number + 1)))
             return await together.submit(number)
 
-    with call.counted():  # Somebody else, who is busy with other things.
-        for number in range(6):
-            calls.append(asyncio.create_task(serve(number)))
-            for _ in range(3):
-                await asyncio.sleep(0)
-        assert await asyncio.gather(*calls) == [f"got {n}" for n in range(6)]
+    async with asyncio.timeout(60):
+        with call.counted():  # A call that does not submit a request.
+            assert await serve(0) == "got 0"
+            assert await asyncio.gather(*calls) == [f"got {n}" for n in range(1, 6)]
     assert sent.batches == [list(range(6))]
 
 
-async def test_a_full_batch_waits_for_nobody_and_the_next_goes_out_beside_it() -> None:
+async def test_in_a_burst_a_batch_is_sent_when_no_more_requests_arrive() -> None:
+    sent = Sent(open_at_once=True)
+    together = coalescer(sent, max_batch=100, gather_turns=3)
+    await a_burst(together)
+    async with asyncio.timeout(60):
+        with call.counted(), call.counted():
+            assert await together.submit(1) == "got 1"
+
+
+async def test_a_full_batch_is_sent_at_once_and_the_next_one_in_parallel() -> None:
     sent = Sent(open_at_once=True)
     together = coalescer(sent, max_batch=2, max_in_flight=2)
-    await in_a_rush(together)
+    await a_burst(together)
     sent.batches.clear()
     sent.go.clear()
     with call.counted(), call.counted(), call.counted(), call.counted(), call.counted():
         calls = [asyncio.create_task(together.submit(0))]
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await let_start()
         calls += [asyncio.create_task(together.submit(n)) for n in range(1, 4)]
         await sent.count(2)
         sent.go.set()
@@ -113,48 +130,37 @@ async def test_a_full_batch_waits_for_nobody_and_the_next_goes_out_beside_it() -
     assert sent.batches == [[0, 1], [2, 3]]
 
 
-async def test_without_a_rush_nobody_waits() -> None:
+async def test_without_a_burst_a_batch_waits_for_nothing() -> None:
     sent = Sent(open_at_once=True)
     together = coalescer(sent)
-    with call.counted(), call.counted():
-        for number in range(3):
-            waiting = asyncio.create_task(together.submit(number))
-            for _ in range(4):
-                await asyncio.sleep(0)
-            assert waiting.done()
+    async with asyncio.timeout(60):
+        with call.counted(), call.counted():
+            for number in range(3):
+                await together.submit(number)
     assert sent.batches == [[0], [1], [2]]
 
 
-async def test_a_batch_waits_for_so_long_at_most() -> None:
+async def test_a_batch_gathers_for_a_limited_time() -> None:
     sent = Sent(open_at_once=True)
-    together = Coalescer[int, str](
-        "test", sent, max_batch=100, max_in_flight=1, max_queued=100, seconds=5,
-        rush_seconds=3600, gather_seconds=0,
-    )  # fmt: skip
-    await in_a_rush(together)
-    with call.counted(), call.counted():
-        waiting = asyncio.create_task(together.submit(1))
-        for _ in range(6):
-            await asyncio.sleep(0)
-        assert waiting.done()
+    together = coalescer(sent, max_batch=100, gather_seconds=0)
+    await a_burst(together)
+    async with asyncio.timeout(60):
+        with call.counted(), call.counted():
+            assert await together.submit(1) == "got 1"
 
 
-async def test_who_is_the_only_one_served_waits_for_nobody() -> None:
+async def test_a_batch_does_not_wait_when_no_other_call_is_served() -> None:
     sent = Sent(open_at_once=True)
     together = coalescer(sent)
-    await in_a_rush(together)
+    await a_burst(together)
     sent.batches.clear()
-    sent.go.clear()
-    with call.counted():
-        waiting = asyncio.create_task(together.submit(0))
-        for _ in range(4):
-            await asyncio.sleep(0)
-        assert sent.batches == [[0]]
-    sent.go.set()
-    assert await waiting == "got 0"
+    async with asyncio.timeout(60):
+        with call.counted():
+            assert await together.submit(0) == "got 0"
+    assert sent.batches == [[0]]
 
 
-async def test_several_batches_at_once_up_to_a_number() -> None:
+async def test_several_batches_are_in_flight_up_to_the_limit() -> None:
     sent = Sent()
     together = coalescer(sent, max_in_flight=2)
     calls = []
@@ -162,23 +168,23 @@ async def test_several_batches_at_once_up_to_a_number() -> None:
         calls.append(asyncio.create_task(together.submit(n)))
         await sent.count(n + 1)
     calls += [asyncio.create_task(together.submit(n)) for n in range(2, 5)]
-    await asyncio.sleep(0)
+    await let_start()
     assert len(sent.batches) == 2
     sent.go.set()
     assert await asyncio.gather(*calls) == [f"got {n}" for n in range(5)]
     assert sorted(n for batch in sent.batches for n in batch) == list(range(5))
 
 
-async def test_one_refusal_is_one_callers() -> None:
+async def test_a_refusal_concerns_only_its_caller() -> None:
     sent = Sent()
     together = coalescer(sent)
     calls = [asyncio.create_task(together.submit(n)) for n in (0, 12, 13, 14)]
     sent.go.set()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert [str(each) for each in outcomes] == ["got 0", "got 12", "thirteen", "got 14"]
+    assert [str(outcome) for outcome in outcomes] == ["got 0", "got 12", "thirteen", "got 14"]
 
 
-async def test_what_breaks_a_batch_reaches_each_of_its_callers() -> None:
+async def test_an_error_of_a_batch_is_raised_to_all_its_callers() -> None:
     async def broken(requests: Sequence[int]) -> list[str | Exception]:
         raise DomainError(Reason.DEPENDENCY_UNAVAILABLE, f"away for {len(requests)}")
 
@@ -191,7 +197,7 @@ async def test_what_breaks_a_batch_reaches_each_of_its_callers() -> None:
         )
         calls = [together.submit(n) for n in range(3)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(each) for each in outcomes] == [kind] * 3
+        assert [type(outcome) for outcome in outcomes] == [kind] * 3
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
@@ -200,23 +206,23 @@ async def test_a_full_queue_refuses_at_once() -> None:
     calls = [asyncio.create_task(together.submit(0))]
     await sent.count(1)
     calls += [asyncio.create_task(together.submit(n)) for n in (1, 2)]
-    await asyncio.sleep(0)
+    await let_start()
     with pytest.raises(DomainError) as refused:
         await together.submit(3)
     assert refused.value.reason is Reason.OVERLOADED
     assert refused.value.retry_after_seconds == 1
-    # Who has left makes room.
+    # A cancelled request frees its place.
     calls[2].cancel()
-    await asyncio.sleep(0)
+    await let_start()
     calls.append(asyncio.create_task(together.submit(4)))
-    await asyncio.sleep(0)
+    await let_start()
     sent.go.set()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["got 0", "got 1", "", "got 4"]
     assert sent.batches == [[0], [1, 4]]
 
 
-async def test_who_leaves_takes_nothing_from_the_others() -> None:
+async def test_a_cancelled_caller_does_not_affect_the_others() -> None:
     sent = Sent()
     together = coalescer(sent)
     calls = [asyncio.create_task(together.submit(n)) for n in range(3)]
@@ -229,18 +235,18 @@ async def test_who_leaves_takes_nothing_from_the_others() -> None:
     assert await asyncio.gather(*calls[1:]) == ["got 1", "got 2"]
 
 
-async def test_whose_time_is_over_is_not_sent() -> None:
+async def test_a_request_whose_deadline_has_passed_is_not_sent() -> None:
     sent = Sent()
     together = coalescer(sent)
     first = asyncio.create_task(together.submit(0))
     await sent.count(1)
 
-    async def hasty() -> str:
+    async def late() -> str:
         with deadline_in(0):
             return await together.submit(1)
 
-    calls = [asyncio.create_task(hasty()), asyncio.create_task(together.submit(2))]
-    await asyncio.sleep(0)
+    calls = [asyncio.create_task(late()), asyncio.create_task(together.submit(2))]
+    await let_start()
     sent.go.set()
     assert await first == "got 0"
     with pytest.raises(DomainError) as refused:
@@ -250,7 +256,7 @@ async def test_whose_time_is_over_is_not_sent() -> None:
     assert sent.batches == [[0], [2]]
 
 
-async def test_a_batch_has_a_deadline_of_its_own_and_not_its_first_callers() -> None:
+async def test_a_batch_has_its_own_deadline_and_not_its_first_callers() -> None:
     sent = Sent(open_at_once=True)
     together = coalescer(sent, seconds=3)
     with deadline_in(0.5):
@@ -260,7 +266,7 @@ async def test_a_batch_has_a_deadline_of_its_own_and_not_its_first_callers() -> 
     assert 2 < deadline <= 3
 
 
-async def test_a_batch_that_takes_too_long_ends() -> None:
+async def test_a_batch_that_takes_too_long_is_ended() -> None:
     sent = Sent()
     together = coalescer(sent, seconds=0.01)
     with pytest.raises(DomainError) as refused:
@@ -276,14 +282,14 @@ async def test_shutdown_waits_for_the_batch() -> None:
     waiting = asyncio.create_task(together.submit(0))
     await sent.count(1)
     draining = asyncio.create_task(tasks.drain(5))
-    await asyncio.sleep(0)
+    await let_start()
     assert not draining.done()
     sent.go.set()
     await draining
     assert await waiting == "got 0"
 
 
-async def test_a_batch_is_sent_in_the_name_of_its_callers() -> None:
+async def test_a_batch_has_the_request_ids_of_its_callers() -> None:
     ids: list[str] = []
 
     async def send(requests: Sequence[int]) -> list[str | Exception]:
@@ -300,6 +306,6 @@ async def test_a_batch_is_sent_in_the_name_of_its_callers() -> None:
     await asyncio.create_task(submit(0))
     assert ids == [f"request-{0:028d}"]
     await asyncio.gather(*(asyncio.create_task(submit(number)) for number in range(60)))
-    # As many as a header has room for.
+    # As many as fit into the header.
     assert ids[1].split(",") == [f"request-{number:028d}" for number in range(27)]
     assert len(ids[1]) <= request_context.MAX_REQUEST_ID_LENGTH

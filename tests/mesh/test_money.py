@@ -23,5 +23,5 @@ def test_each_currency_has_its_decimal_places(currency_code: str, places: int) -
         (Money(-150, "EUR"), "-€ 1.50"),
     ],
 )
-def test_amounts_as_people_read_them(money: Money, text: str) -> None:
+def test_an_amount_is_formatted_for_display(money: Money, text: str) -> None:
     assert str(money) == text

@@ -1,4 +1,4 @@
-"""Work that touches stock or money ends, whatever the client does."""
+"""Shielded work finishes even when its client cancels; background loops continue after errors."""
 
 import asyncio
 import logging
@@ -15,16 +15,16 @@ EVENT_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
 
 
 class Step:
-    """Work in three stages that a test lets go on."""
+    """Work that waits until the test sets `go_on`."""
 
     def __init__(self) -> None:
         self.began = asyncio.Event()
         self.go_on = asyncio.Event()
         self.done = asyncio.Event()
-        self.seconds_left: float | None = None
+        self.remaining_seconds: float | None = None
 
     async def work(self) -> str:
-        self.seconds_left = deadlines.remaining_seconds()
+        self.remaining_seconds = deadlines.remaining_seconds()
         self.began.set()
         await self.go_on.wait()
         self.done.set()
@@ -52,16 +52,16 @@ async def test_shielded_work_outlives_a_client_that_cancels(network: Network) ->
         running.cancel()
         await handler_left.wait()
         assert not step.done.is_set()
-        # It has its own time, not the two seconds of the call.
-        assert step.seconds_left is not None
-        assert step.seconds_left > 10
+        # Its deadline is its own, not the call's of two seconds.
+        assert step.remaining_seconds is not None
+        assert step.remaining_seconds > 10
         step.go_on.set()
         await tasks.drain(20)
     assert step.done.is_set()
 
 
-async def test_without_the_shield_the_work_is_lost(network: Network) -> None:
-    """Control: grpc.aio cancels the handler together with all it awaits."""
+async def test_without_shielding_the_work_is_cancelled(network: Network) -> None:
+    """Control: grpc.aio cancels the handler and everything that it awaits."""
     step, cancelled = Step(), asyncio.Event()
 
     async def get_stock(request: Any, context: Context) -> Any:
@@ -97,7 +97,9 @@ async def test_draining_waits_for_the_work() -> None:
     assert await waiting == "done"
 
 
-async def test_draining_ends_work_that_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+async def test_draining_cancels_work_that_does_not_finish(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     step = Step()
     waiting = asyncio.create_task(tasks.shielded(step.work(), seconds=20))
     await step.began.wait()
@@ -113,7 +115,7 @@ async def test_shielded_work_ends_at_its_own_deadline() -> None:
         await tasks.shielded(Step().work(), seconds=0.01)
 
 
-async def test_an_error_reaches_whoever_waits() -> None:
+async def test_an_error_of_shielded_work_is_raised_to_the_caller() -> None:
     async def fail() -> None:
         raise LookupError("on purpose")
 
@@ -121,7 +123,7 @@ async def test_an_error_reaches_whoever_waits() -> None:
         await tasks.shielded(fail(), seconds=5)
 
 
-async def test_a_background_loop_goes_on_after_a_failure(
+async def test_a_background_loop_continues_after_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     turns, enough = 0, asyncio.Event()

@@ -1,11 +1,11 @@
--- The last touch on answers, after every other filter.
+-- Finishes responses after every other filter.
 --
--- Envoy's own replies arrive here as JSON, marked by headers that errors.py adds. REST
--- clients get the JSON with the details that only the reply itself knows: the field at
--- fault, when to come back. gRPC and gRPC-Web clients get status, message and details.
--- A path that exists with other verbs is 405 with them. All other answers of REST calls lose gRPC's headers and get their success status. An error
--- that gRPC's runtime made instead of a service gets the reason that its code stands for, and
--- a service's RetryInfo comes as Retry-After too.
+-- Errors that Envoy created arrive here as JSON, marked by headers that errors.py adds. REST
+-- clients get that JSON with details of the single response: the invalid field, the retry delay.
+-- gRPC and gRPC-Web clients get status, message and details. An unknown path that exists with
+-- other HTTP methods becomes 405 with Allow.
+-- Other REST responses lose the gRPC headers and get their success status, Location and ETag. An
+-- error that gRPC's runtime created gets the reason of its code; RetryInfo also becomes Retry-After.
 
 local CODE = "x-boxoffice-code"
 local MESSAGE = "x-boxoffice-message"
@@ -25,7 +25,7 @@ local function type_url(name)
   return '{"@type":"type.googleapis.com/google.rpc.' .. name .. '",'
 end
 
--- Adds a detail after those that the JSON has. Envoy writes the keys in sorted order.
+-- Appends a detail. Envoy writes the keys in sorted order.
 local function with_detail(json, detail)
   local position = json:find('],"message":', 1, true)
   if not position then
@@ -34,24 +34,24 @@ local function with_detail(json, detail)
   return json:sub(1, position - 1) .. "," .. detail .. json:sub(position)
 end
 
--- The transcoder's text starts with the field's path where it knows one, for example
--- `items[0].quantity: invalid value \"abc\" for type TYPE_INT32`, JSON-escaped already.
+-- The transcoder's text starts with the path of the invalid field if it is known, for example
+-- `items[0].quantity: invalid value \"abc\" for type TYPE_INT32`, already JSON-escaped.
 local function with_field(json, message)
   local field, description = json:match('"message":"([%w_%.%[%]]+): (.*)"}%s*$')
   if not field then
     description, field = json:match('"message":"(Could not find field \\"([%w_%.]+)\\".*)"}%s*$')
   end
   if not field then
-    -- Anything else quotes the body, which no answer should.
+    -- Other texts quote the request body and are replaced.
     return (json:gsub('"message":".*"}%s*$', function() return '"message":"' .. message .. '"}' end))
   end
   local violation = '{"field":"' .. field .. '","description":"' .. description .. '"}'
   return with_detail(json, type_url("BadRequest") .. '"fieldViolations":[' .. violation .. "]}")
 end
 
--- The limits filter reports a limit, the largest number, also where none holds. Others are
--- told by the names of the standard too; limit_svc's is followed by its window.
-local function name_limits(headers)
+-- Removes the limit of 2^32-1, which the rate limit filter reports for calls without limits. Adds
+-- the standard's RateLimit headers to the others; limit_svc's value is followed by its window.
+local function rate_limit_headers(headers)
   local limit = headers:get("x-ratelimit-limit")
   if limit == "4294967295" then
     headers:remove("x-ratelimit-limit")
@@ -70,8 +70,8 @@ local function grpc_reply(headers, code, message)
   headers:replace("grpc-message", message)
 end
 
--- The verbs that a request could have had in place of its own: those of its path in PATHS,
--- which replies.py writes before this script.
+-- The HTTP methods of the request's path if they do not include its own. replies.py writes PATHS
+-- before this script.
 local function other_verbs(request)
   local verb, path = request:match("^(%S+) ([^?]*)")
   for _, entry in ipairs(PATHS) do
@@ -88,7 +88,7 @@ local function wrong_verb(handle, headers, verbs)
   if body and body:length() > 0 then
     body:setBytes('{"code":12,"details":[' .. type_url("ErrorInfo")
       .. '"reason":"METHOD_NOT_ALLOWED","domain":"boxoffice","metadata":{}}],'
-      .. '"message":"this path has no such method; Allow lists those that it has"}')
+      .. '"message":"the path does not support this HTTP method; see the Allow header"}')
   end
 end
 
@@ -121,12 +121,12 @@ local function rest_reply(handle, headers, message, status, request)
   if retry_after then
     json = with_detail(json, type_url("RetryInfo") .. '"retryDelay":"' .. retry_after .. 's"}')
   end
-  -- Envoy sets content-length itself. `headers` is dead here: reading the body paused the script.
+  -- Envoy sets content-length. `headers` is no longer valid: reading the body yielded the script.
   body:setBytes(json)
 end
 
--- Both come from fields of the answer. A quote inside of a text is escaped, so that no text
--- can look like a field.
+-- Both come from fields of the JSON. Quotes within texts are escaped, so a text cannot be mistaken
+-- for a field.
 local function location_and_etag(handle, location, etag)
   local body = handle:body()
   if not body or body:length() == 0 then
@@ -178,11 +178,11 @@ local function rest_error(handle, headers)
   if delay then
     handle:headers():replace("retry-after", string.format("%d", math.ceil(tonumber(delay))))
   end
-  -- The gRPC code alone would make it a 400.
+  -- Its gRPC code alone would give 400.
   if json:find('"reason":"PAYMENT_FAILED"', 1, true) then
     handle:headers():replace(":status", "402")
   end
-  -- For example `{"code":4,"message":"Deadline Exceeded","details":[]}` of a service too busy.
+  -- For example `{"code":4,"message":"Deadline Exceeded","details":[]}` of an overloaded service.
   local head, code = json:match('^({"code":(%d+),"message":".*","details":%[)%]}%s*$')
   if head then
     local reason = REASONS[code] or "INTERNAL"
@@ -195,7 +195,7 @@ function envoy_on_response(handle)
   local content_type = headers:get("content-type") or ""
   local is_grpc = content_type:find("application/grpc", 1, true) == 1
   local message = headers:get(MESSAGE)
-  name_limits(headers)
+  rate_limit_headers(headers)
   if message then
     local code, status, request = headers:get(CODE), headers:get(STATUS), headers:get(REQUEST)
     headers:remove(MESSAGE)
@@ -212,7 +212,7 @@ function envoy_on_response(handle)
     headers:remove("grpc-message")
     headers:remove("grpc-encoding")
     headers:remove("grpc-accept-encoding")
-    -- Only what the transcoder made: an answer to a browser's preflight has no content type.
+    -- Only responses of the transcoder: the response to a CORS preflight has no content type.
     if content_type == "application/json" then
       if headers:get(":status") == "200" then
         rest_success(handle, headers)

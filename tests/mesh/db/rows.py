@@ -1,7 +1,6 @@
-"""Rows that satisfy a schema's constraints, made up from the schema itself.
+"""Generates rows that satisfy a schema's constraints, so that migrations run on non-empty tables.
 
-At every revision, so that a migration meets every table with something in it. What a
-table demands beyond its types, keys and lists of values is in `_DEMANDS`.
+Values that tables require beyond types, keys and lists of values are in `_REQUIRED`.
 """
 
 import hashlib
@@ -16,8 +15,8 @@ Row = dict[str, Any]
 
 _BODY = b"a body"
 _TIME = datetime(2030, 1, 1, tzinfo=UTC)
-# By table, a row each; a column that the revision does not have is left out.
-_DEMANDS: dict[str, list[Row]] = {
+# Rows by table; columns that a revision does not have are omitted.
+_REQUIRED: dict[str, list[Row]] = {
     "bookings": [
         {
             "payment_id": uuid4,
@@ -33,7 +32,7 @@ _DEMANDS: dict[str, list[Row]] = {
         {"account": "EVENT", "amount_minor": -1},
     ],
     "captures": [{"refunding_minor": 0, "refunded_minor": 0}],
-    # Else sort_time is infinity, which Python has no time for.
+    # Without it sort_time is infinity, which Python cannot represent.
     "events": [{"start_time": _TIME}],
     "inbound_webhooks": [{"sha256": hashlib.sha256(_BODY).digest(), "body": _BODY}],
     "mails": [
@@ -51,7 +50,7 @@ _TEXTS = {"currency_code": "INR", "password_hash": "$2b$12$" + "x" * 53, "phone"
 
 
 def reflected(engine: sa.Engine) -> sa.MetaData:
-    """The tables as they are, without Alembic's own."""
+    """The tables of the current schema, without Alembic's."""
     metadata = sa.MetaData()
     with engine.connect() as connection:
         metadata.reflect(connection)
@@ -61,39 +60,39 @@ def reflected(engine: sa.Engine) -> sa.MetaData:
     return metadata
 
 
-def made_up(metadata: sa.MetaData) -> list[tuple[sa.Table, Row]]:
-    """New rows for all tables, at least one each, those that others refer to first."""
+def generated(metadata: sa.MetaData) -> list[tuple[sa.Table, Row]]:
+    """New rows for all tables, at least one per table; referenced tables come first."""
     first: dict[str, Row] = {}
     rows = []
     for table in metadata.sorted_tables:
         choices = table.info[_CHOICES]
-        for demand in _DEMANDS.get(table.name, [{}]):
-            row = _row(table, first, choices, demand)
+        for required in _REQUIRED.get(table.name, [{}]):
+            row = _row(table, first, choices, required)
             first.setdefault(table.name, row)
             rows.append((table, row))
     return rows
 
 
 def key(table: sa.Table, row: Row) -> sa.ColumnElement[bool]:
-    """Finds the row: by what of it was made up and names it."""
-    named = [each for each in table.primary_key if each.name in row] or [
+    """The condition that selects the row: its primary key, or else its UUIDs."""
+    columns = [column for column in table.primary_key if column.name in row] or [
         table.c[name] for name in row if isinstance(table.c[name].type, sa.Uuid)
     ]
-    return sa.and_(*(each == row[each.name] for each in named))
+    return sa.and_(*(column == row[column.name] for column in columns))
 
 
-def _row(table: sa.Table, first: dict[str, Row], choices: dict[str, str], demand: Row) -> Row:
+def _row(table: sa.Table, first: dict[str, Row], choices: dict[str, str], required: Row) -> Row:
     row: Row = {}
     for column in table.columns:
         if column.identity or column.computed:
             continue
         name = column.name
         for foreign in column.foreign_keys:
-            there = first.get(foreign.column.table.name, {})
-            if foreign.column.name in there:
-                row[name] = there[foreign.column.name]
-        if name in demand:
-            row[name] = demand[name]() if callable(demand[name]) else demand[name]
+            referenced = first.get(foreign.column.table.name, {})
+            if foreign.column.name in referenced:
+                row[name] = referenced[foreign.column.name]
+        if name in required:
+            row[name] = required[name]() if callable(required[name]) else required[name]
         elif name in row or column.server_default is not None:
             continue
         elif name in choices:
@@ -104,7 +103,7 @@ def _row(table: sa.Table, first: dict[str, Row], choices: dict[str, str], demand
 
 
 def _choices(connection: sa.Connection, table: str) -> dict[str, str]:
-    """The first value of each column that a CHECK gives a list for."""
+    """The first allowed value of each column whose CHECK is a list of values."""
     definitions = connection.execute(
         sa.text(
             "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
@@ -112,17 +111,17 @@ def _choices(connection: sa.Connection, table: str) -> dict[str, str]:
         ),
         {"table": table},
     ).scalars()
-    found: dict[str, str] = {}
+    choices: dict[str, str] = {}
     for definition in definitions:
         if match := re.match(r"CHECK \(\((\w+) = ANY \(ARRAY\['([^']+)'::text", definition):
-            found[match[1]] = match[2]
-    return found
+            choices[match[1]] = match[2]
+    return choices
 
 
 def _value(kind: sa.types.TypeEngine[Any], name: str) -> Any:
     by_type: dict[type[Any], Any] = {
         sa.Uuid: uuid4(),
-        # An end is after its beginning.
+        # End times must be later than start times.
         sa.DateTime: _TIME.replace(year=2031) if "end" in name or "expire" in name else _TIME,
         sa.Date: date(2030, 1, 1),
         sa.Boolean: True,
@@ -131,8 +130,8 @@ def _value(kind: sa.types.TypeEngine[Any], name: str) -> Any:
         sa.JSON: {},
         sa.ARRAY: [],
     }
-    for each, value in by_type.items():
-        if isinstance(kind, each):
+    for type_, value in by_type.items():
+        if isinstance(kind, type_):
             return value
     if name in _TEXTS:
         return _TEXTS[name]

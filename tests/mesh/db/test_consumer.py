@@ -1,4 +1,4 @@
-"""Following an event stream: every event has its effect once, whatever breaks in between."""
+"""Consuming an event stream: each event is applied exactly once, also after crashes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,7 +18,7 @@ EVENTS = ["1", "2", "3", "4", "5"]
 
 metadata = sa.MetaData()
 cursors = cursor_table(metadata)
-# No constraint: a doubled effect must show as a doubled row.
+# Without a constraint, so that an event applied twice shows as two rows.
 effects = sa.Table("effects", metadata, sa.Column("event", sa.Text))
 
 
@@ -35,7 +35,7 @@ async def apply_all(connection: AsyncConnection, events: Sequence[str], now: dat
 
 
 async def all_events(position: str) -> AsyncIterator[tuple[str, Sequence[str]]]:
-    """What happened after a position, in batches of two; then the stream ends."""
+    """The events after a position in batches of two; then the stream ends."""
     rest = [event for event in EVENTS if event > position]
     for start in range(0, len(rest), 2):
         batch = rest[start : start + 2]
@@ -43,7 +43,7 @@ async def all_events(position: str) -> AsyncIterator[tuple[str, Sequence[str]]]:
 
 
 def a_consumer(database: Database, **changes: Any) -> EventConsumer[str]:
-    settled: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "stream": "test",
         "database": database,
         "cursors": cursors,
@@ -51,18 +51,17 @@ def a_consumer(database: Database, **changes: Any) -> EventConsumer[str]:
         "open_stream": all_events,
         "apply": apply_all,
     }
-    return EventConsumer(**settled | changes)
+    return EventConsumer(**defaults | changes)
 
 
 async def state(database: Database) -> tuple[str | None, list[str]]:
     """The cursor and the effects."""
     async with database.transaction() as connection:
         position = await connection.scalar(sa.select(cursors.c.position))
-        found = await connection.scalars(sa.select(effects.c.event))
-        return position, list(found)
+        return position, list(await connection.scalars(sa.select(effects.c.event)))
 
 
-async def test_all_events_have_their_effect_and_the_cursor_follows(database: Database) -> None:
+async def test_all_events_are_applied_and_the_cursor_advances(database: Database) -> None:
     commits = 0
 
     def after_commit() -> None:
@@ -94,7 +93,7 @@ async def test_a_crash_before_the_commit_leaves_neither_effect_nor_cursor(
     assert await state(database) == ("5", EVENTS)
 
 
-async def test_a_crash_after_the_commit_doubles_nothing(database: Database) -> None:
+async def test_a_crash_after_the_commit_applies_no_event_twice(database: Database) -> None:
     def crash() -> None:
         raise RuntimeError("crash after the commit")
 
@@ -105,27 +104,24 @@ async def test_a_crash_after_the_commit_doubles_nothing(database: Database) -> N
     assert await state(database) == ("5", EVENTS)
 
 
-async def test_whoever_lost_the_cursor_has_no_effect_any_more(database: Database) -> None:
-    async def overtaken(connection: AsyncConnection, events: Sequence[str], now: datetime) -> None:
-        await apply_all(connection, events, now)
-
+async def test_a_consumer_whose_cursor_was_moved_applies_nothing(database: Database) -> None:
     async def events_while_another_takes_over(
         position: str,
     ) -> AsyncIterator[tuple[str, Sequence[str]]]:
         yield "2", ["1", "2"]
-        # Another process goes on from the same cursor: this one has lost its lock unnoticed.
+        # Another process continues from the same cursor: this one lost its lock unnoticed.
         async with database.transaction() as connection:
             await connection.execute(sa.update(cursors).values(position="4"))
             await apply_all(connection, ["3", "4"], NOW)
         yield "4", ["3", "4"]
 
-    stale = a_consumer(database, open_stream=events_while_another_takes_over, apply=overtaken)
+    stale = a_consumer(database, open_stream=events_while_another_takes_over)
     with pytest.raises(FencedError):
         await stale.run()
     assert await state(database) == ("4", ["1", "2", "3", "4"])
 
 
-async def test_one_process_at_a_time_follows_a_stream(database: Database) -> None:
+async def test_one_process_at_a_time_consumes_a_stream(database: Database) -> None:
     following: list[str] = []
 
     def follow_as(name: str) -> Callable[[str], AsyncIterator[tuple[str, Sequence[str]]]]:
@@ -149,7 +145,7 @@ async def test_one_process_at_a_time_follows_a_stream(database: Database) -> Non
     second = asyncio.create_task(a_consumer(database, open_stream=follow_as("second")).run())
     await until_waiting_for_the_lock(database)
     assert following == ["first"]
-    # Another stream is nobody else's business.
+    # Another stream has its own lock.
     other = a_consumer(database, stream="other", open_stream=follow_as("other"))
     third = asyncio.create_task(other.run())
     await until(lambda: "other" in following)
@@ -165,14 +161,14 @@ async def test_one_process_at_a_time_follows_a_stream(database: Database) -> Non
 
 
 async def until_waiting_for_the_lock(database: Database) -> None:
-    """Until two sessions have asked for the lock: it is tried, not waited for."""
-    asked = sa.text(
+    """Waits until two sessions have tried to get the lock; they poll it."""
+    tries = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()"
     )
     async with asyncio.timeout(60):
         while True:
             async with database.transaction() as connection:
-                if (await connection.execute(asked)).scalar_one() == 2:
+                if (await connection.execute(tries)).scalar_one() == 2:
                     return
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""The pool, and what reading and writing through it promise."""
+"""The connection pool, transactions and snapshots."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,8 +17,8 @@ Open = Callable[[str], AbstractAsyncContextManager[Database]]
 
 async def count(database: Database) -> int:
     async with database.reading() as connection:
-        found = await connection.execute(sa.select(sa.func.count()).select_from(events))
-        return int(found.scalar_one())
+        result = await connection.execute(sa.select(sa.func.count()).select_from(events))
+        return int(result.scalar_one())
 
 
 async def insert(database: Database, *, failing: bool = False) -> None:
@@ -31,16 +31,16 @@ async def insert(database: Database, *, failing: bool = False) -> None:
 
 
 async def test_connections_that_the_server_closed_are_replaced(open_database: Open) -> None:
-    """As after a restart of PostgreSQL: no call meets a connection of before."""
+    """After a restart of PostgreSQL no call gets an old connection."""
     async with open_database("stock_svc") as database, open_database("stock_svc") as killer:
-        async with database.reading() as one, database.transaction() as other:
+        async with database.reading() as first, database.transaction() as second:
             pids = [
-                (await each.execute(sa.select(sa.func.pg_backend_pid()))).scalar_one()
-                for each in (one, other)
+                (await connection.execute(sa.select(sa.func.pg_backend_pid()))).scalar_one()
+                for connection in (first, second)
             ]
         async with killer.transaction() as connection:
             for pid in pids:
-                # Waits until the backend is gone, for 5 s.
+                # Waits up to 5 s until the backend has ended.
                 ended = sa.select(sa.func.pg_terminate_backend(pid, 5000))
                 assert (await connection.execute(ended)).scalar_one()
         assert await count(database) == 0
@@ -48,8 +48,8 @@ async def test_connections_that_the_server_closed_are_replaced(open_database: Op
         assert await count(database) == 1
 
 
-async def test_a_transaction_after_reading_is_one_again(open_database: Open) -> None:
-    """Both take the same connections: reading must not leave autocommit behind."""
+async def test_reading_does_not_leave_a_connection_in_autocommit_mode(open_database: Open) -> None:
+    """Reads and transactions share the pool's connections."""
     async with open_database("stock_svc") as database:
         assert await count(database) == 0
         with pytest.raises(RuntimeError, match="undo"):
@@ -57,8 +57,8 @@ async def test_a_transaction_after_reading_is_one_again(open_database: Open) -> 
         assert await count(database) == 0
 
 
-async def test_closing_waits_for_a_call_that_is_cut_off(open_database: Open) -> None:
-    """Else its connection would be open still when nobody can close it any more."""
+async def test_closing_waits_for_a_cancelled_call(open_database: Open) -> None:
+    """Otherwise its connection would never be closed."""
     reads = asyncio.Event()
 
     async def read(database: Database) -> None:
@@ -67,7 +67,7 @@ async def test_closing_waits_for_a_call_that_is_cut_off(open_database: Open) -> 
             try:
                 await asyncio.Event().wait()
             finally:
-                # As on a busy machine: much is cut off, and each gets its turn.
+                # On a busy machine a cancelled task continues later.
                 await asyncio.sleep(0.1)
 
     async with open_database("stock_svc") as database:
@@ -80,7 +80,7 @@ async def test_closing_waits_for_a_call_that_is_cut_off(open_database: Open) -> 
         await task
 
 
-async def test_a_snapshot_sees_one_moment(open_database: Open) -> None:
+async def test_all_reads_of_a_snapshot_see_the_same_state(open_database: Open) -> None:
     async with open_database("stock_svc") as database, database.snapshot() as connection:
         before = await connection.execute(sa.select(sa.func.count()).select_from(events))
         await insert(database)

@@ -1,4 +1,4 @@
-"""One process at a time runs a loop, and another takes over when it is gone."""
+"""One process at a time runs a loop; another takes over when it ends."""
 
 import asyncio
 from functools import partial
@@ -10,33 +10,33 @@ from mesh.db.database import Database
 
 
 class Loop:
-    """Says who runs it."""
+    """A loop that records which processes run it."""
 
     def __init__(self) -> None:
         self.running: set[str] = set()
         self.most = 0
         self.changed = asyncio.Condition()
 
-    async def turn(self, who: str) -> None:
+    async def turn(self, process: str) -> None:
         async with self.changed:
-            self.running.add(who)
+            self.running.add(process)
             self.most = max(self.most, len(self.running))
             self.changed.notify_all()
         try:
             await asyncio.sleep(3600)
         finally:
-            self.running.discard(who)
+            self.running.discard(process)
 
-    async def until(self, *who: str) -> None:
+    async def until(self, *processes: str) -> None:
         async with asyncio.timeout(60), self.changed:
-            await self.changed.wait_for(lambda: self.running == set(who))
+            await self.changed.wait_for(lambda: self.running == set(processes))
 
 
-async def test_the_second_takes_over_when_the_first_ends(database: Database) -> None:
+async def test_the_second_process_takes_over_when_the_first_ends(database: Database) -> None:
     loop = Loop()
     first, second = (
-        asyncio.create_task(leadership.forever_alone(database, "sweeper", partial(loop.turn, who)))
-        for who in ("first", "second")
+        asyncio.create_task(leadership.forever_alone(database, "sweeper", partial(loop.turn, name)))
+        for name in ("first", "second")
     )
     async with asyncio.timeout(60), loop.changed:
         await loop.changed.wait_for(lambda: bool(loop.running))
@@ -49,19 +49,19 @@ async def test_the_second_takes_over_when_the_first_ends(database: Database) -> 
     assert loop.most == 1
 
 
-async def test_two_loops_do_not_share_a_lock(database: Database) -> None:
+async def test_two_loops_have_separate_locks(database: Database) -> None:
     loop = Loop()
     both = [
         asyncio.create_task(leadership.forever_alone(database, name, partial(loop.turn, name)))
         for name in ("sweeper", "housekeeping")
     ]
     await loop.until("sweeper", "housekeeping")
-    for each in both:
-        each.cancel()
+    for task in both:
+        task.cancel()
     await asyncio.gather(*both, return_exceptions=True)
 
 
-async def test_who_lost_the_session_stops_and_starts_again(database: Database) -> None:
+async def test_a_leader_that_lost_its_session_stops_and_starts_again(database: Database) -> None:
     loop = Loop()
     leading = asyncio.create_task(
         leadership.forever_alone(database, "sweeper", partial(loop.turn, "only"))

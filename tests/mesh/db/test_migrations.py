@@ -1,5 +1,5 @@
-"""Every service's schema goes up from each of its revisions: with rows in all its tables,
-while the version before works on it, and without anybody waiting behind it."""
+"""Migrations from each revision of every service: with rows in all tables, while the previous
+version works on them, and without blocking other statements."""
 
 import itertools
 import threading
@@ -14,14 +14,14 @@ from alembic.script import ScriptDirectory
 
 from mesh.db.database import alembic_config, libpq_url, migrate
 from mesh.settings import SERVICES
-from tests.mesh.db.rows import Row, key, made_up, reflected
+from tests.mesh.db.rows import Row, generated, key, reflected
 
-# Migrations that the version before does not survive, and why that was right. One that is not
-# listed only adds. A new one is listed here and in the CHANGELOG, one release after the code
-# has stopped to use what it takes away.
+# Migrations that break the previous version, with the reason why they may. All others only add.
+# New ones are listed here and in the CHANGELOG, one release after the code stopped using what they
+# remove.
 CONTRACTING = {
-    ("booking_svc", "0003"): "before the first release: events without what lists sort them by",
-    ("booking_svc", "0005"): "before the first release: refunds have a table of their own",
+    ("booking_svc", "0003"): "before the first release: events without the key that lists sort by",
+    ("booking_svc", "0005"): "before the first release: refunds in a separate table",
     ("stock_svc", "0003"): "before the first release: seats without `blocked`",
 }
 _SECONDS = 60
@@ -30,12 +30,12 @@ _numbers = itertools.count(1)
 
 def revisions(service: str) -> list[str]:
     script = ScriptDirectory.from_config(alembic_config(service, ""))
-    return [each.revision for each in reversed(list(script.walk_revisions()))]
+    return [step.revision for step in reversed(list(script.walk_revisions()))]
 
 
 @pytest.fixture
 def empty(postgres_url: Callable[[str], str]) -> Iterator[str]:
-    """The URL of a new database, which is gone after the test."""
+    """The URL of a new database, which is dropped after the test."""
     name = f"migrating_{next(_numbers)}"
     with psycopg.connect(libpq_url(postgres_url("postgres")), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}".encode())
@@ -53,9 +53,9 @@ def engine_of(url: str) -> Iterator[sa.Engine]:
 
 
 def fill(engine: sa.Engine, metadata: sa.MetaData) -> list[tuple[sa.Table, Row]]:
-    """Puts new rows into all tables, as one transaction."""
+    """Inserts new rows into all tables in one transaction."""
     with engine.begin() as connection:
-        rows = made_up(metadata)
+        rows = generated(metadata)
         for table, row in rows:
             connection.execute(table.insert().values(row))
     assert {table.name for table, _ in rows} == metadata.tables.keys()
@@ -63,36 +63,36 @@ def fill(engine: sa.Engine, metadata: sa.MetaData) -> list[tuple[sa.Table, Row]]
 
 
 def stored(connection: sa.Connection, table: sa.Table, row: Row, names: set[str]) -> Row:
-    """Those columns of the row, as they are now. Fails when it is gone, or there twice."""
+    """The current values of a row's columns. Fails unless the row exists exactly once."""
     columns = [table.c[name] for name in sorted(names)]
-    found = connection.execute(sa.select(*columns).where(key(table, row))).mappings().all()
-    assert len(found) == 1, (table.name, row)
-    return dict(found[0])
+    rows = connection.execute(sa.select(*columns).where(key(table, row))).mappings().all()
+    assert len(rows) == 1, (table.name, row)
+    return dict(rows[0])
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("service", SERVICES)
-def test_rows_of_every_revision_survive_the_way_up(service: str, empty: str) -> None:
+def test_rows_of_every_revision_survive_later_migrations(service: str, empty: str) -> None:
     kept: list[tuple[sa.Table, Row, Row]] = []
     with engine_of(empty) as engine:
         for revision in revisions(service):
             migrate(service, empty, revision)
             metadata = reflected(engine)
-            # Beside the old rows, and with all constraints and triggers at work.
+            # In addition to the old rows, with all constraints and triggers.
             rows = fill(engine, metadata)
             with engine.connect() as connection:
                 for table, row, before in kept:
-                    # What was empty may be filled in; nothing else may change.
-                    still = {
+                    # NULLs may be filled in; nothing else may change.
+                    expected = {
                         name: before[name] for name in before if name in _names(metadata, table)
                     }
-                    assert stored(connection, table, row, set(still)) == still, revision
+                    assert stored(connection, table, row, set(expected)) == expected, revision
                 for table, row in rows:
                     values = stored(connection, table, row, set(table.c.keys()))
-                    known = {name: each for name, each in values.items() if each is not None}
+                    known = {name: value for name, value in values.items() if value is not None}
                     kept.append((table, row, known))
-                unsure = "SELECT conname FROM pg_constraint WHERE NOT convalidated"
-                assert connection.execute(sa.text(unsure)).all() == [], revision
+                invalid = "SELECT conname FROM pg_constraint WHERE NOT convalidated"
+                assert connection.execute(sa.text(invalid)).all() == [], revision
 
 
 def _names(metadata: sa.MetaData, table: sa.Table) -> set[str]:
@@ -101,47 +101,47 @@ def _names(metadata: sa.MetaData, table: sa.Table) -> set[str]:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_no_trigger_notifies(service: str, empty: str) -> None:
-    """Transactions with a NOTIFY commit one after the other; see mesh/db/notifier.py."""
+    """PostgreSQL serialises commits with a NOTIFY; see mesh/db/notifier.py."""
     migrate(service, empty)
     with engine_of(empty) as engine, engine.connect() as connection:
         functions = "SELECT proname FROM pg_proc WHERE prosrc ~* 'notify' AND pronamespace = 'public'::regnamespace"
         assert connection.execute(sa.text(functions)).all() == []
 
 
-def test_refunds_of_before_the_table_of_refunds_are_in_it(empty: str) -> None:
+def test_refunds_are_migrated_to_the_table_of_refunds(empty: str) -> None:
     migrate("booking_svc", empty, "0004")
     with engine_of(empty) as engine:
         rows = {table.name: row for table, row in fill(engine, reflected(engine))}
         migrate("booking_svc", empty)
         with engine.connect() as connection:
-            found = connection.execute(
+            refunds = connection.execute(
                 sa.text("SELECT booking_id, refund_id, amount_minor, status FROM booking_refunds")
             ).all()
     booking = rows["bookings"]
     names = ("booking_id", "refund_id", "refund_minor", "refund_status")
-    assert found == [tuple(booking[name] for name in names)]
+    assert refunds == [tuple(booking[name] for name in names)]
 
 
-def test_captures_of_before_the_book_are_in_it(empty: str) -> None:
+def test_captures_are_migrated_to_the_payment_ledger(empty: str) -> None:
     migrate("payment_svc", empty, "0003")
     with engine_of(empty) as engine:
         rows = {table.name: row for table, row in fill(engine, reflected(engine))}
         migrate("payment_svc", empty)
         with engine.connect() as connection:
-            found = connection.execute(
+            lines = connection.execute(
                 sa.text("SELECT entry_id, account, amount_minor FROM book_lines ORDER BY account")
             ).all()
     capture = rows["captures"]
     amount = capture["amount_minor"]
-    assert found == [
+    assert lines == [
         (capture["capture_id"], "EVENT", -amount),
         (capture["capture_id"], "PROVIDER", amount),
     ]
 
 
-class VersionBefore:
-    """What a running process of the version before does: it writes and reads every table of the
-    schema that it knows, over and over, on connections that it has had since before."""
+class PreviousVersion:
+    """A running process of the previous version: it writes and reads all tables of the schema that
+    it knows, repeatedly, on connections opened before the migration."""
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url, pool_size=1, max_overflow=0)
@@ -152,9 +152,9 @@ class VersionBefore:
         self._thread = threading.Thread(target=self._run)
         self.failures: list[str] = []
 
-    def __enter__(self) -> "VersionBefore":
+    def __enter__(self) -> "PreviousVersion":
         self._thread.start()
-        # psycopg has prepared each statement by then, as a service in use has.
+        # After so many executions psycopg has prepared the statements, as in a running service.
         self.wait_turns(6)
         return self
 
@@ -164,10 +164,10 @@ class VersionBefore:
         self._engine.dispose()
 
     def wait_turns(self, count: int) -> None:
-        """Waits until it has done all of it so many times more, or failed to."""
+        """Waits for `count` more turns, successful or not."""
         with self._turned:
-            wanted = self._turns + count
-            assert self._turned.wait_for(lambda: self._turns >= wanted, _SECONDS)
+            last = self._turns + count
+            assert self._turned.wait_for(lambda: self._turns >= last, _SECONDS)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -189,29 +189,29 @@ class VersionBefore:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_version_before_goes_on_while_a_migration_runs(service: str, empty: str) -> None:
+def test_the_previous_version_works_while_a_migration_runs(service: str, empty: str) -> None:
     first, *others = revisions(service)
     migrate(service, empty, first)
     for after in others:
-        with VersionBefore(empty) as running:
+        with PreviousVersion(empty) as running:
             assert running.failures == []
             migrate(service, empty, after)
             running.wait_turns(2)
-        # One that only adds after all needs no place in CONTRACTING.
+        # Both ways: a migration that only adds must not be listed in CONTRACTING.
         is_contracting = (service, after) in CONTRACTING
         assert bool(running.failures) is is_contracting, (after, running.failures[:3])
 
 
-def test_nobody_waits_behind_a_migration_that_waits(empty: str) -> None:
-    """A long transaction, e.g. a backup's, keeps a migration from a table. It must not keep
-    the service from it too, which would wait in line behind the migration."""
+def test_statements_do_not_wait_behind_a_waiting_migration(empty: str) -> None:
+    """A long transaction, e.g. a backup, blocks a migration. Statements of the service would queue
+    behind the migration's lock request."""
     migrate("auth_svc", empty, "0001")
     failed: list[Exception] = []
 
     def upgrade() -> None:
         try:
             migrate("auth_svc", empty)
-        except Exception as error:  # noqa: BLE001 - told by the test
+        except Exception as error:  # noqa: BLE001 - the test asserts it
             failed.append(error)
 
     migrating = threading.Thread(target=upgrade)

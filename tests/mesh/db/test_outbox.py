@@ -1,4 +1,4 @@
-"""The outbox as a stream: nothing skipped, nothing twice, from any position on."""
+"""The outbox as a stream: no event is skipped or repeated, from any position."""
 
 import asyncio
 import random
@@ -41,19 +41,19 @@ def some(*names: str, aggregate: UUID | None = None) -> list[NewEvent]:
 
 
 async def read(database: Database, count: int, *, after: str = "") -> list[Event]:
-    """The next so many events after a position."""
-    found: list[Event] = []
+    """The next `count` events after a position."""
+    result: list[Event] = []
     async with (
         asyncio.timeout(60),
         aclosing(OutboxReader(database, events).stream(after)) as stream,  # type: ignore[type-var]
     ):
-        while len(found) < count:
-            found += await anext(stream)
-    return found
+        while len(result) < count:
+            result += await anext(stream)
+    return result
 
 
-def names(found: list[Event]) -> list[str]:
-    return [event.payload.decode() for event in found]
+def names(batch: list[Event]) -> list[str]:
+    return [event.payload.decode() for event in batch]
 
 
 async def test_reading_can_begin_at_a_time(database: Database) -> None:
@@ -68,7 +68,7 @@ async def test_reading_can_begin_at_a_time(database: Database) -> None:
     assert names(await read(database, 2, after=begin)) == ["later", "older again"]
 
 
-async def test_a_time_does_not_skip_what_commits_late(database: Database) -> None:
+async def test_reading_from_a_time_does_not_skip_late_commits(database: Database) -> None:
     reader = OutboxReader(database, events)
     async with database.transaction() as late:
         await outbox.append(late, events, some("late"), now=NOW)
@@ -77,7 +77,7 @@ async def test_a_time_does_not_skip_what_commits_late(database: Database) -> Non
     assert set(names(await read(database, 2, after=begin))) == {"late", "early"}
 
 
-async def test_a_pause_is_told_when_nothing_is_left(database: Database) -> None:
+async def test_a_pause_is_an_empty_batch(database: Database) -> None:
     await write(database, "one")
     stream = OutboxReader(database, events).stream("", pauses=True)
     async with asyncio.timeout(60), aclosing(stream) as batches:  # type: ignore[type-var]
@@ -88,14 +88,14 @@ async def test_events_come_in_order_and_every_position_resumes(database: Databas
     written = [f"{number:02d}" for number in range(12)]
     for start in range(0, 12, 3):
         await write(database, *written[start : start + 3])
-    found = await read(database, 12)
-    assert names(found) == written
-    for index, event in enumerate(found[:-1]):
+    batch = await read(database, 12)
+    assert names(batch) == written
+    for index, event in enumerate(batch[:-1]):
         assert names(await read(database, 11 - index, after=event.position)) == written[index + 1 :]
 
 
-async def test_a_position_of_the_older_form_resumes_as_well(database: Database) -> None:
-    """It named a window of transaction ids and the last serial number read within it."""
+async def test_a_position_of_the_older_format_resumes(database: Database) -> None:
+    """It has a window of transaction ids and the last serial number read within it."""
     await write(database, "one", "two")
     await write(database, "three")
     async with database.reading() as connection:
@@ -105,7 +105,7 @@ async def test_a_position_of_the_older_form_resumes_as_well(database: Database) 
     assert names(await read(database, 2, after=f"{low}-{high + 1}-{first}")) == ["two", "three"]
     await write(database, "four")
     assert names(await read(database, 2, after=f"{low}-{high}-{first + 1}")) == ["three", "four"]
-    # Of a window that had nothing in it, the number says nothing of what comes after it.
+    # The number of an empty window does not apply to later events.
     assert len(await read(database, 4, after=f"{low}-{low}-{first + 9}")) == 4
 
 
@@ -115,8 +115,8 @@ async def test_a_transaction_that_commits_late_is_not_skipped(database: Database
         async with database.transaction() as late:
             await outbox.append(late, events, some("late"), now=NOW)
             await write(database, "early")
-            # It is not held up by the one that still runs, and has the higher serial number:
-            # who goes by that would skip the late one.
+            # It is sent although an older transaction is still running, and it has the higher
+            # serial number: a reader that relies on that number would skip the late event.
             [early] = await anext(stream)
             assert names([early]) == ["early"]
         assert names(list(await anext(stream))) == ["late"]
@@ -125,8 +125,8 @@ async def test_a_transaction_that_commits_late_is_not_skipped(database: Database
     assert names(await read(database, 2, after=early.position)) == ["late", "next"]
 
 
-async def test_what_waited_for_a_lock_comes_after_what_held_it(database: Database) -> None:
-    """A transaction gets its id before it waits: by ids the second would come first."""
+async def test_events_are_ordered_by_lock_and_not_by_transaction_id(database: Database) -> None:
+    """A transaction gets its id before it waits for a lock: by ids the second would be first."""
     aggregate = uuid4()
     lock = sa.text("SELECT pg_advisory_xact_lock(5)")
     reader = OutboxReader(database, events)
@@ -141,11 +141,11 @@ async def test_what_waited_for_a_lock_comes_after_what_held_it(database: Databas
         await second.commit()
         # `other` still runs, with an id between the two.
         async with asyncio.timeout(60), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
-            found = list(await anext(stream))
-    assert names(found) == ["first", "second"]
+            batch = list(await anext(stream))
+    assert names(batch) == ["first", "second"]
 
 
-async def test_from_now_on(database: Database) -> None:
+async def test_reading_from_now_includes_running_transactions(database: Database) -> None:
     reader = OutboxReader(database, events)
     await write(database, "before")
     async with database.transaction() as running:
@@ -155,10 +155,10 @@ async def test_from_now_on(database: Database) -> None:
     assert names(await read(database, 2, after=position)) == ["running", "after"]
 
 
-async def test_what_was_read_is_not_gone_through_again(
+async def test_reading_new_events_does_not_scan_old_ones(
     database: Database, statements: list[tuple[str, Any]]
 ) -> None:
-    """A million old events must not make the reading of a new one slow."""
+    """Many old events must not slow down reading a new one."""
     many = (
         "INSERT INTO outbox (transaction_id, aggregate_id, event_type, payload, create_time)"
         " SELECT (3 + number / 420)::text::xid8, gen_random_uuid(), 'made', '', now()"
@@ -172,7 +172,7 @@ async def test_what_was_read_is_not_gone_through_again(
         await write(database, "new")
         statements.clear()
         assert names(await read(database, 1, after=position)) == ["new"]
-        [reading] = [each for each in statements if "FROM outbox" in each[0]][:1]
+        [reading] = [statement for statement in statements if "FROM outbox" in statement[0]][:1]
         explained = await session.exec_driver_sql("EXPLAIN ANALYZE " + reading[0], reading[1])
         plan = "\n".join(explained.scalars())
     assert "outbox_transaction_id_sequence_idx" in plan, plan
@@ -181,7 +181,7 @@ async def test_what_was_read_is_not_gone_through_again(
 
 @pytest.fixture
 def statements() -> Iterator[list[tuple[str, Any]]]:
-    """Every statement that is executed, with its parameters."""
+    """All executed statements with their parameters."""
     executed: list[tuple[str, Any]] = []
 
     def note(_1: Any, _2: Any, statement: str, parameters: Any, _3: Any, _4: bool) -> None:
@@ -192,7 +192,7 @@ def statements() -> Iterator[list[tuple[str, Any]]]:
     sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
-async def test_old_events_are_forgotten(database: Database) -> None:
+async def test_old_events_are_deleted(database: Database) -> None:
     await write(database, "old", "older")
     async with database.transaction() as connection:
         later = NOW + timedelta(days=1)
@@ -202,7 +202,7 @@ async def test_old_events_are_forgotten(database: Database) -> None:
     assert names(await read(database, 1)) == ["new"]
 
 
-async def test_a_rolled_back_event_never_happened(database: Database) -> None:
+async def test_an_event_of_a_rolled_back_transaction_is_not_sent(database: Database) -> None:
     async def fail() -> None:
         async with database.transaction() as connection:
             await outbox.append(connection, events, some("undone"), now=NOW)
@@ -214,8 +214,10 @@ async def test_a_rolled_back_event_never_happened(database: Database) -> None:
     assert names(await read(database, 1)) == ["done"]
 
 
-async def test_many_writers_lose_and_double_nothing(database: Database) -> None:
-    """Aggregates that are written under their row lock keep their own order."""
+async def test_events_of_concurrent_writers_are_neither_lost_nor_repeated(
+    database: Database,
+) -> None:
+    """Events of an aggregate that are written under its row lock keep their order."""
     chance = random.Random(7)
     aggregates = [uuid4() for _ in range(4)]
     locks = {aggregate: asyncio.Lock() for aggregate in aggregates}
@@ -230,9 +232,9 @@ async def test_many_writers_lose_and_double_nothing(database: Database) -> None:
 
     reading = asyncio.create_task(read(database, len(aggregates) * per_aggregate))
     await asyncio.gather(*(writer(aggregate) for aggregate in aggregates))
-    found = names(await reading)
-    # Whoever reads later takes other steps: aggregates may interleave in another way.
-    for order in (found, names(await read(database, len(found)))):
+    first = names(await reading)
+    # A later reader has other steps, so aggregates may interleave differently.
+    for order in (first, names(await read(database, len(first)))):
         assert len(set(order)) == len(order) == len(aggregates) * per_aggregate
         for aggregate in aggregates:
             own = [name for name in order if name.startswith(str(aggregate))]
@@ -242,7 +244,7 @@ async def test_many_writers_lose_and_double_nothing(database: Database) -> None:
 async def test_a_listening_reader_is_woken(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten events, each written when the reader has read everything and waits for good."""
+    """Ten events, each written while the reader waits and would not poll for an hour."""
     monkeypatch.setattr(outbox, "_POLL_SECONDS", 3600)
     reader = OutboxReader(database, events)
     listening = asyncio.create_task(reader.listen())
@@ -261,11 +263,11 @@ async def test_a_listening_reader_is_woken(
 
 @asynccontextmanager
 async def a_slow_commit(database: Database) -> AsyncIterator[None]:
-    """Meanwhile a transaction with a NOTIFY is in its commit: it waits for a standby."""
+    """During the block a transaction with a NOTIFY is committing: it waits for a standby."""
     standby = "ALTER SYSTEM SET synchronous_standby_names = '{}'"
     reload = sa.text("SELECT pg_reload_conf()")
     waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-    # One that writes nothing would wait for nothing.
+    # It must write something, otherwise it would not wait.
     statement = sa.text("SELECT pg_notify('slow', ''), pg_logical_emit_message(true, '', '')")
 
     async def commit() -> None:
@@ -278,7 +280,7 @@ async def a_slow_commit(database: Database) -> AsyncIterator[None]:
         committing = asyncio.create_task(commit())
         try:
             while not await admin.scalar(waiting):
-                if committing.done():  # The server has not read its settings yet.
+                if committing.done():  # The server has not reloaded its settings yet.
                     committing = asyncio.create_task(commit())
                 await asyncio.sleep(0.01)
             yield
@@ -289,34 +291,34 @@ async def a_slow_commit(database: Database) -> AsyncIterator[None]:
 
 
 async def write_beside(database: Database, name: str) -> None:
-    """Writes without waiting for the standby itself."""
+    """Writes an event without waiting for the standby."""
     async with database.transaction() as connection:
         await connection.execute(sa.text("SET LOCAL synchronous_commit = local"))
         await outbox.append(connection, events, some(name), now=NOW)
 
 
-async def test_a_commit_waits_for_no_other_commit(database: Database) -> None:
-    """PostgreSQL takes one commit with a NOTIFY after the other, on the whole server."""
+async def test_a_commit_does_not_wait_for_another_commit(database: Database) -> None:
+    """PostgreSQL serialises commits with a NOTIFY on the whole server."""
     async with asyncio.timeout(60), a_slow_commit(database):
         await write_beside(database, "one")
         assert names(await read(database, 1)) == ["one"]
 
 
 async def test_commits_share_a_notification(database: Database) -> None:
-    """Twenty of them, while the first notification cannot be sent; the next is for the others."""
+    """Twenty commits while the first notification is blocked share the next one."""
     url = libpq_url(database.url)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as listener:
         await listener.execute("LISTEN outbox")
         async with asyncio.timeout(60), a_slow_commit(database):
             for number in range(20):
                 await write_beside(database, str(number))
-        heard = [one.payload async for one in listener.notifies(timeout=20, stop_after=2)]
+        received = [notify.payload async for notify in listener.notifies(timeout=20, stop_after=2)]
         await listener.execute("NOTIFY outbox, 'end'")
-        heard += [one.payload async for one in listener.notifies(timeout=20, stop_after=1)]
-    assert heard == ["", "", "end"]
+        received += [notify.payload async for notify in listener.notifies(timeout=20, stop_after=1)]
+    assert received == ["", "", "end"]
 
 
-async def test_listeners_are_woken_after_the_server_has_ended_the_connection(
+async def test_listeners_are_woken_after_the_server_closed_the_notifiers_connection(
     database: Database,
 ) -> None:
     url = libpq_url(database.url)
@@ -331,15 +333,15 @@ async def test_listeners_are_woken_after_the_server_has_ended_the_connection(
             async with asyncio.timeout(60):
                 await anext(listener.notifies())
             if name == "one":
-                found = await listener.execute(ended)
-                assert await found.fetchone() == (1,)
+                result = await listener.execute(ended)
+                assert await result.fetchone() == (1,)
 
 
 @pytest.mark.parametrize(
     "position",
     ["x", "1:1:/1:1:", "2-1-3", "1:2:/1:2:/x", "2:1:/1:1:/0", "1:3:2,1/1:3:/0", "1:3:9/1:3:/0"],
 )
-async def test_a_foreign_position_is_refused(database: Database, position: str) -> None:
+async def test_an_invalid_position_is_refused(database: Database, position: str) -> None:
     with pytest.raises(DomainError) as refused:
         await read(database, 1, after=position)
     assert refused.value.reason is Reason.VALIDATION_FAILED

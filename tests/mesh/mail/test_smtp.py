@@ -1,11 +1,9 @@
-"""Mails on their way to a real SMTP server: encryption, login, refusals, and a server that hangs."""
+"""The SMTP transport with a real server: encryption, login, refusals, and a server that hangs."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -68,7 +66,7 @@ async def test_a_mail_arrives_as_text_and_html_in_any_script() -> None:
     assert all(byte < 128 for byte in message.as_bytes())
 
 
-async def test_a_line_break_in_a_name_begins_no_header() -> None:
+async def test_a_line_break_in_a_name_does_not_start_a_header() -> None:
     message = a_message(subject="Night\r\nBcc: all@example.org")
     assert message["Bcc"] is None
     assert message["Subject"] == "Night Bcc: all@example.org"
@@ -77,7 +75,7 @@ async def test_a_line_break_in_a_name_begins_no_header() -> None:
 @pytest.mark.parametrize(
     "to", ["", "mira", "mira@", "@example.org", "a@b\r\nBcc: c@d", "mira@exa mple.org\x00"]
 )
-def test_what_is_no_address_is_refused_without_repeating_it(to: str) -> None:
+def test_an_invalid_address_is_refused_without_quoting_it(to: str) -> None:
     with pytest.raises(UnsendableError) as refused:
         a_message(to)
     assert "exam" not in str(refused.value)
@@ -90,7 +88,7 @@ async def test_a_domain_in_another_script_is_sent_in_its_ascii_form() -> None:
     assert server.recipients == ["mira@xn--bcher-kva.example"]
 
 
-async def test_an_address_beyond_ascii_needs_a_server_that_knows_it() -> None:
+async def test_a_non_ascii_address_requires_a_server_with_smtputf8() -> None:
     message = a_message("मीरा@example.org")
     async with mail_server(enable_SMTPUTF8=True) as server:
         assert verdicts(await send(f"smtp://127.0.0.1:{server.port}", message)) == ["SENT 250"]
@@ -107,7 +105,7 @@ async def test_starttls_is_used_when_the_server_offers_it(tls: Tls) -> None:
     assert server.encrypted == [True]
 
 
-async def test_without_starttls_a_server_that_must_have_it_gets_nothing(tls: Tls) -> None:
+async def test_required_starttls_without_an_offer_sends_nothing(tls: Tls) -> None:
     async with mail_server() as server:
         outcomes = await send(f"smtp://127.0.0.1:{server.port}?starttls=true", tls=tls)
     assert verdicts(outcomes) == ["UNREACHABLE InsecureError"]
@@ -120,7 +118,7 @@ async def test_starttls_can_be_turned_off(tls: Tls) -> None:
     assert server.encrypted == [False]
 
 
-async def test_a_certificate_that_nobody_vouches_for_gets_nothing(tls: Tls) -> None:
+async def test_an_untrusted_certificate_sends_nothing(tls: Tls) -> None:
     async with mail_server(tls=tls.server) as server:
         outcomes = await send(f"smtp://127.0.0.1:{server.port}")
     assert verdicts(outcomes) == ["UNREACHABLE SSLCertVerificationError"]
@@ -134,7 +132,7 @@ async def test_smtps_is_encrypted_from_the_start(tls: Tls) -> None:
     assert server.encrypted == [True]
 
 
-async def test_with_a_user_we_log_in(tls: Tls) -> None:
+async def test_with_a_user_the_transport_logs_in(tls: Tls) -> None:
     async with mail_server(tls=tls.server, auth_required=True) as server:
         outcomes = await send(f"smtp://{ACCOUNT}127.0.0.1:{server.port}?starttls=true", tls=tls)
     assert verdicts(outcomes) == ["SENT 250"]
@@ -142,19 +140,19 @@ async def test_with_a_user_we_log_in(tls: Tls) -> None:
     assert (USER, PASSWORD) == ("box office", "p:@ss/word")
 
 
-async def test_without_a_user_nobody_logs_in(tls: Tls) -> None:
+async def test_without_a_user_the_transport_does_not_log_in(tls: Tls) -> None:
     async with mail_server(tls=tls.server) as server:
         await send(f"smtp://127.0.0.1:{server.port}", tls=tls)
     assert server.logins == 0
 
 
-async def test_a_wrong_password_leaves_the_mail_unharmed(tls: Tls) -> None:
+async def test_a_wrong_password_does_not_count_against_the_mail(tls: Tls) -> None:
     async with mail_server(tls=tls.server) as server:
         outcomes = await send(f"smtp://mira:wrong@127.0.0.1:{server.port}", tls=tls)
     assert verdicts(outcomes) == ["UNREACHABLE SMTPAuthenticationError 535"]
 
 
-async def test_each_mail_of_a_batch_has_its_own_end_over_one_connection() -> None:
+async def test_each_mail_of_a_batch_has_its_own_outcome_over_one_connection() -> None:
     to = [
         "one@example.org",
         "gone@example.org",
@@ -180,14 +178,14 @@ async def test_each_mail_of_a_batch_has_its_own_end_over_one_connection() -> Non
     assert server.connections == 1
 
 
-async def test_a_server_that_does_not_take_our_address_is_no_fault_of_the_mails() -> None:
+async def test_a_refused_sender_does_not_count_against_the_mails() -> None:
     async with mail_server() as server:
         server.refuses_senders_with = "550 5.7.1 who are you"
         outcomes = await send(f"smtp://127.0.0.1:{server.port}", a_message(), a_message())
     assert verdicts(outcomes) == ["UNREACHABLE SMTPSenderRefused 550"] * 2
 
 
-async def test_a_server_that_hangs_up_on_a_mail_gets_that_one_later_and_the_rest_again() -> None:
+async def test_a_mail_on_which_the_server_disconnects_is_deferred_and_the_rest_retried() -> None:
     to = ["one@example.org", "two@example.org", "three@example.org"]
     async with mail_server() as server:
         server.hangs_up_on = "two@example.org"
@@ -199,14 +197,14 @@ async def test_a_server_that_hangs_up_on_a_mail_gets_that_one_later_and_the_rest
     ]
 
 
-async def test_no_server_is_heard_of_at_once() -> None:
+async def test_a_server_that_is_down_is_unreachable() -> None:
     async with mail_server() as server:
         pass
     outcomes = await send(f"smtp://127.0.0.1:{server.port}", a_message(), a_message())
     assert verdicts(outcomes) == ["UNREACHABLE ConnectionRefusedError"] * 2
 
 
-async def test_a_server_that_says_nothing_is_left_after_a_while() -> None:
+async def test_a_server_that_sends_nothing_times_out() -> None:
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -223,8 +221,8 @@ async def test_a_server_that_says_nothing_is_left_after_a_while() -> None:
         ]
 
 
-async def test_a_server_that_drips_is_left_when_the_batch_has_taken_too_long() -> None:
-    """Each byte is in time; only the bound on the whole batch ends this."""
+async def test_a_server_that_sends_slowly_is_ended_by_the_batch_timeout() -> None:
+    """Each byte arrives in time, so only the timeout of the whole batch applies."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -245,10 +243,10 @@ async def test_a_server_that_drips_is_left_when_the_batch_has_taken_too_long() -
             step_timeout_seconds=30,
             batch_timeout_seconds=0.3,
         )
-        begin = time.monotonic()
-        outcomes = await transport.send([a_message()])
+        # Long before the server has sent its greeting, which takes minutes.
+        async with asyncio.timeout(60):
+            outcomes = await transport.send([a_message()])
     assert [outcome.verdict for outcome in outcomes] == [Verdict.UNREACHABLE]
-    assert time.monotonic() - begin < 20
 
 
 @pytest.mark.parametrize(
@@ -263,7 +261,7 @@ async def test_a_server_that_drips_is_left_when_the_batch_has_taken_too_long() -
         ("smtp://[::1]:2525", SmtpServer("::1", 2525, False, None, None)),
     ],
 )
-def test_a_server_is_read_from_its_url(url: str, expected: SmtpServer) -> None:
+def test_a_url_is_parsed(url: str, expected: SmtpServer) -> None:
     assert SmtpServer.parse(url) == expected
 
 
@@ -281,24 +279,24 @@ def test_a_server_is_read_from_its_url(url: str, expected: SmtpServer) -> None:
         "smtp://u:geheim@mail.test/inbox",
     ],
 )
-def test_a_wrong_url_is_refused_without_its_password(url: str) -> None:
+def test_an_invalid_url_is_refused_without_quoting_its_password(url: str) -> None:
     with pytest.raises(ValueError, match=r"smtp|port|starttls") as refused:
         SmtpServer.parse(url)
     assert "geheim" not in str(refused.value)
 
 
-def test_a_password_is_in_no_log() -> None:
+def test_a_password_is_not_in_the_repr() -> None:
     assert "geheim" not in repr(SmtpServer.parse("smtp://u:geheim@mail.test"))
 
 
-async def test_a_password_is_not_told_to_whoever_offers_no_encryption(tmp_path: Path) -> None:
-    """Not on this machine: whoever sits in between can take the offer of STARTTLS away."""
+async def test_a_password_is_not_sent_unencrypted_to_another_machine() -> None:
+    """An attacker on the path can remove the STARTTLS offer."""
     async with (
         mail_server(auth_require_tls=False) as near,
         mail_server(auth_require_tls=False, host="127.0.0.2") as far,
     ):
-        told = await send(f"smtp://{ACCOUNT}127.0.0.1:{near.port}")
-        untold = await send(f"smtp://{ACCOUNT}127.0.0.2:{far.port}")
-    assert verdicts(told) == ["SENT 250"]
-    assert verdicts(untold) == ["UNREACHABLE InsecureError"]
+        to_loopback = await send(f"smtp://{ACCOUNT}127.0.0.1:{near.port}")
+        to_other_host = await send(f"smtp://{ACCOUNT}127.0.0.2:{far.port}")
+    assert verdicts(to_loopback) == ["SENT 250"]
+    assert verdicts(to_other_host) == ["UNREACHABLE InsecureError"]
     assert (near.logins, far.logins, far.mails) == (1, 0, [])

@@ -1,4 +1,4 @@
-"""Mails from files: the subject on the first line, names as text, one look for all."""
+"""Rendering mails from templates: subject, escaping, layout."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def templates(
     return Templates(folder)
 
 
-def test_a_mail_has_a_subject_a_text_and_html_in_the_layout(tmp_path: Path) -> None:
+def test_a_mail_has_a_subject_and_text_and_html_in_the_layout(tmp_path: Path) -> None:
     rendered = templates(tmp_path).render("hello", name="Mira", url="https://example.org/")
     assert rendered.subject == "Hello Mira"
     assert rendered.text == "Dear Mira\n"
@@ -34,7 +34,7 @@ def test_a_mail_has_a_subject_a_text_and_html_in_the_layout(tmp_path: Path) -> N
     assert 'href="https://example.org/"' in rendered.html
 
 
-def test_a_name_is_text_whatever_it_looks_like(tmp_path: Path) -> None:
+def test_markup_in_a_name_is_escaped(tmp_path: Path) -> None:
     name = '<script>alert("1")</script>{{ 7 * 7 }}'
     rendered = templates(tmp_path).render("hello", name=name, url="https://example.org/")
     assert "<script>" not in rendered.html
@@ -43,11 +43,11 @@ def test_a_name_is_text_whatever_it_looks_like(tmp_path: Path) -> None:
     assert rendered.subject == f"Hello {name}"
 
 
-def test_a_value_that_is_missing_is_a_bug(tmp_path: Path) -> None:
+def test_a_missing_value_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(jinja2.UndefinedError):
         templates(tmp_path).render("hello", url="https://example.org/")
 
 
-def test_a_mail_without_a_subject_is_a_bug(tmp_path: Path) -> None:
+def test_a_template_without_a_subject_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="hello"):
         templates(tmp_path, text="Dear {{ name }}").render("hello", name="Mira", url="x")

@@ -1,4 +1,4 @@
-"""The page that Prometheus reads, the probes beside it, and what is on it by itself."""
+"""The metrics page, the probes, and the metrics that mesh itself exports."""
 
 import gc
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from mesh import tasks
 from mesh.db.database import Database, on_commit
 from mesh.errors import DomainError, Reason
 from mesh.observability import metrics
-from mesh.observability.probes import Heart, Readiness
+from mesh.observability.probes import Heartbeat, Readiness
 from mesh.rpc import interceptor
 from mesh.rpc.errors import to_status
 from testing.network import Network, a_service, call, refusal, service_descriptor, standing_in
@@ -36,7 +36,7 @@ def fetch(listener: metrics.Listener, path: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_the_page_has_what_was_declared() -> None:
+def test_the_page_has_declared_metrics() -> None:
     metrics.counter("test_things", "Things.", "kind").labels("good").inc(3)
     with metrics.Listener("127.0.0.1", 0) as listener:
         status, page = fetch(listener, "/metrics")
@@ -46,7 +46,7 @@ def test_the_page_has_what_was_declared() -> None:
         assert fetch(listener, "/else")[0] == 404
 
 
-def test_probes_answer_what_they_are_told() -> None:
+def test_probes_return_the_results_of_their_functions() -> None:
     answers = {"live": True, "ready": False}
     with metrics.Listener(
         "127.0.0.1", 0, is_live=lambda: answers["live"], is_ready=lambda: answers["ready"]
@@ -56,7 +56,7 @@ def test_probes_answer_what_they_are_told() -> None:
         assert (fetch(listener, "/live")[0], fetch(listener, "/ready")[0]) == (503, 200)
 
 
-def test_a_measured_gauge_forgets_what_is_gone() -> None:
+def test_a_measured_gauge_ignores_deleted_objects() -> None:
     class Shelf:
         books = 4.0
 
@@ -73,27 +73,27 @@ def test_a_measured_gauge_forgets_what_is_gone() -> None:
     assert value("test_shelf", kind="book") == 4
 
 
-def test_one_missed_answer_of_the_database_changes_nothing() -> None:
+def test_one_failed_ping_of_the_database_does_not_change_readiness() -> None:
     readiness = Readiness(misses=3, hits=2)
-    assert [readiness.saw(good=good) for good in (False, True, False, False, True)] == [
+    assert [readiness.record(good=good) for good in (False, True, False, False, True)] == [
         False, True, True, True, True,
     ]  # fmt: skip
-    assert [readiness.saw(good=False) for _ in range(3)] == [True, True, False]
-    assert [readiness.saw(good=good) for good in (True, False, True, True)] == [
+    assert [readiness.record(good=False) for _ in range(3)] == [True, True, False]
+    assert [readiness.record(good=good) for good in (True, False, True, True)] == [
         False, False, False, True,
     ]  # fmt: skip
     readiness.stop()
-    assert readiness.saw(good=True) is False
+    assert readiness.record(good=True) is False
 
 
-def test_a_stuck_event_loop_is_not_alive() -> None:
+def test_a_blocked_event_loop_is_not_live() -> None:
     now = 100.0
-    heart = Heart(clock=lambda: now)
-    assert heart.is_beating()
+    heartbeat = Heartbeat(clock=lambda: now)
+    assert heartbeat.is_beating()
     now += 14.9
-    assert heart.is_beating()
+    assert heartbeat.is_beating()
     now += 0.2
-    assert not heart.is_beating()
+    assert not heartbeat.is_beating()
 
 
 async def test_calls_are_counted_at_both_ends(network: Network) -> None:
@@ -131,10 +131,10 @@ async def test_calls_are_counted_at_both_ends(network: Network) -> None:
     assert value("rpc_server_running", rpc="AuthService/GetJwks") == 0
 
 
-async def test_a_refusal_is_counted_before_its_client_hears_it(
+async def test_a_refusal_is_counted_before_it_is_sent(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else who looks for a call that failed might find nothing of it."""
+    """So that metrics and log are complete when a client reports an error."""
     labels = {"rpc": "AuthService/GetJwks", "reason": "OVERLOADED"}
     before, counted = value("rpc_server_refusals_total", **labels), []
 
@@ -164,7 +164,9 @@ async def test_statements_and_connections_are_measured(database: Database) -> No
     assert value("database_connections", state="free") == free
 
 
-async def test_a_refused_statement_is_counted_by_its_class(database: Database) -> None:
+async def test_a_failed_statement_is_counted_by_the_class_of_its_sqlstate(
+    database: Database,
+) -> None:
     before = value("database_errors_total", **{"class": "22"})
     async with database.reading() as connection:
         with pytest.raises(sa.exc.DBAPIError):
@@ -172,7 +174,7 @@ async def test_a_refused_statement_is_counted_by_its_class(database: Database) -
     assert value("database_errors_total", **{"class": "22"}) == before + 1
 
 
-async def test_what_is_rolled_back_does_not_count(database: Database) -> None:
+async def test_on_commit_is_not_called_after_a_rollback(database: Database) -> None:
     counted: list[str] = []
 
     def count(what: str) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""Bugs reach the error tracker, refusals do not, and nobody's data goes with them."""
+"""Bugs are reported to the error tracker without personal data; DomainErrors are not reported."""
 
 import subprocess
 import sys
@@ -8,12 +8,14 @@ import pytest
 
 from testing.error_tracker import ErrorTracker, error_tracker
 
-# A process of its own: the tracker's client is one per process and stays.
+# In a separate process, because Sentry's client is global and stays active.
 _PROCESS = """
 import logging, os, sys
 from mesh.observability import logs, reporting
 from mesh.rpc import call
 from mesh.errors import DomainError, Reason
+from mesh.observability import logs, reporting
+from mesh.rpc import call
 from mesh.settings import MeshSettings
 
 settings = MeshSettings(sentry_dsn=sys.argv[1], release="4f2a", environment="development")
@@ -31,7 +33,7 @@ def fail(error):
 
 fail(DomainError(Reason.SOLD_OUT, "a refusal"))
 fail(ValueError("no room for mira@example.com"))
-log.warning("the database is away")
+log.warning("the database is unavailable")
 reporting.shutdown()
 """
 
@@ -42,7 +44,7 @@ def sink() -> Iterator[ErrorTracker]:
         yield tracker
 
 
-def test_a_bug_is_reported_with_its_request_and_nobodys_data(sink: ErrorTracker) -> None:
+def test_a_bug_is_reported_with_its_request_and_without_personal_data(sink: ErrorTracker) -> None:
     completed = subprocess.run(
         [sys.executable, "-c", _PROCESS, sink.dsn], capture_output=True, text=True, check=True
     )
@@ -54,7 +56,7 @@ def test_a_bug_is_reported_with_its_request_and_nobodys_data(sink: ErrorTracker)
     assert event["server_name"] == "stock_svc"
     for private in ("mira@example.com", "hunter2", "the-user", "SOLD_OUT"):
         assert private not in sink.raw
-    # The log keeps the user's id, which says nothing alone; the address is nowhere.
+    # The log keeps the user's id, which identifies nobody by itself, but not the address.
     assert "the-user" in completed.stdout
     assert "mira@example.com" not in completed.stdout
 
@@ -64,7 +66,7 @@ def test_without_a_dsn_nothing_is_imported() -> None:
         "import sys; import mesh.rpc.server; from mesh.observability import reporting, tracing;"
         "from mesh.settings import MeshSettings;"
         "reporting.configure('x', MeshSettings()); tracing.configure('x', MeshSettings());"
-        "print([each for each in sys.modules if each.startswith(('sentry', 'opentelemetry'))])"
+        "print([name for name in sys.modules if name.startswith(('sentry', 'opentelemetry'))])"
     )
     completed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The cache on a real Redis that is killed, frozen and flushed: it changes speed, never answers."""
+"""The cache with a real Redis that is killed, frozen and flushed: results stay correct."""
 
 import asyncio
 import random
@@ -32,17 +32,17 @@ TEXTS = TypeAdapter(str)
 
 @dataclass
 class Source:
-    """Where the truth is. `asked` counts; `gate` keeps readers waiting after they have read."""
+    """The source of values. `reads` counts calls; `gate` delays readers after they have read."""
 
     value: str = "old"
-    asked: int = 0
+    reads: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.gate.set()
 
     async def __call__(self) -> str:
-        self.asked += 1
+        self.reads += 1
         value = self.value
         await self.gate.wait()
         return value
@@ -56,7 +56,7 @@ async def server() -> AsyncIterator[RedisProcess]:
 
 @pytest.fixture
 async def link(server: RedisProcess) -> AsyncIterator[RedisLink]:
-    # Long enough for a busy machine, short enough to be waited for when Redis is frozen.
+    # Long enough for a busy machine, short enough to wait for when Redis is frozen.
     async with RedisLink.open(server.url, call_seconds=2) as link:
         yield link
 
@@ -66,24 +66,26 @@ def cache(link: RedisLink) -> Cache:
     return Cache(link)
 
 
-async def back(link: RedisLink) -> None:
+async def until_available(link: RedisLink) -> None:
     async with asyncio.timeout(60):
         while link.is_away:
             await asyncio.sleep(0.02)
 
 
-async def test_a_value_is_read_once_and_comes_back_as_it_was(cache: Cache) -> None:
+async def test_a_value_is_read_once_from_its_source_and_unchanged_by_the_cache(
+    cache: Cache,
+) -> None:
     show = Show(uuid4(), "Monsoon – मानसून", datetime(2030, 7, 1, tzinfo=UTC), ("a", "b"))
-    asked = 0
+    reads = 0
 
     async def source() -> Show:
-        nonlocal asked
-        asked += 1
+        nonlocal reads
+        reads += 1
         return show
 
     for _ in range(3):
         assert await cache.read("show:1", SHOWS, source) == show
-    assert asked == 1
+    assert reads == 1
 
 
 async def test_every_key_has_a_time_to_live(cache: Cache, server: RedisProcess) -> None:
@@ -98,20 +100,20 @@ async def test_every_key_has_a_time_to_live(cache: Cache, server: RedisProcess) 
     assert 0 < lives[b"cache:c"] <= 5
 
 
-async def test_many_who_ask_at_once_cost_one_reading(cache: Cache) -> None:
+async def test_concurrent_readers_share_one_read_of_the_source(cache: Cache) -> None:
     source = Source()
     source.gate.clear()
-    asking = [asyncio.create_task(cache.read("k", TEXTS, source)) for _ in range(50)]
-    while not source.asked:
+    readers = [asyncio.create_task(cache.read("k", TEXTS, source)) for _ in range(50)]
+    while not source.reads:
         await asyncio.sleep(0.01)
-    # The first one goes away: the others get their value all the same.
-    asking[0].cancel()
+    # Cancelling the first reader does not affect the others.
+    readers[0].cancel()
     source.gate.set()
-    assert set(await asyncio.gather(*asking[1:])) == {"old"}
-    assert source.asked == 1
+    assert set(await asyncio.gather(*readers[1:])) == {"old"}
+    assert source.reads == 1
 
 
-async def test_a_failure_is_nobody_elses(cache: Cache) -> None:
+async def test_an_error_is_not_cached(cache: Cache) -> None:
     async def fail() -> str:
         raise KeyError("no such show")
 
@@ -120,7 +122,7 @@ async def test_a_failure_is_nobody_elses(cache: Cache) -> None:
     assert await cache.read("k", TEXTS, Source()) == "old"
 
 
-async def test_a_change_is_seen_at_once(cache: Cache) -> None:
+async def test_a_change_is_visible_at_once(cache: Cache) -> None:
     source = Source()
     assert await cache.read("k", TEXTS, source) == "old"
     source.value = "new"
@@ -130,13 +132,11 @@ async def test_a_change_is_seen_at_once(cache: Cache) -> None:
         assert await cache.read("k", TEXTS, source) == "new"
 
 
-async def test_a_reader_who_is_overtaken_by_a_change_leaves_nothing_old_behind(
-    cache: Cache,
-) -> None:
+async def test_a_slow_reader_does_not_store_a_stale_value_after_a_change(cache: Cache) -> None:
     source = Source()
     source.gate.clear()
     slow = asyncio.create_task(cache.read("k", TEXTS, source))
-    while not source.asked:
+    while not source.reads:
         await asyncio.sleep(0.01)
     source.value = "new"
     await cache.delete("k")
@@ -145,15 +145,13 @@ async def test_a_reader_who_is_overtaken_by_a_change_leaves_nothing_old_behind(
     assert await cache.read("k", TEXTS, source) == "new"
 
 
-async def test_what_cannot_be_read_any_more_is_read_anew(
-    cache: Cache, server: RedisProcess
-) -> None:
+async def test_an_unreadable_value_is_a_miss(cache: Cache, server: RedisProcess) -> None:
     async with redis.asyncio.from_url(server.url) as client:
         await client.set("cache:k", b'{"of": "an older version"}')
     assert await cache.read("k", TEXTS, Source()) == "old"
 
 
-async def test_keys_are_deleted_by_what_they_begin_with(cache: Cache) -> None:
+async def test_keys_are_deleted_by_prefix(cache: Cache) -> None:
     for number in range(700):
         await cache.set(f"shows:{number}", TEXTS, "x")
     await cache.set("venues:1", TEXTS, "x")
@@ -164,7 +162,7 @@ async def test_keys_are_deleted_by_what_they_begin_with(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])
-async def test_without_redis_the_source_answers_and_nobody_waits_twice(
+async def test_without_redis_values_come_from_the_source_and_only_the_first_calls_wait(
     cache: Cache,
     link: RedisLink,
     server: RedisProcess,
@@ -173,12 +171,12 @@ async def test_without_redis_the_source_answers_and_nobody_waits_twice(
 ) -> None:
     source = Source()
     await cache.read("k", TEXTS, source)
-    waited = Counter[str]()
+    sent = Counter[str]()
     execute: Any = redis.asyncio.Redis.execute_command
 
-    async def counted(client: redis.asyncio.Redis, name: str, *rest: Any, **given: Any) -> Any:
-        waited[name] += 1
-        return await execute(client, name, *rest, **given)
+    async def counted(client: redis.asyncio.Redis, name: str, *rest: Any, **options: Any) -> Any:
+        sent[name] += 1
+        return await execute(client, name, *rest, **options)
 
     monkeypatch.setattr(redis.asyncio.Redis, "execute_command", counted)
     if how == "kill":
@@ -189,26 +187,26 @@ async def test_without_redis_the_source_answers_and_nobody_waits_twice(
     first = await asyncio.gather(*(cache.read(f"{n}", TEXTS, source) for n in range(20)))
     assert set(first) == {"new"}
     assert link.is_away
-    # Each has tried at most once, and gave its value to no Redis that had just not answered.
-    assert waited["GET"] + waited["SET"] <= 20
-    waited.clear()
-    asked = source.asked
+    # Each read sent at most one command: none tried to store its value after a failed GET.
+    assert sent["GET"] + sent["SET"] <= 20
+    sent.clear()
+    reads = source.reads
     for number in range(200):
         assert await cache.read(f"{number}", TEXTS, source) == "new"
-    assert waited["GET"] + waited["SET"] == 0
-    assert source.asked == asked + 200
+    assert sent["GET"] + sent["SET"] == 0
+    assert source.reads == reads + 200
     if how == "kill":
         await server.start()
     else:
         server.thaw()
-    await back(link)
-    source.asked = 0
+    await until_available(link)
+    source.reads = 0
     for _ in range(3):
         await cache.read("again", TEXTS, source)
-    assert source.asked == 1
+    assert source.reads == 1
 
 
-async def test_a_change_while_redis_is_frozen_is_not_forgotten(
+async def test_a_change_while_redis_is_frozen_is_not_lost(
     cache: Cache, link: RedisLink, server: RedisProcess
 ) -> None:
     source = Source()
@@ -218,7 +216,7 @@ async def test_a_change_while_redis_is_frozen_is_not_forgotten(
     await cache.delete("k")
     assert await cache.read("k", TEXTS, source) == "new"
     server.thaw()
-    await back(link)
+    await until_available(link)
     assert await cache.read("k", TEXTS, source) == "new"
 
 
@@ -228,24 +226,26 @@ async def test_a_flushed_redis_is_filled_again(cache: Cache, server: RedisProces
     await server.flush()
     source.value = "new"
     assert await cache.read("k", TEXTS, source) == "new"
-    assert source.asked == 2
+    assert source.reads == 2
 
 
-async def test_a_crowd_at_the_pool_gets_its_answers_and_leaves_the_cache_as_it_was(
+async def test_more_concurrent_readers_than_connections_do_not_break_the_cache(
     cache: Cache, link: RedisLink
 ) -> None:
     source = Source()
     answers = await asyncio.gather(*(cache.read(f"{n}", TEXTS, source) for n in range(2000)))
     assert set(answers) == {"old"}
-    await back(link)
-    source.asked = 0
+    await until_available(link)
+    source.reads = 0
     for _ in range(3):
         await cache.read("afterwards", TEXTS, source)
-    assert source.asked == 1
+    assert source.reads == 1
 
 
-async def test_a_cancelled_call_never_gives_its_answer_to_another(link: RedisLink) -> None:
-    """Unique tokens under cancellation: the fault of CVE-2023-28858, on the pinned redis-py."""
+async def test_the_response_of_a_cancelled_call_never_reaches_another_call(
+    link: RedisLink,
+) -> None:
+    """The bug of CVE-2023-28858, with the pinned redis-py: unique tokens and cancelled calls."""
     crossed: list[str] = []
     ended: list[str] = []
 
@@ -253,16 +253,16 @@ async def test_a_cancelled_call_never_gives_its_answer_to_another(link: RedisLin
         for _ in range(60):
             try:
                 async with asyncio.timeout(random.uniform(0.0001, 0.004)):
-                    said = await link.direct(lambda client: client.echo(name))
+                    response = await link.direct(lambda client: client.echo(name))
             except (TimeoutError, RedisAwayError) as error:
                 ended.append(type(error).__name__)
                 continue
             ended.append("answered")
-            if said != name.encode():
-                crossed.append(f"{name}: {said!r}")
+            if response != name.encode():
+                crossed.append(f"{name}: {response!r}")
 
     await asyncio.gather(*(echo(uuid4().hex) for _ in range(20)))
     assert crossed == []
-    # Else nothing was tried: some were cut off in the middle, some were not.
+    # The test is only valid if some calls were cancelled and some were not.
     assert {"TimeoutError", "answered"} <= set(ended)
     await link.ping()

@@ -1,4 +1,4 @@
-"""The lock on a real Redis: one holder, whose token and fence tell it from all others."""
+"""The lock with a real Redis: one holder, identified by its token and its fence."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,39 +28,41 @@ def locks(link: RedisLink) -> Locks:
     return Locks(link)
 
 
-async def taken(locks: Locks, name: str = "job", **options: float) -> Held:
+async def acquired(locks: Locks, name: str = "job", **options: float) -> Held:
     held = await locks.acquire(name, **options)  # type: ignore[arg-type]
     assert held is not None
     return held
 
 
-async def test_one_of_many_has_it(locks: Locks) -> None:
+async def test_one_of_many_callers_gets_the_lock(locks: Locks) -> None:
     holders = await asyncio.gather(*(locks.acquire("job", attempts=1) for _ in range(8)))
     assert len([held for held in holders if held is not None]) == 1
     assert await locks.acquire("another", attempts=1) is not None
 
 
-async def test_it_is_had_again_once_it_is_given_back(locks: Locks) -> None:
-    first = await taken(locks)
+async def test_a_released_lock_can_be_acquired_again(locks: Locks) -> None:
+    first = await acquired(locks)
     assert await locks.release(first)
-    second = await taken(locks)
+    second = await acquired(locks)
     assert second.fence > first.fence
 
 
-async def test_nobody_gives_back_what_is_anothers(locks: Locks, server: RedisProcess) -> None:
-    late = await taken(locks)
+async def test_a_former_holder_cannot_release_or_extend_the_lock(
+    locks: Locks, server: RedisProcess
+) -> None:
+    late = await acquired(locks)
     await server.flush()
-    now = await taken(locks)
+    now = await acquired(locks)
     assert not await locks.release(late)
     assert not await locks.extend(late)
     assert await locks.acquire("job", attempts=1) is None
     assert await locks.release(now)
 
 
-async def test_it_ends_by_itself_and_an_extension_begins_its_time_anew(
+async def test_a_lock_expires_and_an_extension_restarts_its_ttl(
     locks: Locks, server: RedisProcess
 ) -> None:
-    held = await taken(locks, ttl_seconds=30.0)
+    held = await acquired(locks, ttl_seconds=30.0)
     async with redis.asyncio.from_url(server.url) as client:
         assert 0 < await client.pttl("lock:job") <= 30_000
         await client.pexpire("lock:job", 1_000)
@@ -73,8 +75,8 @@ async def test_it_ends_by_itself_and_an_extension_begins_its_time_anew(
     assert following.fence > held.fence
 
 
-async def test_who_waits_gets_it_when_it_is_given_back(locks: Locks) -> None:
-    held = await taken(locks)
+async def test_a_waiting_caller_gets_the_lock_when_it_is_released(locks: Locks) -> None:
+    held = await acquired(locks)
     waiting = asyncio.create_task(locks.acquire("job", attempts=200, pause_seconds=0.02))
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -82,20 +84,20 @@ async def test_who_waits_gets_it_when_it_is_given_back(locks: Locks) -> None:
     assert await waiting is not None
 
 
-async def test_fences_grow_also_when_redis_has_lost_its_memory(
+async def test_fences_grow_even_when_redis_loses_its_data(
     locks: Locks, server: RedisProcess
 ) -> None:
     fences = []
     for _ in range(20):
-        fences.append((await taken(locks)).fence)
+        fences.append((await acquired(locks)).fence)
         await server.flush()
     assert fences == sorted(set(fences))
 
 
-async def test_a_holder_who_slept_too_long_is_refused_by_its_fence(
+async def test_a_write_of_a_former_holder_is_refused_by_its_fence(
     locks: Locks, server: RedisProcess
 ) -> None:
-    """What is written keeps the largest fence it has seen; the late holder's is smaller."""
+    """The resource stores the largest fence; the former holder's is smaller."""
     written = {"fence": 0, "by": "nobody"}
 
     def write(held: Held, by: str) -> bool:
@@ -104,15 +106,15 @@ async def test_a_holder_who_slept_too_long_is_refused_by_its_fence(
         written.update(fence=held.fence, by=by)
         return True
 
-    late = await taken(locks)
+    late = await acquired(locks)
     await server.flush()
-    now = await taken(locks)
+    now = await acquired(locks)
     assert write(now, "now")
     assert not write(late, "late")
     assert written["by"] == "now"
 
 
-async def test_a_job_is_done_by_one_of_many(locks: Locks) -> None:
+async def test_a_job_is_run_by_one_of_many_processes(locks: Locks) -> None:
     done: list[int] = []
 
     async def job() -> None:
@@ -122,7 +124,7 @@ async def test_a_job_is_done_by_one_of_many(locks: Locks) -> None:
     assert sum(results) == len(done) == 1
 
 
-async def test_a_job_that_fails_is_left_to_another(locks: Locks) -> None:
+async def test_a_failed_job_can_be_run_by_another_process_at_once(locks: Locks) -> None:
     async def fail() -> None:
         raise RuntimeError("not today")
 
@@ -135,10 +137,10 @@ async def test_a_job_that_fails_is_left_to_another(locks: Locks) -> None:
 
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])
-async def test_without_redis_there_is_no_lock_and_the_job_is_done(
+async def test_without_redis_a_job_runs_without_its_lock(
     locks: Locks, server: RedisProcess, how: str
 ) -> None:
-    held = await taken(locks, "other")
+    held = await acquired(locks, "other")
     if how == "kill":
         await server.kill()
     else:

@@ -1,4 +1,4 @@
-"""A process of the mesh whose calls take until a file says so: for test_shutdown.py."""
+"""A process for test_shutdown.py whose calls end when a file exists."""
 
 import asyncio
 import sys
@@ -18,7 +18,7 @@ CHANGES = "boxoffice.stock.v1.StockChangeService"
 
 
 async def exists(path: Path) -> None:
-    """Returns once the file is there. Files are how the test and this process talk."""
+    """Returns when the file exists. The test and this process communicate by files."""
     while not await asyncio.to_thread(path.exists):
         await asyncio.sleep(0.005)
 
@@ -34,7 +34,7 @@ async def open_service(settings: MeshSettings) -> AsyncIterator[Service]:
         yield stock_change_service_pb2.StreamChangesResponse()
         if request.from_now:
             await asyncio.Event().wait()
-        while True:  # There is always more.
+        while True:
             yield stock_change_service_pb2.StreamChangesResponse()
 
     async def release(request: Any, context: Context) -> Any:

@@ -1,4 +1,4 @@
-"""Retries: only where the contract says that repeating is safe, and never as a flood."""
+"""Retries: only of methods that the contract marks as retryable, and within a retry budget."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ EVENT_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
 
 
 class Failing:
-    """Counts the attempts and fails them all, or all but the last."""
+    """A handler that counts attempts and fails all of them, or the first `failures`."""
 
     def __init__(self, code: grpc.StatusCode, *, failures: int | None = None) -> None:
         self.attempts = 0
@@ -32,7 +32,7 @@ class Failing:
 
 
 async def get_stock(network: Network, failing: Failing, *, calls: int = 1) -> list[Any]:
-    """Calls a method that only reads, so often; returns answers and errors."""
+    """Calls a read-only method `calls` times; returns responses and errors."""
     service = a_service(standing_in(STOCK, GetStock=failing))
     outcomes: list[Any] = []
     async with (
@@ -48,7 +48,7 @@ async def get_stock(network: Network, failing: Failing, *, calls: int = 1) -> li
     return outcomes
 
 
-async def test_a_safe_method_is_tried_three_times(network: Network) -> None:
+async def test_a_retryable_method_is_tried_three_times(network: Network) -> None:
     failing = Failing(grpc.StatusCode.UNAVAILABLE)
     [error] = await get_stock(network, failing)
     assert isinstance(error, DomainError)
@@ -72,13 +72,13 @@ async def test_the_first_success_ends_the_retries(network: Network) -> None:
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     ],
 )
-async def test_only_absence_is_worth_a_retry(network: Network, code: grpc.StatusCode) -> None:
+async def test_only_unavailable_is_retried(network: Network, code: grpc.StatusCode) -> None:
     failing = Failing(code)
     await get_stock(network, failing)
     assert failing.attempts == 1
 
 
-async def test_a_method_that_is_not_safe_is_tried_once(network: Network) -> None:
+async def test_a_method_that_is_not_retryable_is_tried_once(network: Network) -> None:
     failing = Failing(grpc.StatusCode.UNAVAILABLE)
     register = service_descriptor(AUTH).methods_by_name["Register"]
     assert register.GetOptions().idempotency_level == 0
@@ -96,8 +96,8 @@ async def test_a_method_that_is_not_safe_is_tried_once(network: Network) -> None
     assert failing.attempts == 1
 
 
-async def test_retries_do_not_multiply_an_outage(network: Network) -> None:
-    """The retry budget: after a few failures each call is one attempt."""
+async def test_retries_stop_when_the_budget_is_used_up(network: Network) -> None:
+    """After a few failures each call is one attempt."""
     failing = Failing(grpc.StatusCode.UNAVAILABLE)
     outcomes = await get_stock(network, failing, calls=50)
     assert len(outcomes) == 50

@@ -1,4 +1,4 @@
-"""Time: what a call may take, and what is left of it at each hop."""
+"""Deadlines: of a call, and of the calls that it makes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,12 +31,12 @@ EVENTS = "boxoffice.catalogue.v1.EventService"
 STOCK = "boxoffice.stock.v1.StockService"
 EVENT_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
 
-# Of GetEvent, GetStock and GetJwks, in the contract.
+# The deadline of GetEvent, GetStock and GetJwks in the contract.
 POLICY_SECONDS = 2.0
 
 
 class Slow:
-    """A handler that never ends by itself, and notes how it was ended."""
+    """A handler that never returns and records that it was cancelled."""
 
     def __init__(self) -> None:
         self.ended: asyncio.Event = asyncio.Event()
@@ -49,7 +49,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("client_seconds", [None, 60.0])
-async def test_a_method_takes_no_longer_than_its_policy(
+async def test_a_call_ends_at_its_policys_deadline(
     network: Network, client_seconds: float | None
 ) -> None:
     slow = Slow()
@@ -64,13 +64,13 @@ async def test_a_method_takes_no_longer_than_its_policy(
         error = await refusal(call(channel, f"/{STOCK}/GetStock", request, timeout=client_seconds))
         took = asyncio.get_running_loop().time() - began
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    # The service's own answer, not one that gRPC made up for it.
+    # The service's own error, not one of gRPC's runtime.
     assert reason_of(error) == "DEADLINE_EXCEEDED"
     assert POLICY_SECONDS * 0.9 < took < POLICY_SECONDS * 4
     assert slow.ended.is_set()
 
 
-async def test_work_stops_when_the_client_has_gone(network: Network) -> None:
+async def test_a_handler_is_cancelled_when_its_client_gives_up(network: Network) -> None:
     slow = Slow()
     service = a_service(standing_in(STOCK, GetStock=slow))
     async with (
@@ -85,14 +85,14 @@ async def test_work_stops_when_the_client_has_gone(network: Network) -> None:
 
 
 @pytest.mark.parametrize("client_seconds", [None, 1.5])
-async def test_every_hop_gets_less_time_than_the_one_before(
+async def test_every_hop_has_less_time_than_the_previous_one(
     network: Network, client_seconds: float | None
 ) -> None:
-    """booking_svc → stock_svc → auth_svc, called with and without a deadline of the client's."""
-    left: list[float | None] = []
+    """booking_svc → stock_svc → auth_svc, with and without a deadline of the client."""
+    remaining: list[float | None] = []
 
     async def get_jwks(request: Any, context: Context) -> Any:
-        left.append(context.time_remaining())
+        remaining.append(context.time_remaining())
         return auth_service_pb2.JsonWebKeySet()
 
     async with (
@@ -101,7 +101,7 @@ async def test_every_hop_gets_less_time_than_the_one_before(
     ):
 
         async def get_stock(request: Any, context: Context) -> Any:
-            left.append(context.time_remaining())
+            remaining.append(context.time_remaining())
             await AuthServiceStub(auth).GetJwks(auth_service_pb2.GetJwksRequest())
             return stock_service_pb2.Stock()
 
@@ -114,7 +114,7 @@ async def test_every_hop_gets_less_time_than_the_one_before(
         ):
 
             async def get_event(request: Any, context: Context) -> Any:
-                left.append(deadlines.remaining_seconds())
+                remaining.append(deadlines.remaining_seconds())
                 await StockServiceStub(stock).GetStock(
                     stock_service_pb2.GetStockRequest(event_id=EVENT_ID)
                 )
@@ -126,19 +126,19 @@ async def test_every_hop_gets_less_time_than_the_one_before(
             ):
                 request = event_service_pb2.GetEventRequest(event_id=EVENT_ID)
                 stub = call(channel, f"/{EVENTS}/GetEvent", request, timeout=client_seconds)
-                # get_event answers with nothing, which is no message.
+                # get_event returns None, which is not a message.
                 await refusal(stub)
-    first, second, third = left
+    first, second, third = remaining
     assert first is not None
     assert second is not None
     assert third is not None
     assert (client_seconds or POLICY_SECONDS) >= first > second > third > 0
-    # Each hop keeps something for the way back; gRPC rounds what it sends up by some of it.
+    # Each hop reserves time for its own work; gRPC rounds the deadlines that it sends.
     assert first - second > 0.005
     assert second - third > 0.005
 
 
-async def test_with_no_time_left_nobody_is_called(network: Network) -> None:
+async def test_without_time_no_call_is_made(network: Network) -> None:
     calls: list[Any] = []
 
     async def get_stock(request: Any, context: Context) -> Any:
@@ -196,15 +196,15 @@ async def test_the_request_id_is_the_same_at_every_hop(network: Network) -> None
                 metadata = [("x-request-id", given)] if given else []
                 await call(channel, f"/{EVENTS}/GetEvent", request, metadata=metadata)
     assert seen[0] == seen[1] == "req-1"
-    # One of its own for a call that brings none or an endless one.
+    # A call without a request id, or with one that is too long, gets a new one.
     assert seen[2] == seen[3]
     assert seen[4] == seen[5]
     assert len({seen[0], seen[2], seen[4]}) == 3
-    assert all(len(each) <= request_context.MAX_REQUEST_ID_LENGTH for each in seen)
+    assert all(len(request_id) <= request_context.MAX_REQUEST_ID_LENGTH for request_id in seen)
 
 
-async def test_a_stream_that_is_closed_by_another_task_ends_in_peace() -> None:
-    """As gRPC closes those whose clients have left; each would be logged as a bug."""
+async def test_a_stream_can_be_closed_by_another_task() -> None:
+    """gRPC closes streams whose clients disconnected in another task."""
 
     async def stream() -> AsyncIterator[int]:
         with deadlines.deadline_in(5):

@@ -1,4 +1,4 @@
-"""Errors on their way: from a domain function through services to the client."""
+"""Errors from a domain function through services to the client."""
 
 import asyncio
 import logging
@@ -43,7 +43,6 @@ def test_the_reasons_are_those_of_the_contract() -> None:
 
 
 def test_every_reason_has_its_code() -> None:
-    # The gateway refuses unknown paths itself and answers them without a service.
     assert CODES.keys() == set(Reason)
     assert set(CODES) >= COMMON_REASONS
     assert grpc.StatusCode.OK not in CODES.values()
@@ -51,7 +50,7 @@ def test_every_reason_has_its_code() -> None:
 
 
 async def answer_of(network: Network, get_event: Handler) -> grpc.aio.AioRpcError:
-    """What a client gets to know of the error of a method that anyone may call."""
+    """The error that a client gets from a public method."""
     service = a_service(standing_in(EVENTS, GetEvent=get_event))
     async with (
         network.serve("booking_svc", service) as port,
@@ -62,7 +61,7 @@ async def answer_of(network: Network, get_event: Handler) -> grpc.aio.AioRpcErro
 
 
 async def answer_of_stock(network: Network, get_stock: Handler) -> grpc.aio.AioRpcError:
-    """What a client of booking_svc gets to know of an error in stock_svc."""
+    """The error that a client of booking_svc gets for an error in stock_svc."""
     async with (
         network.serve("stock_svc", a_service(standing_in(STOCK, GetStock=get_stock))) as port,
         network.mesh_channel("booking_svc", "stock_svc", port, service_descriptor(STOCK)) as stock,
@@ -79,7 +78,7 @@ async def answer_of_stock(network: Network, get_stock: Handler) -> grpc.aio.AioR
 def sold_out() -> DomainError:
     return DomainError(
         Reason.SOLD_OUT,
-        "only 2 of the 4 places are left",
+        "only 2 of 4 places are available",
         violations=(FieldViolation("items[0].quantity", "at most 2"),),
         retry_after_seconds=2.5,
         offer_id="0192",
@@ -87,7 +86,7 @@ def sold_out() -> DomainError:
     )
 
 
-async def test_an_error_of_a_called_service_arrives_whole(network: Network) -> None:
+async def test_an_error_of_a_called_service_is_passed_on_unchanged(network: Network) -> None:
     seen: list[DomainError] = []
     async with (
         network.serve(
@@ -109,7 +108,7 @@ async def test_an_error_of_a_called_service_arrives_whole(network: Network) -> N
     [between] = seen
     assert vars(between) == vars(sold_out())
     assert answer.code() is grpc.StatusCode.ABORTED
-    assert answer.details() == "only 2 of the 4 places are left"
+    assert answer.details() == "only 2 of 4 places are available"
     info = details_of(answer, error_details_pb2.ErrorInfo)
     assert (info.reason, info.domain) == ("SOLD_OUT", "boxoffice")
     assert dict(info.metadata) == {"offerId": "0192", "available": "2"}
@@ -127,7 +126,7 @@ def raising(error: Exception) -> Handler:
 
 
 @pytest.mark.parametrize("where", [answer_of, answer_of_stock])
-async def test_a_bug_tells_the_client_nothing(
+async def test_a_bug_reveals_nothing_to_the_client(
     network: Network, caplog: pytest.LogCaptureFixture, where: Any
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -142,7 +141,7 @@ async def test_a_bug_tells_the_client_nothing(
     assert logged.name == "mesh.rpc"
 
 
-async def test_a_service_that_is_away_is_a_dependency(network: Network) -> None:
+async def test_an_unavailable_service_is_an_unavailable_dependency(network: Network) -> None:
     async with network.serve("stock_svc", a_service(standing_in(STOCK))) as port:
         pass
     async with network.mesh_channel(
@@ -160,7 +159,7 @@ async def test_a_service_that_is_away_is_a_dependency(network: Network) -> None:
     assert details_of(answer, error_details_pb2.RetryInfo).retry_delay.seconds == 1
 
 
-async def test_a_called_service_that_is_slow_is_a_dependency(network: Network) -> None:
+async def test_a_slow_service_is_an_unavailable_dependency(network: Network) -> None:
     async def never(request: Any, context: Context) -> Any:
         await asyncio.sleep(MAX_DEADLINE_SECONDS)
 
@@ -199,7 +198,7 @@ async def test_a_database_error_is_translated_without_its_text(
         answer = await answer_of(network, query)
     assert reason_of(answer) == reason
     [line] = [vars(record) for record in caplog.records if record.message == "rpc"]
-    # For operators; of a bug it would repeat what the statement was given.
+    # For operators. The message of other errors would quote values of the statement.
     assert ("cause" in line) == (cause is not None)
     assert line.get("cause", "").startswith(cause or "")
     shown = str(answer) + str(answer.trailing_metadata())
@@ -213,21 +212,21 @@ async def test_an_exhausted_pool_is_overload(network: Network, database: Databas
             async with small.transaction():
                 raise AssertionError("there was a connection")
 
-        # The pool's own timeout is as long as the method's deadline: either may be first.
+        # On a busy machine the method's deadline may come before the pool's timeout.
         answer = await answer_of(network, query)
     assert reason_of(answer) in {"OVERLOADED", "DEADLINE_EXCEEDED"}
 
 
-async def test_a_reason_that_the_policy_does_not_name_is_logged(
+async def test_a_reason_that_the_policy_does_not_list_is_logged(
     network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "mesh.rpc"):
         answer = await answer_of(network, raising(DomainError(Reason.PAYMENT_FAILED, "odd")))
     assert reason_of(answer) == "PAYMENT_FAILED"
-    assert any("does not name" in record.message for record in caplog.records)
+    assert any("does not list" in record.message for record in caplog.records)
 
 
-async def test_one_line_a_call_and_no_body_in_it(
+async def test_a_call_is_one_log_line_without_its_content(
     network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "mesh.rpc"):

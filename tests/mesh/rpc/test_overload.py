@@ -1,4 +1,4 @@
-"""Calls that come faster than a process takes them."""
+"""Calls that arrive faster than a process accepts them."""
 
 import asyncio
 import time
@@ -11,28 +11,28 @@ from mesh.rpc import client
 from testing.network import Network, a_service, standing_in
 
 AUTH = "boxoffice.auth.v1.AuthService"
-CROWD = 3_000
+CALLS = 3_000
 CHANNELS = 4
 
 
-async def test_a_crowd_waits_for_its_turn(network: Network) -> None:
-    """As when a process has started again, and all who watched it come back."""
+async def test_a_burst_of_calls_is_queued(network: Network) -> None:
+    """Thousands of watching clients reconnect at once when a process restarts."""
     async with network.serve("auth_svc", a_service(standing_in(AUTH))) as port:
         credentials = client.credentials(network.home / "certificates", "stock_svc")
         options = [
             ("grpc.ssl_target_name_override", client.server_name("auth_svc")),
-            # Else they would share a connection, which takes 1,024 calls at once.
+            # Otherwise they would share a connection, which is limited to 1,024 calls.
             ("grpc.use_local_subchannel_pool", 1),
         ]
         channels = [
             grpc.secure_channel(f"127.0.0.1:{port}", credentials, options) for _ in range(CHANNELS)
         ]
         request = auth_service_pb2.GetJwksRequest().SerializeToString()
-        methods: list[Any] = [each.unary_unary(f"/{AUTH}/GetJwks") for each in channels]
-        calls = [methods[number % CHANNELS].future(request, timeout=60) for number in range(CROWD)]
-        # This thread is the server's, too: meanwhile it takes none of those that arrive.
+        methods: list[Any] = [channel.unary_unary(f"/{AUTH}/GetJwks") for channel in channels]
+        calls = [methods[number % CHANNELS].future(request, timeout=60) for number in range(CALLS)]
+        # Blocks the server's event loop, which runs in this thread, so that all calls are pending.
         time.sleep(2)  # noqa: ASYNC251
-        answers = await asyncio.gather(*(asyncio.to_thread(each.exception) for each in calls))
+        errors = await asyncio.gather(*(asyncio.to_thread(call.exception) for call in calls))
         for channel in channels:
             channel.close()
-    assert [answer for answer in answers if answer is not None] == []
+    assert [error for error in errors if error is not None] == []

@@ -1,4 +1,4 @@
-"""The deny list of a service: what it refuses, what it forgets, and what it does without news."""
+"""The revocations of a service: which tokens it refuses, when entries expire, a broken stream."""
 
 import asyncio
 import logging
@@ -63,18 +63,18 @@ def access_revoked(
     return stream_pb2.Revocation(access_revoked=revoked)
 
 
-def news(*revoked: stream_pb2.Revocation) -> stream_pb2.StreamRevocationsResponse:
+def update(*revoked: stream_pb2.Revocation) -> stream_pb2.StreamRevocationsResponse:
     return stream_pb2.StreamRevocationsResponse(revocations=revoked)
 
 
 async def silence() -> AsyncIterator[stream_pb2.StreamRevocationsResponse]:
     await asyncio.Event().wait()
-    yield news()
+    yield update()
 
 
 def a_list(clock: MovedClock, *revoked: stream_pb2.Revocation) -> Revocations:
     made = Revocations(silence, clock=clock)
-    made.take(news(*revoked))
+    made.apply(update(*revoked))
     return made
 
 
@@ -107,12 +107,12 @@ def test_one_session_may_be_kept() -> None:
 
 
 @pytest.mark.parametrize("replayed", [False, True])
-def test_a_kept_session_is_kept_from_its_own_revocation_only(replayed: bool) -> None:
-    """Changed the password in a tab, then signed out everywhere, then changed it elsewhere."""
+def test_a_session_is_kept_only_by_its_own_revocation(replayed: bool) -> None:
+    """The user changes the password in TAB, revokes all sessions, then changes it in PHONE."""
     steps = [access_revoked(1, kept=TAB), access_revoked(2), access_revoked(3, kept=PHONE)]
     known = a_list(MovedClock(), *steps)
     if replayed:
-        known.take(news(*steps))
+        known.apply(update(*steps))
     assert refuses(known, a_caller(TAB, version=0))
     assert refuses(known, a_caller(TAB, version=2))
     assert not refuses(known, a_caller(PHONE, version=2))
@@ -120,24 +120,24 @@ def test_a_kept_session_is_kept_from_its_own_revocation_only(replayed: bool) -> 
     assert not refuses(known, a_caller(TAB, version=3))
 
 
-def test_entries_end_with_the_life_of_the_tokens() -> None:
+def test_entries_expire_with_the_tokens() -> None:
     clock = MovedClock()
     known = a_list(clock, session_revoked(TAB), access_revoked(1), session_revoked(TAB))
     later = NOW + LIFE + timedelta(minutes=1)
-    known.take(news(access_revoked(2, until=later)))
+    known.apply(update(access_revoked(2, until=later)))
     assert len(known) == 2
     clock.now = NOW + LIFE
-    known.take(news())
-    # The session is forgotten; the user was revoked once more, for longer.
+    known.apply(update())
+    # The session's entry has expired; the user's was extended.
     assert len(known) == 1
     assert not refuses(known, a_caller(TAB, version=2))
     assert refuses(known, a_caller(TAB, version=1))
     clock.now = later
-    known.take(news())
+    known.apply(update())
     assert len(known) == 0
 
 
-def test_there_are_never_more_than_the_limit(
+def test_entries_beyond_the_limit_are_dropped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(revocations, "MAX_ENTRIES", 3)
@@ -145,15 +145,16 @@ def test_there_are_never_more_than_the_limit(
     ends = [NOW + LIFE + timedelta(seconds=n) for n in range(5)]
     known = a_list(
         MovedClock(),
-        *(session_revoked(one, until=end) for one, end in zip(sessions, ends, strict=True)),
+        *(session_revoked(session, until=end) for session, end in zip(sessions, ends, strict=True)),
     )
-    assert [refuses(known, a_caller(one)) for one in sessions] == [False, False, True, True, True]
+    refused = [refuses(known, a_caller(session)) for session in sessions]
+    assert refused == [False, False, True, True, True]
     assert [record.message for record in caplog.records] == [
-        "too many revocations: some were forgotten"
+        "too many revocations: some were dropped"
     ]
 
 
-async def test_a_lost_stream_is_taken_up_again_and_nothing_is_forgotten(
+async def test_a_broken_stream_is_opened_again_and_entries_are_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = MovedClock()
@@ -162,7 +163,7 @@ async def test_a_lost_stream_is_taken_up_again_and_nothing_is_forgotten(
     async def breaks() -> AsyncIterator[stream_pb2.StreamRevocationsResponse]:
         nonlocal opened
         opened += 1
-        yield news(session_revoked(TAB if opened == 1 else PHONE))
+        yield update(session_revoked(TAB if opened == 1 else PHONE))
         clock.now += timedelta(seconds=45)
         raise grpc.aio.AioRpcError(
             grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata()
@@ -182,27 +183,27 @@ async def test_a_lost_stream_is_taken_up_again_and_nothing_is_forgotten(
         assert any("behind" in record.message for record in caplog.records)
 
 
-def test_the_lag_ends_with_the_news() -> None:
+def test_an_update_ends_the_lag() -> None:
     clock = MovedClock()
     known = a_list(clock)
     clock.now += timedelta(seconds=50)
     assert known.lag_seconds == 50
     pulse = stream_pb2.StreamRevocationsResponse()
     pulse.as_of.FromDatetime(clock.now - timedelta(seconds=2))
-    known.take(pulse)
+    known.apply(pulse)
     assert known.lag_seconds == 2
 
 
 async def test_a_service_refuses_what_auth_revoked(network: Network, key: TokenKey) -> None:
-    """Two processes: one streams, the other serves; until the news comes the token holds."""
+    """One process streams, another serves; until the update arrives the token is accepted."""
     published = asyncio.Event()
-    # The process that serves looks at the real clock.
+    # The serving process uses the real clock.
     revoked = session_revoked(TAB, until=datetime.now(UTC) + LIFE)
 
     async def stream(_: object, context: Context) -> AsyncIterator[object]:
-        yield news()
+        yield update()
         await published.wait()
-        yield news(revoked)
+        yield update(revoked)
         await asyncio.Event().wait()
 
     auth = a_service(standing_in("boxoffice.auth.v1.AuthEventService", StreamRevocations=stream))
@@ -227,7 +228,7 @@ async def test_a_service_refuses_what_auth_revoked(network: Network, key: TokenK
                 error = await refusal(call(channel, LIST_MOVEMENTS, request, metadata=bearer))
                 return reason_of(error)
 
-            # An empty request breaks a rule, but only once it was let in.
+            # An empty request fails validation, but only after the token was accepted.
             assert await outcome() == "VALIDATION_FAILED"
             published.set()
             async with asyncio.timeout(60):

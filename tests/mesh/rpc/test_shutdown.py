@@ -1,4 +1,4 @@
-"""SIGTERM: what runs is ended properly, what comes is refused, and the process goes."""
+"""SIGTERM: running calls finish, new ones are refused, and the process exits."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ EVENT_ID = "01932c07-5e0a-7cc0-b3a5-d3a1b3c0ffee"
 
 
 class Running:
-    """The process under test and what it printed so far."""
+    """The process under test and its output."""
 
     def __init__(self, process: Process, port: int, home: Path) -> None:
         self.process = process
@@ -32,12 +32,12 @@ class Running:
 
     async def line_with(self, text: str) -> str:
         assert self.process.stdout is not None
-        seen = []
+        lines = []
         while line := (await self.process.stdout.readline()).decode():
             if text in line:
                 return line
-            seen.append(line)
-        raise AssertionError(f"the process ended without {text!r}:\n{''.join(seen)}")
+            lines.append(line)
+        raise AssertionError(f"the process ended without {text!r}:\n{''.join(lines)}")
 
 
 @asynccontextmanager
@@ -84,7 +84,7 @@ async def until_healthy(channel: grpc.aio.Channel) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_running_call_ends_and_new_ones_are_refused(home: Path) -> None:
+async def test_a_running_call_finishes_and_new_ones_are_refused(home: Path) -> None:
     network = Network(home)
     request = stock_service_pb2.GetStockRequest(event_id=EVENT_ID)
     async with (
@@ -107,7 +107,7 @@ async def test_a_running_call_ends_and_new_ones_are_refused(home: Path) -> None:
         assert await running.process.wait() == 0
 
 
-async def test_shielded_work_ends_before_the_process_does(home: Path) -> None:
+async def test_shielded_work_finishes_before_the_process_exits(home: Path) -> None:
     network = Network(home)
     request = stock_service_pb2.ReleaseReservationRequest(
         event_id=EVENT_ID, reservation_id=EVENT_ID
@@ -129,7 +129,7 @@ async def test_shielded_work_ends_before_the_process_does(home: Path) -> None:
     assert (home / "step-done").exists()
 
 
-async def test_a_call_that_never_ends_does_not_keep_the_process(home: Path) -> None:
+async def test_a_call_that_never_ends_does_not_keep_the_process_running(home: Path) -> None:
     network = Network(home)
     request = stock_service_pb2.GetStockRequest(event_id=EVENT_ID)
     async with (
@@ -146,8 +146,8 @@ async def test_a_call_that_never_ends_does_not_keep_the_process(home: Path) -> N
 
 
 @pytest.mark.parametrize("waits", [True, False], ids=["waiting", "sending"])
-async def test_a_stream_without_end_ends_at_once_and_says_why(home: Path, waits: bool) -> None:
-    """Not only after the grace, which is longer here than the test may take."""
+async def test_a_stream_without_end_is_ended_at_once_with_a_reason(home: Path, waits: bool) -> None:
+    """Not after the grace, which is longer here than the test's timeout."""
     network = Network(home)
     async with (
         asyncio.timeout(60),
@@ -173,8 +173,8 @@ async def end_of(stream: "grpc.aio.UnaryStreamCall[Any, Any]") -> None:
         pass
 
 
-async def test_a_taken_port_is_refused(home: Path) -> None:
-    """Not shared with the process that has it, as gRPC would by default."""
+async def test_a_port_in_use_is_an_error(home: Path) -> None:
+    """By default gRPC would share the port with the other process."""
     async with asyncio.timeout(60), a_process(home, grace_seconds=1) as running:
         second = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -188,6 +188,6 @@ async def test_a_taken_port_is_refused(home: Path) -> None:
             stdout=PIPE,
             stderr=PIPE,
         )
-        _, complaint = await second.communicate()
+        _, errors = await second.communicate()
         assert second.returncode != 0
-        assert str(running.port) in complaint.decode()
+        assert str(running.port) in errors.decode()

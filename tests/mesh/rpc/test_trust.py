@@ -1,4 +1,4 @@
-"""Whom a service believes: certificates, the gateway's header, tokens and roles."""
+"""Authentication and authorisation: certificates, the gateway's header, tokens and roles."""
 
 import base64
 import dataclasses
@@ -33,8 +33,8 @@ from testing.network import (
 from testing.tokens import KEY_ID, TokenKey, a_payload, encoded, signed_by_hmac, unsigned
 
 POLICIES = policy.of_contract(descriptor_pb2.FileDescriptorSet.FromString(CONTRACT.read_bytes()))
-INTERNAL = [path for path, one in POLICIES.items() if one.access is Access.INTERNAL]
-NAMED = [path for path, one in POLICIES.items() if one.callers]
+INTERNAL = [path for path, rpc in POLICIES.items() if rpc.access is Access.INTERNAL]
+WITH_CALLERS = [path for path, rpc in POLICIES.items() if rpc.callers]
 
 GET_STOCK = "/boxoffice.stock.v1.StockService/GetStock"
 GET_ME = "/boxoffice.auth.v1.AccountService/GetMe"
@@ -43,14 +43,14 @@ LIST_MOVEMENTS = "/boxoffice.stock.v1.StockService/ListMovements"
 
 @asynccontextmanager
 async def everything(network: Network, key: TokenKey) -> AsyncIterator[int]:
-    """One server with every service of the contract, that answers emptily."""
+    """A server with all services of the contract, which return empty messages."""
     service = a_service(*(standing_in(name) for name in contract_services()), jwks=key.jwks)
     async with network.serve("stock_svc", service) as port:
         yield port
 
 
 async def ask(channel: grpc.aio.Channel, path: str, **options: Any) -> None:
-    """Calls a method with an empty request and reads its answer to the end."""
+    """Calls a method with an empty request and reads its response to the end."""
     if not POLICIES[path].server_streaming:
         await call(channel, path, empty_request(path), **options)
         return
@@ -60,39 +60,39 @@ async def ask(channel: grpc.aio.Channel, path: str, **options: Any) -> None:
 
 
 async def outcome(channel: grpc.aio.Channel, path: str, **options: Any) -> str:
-    """`let in`, or the reason of the refusal. An empty request breaks rules only once inside."""
+    """`allowed`, or the reason of the refusal. Validation of the request comes after both."""
     try:
         await ask(channel, path, **options)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-            return "let in"
+            return "allowed"
         return reason_of(error) or error.code().name
-    return "let in"
+    return "allowed"
 
 
 def test_the_contract_has_internal_methods() -> None:
-    """The two tests below run over these lists: they must not be empty by mistake."""
+    """Tests below use these lists, which must not be empty by mistake."""
     assert GET_STOCK in INTERNAL
     assert len(INTERNAL) >= 8
-    assert set(NAMED) > set(INTERNAL)
+    assert set(WITH_CALLERS) > set(INTERNAL)
 
 
 @pytest.mark.parametrize("path", INTERNAL)
-async def test_an_internal_method_is_for_the_named_services_only(
+async def test_only_the_named_callers_may_call_an_internal_method(
     network: Network, key: TokenKey, path: str
 ) -> None:
     async with everything(network, key) as port:
         for process in certificates.NAMES:
             async with network.plain_channel(process, "stock_svc", port) as channel:
-                found = await outcome(channel, path)
-                # A user's token, even an admin's, opens no internal method.
+                without_token = await outcome(channel, path)
+                # A user's token, even an admin's, does not help.
                 token = key.sign(a_payload(role="ADMIN"))
                 as_admin = await outcome(
                     channel, path, metadata=[("authorization", f"Bearer {token}")]
                 )
             is_named = process in POLICIES[path].callers
-            expected = "let in" if is_named else "CALLER_NOT_ALLOWED"
-            assert (process, found, as_admin) == (process, expected, expected)
+            expected = "allowed" if is_named else "CALLER_NOT_ALLOWED"
+            assert (process, without_token, as_admin) == (process, expected, expected)
 
 
 async def test_a_refused_certificate_gets_permission_denied(
@@ -107,17 +107,17 @@ async def test_a_refused_certificate_gets_permission_denied(
     assert reason_of(error) == "CALLER_NOT_ALLOWED"
 
 
-async def test_a_service_that_a_users_method_names_needs_no_user(
+async def test_a_named_caller_of_a_users_method_needs_no_user(
     network: Network, key: TokenKey
 ) -> None:
     path = "/boxoffice.payments.v1.PaymentService/RefundPayment"
     async with everything(network, key) as port:
-        for process, expected in [("booking_svc", "let in"), ("stock_svc", "TOKEN_INVALID")]:
+        for process, expected in [("booking_svc", "allowed"), ("stock_svc", "TOKEN_INVALID")]:
             async with network.plain_channel(process, "stock_svc", port) as channel:
                 assert await outcome(channel, path) == expected
 
 
-async def test_no_handshake_without_a_certificate_of_the_mesh(
+async def test_a_handshake_requires_a_certificate_of_the_mesh(
     network: Network, key: TokenKey, tmp_path: Path
 ) -> None:
     strangers = Network(tmp_path).home / "certificates"
@@ -139,7 +139,7 @@ async def test_no_handshake_without_a_certificate_of_the_mesh(
             error = await refusal(ask(channel, GET_STOCK, timeout=10))
             assert error.code() is grpc.StatusCode.UNAVAILABLE
         async with network.plain_channel("booking_svc", "stock_svc", port) as channel:
-            assert await outcome(channel, GET_STOCK) == "let in"
+            assert await outcome(channel, GET_STOCK) == "allowed"
 
 
 async def test_a_client_refuses_a_server_of_another_name(network: Network, key: TokenKey) -> None:
@@ -151,7 +151,7 @@ async def test_a_client_refuses_a_server_of_another_name(network: Network, key: 
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_certificate_without_a_name_of_the_mesh_is_nobody() -> None:
+def test_a_certificate_without_a_spiffe_name_of_the_mesh_is_refused() -> None:
     for names in ([], [b"localhost", b"127.0.0.1"], [b"spiffe://elsewhere/booking_svc"]):
         with pytest.raises(DomainError) as refused:
             identity.process_of({"x509_subject_alternative_name": names})
@@ -159,7 +159,7 @@ def test_a_certificate_without_a_name_of_the_mesh_is_nobody() -> None:
 
 
 class WhoAmI:
-    """Stands in for GetMe and notes who called."""
+    """Implements GetMe and records the callers."""
 
     def __init__(self, network: Network, key: TokenKey) -> None:
         self._network = network
@@ -167,7 +167,7 @@ class WhoAmI:
         self.seen: list[Caller] = []
 
     async def ask(self, process: str, **metadata: str) -> str:
-        """The outcome of a call by a process with these headers, `_` for `-`."""
+        """The outcome of a call by a process with these headers, with `_` instead of `-`."""
         headers = [(name.replace("_", "-"), value) for name, value in metadata.items()]
         service = a_service(
             standing_in("boxoffice.auth.v1.AccountService", GetMe=self._get_me),
@@ -189,21 +189,23 @@ def who_am_i(network: Network, key: TokenKey) -> WhoAmI:
     return WhoAmI(network, key)
 
 
-async def test_the_gateways_word_on_the_user_is_believed(who_am_i: WhoAmI) -> None:
+async def test_the_payload_header_of_the_gateway_is_trusted(who_am_i: WhoAmI) -> None:
     user, session = uuid4(), uuid4()
     payload = encoded(a_payload(sub=str(user), sid=str(session), role="STAFF"))
-    assert await who_am_i.ask("gateway", x_jwt_payload=payload) == "let in"
+    assert await who_am_i.ask("gateway", x_jwt_payload=payload) == "allowed"
     assert who_am_i.seen == [Caller("gateway", user, Access.STAFF, session)]
 
 
 @pytest.mark.parametrize("process", [name for name in certificates.NAMES if name != "gateway"])
-async def test_nobody_elses_word_is(who_am_i: WhoAmI, process: str) -> None:
+async def test_the_payload_header_of_another_process_is_ignored(
+    who_am_i: WhoAmI, process: str
+) -> None:
     payload = encoded(a_payload(role="ADMIN"))
     assert await who_am_i.ask(process, x_jwt_payload=payload) == "TOKEN_INVALID"
     assert who_am_i.seen == []
 
 
-async def test_a_forged_payload_beside_a_real_token_changes_nothing(
+async def test_a_forged_payload_in_addition_to_a_valid_token_is_ignored(
     who_am_i: WhoAmI, key: TokenKey
 ) -> None:
     user, session = uuid4(), uuid4()
@@ -211,13 +213,13 @@ async def test_a_forged_payload_beside_a_real_token_changes_nothing(
     payload = encoded(a_payload(role="ADMIN"))
     assert (
         await who_am_i.ask("operator", authorization=f"Bearer {token}", x_jwt_payload=payload)
-        == "let in"
+        == "allowed"
     )
     assert who_am_i.seen == [Caller("operator", user, Access.CUSTOMER, session)]
 
 
 async def test_the_gateway_must_forward_the_payload_itself(who_am_i: WhoAmI, key: TokenKey) -> None:
-    """It verified nothing if it forwards only the token: its JWT rule for the route is missing."""
+    """A forwarded token without a payload means that the gateway did not verify it."""
     assert await who_am_i.ask("gateway", authorization=f"Bearer {key.sign()}") == "TOKEN_INVALID"
 
 
@@ -238,18 +240,18 @@ async def test_the_gateway_must_forward_the_payload_itself(who_am_i: WhoAmI, key
         base64.urlsafe_b64encode(b"\xff\xfe").decode(),
     ],
 )
-async def test_a_malformed_payload_is_no_user(who_am_i: WhoAmI, payload: str) -> None:
+async def test_a_malformed_payload_is_refused(who_am_i: WhoAmI, payload: str) -> None:
     assert await who_am_i.ask("gateway", x_jwt_payload=payload) == "TOKEN_INVALID"
 
 
 async def test_a_token_from_a_process_is_verified(who_am_i: WhoAmI, key: TokenKey) -> None:
     user, session = uuid4(), uuid4()
     token = key.sign(a_payload(sub=str(user), sid=str(session), role="ADMIN"))
-    assert await who_am_i.ask("operator", authorization=f"bearer {token}") == "let in"
+    assert await who_am_i.ask("operator", authorization=f"bearer {token}") == "allowed"
     assert who_am_i.seen == [Caller("operator", user, Access.ADMIN, session)]
 
 
-async def test_an_expired_token_says_so(who_am_i: WhoAmI, key: TokenKey) -> None:
+async def test_an_expired_token_has_its_own_reason(who_am_i: WhoAmI, key: TokenKey) -> None:
     token = key.sign(a_payload(exp=int(time.time()) - 60))
     assert await who_am_i.ask("operator", authorization=f"Bearer {token}") == "TOKEN_EXPIRED"
     assert who_am_i.seen == []
@@ -297,7 +299,7 @@ OF_ANOTHER_TYPE = {"no type", "another type", "a refresh token's type", "a refre
 
 
 @pytest.mark.parametrize("kind", bad_tokens(TokenKey.new()))
-async def test_a_token_that_does_not_hold(who_am_i: WhoAmI, key: TokenKey, kind: str) -> None:
+async def test_an_invalid_token_is_refused(who_am_i: WhoAmI, key: TokenKey, kind: str) -> None:
     token = bad_tokens(key)[kind]
     expected = "TOKEN_WRONG_TYPE" if kind in OF_ANOTHER_TYPE else "TOKEN_INVALID"
     assert await who_am_i.ask("operator", authorization=f"Bearer {token}") == expected
@@ -307,25 +309,27 @@ async def test_a_token_that_does_not_hold(who_am_i: WhoAmI, key: TokenKey, kind:
 @pytest.mark.parametrize(
     "authorization", ["Basic bWlyYTptaXJh", "Bearer", "Bearer ", "", "Token x"]
 )
-async def test_only_bearer_tokens_are_read(who_am_i: WhoAmI, authorization: str) -> None:
+async def test_only_bearer_tokens_are_accepted(who_am_i: WhoAmI, authorization: str) -> None:
     assert await who_am_i.ask("operator", authorization=authorization) == "TOKEN_INVALID"
 
 
-@pytest.mark.parametrize("ask", [Caller.user, Caller.session])
-def test_who_needs_a_user_says_so_to_a_service(ask: Callable[[Caller], UUID]) -> None:
+@pytest.mark.parametrize("get", [Caller.user, Caller.session])
+def test_a_caller_without_a_user_has_neither_user_nor_session(
+    get: Callable[[Caller], UUID],
+) -> None:
     with pytest.raises(DomainError) as refused:
-        ask(Caller("booking_svc"))
+        get(Caller("booking_svc"))
     assert refused.value.reason is Reason.TOKEN_INVALID
 
 
 def test_the_key_id_of_the_tests_is_published(key: TokenKey) -> None:
-    """Control: the bad tokens above fail for their own reason, not for an unknown key."""
+    """Control: the invalid tokens above are not refused because of an unknown key."""
     assert key.jwks[KEY_ID].algorithm_name == "RS256"
 
 
 @pytest.mark.parametrize(
     ("role", "expected"),
-    [("CUSTOMER", "STAFF_REQUIRED"), ("STAFF", "let in"), ("ADMIN", "let in")],
+    [("CUSTOMER", "STAFF_REQUIRED"), ("STAFF", "allowed"), ("ADMIN", "allowed")],
 )
 async def test_a_staff_method_is_for_staff(
     network: Network, key: TokenKey, role: str, expected: str
@@ -344,27 +348,27 @@ async def test_a_staff_method_is_for_staff(
 def test_each_role_includes_those_before_it(access: Access, role: Access | None) -> None:
     rank = [None, Access.CUSTOMER, Access.STAFF, Access.ADMIN]
     method = dataclasses.replace(POLICIES[LIST_MOVEMENTS], access=access)
-    someone = Caller("gateway", None if role is None else UUID(int=7), role)
+    user = Caller("gateway", None if role is None else UUID(int=7), role)
     if rank.index(role) >= rank.index(access):
-        identity.authorise(someone, method)
+        identity.authorise(user, method)
         return
     with pytest.raises(DomainError) as refused:
-        identity.authorise(someone, method)
-    wanted = Reason.ADMIN_REQUIRED if access is Access.ADMIN else Reason.STAFF_REQUIRED
-    assert refused.value.reason is (Reason.TOKEN_INVALID if role is None else wanted)
+        identity.authorise(user, method)
+    expected = Reason.ADMIN_REQUIRED if access is Access.ADMIN else Reason.STAFF_REQUIRED
+    assert refused.value.reason is (Reason.TOKEN_INVALID if role is None else expected)
 
 
-def test_the_gateway_gets_no_further_than_its_user() -> None:
-    """Also when a policy names it among the callers, as GetJwks does."""
-    named = dataclasses.replace(POLICIES[GET_STOCK], callers=frozenset({"gateway"}))
+def test_users_cannot_call_an_internal_method_through_the_gateway() -> None:
+    """Also if the policy names the gateway among the callers."""
+    method = dataclasses.replace(POLICIES[GET_STOCK], callers=frozenset({"gateway"}))
     with pytest.raises(DomainError) as refused:
-        identity.authorise(Caller("gateway", UUID(int=7), Access.ADMIN), named)
+        identity.authorise(Caller("gateway", UUID(int=7), Access.ADMIN), method)
     assert refused.value.reason is Reason.CALLER_NOT_ALLOWED
-    # For itself, as it asks limit_svc.
-    identity.authorise(Caller("gateway"), named)
+    # Without a user, as it calls limit_svc.
+    identity.authorise(Caller("gateway"), method)
 
 
-async def test_a_method_that_the_process_does_not_serve_is_unimplemented(
+async def test_a_method_of_another_service_is_unimplemented(
     network: Network,
 ) -> None:
     service = a_service(standing_in("boxoffice.stock.v1.StockService"))
@@ -376,7 +380,7 @@ async def test_a_method_that_the_process_does_not_serve_is_unimplemented(
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_refusal_says_how_to_sign_in(network: Network, key: TokenKey) -> None:
+async def test_a_missing_token_returns_a_challenge(network: Network, key: TokenKey) -> None:
     async with (
         everything(network, key) as port,
         network.plain_channel("operator", "stock_svc", port) as channel,

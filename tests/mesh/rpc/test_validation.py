@@ -10,7 +10,7 @@ from boxoffice.bookings.v1 import booking_service_pb2
 from boxoffice.catalogue.v1 import event_service_pb2
 from mesh.errors import DomainError
 from mesh.rpc import call as current
-from mesh.rpc.validation import refuse_unreal, validate
+from mesh.rpc.validation import refuse_unstorable, validate
 from testing.network import (
     Context,
     Network,
@@ -37,7 +37,7 @@ def a_booking(**changes: Any) -> booking_service_pb2.PlaceBookingRequest:
 async def place(
     network: Network, request: booking_service_pb2.PlaceBookingRequest, **headers: str
 ) -> list[str | None]:
-    """Places a booking as the gateway does; returns the keys that the servicer saw."""
+    """Places a booking as the gateway does; returns the idempotency keys that the servicer got."""
     seen: list[str | None] = []
 
     async def place_booking(request: Any, context: Context) -> Any:
@@ -55,7 +55,7 @@ async def place(
     return seen
 
 
-async def fields_at_fault(
+async def invalid_fields(
     network: Network, request: booking_service_pb2.PlaceBookingRequest, **headers: str
 ) -> list[str]:
     error = await refusal(place(network, request, **headers))
@@ -66,7 +66,7 @@ async def fields_at_fault(
     return [violation.field for violation in violations]
 
 
-async def test_every_field_at_fault_is_named(network: Network) -> None:
+async def test_every_invalid_field_is_named(network: Network) -> None:
     item = booking_service_pb2.PlaceBookingRequest.Item
     request = a_booking(
         event_id="7",
@@ -78,8 +78,8 @@ async def test_every_field_at_fault_is_named(network: Network) -> None:
         ],
         checkout={"provider": "Sand Box", "success_url": "javascript:alert(1)"},
     )
-    found = await fields_at_fault(network, request, idempotency_key="k")
-    assert set(found) == {
+    fields = await invalid_fields(network, request, idempotency_key="k")
+    assert set(fields) == {
         "event_id",
         "items[0].quantity",
         "items[2].seat_id",
@@ -89,7 +89,7 @@ async def test_every_field_at_fault_is_named(network: Network) -> None:
     }
 
 
-def test_an_enum_that_was_left_out_is_said_to_be_required() -> None:
+def test_a_missing_enum_value_is_required() -> None:
     request = event_service_pb2.SetEventStatusRequest(event_id=EVENT_ID)
     with pytest.raises(DomainError) as refused:
         validate(request)
@@ -99,15 +99,15 @@ def test_an_enum_that_was_left_out_is_said_to_be_required() -> None:
 @pytest.mark.parametrize("quantity", [0, -1, 1001])
 async def test_a_quantity_out_of_bounds_is_named(network: Network, quantity: int) -> None:
     item = booking_service_pb2.PlaceBookingRequest.Item(offer_id=EVENT_ID, quantity=quantity)
-    found = await fields_at_fault(network, a_booking(items=[item]), idempotency_key="k")
-    assert found == ["items[0].quantity"]
+    fields = await invalid_fields(network, a_booking(items=[item]), idempotency_key="k")
+    assert fields == ["items[0].quantity"]
 
 
 async def test_too_many_and_no_items_are_refused(network: Network) -> None:
     item = booking_service_pb2.PlaceBookingRequest.Item(offer_id=EVENT_ID, quantity=1)
     for items in ([], [item] * 101):
-        found = await fields_at_fault(network, a_booking(items=items), idempotency_key="k")
-        assert found == ["items"]
+        fields = await invalid_fields(network, a_booking(items=items), idempotency_key="k")
+        assert fields == ["items"]
 
 
 @pytest.mark.parametrize("header", ["idempotency_key", "x_idempotency_key"])
@@ -115,17 +115,17 @@ async def test_the_servicer_gets_the_key(network: Network, header: str) -> None:
     assert await place(network, a_booking(), **{header: "abc"}) == ["abc"]
 
 
-async def test_a_required_key_must_be_there_and_short(network: Network) -> None:
-    assert await fields_at_fault(network, a_booking()) == ["Idempotency-Key"]
+async def test_a_required_key_must_have_1_to_128_characters(network: Network) -> None:
+    assert await invalid_fields(network, a_booking()) == ["Idempotency-Key"]
     for key in ("", "k" * 129):
-        found = await fields_at_fault(network, a_booking(), idempotency_key=key)
-        assert found == ["Idempotency-Key"]
+        fields = await invalid_fields(network, a_booking(), idempotency_key=key)
+        assert fields == ["Idempotency-Key"]
     assert await place(network, a_booking(), idempotency_key="k" * 128) == ["k" * 128]
 
 
 @pytest.mark.parametrize("sent", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xc3\x28"])
-async def test_bytes_that_are_no_message_are_refused(network: Network, sent: bytes) -> None:
-    """Left to itself, gRPC's runtime answers INTERNAL: as if the fault were ours."""
+async def test_malformed_bytes_are_refused(network: Network, sent: bytes) -> None:
+    """gRPC's runtime would answer INTERNAL."""
     method = f"/{BOOKINGS}/PlaceBooking"
     metadata = [("x-jwt-payload", encoded(a_payload())), ("idempotency-key", "k")]
     async with (
@@ -138,17 +138,17 @@ async def test_bytes_that_are_no_message_are_refused(network: Network, sent: byt
     assert reason_of(error) == "VALIDATION_FAILED"
 
 
-def test_a_text_that_no_database_holds_is_named() -> None:
+def test_a_text_with_a_zero_character_is_named() -> None:
     item = booking_service_pb2.PlaceBookingRequest.Item(offer_id="\0", quantity=1)
     request = a_booking(event_id="a\0b", items=[item])
     with pytest.raises(DomainError) as refused:
-        refuse_unreal(request, request.SerializeToString())
+        refuse_unstorable(request, request.SerializeToString())
     fields = [violation.field for violation in refused.value.violations]
     assert fields == ["event_id", "items[0].offer_id"]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "nanos", "is_one"),
+    ("seconds", "nanos", "is_valid"),
     [
         (0, 0, True),
         (253_402_300_799, 999_999_999, True),
@@ -159,12 +159,12 @@ def test_a_text_that_no_database_holds_is_named() -> None:
         (1, 1_000_000_000, False),
     ],
 )
-def test_a_time_of_no_calendar_is_named(seconds: int, nanos: int, is_one: bool) -> None:
+def test_a_time_out_of_range_is_named(seconds: int, nanos: int, is_valid: bool) -> None:
     request = event_service_pb2.ListEventsRequest()
     request.starts_after.seconds, request.starts_after.nanos = seconds, nanos
-    if is_one:
-        refuse_unreal(request, request.SerializeToString())
+    if is_valid:
+        refuse_unstorable(request, request.SerializeToString())
         return
     with pytest.raises(DomainError) as refused:
-        refuse_unreal(request, request.SerializeToString())
+        refuse_unstorable(request, request.SerializeToString())
     assert [violation.field for violation in refused.value.violations] == ["starts_after"]
