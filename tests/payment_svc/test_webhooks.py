@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from mesh.errors import DomainError, Reason
 from payment_svc import tables
 from payment_svc.payments import Status
+from payment_svc.providers.fields import UNREADABLE
 from payment_svc.providers.sandbox import signature
-from payment_svc.providers.sandbox.provider import UNREADABLE
 from payment_svc.webhooks import Outcome
 from testing.payment_harness import NOW, SECRET, Desk, retyped
 
