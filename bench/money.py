@@ -3,10 +3,9 @@
     python -m bench.money --payments 2000
     python -m bench.money --payments 2000 --place-for 600
 
-Webhooks get lost and come twice, calls end in 5xx, timeouts and 429 after they were done,
-and payment_svc is killed again and again. In the end the providers' own ledgers,
-payment_svc, booking_svc and the book must agree to the last minor unit. Exit status 1
-when they do not. With --place-for no more bookings are placed after so many seconds.
+Webhooks are lost and duplicated, calls end in 5xx, 429 and timeouts, also after they were
+carried out, and payment_svc is killed repeatedly. At the end the ledgers of the providers,
+payment_svc and booking_svc must agree exactly; otherwise the exit status is 1.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from mesh.paths import ROOT
 from testing.providers import razorpay as razorpay_side
 from testing.providers import stripe as stripe_side
 from testing.providers.razorpay import RazorpayStandIn
-from testing.providers.server import Chances, Fault, StandIn
+from testing.providers.server import Chances, Entry, Fault, StandIn
 from testing.providers.stripe import StripeStandIn
 
 PASSWORD = "Curtain-Up-2026!"
@@ -60,7 +59,7 @@ CHANCES = Chances(
 
 @dataclass
 class Sale:
-    """One booking and what its customer did."""
+    """A booking and the actions of its customer."""
 
     booking_id: str
     payment_id: str
@@ -71,11 +70,11 @@ class Sale:
     is_cancelled: bool = False
     parts: tuple[int, ...] = ()
 
-    def given_back(self, taken: int, booking: dict[str, Any]) -> int:
-        """What was promised: the quote of a cancellation, or the parts that staff gave."""
+    def expected_refund(self, captured: int, booking: dict[str, Any]) -> int:
+        """The quote of a cancellation, or the partial refunds of staff."""
         if self.is_cancelled:
             return int(booking["refund"]["amount"]["amountMinor"])
-        return sum(self.parts) if taken else 0
+        return sum(self.parts) if captured else 0
 
 
 @dataclass
@@ -92,7 +91,7 @@ class Run:
     async def call(
         self, verb: str, path: str, *, headers: dict[str, str], body: Any = None
     ) -> httpx.Response:
-        """A call as a patient client makes it: again, with the same key, while it may help."""
+        """A call that is repeated with the same key after errors that a retry can resolve."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
@@ -148,11 +147,11 @@ class Run:
     async def customer(self, number: int, until: float) -> None:
         if time.monotonic() > until:
             return
-        who = await self.sign_up()
+        headers = await self.sign_up()
         for _ in range(number):
-            await self.buy(who)
+            await self.buy(headers)
 
-    async def buy(self, who: dict[str, str]) -> None:
+    async def buy(self, customer: dict[str, str]) -> None:
         provider = self.random.choice(["stripe", "razorpay"])
         currency = self.random.choice(list(PRICES))
         event = self.events[currency]
@@ -169,59 +168,51 @@ class Run:
         placed = await self.call(
             "POST",
             "/api/v1/bookings",
-            headers={**who, "idempotency-key": str(new_id())},
+            headers={**customer, "idempotency-key": str(new_id())},
             body=body,
         )
         if placed.status_code != 201:
             raise RuntimeError(placed.text)
         booking = placed.json()
-        sale = Sale(booking["bookingId"], booking["payment"]["paymentId"], provider, currency, who)
+        payment_id = booking["payment"]["paymentId"]
+        sale = Sale(booking["bookingId"], payment_id, provider, currency, customer)
         self.sales.append(sale)
         await self.pay(sale)
 
     async def pay(self, sale: Sale) -> None:
-        """The customer on the provider's page: pays, fails first, pays twice over, or leaves."""
+        """The customer pays on the provider's page, fails first, only authorises, or leaves."""
         stand_in: Any = self.stand_ins[sale.provider]
         session = self.session(sale)
-        fate = self.random.random()
-        if fate < 0.06:
+        chance = self.random.random()
+        if chance < 0.06:
             return
         sale.is_paid = True
-        if fate < 0.16:
+        if chance < 0.16:
             stand_in.pay(session, declined="insufficient_funds")
-            # A booking whose payment failed can still be paid on the same page.
+            # After a decline the same page can be paid.
             await asyncio.sleep(self.random.random())
-        if sale.provider == "razorpay" and 0.16 <= fate < 0.3:
+        if sale.provider == "razorpay" and 0.16 <= chance < 0.3:
             stand_in.pay(session, authorized_only=True)
             return
         with suppress(ValueError):
             stand_in.pay(session)
             return
-        # Given up meanwhile: it cannot be paid any more.
+        # The payment was cancelled in the meantime.
         sale.is_paid = False
         self.counts["page closed"] += 1
 
     def session(self, sale: Sale) -> str:
-        stand_in: Any = self.stand_ins[sale.provider]
-        if isinstance(stand_in, StripeStandIn):
-            found = (
-                name
-                for name, one in stand_in.sessions.copy().items()
-                if one["client_reference_id"] == sale.payment_id
-            )
-        else:
-            found = (
-                name
-                for name, one in stand_in.links.copy().items()
-                if one["reference_id"] == sale.payment_id
-            )
-        return next(found)
+        """The provider's id of the payment."""
+        stand_in = self.stand_ins[sale.provider]
+        field = "client_reference_id" if isinstance(stand_in, StripeStandIn) else "reference_id"
+        return next(
+            name
+            for name, session in stand_in.opened.copy().items()
+            if session[field] == sale.payment_id
+        )
 
     async def kill(self) -> None:
-        """Kills payment_svc again and again, each time after it was well for a while.
-
-        The launcher starts it again; on a busy machine that takes longer than the pause.
-        """
+        """Kills payment_svc repeatedly, KILL_EVERY_SECONDS after it answers again."""
         while True:
             await asyncio.sleep(KILL_EVERY_SECONDS)
             with suppress(OSError, ValueError, KeyError):
@@ -229,9 +220,9 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
                 self.counts["kills of payment_svc"] += 1
             await asyncio.sleep(1)
-            await until(self._takes_webhooks, SETTLE_SECONDS)
+            await until(self._answers, SETTLE_SECONDS)
 
-    async def _takes_webhooks(self) -> bool:
+    async def _answers(self) -> bool:
         """Whether payment_svc answers."""
         with suppress(httpx.TransportError):
             return (await self.client.get("/webhooks/health")).status_code == 200
@@ -247,16 +238,16 @@ class Run:
         answer = await self.call("GET", path, headers=self.admin)
         if answer.status_code != 200:
             raise RuntimeError(f"{path}: {answer.text}")
-        found: dict[str, Any] = answer.json()
-        return found
+        resource: dict[str, Any] = answer.json()
+        return resource
 
     async def refund(self, sale: Sale) -> None:
-        """Once paid: some cancel, some get two parts back from staff."""
+        """After the payment some customers cancel, and some get two partial refunds of staff."""
         if not sale.is_paid:
             return
         await until(lambda: self._is(sale, "CONFIRMED"), SETTLE_SECONDS)
-        fate = self.random.random()
-        if fate < 0.35:
+        chance = self.random.random()
+        if chance < 0.35:
             answer = await self.call(
                 "POST",
                 f"/api/v1/bookings/{sale.booking_id}/cancel",
@@ -266,11 +257,11 @@ class Run:
             if answer.status_code != 200:
                 raise RuntimeError(answer.text)
             sale.is_cancelled = True
-        elif fate < 0.55:
+        elif chance < 0.55:
             sale.parts = (1_000, 500)
             for part in sale.parts:
                 key = str(new_id())
-                # Twice with one key: one refund.
+                # Two calls with one key are one refund.
                 for _ in range(2):
                     await self.call(
                         "POST",
@@ -285,68 +276,66 @@ class Run:
     async def _is(self, sale: Sale, status: str) -> bool:
         return bool((await self.booking(sale))["status"] == status)
 
-    async def _is_settled(self) -> bool:
-        """No refund is on its way: what was promised is what the ledgers say."""
+    async def _is_refunded(self) -> bool:
+        """Whether all refunds are completed, in the ledgers of payment_svc and of the providers."""
         answer = await self.call("GET", "/api/v1/book-rows?page_size=1000", headers=self.admin)
         booked = sum(int(row.get("refundedMinor", 0)) for row in answer.json().get("rows", []))
         before = self._refunded()
         await asyncio.sleep(3)
-        return booked == before == self._refunded() and self._promised_is_done()
+        return booked == before == self._refunded() and self._cancelled_are_refunded()
 
     def _refunded(self) -> int:
-        return sum(
-            one.amount
-            for stand_in in self.stand_ins.values()
-            for one in stand_in.ledger
-            if one.kind == "REFUND"
-        )
+        return sum(refund.amount for refund in self._refunds())
 
-    def _promised_is_done(self) -> bool:
-        refunded = {
-            one.payment
-            for stand_in in self.stand_ins.values()
-            for one in stand_in.ledger
-            if one.kind == "REFUND"
-        }
+    def _cancelled_are_refunded(self) -> bool:
+        refunded = {refund.payment for refund in self._refunds()}
         return all(sale.payment_id in refunded for sale in self.sales if sale.is_cancelled)
 
+    def _refunds(self) -> list[Entry]:
+        return [
+            entry
+            for stand_in in self.stand_ins.values()
+            for entry in stand_in.ledger
+            if entry.kind == "REFUND"
+        ]
+
     async def audit(self) -> list[str]:
-        """Every difference between the four; none is what we want."""
+        """Every difference between the providers, payment_svc, its ledger and booking_svc."""
         faults: list[str] = []
         totals: Counter[tuple[str, str]] = Counter()
         await in_parallel([self._audit_sale(sale, faults, totals) for sale in self.sales], WORKERS)
-        return faults + await self._audit_book(totals)
+        return faults + await self._audit_ledger(totals)
 
     async def _audit_sale(
         self, sale: Sale, faults: list[str], totals: Counter[tuple[str, str]]
     ) -> None:
-        entries = [
-            one for one in self.stand_ins[sale.provider].ledger if one.payment == sale.payment_id
-        ]
-        taken = sum(one.amount for one in entries if one.kind == "CAPTURE")
-        back = sum(one.amount for one in entries if one.kind == "REFUND")
-        totals[sale.currency, "captured"] += taken
-        totals[sale.currency, "refunded"] += back
+        ledger = self.stand_ins[sale.provider].ledger
+        entries = [entry for entry in ledger if entry.payment == sale.payment_id]
+        captured = sum(entry.amount for entry in entries if entry.kind == "CAPTURE")
+        refunded = sum(entry.amount for entry in entries if entry.kind == "REFUND")
+        totals[sale.currency, "captured"] += captured
+        totals[sale.currency, "refunded"] += refunded
         payment, booking = await self.payment(sale), await self.booking(sale)
         name = f"{sale.provider} {sale.payment_id} {payment['status']} {booking['status']}"
         self.counts[f"{payment['status']} for {booking['status']}"] += 1
         amount = int(payment["amount"]["amountMinor"])
-        if sum(one.kind == "CAPTURE" for one in entries) > 1:
+        if sum(entry.kind == "CAPTURE" for entry in entries) > 1:
             faults.append(f"{name}: charged twice")
         is_paid = payment["status"] in {"CAPTURED", "PARTIALLY_REFUNDED", "REFUNDED"}
-        if taken != (amount if is_paid else 0):
-            faults.append(f"{name}: {taken} taken of {amount}")
-        if int(payment["refunded"]["amountMinor"]) != back:
-            faults.append(f"{name}: {back} given back, {payment['refunded']} known")
-        if back != sale.given_back(taken, booking):
-            faults.append(f"{name}: {back} given back, {sale.given_back(taken, booking)} asked for")
+        if captured != (amount if is_paid else 0):
+            faults.append(f"{name}: {captured} captured of {amount}")
+        if int(payment["refunded"]["amountMinor"]) != refunded:
+            faults.append(f"{name}: {refunded} refunded, payment_svc has {payment['refunded']}")
+        expected_refund = sale.expected_refund(captured, booking)
+        if refunded != expected_refund:
+            faults.append(f"{name}: {refunded} refunded, {expected_refund} requested")
         expected = {"CANCELLED"} if sale.is_cancelled else {"CONFIRMED"}
-        if taken and booking["status"] not in expected:
+        if captured and booking["status"] not in expected:
             faults.append(f"{name}: paid, but {booking['status']}")
-        if not taken and booking["status"] in {"CONFIRMED", "COMPLETED"}:
-            faults.append(f"{name}: confirmed without money")
+        if not captured and booking["status"] in {"CONFIRMED", "COMPLETED"}:
+            faults.append(f"{name}: confirmed without a capture")
 
-    async def _audit_book(self, totals: Counter[tuple[str, str]]) -> list[str]:
+    async def _audit_ledger(self, totals: Counter[tuple[str, str]]) -> list[str]:
         faults = []
         answer = await self.call("GET", "/api/v1/book-rows?page_size=1000", headers=self.admin)
         booked: Counter[tuple[str, str]] = Counter()
@@ -358,28 +347,28 @@ class Run:
             for side in ("captured", "refunded"):
                 if booked[currency, side] != totals[currency, side]:
                     faults.append(
-                        f"book: {booked[currency, side]} {currency} {side},"
-                        f" the ledgers say {totals[currency, side]}"
+                        f"payment_svc's ledger: {booked[currency, side]} {currency} {side},"
+                        f" the providers have {totals[currency, side]}"
                     )
             print(
                 f"  {currency}  captured {totals[currency, 'captured']:>12,}"
                 f"  refunded {totals[currency, 'refunded']:>11,}"
-                f"  book: {booked[currency, 'captured']:>12,} {booked[currency, 'refunded']:>11,}"
+                f"  payment_svc: {booked[currency, 'captured']:>12,} {booked[currency, 'refunded']:>11,}"
             )
         listed = await self.call("GET", "/api/v1/reconciliations/unexplained", headers=self.admin)
-        faults += [f"unexplained: {one}" for one in listed.json().get("unexplained", [])]
+        faults += [f"unexplained: {item}" for item in listed.json().get("unexplained", [])]
         for name, stand_in in self.stand_ins.items():
-            faults += [f"{name} complains: {text}" for text in stand_in.complaints[:5]]
+            faults += [f"{name}: API violation: {text}" for text in stand_in.violations[:5]]
         return faults
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> None:
-    """Asks ever less often: those who wait must not be what keeps the mesh busy."""
+    """Polls with growing pauses, so that the polls do not load the mesh."""
     deadline = time.monotonic() + seconds
     pause_seconds = 2.0
     while not await condition():
         if time.monotonic() > deadline:
-            raise TimeoutError("it never came to that")
+            raise TimeoutError("the condition was not met in time")
         await asyncio.sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 1.5, 15)
 
@@ -387,11 +376,11 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float) -> Non
 async def in_parallel(jobs: list[Awaitable[None]], limit: int) -> None:
     slots = asyncio.Semaphore(limit)
 
-    async def one(job: Awaitable[None]) -> None:
+    async def run_job(job: Awaitable[None]) -> None:
         async with slots:
             await job
 
-    await asyncio.gather(*map(one, jobs))
+    await asyncio.gather(*map(run_job, jobs))
 
 
 async def drive(run: Run, number: int, place_for: float) -> list[str]:
@@ -407,10 +396,10 @@ async def drive(run: Run, number: int, place_for: float) -> list[str]:
     )
     print(f"{len(run.sales)} bookings placed in {time.monotonic() - started:.0f} s", flush=True)
     await in_parallel([run.refund(sale) for sale in run.sales], 200)
-    print(f"all paid ones confirmed after {time.monotonic() - started:.0f} s", flush=True)
+    print(f"all paid bookings confirmed after {time.monotonic() - started:.0f} s", flush=True)
     killer.cancel()
-    await until(run._is_settled, SETTLE_SECONDS)
-    print(f"all refunds done after {time.monotonic() - started:.0f} s", flush=True)
+    await until(run._is_refunded, SETTLE_SECONDS)
+    print(f"all refunds completed after {time.monotonic() - started:.0f} s", flush=True)
     paid = sum(sale.is_paid for sale in run.sales)
     cancelled = sum(sale.is_cancelled for sale in run.sales)
     print(f"{paid} paid, {cancelled} cancelled; {dict(run.counts)}", flush=True)
@@ -439,7 +428,7 @@ async def main(number: int, place_for: float) -> int:
             "BOXOFFICE_ENVOY_ADMIN_PORT": str(gateway + 1),
             "BOXOFFICE_RATE_LIMIT_SCALE": "1000",
             "BOXOFFICE_PASSWORD_COST": "4",
-            # Longer than any run: a customer comes back at its end to cancel.
+            # Longer than a run: customers cancel at its end.
             "BOXOFFICE_ACCESS_TOKEN_TTL_SECONDS": "86400",
             "BOXOFFICE_ADMIN_REGISTRATION_SECRET": ADMIN_SECRET,
             "BOXOFFICE_STRIPE_SECRET_KEY": stripe_side.SECRET_KEY,
@@ -469,7 +458,7 @@ async def main(number: int, place_for: float) -> int:
             mesh.wait(60)
     for fault in faults[:40]:
         print("  ✗", fault)
-    print("agree to the last minor unit" if not faults else f"{len(faults)} differences")
+    print("all ledgers agree" if not faults else f"{len(faults)} differences")
     return 1 if faults else 0
 
 
@@ -482,6 +471,12 @@ async def _is_up(client: httpx.AsyncClient) -> bool:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--payments", type=int, default=2000)
-    parser.add_argument("--place-for", type=float, default=float("inf"), metavar="SECONDS")
+    parser.add_argument(
+        "--place-for",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="place no more bookings after this time",
+    )
     arguments = parser.parse_args()
     sys.exit(asyncio.run(main(arguments.payments, arguments.place_for)))

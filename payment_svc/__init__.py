@@ -1,1 +1,1 @@
-"""Payments and refunds through providers. What they pay for is booking_svc's business."""
+"""Payments and refunds through payment providers."""

@@ -27,6 +27,7 @@ from boxoffice.payments.v1 import (
 from mesh.clock import Clock, system_clock
 from mesh.db import backlog
 from mesh.db.database import Database
+from mesh.db.idempotent import IdempotentWrites
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.rpc.client import open_channel
@@ -64,7 +65,7 @@ def main() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Wakeups:
-    """Tell a loop that there is something to do before it would look again by itself."""
+    """Wake the loop of a queue before its next poll."""
 
     refund_requested: Wakeup = field(default_factory=Wakeup)
     webhook_queued: Wakeup = field(default_factory=Wakeup)
@@ -75,7 +76,7 @@ class _Wakeups:
 async def open_service(
     settings: Settings, *, clock: Clock = system_clock
 ) -> AsyncIterator[Service]:
-    """payment_svc with its resources, as long as the block lasts."""
+    """payment_svc with its resources, until the block ends."""
     auth_services = [
         auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
         auth_event_service_pb2.DESCRIPTOR.services_by_name["AuthEventService"],
@@ -83,7 +84,7 @@ async def open_service(
     async with (
         Database.open(settings.database_url) as database,
         open_channel(settings, process=NAME, service="auth_svc", services=auth_services) as channel,
-        # No proxy from the environment: the gateway is next door.
+        # The gateway is in the same network: no proxy from the environment.
         httpx.AsyncClient(trust_env=False, verify=settings.gateway_trust) as client,
         _real_providers(settings, clock) as providers,
     ):
@@ -100,20 +101,20 @@ async def open_service(
             ),
         ]
         if settings.sandbox_secret is not None:
-            offered, delivery = _sandbox(
+            provider, delivery = _sandbox(
                 settings, settings.sandbox_secret, database, client, clock, wakeups, lab
             )
-            providers[sandbox.NAME] = offered
+            providers[sandbox.NAME] = provider
             loops.append(partial(forever, "webhook delivery", delivery.turn))
-        cashier = ProviderCalls(database, providers, clock, wakeups.refund_requested)
-        reconciler = Reconciler(database, cashier, providers, clock, wakeups.check_wanted)
+        calls = ProviderCalls(database, providers, clock, wakeups.refund_requested)
+        reconciler = Reconciler(database, calls, providers, clock, wakeups.check_wanted)
         loops += [
-            partial(forever, "refunds", cashier.carry_out_refunds),
+            partial(forever, "refunds", calls.carry_out_refunds),
             partial(forever, "payment checks", reconciler.check_turn),
             partial(forever, "movements", reconciler.compare_turn),
         ]
         yield Service(
-            servicers=_servicers(settings, database, cashier, events, clock, wakeups, lab),
+            servicers=_servicers(settings, database, calls, events, clock, wakeups, lab),
             jwks=RemoteJwks(AuthServiceStub(channel)),
             ping_database=database.ping,
             revocations=Revocations(from_auth(AuthEventServiceStub(channel))),
@@ -123,10 +124,10 @@ async def open_service(
 
 @asynccontextmanager
 async def _real_providers(settings: Settings, clock: Clock) -> AsyncIterator[dict[str, Provider]]:
-    """Those that the settings have the keys of, by name."""
+    """The providers whose keys the settings have, by name."""
     providers: dict[str, Provider] = {}
     async with AsyncExitStack() as closing:
-        if settings.offers_stripe:
+        if settings.has_stripe:
             stripe = StripeProvider(
                 secret_key=settings.required("stripe_secret_key"),
                 webhook_secrets=settings.secrets("stripe_webhook_secrets"),
@@ -136,7 +137,7 @@ async def _real_providers(settings: Settings, clock: Clock) -> AsyncIterator[dic
             )
             closing.push_async_callback(stripe.close)
             providers[STRIPE] = stripe
-        if settings.offers_razorpay:
+        if settings.has_razorpay:
             razorpay = RazorpayProvider(
                 key_id=settings.required("razorpay_key_id"),
                 key_secret=settings.required("razorpay_key_secret"),
@@ -158,7 +159,7 @@ def _sandbox(
     wakeups: _Wakeups,
     lab: Lab,
 ) -> tuple[SandboxProvider, Delivery]:
-    """The built-in provider, and what sends its webhooks to us as a real one would."""
+    """The sandbox provider, and the delivery of its webhooks to the gateway."""
     provider = SandboxProvider(
         database,
         clock,
@@ -182,22 +183,23 @@ def _sandbox(
 def _servicers(
     settings: Settings,
     database: Database,
-    cashier: ProviderCalls,
+    calls: ProviderCalls,
     events: OutboxReader,
     clock: Clock,
     wakeups: _Wakeups,
     lab: Lab,
 ) -> list[Servicer]:
+    writes = IdempotentWrites(database, tables.idempotency_records, clock)
     return [
         Servicer(
-            PaymentServicer(database, cashier, clock, wakeups.refund_requested),
+            PaymentServicer(database, writes, calls, clock, wakeups.refund_requested),
             payment_service_pb2_grpc.add_PaymentServiceServicer_to_server,
             payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
         ),
         Servicer(
             WebhookServicer(
                 database,
-                cashier,
+                calls,
                 clock,
                 wakeups.refund_requested,
                 wakeups.check_wanted,

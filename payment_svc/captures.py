@@ -1,6 +1,6 @@
-"""Captures: each time a provider took money for a payment, and how much of it goes back.
+"""Captures of payments by providers, and how much of each is refunded.
 
-At most one capture pays the payment. The others are anomalies: kept, and given back.
+At most one capture is accepted for a payment. All others are stored and refunded in full.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from payment_svc.tables import captures
 
 
 class Verdict(StrEnum):
-    """What a capture is to its payment: it pays it, or must not have happened."""
+    """Whether a capture pays its payment, or why it does not."""
 
     ACCEPTED = "ACCEPTED"
     MISMATCHED = "MISMATCHED"
@@ -31,7 +31,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Money taken. `refunding` is what was promised to go back, `refunded` what went."""
+    """Captured money. `refunding` is the amount of all its refunds, `refunded` of completed ones."""
 
     capture_id: UUID
     payment_id: UUID
@@ -43,7 +43,7 @@ class Capture:
 
 
 def judge(payment: Payment, amount: Money) -> Verdict:
-    """What a new capture of this amount is to the payment."""
+    """The verdict on a new capture of this amount."""
     if amount != payment.amount:
         return Verdict.MISMATCHED
     if payment.status in PAID:
@@ -56,7 +56,7 @@ def judge(payment: Payment, amount: Money) -> Verdict:
 async def record(
     connection: AsyncConnection, *, payment: Payment, report: Captured, now: datetime
 ) -> Capture | None:
-    """Keeps a capture with its verdict; None when the provider told of it before."""
+    """Stores a capture with its verdict. None when it is stored already."""
     row = (
         await connection.execute(
             postgresql.insert(captures)
@@ -82,7 +82,7 @@ async def record(
 
 
 async def find(connection: AsyncConnection, *, provider: str, reference: str) -> Capture:
-    """The capture that a provider means. Raises when there is none."""
+    """The capture with a provider's id. Raises NoResultFound without one."""
     row = (
         await connection.execute(
             sa.select(captures)
@@ -105,10 +105,10 @@ async def find_accepted(connection: AsyncConnection, *, payment_id: UUID) -> Cap
     return None if row is None else _from_row(row)
 
 
-async def promise(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> bool:
-    """Sets money of a capture aside to go back. False when less is left.
+async def reserve_refund(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> bool:
+    """Adds a refund's amount to the capture. False when it exceeds what can be refunded.
 
-    Test and claim in one statement: of two requests for the rest, one gets it.
+    Tests and adds in one statement: of two requests for the remaining amount, one succeeds.
     """
     claimed = await connection.execute(
         sa.update(captures)
@@ -122,7 +122,7 @@ async def promise(connection: AsyncConnection, *, capture_id: UUID, amount: Mone
 async def record_refunded(
     connection: AsyncConnection, *, capture_id: UUID, amount: Money
 ) -> Verdict:
-    """Counts promised money that went back. Returns what the capture was."""
+    """Counts a completed refund. Returns the capture's verdict."""
     row = (
         await connection.execute(
             sa.update(captures)

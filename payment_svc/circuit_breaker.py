@@ -1,6 +1,6 @@
-"""What stands between us and a provider: a time limit, a limit of calls at once, a breaker.
+"""The circuit breaker of calls to a provider, with their time limit and concurrency limit.
 
-A provider that hangs or fails must not hold up what does not need it.
+A provider that hangs or fails does not delay calls that do not need it.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ _OPEN_SECONDS = 5.0
 
 
 class CircuitBreaker:
-    """Bounds the calls to one provider.
+    """Limits the calls to one provider.
 
-    After several failures in a row it refuses at once, for some seconds; then one call
-    at a time tries, and the first success lets all through again.
+    After _FAILURES_TO_OPEN failures in a row it rejects all calls for _OPEN_SECONDS, then lets
+    one call at a time pass. The first success closes it.
     """
 
     def __init__(
@@ -43,9 +43,11 @@ class CircuitBreaker:
     async def calling(
         self, *, is_refusable: bool = False, seconds: float | None = None
     ) -> AsyncIterator[None]:
-        """Around one call. Raises PAYMENT_GATEWAY_ERROR for the provider's trouble, and
-        PAYMENT_FAILED for a refusal where the caller can do something about it."""
-        probes = self._admit()
+        """Around one call. Raises PAYMENT_GATEWAY_ERROR when it fails or is not allowed now.
+
+        With `is_refusable` the provider's rejection is PAYMENT_FAILED: the caller can act on it.
+        """
+        is_probe = self._admit()
         try:
             await self._take_slot()
             try:
@@ -54,32 +56,32 @@ class CircuitBreaker:
             finally:
                 self._slots.release()
         except ProviderRefusedError as error:
-            # It answered, so it is well.
+            # A rejection is an answer: the provider works.
             self._failures = 0
             if not is_refusable:
-                raise self._trouble(error.code) from error
+                raise self._error("rejected the request", error.code) from error
             raise DomainError(
                 Reason.PAYMENT_FAILED,
-                "the payment provider refuses this payment",
+                "the payment provider rejected the payment",
                 provider=self._provider,
                 code=error.code,
             ) from error
         except (ProviderError, TimeoutError) as error:
-            self._fail()
+            self._count_failure()
             code = error.code if isinstance(error, ProviderError) else "timeout"
-            raise self._trouble(code) from error
+            raise self._error("failed or did not answer", code) from error
         else:
             self._failures = 0
         finally:
-            if probes:
+            if is_probe:
                 self._is_probing = False
 
     def _admit(self) -> bool:
-        """Whether this call tries for all others. Raises while the provider is left alone."""
+        """Whether this call probes an open breaker. Raises when calls are not allowed now."""
         if self._failures < _FAILURES_TO_OPEN:
             return False
         if self._time() < self._open_until or self._is_probing:
-            raise self._trouble("circuit_open")
+            raise self._error("is not called after repeated failures", "circuit_open")
         self._is_probing = True
         return True
 
@@ -88,18 +90,18 @@ class CircuitBreaker:
             async with asyncio.timeout(_QUEUE_SECONDS):
                 await self._slots.acquire()
         except TimeoutError:
-            # Says nothing about the provider: only that we already wait for it enough.
-            raise self._trouble("too_many_calls") from None
+            # Not a failure of the provider.
+            raise self._error("has too many calls in progress", "too_many_calls") from None
 
-    def _fail(self) -> None:
+    def _count_failure(self) -> None:
         self._failures += 1
         if self._failures >= _FAILURES_TO_OPEN:
             self._open_until = self._time() + _OPEN_SECONDS
 
-    def _trouble(self, code: str) -> DomainError:
+    def _error(self, what: str, code: str) -> DomainError:
         return DomainError(
             Reason.PAYMENT_GATEWAY_ERROR,
-            "the payment provider did not do it; try again",
+            f"the payment provider {what}",
             retry_after_seconds=1,
             provider=self._provider,
             code=code,

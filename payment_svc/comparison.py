@@ -1,4 +1,7 @@
-"""What a provider says it moved beside what we know of it: pure reading and counting."""
+"""Compares the movements that a provider lists with the recorded captures and refunds.
+
+Stores the totals of compared days. Effects are the reconciler's.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,16 +28,16 @@ _CHUNK = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """Movements that we had not heard of, or not all of; and those of another amount."""
+class Differences:
+    """Listed movements that are not recorded, or whose fee is not; and those of another amount."""
 
-    unheard: Sequence[Movement]
+    unrecorded: Sequence[Movement]
     other_amount: Sequence[Movement]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A movement as we know it."""
+class RecordedMovement:
+    """A capture or a completed refund of payment_svc."""
 
     kind: MovementKind
     reference: str
@@ -43,31 +46,31 @@ class Known:
     has_fee: bool
 
 
-async def news(
+async def differences(
     connection: AsyncConnection, *, provider: str, movements: Sequence[Movement]
-) -> News:
-    """What a provider's movements tell that we did not know."""
-    known = await _known(connection, provider, movements)
-    unheard, other_amount = [], []
+) -> Differences:
+    """How a provider's movements differ from the recorded ones."""
+    recorded = await _recorded(connection, provider, movements)
+    unrecorded, other_amount = [], []
     for movement in movements:
-        ours = known.get((movement.kind, movement.reference))
+        ours = recorded.get((movement.kind, movement.reference))
         if ours is None:
-            unheard.append(movement)
+            unrecorded.append(movement)
         elif ours.amount != movement.amount:
             other_amount.append(movement)
-        elif _tells_fee(movement) and not ours.has_fee:
-            unheard.append(movement)
-    return News(unheard, other_amount)
+        elif _has_fee(movement) and not ours.has_fee:
+            unrecorded.append(movement)
+    return Differences(unrecorded, other_amount)
 
 
-async def is_done(connection: AsyncConnection, *, provider: str, day: date) -> bool:
+async def is_compared(connection: AsyncConnection, *, provider: str, day: date) -> bool:
     """Whether a day was compared before."""
-    found = await connection.execute(
+    days = await connection.execute(
         sa.select(compared_days.c.day)
         .where(compared_days.c.provider == provider)
         .where(compared_days.c.day == day)
     )
-    return found.one_or_none() is not None
+    return days.one_or_none() is not None
 
 
 async def close_day(
@@ -77,27 +80,27 @@ async def close_day(
     start: datetime,
     movements: Sequence[Movement],
     now: datetime,
-) -> Sequence[Known]:
-    """Keeps a day's totals on both sides. Returns what we know and the provider does not.
+) -> Sequence[RecordedMovement]:
+    """Stores a day's totals of both sides. Returns the movements that the provider does not list.
 
-    `movements` reach beyond the day; those of the day itself are counted.
+    `movements` covers more than the day; only those of the day are counted.
     """
     end = start + timedelta(days=1)
-    theirs = {(one.kind, one.reference) for one in movements}
-    of_day = [one for one in movements if start <= one.event_time < end]
-    known = await _known(connection, provider, of_day)
+    listed = {(movement.kind, movement.reference) for movement in movements}
+    of_day = [movement for movement in movements if start <= movement.event_time < end]
+    recorded = await _recorded(connection, provider, of_day)
     missing = [
-        one
-        for one in await _ours_between(connection, provider, start, end)
-        if (one.kind, one.reference) not in theirs
+        ours
+        for ours in await _recorded_between(connection, provider, start, end)
+        if (ours.kind, ours.reference) not in listed
     ]
     sums: dict[str, Counter[tuple[MovementKind, str]]] = {"provider": Counter(), "our": Counter()}
     for movement in of_day:
         sums["provider"][movement.kind, movement.amount.currency_code] += (
             movement.amount.amount_minor
         )
-    for one in [*known.values(), *missing]:
-        sums["our"][one.kind, one.amount.currency_code] += one.amount.amount_minor
+    for ours in [*recorded.values(), *missing]:
+        sums["our"][ours.kind, ours.amount.currency_code] += ours.amount.amount_minor
     await connection.execute(
         postgresql.insert(compared_days)
         .values(provider=provider, day=start.date(), compare_time=now)
@@ -121,7 +124,7 @@ async def close_day(
 
 @dataclass(frozen=True, slots=True)
 class DayTotal:
-    """A day's movements of one kind and currency, as the provider and as we count them."""
+    """A day's total of one kind and currency, of the provider and of payment_svc."""
 
     provider: str
     day: date
@@ -134,7 +137,7 @@ async def totals(
     connection: AsyncConnection, *, since: date, until: date, limit: int
 ) -> Sequence[DayTotal]:
     """The totals of the days in [since, until], newest first."""
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(provider_days)
         .where(provider_days.c.day.between(since, until))
         .order_by(
@@ -153,42 +156,43 @@ async def totals(
             Money(row.provider_minor, row.currency_code),
             Money(row.our_minor, row.currency_code),
         )
-        for row in found
+        for row in rows
     ]
 
 
-def _tells_fee(movement: Movement) -> bool:
+def _has_fee(movement: Movement) -> bool:
     return isinstance(movement.report, Captured) and movement.report.fee is not None
 
 
-async def _known(
+async def _recorded(
     connection: AsyncConnection, provider: str, movements: Sequence[Movement]
-) -> dict[tuple[MovementKind, str], Known]:
-    found: dict[tuple[MovementKind, str], Known] = {}
+) -> dict[tuple[MovementKind, str], RecordedMovement]:
+    """The recorded ones of a provider's movements, by kind and reference."""
+    recorded: dict[tuple[MovementKind, str], RecordedMovement] = {}
     for first in range(0, len(movements), _CHUNK):
         chunk = movements[first : first + _CHUNK]
         for kind in MovementKind:
-            references = [one.reference for one in chunk if one.kind is kind]
+            references = [movement.reference for movement in chunk if movement.kind is kind]
             if not references:
                 continue
             table = captures if kind is MovementKind.CAPTURE else refunds
             condition = table.c.provider_reference == sa.any_(
                 sa.cast(references, postgresql.ARRAY(sa.Text))
             )
-            for one in await _select(connection, provider, kind, condition):
-                found[kind, one.reference] = one
-    return found
+            for ours in await _select(connection, provider, kind, condition):
+                recorded[kind, ours.reference] = ours
+    return recorded
 
 
-async def _ours_between(
+async def _recorded_between(
     connection: AsyncConnection, provider: str, start: datetime, end: datetime
-) -> list[Known]:
-    found: list[Known] = []
+) -> list[RecordedMovement]:
+    recorded: list[RecordedMovement] = []
     for kind in MovementKind:
         table = captures if kind is MovementKind.CAPTURE else refunds
         condition = sa.and_(table.c.event_time >= start, table.c.event_time < end)
-        found += await _select(connection, provider, kind, condition)
-    return found
+        recorded += await _select(connection, provider, kind, condition)
+    return recorded
 
 
 async def _select(
@@ -196,15 +200,15 @@ async def _select(
     provider: str,
     kind: MovementKind,
     condition: sa.ColumnElement[bool],
-) -> list[Known]:
+) -> list[RecordedMovement]:
     if kind is MovementKind.CAPTURE:
-        captured = await connection.execute(
+        result = await connection.execute(
             sa.select(captures).where(captures.c.provider == provider).where(condition)
         )
-        rows = captured.all()
+        rows = result.all()
         fees = await _with_fee(connection, [row.capture_id for row in rows])
         return [
-            Known(
+            RecordedMovement(
                 kind,
                 row.provider_reference,
                 row.payment_id,
@@ -221,7 +225,7 @@ async def _select(
         .where(condition)
     )
     return [
-        Known(
+        RecordedMovement(
             kind,
             row.provider_reference,
             row.payment_id,
@@ -233,10 +237,11 @@ async def _select(
 
 
 async def _with_fee(connection: AsyncConnection, capture_ids: Sequence[UUID]) -> set[UUID]:
-    of_entry = {uuid5(one, "fee"): one for one in capture_ids}
-    found = await connection.execute(
+    """The captures whose fee is in the ledger."""
+    of_entry = {uuid5(capture_id, "fee"): capture_id for capture_id in capture_ids}
+    entry_ids = await connection.execute(
         sa.select(book_entries.c.entry_id).where(
             book_entries.c.entry_id == sa.any_(sa.cast(list(of_entry), postgresql.ARRAY(sa.Uuid)))
         )
     )
-    return {of_entry[entry_id] for entry_id in found.scalars()}
+    return {of_entry[entry_id] for entry_id in entry_ids.scalars()}

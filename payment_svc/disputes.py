@@ -1,7 +1,6 @@
-"""Disputes: captures that the customer's bank asks back. Recorded and shown to staff.
+"""Disputes: captures that the customer's bank contests. Stored and shown to staff.
 
-The money of one is the provider's business until it is won or lost; what it does to the
-books is in book.py.
+A dispute moves no money in payment_svc until it is lost; then ledger.py posts its amount.
 """
 
 import logging
@@ -47,7 +46,7 @@ class Dispute:
 async def record(
     connection: AsyncConnection, *, payment: Payment, report: Disputed, now: datetime
 ) -> bool:
-    """Keeps a dispute, or moves it along MOVES. False when nothing is new."""
+    """Stores a dispute, or moves it along MOVES. False when nothing changed."""
     inserted = await connection.execute(
         postgresql.insert(disputes)
         .values(
@@ -77,7 +76,7 @@ async def record(
         return False
     dispute = await _find(connection, payment.order.provider, report.dispute_reference)
     if dispute.status is DisputeStatus.LOST:
-        await ledger.lost(
+        await ledger.post_dispute_loss(
             connection,
             payment=payment,
             dispute_id=dispute.dispute_id,

@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more."""
+"""Periodic deletion of webhooks and idempotency records that are past their retention."""
 
 import asyncio
 from datetime import timedelta
@@ -10,7 +10,7 @@ from payment_svc import inbound, webhooks
 from payment_svc.tables import idempotency_records
 
 _IDEMPOTENCY_RETENTION = timedelta(days=3)
-# Disputes can come for about so long after a payment.
+# A dispute can be opened for about as long after a payment.
 _WEBHOOK_RETENTION = timedelta(days=180)
 _BATCH = 1000
 _INTERVAL_SECONDS = 3600.0
@@ -23,15 +23,15 @@ async def turn(database: Database, clock: Clock) -> None:
 
 
 async def sweep(database: Database, clock: Clock) -> None:
-    """Deletes what is older than its retention, in short transactions."""
+    """Deletes everything past its retention, in short transactions."""
     async with database.transaction() as connection:
         await idempotent.forget(
             connection, idempotency_records, before=clock() - _IDEMPOTENCY_RETENTION
         )
-        await inbound.forget(connection, before=clock() - _WEBHOOK_RETENTION)
+        await inbound.delete_old(connection, before=clock() - _WEBHOOK_RETENTION)
     deleted = _BATCH
     while deleted == _BATCH:
         async with database.transaction() as connection:
-            deleted = await webhooks.forget(
+            deleted = await webhooks.delete_old(
                 connection, before=clock() - _WEBHOOK_RETENTION, limit=_BATCH
             )

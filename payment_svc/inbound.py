@@ -1,6 +1,6 @@
-"""Webhooks of other senders: verified, stored once, and put on the event stream as they came.
+"""Webhooks of senders that are no payment provider: verified, stored once, put on the stream.
 
-What they mean is the business of whoever follows the stream.
+Their content is not read here; the stream's consumers do that.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from payment_svc.providers import signatures
 from payment_svc.tables import inbound_webhooks
 
 SIGNATURE_HEADER = "x-webhook-signature"
-"""The hex HMAC-SHA-256 of the body, with or without `sha256=` before it."""
+"""The hex HMAC-SHA-256 of the body, with or without the prefix `sha256=`."""
 
 TOKEN_HEADER = "verification-token"
-"""RingCentral signs nothing: it sends a token that was agreed on with the subscription."""
+"""RingCentral does not sign: it sends a token that was agreed when subscribing."""
 
 HANDSHAKE_HEADER = "validation-token"
-"""Sent when a subscription is made, and expected back. Source: RingCentral, "Webhooks"."""
+"""Sent when a subscription is made; the answer repeats it. Source: RingCentral, "Webhooks"."""
 
 _HANDSHAKE = re.compile(r"[\x21-\x7e]{1,256}")
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def verify(body: bytes, headers: Mapping[str, str], *, secret: str) -> None:
-    """Raises WEBHOOK_SIGNATURE_INVALID unless the sender knows the secret."""
+    """Raises WEBHOOK_SIGNATURE_INVALID unless the token or the signature proves the secret."""
     token = headers.get(TOKEN_HEADER)
     if token is not None and hmac.compare_digest(token.encode(), secret.encode()):
         return
@@ -46,20 +46,23 @@ def verify(body: bytes, headers: Mapping[str, str], *, secret: str) -> None:
 
 
 def handshake(headers: Mapping[str, str]) -> str | None:
-    """The token that has to be sent back; None when this is no handshake.
+    """The token that the answer repeats; None when the webhook is not a handshake.
 
-    Raises WEBHOOK_SIGNATURE_INVALID for one that no sender would send.
+    Raises WEBHOOK_SIGNATURE_INVALID for a token with other characters or of another length.
     """
     token = headers.get(HANDSHAKE_HEADER)
     if token is not None and not _HANDSHAKE.fullmatch(token):
-        raise DomainError(Reason.WEBHOOK_SIGNATURE_INVALID, "not a validation token")
+        raise DomainError(
+            Reason.WEBHOOK_SIGNATURE_INVALID,
+            "the validation token must have 1 to 256 printable ASCII characters",
+        )
     return token
 
 
 async def receive(
     connection: AsyncConnection, *, sender: str, content_type: str, body: bytes, now: datetime
 ) -> bool:
-    """Stores a verified webhook with its event. False for one that was there before."""
+    """Stores a verified webhook with its event. False when it is stored already."""
     digest = hashlib.sha256(body).digest()
     inbound_id = new_id()
     inserted = await connection.execute(
@@ -88,8 +91,8 @@ async def receive(
     return is_new
 
 
-async def forget(connection: AsyncConnection, *, before: datetime) -> int:
-    """Deletes what was received before a time. Returns how many."""
+async def delete_old(connection: AsyncConnection, *, before: datetime) -> int:
+    """Deletes webhooks received before a time. Returns their number."""
     deleted = await connection.execute(
         sa.delete(inbound_webhooks).where(inbound_webhooks.c.receive_time < before)
     )

@@ -1,15 +1,7 @@
-"""The book: a small double-entry ledger of what was taken, given back and kept as fees.
+"""The double-entry ledger of captures, fees, refunds and lost disputes, and its daily totals.
 
-Every entry moves money between accounts and sums to zero in each currency, which a
-constraint trigger checks at commit; entries are only ever added. It is written in the
-transaction of the effect, once: an entry's id is that of what it tells about.
-
-    capture   PROVIDER +150,000   EVENT −150,000
-    fee       FEES       +3,000   PROVIDER −3,000
-    refund    EVENT     +50,000   PROVIDER −50,000
-
-Money that paid nothing (taken twice, a wrong amount) stands in SUSPENSE in place of EVENT
-until it is given back, and money that a dispute took in DISPUTED.
+An entry is posted once, in the transaction of its effect: its id is derived from the capture,
+refund or dispute. Triggers keep the tables append-only and each entry's sum at zero per currency.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,11 +21,17 @@ from payment_svc.tables import book_entries, book_lines
 
 
 class Account(StrEnum):
-    """PROVIDER: what the providers owe us. The others: for what."""
+    """The accounts between which an entry moves money.
+
+    capture   PROVIDER +150,000   EVENT −150,000
+    fee       FEES       +3,000   PROVIDER −3,000
+    refund    EVENT     +50,000   PROVIDER −50,000
+    """
 
     PROVIDER = "PROVIDER"
     EVENT = "EVENT"
     FEES = "FEES"
+    # In place of EVENT for a capture that is not accepted, until it is refunded.
     SUSPENSE = "SUSPENSE"
     DISPUTED = "DISPUTED"
 
@@ -46,8 +44,8 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One event's day in one currency, in minor units; what went out is positive, too."""
+class LedgerRow:
+    """One event's totals of a day in one currency, in minor units. Outgoing amounts are positive, too."""
 
     day: date
     event_id: UUID | None
@@ -60,7 +58,7 @@ class Row:
 
     @property
     def net_minor(self) -> int:
-        """What is left with the provider."""
+        """The change of the balance at the providers."""
         return (
             self.captured_minor
             - self.refunded_minor
@@ -71,11 +69,11 @@ class Row:
 
     @property
     def key(self) -> tuple[date, str, str]:
-        """Where it stands in the order of the list."""
+        """The row's position in the order of `rows`."""
         return self.day, str(self.event_id or ""), self.currency_code
 
 
-async def captured(
+async def post_capture(
     connection: AsyncConnection,
     *,
     payment: Payment,
@@ -84,22 +82,22 @@ async def captured(
     is_accepted: bool,
     now: datetime,
 ) -> None:
-    """Money was taken: for the event, or for nothing that we know."""
+    """Posts a capture, which counts for the event when it is accepted."""
     other = Account.EVENT if is_accepted else Account.SUSPENSE
     lines = {Account.PROVIDER: amount.amount_minor, other: -amount.amount_minor}
-    await _write(connection, capture_id, Kind.CAPTURE, payment, amount.currency_code, lines, now)
+    await _post(connection, capture_id, Kind.CAPTURE, payment, amount.currency_code, lines, now)
 
 
-async def fee(
+async def post_fee(
     connection: AsyncConnection, *, payment: Payment, capture_id: UUID, amount: Money, now: datetime
 ) -> bool:
-    """The provider keeps a part. False when that was told before."""
+    """Posts the provider's fee of a capture. False when it was posted before."""
     lines = {Account.FEES: amount.amount_minor, Account.PROVIDER: -amount.amount_minor}
     entry_id = uuid5(capture_id, "fee")
-    return await _write(connection, entry_id, Kind.FEE, payment, amount.currency_code, lines, now)
+    return await _post(connection, entry_id, Kind.FEE, payment, amount.currency_code, lines, now)
 
 
-async def refunded(
+async def post_refund(
     connection: AsyncConnection,
     *,
     payment: Payment,
@@ -108,18 +106,18 @@ async def refunded(
     is_accepted: bool,
     now: datetime,
 ) -> None:
-    """Money went back: of the event, or what should not have been taken."""
+    """Posts a refund of a capture."""
     other = Account.EVENT if is_accepted else Account.SUSPENSE
     lines = {other: amount.amount_minor, Account.PROVIDER: -amount.amount_minor}
-    await _write(connection, refund_id, Kind.REFUND, payment, amount.currency_code, lines, now)
+    await _post(connection, refund_id, Kind.REFUND, payment, amount.currency_code, lines, now)
 
 
-async def lost(
+async def post_dispute_loss(
     connection: AsyncConnection, *, payment: Payment, dispute_id: UUID, amount: Money, now: datetime
 ) -> None:
-    """A dispute was lost: its money is gone."""
+    """Posts the amount of a lost dispute."""
     lines = {Account.DISPUTED: amount.amount_minor, Account.PROVIDER: -amount.amount_minor}
-    await _write(connection, dispute_id, Kind.DISPUTE, payment, amount.currency_code, lines, now)
+    await _post(connection, dispute_id, Kind.DISPUTE, payment, amount.currency_code, lines, now)
 
 
 async def rows(
@@ -130,8 +128,8 @@ async def rows(
     event_id: UUID | None,
     after: tuple[date, str, str] | None,
     limit: int,
-) -> Sequence[Row]:
-    """Days in [since, until], by day, event and currency, after a row's key."""
+) -> Sequence[LedgerRow]:
+    """The days in [since, until], by day, event and currency, after a row's key."""
     event_text = sa.func.coalesce(sa.cast(book_entries.c.event_id, sa.Text), "")
     key = sa.tuple_(book_entries.c.day, event_text, book_lines.c.currency_code)
     statement = (
@@ -157,22 +155,10 @@ async def rows(
         statement = statement.where(book_entries.c.event_id == event_id)
     if after is not None:
         statement = statement.where(key > sa.tuple_(*map(sa.literal, after)))
-    return [_row(row) for row in await connection.execute(statement)]
+    return [_from_row(row) for row in await connection.execute(statement)]
 
 
-async def balances(connection: AsyncConnection) -> Mapping[tuple[Account, str], int]:
-    """What stands on each account, by currency. All accounts of a currency sum to zero."""
-    found = await connection.execute(
-        sa.select(
-            book_lines.c.account,
-            book_lines.c.currency_code,
-            sa.func.sum(book_lines.c.amount_minor),
-        ).group_by(book_lines.c.account, book_lines.c.currency_code)
-    )
-    return {(Account(account), code): int(total) for account, code, total in found}
-
-
-async def _write(
+async def _post(
     connection: AsyncConnection,
     entry_id: UUID,
     kind: Kind,
@@ -220,8 +206,8 @@ def _sum(kind: Kind, account: Account, sign: int) -> sa.ColumnElement[int]:
     )
 
 
-def _row(row: sa.Row[Any]) -> Row:
-    return Row(
+def _from_row(row: sa.Row[Any]) -> LedgerRow:
+    return LedgerRow(
         day=row.day,
         event_id=row.event_id,
         currency_code=row.currency_code,

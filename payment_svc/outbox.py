@@ -1,6 +1,6 @@
-"""What other services learn of payments: messages of the event stream, written to the outbox.
+"""The domain events that payment_svc publishes, written to its outbox as messages.
 
-Translates to the contract as a servicer does; the domain hands it plain values.
+The domain calls it with plain values.
 """
 
 from datetime import datetime
@@ -21,7 +21,7 @@ from payment_svc.providers.base import DisputeStatus
 
 _MONEY = metrics.counter(
     "payment_money_minor",
-    "Money that providers took and gave back, in minor units.",
+    "Captured and refunded money, in minor units.",
     "kind",
     "provider",
     "currency",
@@ -31,18 +31,18 @@ _MONEY = metrics.counter(
 async def captured(
     connection: AsyncConnection, payment: Payment, *, method: str, now: datetime
 ) -> None:
-    """The payment is paid."""
-    _note(connection, "captured", payment, payment.amount)
+    """The payment was captured."""
+    _count_money(connection, "captured", payment, payment.amount)
     message = stream_pb2.PaymentCaptured(amount=money_to_proto(payment.amount), method=method)
-    await _append(connection, payment, stream_pb2.PaymentEvent(captured=message), now)
+    await _append_of_payment(connection, payment, stream_pb2.PaymentEvent(captured=message), now)
 
 
 async def failed(
     connection: AsyncConnection, payment: Payment, *, failure_code: str, now: datetime
 ) -> None:
-    """A try to pay was refused."""
+    """An attempt to pay was declined."""
     message = stream_pb2.PaymentFailed(failure_code=failure_code)
-    await _append(connection, payment, stream_pb2.PaymentEvent(failed=message), now)
+    await _append_of_payment(connection, payment, stream_pb2.PaymentEvent(failed=message), now)
 
 
 async def refund_processed(
@@ -53,10 +53,12 @@ async def refund_processed(
     amount: Money,
     now: datetime,
 ) -> None:
-    """Money of a paid payment went back."""
-    _note(connection, "refunded", payment, amount)
+    """A refund of the payment was completed."""
+    _count_money(connection, "refunded", payment, amount)
     message = stream_pb2.RefundProcessed(refund_id=str(refund_id), amount=money_to_proto(amount))
-    await _append(connection, payment, stream_pb2.PaymentEvent(refund_processed=message), now)
+    await _append_of_payment(
+        connection, payment, stream_pb2.PaymentEvent(refund_processed=message), now
+    )
 
 
 async def disputed(
@@ -69,19 +71,14 @@ async def disputed(
     reason: str,
     now: datetime,
 ) -> None:
-    """The customer's bank disputes a capture, or has decided the dispute."""
+    """A capture is disputed, or its dispute was decided."""
     message = stream_pb2.PaymentDisputed(
         dispute_id=str(dispute_id),
         amount=money_to_proto(amount),
         reason=reason,
         status=payment_pb2.Dispute.Status.Value(status),
     )
-    await _append(connection, payment, stream_pb2.PaymentEvent(disputed=message), now)
-
-
-def _note(connection: AsyncConnection, kind: str, payment: Payment, amount: Money) -> None:
-    money = _MONEY.labels(kind, payment.order.provider, amount.currency_code)
-    on_commit(connection, lambda: money.inc(amount.amount_minor))
+    await _append_of_payment(connection, payment, stream_pb2.PaymentEvent(disputed=message), now)
 
 
 async def inbound_received(
@@ -93,30 +90,35 @@ async def inbound_received(
     body: bytes,
     now: datetime,
 ) -> None:
-    """Another sender's webhook was stored. It belongs to no payment."""
+    """A webhook of another sender was stored. It belongs to no payment."""
     event = stream_pb2.PaymentEvent(
         inbound_received=stream_pb2.InboundReceived(
             inbound_id=str(inbound_id), sender=sender, content_type=content_type, body=body
         )
     )
-    event.event_time.FromDatetime(now)
-    new = outbox.NewEvent(
-        aggregate_id=inbound_id,
-        event_type="inbound_received",
-        payload=event.SerializeToString(),
-    )
-    await outbox.append(connection, tables.outbox, [new], now=now)
+    await _append(connection, inbound_id, event, now)
 
 
-async def _append(
+def _count_money(connection: AsyncConnection, kind: str, payment: Payment, amount: Money) -> None:
+    money = _MONEY.labels(kind, payment.order.provider, amount.currency_code)
+    on_commit(connection, lambda: money.inc(amount.amount_minor))
+
+
+async def _append_of_payment(
     connection: AsyncConnection, payment: Payment, event: stream_pb2.PaymentEvent, now: datetime
 ) -> None:
     event.payment_id = str(payment.payment_id)
     event.booking_id = str(payment.order.booking_id)
+    await _append(connection, payment.payment_id, event, now)
+
+
+async def _append(
+    connection: AsyncConnection, aggregate_id: UUID, event: stream_pb2.PaymentEvent, now: datetime
+) -> None:
     event.event_time.FromDatetime(now)
-    new = outbox.NewEvent(
-        aggregate_id=payment.payment_id,
+    entry = outbox.NewEvent(
+        aggregate_id=aggregate_id,
         event_type=event.WhichOneof("event") or "",
         payload=event.SerializeToString(),
     )
-    await outbox.append(connection, tables.outbox, [new], now=now)
+    await outbox.append(connection, tables.outbox, [entry], now=now)

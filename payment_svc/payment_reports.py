@@ -1,7 +1,7 @@
-"""What a provider's report does to a payment: the one transition function.
+"""Applies provider reports to payments: the one place where a report changes a state.
 
-Webhooks and the provider's answers both come here, in any order and any number; the
-state goes forward only and ends the same.
+Webhooks and answers of providers are applied alike. Any order and number of the same reports
+leads to the same state.
 """
 
 import logging
@@ -27,44 +27,44 @@ from payment_svc.providers.base import (
 )
 
 AMOUNT_MISMATCH = "amount_mismatch"
-"""Failure code of a payment for which another amount or currency was taken."""
+"""Failure code of a payment that was captured with another amount or currency."""
 
 _log = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
-    """What a report did. UNMATCHED is for staff to examine: it matches no payment."""
+    """The effect of a report. UNMATCHED: it fits no payment or refund."""
 
     APPLIED = "APPLIED"
     UNCHANGED = "UNCHANGED"
-    # The stored value is older than the name.
+    # The stored value predates the name.
     UNMATCHED = "UNEXPLAINED"
 
 
 async def apply_report(
     connection: AsyncConnection, *, provider: str, report: ProviderReport, now: datetime
 ) -> Outcome:
-    """Applies a report. Repeating it, or an older one, changes nothing."""
+    """Applies a report. A repeated or an outdated one has no effect."""
     payment = await _payment_of(connection, provider, report)
     if payment is None:
         _log.error(
-            "a provider reports on a payment that is not ours",
+            "a provider report matches no payment",
             extra={"provider": provider, "payment_id": str(report.payment_id)},
         )
         return Outcome.UNMATCHED
     match report:
         case Authorized():
-            changed = await _authorized(connection, payment, report, now)
+            changed = await _apply_authorization(connection, payment, report, now)
         case Failed():
-            changed = await _failed(connection, payment, report, report.failure_code, now)
+            changed = await _apply_failure(connection, payment, report, report.failure_code, now)
         case Captured():
-            return await _captured(connection, payment, report, now)
+            return await _apply_capture(connection, payment, report, now)
         case Voided():
-            changed = await _voided(connection, payment, now)
+            changed = await _apply_void(connection, payment, now)
         case Disputed():
             changed = await disputes.record(connection, payment=payment, report=report, now=now)
         case RefundProcessed() | RefundRefused():
-            return await _refund(connection, payment, report, now)
+            return await _apply_refund(connection, payment, report, now)
         case _:
             raise TypeError(f"no transition for {type(report).__name__}")
     return Outcome.APPLIED if changed else Outcome.UNCHANGED
@@ -89,80 +89,83 @@ async def _payment_of(
         raise
     if payment.order.provider != provider:
         return None
-    known = await payments.knows(connection, payment=payment, reference=report.session_reference)
-    return payment if known else None
+    if not await payments.has_reference(
+        connection, payment=payment, reference=report.session_reference
+    ):
+        return None
+    return payment
 
 
-async def _authorized(
+async def _apply_authorization(
     connection: AsyncConnection, payment: Payment, report: Authorized, now: datetime
 ) -> bool:
-    seen = payment.observed_time
-    # At the same instant an authorisation outweighs a failure, whichever arrives first.
-    if seen is not None and report.event_time < seen:
+    latest = payment.observed_time
+    # At the same time an authorisation wins over a failure, in any order of arrival.
+    if latest is not None and report.event_time < latest:
         return False
-    facts = _facts(report, method=report.method, failure_code=None)
+    values = _values(report, method=report.method, failure_code=None)
     if report.authorization_reference is not None:
-        # Somebody has to take it: at once, not when the next check would come.
-        facts |= {"authorization_reference": report.authorization_reference, "check_time": now}
-    return await _proceed(connection, payment, Status.AUTHORIZED, facts, now)
+        # The check captures it: due now instead of after the usual pause.
+        values |= {"authorization_reference": report.authorization_reference, "check_time": now}
+    return await _move_unpaid(connection, payment, Status.AUTHORIZED, values, now)
 
 
-async def _failed(
+async def _apply_failure(
     connection: AsyncConnection,
     payment: Payment,
     report: ProviderReport,
     failure_code: str,
     now: datetime,
 ) -> bool:
-    seen = payment.observed_time
-    if seen is not None and report.event_time <= seen:
+    latest = payment.observed_time
+    if latest is not None and report.event_time <= latest:
         return False
-    facts = _facts(report, method=None, failure_code=failure_code)
-    changed = await _proceed(connection, payment, Status.FAILED, facts, now)
+    values = _values(report, method=None, failure_code=failure_code)
+    changed = await _move_unpaid(connection, payment, Status.FAILED, values, now)
     if changed and payment.status is not Status.FAILED:
         await outbox.failed(connection, payment, failure_code=failure_code, now=now)
     return changed
 
 
-async def _proceed(
-    connection: AsyncConnection, payment: Payment, to: Status, facts: dict[str, Any], now: datetime
+async def _move_unpaid(
+    connection: AsyncConnection, payment: Payment, to: Status, values: dict[str, Any], now: datetime
 ) -> bool:
-    """A move before any money was taken, or newer facts about the state it is in."""
+    """Moves an unpaid payment, or updates the values of its present state."""
     payment_id = payment.payment_id
     if payment.status is to:
-        await payments.refresh(connection, payment_id=payment_id, status=to, now=now, **facts)
+        await payments.refresh(connection, payment_id=payment_id, status=to, now=now, **values)
         return True
-    moved = await payments.move(connection, payment_id=payment_id, to=to, now=now, **facts)
+    moved = await payments.move(connection, payment_id=payment_id, to=to, now=now, **values)
     return moved is not None
 
 
-def _facts(
+def _values(
     report: ProviderReport, *, method: str | None, failure_code: str | None
 ) -> dict[str, Any]:
-    facts = {
+    values = {
         "method": method,
         "failure_code": failure_code,
         "observed_time": report.event_time,
     }
     if report.session_reference is not None:
-        facts["provider_reference"] = report.session_reference
-    return facts
+        values["provider_reference"] = report.session_reference
+    return values
 
 
-async def _voided(connection: AsyncConnection, payment: Payment, now: datetime) -> bool:
+async def _apply_void(connection: AsyncConnection, payment: Payment, now: datetime) -> bool:
     moved = await payments.move(
         connection, payment_id=payment.payment_id, to=Status.VOIDED, now=now
     )
     return moved is not None
 
 
-async def _captured(
+async def _apply_capture(
     connection: AsyncConnection, payment: Payment, report: Captured, now: datetime
 ) -> Outcome:
     capture = await captures.record(connection, payment=payment, report=report, now=now)
     if capture is None:
-        return await _fee(connection, payment, report, now)
-    await ledger.captured(
+        return await _apply_fee(connection, payment, report, now)
+    await ledger.post_capture(
         connection,
         payment=payment,
         capture_id=capture.capture_id,
@@ -171,7 +174,7 @@ async def _captured(
         now=now,
     )
     if report.fee is not None:
-        await ledger.fee(
+        await ledger.post_fee(
             connection,
             payment=payment,
             capture_id=capture.capture_id,
@@ -185,25 +188,25 @@ async def _captured(
                 payment_id=payment.payment_id,
                 to=Status.CAPTURED,
                 now=now,
-                **_facts(report, method=report.method, failure_code=None),
+                **_values(report, method=report.method, failure_code=None),
             )
             if paid is None:
-                raise RuntimeError(f"an accepted capture found {payment.status}")
+                raise RuntimeError(f"a capture was accepted for a payment in {payment.status}")
             await outbox.captured(connection, paid, method=report.method, now=now)
         case Verdict.MISMATCHED:
-            await _give_back(connection, payment, capture, now)
-            await _failed(connection, payment, report, AMOUNT_MISMATCH, now)
+            await _refund_capture(connection, payment, capture, now)
+            await _apply_failure(connection, payment, report, AMOUNT_MISMATCH, now)
         case Verdict.SECOND | Verdict.AFTER_VOID:
-            await _give_back(connection, payment, capture, now)
+            await _refund_capture(connection, payment, capture, now)
         case _:
             assert_never(capture.verdict)
     return Outcome.APPLIED
 
 
-async def _fee(
+async def _apply_fee(
     connection: AsyncConnection, payment: Payment, report: Captured, now: datetime
 ) -> Outcome:
-    """A capture that is known: a provider may tell its fee later than the capture."""
+    """Posts the fee of a stored capture: a provider may report it later than the capture."""
     if report.fee is None:
         return Outcome.UNCHANGED
     capture = await captures.find(
@@ -211,30 +214,30 @@ async def _fee(
     )
     if capture.payment_id != payment.payment_id:
         return Outcome.UNMATCHED
-    is_new = await ledger.fee(
+    is_new = await ledger.post_fee(
         connection, payment=payment, capture_id=capture.capture_id, amount=report.fee, now=now
     )
     return Outcome.APPLIED if is_new else Outcome.UNCHANGED
 
 
-async def _give_back(
+async def _refund_capture(
     connection: AsyncConnection, payment: Payment, capture: Capture, now: datetime
 ) -> None:
-    """Money that should not have been taken: people hear of it, the customer gets it back."""
+    """Refunds a capture that does not pay the payment, and logs an error."""
     _log.error(
-        "money was taken that the payment does not explain; it goes back in full",
+        "a capture does not pay its payment and is refunded in full",
         extra={
             "payment_id": str(payment.payment_id),
             "capture_id": str(capture.capture_id),
             "verdict": capture.verdict,
             "expected": str(payment.amount),
-            "taken": str(capture.amount),
+            "captured": str(capture.amount),
         },
     )
     await refunds.refund_capture(connection, capture=capture, now=now)
 
 
-async def _refund(
+async def _apply_refund(
     connection: AsyncConnection,
     payment: Payment,
     report: RefundProcessed | RefundRefused,
@@ -247,12 +250,12 @@ async def _refund(
         )
     if refund is None or (isinstance(report, RefundProcessed) and report.amount != refund.amount):
         _log.error(
-            "a provider gave money back that was not asked for",
+            "a provider reports a refund that was not requested",
             extra={"payment_id": str(payment.payment_id), "refund_id": str(report.refund_id)},
         )
         return Outcome.UNMATCHED
     if isinstance(report, RefundProcessed):
-        changed = await refunds.settle(connection, payment=payment, report=report, now=now)
+        changed = await refunds.complete(connection, payment=payment, report=report, now=now)
     else:
-        changed = await refunds.refuse(connection, report=report, now=now)
+        changed = await refunds.record_refusal(connection, report=report, now=now)
     return Outcome.APPLIED if changed else Outcome.UNCHANGED

@@ -1,6 +1,6 @@
-"""Payments: their states, and the moves between them.
+"""Payments: their states, the moves between them, and their rows.
 
-What makes them move is in observations.py; money that goes back in refunds.py.
+payment_reports.py decides on moves; refunds are in refunds.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,7 +33,7 @@ class Status(StrEnum):
 MOVES: dict[Status, frozenset[Status]] = {
     Status.CREATED: frozenset({Status.AUTHORIZED, Status.CAPTURED, Status.FAILED, Status.VOIDED}),
     Status.AUTHORIZED: frozenset({Status.CAPTURED, Status.FAILED, Status.VOIDED}),
-    # A customer may try again on the same page.
+    # A customer can try again on the same page.
     Status.FAILED: frozenset({Status.AUTHORIZED, Status.CAPTURED, Status.VOIDED}),
     Status.CAPTURED: frozenset({Status.PARTIALLY_REFUNDED, Status.REFUNDED}),
     Status.PARTIALLY_REFUNDED: frozenset({Status.REFUNDED}),
@@ -48,12 +48,12 @@ _LONGEST_PAUSE = timedelta(minutes=5)
 
 PAID = frozenset({Status.CAPTURED, Status.PARTIALLY_REFUNDED, Status.REFUNDED})
 OPEN = frozenset({Status.CREATED, Status.AUTHORIZED, Status.FAILED})
-"""States in which the provider may still know more than we do: it is asked again and again."""
+"""States that a provider can still change: the reconciler checks these payments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """Money for one booking, through one provider. `order` is what was asked for."""
+    """Money for one booking, through one provider. `order` has the terms of the request."""
 
     order: Order
     status: Status
@@ -77,10 +77,10 @@ class Payment:
 
 
 async def create(connection: AsyncConnection, *, order: Order, now: datetime) -> Payment:
-    """Records a payment to be opened, CREATED. Repeating it returns the payment as it is now.
+    """Stores a payment, CREATED. A repetition returns the payment in its present state.
 
-    Raises VALIDATION_FAILED for an amount of zero, PAYMENT_STATE_INVALID when the id was
-    used for something else.
+    Raises VALIDATION_FAILED for an amount that is not positive, PAYMENT_STATE_INVALID when the
+    payment_id has other terms.
     """
     if order.amount.amount_minor <= 0:
         raise invalid(FieldViolation("amount.amount_minor", "must be more than 0"))
@@ -112,7 +112,7 @@ async def create(connection: AsyncConnection, *, order: Order, now: datetime) ->
     if payment.order != order:
         raise DomainError(
             Reason.PAYMENT_STATE_INVALID,
-            "this `payment_id` was used for another payment",
+            "`payment_id` was used with other terms",
             status=payment.status,
         )
     return payment
@@ -136,35 +136,34 @@ async def find_id(
     session_reference: str | None,
     capture_reference: str | None,
 ) -> UUID | None:
-    """The payment that a provider means by ids of its own, if it is ours."""
+    """The payment with one of the provider's ids, if any."""
     if session_reference is not None:
-        found = await connection.execute(
+        payment_ids = await connection.execute(
             sa.select(payments.c.payment_id)
             .where(payments.c.provider == provider)
             .where(payments.c.provider_reference == session_reference)
         )
     elif capture_reference is not None:
-        found = await connection.execute(
+        payment_ids = await connection.execute(
             sa.select(captures.c.payment_id)
             .where(captures.c.provider == provider)
             .where(captures.c.provider_reference == capture_reference)
         )
     else:
         return None
-    return found.scalar_one_or_none()
+    return payment_ids.scalar_one_or_none()
 
 
 async def lock(connection: AsyncConnection, *, payment_id: UUID) -> Payment:
-    """The payment, which nobody else changes until the transaction ends.
+    """The payment, locked until the transaction ends. Raises PAYMENT_NOT_FOUND.
 
-    It is the first lock of whoever changes a payment, a capture or a refund. Raises
-    PAYMENT_NOT_FOUND.
+    Every change of a payment, a capture or a refund takes this lock first.
     """
     row = (
         await connection.execute(
             sa.select(payments)
             .where(payments.c.payment_id == payment_id)
-            # NO KEY UPDATE: the foreign keys of captures and refunds do not wait for it.
+            # NO KEY UPDATE: inserts of captures and refunds do not wait for their foreign key.
             .with_for_update(key_share=True)
         )
     ).one_or_none()
@@ -176,7 +175,7 @@ async def lock(connection: AsyncConnection, *, payment_id: UUID) -> Payment:
 async def attach_session(
     connection: AsyncConnection, *, payment_id: UUID, session: Session, now: datetime
 ) -> Payment:
-    """Keeps where the provider has the payment. A webhook may have told its id before."""
+    """Stores the provider's session. A webhook may have stored its id before."""
     row = (
         await connection.execute(
             sa.update(payments)
@@ -196,18 +195,21 @@ async def attach_session(
     return await find(connection, payment_id=payment_id, owner=None)
 
 
-async def knows(connection: AsyncConnection, *, payment: Payment, reference: str | None) -> bool:
-    """Whether a provider's id can mean this payment: it is its own, or nobody's yet."""
+async def has_reference(
+    connection: AsyncConnection, *, payment: Payment, reference: str | None
+) -> bool:
+    """Whether a provider's id can be this payment's: the stored one, or one not stored yet."""
     if reference is None:
         return True
     if payment.provider_reference is not None:
         return payment.provider_reference == reference
-    taken = await connection.execute(
-        sa.select(payments.c.payment_id)
-        .where(payments.c.provider == payment.order.provider)
-        .where(payments.c.provider_reference == reference)
+    other = await find_id(
+        connection,
+        provider=payment.order.provider,
+        session_reference=reference,
+        capture_reference=None,
     )
-    return taken.one_or_none() is None
+    return other is None
 
 
 async def lease_checks(
@@ -246,7 +248,7 @@ async def move(
     now: datetime,
     **values: Any,
 ) -> Payment | None:
-    """Moves a payment along MOVES with the values given; None when it has no such move."""
+    """Moves a payment along MOVES and sets values. None when MOVES does not allow it."""
     row = (
         await connection.execute(
             sa.update(payments)
@@ -262,7 +264,7 @@ async def move(
 async def refresh(
     connection: AsyncConnection, *, payment_id: UUID, status: Status, now: datetime, **values: Any
 ) -> None:
-    """Keeps newer facts of a payment that stays in its state."""
+    """Sets newer values of a payment that stays in its state."""
     await connection.execute(
         sa.update(payments)
         .where(payments.c.payment_id == payment_id)
@@ -274,7 +276,7 @@ async def refresh(
 async def record_refund(
     connection: AsyncConnection, *, payment_id: UUID, amount: Money, now: datetime
 ) -> Payment:
-    """Counts money that went back: PARTIALLY_REFUNDED, or REFUNDED when it was all."""
+    """Counts a completed refund: PARTIALLY_REFUNDED, or REFUNDED when nothing remains."""
     refunded = payments.c.refunded_minor + amount.amount_minor
     row = (
         await connection.execute(

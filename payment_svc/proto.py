@@ -1,21 +1,18 @@
-"""Payments, refunds and disputes as messages of the contract."""
+"""Conversions between domain values and messages of the contract."""
 
 from collections.abc import Sequence
 from datetime import date
 
-from boxoffice.payments.v1 import (
-    book_service_pb2,
-    payment_pb2,
-)
+from boxoffice.payments.v1 import book_service_pb2, payment_pb2
 from mesh.conversions import money_to_proto
 from mesh.errors import FieldViolation, invalid
 from payment_svc.disputes import Dispute
-from payment_svc.ledger import Row
+from payment_svc.ledger import LedgerRow
 from payment_svc.payments import Payment
 from payment_svc.refunds import Refund
 
 
-def payment_to_proto(payment: Payment, asked_back: Sequence[Dispute] = ()) -> payment_pb2.Payment:
+def payment_to_proto(payment: Payment, disputes: Sequence[Dispute] = ()) -> payment_pb2.Payment:
     message = payment_pb2.Payment(
         payment_id=str(payment.payment_id),
         booking_id=str(payment.order.booking_id),
@@ -27,7 +24,7 @@ def payment_to_proto(payment: Payment, asked_back: Sequence[Dispute] = ()) -> pa
         payment_url=payment.payment_url,
         provider_reference=payment.provider_reference,
         failure_code=payment.failure_code,
-        disputes=map(dispute_to_proto, asked_back),
+        disputes=map(dispute_to_proto, disputes),
     )
     message.create_time.FromDatetime(payment.create_time)
     message.update_time.FromDatetime(payment.update_time)
@@ -62,16 +59,16 @@ def days_from_proto(since: str, until: str) -> tuple[date, date]:
     return _day("since_day", since, date.min), _day("until_day", until, date.max)
 
 
-def _day(field: str, text: str, otherwise: date) -> date:
+def _day(field: str, text: str, default: date) -> date:
     if not text:
-        return otherwise
+        return default
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise invalid(FieldViolation(field, "not a day")) from None
+        raise invalid(FieldViolation(field, "must be a date such as 2026-03-01")) from None
 
 
-def row_to_proto(row: Row) -> book_service_pb2.BookRow:
+def row_to_proto(row: LedgerRow) -> book_service_pb2.BookRow:
     return book_service_pb2.BookRow(
         day=row.day.isoformat(),
         event_id="" if row.event_id is None else str(row.event_id),

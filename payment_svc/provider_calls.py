@@ -1,7 +1,6 @@
-"""Steps that need a provider between two transactions: opening, voiding, giving back.
+"""Calls to providers between two transactions: open, void, capture, check and refund.
 
-No transaction is open while a provider is called. Each step can be repeated from its
-beginning: the provider knows it by its idempotency key, the database by its state.
+No transaction is open during a call. Each step is safe to repeat from its beginning.
 """
 
 import asyncio
@@ -38,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class ProviderCalls:
-    """Carries payments and refunds between the database and the providers."""
+    """Calls providers, each behind its circuit breaker, and stores their answers."""
 
     def __init__(
         self,
@@ -53,21 +52,21 @@ class ProviderCalls:
         self._providers = providers
         self._clock = clock
         self._refund_requested = refund_requested
-        self._guards = {
+        self._breakers = {
             name: CircuitBreaker(name, time=time.monotonic, call_seconds=call_seconds)
             for name in providers
         }
 
     def provider(self, name: str) -> Provider:
-        """A provider that is offered. Raises PROVIDER_NOT_FOUND."""
+        """A configured provider. Raises PROVIDER_NOT_FOUND."""
         provider = self._providers.get(name)
         if provider is None:
-            raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such payment provider", provider=name)
+            raise DomainError(Reason.PROVIDER_NOT_FOUND, "unknown payment provider", provider=name)
         return provider
 
     @property
     def offered(self) -> Sequence[str]:
-        """The names of the providers that are offered."""
+        """The names of the configured providers."""
         return sorted(self._providers)
 
     def step_minor(self, payment: Payment) -> int:
@@ -76,14 +75,14 @@ class ProviderCalls:
         return 1 if provider is None else provider.step_minor(payment.amount.currency_code)
 
     def calling(self, provider: str, *, seconds: float) -> AbstractAsyncContextManager[None]:
-        """Around a longer call to a provider. Raises PAYMENT_GATEWAY_ERROR."""
-        return self._guards[provider].calling(seconds=seconds)
+        """Around a call with a time limit of its own. Raises PAYMENT_GATEWAY_ERROR."""
+        return self._breakers[provider].calling(seconds=seconds)
 
     async def open(self, order: Order) -> Payment:
-        """Records a payment and opens it with its provider; repeating it finds it again.
+        """Stores a payment and opens it at its provider. A repetition returns it.
 
         Raises PROVIDER_NOT_FOUND, PAYMENT_STATE_INVALID, PAYMENT_FAILED when the provider
-        never takes this amount or currency, or PAYMENT_GATEWAY_ERROR.
+        rejects the amount or the currency, or PAYMENT_GATEWAY_ERROR.
         """
         provider = self.provider(order.provider)
         async with self._database.single() as connection:
@@ -91,47 +90,45 @@ class ProviderCalls:
         if payment.payment_url is not None or payment.status is Status.VOIDED:
             return payment
         try:
-            async with self._guards[order.provider].calling(is_refusable=True):
+            async with self._breakers[order.provider].calling(is_refusable=True):
                 session = await provider.create_session(order)
         except DomainError as error:
             if error.reason is Reason.PAYMENT_FAILED:
-                await self._refused(order, error.metadata["code"])
+                await self._record_failure(order, error.metadata["code"])
             raise
         async with self._database.single() as connection:
             payment = await payments.attach_session(
                 connection, payment_id=order.payment_id, session=session, now=self._clock()
             )
         if payment.status is Status.VOIDED:
-            # Given up while it was being opened: close what has just been opened.
-            async with self._guards[order.provider].calling():
+            # Voided while it was being opened: close the new session.
+            async with self._breakers[order.provider].calling():
                 report = await provider.void(order, payment.provider_reference)
-            await self._observe_void(order.payment_id, order.provider, report)
+            await self._apply_void(order.payment_id, order.provider, report)
         return payment
 
     async def void(self, payment_id: UUID) -> Payment:
-        """Gives up a payment that is not paid; one that is paid is returned as it is.
+        """Voids an unpaid payment. A paid one does not change.
 
-        Raises PAYMENT_NOT_FOUND or PAYMENT_GATEWAY_ERROR.
+        Raises PAYMENT_NOT_FOUND, PROVIDER_NOT_FOUND or PAYMENT_GATEWAY_ERROR.
         """
-        async with self._database.reading() as connection:
-            payment = await payments.find(connection, payment_id=payment_id, owner=None)
+        payment = await self._find(payment_id)
         if payment.status in PAID or payment.status is Status.VOIDED:
             return payment
         name = payment.order.provider
         provider = self.provider(name)
-        async with self._guards[name].calling():
-            # The provider decides between this and a customer who pays at this moment.
+        async with self._breakers[name].calling():
+            # The provider decides between this call and a customer who pays at the same time.
             report = await provider.void(payment.order, payment.provider_reference)
-        return await self._observe_void(payment_id, name, report)
+        return await self._apply_void(payment_id, name, report)
 
     async def capture(self, payment_id: UUID) -> Payment:
-        """AUTHORIZED → CAPTURED; a paid payment is returned as it is.
+        """AUTHORIZED → CAPTURED. A paid payment does not change.
 
-        Raises PAYMENT_NOT_FOUND, PAYMENT_STATE_INVALID when nothing is authorised,
-        PAYMENT_FAILED when the authorisation is gone, or PAYMENT_GATEWAY_ERROR.
+        Raises PAYMENT_NOT_FOUND, PROVIDER_NOT_FOUND, PAYMENT_STATE_INVALID without an
+        authorisation, PAYMENT_FAILED when it has ended, or PAYMENT_GATEWAY_ERROR.
         """
-        async with self._database.reading() as connection:
-            payment = await payments.find(connection, payment_id=payment_id, owner=None)
+        payment = await self._find(payment_id)
         if payment.status not in PAID:
             payment = await self.check(payment)
         if payment.status in PAID:
@@ -139,35 +136,37 @@ class ProviderCalls:
         if payment.status is Status.FAILED:
             raise DomainError(
                 Reason.PAYMENT_FAILED,
-                "the authorisation is gone",
+                "the authorisation has expired or was cancelled",
                 provider=payment.order.provider,
                 code=payment.failure_code or "",
             )
         raise DomainError(
-            Reason.PAYMENT_STATE_INVALID, "nothing is authorised", status=payment.status
+            Reason.PAYMENT_STATE_INVALID, "the payment has no authorisation", status=payment.status
         )
 
     async def check(self, payment: Payment) -> Payment:
-        """Asks the provider how a payment stands, and takes what is authorised.
+        """Applies the provider's present state of a payment, and captures an authorisation.
 
         Raises PAYMENT_GATEWAY_ERROR or PROVIDER_NOT_FOUND.
         """
         name = payment.order.provider
         provider = self.provider(name)
         if payment.provider_reference is not None:
-            async with self._guards[name].calling():
+            async with self._breakers[name].calling():
                 reports = await provider.inspect(payment.order, payment.provider_reference)
-            await self.apply_report(name, reports)
+            await self.apply_reports(name, reports)
             payment = await self._find(payment.payment_id)
         if payment.status is Status.AUTHORIZED and payment.authorization_reference is not None:
-            async with self._guards[name].calling():
+            async with self._breakers[name].calling():
                 report = await provider.capture(payment.order, payment.authorization_reference)
-            await self.apply_report(name, [report])
+            await self.apply_reports(name, [report])
             payment = await self._find(payment.payment_id)
         return payment
 
-    async def apply_report(self, provider: str, reports: Sequence[ProviderReport]) -> list[Outcome]:
-        """Applies what a provider answered, each report in a transaction of its own."""
+    async def apply_reports(
+        self, provider: str, reports: Sequence[ProviderReport]
+    ) -> list[Outcome]:
+        """Applies a provider's answer, each report in a transaction of its own."""
         outcomes = []
         for report in reports:
             async with self._database.transaction() as connection:
@@ -176,7 +175,7 @@ class ProviderCalls:
                         connection, provider=provider, report=report, now=self._clock()
                     )
                 )
-        # It may have told of money that has to go back.
+        # A report may have created a refund.
         self._refund_requested.ring()
         return outcomes
 
@@ -198,7 +197,7 @@ class ProviderCalls:
     async def _refund(self, due: DueRefund) -> None:
         try:
             provider = self.provider(due.provider)
-            async with self._guards[due.provider].calling():
+            async with self._breakers[due.provider].calling():
                 report = await provider.refund(due.order)
         except DomainError as error:
             _log.warning(
@@ -222,8 +221,8 @@ class ProviderCalls:
                     connection, refund_id=due.order.refund_id, attempt=due.attempt, now=now
                 )
 
-    async def _refused(self, order: Order, code: str) -> None:
-        """Keeps why a payment was never opened. Who asked for it gets it as the answer."""
+    async def _record_failure(self, order: Order, code: str) -> None:
+        """CREATED → FAILED: the provider did not open the payment. The caller has the reason."""
         async with self._database.transaction() as connection:
             await payments.move(
                 connection,
@@ -237,18 +236,18 @@ class ProviderCalls:
         async with self._database.reading() as connection:
             return await payments.find(connection, payment_id=payment_id, owner=None)
 
-    async def _observe_void(
-        self, payment_id: UUID, provider: str, report: Captured | Voided
+    async def _apply_void(
+        self, payment_id: UUID, provider: str, answer: Captured | Voided
     ) -> Payment:
-        """What the provider answered to a void, applied. A payment it was paid wrongly is void."""
+        """Applies the answer to a void. A payment with a wrong capture is voided."""
         async with self._database.transaction() as connection:
             now = self._clock()
-            reports: list[ProviderReport] = [report]
-            if isinstance(report, Captured):
-                # Has an effect only when the capture did not pay the payment.
-                reports.append(Voided(payment_id, report.session_reference, report.event_time))
-            for each in reports:
+            reports: list[ProviderReport] = [answer]
+            if isinstance(answer, Captured):
+                # Has an effect when the capture does not pay the payment.
+                reports.append(Voided(payment_id, answer.session_reference, answer.event_time))
+            for report in reports:
                 await payment_reports.apply_report(
-                    connection, provider=provider, report=each, now=now
+                    connection, provider=provider, report=report, now=now
                 )
             return await payments.find(connection, payment_id=payment_id, owner=None)

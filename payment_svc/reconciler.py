@@ -1,7 +1,7 @@
-"""Asks providers what we may not have heard: it alone, without one webhook, ends everything.
+"""Reconciles payments with their providers, so that no effect depends on a webhook.
 
-Payments that are not final are asked for with growing pauses, at most five minutes long.
-What moved lately is compared every few minutes, and each day once more as a whole.
+Open payments are checked with growing pauses. Recent movements are compared every
+_COMPARE_SECONDS, and each day once as a whole.
 """
 
 import asyncio
@@ -25,31 +25,33 @@ _CHECK_BATCH = 16
 _CHECK_POLL_SECONDS = 1.0
 _CHECK_BATCH_SECONDS = 20.0
 _COMPARE_SECONDS = 300.0
-# Longer than the pause between two looks, so that nothing falls between them.
+# Longer than the pause between two comparisons: they overlap.
 _WINDOW = timedelta(minutes=20)
-# A day is compared when everything about it has had this long to arrive.
-_DAY_SETTLES = timedelta(hours=1)
+# A day is compared this long after its end, when its late movements are listed.
+_DAY_DELAY = timedelta(hours=1)
 
 _OPEN = metrics.gauge(
-    "payments_unexplained", "Things between us and a provider that nobody can explain.", "provider"
+    "payments_unexplained",
+    "Open unmatched items: webhooks and movements that match no record.",
+    "provider",
 )
 
 _log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Compares what we know with what the providers know."""
+    """Compares payments and movements with the providers' records."""
 
     def __init__(
         self,
         database: Database,
-        cashier: ProviderCalls,
+        calls: ProviderCalls,
         providers: Mapping[str, Provider],
         clock: Clock,
         check_wanted: Wakeup,
     ) -> None:
         self._database = database
-        self._cashier = cashier
+        self._calls = calls
         self._providers = providers
         self._clock = clock
         self._check_wanted = check_wanted
@@ -77,73 +79,75 @@ class Reconciler:
         for name in self._providers:
             try:
                 await self.compare(name, since=now - _WINDOW, until=now)
-                await self.compare_day(name, (now - _DAY_SETTLES).date() - timedelta(days=1))
+                await self.compare_day(name, (now - _DAY_DELAY).date() - timedelta(days=1))
             except DomainError as error:
                 _log.warning(
-                    "a provider's movements could not be read",
+                    "a provider's movements could not be listed",
                     extra={"provider": name, "code": error.metadata.get("code")},
                 )
-        await self._count()
+        await self._count_unmatched()
         await asyncio.sleep(_COMPARE_SECONDS)
 
     async def compare(self, name: str, *, since: datetime, until: datetime) -> int:
-        """Makes the effect of every movement that we had not heard of. Returns how many."""
+        """Applies every movement that is not recorded. Returns their number."""
         movements = await self._movements(name, since=since, until=until)
         async with self._database.reading() as connection:
-            news = await comparison.news(connection, provider=name, movements=movements)
-        for movement in news.unheard:
-            (outcome,) = await self._cashier.apply_report(name, [movement.report])
+            differences = await comparison.differences(
+                connection, provider=name, movements=movements
+            )
+        for movement in differences.unrecorded:
+            (outcome,) = await self._calls.apply_reports(name, [movement.report])
             if outcome is Outcome.UNMATCHED:
-                await self._explain(name, unmatched.Kind(movement.kind), movement)
-        for movement in news.other_amount:
-            await self._explain(name, unmatched.Kind.OTHER_AMOUNT, movement)
-        return len(news.unheard)
+                await self._record_unmatched(name, unmatched.Kind(movement.kind), movement)
+        for movement in differences.other_amount:
+            await self._record_unmatched(name, unmatched.Kind.OTHER_AMOUNT, movement)
+        return len(differences.unrecorded)
 
     async def compare_day(self, name: str, day: date) -> None:
-        """Compares a whole day, once: its totals are kept, and what one side lacks."""
+        """Compares a whole day, once. Stores its totals and the movements that one side lacks."""
         async with self._database.reading() as connection:
-            if await comparison.is_done(connection, provider=name, day=day):
+            if await comparison.is_compared(connection, provider=name, day=day):
                 return
         start = datetime(day.year, day.month, day.day, tzinfo=UTC)
         end = start + timedelta(days=1)
         await self.compare(name, since=start, until=end)
-        # Wider than the day: the two sides' clocks put the same movement at other seconds.
-        around = await self._movements(name, since=start - _DAY_SETTLES, until=end + _DAY_SETTLES)
+        # Wider than the day: the clocks of the two sides differ.
+        around = await self._movements(name, since=start - _DAY_DELAY, until=end + _DAY_DELAY)
         async with self._database.transaction() as connection:
             missing = await comparison.close_day(
                 connection, provider=name, start=start, movements=around, now=self._clock()
             )
-            for one in missing:
+            for movement in missing:
                 kind = (
                     unmatched.Kind.MISSING_CAPTURE
-                    if one.kind is MovementKind.CAPTURE
+                    if movement.kind is MovementKind.CAPTURE
                     else unmatched.Kind.MISSING_REFUND
                 )
                 await unmatched.record(
                     connection,
                     provider=name,
                     kind=kind,
-                    reference=one.reference,
-                    payment_id=one.payment_id,
-                    amount=one.amount,
+                    reference=movement.reference,
+                    payment_id=movement.payment_id,
+                    amount=movement.amount,
                     now=self._clock(),
                 )
 
     async def _check(self, payment: Payment) -> None:
         try:
-            await self._cashier.check(payment)
+            await self._calls.check(payment)
         except DomainError as error:
-            # The lease has set the time of the next try.
+            # The lease has set the time of the next check.
             _log.warning(
-                "a payment could not be asked for",
+                "a payment could not be checked",
                 extra={"payment_id": str(payment.payment_id), "code": error.metadata.get("code")},
             )
 
     async def _movements(self, name: str, *, since: datetime, until: datetime) -> list[Movement]:
-        async with self._cashier.calling(name, seconds=LIST_SECONDS):
+        async with self._calls.calling(name, seconds=LIST_SECONDS):
             return list(await self._providers[name].movements(since=since, until=until))
 
-    async def _explain(self, name: str, kind: unmatched.Kind, movement: Movement) -> None:
+    async def _record_unmatched(self, name: str, kind: unmatched.Kind, movement: Movement) -> None:
         async with self._database.transaction() as connection:
             is_new = await unmatched.record(
                 connection,
@@ -156,11 +160,11 @@ class Reconciler:
             )
         if is_new:
             _log.error(
-                "a provider moved money that we cannot explain",
+                "a provider's movement matches no record",
                 extra={"provider": name, "kind": kind, "reference": movement.reference},
             )
 
-    async def _count(self) -> None:
+    async def _count_unmatched(self) -> None:
         async with self._database.reading() as connection:
             counts = await unmatched.count_open(connection)
         for name in self._providers:

@@ -1,6 +1,6 @@
-"""Refunds: asked for once, carried out in the background until the provider has done it.
+"""Refunds: stored when requested, then carried out in the background until completed.
 
-The calls to the provider are cashier.py's; here is what they mean to the database.
+The calls to the provider are in provider_calls.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mesh.db import idempotent
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
@@ -24,13 +23,13 @@ from payment_svc.payments import Payment
 from payment_svc.providers.amounts import up_to_step
 from payment_svc.providers.base import RefundOrder, RefundProcessed, RefundRefused
 from payment_svc.tables import captures as captures_table
-from payment_svc.tables import idempotency_records, refunds
 from payment_svc.tables import payments as payments_table
+from payment_svc.tables import refunds
 
 DEFAULT_REASON = "customer_request"
 
 StepMinor = Callable[[Payment], int]
-"""The smallest amount that the provider of a payment can move."""
+"""The smallest amount, in minor units, that the provider of a payment can move."""
 
 # Longer than a call to a provider may take: nobody else takes up a refund meanwhile.
 _LEASE = timedelta(seconds=15)
@@ -44,7 +43,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """Money going back from a payment."""
+    """A refund of a payment, in part or in full."""
 
     refund_id: UUID
     payment_id: UUID
@@ -56,7 +55,7 @@ class Refund:
 
 @dataclass(frozen=True, slots=True)
 class DueRefund:
-    """A refund to be carried out now, for the `attempt`-th time."""
+    """A refund that is due now, and the number of this attempt."""
 
     provider: str
     order: RefundOrder
@@ -69,61 +68,57 @@ async def request(
     payment_id: UUID,
     amount: Money | None,
     reason: str,
-    key: idempotent.Key,
+    refund_id: UUID | None,
+    step_minor: StepMinor,
     now: datetime,
-    step_minor: StepMinor = lambda _: 1,
-    refund_id: UUID | None = None,
 ) -> Refund:
-    """Promises money of a paid payment to go back; all that is left without an amount.
+    """Stores a refund of a paid payment; without an amount, of everything that remains.
 
-    An amount between two steps that the provider can move is rounded up to the next.
-
-    The same key and request return the same refund. Raises PAYMENT_NOT_FOUND,
-    PAYMENT_STATE_INVALID when nothing was paid or less is left, IDEMPOTENCY_KEY_REUSED.
+    An amount between two steps of the provider is rounded up. A refund_id that is stored
+    already returns its refund. Raises PAYMENT_NOT_FOUND, VALIDATION_FAILED, or
+    PAYMENT_STATE_INVALID when nothing was captured or the amount exceeds what remains.
     """
-    refund_id = refund_id or new_id()
-    if not await idempotent.claim(
-        connection, idempotency_records, key, resource_id=refund_id, now=now
-    ):
-        # A key that could not be claimed is committed: claiming waits for the one before.
-        record = await idempotent.find(connection, idempotency_records, key)
-        if record is None:
-            raise LookupError("an idempotency record that is neither free nor there")
-        return await find(connection, refund_id=record.resource_id, owner=None)
     payment = await payments.lock(connection, payment_id=payment_id)
+    if refund_id is not None:
+        stored = await find_of_payment(connection, payment_id=payment_id, refund_id=refund_id)
+        if stored is not None:
+            return stored
     if amount is not None:
         _check_amount(amount, payment)
     capture = await captures.find_accepted(connection, payment_id=payment_id)
     if capture is None:
         raise DomainError(
             Reason.PAYMENT_STATE_INVALID,
-            "nothing was paid that could go back",
+            "nothing was captured that could be refunded",
             status=payment.status,
         )
-    left = Money(
-        capture.amount.amount_minor - capture.refunding.amount_minor, capture.amount.currency_code
-    )
-    wanted = left
-    if amount is not None:
-        wanted = up_to_step(amount, step_minor(payment))
-    if wanted.amount_minor == 0 or not await captures.promise(
-        connection, capture_id=capture.capture_id, amount=wanted
+    if amount is None:
+        remaining_minor = capture.amount.amount_minor - capture.refunding.amount_minor
+        amount = Money(remaining_minor, capture.amount.currency_code)
+    else:
+        amount = up_to_step(amount, step_minor(payment))
+    if amount.amount_minor == 0 or not await captures.reserve_refund(
+        connection, capture_id=capture.capture_id, amount=amount
     ):
         raise DomainError(
             Reason.PAYMENT_STATE_INVALID,
-            "less is left of the payment than asked for",
+            "`amount` exceeds what can still be refunded",
             status=payment.status,
             captured=capture.amount.amount_minor,
             refunded=capture.refunding.amount_minor,
-            requested=wanted.amount_minor,
+            requested=amount.amount_minor,
         )
-    return await _insert(connection, refund_id, capture, wanted, reason or DEFAULT_REASON, now)
+    return await _insert(
+        connection, refund_id or new_id(), capture, amount, reason or DEFAULT_REASON, now
+    )
 
 
 async def refund_capture(connection: AsyncConnection, *, capture: Capture, now: datetime) -> Refund:
-    """Promises all of a capture that should not have been to go back."""
-    if not await captures.promise(connection, capture_id=capture.capture_id, amount=capture.amount):
-        raise RuntimeError(f"capture {capture.capture_id} was given back before")
+    """Stores a refund of a whole capture that does not pay its payment."""
+    if not await captures.reserve_refund(
+        connection, capture_id=capture.capture_id, amount=capture.amount
+    ):
+        raise RuntimeError(f"capture {capture.capture_id} has a refund already")
     reason = f"capture_{capture.verdict.lower()}"
     return await _insert(connection, new_id(), capture, capture.amount, reason, now)
 
@@ -146,7 +141,7 @@ async def find(connection: AsyncConnection, *, refund_id: UUID, owner: UUID | No
 async def find_of_payment(
     connection: AsyncConnection, *, payment_id: UUID, refund_id: UUID
 ) -> Refund | None:
-    """A refund of this very payment, if there is one."""
+    """A refund of this payment, if there is one."""
     row = (
         await connection.execute(
             sa.select(refunds)
@@ -228,10 +223,13 @@ async def postpone(
     )
 
 
-async def settle(
+async def complete(
     connection: AsyncConnection, *, payment: Payment, report: RefundProcessed, now: datetime
 ) -> bool:
-    """PENDING or FAILED → PROCESSED, once, with its event. The payment must be locked."""
+    """PENDING or FAILED → PROCESSED, with its ledger entry and event. The payment is locked.
+
+    False when it is PROCESSED already.
+    """
     row = (
         await connection.execute(
             sa.update(refunds)
@@ -253,7 +251,7 @@ async def settle(
     verdict = await captures.record_refunded(
         connection, capture_id=row.capture_id, amount=report.amount
     )
-    await ledger.refunded(
+    await ledger.post_refund(
         connection,
         payment=payment,
         refund_id=row.refund_id,
@@ -261,24 +259,26 @@ async def settle(
         is_accepted=verdict is Verdict.ACCEPTED,
         now=now,
     )
-    # Money that never paid the payment leaves it, and whoever follows it, alone.
+    # The refund of another capture changes neither the payment nor the booking.
     if verdict is Verdict.ACCEPTED:
-        after = await payments.record_refund(
+        refunded = await payments.record_refund(
             connection, payment_id=payment.payment_id, amount=report.amount, now=now
         )
         await outbox.refund_processed(
-            connection, after, refund_id=row.refund_id, amount=report.amount, now=now
+            connection, refunded, refund_id=row.refund_id, amount=report.amount, now=now
         )
     return True
 
 
-async def refuse(connection: AsyncConnection, *, report: RefundRefused, now: datetime) -> bool:
-    """PENDING → FAILED: it is tried again under a new key, later each time."""
+async def record_refusal(
+    connection: AsyncConnection, *, report: RefundRefused, now: datetime
+) -> bool:
+    """PENDING → FAILED. It is retried under a new key, after a growing pause."""
     refused = await connection.execute(
         sa.update(refunds)
         .where(refunds.c.refund_id == report.refund_id)
         .where(refunds.c.status != Status.PROCESSED)
-        # A repeated refusal must not change the key under which a new call is on its way.
+        # A repeated refusal must not change the key of an attempt that is in progress.
         .where(refunds.c.refusals == report.refusals)
         .values(
             status=Status.FAILED,
@@ -296,7 +296,10 @@ def _check_amount(amount: Money, payment: Payment) -> None:
         raise invalid(FieldViolation("amount.amount_minor", "must be more than 0"))
     if amount.currency_code != payment.amount.currency_code:
         raise invalid(
-            FieldViolation("amount.currency_code", f"was paid in {payment.amount.currency_code}")
+            FieldViolation(
+                "amount.currency_code",
+                f"must be {payment.amount.currency_code}, the currency of the payment",
+            )
         )
 
 

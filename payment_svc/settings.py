@@ -1,4 +1,4 @@
-"""Settings of payment_svc, next to those that all services share."""
+"""Settings of payment_svc."""
 
 from typing import Self
 
@@ -16,38 +16,44 @@ class Settings(MeshSettings):
         None, description="payment_svc's PostgreSQL in place of the embedded one."
     )
     sandbox_webhook_secret: SecretStr | None = Field(
-        None, description="Signs the sandbox provider's webhooks; `make up` makes one."
+        None, description="Secret of the sandbox provider's webhooks; `make up` generates it."
     )
 
     stripe_secret_key: SecretStr | None = Field(
-        None, description="Stripe's API key; with the webhook secrets, Stripe is offered."
+        None, description="Stripe's API key. Set it with the webhook secrets to enable Stripe."
     )
     stripe_webhook_secrets: SecretStr | None = Field(
-        None, description="Stripe's webhook signing secrets, by commas: several while one changes."
+        None,
+        description="Stripe's webhook signing secrets, separated by commas: two during a rotation.",
     )
     stripe_api_base: str | None = Field(
-        None, pattern="^https?://", description="Where Stripe's API is, e.g. for tests."
+        None,
+        pattern="^https?://",
+        description="Base URL of Stripe's API, e.g. of a stand-in in tests.",
     )
     razorpay_key_id: SecretStr | None = Field(
         None,
-        description="Razorpay's API key; with its secret and the webhook secrets, it is offered.",
+        description="Razorpay's API key. Set it with both secrets to enable Razorpay.",
     )
     razorpay_key_secret: SecretStr | None = Field(
         None, description="The secret of Razorpay's API key."
     )
     razorpay_webhook_secrets: SecretStr | None = Field(
-        None, description="Razorpay's webhook secrets, by commas: several while one changes."
+        None, description="Razorpay's webhook secrets, separated by commas: two during a rotation."
     )
     razorpay_api_base: str | None = Field(
-        None, pattern="^https?://", description="Where Razorpay's API is, e.g. for tests."
+        None,
+        pattern="^https?://",
+        description="Base URL of Razorpay's API, e.g. of a stand-in in tests.",
     )
 
     sandbox_faults: str = Field(
         "",
-        description="Chances of the sandbox's faults, by commas: `DROP=0.3,ERROR_AFTER=0.05`.",
+        description="Probabilities of the sandbox's faults: `DROP=0.3,ERROR_AFTER=0.05`.",
     )
     inbound_webhook_secrets: SecretStr | None = Field(
-        None, description="Other senders of webhooks, by commas: `ringcentral=secret,crm=secret`."
+        None,
+        description="Other senders of webhooks and their secrets: `ringcentral=secret,crm=secret`.",
     )
 
     @field_validator("sandbox_faults")
@@ -64,7 +70,7 @@ class Settings(MeshSettings):
 
     @property
     def inbound_secrets(self) -> dict[str, str]:
-        """The secret of each sender that a setting names. Raises ValueError without one."""
+        """The secret of each sender. Raises ValueError for a sender without one."""
         if self.inbound_webhook_secrets is None:
             return {}
         pairs = [part.partition("=") for part in self.secrets("inbound_webhook_secrets")]
@@ -82,15 +88,15 @@ class Settings(MeshSettings):
         return self
 
     @property
-    def offers_stripe(self) -> bool:
+    def has_stripe(self) -> bool:
         return self.stripe_secret_key is not None
 
     @property
-    def offers_razorpay(self) -> bool:
+    def has_razorpay(self) -> bool:
         return self.razorpay_key_id is not None
 
     def secrets(self, field: str) -> tuple[str, ...]:
-        """A setting's secrets, which stand between commas."""
+        """A setting's secrets, which are separated by commas."""
         return tuple(part.strip() for part in self.required(field).split(",") if part.strip())
 
     def needs(self) -> tuple[str, ...]:
@@ -103,7 +109,7 @@ class Settings(MeshSettings):
 
     @property
     def sandbox_secret(self) -> str | None:
-        """None in production, where the sandbox is not offered."""
+        """None in production, which has no sandbox."""
         if not self.is_development:
             return None
         return self.required("sandbox_webhook_secret")

@@ -1,6 +1,6 @@
-"""Tables of payment_svc. Those named sandbox_* belong to the sandbox provider alone.
+"""Tables of payment_svc. Only the sandbox provider uses those named sandbox_*.
 
-Every rule that the statements keep stands here a second time as a named constraint.
+Each invariant is a named constraint, in addition to the statements that keep it.
 """
 
 from datetime import datetime
@@ -32,7 +32,7 @@ payments = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("amount_minor", sa.BigInteger, nullable=False),
     sa.Column("currency_code", sa.Text, nullable=False),
-    # Of the accepted capture; what the others gave back is on their own rows.
+    # Of the accepted capture. Refunds of other captures are counted on their own rows.
     sa.Column("refunded_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("description", sa.Text, nullable=False),
     sa.Column("success_url", sa.Text, nullable=False),
@@ -41,15 +41,15 @@ payments = sa.Table(
     sa.Column("payment_url", sa.Text),
     sa.Column("method", sa.Text),
     sa.Column("failure_code", sa.Text),
-    # The provider's time of the newest report that counted: older ones change nothing.
+    # The provider's time of the latest applied report. Older reports have no effect.
     _time("observed_time", nullable=True),
     _time("create_time"),
     _time("update_time"),
-    # What it is paid for, when the caller says so: the book counts by it.
+    # The event of the booking, if the caller gives it. The ledger groups by it.
     sa.Column("event_id", sa.Uuid),
-    # The provider's id of money that is reserved and not yet taken.
+    # The provider's id of an authorisation that is not captured.
     sa.Column("authorization_reference", sa.Text),
-    # When the provider is asked next how it stands, and how often it was asked.
+    # Time of the next check at the provider, and the number of checks.
     _time("check_time", nullable=True),
     sa.Column("checks", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.UniqueConstraint("provider", "provider_reference"),
@@ -78,8 +78,8 @@ payments = sa.Table(
     ),
 )
 
-# Every time a provider took money for a payment. At most one capture of a payment is
-# ACCEPTED; all others are anomalies, kept here for people and given back in full.
+# Every capture of a payment by a provider. At most one capture of a payment is ACCEPTED; the
+# others are refunded in full.
 captures = sa.Table(
     "captures",
     metadata,
@@ -91,11 +91,11 @@ captures = sa.Table(
     sa.Column("amount_minor", sa.BigInteger, nullable=False),
     sa.Column("currency_code", sa.Text, nullable=False),
     sa.Column("method", sa.Text, nullable=False),
-    # Promised to go back, and gone back: what is promised can exceed neither.
+    # The amounts of all refunds, and of the completed ones.
     sa.Column("refunding_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("refunded_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     _time("create_time"),
-    # The provider's time of it: its day is compared with the provider's.
+    # The provider's time of the capture. Days are compared by it.
     _time("event_time", nullable=True),
     sa.UniqueConstraint("provider", "provider_reference"),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
@@ -129,7 +129,7 @@ refunds = sa.Table(
     sa.Column("amount_minor", sa.BigInteger, nullable=False),
     sa.Column("currency_code", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    # Calls to the provider, and the times it said no for good.
+    # The number of attempts, and of those that the provider rejected.
     sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("refusals", sa.Integer, nullable=False, server_default=sa.text("0")),
     sa.Column("provider_reference", sa.Text),
@@ -137,7 +137,7 @@ refunds = sa.Table(
     _time("due_time", nullable=True),
     _time("create_time"),
     _time("update_time"),
-    # The provider's time of its end.
+    # The provider's time of completion.
     _time("event_time", nullable=True),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),
@@ -150,7 +150,7 @@ refunds = sa.Table(
     sa.Index("refunds_capture_id_idx", "capture_id"),
 )
 
-# Captures that the customer's bank asks back. Recorded and shown; people answer them.
+# Captures that the customer's bank contests. Staff answer them at the provider.
 disputes = sa.Table(
     "disputes",
     metadata,
@@ -172,8 +172,8 @@ disputes = sa.Table(
     sa.Index("disputes_payment_id_idx", "payment_id"),
 )
 
-# Written in the transaction of the effect. The payload holds personal data: it is kept
-# for disputes and never logged.
+# Webhooks of providers, written in the transaction of their effect. The payload contains
+# personal data: it is kept as evidence for disputes and never logged.
 webhook_inbox = sa.Table(
     "webhook_inbox",
     metadata,
@@ -197,7 +197,7 @@ webhook_inbox = sa.Table(
     ),
 )
 
-# Webhooks of other senders, as they came, once each.
+# Webhooks of other senders, unchanged, once each.
 inbound_webhooks = sa.Table(
     "inbound_webhooks",
     metadata,
@@ -212,8 +212,8 @@ inbound_webhooks = sa.Table(
     sa.Index("inbound_webhooks_receive_time_idx", "receive_time"),
 )
 
-# What fits nothing of ours, or of a provider's: for people, once each.
-unexplained = sa.Table(
+# Webhooks and movements that match no record, once each. `unexplained` is their contract name.
+unmatched_items = sa.Table(
     "unexplained",
     metadata,
     sa.Column("unexplained_id", sa.Uuid, primary_key=True),
@@ -237,7 +237,7 @@ unexplained = sa.Table(
     ),
 )
 
-# Days that were compared with a provider as a whole, and their totals on both sides.
+# Days that were compared with a provider, and their totals of both sides.
 compared_days = sa.Table(
     "compared_days",
     metadata,
@@ -257,11 +257,11 @@ provider_days = sa.Table(
     sa.CheckConstraint("kind IN ('CAPTURE', 'REFUND')", name="kind"),
 )
 
-# The double-entry book. Append-only, and balanced at each commit, both by triggers.
+# The double-entry ledger. Triggers keep it append-only, and balanced at each commit.
 book_entries = sa.Table(
     "book_entries",
     metadata,
-    # Of what it tells about: a capture, a refund, a dispute. So it is written once.
+    # Derived from the capture, refund or dispute, so that it is posted once.
     sa.Column("entry_id", sa.Uuid, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("payment_id", sa.Uuid, sa.ForeignKey("payments.payment_id"), nullable=False),
@@ -305,7 +305,7 @@ sandbox_payments = sa.Table(
     sa.Column("cancel_url", sa.Text, nullable=False),
     _time("create_time"),
     _time("update_time"),
-    # When the customer was last refused.
+    # Time of the last declined attempt.
     _time("decline_time", nullable=True),
     sa.UniqueConstraint("payment_id"),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
@@ -315,7 +315,7 @@ sandbox_payments = sa.Table(
     sa.CheckConstraint("refunded_minor >= 0 AND refunded_minor <= captured_minor", name="refunded"),
 )
 
-# Append-only by a trigger: it judges what the merchant believes.
+# Append-only by a trigger. Tests compare the merchant's records with it.
 sandbox_ledger = sa.Table(
     "sandbox_ledger",
     metadata,
@@ -325,7 +325,7 @@ sandbox_ledger = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     # The sandbox's own id of the capture or refund.
     sa.Column("reference", sa.Text, nullable=False),
-    # The merchant's key of a refund; a second one with it moves nothing.
+    # The merchant's key of a refund. A repetition of it moves no money.
     sa.Column("idempotency_key", sa.Text),
     sa.Column("amount_minor", sa.BigInteger, nullable=False),
     sa.Column("currency_code", sa.Text, nullable=False),
@@ -340,7 +340,7 @@ sandbox_ledger = sa.Table(
     sa.Index("sandbox_ledger_create_time_idx", "create_time"),
 )
 
-# What is to go wrong with a payment, so many times.
+# Scripted faults of a payment, with the number of times that each still occurs.
 sandbox_faults = sa.Table(
     "sandbox_faults",
     metadata,
@@ -353,7 +353,7 @@ sandbox_faults = sa.Table(
     sa.Index("sandbox_faults_payment_id_idx", "payment_id"),
 )
 
-# Webhooks on their way. `due_time` is null once one is delivered or given up.
+# Queued webhooks. `due_time` is null when delivered or when the last retry failed.
 sandbox_webhooks = sa.Table(
     "sandbox_webhooks",
     metadata,
@@ -361,7 +361,7 @@ sandbox_webhooks = sa.Table(
     sa.Column("payment_id", sa.Uuid),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
-    # What the last try came to, e.g. `503` or `ConnectError`.
+    # Result of the last attempt, e.g. `503` or `ConnectError`.
     sa.Column("last_answer", sa.Text),
     _time("due_time", nullable=True),
     _time("deliver_time", nullable=True),

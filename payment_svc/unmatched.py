@@ -1,4 +1,4 @@
-"""What nobody can explain: for people to look at, each thing once, until they close it."""
+"""Unmatched items: webhooks and movements that match no record, listed until staff close them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
-from payment_svc.tables import unexplained
+from payment_svc.tables import unmatched_items
 
 
 class Kind(StrEnum):
-    """What it is that fits nothing of ours, or of the provider's."""
+    """What has no counterpart. MISSING_*: payment_svc has it and the provider does not list it."""
 
     WEBHOOK = "WEBHOOK"
     CAPTURE = "CAPTURE"
@@ -29,8 +29,8 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Unmatched:
-    """`reference` is the provider's id of it: of a webhook, of a capture, of a refund."""
+class UnmatchedItem:
+    """`reference` is the provider's id of the webhook, capture or refund."""
 
     unexplained_id: UUID
     provider: str
@@ -53,9 +53,9 @@ async def record(
     amount: Money | None,
     now: datetime,
 ) -> bool:
-    """Keeps a thing for people. False when it is there already, closed or not."""
+    """Stores an item. False when it is stored already, open or closed."""
     inserted = await connection.execute(
-        postgresql.insert(unexplained)
+        postgresql.insert(unmatched_items)
         .values(
             unexplained_id=new_id(),
             provider=provider,
@@ -73,52 +73,54 @@ async def record(
 
 async def list_open(
     connection: AsyncConnection, *, after: UUID | None, limit: int
-) -> Sequence[Unmatched]:
-    """What is open, oldest first."""
+) -> Sequence[UnmatchedItem]:
+    """The open items, oldest first."""
     statement = (
-        sa.select(unexplained)
-        .where(unexplained.c.close_time.is_(None))
-        .order_by(unexplained.c.unexplained_id)
+        sa.select(unmatched_items)
+        .where(unmatched_items.c.close_time.is_(None))
+        .order_by(unmatched_items.c.unexplained_id)
         .limit(limit)
     )
     if after is not None:
-        statement = statement.where(unexplained.c.unexplained_id > after)
+        statement = statement.where(unmatched_items.c.unexplained_id > after)
     return [_from_row(row) for row in await connection.execute(statement)]
 
 
 async def count_open(connection: AsyncConnection) -> dict[str, int]:
-    """How much is open, by provider."""
-    found = await connection.execute(
-        sa.select(unexplained.c.provider, sa.func.count())
-        .where(unexplained.c.close_time.is_(None))
-        .group_by(unexplained.c.provider)
+    """The number of open items, by provider."""
+    rows = await connection.execute(
+        sa.select(unmatched_items.c.provider, sa.func.count())
+        .where(unmatched_items.c.close_time.is_(None))
+        .group_by(unmatched_items.c.provider)
     )
-    return {provider: int(count) for provider, count in found}
+    return {provider: int(count) for provider, count in rows}
 
 
 async def close(
     connection: AsyncConnection, *, unexplained_id: UUID, note: str, now: datetime
-) -> Unmatched:
-    """People know what it was. Repeating it keeps the first note. Raises PAYMENT_NOT_FOUND."""
+) -> UnmatchedItem:
+    """Closes an item. A repetition keeps the first note. Raises PAYMENT_NOT_FOUND."""
     row = (
         await connection.execute(
-            sa.update(unexplained)
-            .where(unexplained.c.unexplained_id == unexplained_id)
+            sa.update(unmatched_items)
+            .where(unmatched_items.c.unexplained_id == unexplained_id)
             .values(
-                close_time=sa.func.coalesce(unexplained.c.close_time, now),
-                note=sa.case((unexplained.c.close_time.is_(None), note), else_=unexplained.c.note),
+                close_time=sa.func.coalesce(unmatched_items.c.close_time, now),
+                note=sa.case(
+                    (unmatched_items.c.close_time.is_(None), note), else_=unmatched_items.c.note
+                ),
             )
-            .returning(unexplained)
+            .returning(unmatched_items)
         )
     ).one_or_none()
     if row is None:
-        raise DomainError(Reason.PAYMENT_NOT_FOUND, "there is nothing unexplained with this id")
+        raise DomainError(Reason.PAYMENT_NOT_FOUND, "no unexplained item has this id")
     return _from_row(row)
 
 
-def _from_row(row: sa.Row[Any]) -> Unmatched:
+def _from_row(row: sa.Row[Any]) -> UnmatchedItem:
     has_amount = row.amount_minor is not None
-    return Unmatched(
+    return UnmatchedItem(
         unexplained_id=row.unexplained_id,
         provider=row.provider,
         kind=Kind(row.kind),

@@ -1,7 +1,7 @@
-"""The inbox of providers' webhooks: each one stored once, together with its effect.
+"""The inbox of providers' webhooks: each is stored once, in the transaction of its effect.
 
-The signature is verified before anything gets here. Payloads hold personal data: logs
-tell a webhook's id, type and hash only.
+The caller has verified the signature. Payloads contain personal data: logs have a webhook's
+id, type and hash only.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ _log = logging.getLogger(__name__)
 
 
 class Outcome(StrEnum):
-    """What became of a webhook; DUPLICATE is answered but not stored again."""
+    """The effect of a webhook. A DUPLICATE is not stored again."""
 
     APPLIED = "APPLIED"
     UNCHANGED = "UNCHANGED"
     UNKNOWN_TYPE = "UNKNOWN_TYPE"
-    # The stored value is older than the name.
+    # The stored value predates the name.
     UNMATCHED = "UNEXPLAINED"
     DUPLICATE = "DUPLICATE"
 
 
-async def forget(connection: AsyncConnection, *, before: datetime, limit: int) -> int:
-    """Deletes webhooks received before a time, at most so many. Returns how many.
+async def delete_old(connection: AsyncConnection, *, before: datetime, limit: int) -> int:
+    """Deletes at most `limit` webhooks received before a time. Returns their number.
 
-    One that comes again after that has no second effect: the state goes forward only.
+    A later duplicate of one has no second effect: reports move a payment forward only.
     """
     old = (
         sa.select(webhook_inbox.c.provider, webhook_inbox.c.provider_event_id)
@@ -60,9 +60,9 @@ async def receive(
     payload: bytes,
     now: datetime,
 ) -> Outcome:
-    """Stores a verified webhook and makes its effect, both or neither."""
+    """Stores a verified webhook and applies its report."""
     digest = hashlib.sha256(payload).digest()
-    # A concurrent delivery of the same event waits here until the first one is decided.
+    # A concurrent delivery of the same event waits here for the first one's transaction.
     inserted = await connection.execute(
         postgresql.insert(webhook_inbox)
         .values(
@@ -82,10 +82,11 @@ async def receive(
     elif event.report is None:
         outcome = Outcome.UNKNOWN_TYPE
     else:
-        observed = await payment_reports.apply_report(
-            connection, provider=provider, report=event.report, now=now
+        outcome = Outcome(
+            await payment_reports.apply_report(
+                connection, provider=provider, report=event.report, now=now
+            )
         )
-        outcome = Outcome(observed)
         await connection.execute(
             sa.update(webhook_inbox)
             .where(webhook_inbox.c.provider == provider)

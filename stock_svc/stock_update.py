@@ -128,7 +128,7 @@ def _repeated(target: TargetStock) -> list[FieldViolation]:
         *stock.repeated("offers", "offer_id", (offer.offer_id for offer in target.offers)),
         *stock.repeated("add_seats", "seat_id", (seat.seat_id for seat in target.add_seats)),
         *(
-            FieldViolation(f"remove_seat_ids[{n}]", "is also listed in add_seats")
+            FieldViolation(f"remove_seat_ids[{n}]", "is also listed in `add_seats`")
             for n, seat_id in enumerate(target.remove_seat_ids)
             if seat_id in added
         ),

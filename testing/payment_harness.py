@@ -1,25 +1,28 @@
-"""Builders of payment_svc's tests: a desk at which customers pay through the sandbox."""
+"""Test harness of payment_svc: its parts over one database, the sandbox, and a clock to set.
+
+provider_harness.py has the same with Stripe or Razorpay, payment_server.py the whole process.
+"""
 
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from google.protobuf import wrappers_pb2
 
 from boxoffice.payments.v1.payment_event_service_pb2 import PaymentEvent
-from mesh.db import idempotent
 from mesh.db.database import Database
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import captures, payment_reports, payments, refunds, tables, webhooks
+from payment_svc.ledger import Account
 from payment_svc.pacing import Wakeup
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import Payment
 from payment_svc.provider_calls import ProviderCalls
-from payment_svc.providers.base import Captured, Failed, Order, ProviderReport
+from payment_svc.providers.base import Captured, Failed, Order, Provider, ProviderReport
 from payment_svc.providers.sandbox import NAME, bank, ledger, signature
 from payment_svc.providers.sandbox.ledger import Entry
 from payment_svc.providers.sandbox.provider import SandboxProvider
@@ -29,13 +32,15 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECRET = "the sandbox's webhook secret"
 GATEWAY_URL = "http://gateway.test"
 PRICE = Money(150_000, "INR")
+CALL_SECONDS = 60.0
+"""Limit of a call that is expected to succeed, also on a slow machine."""
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that stands still until a test advances it."""
 
-    def __init__(self) -> None:
-        self.now = NOW
+    def __init__(self, now: datetime = NOW) -> None:
+        self.now = now
 
     def __call__(self) -> datetime:
         return self.now
@@ -68,10 +73,6 @@ def an_order(
     )
 
 
-def a_key(key: str = "key", *, content: str = "", owner: str = "staff") -> idempotent.Key:
-    return idempotent.key_for("RefundPayment", owner, key, wrappers_pb2.StringValue(value=content))
-
-
 def a_capture(
     payment: Payment, reference: str = "ch_1", *, amount: Money | None = None, at: float = 0
 ) -> Captured:
@@ -87,27 +88,39 @@ def a_capture(
 
 
 def a_failure(payment: Payment, code: str = "card_declined", *, at: float = 0) -> Failed:
-    """The provider's report of a refused try, `at` seconds after NOW."""
+    """The provider's report of a declined attempt, `at` seconds after NOW."""
     return Failed(payment.payment_id, payment.provider_reference, NOW + timedelta(seconds=at), code)
 
 
-class Desk:
-    """The service's parts over one database, and what its users do with them."""
+class PaymentHarness(ABC):
+    """payment_svc's parts over one database and one provider, and what they have stored."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, name: str, provider: Provider, clock: Clock) -> None:
         self.database = database
-        self.clock = Clock()
-        self.provider = SandboxProvider(
-            database,
-            self.clock,
-            gateway_url=GATEWAY_URL,
-            secrets=[SECRET],
-            webhook_queued=Wakeup(),
+        self.name = name
+        self.provider = provider
+        self.clock = clock
+        self.calls = self.calls_to(provider)
+
+    def calls_to(self, provider: Provider, *, call_seconds: float = CALL_SECONDS) -> ProviderCalls:
+        """The service's calls, with another provider in place of the harness's or another limit."""
+        return ProviderCalls(
+            self.database, {self.name: provider}, self.clock, Wakeup(), call_seconds=call_seconds
         )
-        self.cashier = ProviderCalls(database, {NAME: self.provider}, self.clock, Wakeup())
+
+    @abstractmethod
+    async def pay(self, payment: Payment) -> None:
+        """The customer pays on the provider's page. No webhook is delivered."""
+
+    @abstractmethod
+    async def deliver(self) -> list[webhooks.Outcome]:
+        """Delivers every webhook that the provider ever queued, again on each call."""
+
+    def order(self, **changes: Any) -> Order:
+        return an_order(**{"provider": self.name, **changes})
 
     async def open(self, **changes: Any) -> Payment:
-        return await self.cashier.open(an_order(**changes))
+        return await self.calls.open(self.order(**changes))
 
     async def open_paid(self, **changes: Any) -> Payment:
         """A payment that was paid on its page, with the webhook received."""
@@ -116,51 +129,14 @@ class Desk:
         await self.deliver()
         return await self.find(payment)
 
-    async def pay(self, payment: Payment) -> None:
-        async with self.database.transaction() as connection:
-            await bank.pay(connection, payment_id=payment.payment_id, now=self.clock())
-
-    async def decline(self, payment: Payment) -> None:
-        async with self.database.transaction() as connection:
-            await bank.decline(connection, payment_id=payment.payment_id, now=self.clock())
-
-    async def take(self, payment: Payment, amount: Money) -> None:
-        """The sandbox takes money that its session did not ask for."""
-        async with self.database.transaction() as connection:
-            session = await bank.find(connection, payment_id=payment.payment_id)
-            await bank.capture(connection, session=session, amount=amount, now=self.clock())
-
-    async def bodies(self) -> list[bytes]:
-        """All webhooks that the sandbox ever queued, oldest first."""
-        async with self.database.transaction() as connection:
-            rows = await connection.execute(
-                sa.select(tables.sandbox_webhooks.c.body).order_by(
-                    tables.sandbox_webhooks.c.event_id
-                )
-            )
-            return list(rows.scalars())
-
-    async def deliver(self) -> list[webhooks.Outcome]:
-        """Brings every webhook that the sandbox ever queued, again and again."""
-        return [await self.receive(body) for body in await self.bodies()]
-
-    async def receive(self, body: bytes, *, header: str | None = None) -> webhooks.Outcome:
-        """Takes one webhook, signed rightly unless a header is given."""
-        header = header or signature.sign(body, secret=SECRET, now=self.clock())
-        event = self.provider.read_webhook(body, {signature.HEADER: header}, now=self.clock())
-        async with self.database.transaction() as connection:
-            return await webhooks.receive(
-                connection, provider=NAME, event=event, payload=body, now=self.clock()
-            )
-
-    async def apply_report(self, *reports: ProviderReport) -> list[Outcome]:
+    async def apply_reports(self, *reports: ProviderReport) -> list[Outcome]:
         """Applies reports, each in a transaction of its own."""
         outcomes = []
         for report in reports:
             async with self.database.transaction() as connection:
                 outcomes.append(
                     await payment_reports.apply_report(
-                        connection, provider=NAME, report=report, now=self.clock()
+                        connection, provider=self.name, report=report, now=self.clock()
                     )
                 )
         return outcomes
@@ -171,7 +147,7 @@ class Desk:
         amount: Money | None = None,
         *,
         reason: str = "",
-        key: idempotent.Key | None = None,
+        refund_id: UUID | None = None,
     ) -> Refund:
         async with self.database.transaction() as connection:
             return await refunds.request(
@@ -179,7 +155,8 @@ class Desk:
                 payment_id=payment.payment_id,
                 amount=amount,
                 reason=reason,
-                key=key or a_key(str(new_id())),
+                refund_id=refund_id,
+                step_minor=self.calls.step_minor,
                 now=self.clock(),
             )
 
@@ -195,7 +172,7 @@ class Desk:
             return await refunds.find(connection, refund_id=refund.refund_id, owner=None)
 
     async def verdicts(self, payment: Payment) -> dict[captures.Verdict, tuple[Money, Money]]:
-        """What was taken for the payment, and how much of it went back, by verdict."""
+        """The captured and the refunded amount of the payment's captures, by verdict."""
         async with self.database.transaction() as connection:
             rows = await connection.execute(
                 sa.select(tables.captures).where(tables.captures.c.payment_id == payment.payment_id)
@@ -208,12 +185,19 @@ class Desk:
                 for row in rows
             }
 
-    async def ledger(self) -> Sequence[Entry]:
+    async def balances(self) -> dict[tuple[Account, str], int]:
+        """The balance of each ledger account, by currency."""
+        lines = tables.book_lines.c
         async with self.database.transaction() as connection:
-            return await ledger.list_entries(connection, after=0, limit=1000)
+            rows = await connection.execute(
+                sa.select(
+                    lines.account, lines.currency_code, sa.func.sum(lines.amount_minor)
+                ).group_by(lines.account, lines.currency_code)
+            )
+            return {(Account(account), currency): int(total) for account, currency, total in rows}
 
     async def events(self) -> list[PaymentEvent]:
-        """All of the outbox, in the order of writing."""
+        """All events of the outbox, in the order of writing."""
         async with self.database.transaction() as connection:
             rows = await connection.execute(
                 sa.select(tables.outbox.c.payload).order_by(tables.outbox.c.sequence)
@@ -228,9 +212,68 @@ class Desk:
             counted = await connection.execute(sa.select(sa.func.count()).select_from(table))
             return int(counted.scalar_one())
 
+    async def _receive(
+        self, body: bytes, headers: Mapping[str, str], *, now: datetime
+    ) -> webhooks.Outcome:
+        event = self.provider.read_webhook(body, headers, now=now)
+        async with self.database.transaction() as connection:
+            return await webhooks.receive(
+                connection, provider=self.name, event=event, payload=body, now=self.clock()
+            )
 
-def retyped(body: bytes, **changes: Any) -> bytes:
-    """A webhook's body with other facts, as its sender would write it."""
+
+class SandboxHarness(PaymentHarness):
+    """payment_svc's parts with the sandbox as the provider, and what its customers do there."""
+
+    provider: SandboxProvider
+
+    def __init__(self, database: Database) -> None:
+        clock = Clock()
+        provider = SandboxProvider(
+            database, clock, gateway_url=GATEWAY_URL, secrets=[SECRET], webhook_queued=Wakeup()
+        )
+        super().__init__(database, name=NAME, provider=provider, clock=clock)
+
+    async def pay(self, payment: Payment) -> None:
+        async with self.database.transaction() as connection:
+            await bank.pay(connection, payment_id=payment.payment_id, now=self.clock())
+
+    async def decline(self, payment: Payment) -> None:
+        async with self.database.transaction() as connection:
+            await bank.decline(connection, payment_id=payment.payment_id, now=self.clock())
+
+    async def capture(self, payment: Payment, amount: Money) -> None:
+        """The sandbox captures an amount that its session does not ask for."""
+        async with self.database.transaction() as connection:
+            session = await bank.find(connection, payment_id=payment.payment_id)
+            await bank.capture(connection, session=session, amount=amount, now=self.clock())
+
+    async def webhook_bodies(self) -> list[bytes]:
+        return await sandbox_webhook_bodies(self.database)
+
+    async def deliver(self) -> list[webhooks.Outcome]:
+        return [await self.receive(body) for body in await self.webhook_bodies()]
+
+    async def receive(self, body: bytes, *, header: str | None = None) -> webhooks.Outcome:
+        """Receives one webhook, with a valid signature unless a header is given."""
+        header = header or signature.sign(body, secret=SECRET, now=self.clock())
+        return await self._receive(body, {signature.HEADER: header}, now=self.clock())
+
+    async def sandbox_ledger(self) -> Sequence[Entry]:
+        async with self.database.transaction() as connection:
+            return await ledger.list_entries(connection, after=0, limit=1000)
+
+
+async def sandbox_webhook_bodies(database: Database) -> list[bytes]:
+    """The bodies of all webhooks that the sandbox ever queued, oldest first."""
+    webhook = tables.sandbox_webhooks.c
+    async with database.transaction() as connection:
+        rows = await connection.execute(sa.select(webhook.body).order_by(webhook.event_id))
+        return list(rows.scalars())
+
+
+def rewritten(body: bytes, **changes: Any) -> bytes:
+    """A webhook's body with some of its fields replaced."""
     event = json.loads(body)
     for name, value in changes.items():
         target = event if name in event else event["data"]

@@ -1,105 +1,89 @@
-"""payment_svc's parts with Stripe or Razorpay as the provider, and the provider's other side.
+"""Test harness of payment_svc with Stripe or Razorpay as the provider.
 
-Each adapter runs over its own SDK against a stand-in for the API that checks what is sent.
+Each adapter runs over its own SDK against a stand-in for the provider's API.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from mesh.clock import system_clock
 from mesh.db.database import Database
 from mesh.money import Money
-from payment_svc import webhooks
-from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment
-from payment_svc.provider_calls import ProviderCalls
-from payment_svc.providers.base import CALL_SECONDS, Order, Provider
+from payment_svc.providers.base import Provider
 from payment_svc.providers.razorpay.provider import NAME as RAZORPAY
 from payment_svc.providers.razorpay.provider import RazorpayProvider
 from payment_svc.providers.stripe.provider import NAME as STRIPE
 from payment_svc.providers.stripe.provider import StripeProvider
 from payment_svc.refunds import Refund
 from payment_svc.webhooks import Outcome
-from testing.payment_harness import Desk, an_order
+from testing.payment_harness import CALL_SECONDS, Clock, PaymentHarness
 from testing.providers import razorpay, stripe
 from testing.providers.razorpay import RazorpayStandIn
 from testing.providers.server import StandIn
 from testing.providers.stripe import StripeStandIn
 
 OLD_SECRET = "the webhooks' secret before"
-# A hanging provider must not make the tests wait for long.
-_CALL_SECONDS = 2
+SHORT_CALL_SECONDS = 2.0
+"""Limit of a call that is expected to time out."""
 
+StandInT = TypeVar("StandInT", bound=StandIn)
 StandInT_co = TypeVar("StandInT_co", bound=StandIn, covariant=True)
 
 
-@dataclass(frozen=True)
-class Shop(Generic[StandInT_co]):
-    """The service with one provider, and what its customers and that provider do."""
+class ProviderHarness(PaymentHarness, Generic[StandInT_co]):
+    """payment_svc's parts with one provider, and what its customers and that provider do.
 
-    name: str
-    desk: Desk
-    stand_in: StandInT_co
-    provider: Provider
-    cashier: ProviderCalls
+    `short_calls` reach the same provider with a short time limit, for calls that must time out.
+    """
 
-    def giving_up_after(self, seconds: float) -> "Shop[StandInT_co]":
-        """The same with another time limit of a call."""
-        cashier = _cashier(self.name, self.desk, self.provider, call_seconds=seconds)
-        return replace(self, cashier=cashier)
+    def __init__(
+        self,
+        database: Database,
+        *,
+        name: str,
+        provider: Provider,
+        short_provider: Provider,
+        clock: Clock,
+        stand_in: StandInT_co,
+    ) -> None:
+        super().__init__(database, name=name, provider=provider, clock=clock)
+        self.short_calls = self.calls_to(short_provider)
+        self.stand_in = stand_in
 
-    def order(self, **changes: Any) -> Order:
-        return an_order(provider=self.name, **changes)
-
-    async def open(self, **changes: Any) -> Payment:
-        return await self.cashier.open(self.order(**changes))
-
-    def pay(self, payment: Payment, *, declined: str | None = None) -> None:
-        """The customer pays on the provider's page; no webhook has come yet."""
+    async def pay(self, payment: Payment, *, declined: str | None = None) -> None:
         self.stand_in.pay(reference(payment), declined=declined)
 
-    async def open_paid(self, **changes: Any) -> Payment:
-        payment = await self.open(**changes)
-        self.pay(payment)
-        await self.deliver()
-        return await self.desk.find(payment)
-
     async def deliver(self) -> list[Outcome]:
-        """Brings every event that the provider ever announced, again and again."""
         return [await self.receive(event_id, body) for event_id, body in self.stand_in.events]
 
     async def receive(
         self, event_id: str, body: bytes, headers: Mapping[str, str] | None = None
     ) -> Outcome:
-        """Takes one webhook, signed rightly unless headers are given."""
+        """Receives one webhook, with a valid signature unless headers are given."""
         if headers is None:
             headers = self.stand_in.headers_for(event_id, body)
         # The stand-in signs by the machine's clock.
-        event = self.provider.read_webhook(body, headers, now=system_clock())
-        async with self.desk.database.transaction() as connection:
-            return await webhooks.receive(
-                connection, provider=self.name, event=event, payload=body, now=self.desk.clock()
-            )
+        return await self._receive(body, headers, now=system_clock())
 
-    async def refund_due(self) -> None:
-        """Carries out what is due, and what becomes due after failures."""
+    async def complete_refunds(self) -> None:
+        """Carries out due refunds, and again those that become due after failures."""
         for _ in range(30):
-            # Beyond any pause between two tries.
-            self.desk.clock.advance(301)
-            if not await self.cashier.refund_due():
+            # Beyond any pause between two attempts.
+            self.clock.advance(301)
+            if not await self.calls.refund_due():
                 return
-        raise AssertionError("a refund never ends")
+        raise AssertionError("a refund is still due after 30 attempts")
 
     async def refund(self, payment: Payment, amount: Money | None = None) -> Refund:
-        refund = await self.desk.request_refund(payment, amount)
-        await self.refund_due()
-        return await self.desk.find_refund(refund)
+        refund = await self.request_refund(payment, amount)
+        await self.complete_refunds()
+        return await self.find_refund(refund)
 
     def moves(self) -> list[str]:
-        """The kinds of all that the provider moved."""
+        """The kinds of all money movements at the provider."""
         return [entry.kind for entry in self.stand_in.ledger]
 
 
@@ -109,55 +93,65 @@ def reference(payment: Payment) -> str:
     return payment.provider_reference
 
 
-@asynccontextmanager
-async def stripe_shop(database: Database) -> AsyncIterator[Shop[StripeStandIn]]:
-    name, desk, stand_in = STRIPE, _desk(database), StripeStandIn()
-    with stand_in.running():
-        provider = StripeProvider(
+def stripe_harness(
+    database: Database,
+) -> AbstractAsyncContextManager[ProviderHarness[StripeStandIn]]:
+    stand_in = StripeStandIn()
+
+    def adapter(clock: Clock, call_seconds: float) -> StripeProvider:
+        return StripeProvider(
             secret_key=stripe.SECRET_KEY,
             webhook_secrets=[OLD_SECRET, stripe.WEBHOOK_SECRET],
             api_base=stand_in.url,
             return_url="http://gateway.test",
-            clock=desk.clock,
+            clock=clock,
+            call_seconds=call_seconds,
         )
-        # Its SDK's own time limit is fixed.
-        cashier = _cashier(name, desk, provider, call_seconds=_CALL_SECONDS)
-        try:
-            yield Shop(name, desk, stand_in, provider, cashier)
-        finally:
-            await provider.close()
-    assert stand_in.complaints == []
+
+    return _running(database, STRIPE, stand_in, adapter)
 
 
-@asynccontextmanager
-async def razorpay_shop(database: Database) -> AsyncIterator[Shop[RazorpayStandIn]]:
-    name, desk, stand_in = RAZORPAY, _desk(database), RazorpayStandIn()
-    with stand_in.running():
-        provider = RazorpayProvider(
+def razorpay_harness(
+    database: Database,
+) -> AbstractAsyncContextManager[ProviderHarness[RazorpayStandIn]]:
+    stand_in = RazorpayStandIn()
+
+    def adapter(clock: Clock, call_seconds: float) -> RazorpayProvider:
+        return RazorpayProvider(
             key_id=razorpay.KEY_ID,
             key_secret=razorpay.KEY_SECRET,
             webhook_secrets=[OLD_SECRET, razorpay.WEBHOOK_SECRET],
             api_base=stand_in.url,
-            clock=desk.clock,
-            call_seconds=_CALL_SECONDS,
+            clock=clock,
+            call_seconds=call_seconds,
         )
+
+    return _running(database, RAZORPAY, stand_in, adapter)
+
+
+@asynccontextmanager
+async def _running(
+    database: Database,
+    name: str,
+    stand_in: StandInT,
+    adapter: Callable[[Clock, float], StripeProvider | RazorpayProvider],
+) -> AsyncIterator[ProviderHarness[StandInT]]:
+    # A little ahead: the stand-in's times, by the machine's clock, are not in its future.
+    clock = Clock(datetime.now(UTC) + timedelta(seconds=1))
+    with stand_in.running():
+        provider, short_provider = adapter(clock, CALL_SECONDS), adapter(clock, SHORT_CALL_SECONDS)
         try:
-            yield Shop(name, desk, stand_in, provider, _cashier(name, desk, provider))
+            yield ProviderHarness(
+                database,
+                name=name,
+                provider=provider,
+                short_provider=short_provider,
+                clock=clock,
+                stand_in=stand_in,
+            )
         finally:
+            # Ends answers that still hang: closing a provider waits for its calls.
+            stand_in.stopping.set()
             await provider.close()
-    assert stand_in.complaints == []
-
-
-def _desk(database: Database) -> Desk:
-    desk = Desk(database)
-    # The stand-ins' times are compared with ours.
-    desk.clock.now = datetime.now(UTC) + timedelta(seconds=1)
-    return desk
-
-
-def _cashier(
-    name: str, desk: Desk, provider: Provider, *, call_seconds: float = CALL_SECONDS
-) -> ProviderCalls:
-    return ProviderCalls(
-        desk.database, {name: provider}, desk.clock, Wakeup(), call_seconds=call_seconds
-    )
+            await short_provider.close()
+    assert stand_in.violations == []

@@ -147,7 +147,7 @@ class Placing:
             record
             if isinstance(record, DomainError)
             else _found(record, known.get(one.event_id), one.seat_ids, seats)
-            for one, record in zip(asked, idempotent.found(keys, result), strict=True)
+            for one, record in zip(asked, idempotent.records_of(keys, result), strict=True)
         ]
 
     async def _write_each(self, new: Sequence[NewBooking]) -> Sequence[bool | Exception]:

@@ -24,7 +24,7 @@ from mesh.rpc.call import caller, idempotency_key
 
 _FIND = """
 SELECT scope, key, records.fingerprint, records.resource_id, records.response
-FROM unnest(%s::text[], %s::text[]) AS wanted (scope, key)
+FROM unnest(%s::text[], %s::text[]) AS requested (scope, key)
 JOIN idempotency_records AS records USING (scope, key)
 """
 
@@ -32,24 +32,24 @@ JOIN idempotency_records AS records USING (scope, key)
 _CLAIM = """
 INSERT INTO idempotency_records
     (scope, key, fingerprint, resource_id, response, create_time)
-SELECT given.*, %s::timestamptz
+SELECT input.*, %s::timestamptz
 FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::uuid[], %s::bytea[])
-    AS given (scope, key, fingerprint, resource_id, response)
+    AS input (scope, key, fingerprint, resource_id, response)
 ORDER BY scope, key
 ON CONFLICT DO NOTHING
 RETURNING scope, key
 """
 
 _FINISH = """
-UPDATE idempotency_records AS records SET response = given.response
-FROM unnest(%s::text[], %s::text[], %s::bytea[]) AS given (scope, key, response)
-WHERE records.scope = given.scope AND records.key = given.key AND records.response IS NULL
+UPDATE idempotency_records AS records SET response = input.response
+FROM unnest(%s::text[], %s::text[], %s::bytea[]) AS input (scope, key, response)
+WHERE records.scope = input.scope AND records.key = input.key AND records.response IS NULL
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A client's key in the scope of its owner and method, with what was asked under it."""
+    """A client's key in the scope of its owner and method, with a digest of the request."""
 
     scope: str
     key: str
@@ -57,13 +57,13 @@ class Key:
 
     @property
     def reference(self) -> str:
-        """Names the key to another service in 64 characters, without telling it."""
+        """A digest of 64 characters that identifies the key to another service."""
         return hashlib.sha256(f"{self.scope}\n{self.key}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a key stands for: the thing made under it, and the answer once it is final."""
+    """The resource made under a key, and the answer once it is final."""
 
     resource_id: UUID
     response: bytes | None
@@ -139,7 +139,10 @@ class IdempotentWrites:
             if not await claim(
                 connection, self._table, key, resource_id=resource_id, now=self._clock()
             ):
-                raise _overtaken()
+                record = await find(connection, self._table, key)
+                if record is None or record.response is not None:
+                    raise _overtaken()
+                # Written before the upgrade by a version that stored no answer.
             await finish(connection, self._table, key, response=answer)
 
         async with self.exclusive(key):
@@ -196,7 +199,7 @@ def _overtaken() -> DomainError:
 
 
 async def find(connection: AsyncConnection, table: sa.Table, key: Key) -> Record | None:
-    """What the key stands for. Raises IDEMPOTENCY_KEY_REUSED when the request differs."""
+    """The record of the key. Raises IDEMPOTENCY_KEY_REUSED when the request differs."""
     row = (
         await connection.execute(
             sa.select(table.c.fingerprint, table.c.resource_id, table.c.response)
@@ -208,12 +211,12 @@ async def find(connection: AsyncConnection, table: sa.Table, key: Key) -> Record
 
 
 def finding(keys: Sequence[Key]) -> Statement:
-    """What asks for the records of many keys at once; `found` reads the answer."""
+    """Selects the records of many keys at once; `records_of` reads the result."""
     return Statement(_FIND, columns(((key.scope, key.key) for key in keys), 2))
 
 
-def found(keys: Sequence[Key], result: Result) -> list[Record | DomainError | None]:
-    """What each key stands for, in order; IDEMPOTENCY_KEY_REUSED for one whose request differs."""
+def records_of(keys: Sequence[Key], result: Result) -> list[Record | DomainError | None]:
+    """The record of each key, in order; IDEMPOTENCY_KEY_REUSED for one whose request differs."""
     rows = {(scope, key): rest for scope, key, *rest in result.rows}
     records: list[Record | DomainError | None] = []
     for key in keys:
@@ -237,7 +240,7 @@ def _record(key: Key, fingerprint: bytes, resource_id: UUID, response: bytes | N
 async def claim(
     connection: AsyncConnection, table: sa.Table, key: Key, *, resource_id: UUID, now: datetime
 ) -> bool:
-    """Records what the key stands for. False when another call was first: roll back and find it."""
+    """Writes the record of a key. False when another call was first: roll back and find it."""
     inserted = await connection.execute(
         postgresql.insert(table)
         .values(
@@ -253,9 +256,9 @@ async def claim(
 
 
 def claiming(claims: Sequence[tuple[Key, Record]], *, now: datetime) -> Statement:
-    """What claims many keys at once, some with their final answer already.
+    """Claims many keys at once, some with their final answer already.
 
-    It returns scope and key of each that is claimed: of the others another call was first.
+    Returns scope and key of each claimed key; for the others another call was first.
     """
     rows = (
         (key.scope, key.key, key.fingerprint, record.resource_id, record.response)
@@ -265,7 +268,7 @@ def claiming(claims: Sequence[tuple[Key, Record]], *, now: datetime) -> Statemen
 
 
 def finishing(answers: Sequence[tuple[Key, bytes]]) -> Statement:
-    """What stores the final answers of many keys at once; those that have one keep it."""
+    """Stores the final answers of many keys at once; a key that has one keeps it."""
     rows = ((key.scope, key.key, response) for key, response in answers)
     return Statement(_FINISH, columns(rows, 3))
 

@@ -1,7 +1,7 @@
-"""What payment_svc asks of a payment provider, and what a provider reports.
+"""The interface of a payment provider: its calls, and the reports that it answers with.
 
-Adapters (sandbox/provider.py) translate between this and a provider's own API. What a
-report does to a payment is decided in observations.py, for webhooks and answers alike.
+The adapters (stripe/, razorpay/, sandbox/provider.py) implement it over a provider's own API.
+How a report changes a payment is in payment_reports.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from uuid import UUID
 
 from mesh.money import Money
 
-# Shorter than the lease of a refund and the deadline of the calls that wait for it.
+# Shorter than the lease of a refund and the deadlines of the RPCs that call a provider.
 CALL_SECONDS = 5.0
 LIST_SECONDS = 120.0
-"""For lists of many pages, each of which has the limit of a call."""
+"""Limit of a list of many pages. Each page has the limit of a call."""
 
 
 class ProviderError(Exception):
-    """The provider failed, or did not answer: whether it did what was asked is not known."""
+    """The provider failed or did not answer. Whether it carried out the call is unknown."""
 
     def __init__(self, provider: str, code: str) -> None:
         super().__init__(f"{provider}: {code}")
@@ -29,7 +29,7 @@ class ProviderError(Exception):
 
 
 class ProviderRefusedError(ProviderError):
-    """The provider said no for good: it did nothing, and asking again changes nothing."""
+    """The provider rejected the call: it did nothing, and a repetition is rejected again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,15 @@ class Order:
     cancel_url: str
     event_id: UUID | None = None
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """Our ids, which the provider stores with the payment."""
+        return {"payment_id": str(self.payment_id), "booking_id": str(self.booking_id)}
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A payment as the provider knows it: its own id and the page where it is paid."""
+    """A payment at the provider: the provider's id and the URL of its payment page."""
 
     reference: str
     payment_url: str
@@ -57,9 +62,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class RefundOrder:
-    """Money to give back, after so many definite refusals of the same refund.
+    """One attempt at a refund.
 
-    `attempt` counts the calls for it: from the second on, one may have succeeded unheard.
+    `refusals` counts the attempts that the provider rejected, `attempt` all of them, this one
+    included. An earlier attempt without an answer may have succeeded.
     """
 
     refund_id: UUID
@@ -72,17 +78,26 @@ class RefundOrder:
 
     @property
     def idempotency_key(self) -> str:
-        """The same until the provider has refused: a provider repeats its answer to a key."""
+        """Changes with each rejection: a provider repeats its stored answer to a key."""
         return f"{self.refund_id}:{self.refusals}"
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Our ids, which the provider stores with the refund."""
+        return {
+            "refund_id": str(self.refund_id),
+            "payment_id": str(self.payment_id),
+            "refusals": str(self.refusals),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderReport:
     """Something that happened to a payment at its provider.
 
-    `session_reference` is the provider's id of the payment, None when it never heard
-    of it or does not say; `event_time` is the provider's time of what happened. Without
-    a `payment_id` the provider's own ids tell which payment it is.
+    `session_reference` is the provider's id of the payment, None when the provider has no such
+    payment or does not report it. `event_time` is the provider's time. Without a `payment_id`
+    the provider's ids identify the payment.
     """
 
     payment_id: UUID | None
@@ -92,7 +107,7 @@ class ProviderReport:
 
 @dataclass(frozen=True, slots=True)
 class Authorized(ProviderReport):
-    """The money is reserved at the customer's bank, under the provider's id of that."""
+    """The money is reserved at the customer's bank and not captured."""
 
     method: str
     authorization_reference: str | None = None
@@ -100,9 +115,9 @@ class Authorized(ProviderReport):
 
 @dataclass(frozen=True, slots=True)
 class Captured(ProviderReport):
-    """The money was taken. `capture_reference` is the provider's id of this taking.
+    """The money was captured. `capture_reference` is the provider's id of the capture.
 
-    `fee` is what the provider keeps of it, None while it does not say.
+    `fee` is the provider's fee, None while it is not known.
     """
 
     capture_reference: str
@@ -113,21 +128,21 @@ class Captured(ProviderReport):
 
 @dataclass(frozen=True, slots=True)
 class Failed(ProviderReport):
-    """A try to pay was refused."""
+    """An attempt to pay was declined."""
 
     failure_code: str
 
 
 @dataclass(frozen=True, slots=True)
 class Voided(ProviderReport):
-    """No money was taken, and none will be."""
+    """The payment is closed: no money was captured, and none will be."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefundProcessed(ProviderReport):
-    """Money went back. `refund_reference` is the provider's id of it.
+    """A refund was completed. `refund_reference` is the provider's id of it.
 
-    Without a `refund_id` it is no refund of ours: somebody gave it back at the provider.
+    `refund_id` is None for a refund that was made in the provider's dashboard.
     """
 
     refund_id: UUID | None
@@ -138,15 +153,30 @@ class RefundProcessed(ProviderReport):
 
 @dataclass(frozen=True, slots=True)
 class RefundRefused(ProviderReport):
-    """The provider refused the refund's call number `refusals`; no money was moved."""
+    """The provider rejected a refund; no money moved.
+
+    `refusals` is the number of rejections before this one.
+    """
 
     refund_id: UUID
     refusals: int
     failure_code: str
 
+    @classmethod
+    def of(cls, order: RefundOrder, *, event_time: datetime, failure_code: str) -> "RefundRefused":
+        """The rejection of an attempt."""
+        return cls(
+            order.payment_id,
+            order.session_reference,
+            event_time,
+            order.refund_id,
+            order.refusals,
+            failure_code,
+        )
+
 
 class DisputeStatus(StrEnum):
-    """OPEN takes the money away for the time being; WON brings it back, LOST does not."""
+    """OPEN withholds the money, WON returns it to us, LOST to the customer."""
 
     OPEN = "OPEN"
     WON = "WON"
@@ -155,7 +185,7 @@ class DisputeStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Disputed(ProviderReport):
-    """The customer's bank asks a capture back; `dispute_reference` is the provider's id."""
+    """The customer's bank disputes a capture. `dispute_reference` is the provider's id."""
 
     dispute_reference: str
     capture_reference: str
@@ -171,7 +201,7 @@ class MovementKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """Money that the provider says it moved, with the report that would tell of it."""
+    """Money that the provider lists as moved, and the report of it."""
 
     kind: MovementKind
     reference: str
@@ -181,7 +211,7 @@ class Movement:
 
     @classmethod
     def of(cls, report: Captured | RefundProcessed) -> "Movement":
-        """The movement that a report tells of."""
+        """The movement of a report."""
         if isinstance(report, Captured):
             kind, reference = MovementKind.CAPTURE, report.capture_reference
         else:
@@ -191,7 +221,7 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class WebhookEvent:
-    """A verified webhook. `report` is None for a type that means nothing to us."""
+    """A verified webhook. `report` is None for a type that is not used."""
 
     event_id: str
     event_type: str
@@ -199,42 +229,42 @@ class WebhookEvent:
 
 
 class Provider(Protocol):
-    """A payment provider. Every call is safe to repeat and raises ProviderError on trouble.
+    """A payment provider. Every call is safe to repeat and raises ProviderError when it fails.
 
-    `reference` is the provider's id of the payment, None when its answer was never heard.
+    `reference` is the provider's id of the payment, None when opening it had no answer.
     """
 
     async def create_session(self, order: Order) -> Session:
-        """Opens the payment, or returns it when `order.payment_id` is open already.
+        """Opens the payment, or returns the one that was opened for `order.payment_id`.
 
-        Raises ProviderRefusedError for an amount or a currency that it never takes.
+        Raises ProviderRefusedError for an amount or a currency that it does not accept.
         """
 
     async def void(self, order: Order, reference: str | None) -> Voided | Captured:
-        """Closes a payment to further money, or says that it was paid before.
+        """Closes a payment, or returns its capture when it is paid.
 
-        The provider decides between this and a customer who pays at the same moment.
+        The provider decides between this call and a customer who pays at the same time.
         """
 
     async def capture(self, order: Order, authorization_reference: str) -> Captured | Failed:
-        """Takes the money of an authorisation, or says that it is gone."""
+        """Captures an authorisation. Failed when it has expired or was cancelled."""
 
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused | None:
-        """Gives money back. None: accepted, a webhook tells when it is done."""
+        """Refunds money. None: accepted and not completed; a webhook reports the end."""
 
     async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
-        """All that is true of a payment now, as the reports that would have told it."""
+        """The present state of a payment, as reports."""
 
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
-        """All money that the provider moved for us in [since, until), at most so many."""
+        """All money that the provider moved for us in [since, until)."""
 
     def step_minor(self, currency_code: str) -> int:
-        """The smallest amount that it can move, in minor units: all others are multiples."""
+        """The smallest amount that it can move, in minor units; all amounts are multiples."""
 
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime
     ) -> WebhookEvent:
-        """What a webhook says. Verifies its signature over the raw bytes before all else.
+        """Reads a webhook, after verifying its signature over the raw bytes.
 
         `headers` have lower-case names. Raises WEBHOOK_SIGNATURE_INVALID.
         """

@@ -10,19 +10,16 @@ from uuid import UUID
 import grpc
 from google.api import httpbody_pb2
 
-from boxoffice.payments.v1 import (
-    book_service_pb2,
-    book_service_pb2_grpc,
-)
+from boxoffice.payments.v1 import book_service_pb2, book_service_pb2_grpc
 from mesh import paging
 from mesh.db.database import Database
 from payment_svc import ledger
-from payment_svc.ledger import Row
+from payment_svc.ledger import LedgerRow
 from payment_svc.proto import days_from_proto, row_to_proto
 
 _DEFAULT_PAGE_SIZE = 100
 _MAX_EXPORT = 5000
-_NAMES = [field.name for field in book_service_pb2.BookRow.DESCRIPTOR.fields]
+_COLUMNS = [field.name for field in book_service_pb2.BookRow.DESCRIPTOR.fields]
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -53,10 +50,10 @@ class BookServicer(book_service_pb2_grpc.BookServiceServicer):
         rows = await self._rows(request, after=None, limit=_MAX_EXPORT)
         text = io.StringIO()
         writer = csv.writer(text)
-        writer.writerow(_NAMES)
+        writer.writerow(_COLUMNS)
         for row in rows:
             message = row_to_proto(row)
-            writer.writerow([getattr(message, name) for name in _NAMES])
+            writer.writerow([getattr(message, name) for name in _COLUMNS])
         return httpbody_pb2.HttpBody(
             content_type="text/csv; charset=utf-8", data=text.getvalue().encode()
         )
@@ -67,7 +64,7 @@ class BookServicer(book_service_pb2_grpc.BookServiceServicer):
         *,
         after: tuple[date, str, str] | None,
         limit: int,
-    ) -> Sequence[Row]:
+    ) -> Sequence[LedgerRow]:
         since, until = days_from_proto(request.since_day, request.until_day)
         async with self._database.reading() as connection:
             return await ledger.rows(

@@ -5,23 +5,17 @@ from uuid import UUID
 
 import grpc
 
-from boxoffice.payments.v1 import (
-    reconciliation_service_pb2,
-    reconciliation_service_pb2_grpc,
-)
+from boxoffice.payments.v1 import reconciliation_service_pb2, reconciliation_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
 from mesh.conversions import money_to_proto
 from mesh.db.database import Database
 from payment_svc import comparison, unmatched
 from payment_svc.proto import days_from_proto
-from payment_svc.unmatched import Unmatched
+from payment_svc.unmatched import UnmatchedItem
 
 _DEFAULT_PAGE_SIZE = 100
-
-
 _MAX_TOTALS = 1000
-
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,21 +30,21 @@ class ReconciliationServicer(reconciliation_service_pb2_grpc.ReconciliationServi
     ) -> reconciliation_service_pb2.ListUnexplainedResponse:
         limit = paging.page_size(request.page_size, default=_DEFAULT_PAGE_SIZE)
         async with self._database.reading() as connection:
-            found = await unmatched.list_open(
+            items = await unmatched.list_open(
                 connection, after=paging.id_from_token(request.page_token), limit=limit + 1
             )
         response = reconciliation_service_pb2.ListUnexplainedResponse(
-            unexplained=map(_unexplained, found[:limit])
+            unexplained=map(_to_proto, items[:limit])
         )
-        if len(found) > limit:
-            response.next_page_token = paging.to_token(str(found[limit - 1].unexplained_id))
+        if len(items) > limit:
+            response.next_page_token = paging.to_token(str(items[limit - 1].unexplained_id))
         return response
 
     async def CloseUnexplained(
         self, request: reconciliation_service_pb2.CloseUnexplainedRequest, context: _Context
     ) -> reconciliation_service_pb2.Unexplained:
         async with self._database.transaction() as connection:
-            return _unexplained(
+            return _to_proto(
                 await unmatched.close(
                     connection,
                     unexplained_id=UUID(request.unexplained_id),
@@ -64,32 +58,34 @@ class ReconciliationServicer(reconciliation_service_pb2_grpc.ReconciliationServi
     ) -> reconciliation_service_pb2.ListDayTotalsResponse:
         since, until = days_from_proto(request.since_day, request.until_day)
         async with self._database.reading() as connection:
-            found = await comparison.totals(connection, since=since, until=until, limit=_MAX_TOTALS)
+            totals = await comparison.totals(
+                connection, since=since, until=until, limit=_MAX_TOTALS
+            )
         return reconciliation_service_pb2.ListDayTotalsResponse(
             totals=[
                 reconciliation_service_pb2.DayTotal(
-                    provider=one.provider,
-                    day=one.day.isoformat(),
-                    kind=one.kind,
-                    provider_total=money_to_proto(one.provider_total),
-                    our_total=money_to_proto(one.our_total),
+                    provider=total.provider,
+                    day=total.day.isoformat(),
+                    kind=total.kind,
+                    provider_total=money_to_proto(total.provider_total),
+                    our_total=money_to_proto(total.our_total),
                 )
-                for one in found
+                for total in totals
             ]
         )
 
 
-def _unexplained(one: Unmatched) -> reconciliation_service_pb2.Unexplained:
+def _to_proto(item: UnmatchedItem) -> reconciliation_service_pb2.Unexplained:
     message = reconciliation_service_pb2.Unexplained(
-        unexplained_id=str(one.unexplained_id),
-        provider=one.provider,
-        kind=reconciliation_service_pb2.Unexplained.Kind.Value(one.kind),
-        reference=one.reference,
-        payment_id="" if one.payment_id is None else str(one.payment_id),
-        amount=None if one.amount is None else money_to_proto(one.amount),
-        note=one.note,
+        unexplained_id=str(item.unexplained_id),
+        provider=item.provider,
+        kind=reconciliation_service_pb2.Unexplained.Kind.Value(item.kind),
+        reference=item.reference,
+        payment_id="" if item.payment_id is None else str(item.payment_id),
+        amount=None if item.amount is None else money_to_proto(item.amount),
+        note=item.note,
     )
-    message.create_time.FromDatetime(one.create_time)
-    if one.close_time is not None:
-        message.close_time.FromDatetime(one.close_time)
+    message.create_time.FromDatetime(item.create_time)
+    if item.close_time is not None:
+        message.close_time.FromDatetime(item.close_time)
     return message

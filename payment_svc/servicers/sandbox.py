@@ -1,4 +1,4 @@
-"""SandboxService: the payment page, what the customer chooses on it, the ledger."""
+"""SandboxService: the payment page and the customer's choice on it, faults, the ledger."""
 
 from typing import Any
 from uuid import UUID
@@ -41,7 +41,7 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
     ) -> httpbody_pb2.HttpBody:
         async with self._database.reading() as connection:
             session = await bank.find(connection, payment_id=UUID(request.payment_id))
-        # The gateway's own policy, which is for JSON, would keep the page from working.
+        # In place of the gateway's policy for JSON, which blocks the page's script and style.
         await context.send_initial_metadata(
             (("content-security-policy", pages.CONTENT_SECURITY_POLICY),)
         )
@@ -87,7 +87,7 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
                 connection, after=_after(request.page_token), limit=limit + 1
             )
         response = sandbox_service_pb2.ListLedgerEntriesResponse(
-            entries=[_entry(each) for each in entries[:limit]]
+            entries=map(_entry, entries[:limit])
         )
         if len(entries) > limit:
             response.next_page_token = paging.to_token(str(entries[limit - 1].entry_id))
@@ -99,11 +99,11 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
             before = await bank.find(connection, payment_id=payment_id)
             session = await step(connection, payment_id=payment_id, now=self._clock())
             if session.state is State.PAID and before.state is State.OPEN:
-                await self._strike(connection, session)
+                await self._carry_out_fault(connection, session)
             return session
 
-    async def _strike(self, connection: AsyncConnection, session: SandboxSession) -> None:
-        """What the lab lets go wrong with money that was just taken."""
+    async def _carry_out_fault(self, connection: AsyncConnection, session: SandboxSession) -> None:
+        """Carries out the fault lab's next fault of a new capture, if any."""
         fault = await self._lab.next(connection, payment_id=session.payment_id, among=PAY_FAULTS)
         now = self._clock()
         if fault is Fault.PAY_TWICE:

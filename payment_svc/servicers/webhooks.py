@@ -1,14 +1,12 @@
-"""WebhookService: providers' and other senders' webhooks."""
+"""WebhookService: receives the webhooks of providers and of other senders."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import grpc
+from google.api import httpbody_pb2
 
-from boxoffice.payments.v1 import (
-    webhook_service_pb2,
-    webhook_service_pb2_grpc,
-)
+from boxoffice.payments.v1 import webhook_service_pb2, webhook_service_pb2_grpc
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
@@ -20,7 +18,6 @@ from payment_svc.providers.base import Authorized, WebhookEvent
 
 _DATABASE_STEP_SECONDS = 8.0
 
-
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -28,7 +25,7 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
     def __init__(
         self,
         database: Database,
-        cashier: ProviderCalls,
+        calls: ProviderCalls,
         clock: Clock,
         refund_requested: Wakeup,
         check_wanted: Wakeup,
@@ -36,7 +33,7 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
     ) -> None:
         self._inbound_secrets = inbound_secrets
         self._database = database
-        self._cashier = cashier
+        self._calls = calls
         self._clock = clock
         self._refund_requested = refund_requested
         self._check_wanted = check_wanted
@@ -44,20 +41,18 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
     async def ReceiveWebhook(
         self, request: webhook_service_pb2.ReceiveWebhookRequest, context: _Context
     ) -> webhook_service_pb2.ReceiveWebhookResponse:
-        payload = request.payload.data
-        if len(payload) > webhooks.MAX_BYTES:
-            raise DomainError(Reason.REQUEST_TOO_LARGE, "the webhook is too large")
+        payload = _body(request.payload)
         headers = _headers(context)
-        event = self._cashier.provider(request.provider).read_webhook(
+        event = self._calls.provider(request.provider).read_webhook(
             payload, headers, now=self._clock()
         )
         await shielded(
             self._receive(request.provider, event, payload), seconds=_DATABASE_STEP_SECONDS
         )
-        # It may have told of money that has to go back.
+        # The report may have created a refund.
         self._refund_requested.ring()
         if isinstance(event.report, Authorized):
-            # Somebody has to take what is authorised.
+            # The check captures the authorisation.
             self._check_wanted.ring()
         return webhook_service_pb2.ReceiveWebhookResponse()
 
@@ -66,17 +61,16 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
     ) -> webhook_service_pb2.ReceiveInboundResponse:
         secret = self._inbound_secrets.get(request.sender)
         if secret is None:
-            raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such sender", provider=request.sender)
-        if len(request.payload.data) > webhooks.MAX_BYTES:
-            raise DomainError(Reason.REQUEST_TOO_LARGE, "the webhook is too large")
+            raise DomainError(Reason.PROVIDER_NOT_FOUND, "unknown sender", provider=request.sender)
+        body = _body(request.payload)
         headers = _headers(context)
         token = inbound.handshake(headers)
         if token is not None:
             await context.send_initial_metadata(((inbound.HANDSHAKE_HEADER, token),))
             return webhook_service_pb2.ReceiveInboundResponse()
-        inbound.verify(request.payload.data, headers, secret=secret)
+        inbound.verify(body, headers, secret=secret)
         await shielded(
-            self._keep(request.sender, request.payload.content_type, request.payload.data),
+            self._receive_inbound(request.sender, request.payload.content_type, body),
             seconds=_DATABASE_STEP_SECONDS,
         )
         return webhook_service_pb2.ReceiveInboundResponse()
@@ -85,10 +79,10 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
         self, request: webhook_service_pb2.GetWebhookHealthRequest, context: _Context
     ) -> webhook_service_pb2.GetWebhookHealthResponse:
         return webhook_service_pb2.GetWebhookHealthResponse(
-            status="ok", providers=self._cashier.offered
+            status="ok", providers=self._calls.offered
         )
 
-    async def _keep(self, sender: str, content_type: str, body: bytes) -> None:
+    async def _receive_inbound(self, sender: str, content_type: str, body: bytes) -> None:
         async with self._database.transaction() as connection:
             await inbound.receive(
                 connection,
@@ -105,6 +99,16 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
             return await webhooks.receive(
                 connection, provider=provider, event=event, payload=payload, now=self._clock()
             )
+
+
+def _body(payload: httpbody_pb2.HttpBody) -> bytes:
+    """The raw bytes. Raises REQUEST_TOO_LARGE."""
+    body: bytes = payload.data
+    if len(body) > webhooks.MAX_BYTES:
+        raise DomainError(
+            Reason.REQUEST_TOO_LARGE, f"a webhook has at most {webhooks.MAX_BYTES:,} bytes"
+        )
+    return body
 
 
 def _headers(context: _Context) -> dict[str, str]:

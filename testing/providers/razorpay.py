@@ -1,7 +1,7 @@
 """A stand-in for Razorpay's HTTP API: Payment Links, payments, refunds, signed events.
 
-After Razorpay's API reference: JSON, basic authentication, links that are unique by their
-reference_id, refunds by X-Refund-Idempotency, late authorisations.
+Follows Razorpay's API reference: JSON, basic authentication, one link per reference_id, refunds
+by X-Refund-Idempotency, late authorisations.
 """
 
 import base64
@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from testing.providers.server import Answer, Entry, Request, StandIn
+from testing.providers.server import Answer, Entry, Objects, Request, StandIn
 
 KEY_ID = "rzp_test_stand_in"
 KEY_SECRET = "the secret of the key"
@@ -21,28 +21,28 @@ FEE_PERCENT = 2
 
 
 class RazorpayStandIn(StandIn):
-    """Keeps links, payments and refunds as Razorpay would; customers pay with `pay`."""
+    """Keeps links, payments and refunds as Razorpay does. `pay` is the customer's payment."""
 
     opening_path = "/payment_links"
-    given_up = "cancelled"
+    closed_status = "cancelled"
 
     def __init__(self) -> None:
         super().__init__()
-        self.links: dict[str, dict[str, Any]] = {}
-        self.payments: dict[str, dict[str, Any]] = {}
+        self.links: Objects = {}
+        self.payments: Objects = {}
         self._keys: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
 
     @property
-    def opened(self) -> dict[str, dict[str, Any]]:
+    def opened(self) -> Objects:
         return self.links
 
-    # What a customer, a bank or the dashboard does.
+    # Actions of customers, banks and dashboard users.
 
     def pay(
         self, reference: str, *, declined: str | None = None, authorized_only: bool = False
     ) -> str:
-        """A try to pay a link; with `authorized_only` the money waits for its capture."""
+        """An attempt to pay a link. With `authorized_only` the payment is not captured."""
         with self.lock:
             link = self.links[reference]
             if link["status"] != "created" and not authorized_only:
@@ -59,7 +59,7 @@ class RazorpayStandIn(StandIn):
             return str(payment["id"])
 
     def late_authorize(self, payment_id: str) -> None:
-        """The bank says yes after all, to a try that had failed."""
+        """The bank authorises a failed attempt."""
         with self.lock:
             payment = self.payments[payment_id]
             payment |= {
@@ -69,8 +69,8 @@ class RazorpayStandIn(StandIn):
             }
             self._event("payment.authorized", payment=payment)
 
-    def give_up_authorization(self, payment_id: str) -> None:
-        """Nobody captured it in time: the customer's bank has the money again."""
+    def release_authorization(self, payment_id: str) -> None:
+        """The authorisation was not captured in time."""
         with self.lock:
             self.payments[payment_id] |= {"status": "failed", "error_reason": "not_captured"}
 
@@ -110,7 +110,7 @@ class RazorpayStandIn(StandIn):
 
     def parse(self, body: bytes, content_type: str) -> dict[str, Any]:
         if content_type != "application/json":
-            self.complaints.append(f"content type {content_type}")
+            self.violations.append(f"content type {content_type}")
         parsed = json.loads(body)
         return parsed if isinstance(parsed, dict) else {}
 
@@ -135,14 +135,14 @@ class RazorpayStandIn(StandIn):
             case ["payment_links"]:
                 return self._open(request.body)
             case ["payment_links", link_id, "cancel"]:
-                link = self._one(self.links, link_id)
+                link = _get(self.links, link_id)
                 if link["status"] != "created":
                     raise Answer(400, _error(f"link is {link['status']}"))
                 link["status"] = "cancelled"
                 self._event("payment_link.cancelled", payment_link=link)
                 return link
             case ["payments", payment_id, "capture"]:
-                payment = self._one(self.payments, payment_id)
+                payment = _get(self.payments, payment_id)
                 if payment["status"] != "authorized":
                     raise Answer(400, _error("This payment has already been captured"))
                 if request.body["amount"] != payment["amount"]:
@@ -154,36 +154,31 @@ class RazorpayStandIn(StandIn):
             case ["payments", payment_id, "refund"]:
                 key = request.headers.get("x-refund-idempotency", "")
                 if not re.fullmatch("[A-Za-z0-9_-]{10,}", key):
-                    self.complaints.append(f"refund key {key!r}")
-                asked = (payment_id, request.body)
+                    self.violations.append(f"refund key {key!r}")
+                content = (payment_id, request.body)
                 if key in self._keys:
-                    before, answer = self._keys[key]
-                    if before != asked:
+                    earlier, answer = self._keys[key]
+                    if earlier != content:
                         raise Answer(400, _error("different request, same key"))
                     return answer
                 answer = self._refund(payment_id, request.body)
-                self._keys[key] = (asked, dict(answer))
+                self._keys[key] = (content, dict(answer))
                 return answer
         raise Answer(404, _error("The requested URL was not found"))
 
     def _get(self, request: Request) -> dict[str, Any]:
         match request.path.split("/")[2:]:
             case ["payment_links"]:
-                wanted = request.query.get("reference_id")
-                found = [one for one in self.links.values() if one["reference_id"] == wanted]
-                return {"payment_links": found}
+                reference_id = request.query.get("reference_id")
+                return {"payment_links": _where(self.links, reference_id=reference_id)}
             case ["payment_links", link_id]:
-                return self._one(self.links, link_id)
+                return _get(self.links, link_id)
             case ["orders", order_id, "payments"]:
-                return _items(
-                    [one for one in self.payments.values() if one["order_id"] == order_id]
-                )
+                return _items(_where(self.payments, order_id=order_id))
             case ["payments", payment_id]:
-                return self._one(self.payments, payment_id)
+                return _get(self.payments, payment_id)
             case ["payments", payment_id, "refunds"]:
-                return _items(
-                    [one for one in self.refunds.values() if one["payment_id"] == payment_id]
-                )
+                return _items(_where(self.refunds, payment_id=payment_id))
             case ["payments"]:
                 return self._page(self.payments, request.query)
             case ["refunds"]:
@@ -192,12 +187,12 @@ class RazorpayStandIn(StandIn):
 
     def _open(self, body: dict[str, Any]) -> dict[str, Any]:
         required = ["amount", "currency", "reference_id", "description", "notes"]
-        self.complaints += [f"without {name}" for name in required if not body.get(name)]
+        self.violations += [f"without {name}" for name in required if not body.get(name)]
         if body.get("accept_partial") is not False:
-            self.complaints.append("partial payments are on")
+            self.violations.append("partial payments are on")
         if len(body["reference_id"]) > 40:
             raise Answer(400, _error("reference_id is too long"))
-        if any(one["reference_id"] == body["reference_id"] for one in self.links.values()):
+        if _where(self.links, reference_id=body["reference_id"]):
             raise Answer(400, _error("payment link with given reference_id already exists"))
         if body["currency"] in {"KWD", "BHD", "OMR"} and body["amount"] % 10:
             raise Answer(400, _error("amount must end in 0"))
@@ -218,12 +213,10 @@ class RazorpayStandIn(StandIn):
         return link
 
     def _paid(self, link_id: str) -> dict[str, Any]:
-        """The try that paid a link."""
-        order_id = self.links[link_id]["order_id"]
+        """The attempt that paid a link."""
+        attempts = _where(self.payments, order_id=self.links[link_id]["order_id"])
         return next(
-            one
-            for one in self.payments.values()
-            if one["order_id"] == order_id and one["status"] in {"captured", "refunded"}
+            attempt for attempt in attempts if attempt["status"] in {"captured", "refunded"}
         )
 
     def _new_payment(self, link: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +229,7 @@ class RazorpayStandIn(StandIn):
             "currency": link["currency"],
             "status": "created",
             "order_id": link["order_id"],
-            # As Razorpay does it: the link's notes are not copied, its id is the description.
+            # Like Razorpay: the link's notes are not copied, its id is in the description.
             "description": f"#{link['id'].removeprefix('plink_')}",
             "notes": [],
             "method": "upi",
@@ -250,9 +243,7 @@ class RazorpayStandIn(StandIn):
 
     def _capture(self, payment: dict[str, Any]) -> None:
         payment |= {"status": "captured", "fee": payment["amount"] * FEE_PERCENT // 100}
-        link = next(
-            one for one in self.links.values() if one.get("order_id") == payment["order_id"]
-        )
+        (link,) = _where(self.links, order_id=payment["order_id"])
         self._book("CAPTURE", payment, payment)
         self._event("payment.captured", payment=payment)
         if link["status"] == "created":
@@ -260,7 +251,7 @@ class RazorpayStandIn(StandIn):
             self._event("payment_link.paid", payment=payment, payment_link=link)
 
     def _refund(self, payment_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        payment = self._one(self.payments, payment_id)
+        payment = _get(self.payments, payment_id)
         if payment["status"] not in {"captured", "refunded"}:
             raise Answer(400, _error("The payment status should be captured"))
         if body["amount"] > payment["amount"] - payment["amount_refunded"]:
@@ -286,39 +277,47 @@ class RazorpayStandIn(StandIn):
         return refund
 
     def _book(self, kind: str, payment: dict[str, Any], moved: dict[str, Any]) -> None:
-        link = next(
-            one for one in self.links.values() if one.get("order_id") == payment["order_id"]
-        )
+        (link,) = _where(self.links, order_id=payment["order_id"])
         self.ledger.append(
             Entry(kind, link["reference_id"], moved["id"], moved["amount"], moved["currency"])
         )
 
-    def _event(self, kind: str, **things: dict[str, Any]) -> None:
+    def _event(self, kind: str, **entities: dict[str, Any]) -> None:
         event = {
             "entity": "event",
             "event": kind,
-            "contains": list(things),
-            "payload": {name: {"entity": dict(thing)} for name, thing in things.items()},
+            "contains": list(entities),
+            "payload": {name: {"entity": dict(entity)} for name, entity in entities.items()},
             "created_at": int(self.clock()),
         }
-        self.announce(f"evt_{next(self._numbers):014}", event)
+        self.emit(f"evt_{next(self._numbers):014}", event)
 
-    def _page(self, things: dict[str, dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
+    def _page(self, objects: Objects, query: dict[str, str]) -> dict[str, Any]:
         low, high = int(query["from"]), int(query["to"])
-        wanted = [one for one in reversed(things.values()) if low <= one["created_at"] <= high]
+        newest_first = reversed(objects.values())
+        selected = [entity for entity in newest_first if low <= entity["created_at"] <= high]
         count, skip = int(query["count"]), int(query["skip"])
         if count > 100:
             raise Answer(400, _error("The count may not be greater than 100"))
-        return _items(wanted[skip : skip + count])
-
-    def _one(self, things: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-        if name not in things:
-            raise Answer(400, _error("The id provided does not exist"))
-        return things[name]
+        return _items(selected[skip : skip + count])
 
 
-def _items(found: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"entity": "collection", "count": len(found), "items": found}
+def _get(objects: Objects, name: str) -> dict[str, Any]:
+    if name not in objects:
+        raise Answer(400, _error("The id provided does not exist"))
+    return objects[name]
+
+
+def _where(objects: Objects, **fields: object) -> list[dict[str, Any]]:
+    return [
+        entity
+        for entity in objects.values()
+        if all(entity.get(name) == value for name, value in fields.items())
+    ]
+
+
+def _items(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"entity": "collection", "count": len(items), "items": items}
 
 
 def _error(description: str) -> dict[str, Any]:

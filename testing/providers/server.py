@@ -1,7 +1,7 @@
-"""What the stand-ins for providers share: a real HTTP server, faults, webhooks, a ledger.
+"""Base of the stand-ins for payment providers: an HTTP server, faults, webhooks, a ledger.
 
-A stand-in runs in threads of its own and keeps all in memory. Its ledger is append-only
-and judges what payment_svc believes; `complaints` lists what a client should not have sent.
+A stand-in runs in threads and keeps its state in memory. Tests compare payment_svc with its
+append-only ledger.
 """
 
 import json
@@ -23,9 +23,12 @@ import httpx
 
 _HANG_SECONDS = 30.0
 
+Objects = dict[str, dict[str, Any]]
+"""A provider's objects of one kind, by their ids."""
+
 
 class Fault(Enum):
-    """What goes wrong with a call. AFTER: it was done, only the answer is bad."""
+    """A fault of a call. With AFTER the call is carried out and its answer is lost."""
 
     ERROR = "error"
     ERROR_AFTER = "error after"
@@ -36,7 +39,7 @@ class Fault(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """Money that the stand-in moved: `amount` as this provider writes it."""
+    """Money that the stand-in moved. `amount` is in the provider's units."""
 
     kind: str
     payment: str
@@ -54,8 +57,8 @@ class Request:
     headers: dict[str, str]
 
 
-class Answer(Exception):  # noqa: N818 - an answer, good or bad
-    """The answer of a call, also of one that is refused."""
+class Answer(Exception):  # noqa: N818 - not always an error
+    """The answer to a call."""
 
     def __init__(self, status: int, body: dict[str, Any]) -> None:
         super().__init__(status)
@@ -65,7 +68,7 @@ class Answer(Exception):  # noqa: N818 - an answer, good or bad
 
 @dataclass
 class Chances:
-    """How often a fault strikes by itself, from 0 to 1."""
+    """Probabilities of random faults."""
 
     faults: dict[Fault, float] = field(default_factory=dict)
     webhook_lost: float = 0.0
@@ -73,23 +76,24 @@ class Chances:
 
 
 class StandIn(ABC):
-    """Base of the stand-ins. `url` is what the SDK's base-URL setting gets."""
+    """Base of the stand-ins. `url` is the value of the SDK's base-URL setting."""
 
     opening_path: ClassVar[str]
-    """What is called to open a payment."""
-    given_up: ClassVar[str]
-    """The status of one that was closed before it was paid."""
+    """The path of the call that opens a payment."""
+    closed_status: ClassVar[str]
+    """The status of a payment that was closed unpaid."""
 
     def __init__(self) -> None:
         self.refunds: dict[str, dict[str, Any]] = {}
         self.has_slow_refunds = False
-        """Whether new refunds wait until `finish_refunds`."""
+        """Whether new refunds are pending until `finish_refunds`."""
         self.ledger: list[Entry] = []
         self.events: list[tuple[str, bytes]] = []
         self.requests: list[Request] = []
-        self.complaints: list[str] = []
+        self.violations: list[str] = []
+        """Violations of the provider's API by the client."""
         self.connections = 0
-        """How many are open."""
+        """The number of open connections."""
         self.faults: deque[tuple[str, Fault]] = deque()
         self.chances = Chances()
         self.random = random.Random(7)
@@ -102,11 +106,11 @@ class StandIn(ABC):
 
     @abstractmethod
     def answer(self, request: Request) -> dict[str, Any]:
-        """Does what a request asks; raises Answer for anything but 200."""
+        """Carries out a request. Raises Answer for a status other than 200."""
 
     @abstractmethod
     def parse(self, body: bytes, content_type: str) -> dict[str, Any]:
-        """What a request's body says."""
+        """A request's body as fields."""
 
     @abstractmethod
     def throttled(self) -> dict[str, Any]:
@@ -116,38 +120,38 @@ class StandIn(ABC):
     def headers_for(
         self, event_id: str, body: bytes, *, secret: str | None = None
     ) -> dict[str, str]:
-        """The headers of a webhook that is sent now, signed with its own secret or another."""
+        """The headers of a webhook that is sent now, signed with its secret or another."""
 
     @property
     @abstractmethod
     def opened(self) -> dict[str, dict[str, Any]]:
-        """All that was ever opened, by the provider's ids."""
+        """All payments that were opened, by the provider's ids."""
 
     @abstractmethod
     def pay(self, reference: str, *, declined: str | None = None) -> object:
-        """The customer pays what was opened, or is refused with a code."""
+        """The customer pays, or is declined with a code."""
 
     @abstractmethod
     def finish_refunds(self, *, succeed: bool) -> None:
-        """Ends the refunds that wait."""
+        """Completes or fails the pending refunds."""
 
     @abstractmethod
     def refund_in_dashboard(self, reference: str, amount: int) -> None:
-        """Somebody gives money back at the provider, past us."""
+        """A refund in the provider's dashboard, without a request of payment_svc."""
 
     @abstractmethod
     def dispute(self, reference: str, *, reason: str, end: str | None = None) -> None:
-        """The customer's bank asks the money back, or ends that: won or lost."""
+        """The customer's bank opens a dispute, or ends it: `won` or `lost`."""
 
     @abstractmethod
     def forget_keys(self) -> None:
-        """What was asked under an idempotency key is new again."""
+        """Deletes all idempotency keys."""
 
     def fail_next(self, part_of_path: str, *faults: Fault) -> None:
-        """Lets the next calls of a path go wrong, one fault each."""
+        """Scripts faults of the next calls whose path contains a text, one fault per call."""
         self.faults.extend((part_of_path, fault) for fault in faults)
 
-    def announce(self, event_id: str, event: dict[str, Any]) -> None:
+    def emit(self, event_id: str, event: dict[str, Any]) -> None:
         body = json.dumps(event, indent=2).encode()
         self.events.append((event_id, body))
         if self.random.random() < self.chances.webhook_lost:
@@ -156,11 +160,15 @@ class StandIn(ABC):
         self._outgoing.extend([(event_id, body)] * (2 if twice else 1))
 
     def called(self, part_of_path: str, method: str = "POST") -> list[Request]:
-        return [one for one in self.requests if part_of_path in one.path and one.method == method]
+        return [
+            request
+            for request in self.requests
+            if part_of_path in request.path and request.method == method
+        ]
 
     @contextmanager
     def running(self, *, webhook_url: str | None = None) -> Iterator["StandIn"]:
-        """Serves until the block ends; sends webhooks when it knows where to."""
+        """Serves until the block ends. Sends webhooks when there is a URL for them."""
         self.webhook_url = webhook_url
         stand_in = self
 
@@ -195,18 +203,18 @@ class StandIn(ABC):
                 headers = {"content-type": "application/json", **self.headers_for(event_id, body)}
                 try:
                     answer = client.post(str(self.webhook_url), content=body, headers=headers)
-                    is_taken = answer.is_success
+                    is_received = answer.is_success
                 except httpx.HTTPError:
-                    is_taken = False
-                if not is_taken:
+                    is_received = False
+                if not is_received:
                     self._outgoing.append((event_id, body))
                     self.stopping.wait(0.3)
 
     def serve(self, request: Request) -> tuple[int, bytes]:
-        """The answer to a call, or what a fault makes of it."""
+        """The answer to a call, or that of its fault."""
         fault = self._fault(request)
         if fault is Fault.ERROR:
-            return 500, b'{"error": {"message": "something broke", "type": "api_error"}}'
+            return 500, b'{"error": {"message": "internal error", "type": "api_error"}}'
         if fault is Fault.THROTTLE:
             return 429, json.dumps(self.throttled()).encode()
         try:
@@ -216,7 +224,7 @@ class StandIn(ABC):
         except Answer as refusal:
             status, body = refusal.status, refusal.body
         if fault is Fault.ERROR_AFTER:
-            return 500, b'{"error": {"message": "something broke", "type": "api_error"}}'
+            return 500, b'{"error": {"message": "internal error", "type": "api_error"}}'
         if fault is Fault.GARBAGE_AFTER:
             return 502, b"<html>Bad Gateway</html>"
         if fault is Fault.TIMEOUT_AFTER:
@@ -234,7 +242,7 @@ class StandIn(ABC):
 
 
 class _Server(ThreadingHTTPServer):
-    # Clients that gave up waiting, or were killed, are what the stand-ins are for.
+    # Room for the connections of clients that are killed and started again.
     request_queue_size = 128
 
     def __init__(self, owner: StandIn, handler: type["_Handler"]) -> None:
@@ -252,7 +260,7 @@ class _Server(ThreadingHTTPServer):
             self._owner.connections -= 1
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A connection that its client broke off is no error of ours."""
+        """Ignores connections that the client closed."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -260,7 +268,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     owner: StandIn
     protocol_version = "HTTP/1.1"
-    # Small answers must not wait for the next packet.
+    # Small answers are sent at once.
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
@@ -274,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length") or 0)
         raw = self.rfile.read(length)
         if len(raw) < length:
-            # The client was killed while it sent: a provider does nothing with half a call.
+            # The client was killed while it sent: an incomplete call is not carried out.
             self.close_connection = True
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -293,8 +301,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
-            # The client has given up waiting: that was the point.
+            # The client has timed out.
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Says nothing."""
+        """Logs nothing."""

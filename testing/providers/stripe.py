@@ -1,7 +1,7 @@
 """A stand-in for Stripe's HTTP API: Checkout Sessions, refunds, lists, signed events.
 
-After Stripe's API reference: forms with brackets, idempotency keys that are kept with what
-was asked, refusals with type and code.
+Follows Stripe's API reference: bracketed form fields, idempotency keys that are stored with
+their request, errors with type and code.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 import stripe as sdk
 
-from testing.providers.server import Answer, Entry, Request, StandIn
+from testing.providers.server import Answer, Entry, Objects, Request, StandIn
 
 SECRET_KEY = "sk_test_stand_in"
 WEBHOOK_SECRET = "whsec_stand_in"
@@ -20,24 +20,24 @@ FEE_PERCENT = 2
 
 
 class StripeStandIn(StandIn):
-    """Keeps sessions, intents and refunds as Stripe would; customers pay with `pay`."""
+    """Keeps sessions, intents and refunds as Stripe does. `pay` is the customer's payment."""
 
     opening_path = "/checkout/sessions"
-    given_up = "expired"
+    closed_status = "expired"
 
     def __init__(self) -> None:
         super().__init__()
-        self.sessions: dict[str, dict[str, Any]] = {}
-        self.intents: dict[str, dict[str, Any]] = {}
-        self.charges: dict[str, dict[str, Any]] = {}
+        self.sessions: Objects = {}
+        self.intents: Objects = {}
+        self.charges: Objects = {}
         self._keys: dict[str, tuple[Any, int, dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
 
     @property
-    def opened(self) -> dict[str, dict[str, Any]]:
+    def opened(self) -> Objects:
         return self.sessions
 
-    # What a customer, a bank or the dashboard does.
+    # Actions of customers, banks and dashboard users.
 
     def pay(self, reference: str, *, declined: str | None = None) -> None:
         with self.lock:
@@ -96,7 +96,7 @@ class StripeStandIn(StandIn):
 
     def parse(self, body: bytes, content_type: str) -> dict[str, Any]:
         if content_type != "application/x-www-form-urlencoded":
-            self.complaints.append(f"content type {content_type}")
+            self.violations.append(f"content type {content_type}")
         return dict(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=True))
 
     def throttled(self) -> dict[str, Any]:
@@ -114,17 +114,17 @@ class StripeStandIn(StandIn):
         if request.headers.get("authorization") != f"Bearer {SECRET_KEY}":
             raise Answer(401, _error("invalid_request_error", None, "Invalid API Key"))
         if "stripe-version" not in request.headers:
-            self.complaints.append("no Stripe-Version")
+            self.violations.append("no Stripe-Version")
         if request.method == "GET":
             return self._get(request)
         key = request.headers.get("idempotency-key")
         if key is None:
-            self.complaints.append(f"no Idempotency-Key: {request.path}")
+            self.violations.append(f"no Idempotency-Key: {request.path}")
             raise Answer(400, _error("invalid_request_error", None, "no key"))
-        asked = (request.path, sorted(request.body.items()))
+        content = (request.path, sorted(request.body.items()))
         if key in self._keys:
-            before, status, body = self._keys[key]
-            if before != asked:
+            earlier, status, body = self._keys[key]
+            if earlier != content:
                 raise Answer(400, _error("idempotency_error", None, "other parameters"))
             if status != 200:
                 raise Answer(status, body)
@@ -132,9 +132,9 @@ class StripeStandIn(StandIn):
         try:
             body = self._post(request)
         except Answer as refusal:
-            self._keys[key] = (asked, refusal.status, refusal.body)
+            self._keys[key] = (content, refusal.status, refusal.body)
             raise
-        self._keys[key] = (asked, 200, dict(body))
+        self._keys[key] = (content, 200, dict(body))
         return body
 
     def _post(self, request: Request) -> dict[str, Any]:
@@ -142,14 +142,14 @@ class StripeStandIn(StandIn):
             case ["checkout", "sessions"]:
                 return self._open(request.body)
             case ["checkout", "sessions", session_id, "expire"]:
-                session = self._one(self.sessions, session_id)
+                session = _get(self.sessions, session_id)
                 if session["status"] != "open":
                     raise Answer(400, _error("invalid_request_error", None, "not open"))
                 session |= {"status": "expired", "url": None}
                 self._event("checkout.session.expired", session)
                 return session
             case ["payment_intents", intent_id, "capture"]:
-                intent = self._one(self.intents, intent_id)
+                intent = _get(self.intents, intent_id)
                 raise Answer(
                     400,
                     _error("invalid_request_error", "payment_intent_unexpected_state", "")
@@ -162,9 +162,9 @@ class StripeStandIn(StandIn):
     def _get(self, request: Request) -> dict[str, Any]:
         match request.path.split("/")[2:]:
             case ["checkout", "sessions", session_id]:
-                return self._expanded(self._one(self.sessions, session_id))
+                return self._expanded(_get(self.sessions, session_id))
             case ["payment_intents", intent_id]:
-                return self._expanded_intent(self._one(self.intents, intent_id))
+                return self._expanded_intent(_get(self.intents, intent_id))
             case ["refunds"]:
                 return self._page(self.refunds, request.query)
             case ["charges"]:
@@ -187,7 +187,7 @@ class StripeStandIn(StandIn):
             "metadata[payment_id]",
             "payment_intent_data[metadata][payment_id]",
         ]
-        self.complaints += [f"without {name}" for name in required if not form.get(name)]
+        self.violations += [f"without {name}" for name in required if not form.get(name)]
         currency, amount = form[f"{price}[currency]"], int(form[f"{price}[unit_amount]"])
         if currency in THREE_DECIMAL and amount % 10:
             raise Answer(400, _error("invalid_request_error", "parameter_invalid_integer", ""))
@@ -212,7 +212,7 @@ class StripeStandIn(StandIn):
         return session
 
     def _refund(self, form: dict[str, Any]) -> dict[str, Any]:
-        intent = self._one(self.intents, form["payment_intent"])
+        intent = _get(self.intents, form["payment_intent"])
         charge = self.charges[intent["latest_charge"]]
         amount = int(form["amount"])
         if amount > charge["amount_captured"] - charge["amount_refunded"]:
@@ -296,16 +296,16 @@ class StripeStandIn(StandIn):
             )
         )
 
-    def _event(self, kind: str, thing: dict[str, Any]) -> None:
+    def _event(self, kind: str, element: dict[str, Any]) -> None:
         event_id = f"evt_{next(self._numbers)}"
         event = {
             "id": event_id,
             "object": "event",
             "type": kind,
             "created": int(self.clock()),
-            "data": {"object": dict(thing)},
+            "data": {"object": dict(element)},
         }
-        self.announce(event_id, event)
+        self.emit(event_id, event)
 
     def _expanded(self, session: dict[str, Any]) -> dict[str, Any]:
         if session["payment_intent"] is None:
@@ -324,25 +324,26 @@ class StripeStandIn(StandIn):
         fee = charge["amount"] * FEE_PERCENT // 100
         return {**charge, "balance_transaction": {"fee": fee, "currency": charge["currency"]}}
 
-    def _page(self, things: dict[str, dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
-        wanted = list(reversed(things.values()))
-        if "payment_intent" in query:
-            wanted = [one for one in wanted if one["payment_intent"] == query["payment_intent"]]
+    def _page(self, objects: Objects, query: dict[str, str]) -> dict[str, Any]:
+        selected = list(reversed(objects.values()))
+        if (intent := query.get("payment_intent")) is not None:
+            selected = [element for element in selected if element["payment_intent"] == intent]
         if "created[gte]" in query:
             low, high = int(query["created[gte]"]), int(query["created[lt]"])
-            wanted = [one for one in wanted if low <= one["created"] < high]
+            selected = [element for element in selected if low <= element["created"] < high]
         if "starting_after" in query:
-            ids = [one["id"] for one in wanted]
-            wanted = wanted[ids.index(query["starting_after"]) + 1 :]
+            ids = [element["id"] for element in selected]
+            selected = selected[ids.index(query["starting_after"]) + 1 :]
         limit = int(query.get("limit", "10"))
         if not 1 <= limit <= 100:
             raise Answer(400, _error("invalid_request_error", "parameter_invalid_integer", ""))
-        return {"object": "list", "data": wanted[:limit], "has_more": len(wanted) > limit}
+        return {"object": "list", "data": selected[:limit], "has_more": len(selected) > limit}
 
-    def _one(self, things: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-        if name not in things:
-            raise Answer(404, _error("invalid_request_error", "resource_missing", name))
-        return things[name]
+
+def _get(objects: Objects, name: str) -> dict[str, Any]:
+    if name not in objects:
+        raise Answer(404, _error("invalid_request_error", "resource_missing", name))
+    return objects[name]
 
 
 def _metadata(form: dict[str, Any], prefix: str) -> dict[str, str]:

@@ -59,7 +59,7 @@ def ledger_of(admin: Api, booking: dict[str, Any]) -> list[str]:
 
 def wait_until_given_up(page: Page) -> None:
     """A booking that ends unpaid gives its payment up by a step of its own."""
-    given_up = page.get_by_text("This payment was given up. Nothing was charged.")
+    given_up = page.get_by_text("This payment was cancelled. Nothing was charged.")
     for _ in range(60):
         page.reload()
         if given_up.is_visible():
@@ -79,7 +79,7 @@ def test_paying_confirms_the_booking(admin: Api, customer: Api, page: Page, tmp_
     customer.wait_for_status(booking["bookingId"], "CONFIRMED")
     assert ledger_of(admin, booking) == ["CAPTURE"]
     page.reload()
-    expect(page.get_by_role("status")).to_have_text("This payment is done. Thank you!")
+    expect(page.get_by_role("status")).to_have_text("This payment is complete. Thank you!")
     expect(page.get_by_role("button")).to_have_count(0)
     shot(page, tmp_path, "paid")
 

@@ -1,4 +1,4 @@
-"""payment_svc on a real database, with the sandbox as its provider and a clock to move."""
+"""payment_svc on a real database: its parts with a clock to set, and whole processes."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from mesh.db.database import Database
-from payment_svc.__main__ import open_service
 from payment_svc.settings import Settings
-from testing.network import Network
-from testing.payment_harness import Desk
-from testing.payment_server import SECRET, Running
+from testing.payment_harness import SECRET, SandboxHarness
+from testing.payment_server import INBOUND_SECRET, PaymentServer, serving
 
 
 @pytest.fixture
@@ -23,22 +21,28 @@ async def database(
 
 
 @pytest.fixture
-def desk(database: Database) -> Desk:
-    return Desk(database)
+def harness(database: Database) -> SandboxHarness:
+    return SandboxHarness(database)
 
 
 @pytest.fixture
-async def running(tmp_path: Path, new_database: Callable[[str], str]) -> AsyncIterator[Running]:
-    settings = Settings(
+def server_settings(tmp_path: Path, new_database: Callable[[str], str]) -> Settings:
+    return Settings(
         home=tmp_path,
         payment_database_url=new_database("payment_svc"),
         sandbox_webhook_secret=SECRET,
+        inbound_webhook_secrets=f"ringcentral={INBOUND_SECRET},crm=another",
     )
-    network = Network(tmp_path)
-    async with (
-        open_service(settings) as service,
-        network.serve("payment_svc", service) as port,
-        network.plain_channel("gateway", "payment_svc", port) as gateway,
-        network.plain_channel("booking_svc", "payment_svc", port) as booking,
-    ):
-        yield Running(gateway, booking, settings.database_url)
+
+
+@pytest.fixture
+async def server(server_settings: Settings) -> AsyncIterator[PaymentServer]:
+    async with serving(server_settings) as server:
+        yield server
+
+
+@pytest.fixture
+async def other_server(server_settings: Settings) -> AsyncIterator[PaymentServer]:
+    """Another process over the same database."""
+    async with serving(server_settings) as server:
+        yield server

@@ -1,4 +1,4 @@
-"""Webhooks that nobody signed, made in many ways out of one that somebody did."""
+"""Forgeries of a signed webhook."""
 
 import json
 import random
@@ -23,7 +23,7 @@ Forgery = tuple[bytes, dict[str, str]]
 
 
 class Forger:
-    """Makes webhooks that nobody signed, out of one that was."""
+    """Makes random forgeries of one signed webhook."""
 
     def __init__(self, header: str, sign: Callable[[bytes, str, int], str], seed: int) -> None:
         self.random = random.Random(seed)
@@ -44,7 +44,7 @@ class Forger:
             self.wrong_case,
         ]
         if self.header != "x-razorpay-signature":
-            # A signature of Razorpay holds no time: its replays have no second effect.
+            # Razorpay's signature has no time: a replay is genuine, without a second effect.
             ways += [self.replayed, self.another_time]
         return self.random.choice(ways)()
 
@@ -57,7 +57,7 @@ class Forger:
         """Another hex digit somewhere in the signature."""
         start = self.good.rfind("=") + 1
         at = self.random.randrange(start, len(self.good))
-        digit = self.random.choice([one for one in "0123456789abcdef" if one != self.good[at]])
+        digit = self.random.choice("0123456789abcdef".replace(self.good[at], ""))
         return BODY, {self.header: self.good[:at] + digit + self.good[at + 1 :]}
 
     def other_secret(self) -> Forgery:

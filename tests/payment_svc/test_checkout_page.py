@@ -1,7 +1,6 @@
-"""The sandbox's payment page in a real browser, on a phone: it pays, declines, and is legible.
+"""The sandbox's payment page in a real browser of a phone's size.
 
-A few lines stand in for the gateway, and send the page's own content security policy as it
-does.
+A minimal HTTP server stands in for the gateway and sends the page's content security policy.
 """
 
 import asyncio
@@ -21,20 +20,23 @@ from payment_svc.payments import Status
 from payment_svc.providers.sandbox import bank, pages
 from payment_svc.servicers.sandbox import SandboxServicer
 from testing.browser import ARGUMENTS, CHROMIUM, HAS_NO_SIDE_SCROLL, PHONE, needs_chromium, picture
-from testing.payment_harness import Desk
+from testing.payment_harness import SandboxHarness
 
 pytestmark = needs_chromium
 
+# A slow machine needs more than the default of five seconds.
+expect.set_options(timeout=60_000)
+
 
 @asynccontextmanager
-async def serving(desk: Desk) -> AsyncIterator[str]:
-    """The page and what its buttons call, over HTTP."""
-    servicer = SandboxServicer(desk.database, desk.clock, Wakeup())
+async def serving(harness: SandboxHarness) -> AsyncIterator[str]:
+    """The page and the calls of its buttons, over HTTP."""
+    servicer = SandboxServicer(harness.database, harness.clock, Wakeup())
 
     async def answer(verb: str, path: str, body: bytes) -> tuple[str, bytes]:
         payment_id = path.removeprefix("/sandbox/pay/")
         if verb == "GET":
-            async with desk.database.transaction() as connection:
+            async with harness.database.transaction() as connection:
                 session = await bank.find(connection, payment_id=UUID(payment_id))
             return pages.CONTENT_TYPE, pages.checkout(session).encode()
         request = sandbox_service_pb2.CompleteCheckoutRequest(payment_id=payment_id)
@@ -68,7 +70,7 @@ async def serving(desk: Desk) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def page() -> AsyncIterator[Page]:
-    """A phone's page, on which nothing may go wrong: no script error, no refused source."""
+    """A page of a phone's size. Fails on script errors and blocked resources."""
     problems: list[str] = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -77,6 +79,7 @@ async def page() -> AsyncIterator[Page]:
             device_scale_factor=2,
             has_touch=True,
         )
+        context.set_default_timeout(60_000)
         opened = await context.new_page()
         opened.on("pageerror", lambda error: problems.append(str(error)))
         opened.on(
@@ -89,20 +92,22 @@ async def page() -> AsyncIterator[Page]:
 
 
 async def shot(page: Page, tmp_path: Path, name: str) -> None:
-    """Keeps a picture for people, and checks what a picture would show at a glance."""
+    """Stores a screenshot, and checks that the page does not scroll sideways."""
     await page.screenshot(path=picture(tmp_path, name), full_page=True)
     assert await page.evaluate(HAS_NO_SIDE_SCROLL)
 
 
-async def test_a_customer_pays_on_a_phone(page: Page, desk: Desk, tmp_path: Path) -> None:
-    payment = await desk.open()
-    async with serving(desk) as url:
+async def test_a_customer_pays_on_a_phone(
+    page: Page, harness: SandboxHarness, tmp_path: Path
+) -> None:
+    payment = await harness.open()
+    async with serving(harness) as url:
         await page.goto(f"{url}/sandbox/pay/{payment.payment_id}")
         await expect(page.locator("#amount")).to_have_text("₹ 1,500.00")
         pay = page.get_by_role("button", name="Pay ₹ 1,500.00")
         box = await pay.bounding_box()
         assert box is not None
-        # Fit for a thumb, and to be seen without scrolling.
+        # Large enough for a thumb, and visible without scrolling.
         assert box["height"] >= 44
         assert box["y"] + box["height"] <= PHONE["height"]
         await shot(page, tmp_path, "open")
@@ -116,18 +121,20 @@ async def test_a_customer_pays_on_a_phone(page: Page, desk: Desk, tmp_path: Path
         await page.emulate_media(color_scheme="light")
         await shot(page, tmp_path, "paid")
         await page.reload()
-        await expect(page.get_by_role("status")).to_have_text("This payment is done. Thank you!")
+        await expect(page.get_by_role("status")).to_have_text(
+            "This payment is complete. Thank you!"
+        )
         await shot(page, tmp_path, "done")
-    await desk.deliver()
-    assert (await desk.find(payment)).status is Status.CAPTURED
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.CAPTURED
 
 
-async def test_after_a_decline_there_is_nothing_left_to_pay(
-    page: Page, desk: Desk, tmp_path: Path
+async def test_a_declined_payment_cannot_be_paid(
+    page: Page, harness: SandboxHarness, tmp_path: Path
 ) -> None:
-    payment = await desk.open()
+    payment = await harness.open()
     declined = "The payment was declined. Nothing was charged."
-    async with serving(desk) as url:
+    async with serving(harness) as url:
         await page.goto(f"{url}/sandbox/pay/{payment.payment_id}")
         decline = page.get_by_role("button", name="Decline")
         await decline.tap()
@@ -140,25 +147,25 @@ async def test_after_a_decline_there_is_nothing_left_to_pay(
         await page.reload()
         await expect(page.get_by_role("status")).to_have_text(declined)
         assert await page.get_by_role("button").count() == 0
-    await desk.deliver()
-    assert (await desk.find(payment)).status is Status.FAILED
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.FAILED
 
 
-async def test_a_payment_that_was_given_up_says_so_in_the_dark(
-    page: Page, desk: Desk, tmp_path: Path
+async def test_a_voided_payment_has_a_message_in_dark_mode(
+    page: Page, harness: SandboxHarness, tmp_path: Path
 ) -> None:
-    payment = await desk.open()
-    await desk.cashier.void(payment.payment_id)
+    payment = await harness.open()
+    await harness.calls.void(payment.payment_id)
     await page.emulate_media(color_scheme="dark")
-    async with serving(desk) as url:
+    async with serving(harness) as url:
         await page.goto(f"{url}/sandbox/pay/{payment.payment_id}")
         await expect(page.get_by_role("status")).to_have_text(
-            "This payment was given up. Nothing was charged."
+            "This payment was cancelled. Nothing was charged."
         )
         background = "getComputedStyle(document.body).backgroundColor"
         assert await page.evaluate(background) == "rgb(16, 18, 26)"
         assert await page.get_by_role("button").count() == 0
         await expect(page.locator("#label")).to_have_text("Not charged")
-        await shot(page, tmp_path, "given-up-dark")
+        await shot(page, tmp_path, "voided-dark")
         await page.emulate_media(color_scheme="light")
-        await shot(page, tmp_path, "given-up")
+        await shot(page, tmp_path, "voided")

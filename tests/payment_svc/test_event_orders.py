@@ -1,8 +1,7 @@
-"""All orders of all sets of up to six reports about one payment, each also told twice.
+"""All orders of all sets of up to six reports of one payment, each also with repetitions.
 
-The model is a pure function, smaller than the code: what is true of a payment after some
-reports. It is exhaustive in milliseconds each; that the database does the same is checked
-for a sample, and with --long for a large one.
+The model is a pure function from reports to a payment's state. All orders are tried with the
+model, and a sample of them with the database; with --long a large sample.
 """
 
 import itertools
@@ -16,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from mesh.money import Money
-from payment_svc import payment_reports, payments, refunds, tables
+from payment_svc import payment_reports, payments, tables
 from payment_svc.payments import Payment, Status
 from payment_svc.providers.base import (
     Authorized,
@@ -29,7 +28,7 @@ from payment_svc.providers.base import (
     Voided,
 )
 from payment_svc.providers.sandbox import NAME
-from testing.payment_harness import NOW, PRICE, Desk, a_key
+from testing.payment_harness import NOW, PRICE, SandboxHarness
 
 MAX_EVENTS = 6
 SAMPLE = 60
@@ -37,8 +36,8 @@ LONG_SAMPLE = 4000
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is true of a payment. `observed` is the time of the newest report that counted."""
+class ModelState:
+    """A payment's state. `observed` is the time of the latest applied report."""
 
     status: str
     observed: int = 0
@@ -48,56 +47,61 @@ class Seen:
     dispute: str = ""
 
 
-def step(seen: Seen, event: tuple[Any, ...]) -> Seen:
+def step(state: ModelState, event: tuple[Any, ...]) -> ModelState:
     """The transition function of the model."""
     kind = event[0]
     if kind == "dispute":
-        status = event[1] if seen.dispute in {"", "OPEN"} else seen.dispute
-        return replace(seen, dispute=status)
+        status = event[1] if state.dispute in {"", "OPEN"} else state.dispute
+        return replace(state, dispute=status)
     if kind == "capture":
-        return capture(seen, *event[1:])
+        return capture(state, *event[1:])
     if kind == "refund":
-        refunded = seen.refunded | {event[1]}
+        refunded = state.refunded | {event[1]}
         return replace(
-            seen,
+            state,
             refunded=refunded,
             status="REFUNDED" if len(refunded) == 2 else "PARTIALLY_REFUNDED",
         )
-    if seen.status not in {"CREATED", "AUTHORIZED", "FAILED"}:
-        return seen
+    if state.status not in {"CREATED", "AUTHORIZED", "FAILED"}:
+        return state
     at = event[1]
-    if kind == "authorized" and at >= seen.observed:
-        return replace(seen, status="AUTHORIZED", observed=at)
-    if kind == "failed" and at > seen.observed:
-        return replace(seen, status="FAILED", observed=at)
-    return seen
+    if kind == "authorized" and at >= state.observed:
+        return replace(state, status="AUTHORIZED", observed=at)
+    if kind == "failed" and at > state.observed:
+        return replace(state, status="FAILED", observed=at)
+    return state
 
 
-def capture(seen: Seen, name: str, amount: str, at: int) -> Seen:
-    if any(name == known for known, _ in seen.captures):
-        return seen
-    is_open = seen.status in {"CREATED", "AUTHORIZED", "FAILED"}
+def capture(state: ModelState, name: str, amount: str, at: int) -> ModelState:
+    if any(name == known for known, _ in state.captures):
+        return state
+    is_open = state.status in {"CREATED", "AUTHORIZED", "FAILED"}
     if amount == "other":
-        seen = replace(seen, captures=seen.captures | {(name, "MISMATCHED")})
-        if is_open and at > seen.observed:
-            return replace(seen, status="FAILED", observed=at)
-        return seen
+        state = replace(state, captures=state.captures | {(name, "MISMATCHED")})
+        if is_open and at > state.observed:
+            return replace(state, status="FAILED", observed=at)
+        return state
     if is_open:
-        taken = seen.captures | {(name, "ACCEPTED")}
-        return replace(seen, status="CAPTURED", captures=taken, observed=0)
-    return replace(seen, captures=seen.captures | {(name, "SECOND")})
+        taken = state.captures | {(name, "ACCEPTED")}
+        return replace(state, status="CAPTURED", captures=taken, observed=0)
+    return replace(state, captures=state.captures | {(name, "SECOND")})
 
 
-def end(events: Sequence[tuple[Any, ...]], start: Seen) -> Any:
-    """What is left to tell two ends apart; which of two equal captures pays is no matter."""
-    seen = start
+def end(events: Sequence[tuple[Any, ...]], start: ModelState) -> Any:
+    """The state after all events, without which of two equal captures pays."""
+    state = start
     for event in events:
-        seen = step(seen, event)
-    return seen.status, sorted(verdict for _, verdict in seen.captures), seen.refunded, seen.dispute
+        state = step(state, event)
+    return (
+        state.status,
+        sorted(verdict for _, verdict in state.captures),
+        state.refunded,
+        state.dispute,
+    )
 
 
-# What can be told of one payment: two tries to pay, money taken, taken twice, the wrong
-# money; and once it is paid, its refunds and a dispute that is won.
+# Reports of one payment: two attempts to pay, a capture, a second one, one with another amount;
+# and of a paid payment its refunds and a dispute that is won.
 BEFORE: list[tuple[Any, ...]] = [
     ("authorized", 1),
     ("failed", 2),
@@ -116,8 +120,8 @@ AFTER: list[tuple[Any, ...]] = [
     ("authorized", 9),
     ("capture", "ch_2", "price", 9),
 ]
-CREATED = Seen("CREATED")
-PAID = Seen("CAPTURED", captures=frozenset({("ch_1", "ACCEPTED")}))
+CREATED = ModelState("CREATED")
+PAID = ModelState("CAPTURED", captures=frozenset({("ch_1", "ACCEPTED")}))
 
 
 def sets_of(events: Sequence[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], ...]]:
@@ -125,22 +129,22 @@ def sets_of(events: Sequence[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...]
         yield from itertools.combinations(events, size)
 
 
-def told(order: Sequence[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """An order told once, all of it twice, and each report twice in a row."""
+def sequences_of(order: Sequence[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """An order once, all of it twice, and each report twice in a row."""
     yield list(order)
     yield [*order, *order]
     yield [event for event in order for _ in range(2)]
 
 
 @pytest.mark.parametrize(("events", "start"), [(BEFORE, CREATED), (AFTER, PAID)])
-def test_all_orders_of_all_sets_end_the_same(
-    events: Sequence[tuple[Any, ...]], start: Seen
+def test_all_orders_of_all_sets_end_in_the_same_state(
+    events: Sequence[tuple[Any, ...]], start: ModelState
 ) -> None:
     orders = 0
     for chosen in sets_of(events):
         ends = set()
         for order in itertools.permutations(chosen):
-            for sequence in told(order):
+            for sequence in sequences_of(order):
                 status, verdicts, refunded, dispute = end(sequence, start)
                 ends.add((status, tuple(verdicts), refunded, dispute))
                 orders += 1
@@ -150,8 +154,8 @@ def test_all_orders_of_all_sets_end_the_same(
     )
 
 
-def report_of(event: tuple[Any, ...], payment: Payment, made: dict[str, Any]) -> ProviderReport:
-    """The report that the model's event stands for."""
+def report_of(event: tuple[Any, ...], payment: Payment, refunds: dict[str, Any]) -> ProviderReport:
+    """The report of a model's event."""
     common = (payment.payment_id, payment.provider_reference)
 
     def time(seconds: int) -> Any:
@@ -166,7 +170,7 @@ def report_of(event: tuple[Any, ...], payment: Payment, made: dict[str, Any]) ->
             money = PRICE if amount == "price" else Money(1, "INR")
             return Captured(*common, time(at), name, money, "card")
         case ("refund", name):
-            refund = made[name]
+            refund = refunds[name]
             return RefundProcessed(
                 *common, NOW, refund.refund_id, f"re_{refund.refund_id}", refund.amount
             )
@@ -178,31 +182,34 @@ def report_of(event: tuple[Any, ...], payment: Payment, made: dict[str, Any]) ->
 
 
 async def end_in_database(
-    desk: Desk, payment: Payment, sequence: Sequence[tuple[Any, ...]], made: dict[str, Any]
+    harness: SandboxHarness,
+    payment: Payment,
+    sequence: Sequence[tuple[Any, ...]],
+    refunds: dict[str, Any],
 ) -> Any:
-    """The same end, as the database has it. It is rolled back."""
-    connection = await desk.database._engine.connect()
+    """The same state in the database. The transaction is rolled back."""
+    connection = await harness.database._engine.connect()
     try:
         for event in sequence:
             await payment_reports.apply_report(
-                connection, provider=NAME, report=report_of(event, payment, made), now=NOW
+                connection, provider=NAME, report=report_of(event, payment, refunds), now=NOW
             )
-        found = await payments.find(connection, payment_id=payment.payment_id, owner=None)
+        stored = await payments.find(connection, payment_id=payment.payment_id, owner=None)
         verdicts = await connection.execute(sa.select(tables.captures.c.verdict))
         processed = await connection.execute(
             sa.select(tables.refunds.c.refund_id).where(tables.refunds.c.status == "PROCESSED")
         )
-        names = {refund.refund_id: name for name, refund in made.items()}
+        names = {refund.refund_id: name for name, refund in refunds.items()}
         dispute = await connection.execute(sa.select(tables.disputes.c.status))
-        # Sums of the book's accounts: nothing is written twice.
+        # The ledger's accounts sum to zero.
         unbalanced = await connection.execute(
             sa.select(sa.func.sum(tables.book_lines.c.amount_minor))
         )
         assert int(unbalanced.scalar_one() or 0) == 0
         return (
-            str(found.status),
+            str(stored.status),
             sorted(verdicts.scalars()),
-            frozenset(names[one] for one in processed.scalars()),
+            frozenset(names[refund_id] for refund_id in processed.scalars()),
             dispute.scalar_one_or_none() or "",
         )
     finally:
@@ -212,36 +219,30 @@ async def end_in_database(
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("is_paid", [False, True])
-async def test_the_database_ends_as_the_model(desk: Desk, is_paid: bool, is_long: bool) -> None:
-    payment = await desk.open()
-    made: dict[str, Any] = {}
+async def test_the_database_ends_in_the_state_of_the_model(
+    harness: SandboxHarness, is_paid: bool, is_long: bool
+) -> None:
+    payment = await harness.open()
+    refunds: dict[str, Any] = {}
     if is_paid:
-        await desk.apply_report(report_of(("capture", "ch_1", "price", 3), payment, made))
-        async with desk.database.transaction() as connection:
-            for name, amount in (("first", Money(50_000, "INR")), ("rest", None)):
-                made[name] = await refunds.request(
-                    connection,
-                    payment_id=payment.payment_id,
-                    amount=amount,
-                    reason="",
-                    key=a_key(name),
-                    now=NOW,
-                )
+        await harness.apply_reports(report_of(("capture", "ch_1", "price", 3), payment, refunds))
+        for name, amount in (("first", Money(50_000, "INR")), ("rest", None)):
+            refunds[name] = await harness.request_refund(payment, amount)
     events, start = (AFTER, PAID) if is_paid else (BEFORE, CREATED)
     chance = random.Random(3)
     for number in range(LONG_SAMPLE if is_long else SAMPLE):
-        # Every other one without money taken, which would outweigh all that came before it.
+        # Every second one without captures, which win over all earlier reports.
         pool = [event for event in events if event[0] != "capture"] if number % 2 else events
         order = chance.sample(pool, chance.randint(1, min(len(pool), MAX_EVENTS)))
-        sequence = chance.choice(list(told(order)))
+        sequence = chance.choice(list(sequences_of(order)))
         expected = end(sequence, start)
-        assert await end_in_database(desk, payment, sequence, made) == expected, sequence
+        assert await end_in_database(harness, payment, sequence, refunds) == expected, sequence
 
 
-async def test_what_was_given_up_stays_given_up_in_any_order(desk: Desk) -> None:
-    """A void is no report among others: only the provider that did it tells of it."""
-    payment = await desk.open()
+async def test_a_voided_payment_stays_voided_in_any_order(harness: SandboxHarness) -> None:
+    """A void is not among the events above: only the provider's answer to a void reports it."""
+    payment = await harness.open()
     voided = Voided(payment.payment_id, payment.provider_reference, NOW)
     others = [report_of(event, payment, {}) for event in BEFORE[:4]]
-    await desk.apply_report(voided, *others, *reversed(others))
-    assert (await desk.find(payment)).status is Status.VOIDED
+    await harness.apply_reports(voided, *others, *reversed(others))
+    assert (await harness.find(payment)).status is Status.VOIDED

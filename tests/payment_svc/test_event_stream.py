@@ -1,4 +1,4 @@
-"""The event stream: resumable at each position, and nothing that commits late is skipped."""
+"""The event stream resumes after any position and skips no event that commits late."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from mesh.errors import DomainError, Reason
 from payment_svc import outbox, payments, tables
 from payment_svc.servicers.payment_events import PaymentEventServicer
 from testing.listening import is_listening
-from testing.payment_harness import NOW, Desk, an_order
+from testing.payment_harness import NOW, SandboxHarness, an_order
 
 SOON_SECONDS = 60.0
 _ROUNDS = 8
@@ -24,56 +24,60 @@ class Follower:
     """Reads the stream from a position."""
 
     def __init__(
-        self, desk: Desk, after_position: str = "", *, reader: OutboxReader | None = None
+        self,
+        harness: SandboxHarness,
+        after_position: str = "",
+        *,
+        reader: OutboxReader | None = None,
     ) -> None:
-        servicer = PaymentEventServicer(reader or OutboxReader(desk.database, tables.outbox))
+        servicer = PaymentEventServicer(reader or OutboxReader(harness.database, tables.outbox))
         request = payment_event_service_pb2.StreamEventsRequest(after_position=after_position)
         self._batches = servicer.StreamEvents(request, None)  # type: ignore[arg-type]
-        self._left: list[PaymentEvent] = []
+        self._unread: list[PaymentEvent] = []
 
     async def take(self, count: int) -> list[PaymentEvent]:
-        """The next events; fails when they do not come soon."""
+        """The next events; fails after SOON_SECONDS."""
         async with asyncio.timeout(SOON_SECONDS):
-            while len(self._left) < count:
+            while len(self._unread) < count:
                 batch = await anext(self._batches)
                 assert batch.events
-                self._left += batch.events
-        taken, self._left = self._left[:count], self._left[count:]
-        return taken
+                self._unread += batch.events
+        events, self._unread = self._unread[:count], self._unread[count:]
+        return events
 
     async def close(self) -> None:
         assert isinstance(self._batches, AsyncIterator)
         await self._batches.aclose()  # type: ignore[attr-defined]
 
 
-async def captured(desk: Desk, count: int) -> list[str]:
-    """Pays so many payments; their ids in the order of their capture."""
-    paid = [await desk.open_paid() for _ in range(count)]
+async def captured(harness: SandboxHarness, count: int) -> list[str]:
+    """Pays a number of payments. Returns their ids in the order of capture."""
+    paid = [await harness.open_paid() for _ in range(count)]
     return [str(payment.payment_id) for payment in paid]
 
 
-async def test_the_stream_tells_what_was_and_what_comes(desk: Desk) -> None:
-    expected = await captured(desk, 2)
-    follower = Follower(desk)
+async def test_the_stream_has_past_events_and_then_new_ones(harness: SandboxHarness) -> None:
+    expected = await captured(harness, 2)
+    follower = Follower(harness)
     assert [event.payment_id for event in await follower.take(2)] == expected
     waiting = asyncio.create_task(follower.take(1))
-    (later,) = await captured(desk, 1)
+    (later,) = await captured(harness, 1)
     assert [event.payment_id for event in await waiting] == [later]
     await follower.close()
 
 
-async def test_what_is_written_wakes_the_streams_at_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+async def test_a_written_event_wakes_all_streams(
+    harness: SandboxHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # They would find it by themselves when they look again: here they never do.
+    # No poll: only the notification can wake them.
     monkeypatch.setattr(mesh_outbox, "_POLL_SECONDS", 3600.0)
-    reader = OutboxReader(desk.database, tables.outbox)
+    reader = OutboxReader(harness.database, tables.outbox)
     listening = asyncio.create_task(reader.listen())
-    followers = [Follower(desk, reader=reader) for _ in range(3)]
-    await is_listening(desk.database)
+    followers = [Follower(harness, reader=reader) for _ in range(3)]
+    await is_listening(harness.database)
     for _ in range(_ROUNDS):
         waiting = [asyncio.create_task(follower.take(1)) for follower in followers]
-        await captured(desk, 1)
+        await captured(harness, 1)
         await asyncio.gather(*waiting)
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
@@ -81,42 +85,42 @@ async def test_what_is_written_wakes_the_streams_at_once(
         await follower.close()
 
 
-async def test_it_resumes_after_every_position(desk: Desk) -> None:
-    expected = await captured(desk, 5)
-    first = Follower(desk)
-    told = await first.take(5)
+async def test_the_stream_resumes_after_every_position(harness: SandboxHarness) -> None:
+    expected = await captured(harness, 5)
+    first = Follower(harness)
+    events = await first.take(5)
     await first.close()
-    positions = [event.position for event in told]
-    assert [event.payment_id for event in told] == expected
+    positions = [event.position for event in events]
+    assert [event.payment_id for event in events] == expected
     assert len(set(positions)) == 5
     for done, position in enumerate(positions[:-1], start=1):
-        follower = Follower(desk, position)
+        follower = Follower(harness, position)
         again = await follower.take(5 - done)
         assert [event.payment_id for event in again] == expected[done:]
         await follower.close()
 
 
-async def test_a_transaction_that_commits_late_is_not_skipped(desk: Desk) -> None:
-    """The later event is decided first and waits; both come, the earlier one first."""
-    (before,) = await captured(desk, 1)
-    late, early = await desk.open(), await desk.open()
-    follower = Follower(desk)
+async def test_a_transaction_that_commits_late_is_not_skipped(harness: SandboxHarness) -> None:
+    """The event with the higher serial commits first. Both are read."""
+    (before,) = await captured(harness, 1)
+    late, early = await harness.open(), await harness.open()
+    follower = Follower(harness)
     (first,) = await follower.take(1)
     assert first.payment_id == before
 
-    async with desk.database.transaction() as open_transaction:
+    async with harness.database.transaction() as open_transaction:
         await outbox.captured(open_transaction, late, method="card", now=NOW)
-        async with desk.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             await outbox.captured(connection, early, method="card", now=NOW)
-        # It is not held up by the other, which has the lower serial number.
-        (told,) = await follower.take(1)
-        assert told.payment_id == str(early.payment_id)
-        assert await desk.count(tables.outbox) == 2  # `before` and `early`
-    (told,) = await follower.take(1)
-    assert told.payment_id == str(late.payment_id)
+        # It does not wait for the other, which has the lower serial.
+        (event,) = await follower.take(1)
+        assert event.payment_id == str(early.payment_id)
+        assert await harness.count(tables.outbox) == 2  # `before` and `early`
+    (event,) = await follower.take(1)
+    assert event.payment_id == str(late.payment_id)
     await follower.close()
 
-    resumed = Follower(desk, first.position)
+    resumed = Follower(harness, first.position)
     assert [event.payment_id for event in await resumed.take(2)] == [
         str(late.payment_id),
         str(early.payment_id),
@@ -124,66 +128,70 @@ async def test_a_transaction_that_commits_late_is_not_skipped(desk: Desk) -> Non
     await resumed.close()
 
 
-async def test_by_serial_alone_the_late_one_would_be_skipped(desk: Desk) -> None:
-    """Control: a reader that goes on after the highest serial it saw misses the event."""
-    late, early = await desk.open(), await desk.open()
+async def test_a_reader_by_serial_alone_skips_the_late_event(harness: SandboxHarness) -> None:
+    """Control: a reader that continues after the highest serial misses the event."""
+    late, early = await harness.open(), await harness.open()
     sequence = tables.outbox.c.sequence
 
     async def naive_read(after: int) -> list[int]:
-        async with desk.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             rows = await connection.execute(
                 sa.select(sequence).where(sequence > after).order_by(sequence)
             )
             return list(rows.scalars())
 
-    async with desk.database.transaction() as open_transaction:
+    async with harness.database.transaction() as open_transaction:
         await outbox.captured(open_transaction, late, method="card", now=NOW)
-        async with desk.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             await outbox.captured(connection, early, method="card", now=NOW)
-        (seen,) = await naive_read(0)
-    assert await naive_read(seen) == []
+        (highest,) = await naive_read(0)
+    assert await naive_read(highest) == []
     assert len(await naive_read(0)) == 2
 
 
-async def test_an_event_of_a_transaction_that_is_undone_is_never_told(desk: Desk) -> None:
-    (before,) = await captured(desk, 1)
-    undone = await desk.open()
+async def test_an_event_of_a_rolled_back_transaction_is_not_read(
+    harness: SandboxHarness,
+) -> None:
+    (before,) = await captured(harness, 1)
+    rolled_back = await harness.open()
 
     async def write_and_fail() -> None:
-        async with desk.database.transaction() as connection:
-            await outbox.captured(connection, undone, method="card", now=NOW)
+        async with harness.database.transaction() as connection:
+            await outbox.captured(connection, rolled_back, method="card", now=NOW)
             raise ConnectionError
 
     with pytest.raises(ConnectionError):
         await write_and_fail()
-    (after,) = await captured(desk, 1)
-    follower = Follower(desk)
+    (after,) = await captured(harness, 1)
+    follower = Follower(harness)
     assert [event.payment_id for event in await follower.take(2)] == [before, after]
     await follower.close()
 
 
-async def test_many_writers_at_once_are_all_told_in_the_order_of_each_payment(desk: Desk) -> None:
+async def test_concurrent_writers_keep_the_order_of_each_payment(
+    harness: SandboxHarness,
+) -> None:
     async def write(number: int) -> str:
-        async with desk.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             payment = await payments.create(connection, order=an_order(), now=NOW)
             await outbox.failed(connection, payment, failure_code="first", now=NOW)
             await asyncio.sleep(0.002 * (number % 5))
             await outbox.captured(connection, payment, method="card", now=NOW)
             return str(payment.payment_id)
 
-    follower = Follower(desk)
+    follower = Follower(harness)
     reading = asyncio.create_task(follower.take(80))
     written = await asyncio.gather(*(write(number) for number in range(40)))
-    told = await reading
+    events = await reading
     await follower.close()
     kinds: dict[str, list[str | None]] = {}
-    for event in told:
+    for event in events:
         kinds.setdefault(event.payment_id, []).append(event.WhichOneof("event"))
     assert kinds == {payment_id: ["failed", "captured"] for payment_id in written}
 
 
-async def test_a_position_that_is_none_is_refused(desk: Desk) -> None:
-    follower = Follower(desk, "yesterday")
+async def test_an_invalid_position_is_refused(harness: SandboxHarness) -> None:
+    follower = Follower(harness, "yesterday")
     with pytest.raises(DomainError) as refusal:
         await follower.take(1)
     assert refusal.value.reason is Reason.VALIDATION_FAILED

@@ -1,4 +1,4 @@
-"""The sandbox as fault lab: whatever goes wrong, money moves once and the end is right."""
+"""The sandbox as a fault lab: with every fault, money moves once and the final state is right."""
 
 import asyncio
 
@@ -12,40 +12,39 @@ from payment_svc import tables
 from payment_svc.captures import Verdict
 from payment_svc.pacing import Wakeup
 from payment_svc.payments import Status
-from payment_svc.provider_calls import ProviderCalls
-from payment_svc.providers.sandbox import NAME, faults, signature
+from payment_svc.providers.sandbox import faults, signature
 from payment_svc.providers.sandbox.delivery import Delivery
 from payment_svc.providers.sandbox.faults import Fault, Lab
 from payment_svc.providers.sandbox.provider import SandboxProvider
 from payment_svc.servicers.sandbox import SandboxServicer
-from testing.payment_harness import PRICE, SECRET, Desk, an_order
+from testing.payment_harness import PRICE, SECRET, SandboxHarness, an_order
 
 
 class Gateway:
-    """Receives what the sandbox posts, as the mesh's own gateway would."""
+    """Receives the sandbox's webhooks in place of the mesh's gateway."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, harness: SandboxHarness) -> None:
+        self.harness = harness
         self.answers: list[int] = []
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         try:
-            await self.desk.receive(request.content, header=request.headers[signature.HEADER])
+            await self.harness.receive(request.content, header=request.headers[signature.HEADER])
             self.answers.append(200)
         except DomainError:
             self.answers.append(401)
         return httpx.Response(self.answers[-1])
 
 
-async def script(desk: Desk, payment_id: object, *wanted: Fault) -> None:
-    async with desk.database.transaction() as connection:
-        for fault in wanted:
+async def script(harness: SandboxHarness, payment_id: object, *scripted: Fault) -> None:
+    async with harness.database.transaction() as connection:
+        for fault in scripted:
             await faults.script(
                 connection,
                 payment_id=payment_id,  # type: ignore[arg-type]
                 fault=fault,
                 times=1,
-                now=desk.clock(),
+                now=harness.clock(),
             )
 
 
@@ -60,17 +59,19 @@ async def script(desk: Desk, payment_id: object, *wanted: Fault) -> None:
         (Fault.WRONG_SIGNATURE, [401, 200]),
     ],
 )
-async def test_webhooks_go_wrong_as_scripted(desk: Desk, fault: Fault, answers: list[int]) -> None:
-    payment = await desk.open()
-    await script(desk, payment.payment_id, fault)
-    await desk.pay(payment)
-    gateway = Gateway(desk)
+async def test_scripted_faults_of_webhooks_occur(
+    harness: SandboxHarness, fault: Fault, answers: list[int]
+) -> None:
+    payment = await harness.open()
+    await script(harness, payment.payment_id, fault)
+    await harness.pay(payment)
+    gateway = Gateway(harness)
     transport = httpx.MockTransport(gateway)
     async with httpx.AsyncClient(transport=transport) as client:
         delivery = Delivery(
-            desk.database,
+            harness.database,
             client,
-            desk.clock,
+            harness.clock,
             url="http://gateway.test",
             secret=SECRET,
             queued=Wakeup(),
@@ -78,80 +79,80 @@ async def test_webhooks_go_wrong_as_scripted(desk: Desk, fault: Fault, answers: 
         )
         await delivery.deliver_due()
         early = list(gateway.answers)
-        desk.clock.advance(3600)
+        harness.clock.advance(3600)
         await delivery.deliver_due()
     assert gateway.answers == answers
     if fault in {Fault.DELAY, Fault.LATE, Fault.REORDER}:
         assert early == []
     expected = Status.CREATED if fault is Fault.DROP else Status.CAPTURED
-    assert (await desk.find(payment)).status is expected
+    assert (await harness.find(payment)).status is expected
     if fault is Fault.DROP:
-        assert (await desk.cashier.check(payment)).status is Status.CAPTURED
+        assert (await harness.calls.check(payment)).status is Status.CAPTURED
 
 
 @pytest.mark.parametrize("fault", [Fault.ERROR_AFTER, Fault.TIMEOUT_AFTER, Fault.THROTTLE])
-async def test_calls_go_wrong_and_move_money_once(desk: Desk, fault: Fault) -> None:
-    cashier = ProviderCalls(
-        desk.database, {NAME: desk.provider}, desk.clock, Wakeup(), call_seconds=0.5
-    )
+async def test_faults_of_calls_move_money_once(harness: SandboxHarness, fault: Fault) -> None:
+    # Only a call that must time out has a short limit.
+    is_hanging = fault is Fault.TIMEOUT_AFTER
+    faulty = harness.calls_to(harness.provider, call_seconds=0.5) if is_hanging else harness.calls
     order = an_order()
-    await script(desk, order.payment_id, fault)
+    await script(harness, order.payment_id, fault)
     with pytest.raises(DomainError) as refusal:
-        await cashier.open(order)
+        await faulty.open(order)
     assert refusal.value.reason is Reason.PAYMENT_GATEWAY_ERROR
-    payment = await cashier.open(order)
-    await desk.pay(payment)
-    await desk.deliver()
-    await script(desk, order.payment_id, fault)
-    await desk.request_refund(payment)
-    for _ in range(3):
-        await cashier.refund_due()
-        desk.clock.advance(301)
-    assert (await desk.find(payment)).status is Status.REFUNDED
-    assert [entry.kind for entry in await desk.ledger()] == ["CAPTURE", "REFUND"]
+    payment = await harness.calls.open(order)
+    await harness.pay(payment)
+    await harness.deliver()
+    await script(harness, order.payment_id, fault)
+    await harness.request_refund(payment)
+    for calls in (faulty, harness.calls, harness.calls):
+        await calls.refund_due()
+        harness.clock.advance(301)
+    assert (await harness.find(payment)).status is Status.REFUNDED
+    assert [entry.kind for entry in await harness.sandbox_ledger()] == ["CAPTURE", "REFUND"]
 
 
-async def test_money_goes_wrong_as_scripted(desk: Desk) -> None:
-    twice, disputed = await desk.open(), await desk.open()
-    await script(desk, twice.payment_id, Fault.PAY_TWICE)
-    await script(desk, disputed.payment_id, Fault.DISPUTE)
-    servicer = SandboxServicer(desk.database, desk.clock, Wakeup())
-    for payment in (twice, disputed):
+async def test_scripted_faults_of_captures_occur(harness: SandboxHarness) -> None:
+    captured_twice, disputed = await harness.open(), await harness.open()
+    await script(harness, captured_twice.payment_id, Fault.PAY_TWICE)
+    await script(harness, disputed.payment_id, Fault.DISPUTE)
+    servicer = SandboxServicer(harness.database, harness.clock, Wakeup())
+    for payment in (captured_twice, disputed):
         await servicer._complete(payment.payment_id, pays=True)
-        # The second time nothing is left to go wrong.
+        # The second time no fault is left.
         await servicer._complete(payment.payment_id, pays=True)
-    await desk.deliver()
-    await desk.cashier.refund_due()
-    verdicts = await desk.verdicts(twice)
+    await harness.deliver()
+    await harness.calls.refund_due()
+    verdicts = await harness.verdicts(captured_twice)
     assert verdicts[Verdict.SECOND] == (PRICE, PRICE)
-    assert await desk.count(tables.disputes) == 1
-    assert (await desk.find(disputed)).status is Status.CAPTURED
-    assert sorted(map(str, await desk.event_kinds())) == ["captured", "captured", "disputed"]
+    assert await harness.count(tables.disputes) == 1
+    assert (await harness.find(disputed)).status is Status.CAPTURED
+    assert sorted(map(str, await harness.event_kinds())) == ["captured", "captured", "disputed"]
 
 
-async def test_chances_strike_without_a_script(desk: Desk) -> None:
+async def test_faults_occur_at_random_without_a_script(harness: SandboxHarness) -> None:
     provider = SandboxProvider(
-        desk.database,
+        harness.database,
         system_clock,
         gateway_url="",
         secrets=[SECRET],
         webhook_queued=Wakeup(),
         lab=Lab({Fault.ERROR_AFTER: 0.5}),
     )
-    cashier = ProviderCalls(desk.database, {NAME: provider}, desk.clock, Wakeup())
+    calls = harness.calls_to(provider)
     opened = await asyncio.gather(
-        *(cashier.open(an_order()) for _ in range(6)), return_exceptions=True
+        *(calls.open(an_order()) for _ in range(6)), return_exceptions=True
     )
-    assert {isinstance(one, DomainError) for one in opened} == {True, False}
+    assert {isinstance(answer, DomainError) for answer in opened} == {True, False}
 
 
-def test_chances_are_written_by_name() -> None:
+def test_probabilities_are_set_by_name_of_the_fault() -> None:
     assert faults.parse(" DROP=0.3, ERROR_AFTER=1,") == {Fault.DROP: 0.3, Fault.ERROR_AFTER: 1.0}
-    for bad in ("DROP", "DROP=2", "RAIN=0.1", "DROP=-1"):
+    for text in ("DROP", "DROP=2", "RAIN=0.1", "DROP=-1"):
         with pytest.raises(ValueError, match=r".+"):
-            faults.parse(bad)
+            faults.parse(text)
 
 
-def test_the_contract_knows_every_fault() -> None:
+def test_the_contract_has_every_fault() -> None:
     names = set(sandbox_service_pb2.ScriptedFault.Kind.keys())
     assert names - {"KIND_UNSPECIFIED"} == set(Fault)

@@ -1,4 +1,4 @@
-"""What providers report, in every order and any number: one end, and no wrong money kept."""
+"""Provider reports in any order and number lead to one state, and wrong captures are refunded."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ from payment_svc.providers.base import Authorized, Captured, ProviderReport, Ref
 from payment_svc.providers.sandbox import NAME
 from payment_svc.refunds import Status as RefundStatus
 from testing.locks import somebody_waits
-from testing.payment_harness import NOW, PRICE, Desk, a_capture, a_failure, an_order
+from testing.payment_harness import NOW, PRICE, SandboxHarness, a_capture, a_failure, an_order
 
 REFERENCE = "cs_1"
 NOTHING = Money(0, "INR")
@@ -32,14 +32,16 @@ def an_authorisation(payment: Payment, *, at: float) -> Authorized:
     )
 
 
-async def end_of(desk: Desk, payment: Payment, reports: Sequence[ProviderReport]) -> Any:
-    """The state that the reports lead to. It is rolled back, so that the next order can start."""
-    connection = await desk.database._engine.connect()
+async def end_of(
+    harness: SandboxHarness, payment: Payment, reports: Sequence[ProviderReport]
+) -> Any:
+    """The state after the reports. The transaction is rolled back for the next order."""
+    connection = await harness.database._engine.connect()
     try:
         for report in reports:
             await payment_reports.apply_report(connection, provider=NAME, report=report, now=NOW)
         end = await payments.find(connection, payment_id=payment.payment_id, owner=None)
-        taken = await connection.execute(
+        captures = await connection.execute(
             sa.select(
                 tables.captures.c.verdict,
                 tables.captures.c.amount_minor,
@@ -57,57 +59,59 @@ async def end_of(desk: Desk, payment: Payment, reports: Sequence[ProviderReport]
             .where(tables.outbox.c.event_type != "failed")
             .order_by(tables.outbox.c.event_type)
         )
-        facts = (end.status, end.method, end.failure_code, end.observed_time, end.refunded)
-        return facts, taken.all(), refunds.all(), events.scalars().all()
+        fields = (end.status, end.method, end.failure_code, end.observed_time, end.refunded)
+        return fields, captures.all(), refunds.all(), events.scalars().all()
     finally:
         await connection.rollback()
         await connection.close()
 
 
 async def ends_of_all_orders(
-    desk: Desk, payment: Payment, reports: Sequence[ProviderReport]
+    harness: SandboxHarness, payment: Payment, reports: Sequence[ProviderReport]
 ) -> list[Any]:
-    """The distinct ends over all orders of the reports, each also replayed from its start."""
+    """The distinct final states of all orders of the reports, each also applied twice."""
     ends = []
     for order in itertools.permutations(reports):
         for sequence in (order, order * 2):
-            end = await end_of(desk, payment, sequence)
+            end = await end_of(harness, payment, sequence)
             if end not in ends:
                 ends.append(end)
     return ends
 
 
-async def test_of_two_captures_at_once_one_pays_and_the_other_goes_back(desk: Desk) -> None:
-    payment = await desk.open()
-    async with desk.database.transaction() as connection:
-        is_it = tables.payments.c.payment_id == payment.payment_id
-        await connection.execute(sa.select(tables.payments).where(is_it).with_for_update())
+async def test_of_two_concurrent_captures_one_is_accepted_and_the_other_refunded(
+    harness: SandboxHarness,
+) -> None:
+    payment = await harness.open()
+    async with harness.database.transaction() as connection:
+        row = sa.select(tables.payments).where(tables.payments.c.payment_id == payment.payment_id)
+        await connection.execute(row.with_for_update())
         both = [
-            asyncio.create_task(desk.apply_report(a_capture(payment, reference)))
+            asyncio.create_task(harness.apply_reports(a_capture(payment, reference)))
             for reference in ("ch_1", "ch_2")
         ]
-        await somebody_waits(desk.database, how_many=2)
+        await somebody_waits(harness.database, how_many=2)
     await asyncio.gather(*both)
-    assert set(await desk.verdicts(payment)) == {Verdict.ACCEPTED, Verdict.SECOND}
-    # Promised, and not yet made.
-    assert await desk.count(tables.refunds) == 1
+    assert set(await harness.verdicts(payment)) == {Verdict.ACCEPTED, Verdict.SECOND}
+    # Stored, and not carried out.
+    assert await harness.count(tables.refunds) == 1
 
 
-async def test_before_capture_all_orders_end_the_same(desk: Desk) -> None:
-    payment = await desk.open()
+async def test_all_orders_before_a_capture_end_in_the_same_state(harness: SandboxHarness) -> None:
+    payment = await harness.open()
     reports = [
         an_authorisation(payment, at=1),
         a_failure(payment, "first", at=2),
         an_authorisation(payment, at=2),
         a_failure(payment, "last", at=3),
     ]
-    (end,) = await ends_of_all_orders(desk, payment, reports)
+    (end,) = await ends_of_all_orders(harness, payment, reports)
     assert end[0] == (Status.FAILED, None, "last", NOW + timedelta(seconds=3), NOTHING)
 
 
-async def test_around_capture_all_orders_end_the_same(desk: Desk) -> None:
-    """Also with money taken twice and money that does not fit."""
-    payment = await desk.open()
+async def test_all_orders_around_a_capture_end_in_the_same_state(harness: SandboxHarness) -> None:
+    """Also with a second capture and one of another amount."""
+    payment = await harness.open()
     reports = [
         an_authorisation(payment, at=1),
         a_failure(payment, at=2),
@@ -115,11 +119,11 @@ async def test_around_capture_all_orders_end_the_same(desk: Desk) -> None:
         a_capture(payment, "ch_2", at=3),
         a_capture(payment, "ch_3", at=4, amount=Money(1, "INR")),
     ]
-    (end,) = await ends_of_all_orders(desk, payment, reports)
-    facts, taken, refunds, events = end
-    assert facts == (Status.CAPTURED, "card", None, NOW + timedelta(seconds=3), NOTHING)
+    (end,) = await ends_of_all_orders(harness, payment, reports)
+    fields, captures, refunds, events = end
+    assert fields == (Status.CAPTURED, "card", None, NOW + timedelta(seconds=3), NOTHING)
     price = PRICE.amount_minor
-    assert taken == [
+    assert captures == [
         (Verdict.MISMATCHED, 1, 1, 0),
         (Verdict.ACCEPTED, price, 0, 0),
         (Verdict.SECOND, price, price, 0),
@@ -128,10 +132,10 @@ async def test_around_capture_all_orders_end_the_same(desk: Desk) -> None:
     assert events == ["captured"]
 
 
-async def test_after_capture_all_orders_end_the_same(desk: Desk) -> None:
-    payment = await desk.open_paid()
-    first = await desk.request_refund(payment, Money(50_000, "INR"))
-    rest = await desk.request_refund(payment)
+async def test_all_orders_after_a_capture_end_in_the_same_state(harness: SandboxHarness) -> None:
+    payment = await harness.open_paid()
+    first = await harness.request_refund(payment, Money(50_000, "INR"))
+    rest = await harness.request_refund(payment)
     reports: list[ProviderReport] = [
         RefundProcessed(
             payment.payment_id,
@@ -144,10 +148,10 @@ async def test_after_capture_all_orders_end_the_same(desk: Desk) -> None:
         for refund in (first, rest)
     ]
     reports += [a_failure(payment, at=9), an_authorisation(payment, at=9)]
-    (end,) = await ends_of_all_orders(desk, payment, reports)
-    facts, taken, refunds, events = end
-    assert facts == (Status.REFUNDED, "card", None, NOW, PRICE)
-    assert taken == [(Verdict.ACCEPTED, 150_000, 150_000, 150_000)]
+    (end,) = await ends_of_all_orders(harness, payment, reports)
+    fields, captures, refunds, events = end
+    assert fields == (Status.REFUNDED, "card", None, NOW, PRICE)
+    assert captures == [(Verdict.ACCEPTED, 150_000, 150_000, 150_000)]
     assert [status for _, status in refunds] == [RefundStatus.PROCESSED] * 2
     assert events == ["captured", "refund_processed", "refund_processed"]
 
@@ -162,100 +166,106 @@ async def test_after_capture_all_orders_end_the_same(desk: Desk) -> None:
         Money(15_000_000, "JPY"),
     ],
 )
-async def test_another_amount_or_currency_never_pays(
-    desk: Desk, amount: Money, caplog: pytest.LogCaptureFixture
+async def test_a_capture_of_another_amount_or_currency_does_not_pay(
+    harness: SandboxHarness, amount: Money, caplog: pytest.LogCaptureFixture
 ) -> None:
-    payment = await desk.open()
-    await desk.take(payment, amount)
+    payment = await harness.open()
+    await harness.capture(payment, amount)
     with caplog.at_level(logging.ERROR):
-        await desk.deliver()
+        await harness.deliver()
     assert [record.__dict__["verdict"] for record in caplog.records] == ["MISMATCHED"]
-    after = await desk.find(payment)
+    after = await harness.find(payment)
     assert (after.status, after.failure_code) == (Status.FAILED, "amount_mismatch")
-    assert await desk.verdicts(payment) == {
+    assert await harness.verdicts(payment) == {
         Verdict.MISMATCHED: (amount, Money(0, amount.currency_code))
     }
-    assert await desk.event_kinds() == ["failed"]
+    assert await harness.event_kinds() == ["failed"]
 
 
-async def test_money_that_does_not_fit_goes_back_in_full(desk: Desk) -> None:
-    payment = await desk.open()
+async def test_a_capture_of_another_amount_is_refunded_in_full(harness: SandboxHarness) -> None:
+    payment = await harness.open()
     wrong = Money(150_001, "INR")
-    await desk.take(payment, wrong)
-    await desk.deliver()
-    assert await desk.cashier.refund_due() == 1
-    assert await desk.verdicts(payment) == {Verdict.MISMATCHED: (wrong, wrong)}
-    assert [(entry.kind, entry.amount) for entry in await desk.ledger()] == [
+    await harness.capture(payment, wrong)
+    await harness.deliver()
+    assert await harness.calls.refund_due() == 1
+    assert await harness.verdicts(payment) == {Verdict.MISMATCHED: (wrong, wrong)}
+    assert [(entry.kind, entry.amount) for entry in await harness.sandbox_ledger()] == [
         ("CAPTURE", wrong),
         ("REFUND", wrong),
     ]
-    # Followers hear that it failed; money that never paid is no refund of theirs.
-    await desk.deliver()
-    assert await desk.event_kinds() == ["failed"]
-    # Its booking gives it up, though the provider calls it paid.
-    assert (await desk.cashier.void(payment.payment_id)).status is Status.VOIDED
+    # The stream has the failure; the refund of a mismatched capture is not on it.
+    await harness.deliver()
+    assert await harness.event_kinds() == ["failed"]
+    # It can be voided, although the provider has it as paid.
+    assert (await harness.calls.void(payment.payment_id)).status is Status.VOIDED
 
 
-async def test_a_second_capture_goes_back_and_the_first_stays(desk: Desk) -> None:
-    payment = await desk.open_paid()
-    await desk.take(payment, PRICE)
-    await desk.deliver()
-    assert await desk.cashier.refund_due() == 1
-    assert await desk.cashier.refund_due() == 0
-    await desk.deliver()
-    assert (await desk.find(payment)).status is Status.CAPTURED
-    assert await desk.verdicts(payment) == {
+async def test_a_second_capture_is_refunded_and_the_first_kept(harness: SandboxHarness) -> None:
+    payment = await harness.open_paid()
+    await harness.capture(payment, PRICE)
+    await harness.deliver()
+    assert await harness.calls.refund_due() == 1
+    assert await harness.calls.refund_due() == 0
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.CAPTURED
+    assert await harness.verdicts(payment) == {
         Verdict.ACCEPTED: (PRICE, NOTHING),
         Verdict.SECOND: (PRICE, PRICE),
     }
-    assert [entry.kind for entry in await desk.ledger()] == ["CAPTURE", "CAPTURE", "REFUND"]
-    assert await desk.event_kinds() == ["captured"]
+    assert [entry.kind for entry in await harness.sandbox_ledger()] == [
+        "CAPTURE",
+        "CAPTURE",
+        "REFUND",
+    ]
+    assert await harness.event_kinds() == ["captured"]
 
 
-async def test_money_taken_after_a_void_goes_back(desk: Desk) -> None:
-    payment = await desk.open()
-    await desk.cashier.void(payment.payment_id)
-    assert await desk.apply_report(a_capture(payment)) == [Outcome.APPLIED]
-    assert (await desk.find(payment)).status is Status.VOIDED
-    assert (await desk.verdicts(payment)).keys() == {Verdict.AFTER_VOID}
-    assert await desk.count(tables.refunds) == 1
-    assert await desk.event_kinds() == []
+async def test_a_capture_after_a_void_is_refunded(harness: SandboxHarness) -> None:
+    payment = await harness.open()
+    await harness.calls.void(payment.payment_id)
+    assert await harness.apply_reports(a_capture(payment)) == [Outcome.APPLIED]
+    assert (await harness.find(payment)).status is Status.VOIDED
+    assert (await harness.verdicts(payment)).keys() == {Verdict.AFTER_VOID}
+    assert await harness.count(tables.refunds) == 1
+    assert await harness.event_kinds() == []
 
 
-async def test_a_report_must_fit_its_payment(desk: Desk) -> None:
-    """Another booking's payment, an unknown one, another provider's: nothing changes."""
-    payment, other = await desk.open(), await desk.open()
+async def test_a_report_of_another_payment_is_unmatched(harness: SandboxHarness) -> None:
+    """Of another booking, an unknown payment, another provider: nothing changes."""
+    payment, other = await harness.open(), await harness.open()
     foreign = Captured(
         payment.payment_id, other.provider_reference, NOW, "ch_1", payment.amount, "card"
     )
     unknown = Captured(new_id(), REFERENCE, NOW, "ch_2", payment.amount, "card")
-    assert await desk.apply_report(foreign, unknown) == [Outcome.UNMATCHED] * 2
-    async with desk.database.transaction() as connection:
+    assert await harness.apply_reports(foreign, unknown) == [Outcome.UNMATCHED] * 2
+    async with harness.database.transaction() as connection:
         assert (
             await payment_reports.apply_report(
                 connection, provider="stripe", report=a_capture(payment), now=NOW
             )
             is Outcome.UNMATCHED
         )
-    assert await desk.find(payment) == payment
-    assert await desk.find(other) == other
-    assert await desk.count(tables.captures) == 0
+    assert await harness.find(payment) == payment
+    assert await harness.find(other) == other
+    assert await harness.count(tables.captures) == 0
 
 
-async def test_a_payment_whose_provider_id_is_not_known_yet_takes_no_others(desk: Desk) -> None:
-    other = await desk.open()
-    async with desk.database.transaction() as connection:
+async def test_a_payment_without_a_provider_reference_does_not_take_that_of_another(
+    harness: SandboxHarness,
+) -> None:
+    other = await harness.open()
+    async with harness.database.transaction() as connection:
         payment = await payments.create(connection, order=an_order(), now=NOW)
     foreign = Captured(
         payment.payment_id, other.provider_reference, NOW, "ch_1", payment.amount, "card"
     )
-    assert await desk.apply_report(foreign) == [Outcome.UNMATCHED]
-    assert await desk.find(payment) == payment
+    assert await harness.apply_reports(foreign) == [Outcome.UNMATCHED]
+    assert await harness.find(payment) == payment
 
 
-async def test_a_refund_that_nobody_asked_for_is_unexplained(desk: Desk) -> None:
-    payment = await desk.open_paid()
-    refund = await desk.request_refund(payment, Money(100, "INR"))
+async def test_a_refund_that_was_not_requested_is_unmatched(harness: SandboxHarness) -> None:
+    payment = await harness.open_paid()
+    refund = await harness.request_refund(payment, Money(100, "INR"))
 
     def processed(refund_id: Any, amount: Money) -> RefundProcessed:
         return RefundProcessed(
@@ -263,12 +273,12 @@ async def test_a_refund_that_nobody_asked_for_is_unexplained(desk: Desk) -> None
         )
 
     assert (
-        await desk.apply_report(
+        await harness.apply_reports(
             processed(new_id(), Money(100, "INR")),
             processed(refund.refund_id, Money(99, "INR")),
             processed(refund.refund_id, Money(100, "EUR")),
         )
         == [Outcome.UNMATCHED] * 3
     )
-    assert await desk.find(payment) == payment
-    assert (await desk.find_refund(refund)).status is RefundStatus.PENDING
+    assert await harness.find(payment) == payment
+    assert (await harness.find_refund(refund)).status is RefundStatus.PENDING

@@ -1,6 +1,6 @@
 """What every provider must do: one suite, over Stripe and over Razorpay.
 
-What only one of the two has stands in test_stripe.py and test_razorpay.py.
+What only one of them has is in test_stripe.py and test_razorpay.py.
 """
 
 import json
@@ -12,222 +12,245 @@ import pytest
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
-from payment_svc import disputes, refunds
+from payment_svc import disputes
 from payment_svc.payments import Status
 from payment_svc.providers.base import Captured, DisputeStatus, MovementKind
 from payment_svc.refunds import Status as RefundStatus
 from payment_svc.webhooks import Outcome
-from testing.payment_harness import a_key
-from testing.provider_harness import OLD_SECRET, Shop, razorpay_shop, reference, stripe_shop
+from testing.provider_harness import (
+    OLD_SECRET,
+    SHORT_CALL_SECONDS,
+    ProviderHarness,
+    razorpay_harness,
+    reference,
+    stripe_harness,
+)
 from testing.providers.server import Fault, StandIn
 
-AnyShop = Shop[StandIn]
+AnyHarness = ProviderHarness[StandIn]
 
 
-@pytest.fixture(params=[stripe_shop, razorpay_shop], ids=["stripe", "razorpay"])
-async def shop(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[AnyShop]:
-    async with request.param(database) as shop:
-        yield shop
+@pytest.fixture(params=[stripe_harness, razorpay_harness], ids=["stripe", "razorpay"])
+async def harness(request: pytest.FixtureRequest, database: Database) -> AsyncIterator[AnyHarness]:
+    async with request.param(database) as harness:
+        yield harness
 
 
-async def test_from_opening_to_two_partial_refunds(shop: AnyShop) -> None:
-    payment = await shop.open()
-    shop.pay(payment)
-    await shop.deliver()
-    paid = await shop.desk.find(payment)
+async def test_a_payment_is_opened_paid_and_refunded_in_two_parts(harness: AnyHarness) -> None:
+    payment = await harness.open()
+    await harness.pay(payment)
+    await harness.deliver()
+    paid = await harness.find(payment)
     assert paid.status is Status.CAPTURED
     assert paid.provider_reference == payment.provider_reference
 
-    refund = await shop.refund(paid, Money(50_000, "INR"))
+    refund = await harness.refund(paid, Money(50_000, "INR"))
     assert refund.status is RefundStatus.PROCESSED
-    assert (await shop.desk.find(payment)).status is Status.PARTIALLY_REFUNDED
-    await shop.refund(paid)
-    assert (await shop.desk.find(payment)).status is Status.REFUNDED
-    await shop.deliver()
+    assert (await harness.find(payment)).status is Status.PARTIALLY_REFUNDED
+    await harness.refund(paid)
+    assert (await harness.find(payment)).status is Status.REFUNDED
+    await harness.deliver()
     name = str(payment.payment_id)
-    assert [(one.kind, one.payment, one.amount) for one in shop.stand_in.ledger] == [
+    assert [(entry.kind, entry.payment, entry.amount) for entry in harness.stand_in.ledger] == [
         ("CAPTURE", name, 150_000),
         ("REFUND", name, 50_000),
         ("REFUND", name, 100_000),
     ]
-    assert await shop.desk.event_kinds() == ["captured", "refund_processed", "refund_processed"]
+    assert await harness.event_kinds() == ["captured", "refund_processed", "refund_processed"]
 
 
-async def test_an_attempt_that_is_declined_can_be_followed_by_one_that_pays(shop: AnyShop) -> None:
-    payment = await shop.open()
-    shop.pay(payment, declined="insufficient_funds")
-    await shop.deliver()
-    failed = await shop.desk.find(payment)
+async def test_a_payment_can_be_paid_after_a_declined_attempt(
+    harness: AnyHarness,
+) -> None:
+    payment = await harness.open()
+    await harness.pay(payment, declined="insufficient_funds")
+    await harness.deliver()
+    failed = await harness.find(payment)
     assert (failed.status, failed.failure_code) == (Status.FAILED, "insufficient_funds")
-    shop.pay(payment)
-    await shop.deliver()
-    assert (await shop.desk.find(payment)).status is Status.CAPTURED
+    await harness.pay(payment)
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.CAPTURED
 
 
-async def test_a_refund_between_two_steps_of_kwd_is_rounded_up(shop: AnyShop) -> None:
-    payment = await shop.open_paid(amount=Money(15_000, "KWD"))
-    async with shop.desk.database.transaction() as connection:
-        refund = await refunds.request(
-            connection,
-            payment_id=payment.payment_id,
-            amount=Money(14_555, "KWD"),
-            reason="",
-            key=a_key(),
-            now=shop.desk.clock(),
-            step_minor=shop.cashier.step_minor,
-        )
+async def test_a_refund_between_two_steps_of_kwd_is_rounded_up(harness: AnyHarness) -> None:
+    payment = await harness.open_paid(amount=Money(15_000, "KWD"))
+    refund = await harness.request_refund(payment, Money(14_555, "KWD"))
     assert refund.amount == Money(14_560, "KWD")
 
 
 @pytest.mark.parametrize("fault", list(Fault))
-async def test_trouble_while_opening_and_refunding_moves_money_once(
-    shop: AnyShop, fault: Fault
+async def test_faults_while_opening_and_refunding_move_money_once(
+    harness: AnyHarness, fault: Fault
 ) -> None:
-    order = shop.order()
-    shop.stand_in.fail_next(shop.stand_in.opening_path, fault)
+    calls = harness.short_calls if fault is Fault.TIMEOUT_AFTER else harness.calls
+    order = harness.order()
+    harness.stand_in.fail_next(harness.stand_in.opening_path, fault)
     with pytest.raises(DomainError) as refusal:
-        await shop.cashier.open(order)
+        await calls.open(order)
     assert refusal.value.reason is Reason.PAYMENT_GATEWAY_ERROR
-    payment = await shop.cashier.open(order)
-    assert len(shop.stand_in.opened) == 1
-    shop.pay(payment)
-    await shop.deliver()
-    shop.stand_in.fail_next("/refund", fault, fault)
-    assert (await shop.refund(payment)).status is RefundStatus.PROCESSED
-    assert shop.moves() == ["CAPTURE", "REFUND"]
+    payment = await harness.calls.open(order)
+    assert len(harness.stand_in.opened) == 1
+    await harness.pay(payment)
+    await harness.deliver()
+    harness.stand_in.fail_next("/refund", fault, fault)
+    refund = await harness.request_refund(payment)
+    for _ in range(2):
+        await calls.refund_due()
+        harness.clock.advance(301)
+    await harness.complete_refunds()
+    assert (await harness.find_refund(refund)).status is RefundStatus.PROCESSED
+    assert harness.moves() == ["CAPTURE", "REFUND"]
 
 
-async def test_a_provider_that_hangs_is_given_up_and_done_once(shop: AnyShop) -> None:
-    shop = shop.giving_up_after(0.5)
-    order = shop.order()
-    shop.stand_in.fail_next(shop.stand_in.opening_path, Fault.TIMEOUT_AFTER)
+async def test_a_call_that_hangs_times_out_and_its_repetition_opens_one_payment(
+    harness: AnyHarness,
+) -> None:
+    impatient = harness.calls_to(harness.provider, call_seconds=SHORT_CALL_SECONDS)
+    order = harness.order()
+    harness.stand_in.fail_next(harness.stand_in.opening_path, Fault.TIMEOUT_AFTER)
     with pytest.raises(DomainError) as refusal:
-        await shop.cashier.open(order)
+        await impatient.open(order)
     assert refusal.value.metadata["code"] == "timeout"
-    await shop.cashier.open(order)
-    assert len(shop.stand_in.opened) == 1
+    await harness.calls.open(order)
+    assert len(harness.stand_in.opened) == 1
 
 
-async def test_a_key_that_was_forgotten_does_not_refund_twice(shop: AnyShop) -> None:
-    """Stripe keeps keys for a day: after an outage that is longer, we look first."""
-    payment = await shop.open_paid()
-    refund = await shop.desk.request_refund(payment)
-    shop.stand_in.fail_next("/refund", Fault.ERROR_AFTER)
-    await shop.cashier.refund_due()
-    shop.stand_in.forget_keys()
-    await shop.refund_due()
-    assert (await shop.desk.find_refund(refund)).status is RefundStatus.PROCESSED
-    assert shop.moves() == ["CAPTURE", "REFUND"]
+async def test_a_key_that_the_provider_deleted_does_not_refund_twice(harness: AnyHarness) -> None:
+    """Stripe keeps keys for a day. A retry therefore looks for an earlier refund first."""
+    payment = await harness.open_paid()
+    refund = await harness.request_refund(payment)
+    harness.stand_in.fail_next("/refund", Fault.ERROR_AFTER)
+    await harness.calls.refund_due()
+    harness.stand_in.forget_keys()
+    await harness.complete_refunds()
+    assert (await harness.find_refund(refund)).status is RefundStatus.PROCESSED
+    assert harness.moves() == ["CAPTURE", "REFUND"]
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
-@pytest.mark.parametrize("is_told", [True, False])
-async def test_a_refund_that_takes_its_time(shop: AnyShop, succeeds: bool, is_told: bool) -> None:
-    payment = await shop.open_paid()
-    shop.stand_in.has_slow_refunds = True
-    refund = await shop.desk.request_refund(payment)
-    await shop.cashier.refund_due()
-    assert (await shop.desk.find_refund(refund)).status is RefundStatus.PENDING
-    shop.stand_in.has_slow_refunds = False
-    shop.stand_in.finish_refunds(succeed=succeeds)
-    if is_told:
-        await shop.deliver()
-    await shop.refund_due()
-    assert (await shop.desk.find_refund(refund)).status is RefundStatus.PROCESSED
-    assert shop.moves() == ["CAPTURE", "REFUND"]
-    assert len(shop.stand_in.refunds) == (1 if succeeds else 2)
+@pytest.mark.parametrize("has_webhook", [True, False])
+async def test_a_refund_that_the_provider_completes_later(
+    harness: AnyHarness, succeeds: bool, has_webhook: bool
+) -> None:
+    payment = await harness.open_paid()
+    harness.stand_in.has_slow_refunds = True
+    refund = await harness.request_refund(payment)
+    await harness.calls.refund_due()
+    assert (await harness.find_refund(refund)).status is RefundStatus.PENDING
+    harness.stand_in.has_slow_refunds = False
+    harness.stand_in.finish_refunds(succeed=succeeds)
+    if has_webhook:
+        await harness.deliver()
+    await harness.complete_refunds()
+    assert (await harness.find_refund(refund)).status is RefundStatus.PROCESSED
+    assert harness.moves() == ["CAPTURE", "REFUND"]
+    assert len(harness.stand_in.refunds) == (1 if succeeds else 2)
 
 
-async def test_the_provider_decides_between_a_void_and_a_customer(shop: AnyShop) -> None:
-    given_up, paid = await shop.open(), await shop.open()
-    shop.pay(paid)
-    assert (await shop.cashier.void(given_up.payment_id)).status is Status.VOIDED
-    assert (await shop.cashier.void(given_up.payment_id)).status is Status.VOIDED
-    assert (await shop.cashier.void(paid.payment_id)).status is Status.CAPTURED
-    with pytest.raises(ValueError, match=shop.stand_in.given_up):
-        shop.pay(given_up)
+async def test_the_provider_decides_between_a_void_and_a_customer_who_pays(
+    harness: AnyHarness,
+) -> None:
+    voided, paid = await harness.open(), await harness.open()
+    await harness.pay(paid)
+    assert (await harness.calls.void(voided.payment_id)).status is Status.VOIDED
+    assert (await harness.calls.void(voided.payment_id)).status is Status.VOIDED
+    assert (await harness.calls.void(paid.payment_id)).status is Status.CAPTURED
+    with pytest.raises(ValueError, match=harness.stand_in.closed_status):
+        await harness.pay(voided)
 
 
-async def test_a_payment_whose_opening_was_never_heard_is_closed(shop: AnyShop) -> None:
-    order = shop.order()
-    shop.stand_in.fail_next(shop.stand_in.opening_path, Fault.ERROR_AFTER)
+async def test_a_payment_whose_opening_had_no_answer_is_closed(harness: AnyHarness) -> None:
+    order = harness.order()
+    harness.stand_in.fail_next(harness.stand_in.opening_path, Fault.ERROR_AFTER)
     with pytest.raises(DomainError):
-        await shop.cashier.open(order)
-    assert (await shop.cashier.void(order.payment_id)).status is Status.VOIDED
-    (opened,) = shop.stand_in.opened.values()
-    assert opened["status"] == shop.stand_in.given_up
+        await harness.calls.open(order)
+    assert (await harness.calls.void(order.payment_id)).status is Status.VOIDED
+    (opened,) = harness.stand_in.opened.values()
+    assert opened["status"] == harness.stand_in.closed_status
 
 
-async def test_without_webhooks_asking_tells_all(shop: AnyShop) -> None:
-    paid, refused, closed = [await shop.open() for _ in range(3)]
-    shop.pay(paid)
-    shop.pay(refused, declined="lost_card")
-    shop.stand_in.opened[reference(closed)]["status"] = "expired"
-    ends = [(await shop.cashier.check(one)).status for one in (paid, refused, closed)]
-    assert ends == [Status.CAPTURED, Status.FAILED, Status.VOIDED]
+async def test_without_webhooks_a_check_finds_the_state(harness: AnyHarness) -> None:
+    paid, refused, closed = [await harness.open() for _ in range(3)]
+    await harness.pay(paid)
+    await harness.pay(refused, declined="lost_card")
+    harness.stand_in.opened[reference(closed)]["status"] = "expired"
+    checked = [await harness.calls.check(payment) for payment in (paid, refused, closed)]
+    assert [payment.status for payment in checked] == [
+        Status.CAPTURED,
+        Status.FAILED,
+        Status.VOIDED,
+    ]
 
 
-async def test_money_that_is_given_back_past_us_is_seen(shop: AnyShop) -> None:
-    payment = await shop.open_paid()
-    heard = len(shop.stand_in.events)
-    shop.stand_in.refund_in_dashboard(reference(payment), 100)
-    assert set((await shop.deliver())[heard:]) == {Outcome.UNMATCHED}
-    assert (await shop.desk.find(payment)).status is Status.CAPTURED
+async def test_a_refund_in_the_providers_dashboard_is_unmatched(harness: AnyHarness) -> None:
+    payment = await harness.open_paid()
+    received = len(harness.stand_in.events)
+    harness.stand_in.refund_in_dashboard(reference(payment), 100)
+    assert set((await harness.deliver())[received:]) == {Outcome.UNMATCHED}
+    assert (await harness.find(payment)).status is Status.CAPTURED
 
 
 @pytest.mark.parametrize("end", [DisputeStatus.WON, DisputeStatus.LOST])
-async def test_disputes_are_followed_to_their_end(shop: AnyShop, end: DisputeStatus) -> None:
-    payment = await shop.open_paid()
-    shop.stand_in.dispute(reference(payment), reason="goods_not_received")
-    assert (await shop.deliver())[-1] is Outcome.APPLIED
-    shop.stand_in.dispute(reference(payment), reason="goods_not_received", end=end.lower())
-    await shop.deliver()
-    async with shop.desk.database.transaction() as connection:
+async def test_disputes_are_recorded_until_they_are_decided(
+    harness: AnyHarness, end: DisputeStatus
+) -> None:
+    payment = await harness.open_paid()
+    harness.stand_in.dispute(reference(payment), reason="goods_not_received")
+    assert (await harness.deliver())[-1] is Outcome.APPLIED
+    harness.stand_in.dispute(reference(payment), reason="goods_not_received", end=end.lower())
+    await harness.deliver()
+    async with harness.database.transaction() as connection:
         (dispute,) = await disputes.of_payment(connection, payment_id=payment.payment_id)
     assert (dispute.status, dispute.amount) == (end, payment.amount)
     assert dispute.reason == "goods_not_received"
-    assert (await shop.desk.find(payment)).status is Status.CAPTURED
+    assert (await harness.find(payment)).status is Status.CAPTURED
 
 
-async def test_all_movements_are_listed(shop: AnyShop) -> None:
-    payments = [await shop.open_paid() for _ in range(3)]
-    await shop.refund(payments[0])
+async def test_all_movements_are_listed(harness: AnyHarness) -> None:
+    payments = [await harness.open_paid() for _ in range(3)]
+    await harness.refund(payments[0])
     now = datetime.now(UTC)
-    found = await shop.provider.movements(
+    movements = await harness.provider.movements(
         since=now - timedelta(hours=1), until=now + timedelta(hours=1)
     )
-    moved = {(one.kind, one.reference, one.amount) for one in shop.stand_in.ledger}
-    assert {(one.kind, one.reference, one.amount.amount_minor) for one in found} == moved
-    assert sorted(one.kind for one in found) == [MovementKind.CAPTURE] * 3 + [MovementKind.REFUND]
-    told = [one.report for one in found if isinstance(one.report, Captured)]
-    assert {report.fee for report in told} == {Money(3_000, "INR")}
-    # Each tells its payment, by our id or by the provider's.
-    ours = {one.payment_id for one in payments} | {one.provider_reference for one in payments}
-    assert len({report.payment_id or report.session_reference for report in told} & ours) == 3
+    ledger = {(entry.kind, entry.reference, entry.amount) for entry in harness.stand_in.ledger}
+    assert {
+        (movement.kind, movement.reference, movement.amount.amount_minor) for movement in movements
+    } == ledger
+    assert sorted(movement.kind for movement in movements) == [MovementKind.CAPTURE] * 3 + [
+        MovementKind.REFUND
+    ]
+    captures = [movement.report for movement in movements if isinstance(movement.report, Captured)]
+    assert {capture.fee for capture in captures} == {Money(3_000, "INR")}
+    # Each identifies its payment, by our id or by the provider's.
+    ids = {payment.payment_id for payment in payments}
+    ids_of_provider = {payment.provider_reference for payment in payments}
+    identified = {capture.payment_id or capture.session_reference for capture in captures}
+    assert len(identified & (ids | ids_of_provider)) == 3
 
 
-async def test_only_what_the_provider_signed_counts(shop: AnyShop) -> None:
-    payment = await shop.open()
-    shop.pay(payment)
-    event_id, body = shop.stand_in.events[0]
-    signed = shop.stand_in.headers_for(event_id, body)
+async def test_only_webhooks_that_the_provider_signed_are_received(harness: AnyHarness) -> None:
+    payment = await harness.open()
+    await harness.pay(payment)
+    event_id, body = harness.stand_in.events[0]
+    signed = harness.stand_in.headers_for(event_id, body)
     again = json.dumps(json.loads(body)).encode()
     flipped = bytes([body[0] ^ 1]) + body[1:]
-    bad: list[tuple[bytes, dict[str, str]]] = [
+    invalid: list[tuple[bytes, dict[str, str]]] = [
         (body, {}),
         (body, {"other": "header"}),
         (body, dict.fromkeys(signed, "")),
-        (body, shop.stand_in.headers_for(event_id, body, secret="another shop's")),
+        (body, harness.stand_in.headers_for(event_id, body, secret="another merchant's")),
         (again, signed),
         (flipped, signed),
         (body + b" ", signed),
     ]
-    for content, headers in bad:
+    for content, headers in invalid:
         with pytest.raises(DomainError) as refusal:
-            await shop.receive(event_id, content, headers)
+            await harness.receive(event_id, content, headers)
         assert refusal.value.reason is Reason.WEBHOOK_SIGNATURE_INVALID
-    assert (await shop.desk.find(payment)).status is Status.CREATED
-    # A secret that is being replaced still counts.
-    old = shop.stand_in.headers_for(event_id, body, secret=OLD_SECRET)
-    assert await shop.receive(event_id, body, old) is Outcome.APPLIED
-    assert await shop.receive(event_id, body) is Outcome.DUPLICATE
+    assert (await harness.find(payment)).status is Status.CREATED
+    # During a rotation the old secret is valid, too.
+    old = harness.stand_in.headers_for(event_id, body, secret=OLD_SECRET)
+    assert await harness.receive(event_id, body, old) is Outcome.APPLIED
+    assert await harness.receive(event_id, body) is Outcome.DUPLICATE

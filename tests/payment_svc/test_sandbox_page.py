@@ -34,7 +34,7 @@ def a_page(
         (Money(1_999, "EUR"), "€ 19.99"),
     ],
 )
-def test_it_says_what_for_and_how_much(amount: Money, text: str) -> None:
+def test_the_page_shows_the_description_and_the_amount(amount: Money, text: str) -> None:
     page = a_page(amount=amount)
     assert f"Pay {text}</button>" in page
     assert "2 × North Stand, Monsoon Nights" in page
@@ -47,33 +47,33 @@ def test_an_open_payment_can_be_paid_or_declined() -> None:
 
 @pytest.mark.parametrize(
     ("state", "text"),
-    [(State.PAID, "This payment is done"), (State.VOIDED, "This payment was given up")],
+    [(State.PAID, "This payment is complete"), (State.VOIDED, "This payment was cancelled")],
 )
-def test_a_closed_payment_offers_nothing(state: State, text: str) -> None:
+def test_a_closed_payment_has_no_buttons(state: State, text: str) -> None:
     page = a_page(state=state)
     assert "data-outcome=" not in page
     assert f">{text}" in page
 
 
-def test_a_declined_payment_offers_nothing_and_says_so() -> None:
+def test_a_declined_payment_has_no_buttons_and_a_message() -> None:
     page = a_page(decline_time=datetime(2026, 11, 21, tzinfo=UTC))
     assert "data-outcome=" not in page
     assert ">The payment was declined. Nothing was charged." in page
     assert ">Not charged</p>" in page
 
 
-def test_a_description_is_text_never_markup() -> None:
+def test_a_description_is_escaped() -> None:
     page = a_page(description="<script>alert(1)</script>\" onload='x'")
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34; onload=&#39;x&#39;" in page
 
 
-def test_its_policy_allows_its_own_script_and_style_and_nothing_else() -> None:
+def test_the_policy_allows_only_the_pages_own_script_and_style() -> None:
     page = a_page()
     for tag in ("script", "style"):
         (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in pages.CONTENT_SECURITY_POLICY
     assert "unsafe" not in pages.CONTENT_SECURITY_POLICY
-    # Nothing that the policy would block: no handlers, no inline styles, nothing from elsewhere.
+    # Nothing that the policy blocks: no event handlers, inline styles or external resources.
     assert not re.search(r"\son\w+=|\sstyle=|src=|href=", page)

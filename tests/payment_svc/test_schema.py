@@ -1,4 +1,4 @@
-"""The migrations, tables.py, the domain's states and the contract say the same."""
+"""The migrations, tables.py, the domain's states and the contract agree."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,15 @@ from payment_svc.providers.base import DisputeStatus
 from payment_svc.providers.sandbox import bank
 from payment_svc.providers.sandbox import ledger as sandbox_ledger
 from payment_svc.tables import metadata
-from testing.payment_harness import Desk
+from testing.payment_harness import SandboxHarness
 
 
-def test_the_migrations_make_what_the_tables_say(new_database: Callable[[str], str]) -> None:
+def test_the_migrations_create_the_tables(new_database: Callable[[str], str]) -> None:
     engine = sa.create_engine(new_database("payment_svc"), poolclass=sa.NullPool)
     with engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         migrated = constraints(connection)
-        # The ledger's trigger refuses to lose the table's rows, not the table.
+        # The ledger's trigger refuses to delete rows, not to drop the table.
         metadata.drop_all(connection)
         metadata.create_all(connection)
         # Alembic compares neither CHECK constraints nor the conditions of indexes.
@@ -32,7 +32,7 @@ def test_the_migrations_make_what_the_tables_say(new_database: Callable[[str], s
 
 
 def constraints(connection: sa.Connection) -> dict[str, str]:
-    found = connection.execute(
+    rows = connection.execute(
         sa.text(
             "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
             # Not the triggers among them: tables.py has none.
@@ -41,7 +41,7 @@ def constraints(connection: sa.Connection) -> dict[str, str]:
         )
     )
     # Without Alembic's own table, which create_all does not make.
-    return {name: text for name, text in found if not name.startswith("alembic_version")}
+    return {name: text for name, text in rows if not name.startswith("alembic_version")}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def constraints(connection: sa.Connection) -> dict[str, str]:
         (set(webhooks.Outcome) - {webhooks.Outcome.DUPLICATE}, "webhook_inbox_outcome_check"),
     ],
 )
-async def test_the_database_knows_every_state(
+async def test_the_constraints_have_every_state(
     database: Database, states: Any, constraint: str
 ) -> None:
     async with database.transaction() as connection:
@@ -76,7 +76,7 @@ async def test_the_database_knows_every_state(
     }
 
 
-def test_the_contract_knows_every_state() -> None:
+def test_the_contract_has_every_state() -> None:
     def names(enum: Any) -> set[str]:
         return {name for name, number in enum.items() if number != 0}
 
@@ -88,7 +88,7 @@ def test_the_contract_knows_every_state() -> None:
 def test_every_state_has_its_moves() -> None:
     assert payments.MOVES.keys() == set(payments.Status)
     assert bank.MOVES.keys() == set(bank.State)
-    # Money that was taken is never forgotten.
+    # A paid payment stays paid.
     for status in payments.PAID:
         assert payments.MOVES[status] <= payments.PAID
 
@@ -101,10 +101,10 @@ def test_every_state_has_its_moves() -> None:
         "TRUNCATE sandbox_ledger",
     ],
 )
-async def test_the_sandboxs_ledger_is_append_only(desk: Desk, change: str) -> None:
-    await desk.open_paid()
-    before = await desk.ledger()
+async def test_the_sandboxs_ledger_is_append_only(harness: SandboxHarness, change: str) -> None:
+    await harness.open_paid()
+    before = await harness.sandbox_ledger()
     with pytest.raises(sa.exc.DBAPIError, match="append-only"):
-        async with desk.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             await connection.execute(sa.text(change))
-    assert await desk.ledger() == before
+    assert await harness.sandbox_ledger() == before

@@ -1,4 +1,4 @@
-"""payment_svc as it runs: through its own server, with mutual TLS and the contract's rules."""
+"""payment_svc through its own server, with mutual TLS and the contract's rules."""
 
 import asyncio
 import json
@@ -19,45 +19,49 @@ from boxoffice.payments.v1.payment_event_service_pb2_grpc import PaymentEventSer
 from boxoffice.payments.v1.payment_service_pb2_grpc import PaymentServiceStub
 from boxoffice.payments.v1.sandbox_service_pb2_grpc import SandboxServiceStub
 from boxoffice.types.v1.money_pb2 import Money
+from mesh.clock import system_clock
 from mesh.ids import new_id
-from payment_svc.__main__ import main, open_service
+from payment_svc import tables
+from payment_svc.__main__ import main
 from payment_svc.settings import Settings
-from testing.network import Network, details_of, reason_of, refusal
-from testing.payment_server import SECRET, Running, a_request, signed_in
+from testing.databases import open_patiently
+from testing.network import details_of, reason_of, refusal
+from testing.payment_harness import SECRET, SandboxHarness
+from testing.payment_server import PaymentServer, a_request, serving, signed_in
 
 
-async def test_from_opening_to_the_refund(running: Running) -> None:
-    payments = PaymentServiceStub(running.booking)
+async def test_a_payment_is_opened_paid_and_refunded(server: PaymentServer) -> None:
+    payments = PaymentServiceStub(server.booking)
     customer = str(new_id())
-    payment = await running.create(customer_id=customer)
+    payment = await server.create(customer_id=customer)
     assert payment.status == payment_pb2.Payment.CREATED
     assert payment.payment_url.endswith(f"/sandbox/pay/{payment.payment_id}")
     assert not payment.HasField("method")
 
-    page = await SandboxServiceStub(running.gateway).ShowCheckout(
+    page = await SandboxServiceStub(server.gateway).ShowCheckout(
         sandbox_service_pb2.ShowCheckoutRequest(payment_id=payment.payment_id)
     )
     assert page.content_type.startswith("text/html")
     assert "₹ 1,500.00" in page.data.decode()
 
     assert (
-        await running.complete(
+        await server.complete(
             payment.payment_id, sandbox_service_pb2.CompleteCheckoutRequest.FAILED
         )
         == "https://shop.test/back"
     )
     assert (
-        await running.complete(
+        await server.complete(
             payment.payment_id, sandbox_service_pb2.CompleteCheckoutRequest.SUCCEEDED
         )
         == "https://shop.test/thanks"
     )
-    await running.pay(payment)
-    found = await PaymentServiceStub(running.gateway).GetPayment(
+    await server.pay(payment)
+    paid = await PaymentServiceStub(server.gateway).GetPayment(
         payment_service_pb2.GetPaymentRequest(payment_id=payment.payment_id),
         metadata=signed_in(customer),
     )
-    assert (found.status, found.method) == (payment_pb2.Payment.CAPTURED, "card")
+    assert (paid.status, paid.method) == (payment_pb2.Payment.CAPTURED, "card")
 
     refund = await payments.RefundPayment(
         payment_service_pb2.RefundPaymentRequest(payment_id=payment.payment_id),
@@ -65,11 +69,11 @@ async def test_from_opening_to_the_refund(running: Running) -> None:
     )
     assert refund.status == payment_pb2.Refund.PENDING
     assert refund.amount.amount_minor == 150_000
-    assert refund == await PaymentServiceStub(running.gateway).GetRefund(
+    assert refund == await PaymentServiceStub(server.gateway).GetRefund(
         payment_service_pb2.GetRefundRequest(refund_id=refund.refund_id),
         metadata=signed_in(customer),
     )
-    stream = PaymentEventServiceStub(running.booking).StreamEvents(
+    stream = PaymentEventServiceStub(server.booking).StreamEvents(
         payment_event_service_pb2.StreamEventsRequest()
     )
     async with asyncio.timeout(60):
@@ -79,11 +83,11 @@ async def test_from_opening_to_the_refund(running: Running) -> None:
     stream.cancel()
 
 
-async def test_only_the_owner_and_staff_see_a_payment(running: Running) -> None:
+async def test_only_the_owner_and_staff_see_a_payment(server: PaymentServer) -> None:
     customer = str(new_id())
-    payment = await running.create(customer_id=customer)
+    payment = await server.create(customer_id=customer)
     request = payment_service_pb2.GetPaymentRequest(payment_id=payment.payment_id)
-    payments = PaymentServiceStub(running.gateway)
+    payments = PaymentServiceStub(server.gateway)
     assert await payments.GetPayment(request, metadata=signed_in(customer)) == payment
     assert await payments.GetPayment(request, metadata=signed_in(new_id(), "STAFF")) == payment
     error = await refusal(payments.GetPayment(request, metadata=signed_in(new_id())))
@@ -92,10 +96,10 @@ async def test_only_the_owner_and_staff_see_a_payment(running: Running) -> None:
     assert reason_of(error) == "TOKEN_INVALID"
 
 
-async def test_a_refund_by_staff_needs_a_key_and_happens_once(running: Running) -> None:
-    payment = await running.create()
-    await running.pay(payment)
-    payments = PaymentServiceStub(running.gateway)
+async def test_a_refund_by_staff_needs_a_key_and_is_made_once(server: PaymentServer) -> None:
+    payment = await server.create()
+    await server.pay(payment)
+    payments = PaymentServiceStub(server.gateway)
     request = payment_service_pb2.RefundPaymentRequest(
         payment_id=payment.payment_id,
         amount=Money(currency_code="INR", amount_minor=100_000),
@@ -128,54 +132,153 @@ async def test_a_refund_by_staff_needs_a_key_and_happens_once(running: Running) 
     assert reason_of(error) == "STAFF_REQUIRED"
 
 
-async def test_a_webhook_counts_by_its_signature_alone(running: Running) -> None:
+async def paid_through(server: PaymentServer) -> payment_pb2.Payment:
+    payment = await server.create()
+    await server.pay(payment)
+    return payment
+
+
+def a_refund_request(
+    payment: payment_pb2.Payment, amount_minor: int = 100
+) -> payment_service_pb2.RefundPaymentRequest:
+    return payment_service_pb2.RefundPaymentRequest(
+        payment_id=payment.payment_id,
+        amount=Money(currency_code="INR", amount_minor=amount_minor),
+    )
+
+
+async def count_refunds(server: PaymentServer) -> int:
+    async with open_patiently(server.database_url) as database:
+        return await SandboxHarness(database).count(tables.refunds)
+
+
+async def test_a_repeated_refund_request_returns_the_stored_answer(server: PaymentServer) -> None:
+    payments = PaymentServiceStub(server.gateway)
+    request = a_refund_request(await paid_through(server))
+    keyed = [*signed_in(new_id(), "STAFF"), ("idempotency-key", "k")]
+    first = await payments.RefundPayment(request, metadata=keyed)
+    assert await payments.RefundPayment(request, metadata=keyed) == first
+    async with open_patiently(server.database_url) as database:
+        harness = SandboxHarness(database)
+        harness.clock.now = system_clock()
+        assert await harness.calls.refund_due() == 1
+    assert await payments.RefundPayment(request, metadata=keyed) == first
+    current = await payments.GetRefund(
+        payment_service_pb2.GetRefundRequest(refund_id=first.refund_id), metadata=keyed
+    )
+    assert current.status == payment_pb2.Refund.PROCESSED
+    assert await count_refunds(server) == 1
+
+
+async def test_another_request_under_the_same_key_is_refused(server: PaymentServer) -> None:
+    payments = PaymentServiceStub(server.gateway)
+    payment = await paid_through(server)
+    keyed = [*signed_in(new_id(), "STAFF"), ("idempotency-key", "k")]
+    await payments.RefundPayment(a_refund_request(payment), metadata=keyed)
+    error = await refusal(payments.RefundPayment(a_refund_request(payment, 200), metadata=keyed))
+    assert reason_of(error) == "IDEMPOTENCY_KEY_REUSED"
+    assert await count_refunds(server) == 1
+
+
+async def test_the_same_key_of_another_caller_is_another_key(server: PaymentServer) -> None:
+    request = a_refund_request(await paid_through(server))
+    gateway, booking = PaymentServiceStub(server.gateway), PaymentServiceStub(server.booking)
+    key = ("idempotency-key", "k")
+    refunds = [
+        await gateway.RefundPayment(request, metadata=[*signed_in(new_id(), "STAFF"), key]),
+        await gateway.RefundPayment(request, metadata=[*signed_in(new_id(), "STAFF"), key]),
+        await booking.RefundPayment(request, metadata=[key]),
+    ]
+    assert len({refund.refund_id for refund in refunds}) == 3
+
+
+async def test_a_refused_refund_request_leaves_its_key_free(server: PaymentServer) -> None:
+    payment = await server.create()
+    request = payment_service_pb2.RefundPaymentRequest(payment_id=payment.payment_id)
+    payments = PaymentServiceStub(server.booking)
+    keyed = [("idempotency-key", "k")]
+    error = await refusal(payments.RefundPayment(request, metadata=keyed))
+    assert reason_of(error) == "PAYMENT_STATE_INVALID"
+    await server.pay(payment)
+    refund = await payments.RefundPayment(request, metadata=keyed)
+    assert refund.amount == payment.amount
+
+
+@pytest.mark.parametrize("has_id", [False, True])
+async def test_concurrent_requests_with_one_key_make_one_refund(
+    server: PaymentServer, other_server: PaymentServer, has_id: bool
+) -> None:
+    """At two processes of payment_svc, also with an id that the caller has chosen."""
+    request = a_refund_request(await paid_through(server))
+    if has_id:
+        request.refund_id = str(new_id())
+    stubs = [PaymentServiceStub(process.booking) for process in (server, other_server)]
+    keyed = [("idempotency-key", "k")]
+
+    async def request_once(number: int) -> payment_pb2.Refund | grpc.aio.AioRpcError:
+        try:
+            return await stubs[number % 2].RefundPayment(request, metadata=keyed)
+        except grpc.aio.AioRpcError as error:
+            return error
+
+    answers = await asyncio.gather(*map(request_once, range(8)))
+    refunds = [answer for answer in answers if isinstance(answer, payment_pb2.Refund)]
+    refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert {reason_of(error) for error in refused} <= {"IDEMPOTENCY_IN_PROGRESS"}
+    assert refunds
+    repeated = [await stub.RefundPayment(request, metadata=keyed) for stub in stubs]
+    assert len({refund.refund_id for refund in (*refunds, *repeated)}) == 1
+    assert await count_refunds(server) == 1
+
+
+async def test_only_a_webhook_with_a_valid_signature_is_received(server: PaymentServer) -> None:
     body = json.dumps({"id": "evt_1", "type": "balance.updated"}).encode()
-    await running.webhook(body)
-    await running.webhook(body)
-    error = await refusal(running.webhook(body, secret="wrong"))
+    await server.webhook(body)
+    await server.webhook(body)
+    error = await refusal(server.webhook(body, secret="wrong"))
     assert (error.code(), reason_of(error)) == (
         grpc.StatusCode.UNAUTHENTICATED,
         "WEBHOOK_SIGNATURE_INVALID",
     )
-    error = await refusal(running.webhook(body, provider="stripe"))
+    error = await refusal(server.webhook(body, provider="stripe"))
     assert reason_of(error) == "PROVIDER_NOT_FOUND"
-    error = await refusal(running.webhook(b" " * (512 * 1024 + 1)))
+    error = await refusal(server.webhook(b" " * (512 * 1024 + 1)))
     assert reason_of(error) == "REQUEST_TOO_LARGE"
-    await running.webhook(b" " * 512 * 1024)
-    await running.webhook(b"")
+    await server.webhook(b" " * 512 * 1024)
+    await server.webhook(b"")
 
 
-async def test_bad_requests_name_their_fields(running: Running) -> None:
-    error = await refusal(running.create(amount=Money(currency_code="INR", amount_minor=10**13)))
+async def test_bad_requests_name_their_fields(server: PaymentServer) -> None:
+    error = await refusal(server.create(amount=Money(currency_code="INR", amount_minor=10**13)))
     assert reason_of(error) == "VALIDATION_FAILED"
     request = a_request()
     request.amount.amount_minor = 0
-    error = await refusal(PaymentServiceStub(running.booking).CreatePayment(request))
+    error = await refusal(PaymentServiceStub(server.booking).CreatePayment(request))
     violations = details_of(error, error_details_pb2.BadRequest).field_violations
     assert [violation.field for violation in violations] == ["amount.amount_minor"]
-    error = await refusal(running.complete(str(new_id()), 0))
+    error = await refusal(server.complete(str(new_id()), 0))
     assert reason_of(error) == "VALIDATION_FAILED"
     error = await refusal(
-        running.complete(str(new_id()), sandbox_service_pb2.CompleteCheckoutRequest.SUCCEEDED)
+        server.complete(str(new_id()), sandbox_service_pb2.CompleteCheckoutRequest.SUCCEEDED)
     )
     assert reason_of(error) == "PAYMENT_NOT_FOUND"
 
 
-async def test_customers_do_not_open_payments(running: Running) -> None:
+async def test_clients_cannot_create_payments(server: PaymentServer) -> None:
     error = await refusal(
-        PaymentServiceStub(running.gateway).CreatePayment(
+        PaymentServiceStub(server.gateway).CreatePayment(
             a_request(), metadata=signed_in(new_id(), "ADMIN")
         )
     )
     assert reason_of(error) == "CALLER_NOT_ALLOWED"
 
 
-async def test_the_ledger_is_listed_page_by_page(running: Running) -> None:
-    sandbox = SandboxServiceStub(running.gateway)
+async def test_the_ledger_is_listed_page_by_page(server: PaymentServer) -> None:
+    sandbox = SandboxServiceStub(server.gateway)
     staff = signed_in(new_id(), "STAFF")
-    paid = [await running.create() for _ in range(3)]
+    paid = [await server.create() for _ in range(3)]
     for payment in paid:
-        await running.pay(payment)
+        await server.pay(payment)
     listed: list[sandbox_service_pb2.LedgerEntry] = []
     token = ""
     while True:
@@ -205,16 +308,13 @@ async def test_production_has_no_sandbox(
         environment="production",
         payment_database_url=new_database("payment_svc"),
     )
-    network = Network(tmp_path)
-    async with (
-        open_service(settings) as service,
-        network.serve("payment_svc", service) as port,
-        network.plain_channel("booking_svc", "payment_svc", port) as booking,
-    ):
-        error = await refusal(PaymentServiceStub(booking).CreatePayment(a_request()))
+    async with serving(settings) as server:
+        error = await refusal(server.create())
         assert reason_of(error) == "PROVIDER_NOT_FOUND"
-    offered = [each for each in service.servicers if not each.development_only]
-    assert [each.descriptor.name for each in offered] == [
+        servicers = server.service.servicers
+    assert [
+        servicer.descriptor.name for servicer in servicers if not servicer.development_only
+    ] == [
         "PaymentService",
         "WebhookService",
         "BookService",
@@ -226,7 +326,7 @@ async def test_production_has_no_sandbox(
 @pytest.mark.parametrize(
     "missing", ["BOXOFFICE_PAYMENT_DATABASE_URL", "BOXOFFICE_SANDBOX_WEBHOOK_SECRET"]
 )
-def test_it_does_not_start_without_what_it_needs(
+def test_payment_svc_does_not_start_without_a_required_setting(
     missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

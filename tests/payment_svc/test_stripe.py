@@ -1,4 +1,4 @@
-"""What only Stripe has: its words, its units, the time in its signatures."""
+"""What only Stripe has: its own terms, its units, the time in its signatures."""
 
 import json
 import time
@@ -13,29 +13,29 @@ from mesh.money import Money
 from payment_svc.payments import Status
 from payment_svc.refunds import Status as RefundStatus
 from payment_svc.webhooks import Outcome
-from testing.provider_harness import Shop, stripe_shop
+from testing.provider_harness import ProviderHarness, stripe_harness
 from testing.providers.stripe import StripeStandIn
 
-StripeShop = Shop[StripeStandIn]
+StripeHarness = ProviderHarness[StripeStandIn]
 
 
 @pytest.fixture
-async def shop(database: Database) -> AsyncIterator[StripeShop]:
-    async with stripe_shop(database) as shop:
-        yield shop
+async def harness(database: Database) -> AsyncIterator[StripeHarness]:
+    async with stripe_harness(database) as harness:
+        yield harness
 
 
-async def test_what_is_sent_and_announced(shop: StripeShop) -> None:
-    payment = await shop.open(description="2 × North Stand", success_url="https://shop.test/ok")
+async def test_a_payment_is_a_checkout_session(harness: StripeHarness) -> None:
+    payment = await harness.open(description="2 × North Stand", success_url="https://shop.test/ok")
     assert payment.payment_url == f"https://checkout.stripe.test/{payment.provider_reference}"
-    (sent,) = shop.stand_in.called("/checkout/sessions")
+    (sent,) = harness.stand_in.called("/checkout/sessions")
     assert sent.headers["idempotency-key"] == f"{payment.payment_id}:open"
     assert sent.body["line_items[0][price_data][unit_amount]"] == "150000"
     assert sent.body["line_items[0][price_data][currency]"] == "inr"
     assert sent.body["success_url"] == "https://shop.test/ok"
-    shop.pay(payment)
-    assert await shop.deliver() == [Outcome.APPLIED, Outcome.UNKNOWN_TYPE]
-    assert (await shop.desk.find(payment)).method == "card"
+    await harness.pay(payment)
+    assert await harness.deliver() == [Outcome.APPLIED, Outcome.UNKNOWN_TYPE]
+    assert (await harness.find(payment)).method == "card"
 
 
 @pytest.mark.parametrize(
@@ -50,52 +50,54 @@ async def test_what_is_sent_and_announced(shop: StripeShop) -> None:
         (Money(150_000, "MGA"), "1500"),
     ],
 )
-async def test_amounts_are_written_as_stripe_counts_them(
-    shop: StripeShop, amount: Money, sent: str
+async def test_amounts_are_in_stripes_units(
+    harness: StripeHarness, amount: Money, sent: str
 ) -> None:
-    payment = await shop.open_paid(amount=amount)
-    (opened,) = shop.stand_in.called("/checkout/sessions")
+    payment = await harness.open_paid(amount=amount)
+    (opened,) = harness.stand_in.called("/checkout/sessions")
     assert opened.body["line_items[0][price_data][unit_amount]"] == sent
     assert payment.status is Status.CAPTURED
-    refund = await shop.refund(payment)
+    refund = await harness.refund(payment)
     assert (refund.status, refund.amount) == (RefundStatus.PROCESSED, amount)
-    assert [entry.amount for entry in shop.stand_in.ledger] == [int(sent)] * 2
+    assert [entry.amount for entry in harness.stand_in.ledger] == [int(sent)] * 2
 
 
 @pytest.mark.parametrize("amount", [Money(1_505, "KWD"), Money(150, "MGA"), Money(10, "EUR")])
-async def test_an_amount_that_stripe_never_takes_is_payment_failed(
-    shop: StripeShop, amount: Money
+async def test_an_amount_that_stripe_rejects_is_payment_failed(
+    harness: StripeHarness, amount: Money
 ) -> None:
-    order = shop.order(amount=amount)
+    order = harness.order(amount=amount)
     with pytest.raises(DomainError) as refusal:
-        await shop.cashier.open(order)
+        await harness.calls.open(order)
     assert refusal.value.reason is Reason.PAYMENT_FAILED
-    assert (await shop.desk.find_by_id(order.payment_id)).status is Status.FAILED
-    assert shop.stand_in.opened == {}
+    assert (await harness.find_by_id(order.payment_id)).status is Status.FAILED
+    assert harness.stand_in.opened == {}
 
 
-async def test_only_what_was_signed_just_now_counts(shop: StripeShop) -> None:
-    payment = await shop.open()
-    shop.pay(payment)
-    event_id, body = shop.stand_in.events[0]
-    shop.stand_in.clock = lambda: time.time() - 301
+async def test_only_a_webhook_signed_in_the_last_five_minutes_is_received(
+    harness: StripeHarness,
+) -> None:
+    payment = await harness.open()
+    await harness.pay(payment)
+    event_id, body = harness.stand_in.events[0]
+    harness.stand_in.clock = lambda: time.time() - 301
     with pytest.raises(DomainError) as refusal:
-        await shop.receive(event_id, body)
+        await harness.receive(event_id, body)
     assert refusal.value.reason is Reason.WEBHOOK_SIGNATURE_INVALID
-    assert (await shop.desk.find(payment)).status is Status.CREATED
-    shop.stand_in.clock = lambda: time.time() - 299
-    assert await shop.receive(event_id, body) is Outcome.APPLIED
+    assert (await harness.find(payment)).status is Status.CREATED
+    harness.stand_in.clock = lambda: time.time() - 299
+    assert await harness.receive(event_id, body) is Outcome.APPLIED
 
 
 @pytest.mark.parametrize("change", [{"amount_received": 149_999}, {"currency": "usd"}])
 async def test_another_amount_or_currency_does_not_pay(
-    shop: StripeShop, change: dict[str, Any]
+    harness: StripeHarness, change: dict[str, Any]
 ) -> None:
-    payment = await shop.open()
-    shop.pay(payment)
-    event_id, body = shop.stand_in.events[0]
+    payment = await harness.open()
+    await harness.pay(payment)
+    event_id, body = harness.stand_in.events[0]
     event = json.loads(body)
     event["data"]["object"] |= change
-    assert await shop.receive(event_id, json.dumps(event).encode()) is Outcome.APPLIED
-    failed = await shop.desk.find(payment)
+    assert await harness.receive(event_id, json.dumps(event).encode()) is Outcome.APPLIED
+    failed = await harness.find(payment)
     assert (failed.status, failed.failure_code) == (Status.FAILED, "amount_mismatch")

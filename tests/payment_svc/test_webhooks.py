@@ -1,4 +1,4 @@
-"""Webhooks: who may send them, and that each has its effect once."""
+"""Webhooks are verified, stored once, and have one effect."""
 
 import asyncio
 import hashlib
@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from mesh.errors import DomainError, Reason
 from payment_svc import tables
 from payment_svc.payments import Status
+from payment_svc.providers.fields import UNREADABLE
 from payment_svc.providers.sandbox import signature
-from payment_svc.providers.sandbox.provider import UNREADABLE
 from payment_svc.webhooks import Outcome
-from testing.payment_harness import NOW, SECRET, Desk, retyped
+from testing.payment_harness import NOW, SECRET, SandboxHarness, rewritten
 
 BODY = b'{"id":"evt_1","type":"payment.captured"}'
 
@@ -46,7 +46,7 @@ def test_the_signature_is_an_hmac_over_time_and_body() -> None:
     assert is_genuine(BODY, HEADER)
 
 
-def test_no_flipped_bit_of_the_body_is_genuine() -> None:
+def test_a_body_with_a_flipped_bit_is_not_genuine() -> None:
     for position in range(len(BODY)):
         for bit in range(8):
             forged = bytearray(BODY)
@@ -57,7 +57,7 @@ def test_no_flipped_bit_of_the_body_is_genuine() -> None:
     assert not is_genuine(b"", HEADER)
 
 
-def test_no_changed_character_of_the_header_is_genuine() -> None:
+def test_a_header_with_a_changed_character_is_not_genuine() -> None:
     for position in range(len(HEADER)):
         for other in "0f,=t ":
             forged = HEADER[:position] + other + HEADER[position + 1 :]
@@ -84,11 +84,11 @@ def test_no_changed_character_of_the_header_is_genuine() -> None:
         json.dumps({"t": 1}),
     ],
 )
-def test_a_header_that_says_less_or_more_is_not_genuine(header: str | None) -> None:
+def test_a_malformed_header_is_not_genuine(header: str | None) -> None:
     assert not is_genuine(BODY, header)
 
 
-def test_another_secret_is_not_genuine_until_both_hold() -> None:
+def test_each_of_several_secrets_is_valid() -> None:
     new = signature.sign(BODY, secret="new", now=NOW)
     assert not is_genuine(BODY, new)
     assert is_genuine(BODY, new, secrets=(SECRET, "new"))
@@ -99,35 +99,35 @@ def test_another_secret_is_not_genuine_until_both_hold() -> None:
 @pytest.mark.parametrize(
     ("seconds_later", "genuine"), [(300, True), (301, False), (-300, True), (-301, False)]
 )
-def test_a_signature_lasts_five_minutes(seconds_later: float, genuine: bool) -> None:
+def test_a_signature_is_valid_for_five_minutes(seconds_later: float, genuine: bool) -> None:
     assert is_genuine(BODY, HEADER, seconds_later=seconds_later) is genuine
 
 
-async def test_nothing_of_a_forged_webhook_is_stored(desk: Desk) -> None:
-    payment = await desk.open()
-    await desk.pay(payment)
-    (body,) = await desk.bodies()
-    good = signature.sign(body, secret=SECRET, now=desk.clock())
+async def test_nothing_of_a_forged_webhook_is_stored(harness: SandboxHarness) -> None:
+    payment = await harness.open()
+    await harness.pay(payment)
+    (body,) = await harness.webhook_bodies()
+    good = signature.sign(body, secret=SECRET, now=harness.clock())
     rewritten = json.dumps(json.loads(body), indent=1).encode()
     forgeries = [
         (rewritten, good),
-        (body, signature.sign(body, secret="wrong", now=desk.clock())),
+        (body, signature.sign(body, secret="wrong", now=harness.clock())),
         (body, signature.sign(body, secret=SECRET, now=NOW - timedelta(seconds=301))),
         (body, "none"),
     ]
     forgeries += [(body[:n] + bytes([body[n] ^ 1]) + body[n + 1 :], good) for n in range(len(body))]
     for forged, header in forgeries:
         with pytest.raises(DomainError) as refusal:
-            await desk.receive(forged, header=header)
+            await harness.receive(forged, header=header)
         assert refusal.value.reason is Reason.WEBHOOK_SIGNATURE_INVALID
-    assert await desk.count(tables.webhook_inbox) == 0
-    assert await desk.find(payment) == payment
+    assert await harness.count(tables.webhook_inbox) == 0
+    assert await harness.find(payment) == payment
 
 
-async def test_a_webhook_is_stored_with_its_raw_bytes(desk: Desk) -> None:
-    payment = await desk.open_paid()
-    (body,) = await desk.bodies()
-    async with desk.database.transaction() as connection:
+async def test_a_webhook_is_stored_with_its_raw_bytes(harness: SandboxHarness) -> None:
+    payment = await harness.open_paid()
+    (body,) = await harness.webhook_bodies()
+    async with harness.database.transaction() as connection:
         stored = (await connection.execute(sa.select(tables.webhook_inbox))).one()
     assert stored.payload == body
     assert stored.sha256 == hashlib.sha256(body).digest()
@@ -135,34 +135,36 @@ async def test_a_webhook_is_stored_with_its_raw_bytes(desk: Desk) -> None:
     assert (stored.event_type, stored.outcome) == ("payment.captured", "APPLIED")
 
 
-async def test_concurrent_deliveries_have_one_effect(desk: Desk) -> None:
-    payment = await desk.open()
-    await desk.pay(payment)
-    (body,) = await desk.bodies()
-    outcomes = await asyncio.gather(*(desk.receive(body) for _ in range(8)))
+async def test_concurrent_deliveries_have_one_effect(harness: SandboxHarness) -> None:
+    payment = await harness.open()
+    await harness.pay(payment)
+    (body,) = await harness.webhook_bodies()
+    outcomes = await asyncio.gather(*(harness.receive(body) for _ in range(8)))
     assert sorted(outcomes) == [Outcome.APPLIED, *[Outcome.DUPLICATE] * 7]
-    assert (await desk.find(payment)).status is Status.CAPTURED
-    assert await desk.event_kinds() == ["captured"]
+    assert (await harness.find(payment)).status is Status.CAPTURED
+    assert await harness.event_kinds() == ["captured"]
 
 
-async def test_the_same_capture_under_another_event_id_changes_nothing(desk: Desk) -> None:
-    await desk.open_paid()
-    (body,) = await desk.bodies()
-    assert await desk.receive(retyped(body, id="evt_other")) is Outcome.UNCHANGED
-    assert await desk.event_kinds() == ["captured"]
+async def test_the_same_capture_under_another_event_id_changes_nothing(
+    harness: SandboxHarness,
+) -> None:
+    await harness.open_paid()
+    (body,) = await harness.webhook_bodies()
+    assert await harness.receive(rewritten(body, id="evt_other")) is Outcome.UNCHANGED
+    assert await harness.event_kinds() == ["captured"]
 
 
-async def test_an_unknown_type_is_stored_without_effect(desk: Desk) -> None:
-    payment = await desk.open()
-    await desk.pay(payment)
-    (body,) = await desk.bodies()
-    unknown = retyped(body, type="payment.disputed")
-    assert await desk.receive(unknown) is Outcome.UNKNOWN_TYPE
-    assert await desk.receive(unknown) is Outcome.DUPLICATE
-    assert await desk.find(payment) == payment
+async def test_an_unknown_type_is_stored_without_effect(harness: SandboxHarness) -> None:
+    payment = await harness.open()
+    await harness.pay(payment)
+    (body,) = await harness.webhook_bodies()
+    unknown = rewritten(body, type="payment.disputed")
+    assert await harness.receive(unknown) is Outcome.UNKNOWN_TYPE
+    assert await harness.receive(unknown) is Outcome.DUPLICATE
+    assert await harness.find(payment) == payment
 
 
-NONSENSE: list[dict[str, object]] = [
+INVALID_FIELDS: list[dict[str, object]] = [
     {"amount_minor": "150000"},
     {"amount_minor": 1500.0},
     {"amount_minor": -1},
@@ -183,50 +185,54 @@ NONSENSE: list[dict[str, object]] = [
 ]
 
 
-async def test_signed_webhooks_that_say_nonsense_are_kept_without_effect(desk: Desk) -> None:
-    payment = await desk.open()
-    await desk.pay(payment)
-    (body,) = await desk.bodies()
-    for change in NONSENSE:
-        assert await desk.receive(retyped(body, **change)) is Outcome.UNKNOWN_TYPE, change
-    assert await desk.count(tables.webhook_inbox) == len(NONSENSE)
-    assert await desk.find(payment) == payment
+async def test_signed_webhooks_with_invalid_fields_are_stored_without_effect(
+    harness: SandboxHarness,
+) -> None:
+    payment = await harness.open()
+    await harness.pay(payment)
+    (body,) = await harness.webhook_bodies()
+    for change in INVALID_FIELDS:
+        assert await harness.receive(rewritten(body, **change)) is Outcome.UNKNOWN_TYPE, change
+    assert await harness.count(tables.webhook_inbox) == len(INVALID_FIELDS)
+    assert await harness.find(payment) == payment
 
 
-async def test_signed_bodies_that_cannot_be_read_are_kept_under_their_hashes(desk: Desk) -> None:
+async def test_signed_bodies_that_cannot_be_read_are_stored_under_their_hashes(
+    harness: SandboxHarness,
+) -> None:
     bodies = [b"", b"{", b"null", b"[]", b"\xff", b"[" * 100_000, b"1"]
     for body in bodies:
-        assert await desk.receive(body) is Outcome.UNKNOWN_TYPE
-        assert await desk.receive(body) is Outcome.DUPLICATE
-    async with desk.database.transaction() as connection:
+        assert await harness.receive(body) is Outcome.UNKNOWN_TYPE
+        assert await harness.receive(body) is Outcome.DUPLICATE
+    async with harness.database.transaction() as connection:
         stored = (await connection.execute(sa.select(tables.webhook_inbox))).all()
     assert {row.payload for row in stored} == set(bodies)
     assert {row.event_type for row in stored} == {UNREADABLE}
 
 
-async def test_a_webhook_on_nobodys_payment_is_kept_for_people(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+async def test_a_webhook_of_an_unknown_payment_is_unmatched_and_logged(
+    harness: SandboxHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    payment = await desk.open()
-    await desk.pay(payment)
-    (body,) = await desk.bodies()
+    payment = await harness.open()
+    await harness.pay(payment)
+    (body,) = await harness.webhook_bodies()
     other = "0192b000-0000-7000-8000-000000000000"
-    assert await desk.receive(retyped(body, payment_id=other)) is Outcome.UNMATCHED
+    assert await harness.receive(rewritten(body, payment_id=other)) is Outcome.UNMATCHED
     assert "ERROR" in [record.levelname for record in caplog.records]
-    async with desk.database.transaction() as connection:
+    async with harness.database.transaction() as connection:
         stored = (await connection.execute(sa.select(tables.webhook_inbox))).one()
     assert (stored.outcome, str(stored.payment_id)) == ("UNEXPLAINED", other)
 
 
-async def test_the_log_tells_a_webhook_by_id_type_and_hash_only(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+async def test_the_log_has_a_webhooks_id_type_and_hash_only(
+    harness: SandboxHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    payment = await desk.open()
-    await desk.pay(payment)
-    (body,) = await desk.bodies()
-    canary = retyped(body, method="canary-4242")
+    payment = await harness.open()
+    await harness.pay(payment)
+    (body,) = await harness.webhook_bodies()
+    canary = rewritten(body, method="canary-4242")
     with caplog.at_level(logging.DEBUG, logger="payment_svc"):
-        await desk.receive(canary)
+        await harness.receive(canary)
     (line,) = [record for record in caplog.records if record.message == "webhook"]
     assert line.__dict__["sha256"] == hashlib.sha256(canary).hexdigest()
     assert line.__dict__["event_type"] == "payment.captured"

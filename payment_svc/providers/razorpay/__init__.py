@@ -1,1 +1,1 @@
-"""Razorpay."""
+"""The adapter to Razorpay."""

@@ -1,7 +1,7 @@
-"""What Razorpay's objects and events mean: Razorpay's words → payment_svc's reports.
+"""Razorpay's objects and events as payment_svc's reports.
 
-The Payment Link is the payment's own id there; each try to pay it is a payment of Razorpay,
-which is the id of its authorisation and of its capture. Refunds carry our ids in their notes.
+A payment is a Payment Link. Each attempt to pay the link is a payment of Razorpay, whose id is
+that of its authorisation and capture. Refunds carry our ids in their notes.
 """
 
 from collections.abc import Callable
@@ -23,36 +23,36 @@ from payment_svc.providers.base import (
     Voided,
     WebhookEvent,
 )
-from payment_svc.providers.fields import money, text, text_or, time, uuid_in, whole_in
+from payment_svc.providers.fields import count_in, is_attempt, money, text, text_or, time, uuid_in
 
-TAKEN = frozenset({"captured", "refunded"})
-"""States of a payment whose money was taken, whatever went back since."""
+CAPTURED = frozenset({"captured", "refunded"})
+"""States of a payment whose money was captured, refunded or not."""
 
 _DISPUTES = {"won": DisputeStatus.WON, "lost": DisputeStatus.LOST}
 
 
 def read(event: dict[str, Any], event_id: str) -> WebhookEvent:
-    """A webhook's event. Raises one of reading.UNREADABLE_ERRORS."""
+    """A webhook's event."""
     event_type = text(event["event"])
     reader = _READERS.get(event_type)
     if reader is None:
         return WebhookEvent(event_id, event_type, None)
-    things = {name: part["entity"] for name, part in event["payload"].items()}
-    return WebhookEvent(event_id, event_type, reader(things, time(event["created_at"])))
+    entities = {name: part["entity"] for name, part in event["payload"].items()}
+    return WebhookEvent(event_id, event_type, reader(entities, time(event["created_at"])))
 
 
 def payment_report(
     payment: dict[str, Any], payment_id: UUID | None, link: str | None, *, at: datetime
 ) -> ProviderReport | None:
-    """A try to pay in the state that it has `at` that time; None while it is under way.
+    """An attempt to pay, in its state at the time `at`. None while it is pending.
 
-    The time that a payment carries is that of the try: it stays when its state changes.
+    A payment's own time is that of the attempt and does not change with its state.
     """
-    if payment["status"] in TAKEN:
+    if payment["status"] in CAPTURED:
         return captured(payment, payment_id, link)
     if payment["status"] == "authorized":
         return Authorized(
-            payment_id or _ours(payment),
+            payment_id or _payment_id(payment),
             link or _link_of(payment),
             at,
             text(payment["method"]),
@@ -60,7 +60,7 @@ def payment_report(
         )
     if payment["status"] == "failed":
         return Failed(
-            payment_id or _ours(payment),
+            payment_id or _payment_id(payment),
             link or _link_of(payment),
             at,
             text_or(payment.get("error_reason") or payment.get("error_code"), "payment_failed"),
@@ -69,11 +69,11 @@ def payment_report(
 
 
 def captured(payment: dict[str, Any], payment_id: UUID | None, link: str | None) -> Captured:
-    """A payment whose money was taken."""
-    # `fee` holds the tax on it already.
+    """A payment whose money was captured."""
+    # `fee` includes the tax on it.
     fee = payment.get("fee")
     return Captured(
-        payment_id or _ours(payment),
+        payment_id or _payment_id(payment),
         link or _link_of(payment),
         time(payment["created_at"]),
         text(payment["id"]),
@@ -84,15 +84,13 @@ def captured(payment: dict[str, Any], payment_id: UUID | None, link: str | None)
 
 
 def is_refund(refund: dict[str, Any], order: RefundOrder) -> bool:
-    """Whether Razorpay's refund is what an order's current call would make."""
-    notes = refund.get("notes")
-    return uuid_in(notes, "refund_id") == order.refund_id and (
-        whole_in(notes, "refusals") == order.refusals or refund.get("status") == "processed"
-    )
+    """Whether Razorpay's refund makes another attempt at the order superfluous."""
+    is_processed = refund.get("status") == "processed"
+    return is_attempt(refund.get("notes"), order, is_processed=is_processed)
 
 
 def refund_report(refund: dict[str, Any]) -> RefundProcessed | RefundRefused | None:
-    """A refund in its state; None while that is open, or for a foreign one that failed."""
+    """A completed or rejected refund. None for a pending one, and a failed one without our ids."""
     notes = refund.get("notes")
     payment_id, refund_id = uuid_in(notes, "payment_id"), uuid_in(notes, "refund_id")
     at = time(refund["created_at"])
@@ -108,43 +106,43 @@ def refund_report(refund: dict[str, Any]) -> RefundProcessed | RefundRefused | N
         )
     if refund["status"] == "failed" and refund_id is not None:
         return RefundRefused(
-            payment_id, None, at, refund_id, whole_in(notes, "refusals"), "refund_failed"
+            payment_id, None, at, refund_id, count_in(notes, "refusals"), "refund_failed"
         )
     return None
 
 
-def _ours(payment: dict[str, Any]) -> UUID | None:
+def _payment_id(payment: dict[str, Any]) -> UUID | None:
     return uuid_in(payment.get("notes"), "payment_id")
 
 
 def _link_of(payment: dict[str, Any]) -> str | None:
-    """The link that a payment pays: its id without the prefix is the payment's description."""
+    """The link of a payment, whose description is `#` and the link's id without its prefix."""
     description = payment.get("description")
     if isinstance(description, str) and description.startswith("#"):
         return text(f"plink_{description[1:]}")
     return None
 
 
-def _payment(things: dict[str, Any], at: datetime) -> ProviderReport | None:
-    return payment_report(things["payment"], None, None, at=at)
+def _payment(entities: dict[str, Any], at: datetime) -> ProviderReport | None:
+    return payment_report(entities["payment"], None, None, at=at)
 
 
-def _link_paid(things: dict[str, Any], _: datetime) -> ProviderReport:
-    link = things["payment_link"]
-    return captured(things["payment"], UUID(text(link["reference_id"])), text(link["id"]))
+def _link_paid(entities: dict[str, Any], _: datetime) -> ProviderReport:
+    link = entities["payment_link"]
+    return captured(entities["payment"], UUID(text(link["reference_id"])), text(link["id"]))
 
 
-def _link_over(things: dict[str, Any], at: datetime) -> ProviderReport:
-    link = things["payment_link"]
+def _link_closed(entities: dict[str, Any], at: datetime) -> ProviderReport:
+    link = entities["payment_link"]
     return Voided(UUID(text(link["reference_id"])), text(link["id"]), at)
 
 
-def _refund(things: dict[str, Any], _: datetime) -> ProviderReport | None:
-    return refund_report(things["refund"])
+def _refund(entities: dict[str, Any], _: datetime) -> ProviderReport | None:
+    return refund_report(entities["refund"])
 
 
-def _dispute(things: dict[str, Any], at: datetime) -> ProviderReport:
-    dispute = things["dispute"]
+def _dispute(entities: dict[str, Any], at: datetime) -> ProviderReport:
+    dispute = entities["dispute"]
     return Disputed(
         None,
         None,
@@ -162,8 +160,8 @@ _READERS: dict[str, Callable[[dict[str, Any], datetime], ProviderReport | None]]
     "payment.captured": _payment,
     "payment.failed": _payment,
     "payment_link.paid": _link_paid,
-    "payment_link.cancelled": _link_over,
-    "payment_link.expired": _link_over,
+    "payment_link.cancelled": _link_closed,
+    "payment_link.expired": _link_closed,
     "refund.created": _refund,
     "refund.processed": _refund,
     "refund.failed": _refund,

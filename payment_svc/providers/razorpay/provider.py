@@ -1,13 +1,11 @@
-"""The adapter to Razorpay, over its official SDK: a Payment Link for each payment.
+"""The adapter to Razorpay over its official SDK: a Payment Link for each payment.
 
-Source of the calls: Razorpay's API reference, "Payment Links", "Payments", "Refunds". What
-its objects mean to us is in razorpay_events.py. The SDK blocks: its calls run in a bounded
-pool of threads, each with a session of its own.
+Source of the calls: Razorpay's API reference, "Payment Links", "Payments", "Refunds". The SDK
+blocks: it runs in a bounded thread pool. events.py reads Razorpay's objects.
 """
 
 import asyncio
 import hashlib
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +17,8 @@ import razorpay
 import requests
 
 from mesh.clock import Clock
-from mesh.money import Money
-from payment_svc.providers import amounts, fields, signatures
+from payment_svc.providers import fields, signatures
+from payment_svc.providers.amounts import RAZORPAY
 from payment_svc.providers.base import (
     CALL_SECONDS,
     Captured,
@@ -47,11 +45,11 @@ _THREADS = 16
 _MAX_DESCRIPTION = 2000
 _PAGE = 100
 _MAX_PAGES = 200
-_OVER = {"cancelled", "expired"}
+_CLOSED = {"cancelled", "expired"}
 
 
 class RazorpayProvider:
-    """Implements payment_svc.providers.Provider."""
+    """Implements payment_svc.providers.base.Provider."""
 
     def __init__(
         self,
@@ -73,7 +71,7 @@ class RazorpayProvider:
         self._sessions: list[requests.Session] = []
 
     async def close(self) -> None:
-        # A call that still runs ends within its time limit.
+        # Waits for the calls that still run, at most for their time limit.
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         for session in self._sessions:
             session.close()
@@ -88,72 +86,61 @@ class RazorpayProvider:
             if link is None:
                 return Voided(order.payment_id, None, self._clock())
             reference = str(link["id"])
-        # Refused: it is over already; which way decides.
+        # Refused: the link is closed already. Its state decides.
         with suppress(ProviderRefusedError):
             await self._call(lambda api, **with_: api.payment_link.cancel(reference, **with_))
         link = await self._link(reference)
-        if link["status"] in _OVER:
+        if link["status"] in _CLOSED:
             return Voided(order.payment_id, reference, self._clock())
         for payment in await self._payments(link):
-            if payment["status"] in events.TAKEN:
+            if payment["status"] in events.CAPTURED:
                 return events.captured(payment, order.payment_id, reference)
         raise ProviderError(NAME, "not_decided")
 
     async def capture(self, order: Order, authorization_reference: str) -> Captured | Failed:
-        amount = _amount(order.amount)
-        terms = {"currency": order.amount.currency_code}
+        amount = RAZORPAY.to_provider(order.amount)
+        parameters = {"currency": order.amount.currency_code}
         try:
             payment = await self._call(
                 lambda api, **with_: api.payment.capture(
-                    authorization_reference, amount, terms, **with_
+                    authorization_reference, amount, parameters, **with_
                 )
             )
         except ProviderRefusedError:
-            # Taken by itself, or given back because nobody took it in time.
+            # Captured automatically, or released because it was not captured in time.
             payment = await self._payment(authorization_reference)
-        if payment["status"] in events.TAKEN:
+        if payment["status"] in events.CAPTURED:
             return events.captured(payment, order.payment_id, None)
         return Failed(order.payment_id, None, self._clock(), "authorization_gone")
 
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused | None:
         if order.attempt > 1:
-            # Keys may be forgotten, and the answer to one never changes: look first.
-            for done in await self._refunds(order.capture_reference):
-                if events.is_refund(done, order):
-                    return events.refund_report(done)
-        terms = {
-            "amount": _amount(order.amount),
+            # Razorpay may have deleted the key, and repeats a key's stored answer, also a failure.
+            for earlier in await self._refunds(order.capture_reference):
+                if events.is_refund(earlier, order):
+                    return events.refund_report(earlier)
+        parameters = {
+            "amount": RAZORPAY.to_provider(order.amount),
             "speed": "normal",
-            "notes": {
-                "refund_id": str(order.refund_id),
-                "payment_id": str(order.payment_id),
-                "refusals": str(order.refusals),
-            },
+            "notes": order.notes,
         }
-        # Letters, digits, hyphens and underscores only.
+        # Razorpay accepts letters, digits, hyphens and underscores in a key.
         key = order.idempotency_key.replace(":", "-")
         try:
             refund = await self._call(
                 lambda api, **with_: api.payment.refund(
                     order.capture_reference,
-                    terms,
+                    parameters,
                     headers={"X-Refund-Idempotency": key},
                     **with_,
                 )
             )
         except ProviderRefusedError as error:
-            return RefundRefused(
-                order.payment_id,
-                order.session_reference,
-                self._clock(),
-                order.refund_id,
-                order.refusals,
-                error.code,
-            )
+            return RefundRefused.of(order, event_time=self._clock(), failure_code=error.code)
         return events.refund_report(refund)
 
     async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
-        # Before asking: what is true then may be reported as from that moment on.
+        # Read before the calls: the reported state is at least as recent.
         now = self._clock()
         link = await self._link(reference)
         reports: list[ProviderReport] = []
@@ -161,59 +148,53 @@ class RazorpayProvider:
             report = events.payment_report(payment, order.payment_id, reference, at=now)
             if report is not None:
                 reports.append(report)
-            if payment["status"] in events.TAKEN and payment.get("amount_refunded"):
-                found = map(events.refund_report, await self._refunds(payment["id"]))
-                reports += [each for each in found if each is not None]
-        if link["status"] in _OVER:
+            if payment["status"] in events.CAPTURED and payment.get("amount_refunded"):
+                refunds = await self._refunds(payment["id"])
+                reports += filter(None, map(events.refund_report, refunds))
+        if link["status"] in _CLOSED:
             reports.append(Voided(order.payment_id, reference, now))
         return reports
 
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
-        # Both bounds count at Razorpay.
+        # Razorpay includes both bounds.
         window = {"from": int(since.timestamp()), "to": int(until.timestamp()) - 1}
-        found: list[Movement] = []
+        movements: list[Movement] = []
         for payment in await self._pages("payment", window):
-            if payment["status"] in events.TAKEN:
-                found.append(Movement.of(events.captured(payment, None, None)))
+            if payment["status"] in events.CAPTURED:
+                movements.append(Movement.of(events.captured(payment, None, None)))
         for refund in await self._pages("refund", window):
-            back = events.refund_report(refund)
-            if isinstance(back, RefundProcessed):
-                found.append(Movement.of(back))
-        return found
+            report = events.refund_report(refund)
+            if isinstance(report, RefundProcessed):
+                movements.append(Movement.of(report))
+        return movements
 
     def step_minor(self, currency_code: str) -> int:
-        return amounts.RAZORPAY.step_minor(currency_code)
+        return RAZORPAY.step_minor(currency_code)
 
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime
     ) -> WebhookEvent:
         signatures.verify_plain(body, headers.get(_SIGNATURE_HEADER), secrets=self._secrets)
-        digest = hashlib.sha256(body).hexdigest()
-        try:
-            # The id is not signed: with the body's hash, nobody can use up another event's.
-            given = fields.text_or(headers.get(_EVENT_ID_HEADER), digest)
-            event_id = given if given == digest else f"{given}:{digest[:16]}"
-            return events.read(json.loads(body), event_id)
-        except fields.UNREADABLE_ERRORS:
-            return fields.unreadable(body)
+        return fields.read_event(body, lambda event: events.read(event, _event_id(body, headers)))
 
     async def _open(self, order: Order) -> dict[str, Any]:
-        notes = {"payment_id": str(order.payment_id), "booking_id": str(order.booking_id)}
-        terms: dict[str, Any] = {
-            "amount": _amount(order.amount),
+        parameters: dict[str, Any] = {
+            "amount": RAZORPAY.to_provider(order.amount),
             "currency": order.amount.currency_code,
             "accept_partial": False,
             "description": (order.description or "Booking")[:_MAX_DESCRIPTION],
-            # Unique at Razorpay: it is what makes opening safe to repeat.
+            # Unique at Razorpay, which makes the call safe to repeat.
             "reference_id": str(order.payment_id),
-            "notes": notes,
+            "notes": order.notes,
             "notify": {"sms": False, "email": False},
             "reminder_enable": False,
         }
         if order.success_url:
-            terms |= {"callback_url": order.success_url, "callback_method": "get"}
+            parameters |= {"callback_url": order.success_url, "callback_method": "get"}
         try:
-            return await self._call(lambda api, **with_: api.payment_link.create(terms, **with_))
+            return await self._call(
+                lambda api, **with_: api.payment_link.create(parameters, **with_)
+            )
         except ProviderRefusedError:
             link = await self._find_link(order)
             if link is None:
@@ -221,10 +202,10 @@ class RazorpayProvider:
             return link
 
     async def _find_link(self, order: Order) -> dict[str, Any] | None:
-        asked = {"reference_id": str(order.payment_id)}
-        page = await self._call(lambda api, **with_: api.payment_link.all(asked, **with_))
-        found: list[dict[str, Any]] = page.get("payment_links") or []
-        return found[0] if found else None
+        filters = {"reference_id": str(order.payment_id)}
+        page = await self._call(lambda api, **with_: api.payment_link.all(filters, **with_))
+        links: list[dict[str, Any]] = page.get("payment_links") or []
+        return links[0] if links else None
 
     async def _link(self, reference: str) -> dict[str, Any]:
         return await self._call(lambda api, **with_: api.payment_link.fetch(reference, **with_))
@@ -233,7 +214,7 @@ class RazorpayProvider:
         return await self._call(lambda api, **with_: api.payment.fetch(reference, **with_))
 
     async def _payments(self, link: dict[str, Any]) -> list[dict[str, Any]]:
-        """All tries to pay a link, the refused ones too."""
+        """All attempts to pay a link, declined ones included."""
         order_id = link.get("order_id")
         if not order_id:
             return []
@@ -251,19 +232,19 @@ class RazorpayProvider:
         return items
 
     async def _pages(self, kind: str, window: dict[str, int]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        items: list[dict[str, Any]] = []
         for number in range(_MAX_PAGES):
-            asked = {**window, "count": _PAGE, "skip": number * _PAGE}
+            filters = {**window, "count": _PAGE, "skip": number * _PAGE}
             page = await self._call(
-                lambda api, asked=asked, **with_: getattr(api, kind).all(asked, **with_)
+                lambda api, filters=filters, **with_: getattr(api, kind).all(filters, **with_)
             )
-            found += page["items"]
+            items += page["items"]
             if len(page["items"]) < _PAGE:
-                return found
+                return items
         raise ProviderError(NAME, "too_many_pages")
 
     async def _call(self, call: Callable[..., Any]) -> dict[str, Any]:
-        """One call of the SDK in a thread. Its errors as ours: refused for good, or not known."""
+        """One call of the SDK, in a thread. Raises ProviderError and ProviderRefusedError."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._blocking, call)
 
@@ -281,29 +262,28 @@ class RazorpayProvider:
         return answer
 
     def _client(self) -> Any:
-        """The SDK's client of this thread: its sessions are not made to be shared."""
+        """The SDK's client of this thread. `requests` sessions are not thread-safe."""
         client = getattr(self._of_thread, "client", None)
         if client is None:
             session = requests.Session()
             self._sessions.append(session)
-            session.hooks["response"].append(_refuse_trouble)
+            session.hooks["response"].append(_raise_for_status)
             options = {"base_url": self._api_base} if self._api_base else {}
             client = razorpay.Client(session=session, auth=self._key, **options)
             self._of_thread.client = client
         return client
 
 
-def _refuse_trouble(response: requests.Response, *_: object, **__: object) -> None:
-    """The SDK tells no status and calls a 429 a bad request, as if it were final."""
+def _raise_for_status(response: requests.Response, *_: object, **__: object) -> None:
+    """Raises for statuses that are not final. The SDK raises BadRequestError for a 429."""
     if response.status_code in {409, 429} or response.status_code >= 500:
-        # Nobody will read its body: without this the connection would neither go back to
-        # the session nor be closed with it.
+        # Its body is not read: an open response would keep its connection from the session.
         response.close()
         raise ProviderError(NAME, f"http_{response.status_code}")
 
 
-def _amount(money: Money) -> int:
-    try:
-        return amounts.RAZORPAY.to_provider(money)
-    except amounts.UnrepresentableError as error:
-        raise ProviderRefusedError(NAME, "amount_not_representable") from error
+def _event_id(body: bytes, headers: Mapping[str, str]) -> str:
+    """The header's id and the body's hash: the signature does not cover the header."""
+    digest = hashlib.sha256(body).hexdigest()
+    given = fields.text_or(headers.get(_EVENT_ID_HEADER), digest)
+    return given if given == digest else f"{given}:{digest[:16]}"

@@ -1,7 +1,7 @@
-"""The sandbox provider: what Stripe or Razorpay would run, offline, in the same process.
+"""The sandbox provider: a payment provider inside payment_svc, without a network.
 
-Its side (bank, ledger, delivery, pages) knows payment_svc by signed webhooks only;
-provider.py is the adapter through which payment_svc knows it.
+The provider's side (bank, ledger, delivery, pages) reports to payment_svc by signed webhooks
+only. provider.py is payment_svc's adapter to it.
 """
 
 NAME = "sandbox"

@@ -1,7 +1,7 @@
-"""The sandbox's own side of a payment: its session, what the customer does, refunds.
+"""The sandbox's side of a payment: its session, the customer's choice, refunds.
 
-Every step that moves money locks the session, writes the ledger and queues the webhook
-in one transaction.
+Each step that moves money locks the session, writes the ledger and queues the webhook in one
+transaction.
 """
 
 import json
@@ -25,7 +25,7 @@ from payment_svc.tables import sandbox_payments
 
 METHOD = "card"
 DECLINED = "card_declined"
-"""Failure code of the only way in which the sandbox declines."""
+"""The failure code of a declined payment."""
 
 
 class State(StrEnum):
@@ -43,7 +43,7 @@ MOVES: dict[State, frozenset[State]] = {
 
 @dataclass(frozen=True, slots=True)
 class SandboxSession:
-    """A payment as the sandbox knows it. `payment_id` is the merchant's."""
+    """A payment at the sandbox. `payment_id` is the merchant's id."""
 
     session_id: str
     payment_id: UUID
@@ -56,7 +56,7 @@ class SandboxSession:
 
 
 class RefusedError(Exception):
-    """The sandbox will not do it; the text is a code such as `exceeds_capture`."""
+    """The sandbox rejects the call. The text is a code such as `exceeds_capture`."""
 
 
 async def open_session(
@@ -69,12 +69,12 @@ async def open_session(
     cancel_url: str,
     now: datetime,
 ) -> SandboxSession:
-    """Opens a session, or returns the one that the merchant's id has already."""
+    """Opens a session, or returns the session of this payment id."""
     inserted = (
         await connection.execute(
             postgresql.insert(sandbox_payments)
             .values(
-                session_id=_new("cs"),
+                session_id=_new_id("cs"),
                 payment_id=payment_id,
                 state=State.OPEN,
                 amount_minor=amount.amount_minor,
@@ -96,19 +96,19 @@ async def open_session(
 
 async def find(connection: AsyncConnection, *, payment_id: UUID) -> SandboxSession:
     """The session of a merchant's payment. Raises PAYMENT_NOT_FOUND."""
-    return await _one(
+    return await _select(
         connection, sa.select(sandbox_payments).where(sandbox_payments.c.payment_id == payment_id)
     )
 
 
 async def pay(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -> SandboxSession:
-    """OPEN → PAID: takes the money. Paying what is paid changes nothing.
+    """OPEN → PAID: captures the money. A paid session does not change.
 
     Raises PAYMENT_NOT_FOUND, or PAYMENT_STATE_INVALID for a voided session.
     """
     session = await _lock(connection, payment_id)
     if session.state is State.VOIDED:
-        raise _given_up(session)
+        raise _voided(session)
     if session.state is State.OPEN:
         await capture(connection, session=session, amount=session.amount, now=now)
     return await find(connection, payment_id=payment_id)
@@ -117,20 +117,20 @@ async def pay(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -
 async def decline(
     connection: AsyncConnection, *, payment_id: UUID, now: datetime
 ) -> SandboxSession:
-    """Refuses this try; the session stays OPEN for another. What is paid stays paid.
+    """Declines the attempt; the session stays OPEN. A paid session does not change.
 
     Raises PAYMENT_NOT_FOUND, or PAYMENT_STATE_INVALID for a voided session.
     """
     session = await _lock(connection, payment_id)
     if session.state is State.VOIDED:
-        raise _given_up(session)
+        raise _voided(session)
     if session.state is State.OPEN:
         await connection.execute(
             sa.update(sandbox_payments)
             .where(sandbox_payments.c.session_id == session.session_id)
             .values(decline_time=now, update_time=now)
         )
-        await _announce(connection, session, "payment.failed", now, failure_code=DECLINED)
+        await _enqueue_webhook(connection, session, "payment.failed", now, failure_code=DECLINED)
     return session
 
 
@@ -144,7 +144,7 @@ async def void(connection: AsyncConnection, *, payment_id: UUID, now: datetime) 
 async def capture(
     connection: AsyncConnection, *, session: SandboxSession, amount: Money, now: datetime
 ) -> Entry:
-    """Takes money, whatever the session asks for: checking that is `pay`'s business."""
+    """Captures any amount, in any state. `pay` checks both."""
     await connection.execute(
         sa.update(sandbox_payments)
         .where(sandbox_payments.c.session_id == session.session_id)
@@ -154,8 +154,8 @@ async def capture(
             update_time=now,
         )
     )
-    entry = await _write(connection, session, Kind.CAPTURE, _new("ch"), amount, None, now)
-    await _announce(
+    entry = await _write(connection, session, Kind.CAPTURE, _new_id("ch"), amount, None, now)
+    await _enqueue_webhook(
         connection,
         session,
         "payment.captured",
@@ -169,20 +169,20 @@ async def capture(
 
 
 async def dispute(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -> None:
-    """The customer's bank asks the first capture back. No money moves until it is decided."""
+    """The customer's bank disputes the first capture. No money moves."""
     session = await _lock(connection, payment_id)
-    taken = await ledger.find_capture(connection, session_id=session.session_id)
-    if taken is None:
+    entry = await ledger.find_capture(connection, session_id=session.session_id)
+    if entry is None:
         raise RefusedError("nothing_captured")
-    await _announce(
+    await _enqueue_webhook(
         connection,
         session,
         "dispute.created",
         now,
-        dispute_id=f"dp_{taken.reference}",
-        capture_id=taken.reference,
-        amount_minor=taken.amount.amount_minor,
-        currency_code=taken.amount.currency_code,
+        dispute_id=f"dp_{entry.reference}",
+        capture_id=entry.reference,
+        amount_minor=entry.amount.amount_minor,
+        currency_code=entry.amount.currency_code,
         reason="fraudulent",
     )
 
@@ -196,15 +196,15 @@ async def refund(
     idempotency_key: str,
     now: datetime,
 ) -> Entry:
-    """Gives money back, once per key. `refund_id` is the merchant's and comes back to it.
+    """Refunds money, once per key. The webhook has `refund_id`, the merchant's id.
 
-    Raises PAYMENT_NOT_FOUND, or RefusedError when less is left.
+    Raises PAYMENT_NOT_FOUND, or RefusedError when the amount exceeds what can be refunded.
     """
     session = await _lock(connection, payment_id)
-    done = await ledger.find_by_key(connection, idempotency_key=idempotency_key)
-    if done is not None:
-        return done
-    moved = await connection.execute(
+    earlier = await ledger.find_by_key(connection, idempotency_key=idempotency_key)
+    if earlier is not None:
+        return earlier
+    counted = await connection.execute(
         sa.update(sandbox_payments)
         .where(sandbox_payments.c.session_id == session.session_id)
         .where(
@@ -216,10 +216,12 @@ async def refund(
             update_time=now,
         )
     )
-    if moved.rowcount == 0:
+    if counted.rowcount == 0:
         raise RefusedError("exceeds_capture")
-    entry = await _write(connection, session, Kind.REFUND, _new("re"), amount, idempotency_key, now)
-    await _announce(
+    entry = await _write(
+        connection, session, Kind.REFUND, _new_id("re"), amount, idempotency_key, now
+    )
+    await _enqueue_webhook(
         connection,
         session,
         "refund.processed",
@@ -263,18 +265,18 @@ async def _write(
         now=now,
     )
     if entry is None:
-        raise RuntimeError("the key was used while its session was locked")
+        raise RuntimeError(f"idempotency key {idempotency_key} was used by another session")
     return entry
 
 
-async def _announce(
+async def _enqueue_webhook(
     connection: AsyncConnection,
     session: SandboxSession,
     event_type: str,
     now: datetime,
-    **facts: object,
+    **data: object,
 ) -> None:
-    event_id = _new("evt")
+    event_id = _new_id("evt")
     body = {
         "id": event_id,
         "type": event_type,
@@ -282,7 +284,7 @@ async def _announce(
         "data": {
             "session_id": session.session_id,
             "payment_id": str(session.payment_id),
-            **facts,
+            **data,
         },
     }
     await outgoing.enqueue(
@@ -295,7 +297,7 @@ async def _announce(
 
 
 async def _lock(connection: AsyncConnection, payment_id: UUID) -> SandboxSession:
-    return await _one(
+    return await _select(
         connection,
         sa.select(sandbox_payments)
         .where(sandbox_payments.c.payment_id == payment_id)
@@ -303,16 +305,16 @@ async def _lock(connection: AsyncConnection, payment_id: UUID) -> SandboxSession
     )
 
 
-async def _one(connection: AsyncConnection, statement: sa.Select[Any]) -> SandboxSession:
+async def _select(connection: AsyncConnection, statement: sa.Select[Any]) -> SandboxSession:
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
     return _from_row(row)
 
 
-def _given_up(session: SandboxSession) -> DomainError:
+def _voided(session: SandboxSession) -> DomainError:
     return DomainError(
-        Reason.PAYMENT_STATE_INVALID, "this payment was given up", status=session.state
+        Reason.PAYMENT_STATE_INVALID, "the payment was cancelled", status=session.state
     )
 
 
@@ -320,7 +322,7 @@ def _before(state: State) -> Sequence[State]:
     return [earlier for earlier, moves in MOVES.items() if state in moves]
 
 
-def _new(prefix: str) -> str:
+def _new_id(prefix: str) -> str:
     return f"{prefix}_{new_id().hex}"
 
 

@@ -1,7 +1,7 @@
-"""The sandbox as a fault lab: what goes wrong, by script for a payment or by chance.
+"""The sandbox as a fault lab: which faults occur, scripted for a payment or at random.
 
-A script is a row per fault with how often it still strikes; chances come from settings.
-Webhooks go wrong in delivery.py, calls in provider.py, money in servicer.py.
+A scripted fault is a row with the number of times that it still occurs; probabilities come
+from the settings. delivery.py, provider.py and servicers/sandbox.py carry the faults out.
 """
 
 import random
@@ -17,19 +17,19 @@ from payment_svc.tables import sandbox_faults
 
 
 class Fault(StrEnum):
-    # Webhooks: some seconds late, beyond the payment window, after the next one, twice,
-    # never, with a signature that does not hold.
+    # Webhooks: seconds late, after the payment window, after the next one, twice, never, with
+    # an invalid signature.
     DELAY = "DELAY"
     LATE = "LATE"
     REORDER = "REORDER"
     DUPLICATE = "DUPLICATE"
     DROP = "DROP"
     WRONG_SIGNATURE = "WRONG_SIGNATURE"
-    # Calls: done, and answered by a 500 or not at all; refused by a 429.
+    # Calls: carried out and answered by a 500 or not at all; rejected by a 429.
     ERROR_AFTER = "ERROR_AFTER"
     TIMEOUT_AFTER = "TIMEOUT_AFTER"
     THROTTLE = "THROTTLE"
-    # Money: taken twice; asked back by the customer's bank.
+    # Money: captured twice; disputed by the customer's bank.
     PAY_TWICE = "PAY_TWICE"
     DISPUTE = "DISPUTE"
 
@@ -50,7 +50,7 @@ PAY_FAULTS = frozenset({Fault.PAY_TWICE, Fault.DISPUTE})
 
 
 class Lab:
-    """Decides what goes wrong next. Without a script and chances, nothing does."""
+    """Decides which fault occurs next: a scripted one, else one at random."""
 
     def __init__(self, chances: Mapping[Fault, float] | None = None, *, seed: int = 1) -> None:
         self._chances = dict(chances or {})
@@ -59,9 +59,9 @@ class Lab:
     async def next(
         self, connection: AsyncConnection, *, payment_id: UUID | None, among: Collection[Fault]
     ) -> Fault | None:
-        """The fault that strikes now, if any; a scripted one is used up by it."""
+        """The fault that occurs now, if any. Counts down a scripted one."""
         if payment_id is not None:
-            scripted = await _use_up(connection, payment_id, among)
+            scripted = await _next_scripted(connection, payment_id, among)
             if scripted is not None:
                 return scripted
         for fault in sorted(among):
@@ -71,20 +71,20 @@ class Lab:
 
 
 def parse(text: str) -> dict[Fault, float]:
-    """Chances as a setting writes them, e.g. `DROP=0.3,DUPLICATE=0.1`. Raises ValueError."""
+    """Probabilities from a setting, e.g. `DROP=0.3,DUPLICATE=0.1`. Raises ValueError."""
     chances = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, chance = part.partition("=")
         chances[Fault(name.strip())] = float(chance)
         if not 0 <= chances[Fault(name.strip())] <= 1:
-            raise ValueError(f"{part}: a chance is between 0 and 1")
+            raise ValueError(f"{part}: a probability is between 0 and 1")
     return chances
 
 
 async def script(
     connection: AsyncConnection, *, payment_id: UUID, fault: Fault, times: int, now: datetime
 ) -> None:
-    """Lets a fault strike a payment so many times."""
+    """Scripts a fault for a payment, for a number of times."""
     await connection.execute(
         sa.insert(sandbox_faults).values(
             payment_id=payment_id, fault=fault, remaining=times, create_time=now
@@ -92,7 +92,7 @@ async def script(
     )
 
 
-async def _use_up(
+async def _next_scripted(
     connection: AsyncConnection, payment_id: UUID, among: Collection[Fault]
 ) -> Fault | None:
     first = (

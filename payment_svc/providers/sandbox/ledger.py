@@ -1,4 +1,4 @@
-"""The sandbox's ledger: money that it really moved. Append-only, and the judge in tests."""
+"""The sandbox's ledger: the money that it moved. Append-only; tests compare with it."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +20,7 @@ _MAX_BETWEEN = 100_000
 
 
 class Kind(StrEnum):
-    """CAPTURE: from the customer to the merchant. REFUND: back."""
+    """CAPTURE moves money from the customer to the merchant, REFUND back."""
 
     CAPTURE = "CAPTURE"
     REFUND = "REFUND"
@@ -48,7 +48,7 @@ async def append(
     idempotency_key: str | None,
     now: datetime,
 ) -> Entry | None:
-    """Writes an entry; None when the idempotency key has one."""
+    """Appends an entry. None when the idempotency key has one."""
     row = (
         await connection.execute(
             postgresql.insert(sandbox_ledger)
@@ -70,7 +70,7 @@ async def append(
 
 
 async def find_by_key(connection: AsyncConnection, *, idempotency_key: str) -> Entry | None:
-    """What was done under a merchant's key, if anything."""
+    """The entry of a merchant's idempotency key, if any."""
     row = (
         await connection.execute(
             sa.select(sandbox_ledger).where(sandbox_ledger.c.idempotency_key == idempotency_key)
@@ -94,7 +94,7 @@ async def find_capture(connection: AsyncConnection, *, session_id: str) -> Entry
 
 
 async def of_session(connection: AsyncConnection, *, session_id: str) -> Sequence[Entry]:
-    """What was moved for a session, oldest first."""
+    """The entries of a session, oldest first."""
     rows = await connection.execute(
         sa.select(sandbox_ledger)
         .where(sandbox_ledger.c.session_id == session_id)
@@ -107,7 +107,7 @@ async def of_session(connection: AsyncConnection, *, session_id: str) -> Sequenc
 async def list_between(
     connection: AsyncConnection, *, since: datetime, until: datetime
 ) -> Sequence[Entry]:
-    """What was moved in [since, until), oldest first."""
+    """The entries of [since, until), oldest first."""
     rows = await connection.execute(
         sa.select(sandbox_ledger)
         .where(sandbox_ledger.c.create_time >= since)
@@ -142,7 +142,7 @@ def _from_row(row: sa.Row[Any]) -> Entry:
 
 
 def _refund_id(idempotency_key: str) -> UUID | None:
-    """The merchant's refund, which its key begins with; None for another's key."""
+    """The merchant's id of the refund: the first part of its key."""
     with suppress(ValueError):
         return UUID(idempotency_key.partition(":")[0])
     return None

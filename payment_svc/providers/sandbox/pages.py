@@ -1,7 +1,6 @@
-"""The sandbox's payment page as HTML.
+"""The sandbox's payment page as HTML, and its content security policy.
 
-Its script and style are fixed texts inside the page, so that its own content security
-policy can name them by their hashes; what varies is in attributes and text.
+The page's script and style are constant: the policy allows them by their hashes.
 """
 
 import base64
@@ -22,16 +21,16 @@ _TEMPLATE = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined
 
 
 def checkout(session: SandboxSession) -> str:
-    """The page of a session in its state."""
+    """The page of a session."""
     return _TEMPLATE.render(session=session)
 
 
 def _hash(tag: str) -> str:
     """The CSP source of the page's one inline script or style."""
-    found = re.findall(f"<{tag}>(.*?)</{tag}>", _SOURCE, re.DOTALL)
-    if len(found) != 1:
-        raise ValueError(f"the page has {len(found)} <{tag}> elements, not one")
-    digest = hashlib.sha256(found[0].encode()).digest()
+    elements = re.findall(f"<{tag}>(.*?)</{tag}>", _SOURCE, re.DOTALL)
+    if len(elements) != 1:
+        raise ValueError(f"the page has {len(elements)} <{tag}> elements instead of one")
+    digest = hashlib.sha256(elements[0].encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
@@ -46,4 +45,4 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "frame-ancestors 'none'",
     ]
 )
-"""The strictest policy under which the page works; sent as a header with it."""
+"""The value of the page's content-security-policy header."""

@@ -1,10 +1,6 @@
-"""The adapter through which payment_svc knows the sandbox, as it would know Stripe.
-
-Each call is a transaction of the sandbox's own.
-"""
+"""payment_svc's adapter to the sandbox. Each call is a transaction of the sandbox's side."""
 
 import asyncio
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -33,17 +29,15 @@ from payment_svc.providers.base import (
     Voided,
     WebhookEvent,
 )
-from payment_svc.providers.fields import UNREADABLE, UNREADABLE_ERRORS, money, text, unreadable
+from payment_svc.providers.fields import money, read_event, text
 from payment_svc.providers.sandbox import NAME, bank, ledger, signature
 from payment_svc.providers.sandbox.bank import RefusedError, State
 from payment_svc.providers.sandbox.faults import AFTER_FAULTS, BEFORE_FAULTS, Fault, Lab
 from payment_svc.providers.sandbox.ledger import Entry, Kind
 
-__all__ = ["UNREADABLE", "SandboxProvider"]
-
 
 class SandboxProvider:
-    """Implements payment_svc.providers.Provider."""
+    """Implements payment_svc.providers.base.Provider."""
 
     def __init__(
         self,
@@ -63,7 +57,7 @@ class SandboxProvider:
         self._lab = lab or Lab()
 
     async def create_session(self, order: Order) -> Session:
-        await self._trouble(order.payment_id, BEFORE_FAULTS)
+        await self._raise_fault(order.payment_id, BEFORE_FAULTS)
         async with self._database.single() as connection:
             session = await bank.open_session(
                 connection,
@@ -74,7 +68,7 @@ class SandboxProvider:
                 cancel_url=order.cancel_url,
                 now=self._clock(),
             )
-        await self._trouble(order.payment_id, AFTER_FAULTS)
+        await self._raise_fault(order.payment_id, AFTER_FAULTS)
         return Session(session.session_id, f"{self._gateway_url}/sandbox/pay/{session.payment_id}")
 
     async def void(self, order: Order, reference: str | None) -> Voided | Captured:
@@ -83,25 +77,18 @@ class SandboxProvider:
         try:
             async with self._database.transaction() as connection:
                 session = await bank.void(connection, payment_id=payment_id, now=now)
-                taken = await ledger.find_capture(connection, session_id=session.session_id)
+                capture = await ledger.find_capture(connection, session_id=session.session_id)
         except DomainError as error:
             if error.reason is Reason.PAYMENT_NOT_FOUND:
                 return Voided(payment_id, None, now)
             raise
-        if session.state is State.PAID and taken is not None:
-            return Captured(
-                payment_id,
-                session.session_id,
-                taken.create_time,
-                taken.reference,
-                taken.amount,
-                bank.METHOD,
-            )
+        if session.state is State.PAID and capture is not None:
+            return _capture(capture, session.session_id)
         return Voided(payment_id, session.session_id, now)
 
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused:
         now = self._clock()
-        await self._trouble(order.payment_id, BEFORE_FAULTS)
+        await self._raise_fault(order.payment_id, BEFORE_FAULTS)
         try:
             async with self._database.transaction() as connection:
                 entry = await bank.refund(
@@ -113,29 +100,15 @@ class SandboxProvider:
                     now=now,
                 )
         except RefusedError as error:
-            return RefundRefused(
-                order.payment_id,
-                order.session_reference,
-                now,
-                order.refund_id,
-                order.refusals,
-                str(error),
-            )
+            return RefundRefused.of(order, event_time=now, failure_code=str(error))
         except DomainError as error:
             raise ProviderError(NAME, error.reason.lower()) from error
         self._webhook_queued.ring()
-        await self._trouble(order.payment_id, AFTER_FAULTS)
-        return RefundProcessed(
-            order.payment_id,
-            order.session_reference,
-            entry.create_time,
-            order.refund_id,
-            entry.reference,
-            entry.amount,
-        )
+        await self._raise_fault(order.payment_id, AFTER_FAULTS)
+        return _refund(entry, order.session_reference)
 
     async def capture(self, order: Order, authorization_reference: str) -> Captured | Failed:
-        # The sandbox takes money at once: nothing is ever authorised only.
+        # The sandbox captures at once: it has no authorisations.
         return Failed(order.payment_id, None, self._clock(), "nothing_authorised")
 
     async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
@@ -155,8 +128,8 @@ class SandboxProvider:
             entries = await ledger.list_between(connection, since=since, until=until)
         return [Movement.of(_report(entry, None)) for entry in entries]
 
-    async def _trouble(self, payment_id: UUID, among: Collection[Fault]) -> None:
-        """What the lab lets go wrong with a call, before or after it was done."""
+    async def _raise_fault(self, payment_id: UUID, among: Collection[Fault]) -> None:
+        """Carries out the fault lab's next fault of a call, if any."""
         async with self._database.single() as connection:
             fault = await self._lab.next(connection, payment_id=payment_id, among=among)
         if fault is Fault.TIMEOUT_AFTER:
@@ -171,39 +144,34 @@ class SandboxProvider:
         self, body: bytes, headers: Mapping[str, str], *, now: datetime
     ) -> WebhookEvent:
         signature.verify(body, headers.get(signature.HEADER), secrets=self._secrets, now=now)
-        try:
-            event = json.loads(body)
-            event_id, event_type = text(event["id"]), text(event["type"])
-            reader = _READERS.get(event_type)
-            report = None if reader is None else reader(event["data"], _time(event))
-        except UNREADABLE_ERRORS:
-            return unreadable(body)
-        return WebhookEvent(event_id, event_type, report)
+        return read_event(body, _read)
 
 
-def _disputed(facts: Any, time: datetime) -> ProviderReport:
-    return Disputed(
-        UUID(facts["payment_id"]),
-        text(facts["session_id"]),
-        time,
-        text(facts["dispute_id"]),
-        text(facts["capture_id"]),
-        _money(facts),
-        text(facts["reason"]),
-        DisputeStatus.OPEN,
-    )
+def _read(event: Any) -> WebhookEvent:
+    event_id, event_type = text(event["id"]), text(event["type"])
+    reader = _READERS.get(event_type)
+    report = None if reader is None else reader(event["data"], _time(event))
+    return WebhookEvent(event_id, event_type, report)
 
 
 def _report(entry: Entry, session_reference: str | None) -> Captured | RefundProcessed:
     if entry.kind is Kind.CAPTURE:
-        return Captured(
-            entry.payment_id,
-            session_reference,
-            entry.create_time,
-            entry.reference,
-            entry.amount,
-            bank.METHOD,
-        )
+        return _capture(entry, session_reference)
+    return _refund(entry, session_reference)
+
+
+def _capture(entry: Entry, session_reference: str | None) -> Captured:
+    return Captured(
+        entry.payment_id,
+        session_reference,
+        entry.create_time,
+        entry.reference,
+        entry.amount,
+        bank.METHOD,
+    )
+
+
+def _refund(entry: Entry, session_reference: str | None) -> RefundProcessed:
     return RefundProcessed(
         entry.payment_id,
         session_reference,
@@ -217,39 +185,41 @@ def _report(entry: Entry, session_reference: str | None) -> Captured | RefundPro
 def _time(event: Any) -> datetime:
     time = datetime.fromisoformat(event["create_time"])
     if time.tzinfo is None:
-        raise ValueError("a time without its zone")
+        raise ValueError("a time without a time zone")
     return time
 
 
-def _money(facts: Any) -> Money:
-    return money(facts["amount_minor"], facts["currency_code"], SANDBOX)
+def _ids(data: Any) -> tuple[UUID, str]:
+    return UUID(data["payment_id"]), text(data["session_id"])
 
 
-def _captured(facts: Any, time: datetime) -> ProviderReport:
-    return Captured(
-        UUID(facts["payment_id"]),
-        text(facts["session_id"]),
-        time,
-        text(facts["capture_id"]),
-        _money(facts),
-        text(facts["method"]),
-    )
+def _money(data: Any) -> Money:
+    return money(data["amount_minor"], data["currency_code"], SANDBOX)
 
 
-def _failed(facts: Any, time: datetime) -> ProviderReport:
-    return Failed(
-        UUID(facts["payment_id"]), text(facts["session_id"]), time, text(facts["failure_code"])
-    )
+def _captured(data: Any, time: datetime) -> ProviderReport:
+    return Captured(*_ids(data), time, text(data["capture_id"]), _money(data), text(data["method"]))
 
 
-def _refund_processed(facts: Any, time: datetime) -> ProviderReport:
+def _failed(data: Any, time: datetime) -> ProviderReport:
+    return Failed(*_ids(data), time, text(data["failure_code"]))
+
+
+def _refund_processed(data: Any, time: datetime) -> ProviderReport:
     return RefundProcessed(
-        UUID(facts["payment_id"]),
-        text(facts["session_id"]),
+        *_ids(data), time, UUID(data["refund_id"]), text(data["refund_reference"]), _money(data)
+    )
+
+
+def _disputed(data: Any, time: datetime) -> ProviderReport:
+    return Disputed(
+        *_ids(data),
         time,
-        UUID(facts["refund_id"]),
-        text(facts["refund_reference"]),
-        _money(facts),
+        text(data["dispute_id"]),
+        text(data["capture_id"]),
+        _money(data),
+        text(data["reason"]),
+        DisputeStatus.OPEN,
     )
 
 

@@ -1,1 +1,1 @@
-"""Stripe."""
+"""The adapter to Stripe."""

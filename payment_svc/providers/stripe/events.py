@@ -1,7 +1,7 @@
-"""What Stripe's objects and events mean: Stripe's words → payment_svc's reports.
+"""Stripe's objects and events as payment_svc's reports.
 
-The Checkout Session is the payment's own id there; the PaymentIntent, of which at most one
-charge succeeds, is the id of its capture. Refunds carry our ids in their metadata.
+A payment is a Checkout Session, its capture a PaymentIntent, of which at most one charge
+succeeds. Refunds carry our ids in their metadata.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from payment_svc.providers.base import (
     Voided,
     WebhookEvent,
 )
-from payment_svc.providers.fields import money, text, text_or, time, uuid_in, whole_in
+from payment_svc.providers.fields import count_in, is_attempt, money, text, text_or, time, uuid_in
 
 _DISPUTES = {
     "won": DisputeStatus.WON,
@@ -32,7 +32,7 @@ _DISPUTES = {
 
 
 def read(event: dict[str, Any]) -> WebhookEvent:
-    """A webhook's event. Raises one of reading.UNREADABLE_ERRORS."""
+    """A webhook's event."""
     event_id, event_type = text(event["id"]), text(event["type"])
     reader = _READERS.get(event_type)
     if reader is None:
@@ -43,7 +43,7 @@ def read(event: dict[str, Any]) -> WebhookEvent:
 
 
 def reports_of(session: dict[str, Any], now: datetime) -> list[ProviderReport]:
-    """What a session, with its intent expanded, tells about its payment."""
+    """The state of a session, with its intent expanded, as reports."""
     paid = captured_of(session)
     if paid is not None:
         return [paid]
@@ -85,7 +85,7 @@ def intent_captured(
 
 
 def charge_captured(charge: dict[str, Any]) -> Captured | None:
-    """A charge that took money; None for one that did not."""
+    """A charge that captured money; None for another one."""
     if not charge.get("captured") or charge.get("status") != "succeeded":
         return None
     return Captured(
@@ -100,20 +100,18 @@ def charge_captured(charge: dict[str, Any]) -> Captured | None:
 
 
 def is_refund(refund: dict[str, Any], order: RefundOrder) -> bool:
-    """Whether Stripe's refund is what an order's current call would make."""
-    notes = refund.get("metadata") or {}
-    return uuid_in(notes, "refund_id") == order.refund_id and (
-        whole_in(notes, "refusals") == order.refusals or refund.get("status") == "succeeded"
-    )
+    """Whether Stripe's refund makes another attempt at the order superfluous."""
+    is_processed = refund.get("status") == "succeeded"
+    return is_attempt(refund.get("metadata"), order, is_processed=is_processed)
 
 
 def refund_report(refund: dict[str, Any]) -> RefundProcessed | RefundRefused | None:
-    """A refund in its state; None while that is open, or for a foreign one that failed."""
+    """A completed or rejected refund. None for a pending one, and a failed one without our ids."""
     return _refund(refund, time(refund["created"]))
 
 
 def _refund(refund: dict[str, Any], at: datetime) -> RefundProcessed | RefundRefused | None:
-    notes = refund.get("metadata") or {}
+    notes = refund.get("metadata")
     payment_id, refund_id = uuid_in(notes, "payment_id"), uuid_in(notes, "refund_id")
     if refund["status"] == "succeeded":
         return RefundProcessed(
@@ -128,7 +126,7 @@ def _refund(refund: dict[str, Any], at: datetime) -> RefundProcessed | RefundRef
     if refund["status"] in {"failed", "canceled"} and refund_id is not None:
         reason = text_or(refund.get("failure_reason"), refund["status"])
         return RefundRefused(
-            payment_id, None, at, refund_id, whole_in(notes, "refusals"), text(reason)
+            payment_id, None, at, refund_id, count_in(notes, "refusals"), text(reason)
         )
     return None
 

@@ -1,10 +1,9 @@
-"""The adapter to Stripe, over its official SDK: a Checkout Session for each payment.
+"""The adapter to Stripe over its official SDK: a Checkout Session for each payment.
 
 Source of the calls: Stripe's API reference, "Checkout Sessions", "Refunds", "Idempotent
-requests". What its objects mean to us is in stripe_events.py.
+requests". events.py reads Stripe's objects.
 """
 
-import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
@@ -14,8 +13,8 @@ import stripe
 from stripe.params.checkout import SessionCreateParams
 
 from mesh.clock import Clock
-from mesh.money import Money
-from payment_svc.providers import amounts, fields, signatures
+from payment_svc.providers import fields, signatures
+from payment_svc.providers.amounts import STRIPE
 from payment_svc.providers.base import (
     CALL_SECONDS,
     Captured,
@@ -40,12 +39,12 @@ _SIGNATURE_HEADER = "stripe-signature"
 _MAX_DESCRIPTION = 250
 _PAGE = 100
 _MAX_PAGES = 100
-# Of one payment: more refunds than this are looked for in `movements` only.
+# Of one payment. Further refunds are found by `movements` only.
 _MAX_REFUNDS = 100
 
 
 class StripeProvider:
-    """Implements payment_svc.providers.Provider."""
+    """Implements payment_svc.providers.base.Provider."""
 
     def __init__(
         self,
@@ -55,13 +54,14 @@ class StripeProvider:
         api_base: str | None,
         return_url: str,
         clock: Clock,
+        call_seconds: float = CALL_SECONDS,
     ) -> None:
-        self._http = stripe.HTTPXClient(timeout=CALL_SECONDS)
+        self._http = stripe.HTTPXClient(timeout=call_seconds)
         self._api = stripe.StripeClient(
             secret_key,
             base_addresses={"api": api_base} if api_base else {},
             http_client=self._http,
-            # Repeated by us alone, under the same key, so that limits and breaker see each call.
+            # payment_svc alone repeats calls: its circuit breaker counts each.
             max_network_retries=0,
         ).v1
         self._secrets = tuple(webhook_secrets)
@@ -69,7 +69,7 @@ class StripeProvider:
         self._clock = clock
 
     async def close(self) -> None:
-        await self._http.close_async()  # type: ignore[no-untyped-call] # the SDK's
+        await self._http.close_async()  # type: ignore[no-untyped-call] # of the SDK
 
     async def create_session(self, order: Order) -> Session:
         session = await self._open(order)
@@ -77,9 +77,9 @@ class StripeProvider:
 
     async def void(self, order: Order, reference: str | None) -> Voided | Captured:
         if reference is None:
-            # Opened or not, the same key gives the one session that there can be.
+            # The same key returns the session of an earlier call, or opens it.
             reference = (await self._open(order))["id"]
-        # Refused: it is over already; which way decides.
+        # Refused: the session is closed already. Its state decides.
         with suppress(ProviderRefusedError):
             async with _calling():
                 await self._api.checkout.sessions.expire_async(reference)
@@ -113,33 +113,22 @@ class StripeProvider:
 
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused | None:
         if order.attempt > 1:
-            # Keys are forgotten after a day, and the answer to one never changes: look first.
-            for done in await self._refunds(order.capture_reference):
-                if events.is_refund(done, order):
-                    return events.refund_report(done)
+            # Stripe deletes keys after a day and repeats a key's stored answer, also a failure.
+            for earlier in await self._refunds(order.capture_reference):
+                if events.is_refund(earlier, order):
+                    return events.refund_report(earlier)
         try:
             async with _calling():
                 refund = await self._api.refunds.create_async(
                     {
                         "payment_intent": order.capture_reference,
-                        "amount": _amount(order.amount),
-                        "metadata": {
-                            "refund_id": str(order.refund_id),
-                            "payment_id": str(order.payment_id),
-                            "refusals": str(order.refusals),
-                        },
+                        "amount": STRIPE.to_provider(order.amount),
+                        "metadata": order.notes,
                     },
                     {"idempotency_key": order.idempotency_key},
                 )
         except ProviderRefusedError as error:
-            return RefundRefused(
-                order.payment_id,
-                order.session_reference,
-                self._clock(),
-                order.refund_id,
-                order.refusals,
-                error.code,
-            )
+            return RefundRefused.of(order, event_time=self._clock(), failure_code=error.code)
         return events.refund_report(refund.to_dict())
 
     async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
@@ -147,54 +136,50 @@ class StripeProvider:
         reports = events.reports_of(session, self._clock())
         for report in list(reports):
             if isinstance(report, Captured):
-                found = map(events.refund_report, await self._refunds(report.capture_reference))
-                reports += [each for each in found if each is not None]
+                refunds = await self._refunds(report.capture_reference)
+                reports += filter(None, map(events.refund_report, refunds))
         return reports
 
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
         created = {"gte": int(since.timestamp()), "lt": int(until.timestamp())}
-        found: list[Movement] = []
+        movements: list[Movement] = []
         charges = self._api.charges.list_async
         async for charge in _pages(
             charges, {"created": created, "expand": ["data.balance_transaction"]}
         ):
-            taken = events.charge_captured(charge)
-            if taken is not None:
-                found.append(Movement.of(taken))
+            capture = events.charge_captured(charge)
+            if capture is not None:
+                movements.append(Movement.of(capture))
         async for refund in _pages(self._api.refunds.list_async, {"created": created}):
-            back = events.refund_report(refund)
-            if isinstance(back, RefundProcessed):
-                found.append(Movement.of(back))
-        return found
+            report = events.refund_report(refund)
+            if isinstance(report, RefundProcessed):
+                movements.append(Movement.of(report))
+        return movements
 
     def step_minor(self, currency_code: str) -> int:
-        return amounts.STRIPE.step_minor(currency_code)
+        return STRIPE.step_minor(currency_code)
 
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime
     ) -> WebhookEvent:
         signatures.verify(body, headers.get(_SIGNATURE_HEADER), secrets=self._secrets, now=now)
-        try:
-            return events.read(json.loads(body))
-        except fields.UNREADABLE_ERRORS:
-            return fields.unreadable(body)
+        return fields.read_event(body, events.read)
 
     async def _open(self, order: Order) -> dict[str, Any]:
         async with _calling():
             session = await self._api.checkout.sessions.create_async(
-                self._terms(order), {"idempotency_key": f"{order.payment_id}:open"}
+                self._parameters(order), {"idempotency_key": f"{order.payment_id}:open"}
             )
         return session.to_dict()
 
-    def _terms(self, order: Order) -> SessionCreateParams:
-        """What is opened, the same each time: else its idempotency key would be refused."""
-        # The address of the gateway when the shop gave none: Stripe requires one.
-        back = order.success_url or self._return_url
-        metadata = {"payment_id": str(order.payment_id), "booking_id": str(order.booking_id)}
+    def _parameters(self, order: Order) -> SessionCreateParams:
+        """The same for each call: Stripe rejects a key with other parameters."""
+        # Stripe requires a URL, also when the order has none.
+        success_url = order.success_url or self._return_url
         name = (order.description or "Booking")[:_MAX_DESCRIPTION]
         return {
             "mode": "payment",
-            # Cards are decided while the customer waits; others take days.
+            # A card payment is decided at once; other methods take days.
             "allowed_payment_method_types": ["card"],
             "client_reference_id": str(order.payment_id),
             "line_items": [
@@ -202,15 +187,15 @@ class StripeProvider:
                     "quantity": 1,
                     "price_data": {
                         "currency": order.amount.currency_code.lower(),
-                        "unit_amount": _amount(order.amount),
+                        "unit_amount": STRIPE.to_provider(order.amount),
                         "product_data": {"name": name},
                     },
                 }
             ],
-            "metadata": metadata,
-            "payment_intent_data": {"metadata": metadata, "description": name},
-            "success_url": back,
-            "cancel_url": order.cancel_url or back,
+            "metadata": order.notes,
+            "payment_intent_data": {"metadata": order.notes, "description": name},
+            "success_url": success_url,
+            "cancel_url": order.cancel_url or success_url,
         }
 
     async def _session(self, reference: str) -> dict[str, Any]:
@@ -228,21 +213,14 @@ class StripeProvider:
         return [refund.to_dict() for refund in page.data]
 
 
-def _amount(money: Money) -> int:
-    try:
-        return amounts.STRIPE.to_provider(money)
-    except amounts.UnrepresentableError as error:
-        raise ProviderRefusedError(NAME, "amount_not_representable") from error
-
-
 async def _pages(call: Any, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """All objects of a list, page by page, newest first."""
     after: dict[str, Any] = {}
     for _ in range(_MAX_PAGES):
         async with _calling():
             page = await call({**params, "limit": _PAGE, **after})
-        for one in page.data:
-            yield one.to_dict()
+        for element in page.data:
+            yield element.to_dict()
         if not page.has_more or not page.data:
             return
         after = {"starting_after": page.data[-1].id}
@@ -251,11 +229,11 @@ async def _pages(call: Any, params: dict[str, Any]) -> AsyncIterator[dict[str, A
 
 @asynccontextmanager
 async def _calling() -> AsyncIterator[None]:
-    """Stripe's errors as ours: refused for good, or not known."""
+    """Around a call of the SDK: its errors as ProviderError and ProviderRefusedError."""
     try:
         yield
     except (stripe.InvalidRequestError, stripe.CardError) as error:
-        # 409 is a call under the same key that still runs.
+        # 409: a call with the same key is still running.
         if error.http_status == 409:
             raise ProviderError(NAME, "in_progress") from error
         raise ProviderRefusedError(NAME, error.code or "invalid_request") from error

@@ -163,3 +163,18 @@ async def test_of_two_processes_the_later_returns_the_answer_of_the_first(
 
     assert await writes.run_once(a_key(), later) == b"first"
     assert effects == [b"first"]
+
+
+async def test_a_record_without_an_answer_gets_it_from_a_repetition(
+    database: Database, writes: IdempotentWrites
+) -> None:
+    """Versions before IdempotentWrites stored refunds without their answers."""
+    await claim(database, a_key(), uuid4())
+
+    async def effect(_: AsyncConnection) -> tuple[UUID, bytes]:
+        return uuid4(), b"answer"
+
+    assert await writes.run_once(a_key(), effect) == b"answer"
+    record = await find(database, a_key())
+    assert record is not None
+    assert record.response == b"answer"
