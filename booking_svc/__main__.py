@@ -81,6 +81,7 @@ from mesh.db.backlog import OldestSince
 from mesh.db.consumer import EventConsumer
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites
+from mesh.db.jobs import run_forever
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.mail.queue import oldest_queued
@@ -219,8 +220,11 @@ def _catalogue(common: _Common) -> _Part:
             _forever("availability", partial(availability.follow, changes.open_now)),
             watch.run,
             _forever("stock levels", levels.run),
-            _forever(
-                "unwanted stock", partial(orphaned_stock.run_once, database, stock, system_clock)
+            partial(
+                run_forever,
+                "unwanted stock",
+                lambda: orphaned_stock.remove_due(database, stock, now=system_clock()),
+                idle_seconds=orphaned_stock.IDLE_SECONDS,
             ),
         ],
     )
