@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from mesh.clock import system_clock
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup
 from mesh.money import Money
 from payment_svc import webhooks
-from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import CALL_SECONDS, Order, Provider

@@ -11,10 +11,10 @@ from boxoffice.payments.v1 import (
 )
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from mesh.tasks import shielded
 from payment_svc import inbound, webhooks
-from payment_svc.pacing import Wakeup
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import Authorized, WebhookEvent
 

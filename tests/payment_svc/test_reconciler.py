@@ -7,12 +7,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import comparison, ledger, tables, unmatched
 from payment_svc.ledger import Account
-from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
 from payment_svc.providers.sandbox import NAME, bank
 from payment_svc.reconciler import Reconciler

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import captures, refunds, tables
 from payment_svc.captures import Verdict
-from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import (
