@@ -213,7 +213,7 @@ def _loops(
             wake=reset_requested,
             idle_seconds=_RESET_IDLE_SECONDS,
         ),
-        partial(forever, "mails", sender.turn),
+        partial(sender.run, "mails"),
         partial(forever, "keys", base.ring.turn),
         partial(forever_alone, base.database, "housekeeping", sweep),
     ]

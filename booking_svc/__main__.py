@@ -84,7 +84,7 @@ from mesh.db.idempotent import IdempotentWrites
 from mesh.db.jobs import run_forever
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
-from mesh.mail.queue import oldest_queued
+from mesh.mail import queue
 from mesh.mail.sender import Sender
 from mesh.redis.cache import Cache
 from mesh.redis.link import RedisLink
@@ -305,7 +305,7 @@ def _mails(common: _Common) -> _Part:
         loops=[
             _forever("booking mails", letters.run),
             _forever("accounts", addresses.run),
-            _forever("mail sender", sender.turn),
+            partial(sender.run, "mail sender"),
             _forever(
                 "waiting letters",
                 partial(consumer.forget_waiting, database, system_clock, Locks(common.link)),
@@ -378,7 +378,7 @@ async def _health(common: _Common, stack: AsyncExitStack) -> _Part:
 def _upkeep(common: _Common) -> _Part:
     queues: dict[str, OldestSince] = {
         "booking steps": saga_steps.oldest_due,
-        "booking mails": partial(oldest_queued, table=mails),
+        "booking mails": partial(queue.oldest_due, table=mails),
     }
     return _Part(
         loops=[
