@@ -282,7 +282,7 @@ def _bookings(common: _Common) -> _Part:
             )
         ],
         [
-            _forever("steps", steps.run),
+            steps.run,
             _forever("payment events", payment_consumer.run),
             _alone(database, "sweeper", expiry.run_once, steps.wake),
             _alone(database, "completion", completion.run_once),
