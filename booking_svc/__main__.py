@@ -344,7 +344,7 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
         ],
         [
             _forever("webhooks", messages.run),
-            _forever("webhook courier", courier.run),
+            courier.run,
             _forever(
                 "webhook log",
                 partial(webhook_follower.tidy, database, system_clock, seal, Locks(common.link)),

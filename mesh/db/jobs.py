@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
@@ -248,21 +247,19 @@ class Workers:
         self._wake = wake
         self._size = size
         self._per_group = per_group
-        self._running: dict[asyncio.Task[None], Hashable] = {}
+        self._running: dict[asyncio.Task[None], Any] = {}
         self._has_more = False
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     @property
-    def busy_groups(self) -> list[Hashable]:
+    def busy_groups(self) -> list[Any]:
         """The groups that have `per_group` tasks or more."""
         counts = Counter(self._running.values())
         return [group for group, count in counts.items() if count >= (self._per_group or 0)]
