@@ -378,7 +378,7 @@ async def _health(common: _Common, stack: AsyncExitStack) -> _Part:
 def _upkeep(common: _Common) -> _Part:
     queues: dict[str, OldestSince] = {
         "booking steps": saga_steps.oldest_due,
-        "booking mails": partial(queue.oldest_due, table=mails),
+        "booking mails": queue.jobs(mails).oldest_due,
     }
     return _Part(
         loops=[

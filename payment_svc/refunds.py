@@ -36,6 +36,9 @@ StepMinor = Callable[[Payment], int]
 _LEASE = timedelta(seconds=15)
 _QUEUE = JobQueue(refunds, pauses=Backoff(first_seconds=1, max_seconds=300))
 
+oldest_due = _QUEUE.oldest_due
+"""When the oldest refund that is not processed was requested."""
+
 
 class Status(StrEnum):
     PENDING = "PENDING"
@@ -157,11 +160,6 @@ async def find_of_payment(
         )
     ).one_or_none()
     return None if row is None else _from_row(row)
-
-
-async def oldest_due(connection: AsyncConnection) -> datetime | None:
-    """The time of the oldest request for a refund that is not processed; None without one."""
-    return await _QUEUE.oldest_due(connection)
 
 
 async def lease_due(

@@ -122,9 +122,5 @@ async def done(connection: AsyncConnection, step: Step) -> None:
     await _QUEUE.delete(connection, *step.key)
 
 
-async def oldest_due(connection: AsyncConnection) -> datetime | None:
-    """When the step that waits longest fell due; None without steps.
-
-    In the future when no step is due.
-    """
-    return await _QUEUE.oldest_due(connection)
+oldest_due = _QUEUE.oldest_due
+"""When the step that waits longest fell due: in the future when no step is due."""

@@ -48,12 +48,10 @@ class Backoff:
 class JobQueue:
     """Jobs in the rows of a table, identified by its primary key.
 
-    A job is due from `due_time` on, and has ended when that is NULL or its row is deleted.
-    A lease moves `due_time` into the future and increments `attempts`, if the table has
-    such a column. A job whose process dies is due again when its lease ends.
-
-    The end of a lease is its fencing token: an outcome reported with `lease_end` is refused
-    once another process has leased the job, or somebody has enqueued it again.
+    A job is due from `due_time` on, and has ended when that is NULL. A lease moves `due_time`
+    into the future and increments `attempts`, where there is such a column: a job whose process
+    dies is due again when its lease ends. That time is also the fencing token: an outcome with
+    another `lease_end` is refused, because the job was leased or enqueued again.
 
     `is_pending`: the condition of the table's partial index over `due_time`, when it is not
     `due_time IS NOT NULL`. `waiting_since`: the start of a job's wait, for `oldest_due`.
@@ -222,9 +220,9 @@ async def run_forever(
     idle_seconds: float,
     wake: Wakeup | None = None,
 ) -> None:
-    """Repeats `turn` until cancelled: at once while it returns jobs (or True), else after a wake-up.
+    """Repeats `turn` until cancelled: at once while it returns a number of jobs or True.
 
-    Without a wake-up it repeats after `idle_seconds`: other processes enqueue jobs too, and
+    Else it waits for a wake-up, at most `idle_seconds`: other processes enqueue jobs too, and
     leases end. A turn that fails is logged, counted and repeated after a pause.
     """
     wakeup = wake or Wakeup()

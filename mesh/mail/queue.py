@@ -123,20 +123,20 @@ async def enqueue(
 
 async def withdraw(connection: AsyncConnection, table: sa.Table, *, to: str, now: datetime) -> int:
     """Ends the queued mails to an address, e.g. of an erased account. Returns how many."""
-    ended = await connection.execute(
+    withdrawn = await connection.execute(
         sa.update(table)
         .where(table.c.recipient == to)
         .where(table.c.status == Status.QUEUED)
-        .values(_ended(Status.GIVEN_UP, "withdrawn", now))
+        .values(ended(Status.GIVEN_UP, "withdrawn", now))
     )
-    return ended.rowcount
+    return withdrawn.rowcount
 
 
 async def lease_due(
     connection: AsyncConnection, table: sa.Table, *, now: datetime, limit: int
 ) -> Sequence[QueuedMail]:
     """Leases due mails to this process."""
-    rows = await _jobs(table).lease(connection, now=now, until=now + LEASE, limit=limit)
+    rows = await jobs(table).lease(connection, now=now, until=now + LEASE, limit=limit)
     leased = [
         QueuedMail(
             row.mail_id,
@@ -155,48 +155,6 @@ async def lease_due(
     return sorted(leased, key=lambda mail: mail.mail_id)
 
 
-async def end(
-    connection: AsyncConnection,
-    table: sa.Table,
-    *,
-    mail: QueuedMail,
-    status: Status,
-    answer: str,
-    now: datetime,
-) -> None:
-    """Ends a leased mail and deletes its content."""
-    await _reschedule(connection, table, mail, **_ended(status, answer, now))
-
-
-def retry_time(table: sa.Table, mail: QueuedMail, *, now: datetime) -> datetime | None:
-    """When a deferred mail is due again; None when it is too old."""
-    return _jobs(table).retry_time(mail.attempt, now=now, age=now - mail.create_time)
-
-
-async def postpone(
-    connection: AsyncConnection,
-    table: sa.Table,
-    *,
-    mail: QueuedMail,
-    due_time: datetime,
-    answer: str,
-) -> None:
-    """Makes a leased mail due again: the server deferred it."""
-    await _reschedule(connection, table, mail, due_time=due_time, last_answer=answer)
-
-
-async def release(
-    connection: AsyncConnection, table: sa.Table, *, mail: QueuedMail, due_time: datetime
-) -> None:
-    """Makes a leased mail due again without counting an attempt: no server was reached."""
-    await _reschedule(connection, table, mail, due_time=due_time, attempts=table.c.attempts - 1)
-
-
-async def oldest_due(connection: AsyncConnection, table: sa.Table) -> datetime | None:
-    """When the oldest queued mail was enqueued; None without one."""
-    return await _jobs(table).oldest_due(connection)
-
-
 async def delete_ended(connection: AsyncConnection, table: sa.Table, *, before: datetime) -> int:
     """Deletes mails that ended before a time, with their keys. Returns how many."""
     deleted = await connection.execute(
@@ -206,18 +164,14 @@ async def delete_ended(connection: AsyncConnection, table: sa.Table, *, before: 
 
 
 @functools.cache
-def _jobs(table: sa.Table) -> JobQueue:
+def jobs(table: sa.Table) -> JobQueue:
+    """The mails of a table as jobs, which die after three days."""
     is_queued = table.c.status == Status.QUEUED
     return JobQueue(table, is_pending=is_queued, pauses=_PAUSES, max_age=_MAX_AGE)
 
 
-async def _reschedule(
-    connection: AsyncConnection, table: sa.Table, mail: QueuedMail, **values: Any
-) -> None:
-    await _jobs(table).reschedule(connection, mail.mail_id, lease_end=mail.lease_end, **values)
-
-
-def _ended(status: Status, answer: str, now: datetime) -> dict[str, object]:
+def ended(status: Status, answer: str, now: datetime) -> dict[str, Any]:
+    """The values of a mail that has ended: without its content."""
     return {
         "status": status,
         "recipient": None,

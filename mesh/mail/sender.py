@@ -5,6 +5,7 @@ import logging
 from datetime import timedelta
 from email.headerregistry import Address
 from email.message import EmailMessage
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -123,24 +124,22 @@ class Sender:
         self, connection: AsyncConnection, mail: QueuedMail, outcome: Outcome
     ) -> None:
         _MAILS.labels(outcome.verdict.name.lower()).inc()
-        now, table, answer = self._clock(), self._table, outcome.answer
-        retry_time = queue.retry_time(table, mail, now=now)
+        jobs, now, answer = queue.jobs(self._table), self._clock(), outcome.answer
+        retry_time = jobs.retry_time(mail.attempt, now=now, age=now - mail.create_time)
+        reschedule = partial(jobs.reschedule, connection, mail.mail_id, lease_end=mail.lease_end)
         if outcome.verdict is Verdict.SENT:
-            await queue.end(
-                connection, table, mail=mail, status=Status.SENT, answer=answer, now=now
-            )
+            await reschedule(**queue.ended(Status.SENT, answer, now))
         elif outcome.verdict is Verdict.REFUSED or retry_time is None:
             _log.error(
                 "a mail cannot be delivered",
                 extra={"mail_id": str(mail.mail_id), "key": mail.key, "answer": answer},
             )
-            await queue.end(
-                connection, table, mail=mail, status=Status.GIVEN_UP, answer=answer, now=now
-            )
+            await reschedule(**queue.ended(Status.GIVEN_UP, answer, now))
         elif outcome.verdict is Verdict.DEFERRED:
-            await queue.postpone(connection, table, mail=mail, due_time=retry_time, answer=answer)
+            await reschedule(due_time=retry_time, last_answer=answer)
         else:
-            await queue.release(connection, table, mail=mail, due_time=now + self._pause)
+            # No server was reached: that is not an attempt.
+            await reschedule(due_time=now + self._pause, attempts=mail.attempt - 1)
 
     @property
     def _pause(self) -> timedelta:

@@ -254,7 +254,9 @@ async def test_an_outcome_after_the_lease_was_lost_is_refused(
     clock.advance(queue.LEASE)
     async with database.transaction() as connection:
         await queue.lease_due(connection, mails, now=clock(), limit=9)
-        await queue.postpone(connection, mails, mail=late, due_time=clock(), answer="451")
+        await queue.jobs(mails).reschedule(
+            connection, late.mail_id, due_time=clock(), lease_end=late.lease_end
+        )
     [row] = await rows(database)
     assert row.due_time == clock.now + queue.LEASE
 
