@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-from auth_svc import housekeeping, sessions, tables
+from auth_svc import housekeeping, password_reset, sessions, tables
 from auth_svc.idempotency import IdempotentCalls
 from auth_svc.keys import KeyRing
 from auth_svc.mailing import Mailing
 from auth_svc.password_change import PasswordChange
 from auth_svc.password_reset import PasswordReset
 from auth_svc.passwords import PasswordHasher
-from auth_svc.reset_mailer import ResetMailer
 from auth_svc.servicers.accounts import AccountServicer
 from auth_svc.servicers.auth import AuthServicer
 from auth_svc.servicers.auth_events import AuthEventServicer
@@ -33,6 +32,7 @@ from boxoffice.auth.v1 import (
 from mesh.clock import Clock, system_clock
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites
+from mesh.db.jobs import Wakeup, run_forever
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.mail.sender import Sender
@@ -40,6 +40,9 @@ from mesh.redis.link import RedisLink
 from mesh.rpc.revocations import Revocations
 from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
+
+# For requests that another replica recorded and did not answer.
+_RESET_IDLE_SECONDS = 5.0
 
 
 def main() -> None:
@@ -84,7 +87,7 @@ def _service(base: _Base) -> Service:
     settings, clock, database = base.settings, base.clock, base.database
     sender = Sender.of(settings, database=database, table=tables.mails, clock=clock)
     mailing = Mailing(reset_url=settings.password_reset_url, wake=sender.wake)
-    mailer = ResetMailer(database=database, mailing=mailing, clock=clock)
+    reset_requested = Wakeup()
     throttle = LoginThrottle(database=database, link=base.link, key=settings.throttle_key)
     calls = IdempotentCalls(
         IdempotentWrites(database, tables.idempotency_records, clock),
@@ -94,7 +97,7 @@ def _service(base: _Base) -> Service:
     event_servicer = AuthEventServicer(events, clock, access_lifetime=settings.access_lifetime)
     return Service(
         servicers=[
-            _auth(base, throttle, mailing, mailer, calls),
+            _auth(base, throttle, mailing, reset_requested, calls),
             _account(base, throttle, mailing, calls),
             _users(base, calls),
             Servicer(
@@ -105,7 +108,7 @@ def _service(base: _Base) -> Service:
         ],
         jwks=base.ring.jwks,
         ping_database=database.ping,
-        loops=_loops(base, events, mailer, sender),
+        loops=_loops(base, events, mailing, reset_requested, sender),
         revocations=Revocations(event_servicer.revocations, clock=clock),
     )
 
@@ -114,7 +117,7 @@ def _auth(
     base: _Base,
     throttle: LoginThrottle,
     mailing: Mailing,
-    mailer: ResetMailer,
+    reset_requested: Wakeup,
     calls: IdempotentCalls,
 ) -> Servicer:
     settings, secret = base.settings, base.settings.admin_registration_secret
@@ -148,7 +151,7 @@ def _auth(
         sign_in,
         reset,
         calls,
-        reset_requested=mailer.wake,
+        reset_requested=reset_requested.ring,
         published=base.ring.published,
         clock=base.clock,
     )
@@ -193,7 +196,7 @@ def _users(base: _Base, calls: IdempotentCalls) -> Servicer:
 
 
 def _loops(
-    base: _Base, events: OutboxReader, mailer: ResetMailer, sender: Sender
+    base: _Base, events: OutboxReader, mailing: Mailing, reset_requested: Wakeup, sender: Sender
 ) -> list[Callable[[], Awaitable[None]]]:
     sweep = partial(
         housekeeping.turn,
@@ -203,8 +206,14 @@ def _loops(
     )
     return [
         partial(forever, "outbox", events.listen),
-        partial(forever, "password resets", mailer.turn),
-        partial(forever, "mails", sender.turn),
+        partial(
+            run_forever,
+            "password resets",
+            partial(password_reset.answer_due, base.database, mailing, base.clock),
+            wake=reset_requested,
+            idle_seconds=_RESET_IDLE_SECONDS,
+        ),
+        partial(sender.run, "mails"),
         partial(forever, "keys", base.ring.turn),
         partial(forever_alone, base.database, "housekeeping", sweep),
     ]

@@ -1,8 +1,8 @@
 """A new password for who can read the account's mailbox.
 
-Asking does the same work for every address: it only writes down that somebody asked.
-A loop finds the account, if there is one, and queues the mail, so that neither the
-answer nor its time tells which addresses have accounts. The token is stored as a hash.
+A request does the same work for every address: it writes a row. A loop looks up the account
+and queues the mail, so neither the answer nor its time tells which addresses have accounts.
+The token is stored as a hash.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from auth_svc.mailing import Mailing
 from auth_svc.passwords import PasswordHasher, check_policy
 from auth_svc.tables import password_reset_requests, password_resets
 from auth_svc.throttle import LoginThrottle
+from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -46,19 +47,28 @@ _BATCH = 20
 
 
 async def request(connection: AsyncConnection, *, email: str, now: datetime) -> None:
-    """Writes down that somebody asked for this address. The same work for every address."""
+    """Records a request for this address. The same work for every address."""
     await connection.execute(
         postgresql.insert(password_reset_requests)
         .values(email_key=email_key(email), create_time=now)
-        # Asked again before the loop came by: one mail is enough.
+        # A request is pending already: one mail is enough.
         .on_conflict_do_nothing()
     )
 
 
-async def answer_requests(connection: AsyncConnection, mailing: Mailing, *, now: datetime) -> int:
-    """Queues a mail for each request whose address has an account. Returns how many it looked at.
+async def answer_due(database: Database, mailing: Mailing, clock: Clock) -> int:
+    """One turn of the loop, which any number of processes may run. Returns how many it answered."""
+    async with database.transaction() as connection:
+        count = await answer_requests(connection, mailing, now=clock())
+    if count:
+        mailing.wake()
+    return count
 
-    No mail for deactivated accounts, nor more often than MIN_PAUSE and MAX_PER_HOUR.
+
+async def answer_requests(connection: AsyncConnection, mailing: Mailing, *, now: datetime) -> int:
+    """Queues a mail for each request whose address has an account. Returns how many requests.
+
+    Deactivated accounts get no mail, others at most one per MIN_PAUSE and MAX_PER_HOUR.
     """
     taken = (
         sa.select(password_reset_requests.c.email_key)
@@ -67,12 +77,12 @@ async def answer_requests(connection: AsyncConnection, mailing: Mailing, *, now:
         .with_for_update(skip_locked=True)
         .cte("taken")
     )
-    asked = await connection.execute(
+    deleted = await connection.execute(
         sa.delete(password_reset_requests)
         .where(password_reset_requests.c.email_key == taken.c.email_key)
         .returning(password_reset_requests.c.email_key)
     )
-    keys = asked.scalars().all()
+    keys = deleted.scalars().all()
     for key in sorted(keys):
         user = await find_by_email_key(connection, key=key)
         if user is not None and user.is_active and await _may_have_mail(connection, user, now=now):

@@ -81,9 +81,10 @@ from mesh.db.backlog import OldestSince
 from mesh.db.consumer import EventConsumer
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites
+from mesh.db.jobs import run_forever
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
-from mesh.mail.queue import oldest_queued
+from mesh.mail import queue
 from mesh.mail.sender import Sender
 from mesh.redis.cache import Cache
 from mesh.redis.link import RedisLink
@@ -219,8 +220,11 @@ def _catalogue(common: _Common) -> _Part:
             _forever("availability", partial(availability.follow, changes.open_now)),
             watch.run,
             _forever("stock levels", levels.run),
-            _forever(
-                "unwanted stock", partial(orphaned_stock.run_once, database, stock, system_clock)
+            partial(
+                run_forever,
+                "unwanted stock",
+                lambda: orphaned_stock.remove_due(database, stock, now=system_clock()),
+                idle_seconds=orphaned_stock.IDLE_SECONDS,
             ),
         ],
     )
@@ -278,7 +282,7 @@ def _bookings(common: _Common) -> _Part:
             )
         ],
         [
-            _forever("steps", steps.run),
+            steps.run,
             _forever("payment events", payment_consumer.run),
             _alone(database, "sweeper", expiry.run_once, steps.wake),
             _alone(database, "completion", completion.run_once),
@@ -301,7 +305,7 @@ def _mails(common: _Common) -> _Part:
         loops=[
             _forever("booking mails", letters.run),
             _forever("accounts", addresses.run),
-            _forever("mail sender", sender.turn),
+            partial(sender.run, "mail sender"),
             _forever(
                 "waiting letters",
                 partial(consumer.forget_waiting, database, system_clock, Locks(common.link)),
@@ -340,7 +344,7 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
         ],
         [
             _forever("webhooks", messages.run),
-            _forever("webhook courier", courier.run),
+            courier.run,
             _forever(
                 "webhook log",
                 partial(webhook_follower.tidy, database, system_clock, seal, Locks(common.link)),
@@ -374,8 +378,8 @@ async def _health(common: _Common, stack: AsyncExitStack) -> _Part:
 def _upkeep(common: _Common) -> _Part:
     queues: dict[str, OldestSince] = {
         "booking steps": saga_steps.oldest_due,
-        "booking mails": partial(oldest_queued, table=mails),
-        "reconciliation": lambda connection: oldest_due(connection, now=system_clock()),
+        "booking mails": queue.jobs(mails).oldest_due,
+        "reconciliation": oldest_due,
     }
     return _Part(
         loops=[

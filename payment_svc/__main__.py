@@ -1,6 +1,6 @@
 """Starts payment_svc."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from mesh.clock import Clock, system_clock
 from mesh.db import backlog
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites
+from mesh.db.jobs import Wakeup
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.rpc.client import open_channel
@@ -36,7 +37,6 @@ from mesh.rpc.revocations import Revocations, from_auth
 from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
 from payment_svc import housekeeping, refunds, tables
-from payment_svc.pacing import Wakeup
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers import sandbox
 from payment_svc.providers.base import Provider
@@ -90,7 +90,7 @@ async def open_service(
     ):
         wakeups, lab = _Wakeups(), Lab(parse(settings.sandbox_faults))
         events = OutboxReader(database, tables.outbox)
-        loops = [
+        loops: list[Callable[[], Awaitable[None]]] = [
             partial(backlog.watch, database, clock, {"refunds": refunds.oldest_due}),
             partial(forever, "outbox", events.listen),
             partial(
@@ -105,12 +105,12 @@ async def open_service(
                 settings, settings.sandbox_secret, database, client, clock, wakeups, lab
             )
             providers[sandbox.NAME] = provider
-            loops.append(partial(forever, "webhook delivery", delivery.turn))
+            loops.append(delivery.run)
         calls = ProviderCalls(database, providers, clock, wakeups.refund_requested)
         reconciler = Reconciler(database, calls, providers, clock, wakeups.check_wanted)
         loops += [
-            partial(forever, "refunds", calls.carry_out_refunds),
-            partial(forever, "payment checks", reconciler.check_turn),
+            calls.run_refunds,
+            reconciler.run_checks,
             partial(forever, "movements", reconciler.compare_turn),
         ]
         yield Service(

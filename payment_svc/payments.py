@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.jobs import Backoff, JobQueue
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.money import Money
 from payment_svc.providers.base import Order, Session
@@ -43,8 +44,9 @@ MOVES: dict[Status, frozenset[Status]] = {
 
 # A customer needs about so long on the provider's page.
 _FIRST_CHECK = timedelta(seconds=30)
-# What is paid without a webhook is known within this.
-_LONGEST_PAUSE = timedelta(minutes=5)
+# A payment whose webhook is lost is known as paid within the longest pause.
+_PAUSES = Backoff(first_seconds=30, max_seconds=300)
+_CHECKS = JobQueue(payments, due_time=payments.c.check_time, attempts=payments.c.checks)
 
 PAID = frozenset({Status.CAPTURED, Status.PARTIALLY_REFUNDED, Status.REFUNDED})
 OPEN = frozenset({Status.CREATED, Status.AUTHORIZED, Status.FAILED})
@@ -215,27 +217,13 @@ async def has_reference(
 async def lease_checks(
     connection: AsyncConnection, *, providers: Sequence[str], now: datetime, limit: int
 ) -> Sequence[Payment]:
-    """Takes payments that are not final and whose time has come to be asked for.
-
-    SKIP LOCKED and the later time keep two processes from the same payment.
-    """
-    due = (
-        sa.select(payments.c.payment_id)
-        .where(payments.c.check_time <= now)
-        .where(payments.c.provider.in_(providers))
-        .order_by(payments.c.check_time)
-        .limit(limit)
-        .with_for_update(skip_locked=True, key_share=True)
-        .cte("due")
-    )
-    pause = sa.func.least(
-        _FIRST_CHECK * sa.func.power(2, sa.func.least(payments.c.checks, 8)), _LONGEST_PAUSE
-    )
-    rows = await connection.execute(
-        sa.update(payments)
-        .where(payments.c.payment_id == due.c.payment_id)
-        .values(checks=payments.c.checks + 1, check_time=now + pause)
-        .returning(payments)
+    """Takes open payments whose check is due, until their next check after a growing pause."""
+    rows = await _CHECKS.lease(
+        connection,
+        now=now,
+        until=sa.literal(now) + _PAUSES.after_column(payments.c.checks + 1),
+        limit=limit,
+        where=[payments.c.provider.in_(providers)],
     )
     return [_from_row(row) for row in rows]
 

@@ -12,11 +12,11 @@ from uuid import UUID
 
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup, run_forever
 from mesh.errors import DomainError, Reason
 from mesh.tasks import shielded
 from payment_svc import payment_reports, payments, refunds
 from payment_svc.circuit_breaker import CircuitBreaker
-from payment_svc.pacing import Wakeup
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import PAID, Payment, Status
 from payment_svc.providers.base import (
@@ -30,7 +30,7 @@ from payment_svc.providers.base import (
 from payment_svc.refunds import DueRefund
 
 _REFUND_BATCH = 8
-_REFUND_POLL_SECONDS = 1.0
+_REFUND_IDLE_SECONDS = 1.0
 _REFUND_BATCH_SECONDS = 12.0
 
 _log = logging.getLogger(__name__)
@@ -179,13 +179,17 @@ class ProviderCalls:
         self._refund_requested.ring()
         return outcomes
 
-    async def carry_out_refunds(self) -> None:
-        """One turn of the loop that brings refunds to their end."""
-        if await shielded(self.refund_due(), seconds=_REFUND_BATCH_SECONDS) < _REFUND_BATCH:
-            await self._refund_requested.wait(_REFUND_POLL_SECONDS)
+    async def run_refunds(self) -> None:
+        """Carries out refunds as they fall due. Runs until cancelled."""
+        await run_forever(
+            "refunds",
+            lambda: shielded(self.refund_due(), seconds=_REFUND_BATCH_SECONDS),
+            wake=self._refund_requested,
+            idle_seconds=_REFUND_IDLE_SECONDS,
+        )
 
     async def refund_due(self) -> int:
-        """Carries out one batch of the refunds whose time has come. Returns how many."""
+        """Carries out one batch of due refunds. Returns how many it leased."""
         async with self._database.single() as connection:
             due = await refunds.lease_due(connection, now=self._clock(), limit=_REFUND_BATCH)
         done = await asyncio.gather(*map(self._refund, due), return_exceptions=True)
@@ -217,9 +221,7 @@ class ProviderCalls:
                     connection, provider=due.provider, report=report, now=now
                 )
             else:
-                await refunds.postpone(
-                    connection, refund_id=due.order.refund_id, attempt=due.attempt, now=now
-                )
+                await refunds.postpone(connection, due=due, now=now)
 
     async def _record_failure(self, order: Order, code: str) -> None:
         """CREATED → FAILED: the provider did not open the payment. The caller has the reason."""

@@ -11,18 +11,18 @@ from datetime import UTC, date, datetime, timedelta
 
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup, run_forever
 from mesh.errors import DomainError
 from mesh.observability import metrics
 from mesh.tasks import shielded
 from payment_svc import comparison, payments, unmatched
-from payment_svc.pacing import Wakeup
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import Payment
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import LIST_SECONDS, Movement, MovementKind, Provider
 
 _CHECK_BATCH = 16
-_CHECK_POLL_SECONDS = 1.0
+_CHECK_IDLE_SECONDS = 1.0
 _CHECK_BATCH_SECONDS = 20.0
 _COMPARE_SECONDS = 300.0
 # Longer than the pause between two comparisons: they overlap.
@@ -56,13 +56,17 @@ class Reconciler:
         self._clock = clock
         self._check_wanted = check_wanted
 
-    async def check_turn(self) -> None:
-        """One turn of the loop that asks for payments that are not final."""
-        if await shielded(self.check_due(), seconds=_CHECK_BATCH_SECONDS) < _CHECK_BATCH:
-            await self._check_wanted.wait(_CHECK_POLL_SECONDS)
+    async def run_checks(self) -> None:
+        """Checks open payments as they fall due. Runs until cancelled."""
+        await run_forever(
+            "payment checks",
+            lambda: shielded(self.check_due(), seconds=_CHECK_BATCH_SECONDS),
+            wake=self._check_wanted,
+            idle_seconds=_CHECK_IDLE_SECONDS,
+        )
 
     async def check_due(self) -> int:
-        """Asks for one batch of the payments whose time has come. Returns how many."""
+        """Checks one batch of due payments. Returns how many it leased."""
         async with self._database.single() as connection:
             due = await payments.lease_checks(
                 connection,

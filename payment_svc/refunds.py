@@ -13,12 +13,12 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.jobs import Backoff, JobQueue
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import captures, ledger, outbox, payments
 from payment_svc.captures import Capture, Verdict
-from payment_svc.pacing import backoff
 from payment_svc.payments import Payment
 from payment_svc.providers.amounts import up_to_step
 from payment_svc.providers.base import RefundOrder, RefundProcessed, RefundRefused
@@ -31,8 +31,12 @@ DEFAULT_REASON = "customer_request"
 StepMinor = Callable[[Payment], int]
 """The smallest amount, in minor units, that the provider of a payment can move."""
 
-# Longer than a call to a provider may take: nobody else takes up a refund meanwhile.
+# Longer than a call to a provider may take.
 _LEASE = timedelta(seconds=15)
+_QUEUE = JobQueue(refunds, pauses=Backoff(first_seconds=1, max_seconds=300))
+
+oldest_due = _QUEUE.oldest_due
+"""When the oldest refund that is not processed was requested."""
 
 
 class Status(StrEnum):
@@ -60,6 +64,7 @@ class DueRefund:
     provider: str
     order: RefundOrder
     attempt: int
+    lease_end: datetime
 
 
 async def request(
@@ -152,46 +157,25 @@ async def find_of_payment(
     return None if row is None else _from_row(row)
 
 
-async def oldest_due(connection: AsyncConnection) -> datetime | None:
-    """Since when the refund that waits longest is owed; None when none is."""
-    oldest: datetime | None = await connection.scalar(
-        sa.select(sa.func.min(refunds.c.create_time)).where(refunds.c.status != Status.PROCESSED)
-    )
-    return oldest
-
-
 async def lease_due(
     connection: AsyncConnection, *, now: datetime, limit: int
 ) -> Sequence[DueRefund]:
-    """Takes refunds whose time has come; a process that dies with them loses none.
-
-    SKIP LOCKED and the later due time keep two processes from the same refund.
-    """
-    due = (
-        sa.select(refunds.c.refund_id)
-        .where(refunds.c.due_time <= now)
-        .order_by(refunds.c.due_time)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    rows = await connection.execute(
-        sa.update(refunds)
-        .where(refunds.c.refund_id == due.c.refund_id)
-        .where(refunds.c.capture_id == captures_table.c.capture_id)
-        .where(refunds.c.payment_id == payments_table.c.payment_id)
-        .values(attempts=refunds.c.attempts + 1, due_time=now + _LEASE)
-        .returning(
-            refunds.c.refund_id,
-            refunds.c.payment_id,
-            refunds.c.amount_minor,
-            refunds.c.currency_code,
-            refunds.c.attempts,
-            refunds.c.refusals,
+    """Leases due refunds to this process."""
+    rows = await _QUEUE.lease(
+        connection,
+        now=now,
+        until=now + _LEASE,
+        limit=limit,
+        joined_on=[
+            refunds.c.capture_id == captures_table.c.capture_id,
+            refunds.c.payment_id == payments_table.c.payment_id,
+        ],
+        returning=[
+            *refunds.c,
             captures_table.c.provider_reference.label("capture_reference"),
             payments_table.c.provider,
             payments_table.c.provider_reference.label("session_reference"),
-        )
+        ],
     )
     return [
         DueRefund(
@@ -206,20 +190,20 @@ async def lease_due(
                 attempt=row.attempts,
             ),
             attempt=row.attempts,
+            lease_end=row.due_time,
         )
         for row in rows
     ]
 
 
-async def postpone(
-    connection: AsyncConnection, *, refund_id: UUID, attempt: int, now: datetime
-) -> None:
-    """Tries again later: the provider gave no answer, or none that is final."""
-    await connection.execute(
-        sa.update(refunds)
-        .where(refunds.c.refund_id == refund_id)
-        .where(refunds.c.status != Status.PROCESSED)
-        .values(due_time=now + backoff(attempt), update_time=now)
+async def postpone(connection: AsyncConnection, *, due: DueRefund, now: datetime) -> None:
+    """Makes a refund due again later: the provider gave no answer, or none that is final."""
+    await _QUEUE.reschedule(
+        connection,
+        due.order.refund_id,
+        due_time=_QUEUE.retry_time(due.attempt, now=now),
+        lease_end=due.lease_end,
+        update_time=now,
     )
 
 
@@ -284,7 +268,7 @@ async def record_refusal(
             status=Status.FAILED,
             refusals=report.refusals + 1,
             failure_code=report.failure_code,
-            due_time=now + backoff(report.refusals + 1),
+            due_time=_QUEUE.retry_time(report.refusals + 1, now=now),
             update_time=now,
         )
     )

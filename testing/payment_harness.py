@@ -14,11 +14,11 @@ import sqlalchemy as sa
 
 from boxoffice.payments.v1.payment_event_service_pb2 import PaymentEvent
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import captures, payment_reports, payments, refunds, tables, webhooks
 from payment_svc.ledger import Account
-from payment_svc.pacing import Wakeup
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import Payment
 from payment_svc.provider_calls import ProviderCalls

@@ -24,6 +24,7 @@ from booking_svc.clients.ports import PaymentEvent, Payments, Stock
 from booking_svc.tables import event_cursors
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import JobQueue
 from mesh.errors import DomainError, Reason
 
 INTERVAL_SECONDS = 2.0
@@ -31,6 +32,17 @@ _LAST_CHECK = timedelta(days=3)
 _LONGEST_PAUSE = timedelta(hours=6)
 _BATCH = 20
 _CURSOR = "reconciliation with stock_svc"
+
+_PAYMENT_CHECKS = JobQueue(
+    bookings,
+    due_time=bookings.c.payment_check_time,
+    waiting_since=bookings.c.payment_check_time,
+)
+_REFUND_CHECKS = JobQueue(
+    booking_refunds,
+    due_time=booking_refunds.c.check_time,
+    waiting_since=booking_refunds.c.check_time,
+)
 _LOST = frozenset(
     {Reason.HOLD_EXPIRED, Reason.RESERVATION_STATE_INVALID, Reason.RESERVATION_NOT_FOUND}
 )
@@ -48,22 +60,16 @@ class Due:
 
 
 async def due(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[Due]:
-    """Takes what is to be asked for now, and says when it is again; see SKIP LOCKED."""
-    payments = await connection.execute(
-        sa.update(bookings)
-        .where(bookings.c.booking_id.in_(_first_due(bookings, "payment_check_time", now, limit)))
-        .values(payment_check_time=_next(bookings.c.create_time, now))
-        .returning(bookings.c.booking_id, bookings.c.payment_id)
+    """Takes up to `limit` due payments and as many due refunds, until their next check."""
+    payments = await _PAYMENT_CHECKS.lease(
+        connection,
+        now=now,
+        until=_next(bookings.c.create_time, now),
+        limit=limit,
+        returning=[bookings.c.booking_id, bookings.c.payment_id],
     )
-    refunds = await connection.execute(
-        sa.update(booking_refunds)
-        .where(
-            booking_refunds.c.refund_id.in_(_first_due(booking_refunds, "check_time", now, limit))
-        )
-        .values(check_time=_next(booking_refunds.c.create_time, now))
-        .returning(
-            booking_refunds.c.booking_id, booking_refunds.c.payment_id, booking_refunds.c.refund_id
-        )
+    refunds = await _REFUND_CHECKS.lease(
+        connection, now=now, until=_next(booking_refunds.c.create_time, now), limit=limit
     )
     return [
         *(Due(row.booking_id, row.payment_id, None) for row in payments if row.payment_id),
@@ -71,13 +77,13 @@ async def due(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequ
     ]
 
 
-async def oldest_due(connection: AsyncConnection, *, now: datetime) -> datetime | None:
-    """Since when a payment or a refund should have been asked for; None when none should."""
-    since = [
-        await connection.scalar(sa.select(sa.func.min(column)).where(column <= now))
-        for column in (bookings.c.payment_check_time, booking_refunds.c.check_time)
-    ]
-    return min((each for each in since if each is not None), default=None)
+async def oldest_due(connection: AsyncConnection) -> datetime | None:
+    """The time of the next check of a payment or a refund, in the past when it is late.
+
+    None when every payment and refund has ended.
+    """
+    times = [await checks.oldest_due(connection) for checks in (_PAYMENT_CHECKS, _REFUND_CHECKS)]
+    return min(filter(None, times), default=None)
 
 
 class Reconciliation:
@@ -188,17 +194,6 @@ class Reconciliation:
             # Away for now, or it has not heard of it yet: the next time, then.
             _log.info("no answer about a payment", extra={"reason": refusal.reason})
             return None
-
-
-def _first_due(table: sa.Table, column: str, now: datetime, limit: int) -> sa.Select[tuple[UUID]]:
-    [key] = table.primary_key
-    return (
-        sa.select(key)
-        .where(table.c[column] <= now)
-        .order_by(table.c[column])
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
 
 
 def _next(begun: sa.Column[datetime], now: datetime) -> sa.ColumnElement[datetime]:

@@ -1,7 +1,7 @@
-"""What bookings owe to the other services, as durable steps.
+"""The queue of saga steps: calls to other services that a booking needs.
 
-A step is written in the transaction that makes it necessary and deleted in the one that
-records its outcome, so a crash loses none. Who takes them is steps.py.
+A step is enqueued in the transaction that makes it necessary and deleted in the one that
+records its outcome. step_runner.py runs steps; step_handlers.py has what each does.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,29 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings.tables import booking_steps
+from mesh.db.jobs import Backoff, JobQueue
+
+_steps = booking_steps.c
+_QUEUE = JobQueue(
+    booking_steps,
+    # An attempt moves due_time.
+    waiting_since=sa.case((_steps.attempts == 0, _steps.due_time), else_=_steps.create_time),
+    pauses=Backoff(first_seconds=0.5, max_seconds=60),
+)
 
 
 class StepKind(StrEnum):
-    """What a booking can owe, and what the step's subject is."""
+    """The comments name each step's subject."""
 
-    # The payment that was captured: sell the places, or give the money back.
+    # The captured payment: commit the reservation, or refund the payment.
     CONFIRM = "CONFIRM"
-    # The reservation that the booking needs no longer: free its places.
+    # The reservation that the booking no longer needs: release it.
     RELEASE = "RELEASE"
-    # The payment that nobody must pay any more.
+    # The payment that must not be paid any more: void it.
     VOID = "VOID"
     # The refund that payment_svc must carry out.
     REFUND = "REFUND"
-    # The change whose places are to be had for the booking's.
+    # The change whose places replace the booking's: exchange the reservations.
     EXCHANGE = "EXCHANGE"
 
 
@@ -37,11 +46,16 @@ class Step:
     booking_id: UUID
     kind: StepKind
     subject_id: UUID
-    # Of a reservation; None for what is no reservation.
+    # The event of a reservation; None for other subjects.
     event_id: UUID | None
     attempts: int
-    # The call that made it necessary (mesh.rpc.call.origin).
-    origin: str = ""
+    lease_end: datetime
+    # The call that enqueued it (mesh.observability.request_context).
+    origin: str
+
+    @property
+    def key(self) -> tuple[UUID, StepKind, UUID]:
+        return self.booking_id, self.kind, self.subject_id
 
 
 async def enqueue(
@@ -54,7 +68,7 @@ async def enqueue(
     event_id: UUID | None = None,
     due_in: timedelta = timedelta(0),
 ) -> None:
-    """Writes down a step to be taken once this transaction is durable; owing it twice is once."""
+    """Enqueues a step in the caller's transaction. A step that is enqueued already stays as it is."""
     await connection.execute(
         postgresql.insert(booking_steps)
         .values(
@@ -72,21 +86,8 @@ async def enqueue(
 async def lease(
     connection: AsyncConnection, *, now: datetime, limit: int, lease: timedelta
 ) -> Sequence[Step]:
-    """Takes due steps for one process: nobody else gets them before the lease is over."""
-    key = (booking_steps.c.booking_id, booking_steps.c.kind, booking_steps.c.subject_id)
-    due = (
-        sa.select(*key)
-        .where(booking_steps.c.due_time <= now)
-        .order_by(booking_steps.c.due_time)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    claimed = await connection.execute(
-        sa.update(booking_steps)
-        .where(sa.tuple_(*key).in_(due))
-        .values(due_time=now + lease, attempts=booking_steps.c.attempts + 1)
-        .returning(*key, booking_steps.c.event_id, booking_steps.c.attempts, booking_steps.c.origin)
-    )
+    """Leases due steps to this process."""
+    rows = await _QUEUE.lease(connection, now=now, until=now + lease, limit=limit)
     return [
         Step(
             row.booking_id,
@@ -94,39 +95,32 @@ async def lease(
             row.subject_id,
             row.event_id,
             row.attempts,
+            row.due_time,
             row.origin or "",
         )
-        for row in claimed
+        for row in rows
     ]
 
 
-async def postpone(connection: AsyncConnection, step: Step, *, until: datetime, error: str) -> None:
-    """Makes a step that failed due again later."""
-    await connection.execute(
-        sa.update(booking_steps).where(*_is(step)).values(due_time=until, last_error=error)
+async def postpone(
+    connection: AsyncConnection, step: Step, *, until: datetime | None, error: str
+) -> None:
+    """Makes a leased step due again."""
+    await _QUEUE.reschedule(
+        connection, *step.key, due_time=until, lease_end=step.lease_end, last_error=error
     )
+
+
+async def retry(connection: AsyncConnection, step: Step, *, now: datetime, error: str) -> None:
+    """Makes a step that failed due again after a growing pause."""
+    until = _QUEUE.retry_time(step.attempts, now=now)
+    await postpone(connection, step, until=until, error=error)
 
 
 async def done(connection: AsyncConnection, step: Step) -> None:
-    """Forgets a step in the transaction that records its outcome."""
-    await connection.execute(sa.delete(booking_steps).where(*_is(step)))
+    """Deletes a step in the transaction that records its outcome."""
+    await _QUEUE.delete(connection, *step.key)
 
 
-async def oldest_due(connection: AsyncConnection) -> datetime | None:
-    """Since when the step that waits longest should have been taken; None when nothing is owed.
-
-    In the future while all of them are for later.
-    """
-    columns = booking_steps.c
-    # One that was tried is due again later, but it waits since the beginning.
-    since = sa.case((columns.attempts == 0, columns.due_time), else_=columns.create_time)
-    oldest: datetime | None = await connection.scalar(sa.select(sa.func.min(since)))
-    return oldest
-
-
-def _is(step: Step) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        booking_steps.c.booking_id == step.booking_id,
-        booking_steps.c.kind == step.kind,
-        booking_steps.c.subject_id == step.subject_id,
-    )
+oldest_due = _QUEUE.oldest_due
+"""When the step that waits longest fell due: in the future when no step is due."""

@@ -73,7 +73,7 @@ class EventCommands:
         now = self._clock()
         async with self._database.transaction() as connection:
             plan = await event_creation.plan(connection, new=new, now=now)
-            await orphaned_stock.note(
+            await orphaned_stock.schedule_removal(
                 connection,
                 event_id=plan.event.event_id,
                 due_time=now + orphaned_stock.CREATING,
@@ -91,14 +91,14 @@ class EventCommands:
             return await self._insert(plan, encode, store)
         except DomainError:
             async with self._database.transaction() as connection:
-                await orphaned_stock.hurry(connection, event_id=plan.event.event_id, now=now)
+                await orphaned_stock.remove_now(connection, event_id=plan.event.event_id, now=now)
             raise
 
     async def _insert(self, plan: Plan, encode: Encode, store: Store) -> bytes:
         event, now = plan.event, self._clock()
         answer = encode(event, plan.availability())
         async with self._database.transaction() as connection:
-            await orphaned_stock.want(connection, event_id=event.event_id)
+            await orphaned_stock.keep(connection, event_id=event.event_id)
             await events.insert(connection, event=event, capacities=plan.capacities(), now=now)
             await store(connection, event.event_id, answer)
         return answer
@@ -182,7 +182,9 @@ class EventCommands:
                     ) from None
                 raise
             # A buyer who holds places already cannot book them any more, and they lapse.
-            await orphaned_stock.note(connection, event_id=event_id, due_time=now, taken=True)
+            await orphaned_stock.schedule_removal(
+                connection, event_id=event_id, due_time=now, taken=True
+            )
         self._on_change(event_id)
 
     async def set_status(

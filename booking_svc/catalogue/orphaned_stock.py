@@ -1,11 +1,9 @@
-"""Taking stock out of the ledger that no event of the catalogue sells.
+"""Removes stock from the ledger that no event of the catalogue sells.
 
-An event that is being created writes its stock down as unwanted before the ledger hears of
-it, and takes that back with its own row; a removed one writes it down when it goes. So
-nothing stays behind, wherever a process dies.
+The creation of an event schedules the removal of its stock before the ledger gets it, and
+cancels the removal with the event's own row: a process that dies leaves no stock behind.
 """
 
-import asyncio
 import logging
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -15,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue.tables import orphaned_stock
 from booking_svc.clients.ports import Stock
-from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import JobQueue
 from mesh.errors import DomainError, Reason
 
 _log = logging.getLogger(__name__)
@@ -24,78 +22,55 @@ _log = logging.getLogger(__name__)
 CREATING = timedelta(seconds=60)
 """Longer than any creation can take."""
 
+IDLE_SECONDS = 1.0
+"""The pause of the loop that calls `remove_due`."""
+
 _RETRY = timedelta(seconds=30)
 _BATCH = 20
-_INTERVAL_SECONDS = 1.0
+_QUEUE = JobQueue(orphaned_stock)
 
 
-async def note(
+async def schedule_removal(
     connection: AsyncConnection, *, event_id: UUID, due_time: datetime, taken: bool
 ) -> None:
-    """Writes down that an event's stock is not wanted from then on."""
+    """Removes an event's stock from `due_time` on. `taken`: the event cannot keep it any more."""
     await connection.execute(
         orphaned_stock.insert().values(event_id=event_id, due_time=due_time, taken=taken)
     )
 
 
-async def want(connection: AsyncConnection, *, event_id: UUID) -> None:
-    """The event is there: its stock stays. Raises DEPENDENCY_UNAVAILABLE when that comes too late."""
-    kept = await connection.execute(
+async def keep(connection: AsyncConnection, *, event_id: UUID) -> None:
+    """Cancels the removal: the event exists. Raises DEPENDENCY_UNAVAILABLE after it has begun."""
+    cancelled = await connection.execute(
         sa.delete(orphaned_stock)
         .where(orphaned_stock.c.event_id == event_id)
         .where(~orphaned_stock.c.taken)
     )
-    if kept.rowcount != 1:
+    if cancelled.rowcount != 1:
         raise DomainError(
             Reason.DEPENDENCY_UNAVAILABLE, "creating the event took too long: try again"
         )
 
 
-async def hurry(connection: AsyncConnection, *, event_id: UUID, now: datetime) -> None:
-    """The event will not be there."""
-    await connection.execute(
-        sa.update(orphaned_stock)
-        .where(orphaned_stock.c.event_id == event_id)
-        .values(due_time=now, taken=True)
-    )
+async def remove_now(connection: AsyncConnection, *, event_id: UUID, now: datetime) -> None:
+    """Makes a scheduled removal due: the event will not exist."""
+    await _QUEUE.reschedule(connection, event_id, due_time=now, taken=True)
 
 
 async def remove_due(database: Database, stock: Stock, *, now: datetime) -> int:
-    """Removes a batch. Returns how many it looked at; safe in several processes at once."""
-    async with database.transaction() as connection:
-        due = (
-            sa.select(orphaned_stock.c.event_id)
-            .where(orphaned_stock.c.due_time <= now)
-            .order_by(orphaned_stock.c.due_time)
-            .limit(_BATCH)
-            .with_for_update(skip_locked=True)
-        )
-        found = (
-            await connection.scalars(
-                sa.update(orphaned_stock)
-                .where(orphaned_stock.c.event_id.in_(due))
-                .values(due_time=now + _RETRY, taken=True)
-                .returning(orphaned_stock.c.event_id)
-            )
-        ).all()
-    for event_id in found:
+    """Removes a batch. Returns how many removals were due; any number of processes may run it."""
+    async with database.single() as connection:
+        rows = await _QUEUE.lease(connection, now=now, until=now + _RETRY, limit=_BATCH, taken=True)
+    for row in rows:
         try:
-            await stock.remove(event_id=event_id)
+            await stock.remove(event_id=row.event_id)
         except DomainError as error:
-            # Somebody was about to buy when it went: their hold ends, and then it works.
+            # Some of it is held: the removal is repeated after the hold's end.
             _log.info(
-                "the stock stays for now",
-                extra={"event_id": str(event_id), "reason": error.reason},
+                "stock not removed, retried later",
+                extra={"event_id": str(row.event_id), "reason": error.reason},
             )
             continue
-        async with database.transaction() as connection:
-            await connection.execute(
-                sa.delete(orphaned_stock).where(orphaned_stock.c.event_id == event_id)
-            )
-    return len(found)
-
-
-async def run_once(database: Database, stock: Stock, clock: Clock) -> None:
-    """One turn of the background loop."""
-    if await remove_due(database, stock, now=clock()) < _BATCH:
-        await asyncio.sleep(_INTERVAL_SECONDS)
+        async with database.single() as connection:
+            await _QUEUE.delete(connection, row.event_id)
+    return len(rows)

@@ -1,6 +1,5 @@
 """Webhooks to outside systems, as Standard Webhooks has them (https://www.standardwebhooks.com).
 
-endpoints.py knows who is told what, follower.py turns what happens to bookings into
-messages, deliveries.py is their queue and log, courier.py posts them, signature.py signs
-them, destinations.py refuses addresses that are not public.
+endpoints.py has the subscriptions, consumer.py turns booking events into messages,
+deliveries.py has their queue and log, delivery_worker.py posts them.
 """

@@ -1,4 +1,4 @@
-"""Messages on their way to endpoints: a durable queue, and the log of what came of them."""
+"""Deliveries of messages to endpoints: their queue, and the log of their attempts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.webhooks.tables import webhook_deliveries, webhook_endpoints, webhook_messages
+from mesh.db.jobs import JobQueue
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.paging import id_from_token, to_token
@@ -28,10 +29,10 @@ PAUSES = (
     timedelta(hours=20),
     timedelta(hours=20),
 )
-"""After each try that failed: three days in all, of eleven tries."""
+"""After each failed attempt: eleven attempts in three days."""
 
 LEASE = timedelta(seconds=60)
-"""Longer than a try may take: nobody else sends the message meanwhile."""
+"""Longer than an attempt may take."""
 
 RETENTION = timedelta(days=30)
 _LOGGED_ATTEMPTS = 20
@@ -44,9 +45,17 @@ class Status(StrEnum):
     FAILED = "FAILED"
 
 
+_QUEUE = JobQueue(
+    webhook_deliveries,
+    is_pending=webhook_deliveries.c.status == Status.PENDING,
+    pauses=PAUSES,
+    group=webhook_deliveries.c.endpoint_id,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A try. `status_code` is 0 when no answer came, and `error` says why."""
+    """An attempt. `status_code` is 0 without an answer, and `error` is the reason."""
 
     time: datetime
     status_code: int
@@ -73,7 +82,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A message to be sent now, for the `attempt`-th time since it was queued or asked for again."""
+    """A message to be sent now, for the `attempt`-th time since it was last enqueued."""
 
     delivery_id: UUID
     endpoint_id: UUID
@@ -82,7 +91,7 @@ class Leased:
     is_enabled: bool
     body: bytes
     attempt: int
-    lease: datetime
+    lease_end: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,7 @@ async def enqueue(
     endpoint_ids: Sequence[UUID],
     now: datetime,
 ) -> None:
-    """Queues a message to endpoints, once each however often it is said."""
+    """Enqueues a message to endpoints, once to each. Repeating it changes nothing."""
     await connection.execute(
         postgresql.insert(webhook_messages)
         .values(message_id=message_id, event_type=event_type, body=body, create_time=now)
@@ -134,32 +143,20 @@ async def lease_due(
     per_endpoint: int,
     busy: Sequence[UUID],
 ) -> Sequence[Leased]:
-    """Takes messages whose time has come, at most so many of each endpoint and none of the busy ones."""
+    """Leases due messages, at most `per_endpoint` of each endpoint and none of the busy ones."""
     table = webhook_deliveries.c
-    endpoint = webhook_endpoints.c.endpoint_id
-    of_endpoint = (
-        sa.select(table.delivery_id)
-        .where(table.endpoint_id == endpoint)
-        .where(table.status == Status.PENDING)
-        .where(table.due_time <= now)
-        .order_by(table.due_time)
-        .limit(per_endpoint)
-        .with_for_update(skip_locked=True)
-        .lateral("of_endpoint")
-    )
-    due = (
-        sa.select(of_endpoint.c.delivery_id)
-        .select_from(webhook_endpoints.join(of_endpoint, sa.true()))
-        .where(endpoint.not_in(busy))
-        .limit(limit)
-    ).cte("due")
-    rows = await connection.execute(
-        sa.update(webhook_deliveries)
-        .where(table.delivery_id == due.c.delivery_id)
-        .where(table.message_id == webhook_messages.c.message_id)
-        .where(table.endpoint_id == endpoint)
-        .values(attempts=table.attempts + 1, due_time=now + LEASE)
-        .returning(
+    rows = await _QUEUE.lease(
+        connection,
+        now=now,
+        until=now + LEASE,
+        limit=limit,
+        per_group=per_endpoint,
+        busy_groups=busy,
+        joined_on=[
+            table.message_id == webhook_messages.c.message_id,
+            table.endpoint_id == webhook_endpoints.c.endpoint_id,
+        ],
+        returning=[
             table.delivery_id,
             table.endpoint_id,
             table.message_id,
@@ -168,32 +165,32 @@ async def lease_due(
             webhook_messages.c.body,
             table.attempts,
             table.due_time,
-        )
+        ],
     )
-    return [Leased(*row) for row in rows]
+    return [Leased(*tuple(row)) for row in rows]
 
 
-async def settle(
+async def record_attempt(
     connection: AsyncConnection,
     *,
     leased: Leased,
     attempt: Attempt,
     is_final: bool,
-    spread: float,
+    jitter: float,
     now: datetime,
 ) -> Status:
-    """Keeps what a try came to: delivered, due again later, or given up.
+    """Records an attempt: the message is delivered, due again later, or failed.
 
-    `is_final`: another try would be of no use. `spread`, 0–1, moves the next one by up to
-    a tenth, so that an endpoint which comes back does not get everything at once.
+    `is_final`: there is no further attempt. `jitter`, 0-1, lengthens the pause before the next
+    one by up to a tenth. Changes nothing after the lease was lost.
     """
-    status, due_time = Status.PENDING, None
+    retry_time = None
+    if not attempt.is_delivered and not is_final:
+        retry_time = _QUEUE.retry_time(leased.attempt, now=now, jitter=jitter)
     if attempt.is_delivered:
         status = Status.DELIVERED
-    elif is_final or leased.attempt > len(PAUSES):
-        status = Status.FAILED
     else:
-        due_time = now + PAUSES[leased.attempt - 1] * (1 + spread / 10)
+        status = Status.FAILED if retry_time is None else Status.PENDING
     table = webhook_deliveries.c
     entry = sa.func.jsonb_build_array(
         sa.func.jsonb_build_object(
@@ -203,32 +200,27 @@ async def settle(
             *("duration_ms", attempt.duration_ms),
         )
     )
-    log = entry.concat(table.log)
-    await connection.execute(
-        sa.update(webhook_deliveries)
-        .where(table.delivery_id == leased.delivery_id)
-        # Only under our own lease: whoever took it over after its end settles it.
-        .where(table.status == Status.PENDING)
-        .where(table.due_time == leased.lease)
-        .values(
-            status=status,
-            due_time=due_time,
-            end_time=None if status is Status.PENDING else now,
-            attempt_count=table.attempt_count + 1,
-            log=sa.func.jsonb_path_query_array(
-                log, sa.literal_column(f"'$[0 to {_LOGGED_ATTEMPTS - 1}]'")
-            ),
-        )
+    await _QUEUE.reschedule(
+        connection,
+        leased.delivery_id,
+        due_time=retry_time,
+        lease_end=leased.lease_end,
+        status=status,
+        end_time=now if retry_time is None else None,
+        attempt_count=table.attempt_count + 1,
+        log=sa.func.jsonb_path_query_array(
+            entry.concat(table.log), sa.literal_column(f"'$[0 to {_LOGGED_ATTEMPTS - 1}]'")
+        ),
     )
     return status
 
 
 async def get(connection: AsyncConnection, *, endpoint_id: UUID, delivery_id: UUID) -> Delivery:
     """Raises WEBHOOK_DELIVERY_NOT_FOUND."""
-    found = await connection.execute(
+    rows = await connection.execute(
         _select(endpoint_id).where(webhook_deliveries.c.delivery_id == delivery_id)
     )
-    row = found.one_or_none()
+    row = rows.one_or_none()
     if row is None:
         raise DomainError(
             Reason.WEBHOOK_DELIVERY_NOT_FOUND, "no such delivery", delivery_id=delivery_id
@@ -268,7 +260,7 @@ async def list_page(
 async def resend(
     connection: AsyncConnection, *, endpoint_id: UUID, delivery_id: UUID, now: datetime
 ) -> Delivery:
-    """Queues a message again, with all its tries. The endpoint must be locked.
+    """Enqueues a message again, with all its attempts. The endpoint must be locked.
 
     Raises WEBHOOK_DELIVERY_NOT_FOUND, or VALIDATION_FAILED for a disabled endpoint.
     """
@@ -289,7 +281,10 @@ async def resend(
 
 
 async def forget(connection: AsyncConnection, *, now: datetime) -> int:
-    """Deletes a batch of deliveries that ended long ago, and messages that nobody waits for."""
+    """Deletes a batch of deliveries that ended before RETENTION, and of messages without any.
+
+    Returns the number of deliveries.
+    """
     table = webhook_deliveries.c
     old = sa.select(table.delivery_id).where(table.end_time < now - RETENTION).limit(_FORGET_BATCH)
     deleted = await connection.execute(

@@ -1,17 +1,15 @@
 """Posts messages to endpoints. Any number of processes may do so.
 
-Each endpoint has a few places of its own, so that a slow one holds up nobody else.
+Each endpoint has a limited number of concurrent attempts: a slow one does not delay others.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit, urlunsplit
-from uuid import UUID
 
 import httpx
 
@@ -21,23 +19,24 @@ from booking_svc.webhooks.encryption import SecretBox
 from booking_svc.webhooks.url_policy import RefusedDestinationError, Rules
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup, Workers, run_forever
 from mesh.observability import metrics
 
 _log = logging.getLogger(__name__)
 
 ATTEMPT_SECONDS = 15.0
-"""For resolving, connecting, sending and the answer's headers together."""
+"""For the DNS look-up, the connection, the request and the answer's headers together."""
 
-_PLACES = 32
-_PLACES_PER_ENDPOINT = 4
-_POLL_SECONDS = 1.0
+_AT_ONCE = 32
+_AT_ONCE_PER_ENDPOINT = 4
+_IDLE_SECONDS = 1.0
 _GONE = 410
 
-_ATTEMPTS = metrics.counter("webhook_attempts", "Tries to deliver a webhook.", "outcome")
+_ATTEMPTS = metrics.counter("webhook_attempts", "Attempts to deliver a webhook.", "outcome")
 
 
 class DeliveryWorker:
-    """Takes what is due and posts it, until it is cancelled."""
+    """Leases due messages and posts them."""
 
     def __init__(
         self,
@@ -55,8 +54,8 @@ class DeliveryWorker:
         self._rules = rules
         self._seal = seal
         self._attempt_seconds = attempt_seconds
-        self._running: dict[asyncio.Task[None], UUID] = {}
-        self._queued = asyncio.Event()
+        self._queued = Wakeup()
+        self._workers = Workers(self._queued, size=_AT_ONCE, per_group=_AT_ONCE_PER_ENDPOINT)
 
     @classmethod
     @asynccontextmanager
@@ -70,14 +69,14 @@ class DeliveryWorker:
         attempt_seconds: float = ATTEMPT_SECONDS,
     ) -> AsyncIterator["DeliveryWorker"]:
         async with httpx.AsyncClient(
-            # Neither a proxy nor a password from the environment, and no redirects: each
-            # would lead to an address that nobody has looked at.
+            # A proxy or a password from the environment, or a redirect, would lead to an
+            # address that url_policy.py has not checked.
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(attempt_seconds),
-            # Connections are to addresses, not to names: one that is kept could be used for
-            # another host behind the same address.
-            limits=httpx.Limits(max_connections=_PLACES, max_keepalive_connections=0),
+            # Connections are to addresses, not to names: a kept one could be reused for
+            # another host at the same address.
+            limits=httpx.Limits(max_connections=_AT_ONCE, max_keepalive_connections=0),
             headers={"user-agent": "Boxoffice-Webhooks/1"},
         ) as client:
             yield cls(
@@ -85,55 +84,46 @@ class DeliveryWorker:
             )
 
     def wake(self) -> None:
-        """Something was queued, and is committed."""
-        self._queued.set()
+        """Messages were enqueued and committed: post them now."""
+        self._queued.ring()
 
     async def run(self) -> None:
-        """Posts until cancelled; what is on its way then is sent again by the next process."""
-        try:
-            while True:
-                if await self.start_due() == 0:
-                    await self._wait()
-        finally:
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+        """Posts messages as they fall due. Runs until cancelled; then other processes post them."""
+        async with self._workers:
+            await run_forever(
+                "webhook courier", self.start_due, wake=self._queued, idle_seconds=_IDLE_SECONDS
+            )
 
     async def start_due(self) -> int:
-        """Starts what is due, as far as there are places. Returns how many it started."""
-        places = _PLACES - len(self._running)
-        if places <= 0:
-            return 0
-        in_flight = Counter(self._running.values())
-        async with self._database.single() as connection:
-            due = await deliveries.lease_due(
-                connection,
-                now=self._clock(),
-                limit=places,
-                per_endpoint=_PLACES_PER_ENDPOINT,
-                busy=[key for key, count in in_flight.items() if count >= _PLACES_PER_ENDPOINT],
-            )
-        for leased in due:
-            task = asyncio.create_task(self._deliver(leased))
-            self._running[task] = leased.endpoint_id
-            task.add_done_callback(self._ended)
-        return len(due)
+        """Starts due deliveries, as many as there are free places. Returns how many."""
+        return await self._workers.fill(
+            self._lease, self._deliver, group=lambda leased: leased.endpoint_id
+        )
 
     async def idle(self) -> None:
-        """Returns when nothing is on its way."""
-        while self._running:
-            await asyncio.wait(list(self._running))
+        """Returns when no delivery is running."""
+        await self._workers.join()
+
+    async def _lease(self, limit: int) -> Sequence[Leased]:
+        async with self._database.single() as connection:
+            return await deliveries.lease_due(
+                connection,
+                now=self._clock(),
+                limit=limit,
+                per_endpoint=_AT_ONCE_PER_ENDPOINT,
+                busy=self._workers.busy_groups,
+            )
 
     async def _deliver(self, leased: Leased) -> None:
         attempt = await self._attempt(leased)
         now = self._clock()
         async with self._database.transaction() as connection:
-            status = await deliveries.settle(
+            status = await deliveries.record_attempt(
                 connection,
                 leased=leased,
                 attempt=attempt,
                 is_final=attempt.status_code == _GONE or not leased.is_enabled,
-                spread=random.random(),
+                jitter=random.random(),
                 now=now,
             )
             if attempt.status_code == _GONE:
@@ -146,7 +136,7 @@ class DeliveryWorker:
         _ATTEMPTS.labels("delivered" if attempt.is_delivered else "failed").inc()
         if status is not Status.DELIVERED:
             _log.warning(
-                "a webhook was not taken",
+                "a webhook was not delivered",
                 extra={
                     "delivery_id": str(leased.delivery_id),
                     "endpoint_id": str(leased.endpoint_id),
@@ -157,7 +147,7 @@ class DeliveryWorker:
             )
 
     async def _attempt(self, leased: Leased) -> Attempt:
-        """One try. Never raises for what the endpoint does."""
+        """One attempt. An error of the endpoint is part of the result, not raised."""
         now, began = self._clock(), time.monotonic()
         status_code, error = 0, ""
         if not leased.is_enabled:
@@ -191,23 +181,10 @@ class DeliveryWorker:
             target,
             content=leased.body,
             headers={**headers, "content-type": "application/json", "host": parts.netloc},
-            # The certificate must be the name's, although we connect to the address.
+            # The certificate is checked against the name, although the connection is to an address.
             extensions={"sni_hostname": parts.hostname},
         )
-        # Only the status counts: the answer's body, however long, is not read.
+        # The answer's body is not read: only the status matters.
         response = await self._client.send(request, stream=True)
         await response.aclose()
         return response.status_code
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
-        self._queued.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # The lease brings it back.
-            _log.error("a webhook's try was cut off", exc_info=error)
-
-    async def _wait(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_POLL_SECONDS):
-                await self._queued.wait()
-        self._queued.clear()

@@ -1,31 +1,30 @@
-"""The queue of mails, a table of the service that sends them.
+"""The queue of mails, in a table of the service that sends them.
 
-A mail is written in the transaction of its cause and under a key, so that it exists
-exactly when the cause does, and once. What a mail says is deleted as soon as it is
-sent or given up; its key stays, so that it is not queued a second time.
+A mail is enqueued in the transaction of its cause, once per key. Its content is deleted when
+it has been sent or has failed; its key is kept, so that it is not enqueued again.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.jobs import Backoff, JobQueue
 from mesh.ids import new_id
 
 LEASE = timedelta(minutes=3)
-"""Longer than a batch may take: nobody else sends its mails meanwhile."""
+"""Longer than a batch may take."""
 
-GIVE_UP_AFTER = timedelta(days=3)
-"""From then on a mail that no server took is given up."""
-
+_PAUSES = Backoff(first_seconds=10, max_seconds=3600)
+_MAX_AGE = timedelta(days=3)
 _MAX_KEY_LENGTH = 200
-_FIRST_RETRY_SECONDS = 10.0
-_MAX_RETRY_SECONDS = 3600.0
 
 
 class Status(StrEnum):
@@ -36,10 +35,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A mail to be queued.
+    """A mail to be enqueued.
 
     `key` names its cause, e.g. `booking-confirmed:<booking id>`: one mail is sent per key.
-    After `expire_time` it would be of no use any more and is not sent.
+    It is not sent after `expire_time`.
     """
 
     to: str
@@ -63,6 +62,7 @@ class QueuedMail:
     attempt: int
     create_time: datetime
     expire_time: datetime | None
+    lease_end: datetime
 
 
 def mail_table(metadata: sa.MetaData) -> sa.Table:
@@ -85,7 +85,7 @@ def mail_table(metadata: sa.MetaData) -> sa.Table:
         sa.Column("end_time", sa.DateTime(timezone=True)),
         sa.CheckConstraint("status IN ('QUEUED', 'SENT', 'GIVEN_UP')", name="status"),
         sa.CheckConstraint(f"length(key) <= {_MAX_KEY_LENGTH}", name="key_length"),
-        # Personal data is kept for as long as it is needed to send the mail, and no longer.
+        # Personal data is deleted when it is no longer needed to send the mail.
         sa.CheckConstraint(
             "CASE status WHEN 'QUEUED' THEN num_nulls(recipient, subject, text, html, due_time) = 0"
             " AND end_time IS NULL"
@@ -101,7 +101,7 @@ def mail_table(metadata: sa.MetaData) -> sa.Table:
 async def enqueue(
     connection: AsyncConnection, table: sa.Table, mail: Mail, *, now: datetime
 ) -> bool:
-    """Queues a mail in the caller's transaction. False when its key was used before."""
+    """Enqueues a mail in the caller's transaction. False when its key was used before."""
     inserted = await connection.execute(
         postgresql.insert(table)
         .values(
@@ -122,35 +122,21 @@ async def enqueue(
 
 
 async def withdraw(connection: AsyncConnection, table: sa.Table, *, to: str, now: datetime) -> int:
-    """Gives up what is queued for an address, e.g. of an erased account. Returns how many."""
-    ended = await connection.execute(
+    """Ends the queued mails to an address, e.g. of an erased account. Returns how many."""
+    withdrawn = await connection.execute(
         sa.update(table)
         .where(table.c.recipient == to)
         .where(table.c.status == Status.QUEUED)
-        .values(_ended(Status.GIVEN_UP, "withdrawn", now))
+        .values(ended(Status.GIVEN_UP, "withdrawn", now))
     )
-    return ended.rowcount
+    return withdrawn.rowcount
 
 
 async def lease_due(
     connection: AsyncConnection, table: sa.Table, *, now: datetime, limit: int
 ) -> Sequence[QueuedMail]:
-    """Takes mails whose time has come; they come back when nobody settles them."""
-    due = (
-        sa.select(table.c.mail_id)
-        .where(table.c.status == Status.QUEUED)
-        .where(table.c.due_time <= now)
-        .order_by(table.c.due_time)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    rows = await connection.execute(
-        sa.update(table)
-        .where(table.c.mail_id == due.c.mail_id)
-        .values(attempts=table.c.attempts + 1, due_time=now + LEASE)
-        .returning(*table.c)
-    )
+    """Leases due mails to this process."""
+    rows = await jobs(table).lease(connection, now=now, until=now + LEASE, limit=limit)
     leased = [
         QueuedMail(
             row.mail_id,
@@ -162,73 +148,30 @@ async def lease_due(
             row.attempts,
             row.create_time,
             row.expire_time,
+            row.due_time,
         )
         for row in rows
     ]
-    # UPDATE … RETURNING has no order of its own.
     return sorted(leased, key=lambda mail: mail.mail_id)
 
 
-async def end(
-    connection: AsyncConnection,
-    table: sa.Table,
-    *,
-    mail: QueuedMail,
-    status: Status,
-    answer: str,
-    now: datetime,
-) -> None:
-    """Ends a mail: sent, or given up. Nothing of what it said is kept."""
-    await connection.execute(_settling(table, mail).values(_ended(status, answer, now)))
-
-
-async def put_off(
-    connection: AsyncConnection, table: sa.Table, *, mail: QueuedMail, answer: str, now: datetime
-) -> None:
-    """The server wants this mail later: doubles its pause each time, at most an hour."""
-    doublings = min(mail.attempt - 1, 16)
-    seconds = min(_FIRST_RETRY_SECONDS * 2**doublings, _MAX_RETRY_SECONDS)
-    await connection.execute(
-        _settling(table, mail).values(due_time=now + timedelta(seconds=seconds), last_answer=answer)
-    )
-
-
-async def put_back(
-    connection: AsyncConnection, table: sa.Table, *, mail: QueuedMail, due_time: datetime
-) -> None:
-    """The mail was not tried, because no server was there: nothing counts against it."""
-    await connection.execute(
-        _settling(table, mail).values(attempts=table.c.attempts - 1, due_time=due_time)
-    )
-
-
-async def oldest_queued(connection: AsyncConnection, table: sa.Table) -> datetime | None:
-    """Since when the mail that waits longest waits; None when none does."""
-    oldest: datetime | None = await connection.scalar(
-        sa.select(sa.func.min(table.c.create_time)).where(table.c.status == Status.QUEUED)
-    )
-    return oldest
-
-
-async def forget(connection: AsyncConnection, table: sa.Table, *, before: datetime) -> int:
-    """Deletes mails that ended before a time. Returns how many."""
+async def delete_ended(connection: AsyncConnection, table: sa.Table, *, before: datetime) -> int:
+    """Deletes mails that ended before a time, with their keys. Returns how many."""
     deleted = await connection.execute(
         sa.delete(table).where(table.c.status != Status.QUEUED).where(table.c.end_time < before)
     )
     return deleted.rowcount
 
 
-def _settling(table: sa.Table, mail: QueuedMail) -> sa.Update:
-    """Only for the lease that `mail` was taken under: a later one has another number."""
-    return (
-        sa.update(table)
-        .where(table.c.mail_id == mail.mail_id)
-        .where(table.c.status == Status.QUEUED)
-        .where(table.c.attempts == mail.attempt)
-    )
+@functools.cache
+def jobs(table: sa.Table) -> JobQueue:
+    """The mails of a table as jobs, which die after three days."""
+    is_queued = table.c.status == Status.QUEUED
+    return JobQueue(table, is_pending=is_queued, pauses=_PAUSES, max_age=_MAX_AGE)
 
 
-def _ended(status: Status, answer: str, now: datetime) -> dict[str, object]:
+def ended(status: Status, answer: str, now: datetime) -> dict[str, Any]:
+    """The values of a mail that has ended: without its content."""
     return {
         "status": status,
         "recipient": None,

@@ -1,16 +1,18 @@
-"""The loop that sends what is queued. Any number of processes may run it."""
+"""The loop that sends queued mails. Any number of processes may run it."""
 
 import asyncio
 import logging
 from datetime import timedelta
 from email.headerregistry import Address
 from email.message import EmailMessage
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import Backoff, Wakeup, run_forever
 from mesh.mail import queue
 from mesh.mail.files import FileTransport
 from mesh.mail.message import UnsendableError, build
@@ -23,20 +25,19 @@ from mesh.settings import MeshSettings
 
 _log = logging.getLogger(__name__)
 
-_MAILS = metrics.counter("mails", "Tries to send a mail, by what became of them.", "verdict")
+_MAILS = metrics.counter("mails", "Attempts to send a mail, by outcome.", "verdict")
 
 _BATCH = 20
-_POLL_SECONDS = 1.0
-# After a server was not reached: doubled up to a minute, so that mails leave soon after it is back.
-_FIRST_PAUSE_SECONDS = 1.0
-_MAX_PAUSE_SECONDS = 60.0
-# The keys are kept for so long after the mails' end; who repeats a cause later repeats the mail.
+_IDLE_SECONDS = 1.0
+# While no server is reachable: short, so that mails are sent soon after it is back.
+_PAUSES = Backoff(first_seconds=1, max_seconds=60)
+# A cause that is repeated after this time is mailed again.
 _RETENTION = timedelta(days=30)
-_FORGET_EVERY = timedelta(hours=1)
+_DELETE_EVERY = timedelta(hours=1)
 
 
 class Sender:
-    """Sends a service's mails until they are taken, refused, or too old."""
+    """Sends a service's mails until they are accepted, refused or too old."""
 
     def __init__(
         self,
@@ -52,15 +53,15 @@ class Sender:
         self._transport = transport
         self._sender = sender
         self._clock = clock
-        self._queued = asyncio.Event()
+        self._queued = Wakeup()
         self._failures = 0
-        self._forget_time = clock()
+        self._delete_time = clock()
 
     @classmethod
     def of(
         cls, settings: MeshSettings, *, database: Database, table: sa.Table, clock: Clock
     ) -> "Sender":
-        """The sender that the settings ask for: over SMTP, or into files when no server is set."""
+        """A sender over SMTP, or into files when the settings name no server."""
         transport: Transport
         if settings.smtp_url is None:
             transport = FileTransport(settings.home / "mails")
@@ -77,34 +78,38 @@ class Sender:
         )
 
     def wake(self) -> None:
-        """Something was queued, and is committed: the loop need not find it by itself."""
-        self._queued.set()
+        """Mails were enqueued and committed: send them now."""
+        self._queued.ring()
 
-    async def turn(self) -> None:
-        """One turn of the loop: a batch, and a pause unless more is due and the server is there."""
-        sent = await self.send_due()
+    async def run(self, name: str) -> None:
+        """Sends mails as they fall due, as a loop of this name. Runs until cancelled."""
+        await run_forever(name, self._turn, wake=self._queued, idle_seconds=_IDLE_SECONDS)
+
+    async def _turn(self) -> int:
+        leased = await self.send_due()
         if self._failures:
             await asyncio.sleep(self._pause.total_seconds())
-        elif sent < _BATCH:
-            await self._forget()
-            await self._wait()
+        await self._delete_ended()
+        return leased
 
     async def send_due(self) -> int:
-        """Sends one batch of the mails whose time has come. Returns how many it took up."""
+        """Sends one batch of due mails. Returns how many it leased."""
         async with self._database.single() as connection:
             due = await queue.lease_due(connection, self._table, now=self._clock(), limit=_BATCH)
         if not due:
             return 0
         built = [(mail, self._build(mail)) for mail in due]
-        sending = [(mail, it) for mail, it in built if isinstance(it, EmailMessage)]
-        outcomes = await self._transport.send([message for _, message in sending])
-        settled = [(mail, it) for mail, it in built if isinstance(it, Outcome)]
-        settled += [(mail, it) for (mail, _), it in zip(sending, outcomes, strict=True)]
-        is_reached = not any(it.verdict is Verdict.UNREACHABLE for _, it in settled)
+        messages = [result for _, result in built if isinstance(result, EmailMessage)]
+        sent = iter(await self._transport.send(messages))
+        outcomes = [
+            (mail, next(sent) if isinstance(result, EmailMessage) else result)
+            for mail, result in built
+        ]
+        is_reached = all(outcome.verdict is not Verdict.UNREACHABLE for _, outcome in outcomes)
         self._failures = 0 if is_reached else self._failures + 1
         async with self._database.transaction() as connection:
-            for mail, outcome in settled:
-                await self._settle(connection, mail, outcome)
+            for mail, outcome in outcomes:
+                await self._record(connection, mail, outcome)
         return len(due)
 
     def _build(self, mail: QueuedMail) -> EmailMessage | Outcome:
@@ -115,49 +120,35 @@ class Sender:
         except UnsendableError as error:
             return Outcome(Verdict.REFUSED, str(error))
 
-    async def _settle(
+    async def _record(
         self, connection: AsyncConnection, mail: QueuedMail, outcome: Outcome
     ) -> None:
-        now = self._clock()
-        is_too_old = now - mail.create_time >= queue.GIVE_UP_AFTER
-        if outcome.verdict is Verdict.SENT:
-            status: Status | None = Status.SENT
-        elif outcome.verdict is Verdict.REFUSED or is_too_old:
-            status = Status.GIVEN_UP
-            _log.error(
-                "a mail is given up",
-                extra={"mail_id": str(mail.mail_id), "key": mail.key, "answer": outcome.answer},
-            )
-        else:
-            status = None
         _MAILS.labels(outcome.verdict.name.lower()).inc()
-        if status is not None:
-            await queue.end(
-                connection, self._table, mail=mail, status=status, answer=outcome.answer, now=now
+        jobs, now, answer = queue.jobs(self._table), self._clock(), outcome.answer
+        retry_time = jobs.retry_time(mail.attempt, now=now, age=now - mail.create_time)
+        reschedule = partial(jobs.reschedule, connection, mail.mail_id, lease_end=mail.lease_end)
+        if outcome.verdict is Verdict.SENT:
+            await reschedule(**queue.ended(Status.SENT, answer, now))
+        elif outcome.verdict is Verdict.REFUSED or retry_time is None:
+            _log.error(
+                "a mail cannot be delivered",
+                extra={"mail_id": str(mail.mail_id), "key": mail.key, "answer": answer},
             )
+            await reschedule(**queue.ended(Status.GIVEN_UP, answer, now))
         elif outcome.verdict is Verdict.DEFERRED:
-            await queue.put_off(connection, self._table, mail=mail, answer=outcome.answer, now=now)
+            await reschedule(due_time=retry_time, last_answer=answer)
         else:
-            await queue.put_back(connection, self._table, mail=mail, due_time=now + self._pause)
+            # No server was reached: that is not an attempt.
+            await reschedule(due_time=now + self._pause, attempts=mail.attempt - 1)
 
     @property
     def _pause(self) -> timedelta:
-        doublings = min(max(self._failures, 1) - 1, 16)
-        return timedelta(seconds=min(_FIRST_PAUSE_SECONDS * 2**doublings, _MAX_PAUSE_SECONDS))
+        return _PAUSES.after(self._failures)
 
-    async def _forget(self) -> None:
+    async def _delete_ended(self) -> None:
         now = self._clock()
-        if now < self._forget_time:
+        if now < self._delete_time:
             return
-        self._forget_time = now + _FORGET_EVERY
+        self._delete_time = now + _DELETE_EVERY
         async with self._database.transaction() as connection:
-            await queue.forget(connection, self._table, before=now - _RETENTION)
-
-    async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(_POLL_SECONDS):
-                await self._queued.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._queued.clear()
+            await queue.delete_ended(connection, self._table, before=now - _RETENTION)

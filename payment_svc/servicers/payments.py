@@ -11,10 +11,10 @@ from mesh.clock import Clock
 from mesh.conversions import money_from_proto
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites, key_of_call
+from mesh.db.jobs import Wakeup
 from mesh.rpc.call import caller
 from mesh.tasks import shielded
 from payment_svc import disputes, payments, refunds
-from payment_svc.pacing import Wakeup
 from payment_svc.proto import payment_to_proto, refund_to_proto
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import Order

@@ -12,9 +12,9 @@ from mesh import paging
 from mesh.clock import Clock
 from mesh.conversions import money_to_proto
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup
 from mesh.errors import FieldViolation, invalid
 from mesh.tasks import shielded
-from payment_svc.pacing import Wakeup
 from payment_svc.providers.sandbox import bank, faults, ledger, pages
 from payment_svc.providers.sandbox.bank import SandboxSession, State
 from payment_svc.providers.sandbox.faults import PAY_FAULTS, Fault, Lab

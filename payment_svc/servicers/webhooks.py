@@ -9,10 +9,10 @@ from google.api import httpbody_pb2
 from boxoffice.payments.v1 import webhook_service_pb2, webhook_service_pb2_grpc
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from mesh.tasks import shielded
 from payment_svc import inbound, webhooks
-from payment_svc.pacing import Wakeup
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import Authorized, WebhookEvent
 

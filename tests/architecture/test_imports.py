@@ -17,7 +17,7 @@ CATCH_ALL = {
     "mesh.rpc.interceptor": "the outermost interceptor: every bug becomes INTERNAL",
     "mesh.rpc.server": "whatever it is, the database is not usable",
     "mesh.tasks": "the top of every background loop",
-    "booking_svc.bookings.step_runner": "the top of one step: it is put off, the others go on",
+    "booking_svc.bookings.step_runner": "the top of one saga step: it is retried later",
 }
 
 ALL = [module for package in (*SERVICES, SHARED) for module in modules(package)]

@@ -148,7 +148,7 @@ def a_whole_run(
     booking = me.book({**items(event, 2), "checkout": {"provider": "sandbox"}}).json()
     me.post(f"/sandbox/pay/{booking['payment']['paymentId']}", {"outcome": "SUCCEEDED"})
     me.wait_for_status(booking["bookingId"], "CONFIRMED")
-    until(lambda: "a mail is given up" in reports.raw, "no report came", seconds=60)
+    until(lambda: "a mail cannot be delivered" in reports.raw, "no report came", seconds=60)
     mails.answers.clear()
     path = f"/api/v1/bookings/{booking['bookingId']}"
     told = {"note": CANARIES["note"], "attendees": [CANARIES["attendee"]] * 2}

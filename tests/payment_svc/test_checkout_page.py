@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from playwright.async_api import Page, async_playwright, expect
 
 from boxoffice.payments.v1 import sandbox_service_pb2
-from payment_svc.pacing import Wakeup
+from mesh.db.jobs import Wakeup
 from payment_svc.payments import Status
 from payment_svc.providers.sandbox import bank, pages
 from payment_svc.servicers.sandbox import SandboxServicer

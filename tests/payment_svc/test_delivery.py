@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import httpx
 import sqlalchemy as sa
 
+from mesh.db.jobs import Wakeup
 from payment_svc import tables
-from payment_svc.pacing import Wakeup, backoff
 from payment_svc.payments import Status
 from payment_svc.providers.sandbox import outgoing, signature
 from payment_svc.providers.sandbox.delivery import Delivery
@@ -149,17 +149,3 @@ async def test_after_three_days_a_webhook_is_not_retried_but_kept(harness: Sandb
     async with harness.database.transaction() as connection:
         kept = (await connection.execute(sa.select(tables.sandbox_webhooks))).one()
     assert (kept.due_time, kept.deliver_time, kept.last_answer) == (None, None, "503")
-
-
-def test_pauses_double_up_to_five_minutes() -> None:
-    pauses = [backoff(attempt, first_seconds=0.5).total_seconds() for attempt in (1, 2, 3, 10, 11)]
-    assert pauses == [0.5, 1, 2, 256, 300]
-    assert backoff(1_000_000).total_seconds() == 300
-
-
-async def test_a_wakeup_before_the_wait_is_not_lost() -> None:
-    wakeup = Wakeup()
-    wakeup.ring()
-    async with asyncio.timeout(60):
-        await wakeup.wait(3600)
-    await wakeup.wait(0.001)

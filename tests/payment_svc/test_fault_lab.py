@@ -7,10 +7,10 @@ import pytest
 
 from boxoffice.payments.v1 import sandbox_service_pb2
 from mesh.clock import system_clock
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from payment_svc import tables
 from payment_svc.captures import Verdict
-from payment_svc.pacing import Wakeup
 from payment_svc.payments import Status
 from payment_svc.providers.sandbox import faults, signature
 from payment_svc.providers.sandbox.delivery import Delivery

@@ -7,11 +7,11 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import payments, tables
-from payment_svc.pacing import Wakeup
 from payment_svc.payments import Payment, Status
 from payment_svc.providers.base import (
     Captured,

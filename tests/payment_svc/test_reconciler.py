@@ -4,11 +4,11 @@ from datetime import timedelta
 
 import pytest
 
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import comparison, unmatched
-from payment_svc.pacing import Wakeup
 from payment_svc.payments import Status
 from payment_svc.providers.sandbox import NAME, bank
 from payment_svc.reconciler import Reconciler

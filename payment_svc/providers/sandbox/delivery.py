@@ -10,18 +10,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.clock import Clock
 from mesh.db.database import Database
-from payment_svc.pacing import Wakeup
+from mesh.db.jobs import Wakeup, run_forever
 from payment_svc.providers.sandbox import outgoing, signature
 from payment_svc.providers.sandbox.faults import WEBHOOK_FAULTS, Fault, Lab
 from payment_svc.providers.sandbox.outgoing import OutgoingWebhook
 
-# Below the lease of a webhook.
+# Shorter than the lease of a webhook.
 TIMEOUT_SECONDS = 8.0
 
 _BATCH = 16
-_POLL_SECONDS = 0.25
+_IDLE_SECONDS = 0.25
 
-# Late: when the payment's window is over, and more.
+# LATE is after the end of the payment's window.
 _PAUSES = {
     Fault.DELAY: timedelta(seconds=5),
     Fault.REORDER: timedelta(seconds=2),
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Sends what is due, each time signed afresh. Any number of processes may do so."""
+    """Sends due webhooks, each time with a new signature. Any number of processes may run it."""
 
     def __init__(
         self,
@@ -53,28 +53,28 @@ class Delivery:
         self._queued = queued
         self._lab = lab or Lab()
 
-    async def turn(self) -> None:
-        """One turn of the loop: a batch, and a pause unless more is due."""
-        if await self.deliver_due() < _BATCH:
-            await self._queued.wait(_POLL_SECONDS)
+    async def run(self) -> None:
+        """Sends webhooks as they fall due. Runs until cancelled."""
+        await run_forever(
+            "webhook delivery", self.deliver_due, wake=self._queued, idle_seconds=_IDLE_SECONDS
+        )
 
     async def deliver_due(self) -> int:
-        """Sends one batch of the webhooks whose time has come. Returns how many."""
+        """Sends one batch of due webhooks. Returns how many it leased."""
         async with self._database.transaction() as connection:
             leased = await outgoing.lease_due(connection, now=self._clock(), limit=_BATCH)
-            faults = [await self._strike(connection, webhook) for webhook in leased]
+            faults = [await self._next_fault(connection, webhook) for webhook in leased]
         held_back = _PAUSES.keys() | {Fault.DROP}
-        going = [
+        sending = [
             (webhook, fault)
             for webhook, fault in zip(leased, faults, strict=True)
             if fault not in held_back
         ]
-        due = [webhook for webhook, _ in going]
-        answers = await asyncio.gather(*(self._send(webhook, fault) for webhook, fault in going))
-        if due:
+        answers = await asyncio.gather(*(self._send(webhook, fault) for webhook, fault in sending))
+        if sending:
             async with self._database.transaction() as connection:
-                for webhook, answer in zip(due, answers, strict=True):
-                    await outgoing.settle(
+                for (webhook, _), answer in zip(sending, answers, strict=True):
+                    await outgoing.record_attempt(
                         connection,
                         webhook=webhook,
                         is_delivered=answer.startswith("2"),
@@ -83,8 +83,10 @@ class Delivery:
                     )
         return len(leased)
 
-    async def _strike(self, connection: AsyncConnection, webhook: OutgoingWebhook) -> Fault | None:
-        """What goes wrong with a webhook the first time it is due; some are held back by it."""
+    async def _next_fault(
+        self, connection: AsyncConnection, webhook: OutgoingWebhook
+    ) -> Fault | None:
+        """The fault of a webhook's first attempt. Some faults hold the webhook back."""
         if webhook.attempt > 1:
             return None
         fault = await self._lab.next(
@@ -94,7 +96,7 @@ class Delivery:
             pause = _PAUSES.get(fault)
             await outgoing.hold_back(
                 connection,
-                event_id=webhook.event_id,
+                webhook=webhook,
                 until=None if pause is None else self._clock() + pause,
                 answer=fault,
             )
@@ -102,14 +104,14 @@ class Delivery:
 
     async def _send(self, webhook: OutgoingWebhook, fault: Fault | None) -> str:
         if fault is Fault.DUPLICATE:
-            both = await asyncio.gather(self._post(webhook), self._post(webhook))
-            return both[0]
+            answers = await asyncio.gather(self._post(webhook), self._post(webhook))
+            return answers[0]
         if fault is Fault.WRONG_SIGNATURE:
             return await self._post(webhook, secret=f"not {self._secret}")
         return await self._post(webhook)
 
     async def _post(self, webhook: OutgoingWebhook, *, secret: str | None = None) -> str:
-        """The answer's status, or the name of what went wrong."""
+        """The answer's status, or the name of the error."""
         header = signature.sign(webhook.body, secret=secret or self._secret, now=self._clock())
         answer = "Timeout"
         with suppress(TimeoutError):
@@ -125,7 +127,7 @@ class Delivery:
                     answer = type(error).__name__
         if not answer.startswith("2"):
             _log.warning(
-                "a webhook was not taken, it is sent again",
+                "a sandbox webhook was not accepted, retried later",
                 extra={
                     "event_id": webhook.event_id,
                     "attempt": webhook.attempt,

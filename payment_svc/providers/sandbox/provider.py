@@ -8,9 +8,9 @@ from uuid import UUID
 
 from mesh.clock import Clock
 from mesh.db.database import Database
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
-from payment_svc.pacing import Wakeup
 from payment_svc.providers.amounts import SANDBOX
 from payment_svc.providers.base import (
     CALL_SECONDS,

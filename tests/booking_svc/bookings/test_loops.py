@@ -54,7 +54,7 @@ async def test_a_payment_whose_event_never_comes_is_asked_for(world: World) -> N
     assert await world.reconciliation.ask_payments() == 0
     world.clock.advance(timedelta(minutes=1))
     async with world.database.reading() as connection:
-        assert await reconciliation.oldest_due(connection, now=world.clock()) == world.clock()
+        assert await reconciliation.oldest_due(connection) == world.clock()
     assert await world.reconciliation.ask_payments() == 3
     assert await world.reconciliation.ask_payments() == 0
     await world.settle()

@@ -429,11 +429,11 @@ async def test_a_process_that_dies_leaves_its_messages_to_others(
     assert await deliver(courier) == 0
     world.clock.advance(deliveries.LEASE)
     assert await deliver(courier) == 1
-    # The first one wakes up and settles what is not its own any more.
+    # The outcome of the first process comes after its lease has ended.
     async with world.database.transaction() as connection:
         attempt = deliveries.Attempt(world.clock(), 500, "", 1)
-        await deliveries.settle(
-            connection, leased=late, attempt=attempt, is_final=True, spread=0, now=world.clock()
+        await deliveries.record_attempt(
+            connection, leased=late, attempt=attempt, is_final=True, jitter=0, now=world.clock()
         )
     assert [each.status for each in await log(world, endpoint)] == [Status.DELIVERED]
 

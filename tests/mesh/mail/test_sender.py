@@ -1,4 +1,4 @@
-"""The queue and the loop: once per cause, until it is taken, and nothing is kept afterwards."""
+"""The queue of mails and its loop: once per cause, until sent, and no content is kept."""
 
 import asyncio
 import itertools
@@ -109,7 +109,9 @@ async def _enqueue_and_fail(database: Database, clock: Clock) -> None:
         raise RuntimeError("the effect was refused after all")
 
 
-async def test_nothing_of_a_mail_is_kept_once_it_is_sent(database: Database, clock: Clock) -> None:
+async def test_the_content_of_a_mail_is_deleted_when_it_is_sent(
+    database: Database, clock: Clock
+) -> None:
     async with mail_server() as server:
         await enqueue(database, clock)
         await a_sender(database, clock, server).send_due()
@@ -166,9 +168,7 @@ async def test_the_loop_pauses_longer_while_no_server_is_there(
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
-async def test_a_deferred_mail_is_tried_for_days_then_given_up(
-    database: Database, clock: Clock
-) -> None:
+async def test_a_deferred_mail_is_retried_for_three_days(database: Database, clock: Clock) -> None:
     await enqueue(database, clock)
     tries = []
     async with mail_server() as server:
@@ -201,7 +201,7 @@ async def test_a_greylisted_mail_arrives_later_once(database: Database, clock: C
     assert server.recipients == [MIRA]
 
 
-async def test_a_refused_recipient_is_given_up_and_logged_without_the_address(
+async def test_a_mail_to_a_refused_recipient_ends_and_is_logged_without_the_address(
     database: Database, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -211,7 +211,7 @@ async def test_a_refused_recipient_is_given_up_and_logged_without_the_address(
         server.answers[MIRA] = f"550 5.1.1 {MIRA} unknown"
         await a_sender(database, clock, server).send_due()
     assert {row.status for row in await rows(database)} == {Status.GIVEN_UP}
-    given_up = [vars(line) for line in caplog.records if line.msg == "a mail is given up"]
+    given_up = [vars(line) for line in caplog.records if line.msg == "a mail cannot be delivered"]
     assert {(line["key"], line["answer"]) for line in given_up} == {
         ("booking-confirmed:1", "550"),
         ("booking-confirmed:2", "ValueError"),
@@ -221,9 +221,7 @@ async def test_a_refused_recipient_is_given_up_and_logged_without_the_address(
     assert "no address" not in repr(ours)
 
 
-async def test_a_mail_that_would_come_too_late_is_not_sent(
-    database: Database, clock: Clock
-) -> None:
+async def test_an_expired_mail_is_not_sent(database: Database, clock: Clock) -> None:
     await enqueue(database, clock, "reset", expire_time=START + timedelta(minutes=30))
     clock.advance(timedelta(minutes=30))
     async with mail_server() as server:
@@ -247,19 +245,23 @@ async def test_a_process_that_dies_while_sending_leaves_its_mails_to_others(
     assert len(server.mails) == 1
 
 
-async def test_who_lost_its_lease_settles_nothing(database: Database, clock: Clock) -> None:
+async def test_an_outcome_after_the_lease_was_lost_is_refused(
+    database: Database, clock: Clock
+) -> None:
     await enqueue(database, clock)
     async with database.transaction() as connection:
         [late] = await queue.lease_due(connection, mails, now=clock(), limit=9)
     clock.advance(queue.LEASE)
     async with database.transaction() as connection:
         await queue.lease_due(connection, mails, now=clock(), limit=9)
-        await queue.put_off(connection, mails, mail=late, answer="451", now=clock())
+        await queue.jobs(mails).reschedule(
+            connection, late.mail_id, due_time=clock(), lease_end=late.lease_end
+        )
     [row] = await rows(database)
     assert row.due_time == clock.now + queue.LEASE
 
 
-async def test_what_is_queued_for_an_erased_account_is_withdrawn(
+async def test_the_queued_mails_of_an_erased_account_are_withdrawn(
     database: Database, clock: Clock
 ) -> None:
     await enqueue(database, clock, "hers")
@@ -271,7 +273,7 @@ async def test_what_is_queued_for_an_erased_account_is_withdrawn(
     assert server.recipients == ["zoe@example.org"]
 
 
-async def test_ended_mails_are_forgotten_queued_ones_are_not(
+async def test_ended_mails_are_deleted_and_queued_ones_are_kept(
     database: Database, clock: Clock
 ) -> None:
     await enqueue(database, clock, "sent")
@@ -280,19 +282,14 @@ async def test_ended_mails_are_forgotten_queued_ones_are_not(
     await enqueue(database, clock, "queued")
     async with database.transaction() as connection:
         before = clock() + timedelta(seconds=1)
-        assert await queue.forget(connection, mails, before=before) == 1
+        assert await queue.delete_ended(connection, mails, before=before) == 1
     assert [row.key for row in await rows(database)] == ["queued"]
 
 
-async def test_the_loop_sends_what_it_is_woken_for(database: Database, clock: Clock) -> None:
+async def test_a_wake_up_makes_the_loop_send(database: Database, clock: Clock) -> None:
     async with mail_server() as server:
         sender = a_sender(database, clock, server)
-
-        async def run() -> None:
-            while True:
-                await sender.turn()
-
-        running = asyncio.create_task(run())
+        running = asyncio.create_task(sender.run("test"))
         await enqueue(database, clock)
         sender.wake()
         async with asyncio.timeout(60):
@@ -303,7 +300,7 @@ async def test_the_loop_sends_what_it_is_woken_for(database: Database, clock: Cl
     assert server.recipients == [MIRA]
 
 
-async def test_without_a_server_mails_are_files(
+async def test_without_a_server_mails_are_written_to_files(
     database: Database, clock: Clock, tmp_path: Path
 ) -> None:
     await enqueue(database, clock)

@@ -28,7 +28,15 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 def a_mail(to: str = "mira@example.org", subject: str = "Hello", **changes: str) -> QueuedMail:
     texts = {"text": "Hello Mira\n", "html": "<p>Hello Mira</p>\n", **changes}
     return QueuedMail(
-        uuid4(), "key", to, subject, attempt=1, create_time=NOW, expire_time=None, **texts
+        uuid4(),
+        "key",
+        to,
+        subject,
+        attempt=1,
+        create_time=NOW,
+        expire_time=None,
+        lease_end=NOW,
+        **texts,
     )
 
 
