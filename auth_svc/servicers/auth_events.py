@@ -10,7 +10,7 @@ from auth_svc.outbox import REVOCATIONS
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
 from boxoffice.auth.v1 import auth_event_service_pb2_grpc
 from mesh.clock import Clock
-from mesh.db.outbox import Event, OutboxReader
+from mesh.db.outbox import Event, OutboxReader, to_messages
 
 # A silent stream is taken for a dead one: mesh/rpc/revocations.py.
 _PULSE = timedelta(seconds=5)
@@ -30,12 +30,7 @@ class AuthEventServicer(auth_event_service_pb2_grpc.AuthEventServiceServicer):
         self, request: stream_pb2.StreamEventsRequest, context: _Context
     ) -> AsyncIterator[stream_pb2.StreamEventsResponse]:
         async for batch in self._events.stream(request.after_position):
-            response = stream_pb2.StreamEventsResponse()
-            for event in batch:
-                message = response.events.add()
-                message.ParseFromString(event.payload)
-                message.position = event.position
-            yield response
+            yield stream_pb2.StreamEventsResponse(events=to_messages(batch, stream_pb2.AuthEvent))
 
     async def StreamRevocations(
         self, request: stream_pb2.StreamRevocationsRequest, context: _Context
