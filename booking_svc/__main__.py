@@ -28,7 +28,7 @@ from booking_svc.bookings.servicers.bookings import BookingServicer
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_status, events, orphaned_stock, proto, stock_projection
 from booking_svc.catalogue.availability import AvailabilityCache
-from booking_svc.catalogue.availability_stream import Watch
+from booking_svc.catalogue.availability_stream import AvailabilityStreams
 from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
@@ -176,14 +176,14 @@ def _catalogue(common: _Common) -> _Part:
     changes = StockChanges(
         stock_change_service_pb2_grpc.StockChangeServiceStub(common.channels["stock_svc"])
     )
-    availability = AvailabilityCache(stock=stock, read=partial(_read_event, database))
-    watch = Watch(availability=availability, encode=proto.availability_update)
-    desk = EventCommands(
+    availability = AvailabilityCache(stock=stock, read_event=partial(_read_event, database))
+    streams = AvailabilityStreams(availability=availability, encode=proto.availability_update)
+    commands = EventCommands(
         database=database,
         writes=common.writes,
         stock=stock,
         clock=system_clock,
-        on_change=availability.forget,
+        on_change=availability.invalidate,
     )
     levels = EventConsumer(
         stream="stock_svc",
@@ -203,9 +203,9 @@ def _catalogue(common: _Common) -> _Part:
             Servicer(
                 EventServicer(
                     database=database,
-                    desk=desk,
+                    commands=commands,
                     availability=availability,
-                    watch=watch,
+                    streams=streams,
                     cache=EventCache(database, Cache(common.link)),
                     cancellation_progress=partial(_cancellation_progress, database),
                     clock=system_clock,
@@ -217,7 +217,7 @@ def _catalogue(common: _Common) -> _Part:
         [
             _forever("event status", partial(event_status.run_once, database, system_clock)),
             _forever("availability", partial(availability.follow, changes.open_now)),
-            watch.run,
+            streams.run,
             _forever("stock levels", levels.run),
             _forever(
                 "unwanted stock", partial(orphaned_stock.run_once, database, stock, system_clock)
