@@ -1,6 +1,5 @@
-"""Webhooks to outside systems, as Standard Webhooks has them (https://www.standardwebhooks.com).
+"""Webhooks to external systems, after Standard Webhooks (https://www.standardwebhooks.com).
 
-endpoints.py knows who is told what, follower.py turns what happens to bookings into
-messages, deliveries.py is their queue and log, courier.py posts them, signature.py signs
-them, destinations.py refuses addresses that are not public.
+consumer.py turns booking events into messages for endpoints.py's subscriptions; deliveries.py is
+their queue and log, delivery_worker.py posts them, url_policy.py rejects non-public addresses.
 """
