@@ -1,4 +1,4 @@
-"""Starts auth_svc."""
+"""Starts auth_svc: `python -m auth_svc`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -50,7 +50,7 @@ def main() -> None:
 async def open_service(
     settings: Settings, *, clock: Clock = system_clock
 ) -> AsyncIterator[Service]:
-    """auth_svc with its resources, as long as the block lasts."""
+    """auth_svc with its resources, for the duration of the block."""
     ring = KeyRing(
         settings.keys_folder,
         clock=clock,
@@ -70,7 +70,7 @@ async def open_service(
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """What everything here is made of."""
+    """Resources that the parts of the service share."""
 
     settings: Settings
     clock: Clock
@@ -86,7 +86,7 @@ def _service(base: _Base) -> Service:
     mailing = Mailing(reset_url=settings.password_reset_url, wake=sender.wake)
     mailer = ResetMailer(database=database, mailing=mailing, clock=clock)
     throttle = LoginThrottle(database=database, link=base.link, key=settings.throttle_key)
-    calls = IdempotentCalls(
+    idempotent = IdempotentCalls(
         IdempotentWrites(database, tables.idempotency_records, clock),
         secret=settings.idempotency_secret,
     )
@@ -94,9 +94,9 @@ def _service(base: _Base) -> Service:
     event_servicer = AuthEventServicer(events, clock, access_lifetime=settings.access_lifetime)
     return Service(
         servicers=[
-            _auth(base, throttle, mailing, mailer, calls),
-            _account(base, throttle, mailing, calls),
-            _users(base, calls),
+            _auth(base, throttle, mailing, mailer, idempotent),
+            _account(base, throttle, mailing, idempotent),
+            _users(base, idempotent),
             Servicer(
                 event_servicer,
                 auth_event_service_pb2_grpc.add_AuthEventServiceServicer_to_server,
@@ -115,7 +115,7 @@ def _auth(
     throttle: LoginThrottle,
     mailing: Mailing,
     mailer: ResetMailer,
-    calls: IdempotentCalls,
+    idempotent: IdempotentCalls,
 ) -> Servicer:
     settings, secret = base.settings, base.settings.admin_registration_secret
     sign_up = SignUp(
@@ -147,7 +147,7 @@ def _auth(
         sign_up,
         sign_in,
         reset,
-        calls,
+        idempotent,
         reset_requested=mailer.wake,
         published=base.ring.published,
         clock=base.clock,
@@ -160,7 +160,7 @@ def _auth(
 
 
 def _account(
-    base: _Base, throttle: LoginThrottle, mailing: Mailing, calls: IdempotentCalls
+    base: _Base, throttle: LoginThrottle, mailing: Mailing, idempotent: IdempotentCalls
 ) -> Servicer:
     lifetime = base.settings.access_lifetime
     change = PasswordChange(
@@ -171,15 +171,15 @@ def _account(
         access_lifetime=lifetime,
     )
     return Servicer(
-        AccountServicer(change, calls, base.database, base.clock, access_lifetime=lifetime),
+        AccountServicer(change, idempotent, base.database, base.clock, access_lifetime=lifetime),
         auth_service_pb2_grpc.add_AccountServiceServicer_to_server,
         auth_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
     )
 
 
-def _users(base: _Base, calls: IdempotentCalls) -> Servicer:
+def _users(base: _Base, idempotent: IdempotentCalls) -> Servicer:
     servicer = UserServicer(
-        calls,
+        idempotent,
         base.database,
         base.clock,
         unusable_hash=base.hasher.unusable_hash,
@@ -196,7 +196,7 @@ def _loops(
     base: _Base, events: OutboxReader, mailer: ResetMailer, sender: Sender
 ) -> list[Callable[[], Awaitable[None]]]:
     sweep = partial(
-        housekeeping.turn,
+        housekeeping.run_once,
         base.database,
         base.clock,
         access_lifetime=base.settings.access_lifetime,
@@ -205,14 +205,14 @@ def _loops(
         partial(forever, "outbox", events.listen),
         partial(forever, "password resets", mailer.turn),
         partial(forever, "mails", sender.turn),
-        partial(forever, "keys", base.ring.turn),
+        partial(forever, "keys", base.ring.run_once),
         partial(forever_alone, base.database, "housekeeping", sweep),
     ]
 
 
 @asynccontextmanager
 async def _open_link(settings: Settings) -> AsyncIterator[RedisLink | None]:
-    """Redis, which nothing here needs: without it the database counts."""
+    """Redis, which is optional: without it the database counts login attempts."""
     if settings.redis_url is None:
         yield None
         return

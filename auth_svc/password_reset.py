@@ -1,8 +1,7 @@
-"""A new password for who can read the account's mailbox.
+"""Password reset with a token from a mail.
 
-Asking does the same work for every address: it only writes down that somebody asked.
-A loop finds the account, if there is one, and queues the mail, so that neither the
-answer nor its time tells which addresses have accounts. The token is stored as a hash.
+A request only stores the address, with the same work for every address; a background loop looks up
+the account and queues the mail. So neither answer nor duration reveals which accounts exist.
 """
 
 import hashlib
@@ -16,12 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import sessions
 from auth_svc.accounts import (
-    Besides,
+    InTransaction,
     User,
     email_key,
     find_by_email_key,
     get_user,
-    lock_user,
     nothing,
     replace_password,
     require_active,
@@ -35,30 +33,30 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 
 LIFETIME = timedelta(minutes=30)
-"""A token is of no use after it."""
+"""How long a token is valid."""
 
 MIN_PAUSE = timedelta(minutes=1)
 MAX_PER_HOUR = 5
-"""So many mails an account gets at most, however often somebody asks."""
+"""Limit of mails to one account, whatever the number of requests."""
 
 _TOKEN_BYTES = 32
 _BATCH = 20
 
 
 async def request(connection: AsyncConnection, *, email: str, now: datetime) -> None:
-    """Writes down that somebody asked for this address. The same work for every address."""
+    """Stores a request for an address, with the same work for every address."""
     await connection.execute(
         postgresql.insert(password_reset_requests)
         .values(email_key=email_key(email), create_time=now)
-        # Asked again before the loop came by: one mail is enough.
+        # Several requests before the loop runs get one mail.
         .on_conflict_do_nothing()
     )
 
 
 async def answer_requests(connection: AsyncConnection, mailing: Mailing, *, now: datetime) -> int:
-    """Queues a mail for each request whose address has an account. Returns how many it looked at.
+    """Takes a batch of requests and queues mails to those with an account. Returns the batch's size.
 
-    No mail for deactivated accounts, nor more often than MIN_PAUSE and MAX_PER_HOUR.
+    Sends no mail to deactivated accounts, and none beyond MIN_PAUSE and MAX_PER_HOUR.
     """
     taken = (
         sa.select(password_reset_requests.c.email_key)
@@ -67,12 +65,12 @@ async def answer_requests(connection: AsyncConnection, mailing: Mailing, *, now:
         .with_for_update(skip_locked=True)
         .cte("taken")
     )
-    asked = await connection.execute(
+    requests = await connection.execute(
         sa.delete(password_reset_requests)
         .where(password_reset_requests.c.email_key == taken.c.email_key)
         .returning(password_reset_requests.c.email_key)
     )
-    keys = asked.scalars().all()
+    keys = requests.scalars().all()
     for key in sorted(keys):
         user = await find_by_email_key(connection, key=key)
         if user is not None and user.is_active and await _may_have_mail(connection, user, now=now):
@@ -83,8 +81,8 @@ async def answer_requests(connection: AsyncConnection, mailing: Mailing, *, now:
 class PasswordReset:
     """Exchanges a token for a new password.
 
-    It opens its own transactions, unlike other domain code: hashing a password takes
-    long, and no transaction may be open meanwhile.
+    Opens its own transactions, unlike other domain code: no transaction may stay open while a
+    password is hashed, which takes long.
     """
 
     def __init__(
@@ -103,11 +101,16 @@ class PasswordReset:
         self._access_lifetime = access_lifetime
 
     async def reset(
-        self, *, token: str, new_password: str, now: datetime, besides: Besides = nothing
+        self,
+        *,
+        token: str,
+        new_password: str,
+        now: datetime,
+        in_transaction: InTransaction = nothing,
     ) -> None:
-        """Replaces the password, ends all sessions and every other token of the account.
+        """Replaces the password, ends all sessions and invalidates all tokens of the account.
 
-        Raises TOKEN_INVALID, TOKEN_EXPIRED, PASSWORD_TOO_WEAK or ACCOUNT_DEACTIVATED.
+        `in_transaction` is called in the last transaction. Raises TOKEN_INVALID, TOKEN_EXPIRED, PASSWORD_TOO_WEAK or ACCOUNT_DEACTIVATED.
         """
         token_hash = _hash_of(token)
         async with self._database.transaction() as connection:
@@ -118,8 +121,8 @@ class PasswordReset:
         check_policy(new_password, email=user.email, full_name=user.full_name, field="new_password")
         password_hash = await self._hasher.hash(new_password)
         async with self._database.transaction() as connection:
-            # The account's lock first, as everywhere: two uses of a token come one after the other.
-            user = await lock_user(connection, user_id=user.user_id)
+            # The account is locked first, as everywhere: this orders two uses of one token.
+            user = await get_user(connection, user_id=user.user_id, lock=True)
             require_active(user)
             await _owner(connection, token_hash=token_hash, now=now)
             await end_resets(connection, user_id=user.user_id, now=now)
@@ -130,14 +133,14 @@ class PasswordReset:
                 connection, user_id=user.user_id, access_lifetime=self._access_lifetime, now=now
             )
             await self._mailing.password_changed(connection, user, now=now)
-            await besides(connection, user)
+            await in_transaction(connection, user)
             await self._throttle.clear_row(connection, email_key(user.email))
         await self._throttle.clear(email_key(user.email))
         self._mailing.wake()
 
 
 async def end_resets(connection: AsyncConnection, *, user_id: UUID, now: datetime) -> None:
-    """Uses up all tokens of an account: after one was used, or the password became another."""
+    """Invalidates all tokens of an account, after one was used or the password changed."""
     await connection.execute(
         sa.update(password_resets)
         .where(password_resets.c.user_id == user_id, password_resets.c.use_time.is_(None))
@@ -173,23 +176,26 @@ async def _issue(
 
 
 async def _owner(connection: AsyncConnection, *, token_hash: bytes, now: datetime) -> UUID:
-    """Whose password a token may replace. Raises TOKEN_INVALID or TOKEN_EXPIRED."""
-    found = await connection.execute(
+    """The id of the account whose password a token may replace.
+
+    Raises TOKEN_INVALID or TOKEN_EXPIRED.
+    """
+    rows = await connection.execute(
         sa.select(
             password_resets.c.user_id, password_resets.c.use_time, password_resets.c.expire_time
         ).where(password_resets.c.token_hash == token_hash)
     )
-    reset = found.one_or_none()
+    reset = rows.one_or_none()
     if reset is None or reset.use_time is not None:
         raise DomainError(
-            Reason.TOKEN_INVALID, "this link was used or never valid; ask for another"
+            Reason.TOKEN_INVALID, "the link is invalid or was used already; request another one"
         )
     if now >= reset.expire_time:
-        raise DomainError(Reason.TOKEN_EXPIRED, "this link has expired; ask for another")
+        raise DomainError(Reason.TOKEN_EXPIRED, "the link has expired; request another one")
     user_id: UUID = reset.user_id
     return user_id
 
 
 def _hash_of(token: str) -> bytes:
-    # 256 random bits need no salt and no slow hash.
+    # A token of 256 random bits needs neither a salt nor a slow hash.
     return hashlib.sha256(token.encode()).digest()

@@ -1,4 +1,4 @@
-"""The loop that answers requests for a new password with mails."""
+"""The background loop that sends mails for password reset requests."""
 
 import asyncio
 
@@ -7,12 +7,12 @@ from auth_svc.mailing import Mailing
 from mesh.clock import Clock
 from mesh.db.database import Database
 
-# For requests that another replica wrote down and did not come to answer.
+# Also finds requests of another process that stopped before it sent their mails.
 _POLL_SECONDS = 5.0
 
 
 class ResetMailer:
-    """Any number of processes may run it: each takes other requests."""
+    """Any number of processes may run it at the same time: each takes different requests."""
 
     def __init__(self, *, database: Database, mailing: Mailing, clock: Clock) -> None:
         self._database = database
@@ -21,17 +21,17 @@ class ResetMailer:
         self._requested = asyncio.Event()
 
     def wake(self) -> None:
-        """A request was written down, and is committed."""
+        """Call it after the commit of a request."""
         self._requested.set()
 
     async def turn(self) -> None:
-        """One turn of the loop: a batch, or a pause when there is none."""
+        """Handles a batch of requests, or waits if there are none. For a background loop."""
         self._requested.clear()
         async with self._database.transaction() as connection:
-            looked_at = await password_reset.answer_requests(
+            batch_size = await password_reset.answer_requests(
                 connection, self._mailing, now=self._clock()
             )
-        if looked_at:
+        if batch_size:
             self._mailing.wake()
         else:
             await self._wait()

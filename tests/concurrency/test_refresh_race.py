@@ -1,4 +1,4 @@
-"""Two tabs refresh one session at once, on real connections. The control lacks the guard."""
+"""Concurrent refreshes of one session, on real connections. The control lacks the guard."""
 
 import asyncio
 import secrets
@@ -56,14 +56,14 @@ async def refresh(database: Database, token: str) -> str | None:
 
 
 async def naive_refresh(database: Database, token: str) -> str | None:
-    """The copy without the guard: looks whether the token is used, then replaces it."""
-    is_it = refresh_tokens.c.token_hash == sessions.hash_of(token)
+    """A copy without the guard: checks and replaces the token without a lock."""
+    has_hash = refresh_tokens.c.token_hash == sessions.hash_of(token)
     async with database.transaction() as connection:
-        row = (await connection.execute(sa.select(refresh_tokens).where(is_it))).one()
+        row = (await connection.execute(sa.select(refresh_tokens).where(has_hash))).one()
         if row.use_time is not None:
             return None
         successor = secrets.token_urlsafe(32)
-        await connection.execute(sa.update(refresh_tokens).where(is_it).values(use_time=NOW))
+        await connection.execute(sa.update(refresh_tokens).where(has_hash).values(use_time=NOW))
         await connection.execute(
             sa.insert(refresh_tokens).values(
                 token_hash=sessions.hash_of(successor),
@@ -75,34 +75,34 @@ async def naive_refresh(database: Database, token: str) -> str | None:
     return successor
 
 
-async def rush(
+async def refresh_concurrently(
     refreshing: Callable[[Database, str], Awaitable[str | None]],
     database: Database,
     token: str,
 ) -> set[str | None]:
-    """What all tabs get that refresh at the same time."""
+    """The distinct results of all tabs that refresh at the same time."""
     return set(await asyncio.gather(*(refreshing(database, token) for _ in range(TABS))))
 
 
 async def test_the_race_is_real_without_the_guard(database: Database) -> None:
-    """Control: tabs that look first and replace then go separate ways or are signed out."""
+    """Control: without the lock, tabs get different successors or are signed out."""
     async with database.transaction() as connection:
         await connection.execute(sa.text("DROP INDEX refresh_tokens_unused_idx"))
-    assert len(await rush(naive_refresh, database, await a_session(database))) > 1
+    assert len(await refresh_concurrently(naive_refresh, database, await a_session(database))) > 1
 
 
 async def test_all_tabs_get_the_same_successor(database: Database) -> None:
     for _ in range(10):
         token = await a_session(database)
-        # Thrice in a row: the successor is as good a token as the first.
+        # Three times in a row: a successor works like the first token.
         for _ in range(3):
-            [successor] = await rush(refresh, database, token)
+            [successor] = await refresh_concurrently(refresh, database, token)
             assert successor is not None
             token = successor
 
 
 async def test_a_refresh_waits_for_the_end_of_its_session(database: Database) -> None:
-    """Somebody ends the session at the same moment: the refresh does not slip past it."""
+    """A refresh during the transaction that ends the session waits, and then fails."""
     token = await a_session(database)
     async with database.transaction() as ending:
         await ending.execute(sa.text("UPDATE sessions SET revoke_time = now()"))
