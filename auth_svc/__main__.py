@@ -1,4 +1,4 @@
-"""Starts auth_svc."""
+"""Starts auth_svc: `python -m auth_svc`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -53,7 +53,7 @@ def main() -> None:
 async def open_service(
     settings: Settings, *, clock: Clock = system_clock
 ) -> AsyncIterator[Service]:
-    """auth_svc with its resources, as long as the block lasts."""
+    """auth_svc with its resources, for the duration of the block."""
     ring = KeyRing(
         settings.keys_folder,
         clock=clock,
@@ -73,7 +73,7 @@ async def open_service(
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """What everything here is made of."""
+    """Resources that the parts of the service share."""
 
     settings: Settings
     clock: Clock
@@ -89,7 +89,7 @@ def _service(base: _Base) -> Service:
     mailing = Mailing(reset_url=settings.password_reset_url, wake=sender.wake)
     reset_requested = Wakeup()
     throttle = LoginThrottle(database=database, link=base.link, key=settings.throttle_key)
-    calls = IdempotentCalls(
+    idempotent = IdempotentCalls(
         IdempotentWrites(database, tables.idempotency_records, clock),
         secret=settings.idempotency_secret,
     )
@@ -97,9 +97,9 @@ def _service(base: _Base) -> Service:
     event_servicer = AuthEventServicer(events, clock, access_lifetime=settings.access_lifetime)
     return Service(
         servicers=[
-            _auth(base, throttle, mailing, reset_requested, calls),
-            _account(base, throttle, mailing, calls),
-            _users(base, calls),
+            _auth(base, throttle, mailing, reset_requested, idempotent),
+            _account(base, throttle, mailing, idempotent),
+            _users(base, idempotent),
             Servicer(
                 event_servicer,
                 auth_event_service_pb2_grpc.add_AuthEventServiceServicer_to_server,
@@ -118,7 +118,7 @@ def _auth(
     throttle: LoginThrottle,
     mailing: Mailing,
     reset_requested: Wakeup,
-    calls: IdempotentCalls,
+    idempotent: IdempotentCalls,
 ) -> Servicer:
     settings, secret = base.settings, base.settings.admin_registration_secret
     sign_up = SignUp(
@@ -150,7 +150,7 @@ def _auth(
         sign_up,
         sign_in,
         reset,
-        calls,
+        idempotent,
         reset_requested=reset_requested.ring,
         published=base.ring.published,
         clock=base.clock,
@@ -163,7 +163,7 @@ def _auth(
 
 
 def _account(
-    base: _Base, throttle: LoginThrottle, mailing: Mailing, calls: IdempotentCalls
+    base: _Base, throttle: LoginThrottle, mailing: Mailing, idempotent: IdempotentCalls
 ) -> Servicer:
     lifetime = base.settings.access_lifetime
     change = PasswordChange(
@@ -174,15 +174,15 @@ def _account(
         access_lifetime=lifetime,
     )
     return Servicer(
-        AccountServicer(change, calls, base.database, base.clock, access_lifetime=lifetime),
+        AccountServicer(change, idempotent, base.database, base.clock, access_lifetime=lifetime),
         auth_service_pb2_grpc.add_AccountServiceServicer_to_server,
         auth_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
     )
 
 
-def _users(base: _Base, calls: IdempotentCalls) -> Servicer:
+def _users(base: _Base, idempotent: IdempotentCalls) -> Servicer:
     servicer = UserServicer(
-        calls,
+        idempotent,
         base.database,
         base.clock,
         unusable_hash=base.hasher.unusable_hash,
@@ -199,7 +199,7 @@ def _loops(
     base: _Base, events: OutboxReader, mailing: Mailing, reset_requested: Wakeup, sender: Sender
 ) -> list[Callable[[], Awaitable[None]]]:
     sweep = partial(
-        housekeeping.turn,
+        housekeeping.run_once,
         base.database,
         base.clock,
         access_lifetime=base.settings.access_lifetime,
@@ -214,14 +214,14 @@ def _loops(
             idle_seconds=_RESET_IDLE_SECONDS,
         ),
         partial(sender.run, "mails"),
-        partial(forever, "keys", base.ring.turn),
+        partial(forever, "keys", base.ring.run_once),
         partial(forever_alone, base.database, "housekeeping", sweep),
     ]
 
 
 @asynccontextmanager
 async def _open_link(settings: Settings) -> AsyncIterator[RedisLink | None]:
-    """Redis, which nothing here needs: without it the database counts."""
+    """Redis, which is optional: without it the database counts login attempts."""
     if settings.redis_url is None:
         yield None
         return

@@ -1,6 +1,6 @@
-"""Accounts as they are stored: who is who, and what a password is checked against.
+"""Accounts as they are stored, and the credentials that passwords are checked against.
 
-Signing up and in are sign_up.py's and sign_in.py's part.
+Sign-up and sign-in are in sign_up.py and sign_in.py.
 """
 
 import unicodedata
@@ -21,7 +21,7 @@ from mesh.errors import DomainError, FieldViolation, Reason, invalid
 
 
 class Role(StrEnum):
-    """What an account may do. It comes from the account, never from the client."""
+    """The permissions of an account. Stored with the account, never taken from the client."""
 
     CUSTOMER = "CUSTOMER"
     STAFF = "STAFF"
@@ -32,7 +32,7 @@ class Role(StrEnum):
 class User:
     """An account as its owner sees it; `phone` and `address` are empty when unknown.
 
-    Its access tokens carry `access_version`; those with a lower one were revoked.
+    Its access tokens carry `access_version`; tokens with a lower version are revoked.
     """
 
     user_id: UUID
@@ -47,8 +47,8 @@ class User:
     access_version: int = 0
 
 
-Besides = Callable[[AsyncConnection, User], Awaitable[None]]
-"""What else is to be written about an account in the transaction of a change."""
+InTransaction = Callable[[AsyncConnection, User], Awaitable[None]]
+"""Further writes about an account, in the transaction of a change."""
 
 
 async def nothing(_: AsyncConnection, __: User) -> None:
@@ -57,7 +57,7 @@ async def nothing(_: AsyncConnection, __: User) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a password is checked against, and when it was last changed."""
+    """The hash that a password is checked against, and the time of its last change."""
 
     user_id: UUID
     password_hash: str
@@ -65,7 +65,7 @@ class Credentials:
 
 
 async def insert_user(connection: AsyncConnection, *, user: User, password_hash: str) -> None:
-    """Stores a new account. Raises EMAIL_ALREADY_REGISTERED, whatever the letters' case."""
+    """Stores a new account. Raises EMAIL_ALREADY_REGISTERED, regardless of upper and lower case."""
     inserted = await connection.execute(
         postgresql.insert(users)
         .values(
@@ -86,7 +86,8 @@ async def insert_user(connection: AsyncConnection, *, user: User, password_hash:
     )
     if inserted.rowcount == 0:
         raise DomainError(
-            Reason.EMAIL_ALREADY_REGISTERED, "this e-mail address has an account; sign in"
+            Reason.EMAIL_ALREADY_REGISTERED,
+            "an account with this e-mail address exists already; sign in",
         )
     await outbox.user_changed(
         connection,
@@ -98,70 +99,43 @@ async def insert_user(connection: AsyncConnection, *, user: User, password_hash:
 
 
 async def find_credentials(connection: AsyncConnection, *, email: str) -> Credentials | None:
-    """What to check a password against; None for an unknown e-mail address."""
-    rows = await connection.execute(
-        sa.select(users.c.user_id, users.c.password_hash, users.c.password_change_time).where(
-            users.c.email_key == email_key(email)
-        )
-    )
+    """The credentials of an address; None for an address without an account."""
+    rows = await connection.execute(_CREDENTIALS.where(users.c.email_key == email_key(email)))
     row = rows.one_or_none()
     return None if row is None else Credentials(*row)
 
 
-async def find_by_email_key(connection: AsyncConnection, *, key: str) -> User | None:
-    """The account of an address as `email_key` writes it; None when there is none."""
-    rows = await connection.execute(sa.select(*USER_COLUMNS).where(users.c.email_key == key))
-    row = rows.one_or_none()
-    return None if row is None else to_user(row)
-
-
-async def get_user(connection: AsyncConnection, *, user_id: UUID) -> User:
-    """An account. Raises USER_NOT_FOUND."""
-    rows = await connection.execute(sa.select(*USER_COLUMNS).where(users.c.user_id == user_id))
-    row = rows.one_or_none()
-    if row is None:
-        raise _no_such_user()
-    return to_user(row)
-
-
-async def lock_user(connection: AsyncConnection, *, user_id: UUID) -> User:
-    """An account that does not change until the transaction ends. Raises USER_NOT_FOUND."""
-    rows = await connection.execute(
-        sa.select(*USER_COLUMNS).where(users.c.user_id == user_id).with_for_update(key_share=True)
-    )
-    row = rows.one_or_none()
-    if row is None:
-        raise _no_such_user()
-    return to_user(row)
-
-
 async def get_credentials(connection: AsyncConnection, *, user_id: UUID) -> Credentials:
-    """What to check the password of a known user against."""
-    rows = await connection.execute(
-        sa.select(users.c.user_id, users.c.password_hash, users.c.password_change_time).where(
-            users.c.user_id == user_id
-        )
-    )
-    return Credentials(*rows.one())
+    """The credentials of an existing account."""
+    return Credentials(*(await connection.execute(_CREDENTIALS.where(_has_id(user_id)))).one())
+
+
+async def find_by_email_key(connection: AsyncConnection, *, key: str) -> User | None:
+    """The account of an address in the form of `email_key`; None when there is none."""
+    return await _find(connection, users.c.email_key == key)
+
+
+async def get_user(connection: AsyncConnection, *, user_id: UUID, lock: bool = False) -> User:
+    """An account; with `lock` it cannot change until the transaction ends.
+
+    Raises USER_NOT_FOUND.
+    """
+    user = await _find(connection, _has_id(user_id), lock=lock)
+    if user is None:
+        raise DomainError(Reason.USER_NOT_FOUND, "no such user")
+    return user
 
 
 async def lock_verified(connection: AsyncConnection, *, credentials: Credentials) -> User | None:
-    """The account whose password was checked, as it is now; None when it has another by now.
+    """Locks the account whose password was checked; None when the password has changed since.
 
-    The row lock orders this sign-in against a deactivation or a new password: either
-    comes first and is seen here, or it comes later and ends the session too.
+    A deactivation or a password change either precedes the lock and is visible here, or follows
+    and ends the new session too. Raises ACCOUNT_DEACTIVATED.
     """
-    rows = await connection.execute(
-        sa.select(*USER_COLUMNS)
-        .where(users.c.user_id == credentials.user_id)
-        .where(users.c.password_change_time == credentials.password_change_time)
-        .with_for_update(key_share=True)
-    )
-    row = rows.one_or_none()
-    if row is None:
-        return None
-    user = to_user(row)
-    require_active(user)
+    is_unchanged = users.c.password_change_time == credentials.password_change_time
+    user = await _find(connection, _has_id(credentials.user_id) & is_unchanged, lock=True)
+    if user is not None:
+        require_active(user)
     return user
 
 
@@ -172,19 +146,19 @@ def require_active(user: User) -> None:
 
 
 async def replace_hash(connection: AsyncConnection, *, user_id: UUID, password_hash: str) -> None:
-    """Stores another hash of the same password."""
+    """Stores a new hash of the same password."""
     await connection.execute(
-        sa.update(users).where(users.c.user_id == user_id).values(password_hash=password_hash)
+        sa.update(users).where(_has_id(user_id)).values(password_hash=password_hash)
     )
 
 
 async def replace_password(
     connection: AsyncConnection, *, user_id: UUID, password_hash: str, now: datetime
 ) -> None:
-    """Stores the hash of another password."""
+    """Stores the hash of a new password."""
     await connection.execute(
         sa.update(users)
-        .where(users.c.user_id == user_id)
+        .where(_has_id(user_id))
         .values(
             password_hash=password_hash,
             password_change_time=now,
@@ -194,14 +168,10 @@ async def replace_password(
 
 
 def email_key(email: str) -> str:
-    """What addresses are compared by. Raises VALIDATION_FAILED for control characters."""
+    """The form in which addresses are compared. Raises VALIDATION_FAILED for control characters."""
     if any(unicodedata.category(character) == "Cc" for character in email):
         raise invalid(FieldViolation("email", "must not contain control characters"))
     return email.casefold()
-
-
-def _no_such_user() -> DomainError:
-    return DomainError(Reason.USER_NOT_FOUND, "no such user")
 
 
 USER_COLUMNS = (
@@ -216,6 +186,21 @@ USER_COLUMNS = (
     users.c.update_time,
     users.c.access_version,
 )
+
+_CREDENTIALS = sa.select(users.c.user_id, users.c.password_hash, users.c.password_change_time)
+
+
+async def _find(
+    connection: AsyncConnection, condition: sa.ColumnElement[bool], *, lock: bool = False
+) -> User | None:
+    query = sa.select(*USER_COLUMNS).where(condition)
+    rows = await connection.execute(query.with_for_update(key_share=True) if lock else query)
+    row = rows.one_or_none()
+    return None if row is None else to_user(row)
+
+
+def _has_id(user_id: UUID) -> sa.ColumnElement[bool]:
+    return users.c.user_id == user_id
 
 
 def to_user(row: sa.Row[*tuple[Any, ...]]) -> User:

@@ -1,4 +1,4 @@
-"""Erasing an account: the personal data goes, the row stays for those who name its id."""
+"""Erasing an account: deletes its personal data. The row stays, because others refer to its id."""
 
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -20,7 +20,7 @@ from mesh.mail.queue import withdraw
 
 NAME = "Erased user"
 DOMAIN = "erased.invalid"
-"""RFC 2606: no mail ever goes there."""
+"""Reserved by RFC 2606: no mail can be delivered to it."""
 
 
 async def erase(
@@ -31,10 +31,9 @@ async def erase(
     access_lifetime: timedelta,
     now: datetime,
 ) -> User:
-    """Forgets who an account belongs to, signs it out and tells the other services.
+    """Deletes an account's personal data, ends its sessions and publishes the erasure.
 
-    What stays is the id, the role and the times. Doing it again changes nothing. Raises
-    USER_NOT_FOUND or LAST_ADMIN.
+    Id, role and times stay. Repeating it changes nothing. Raises USER_NOT_FOUND or LAST_ADMIN.
     """
     user, admins = await lock_with_admins(connection, user_id=user_id)
     erased_email = f"{user_id}@{DOMAIN}"
@@ -58,13 +57,13 @@ async def erase(
         )
     )
     await sessions.end_all(connection, user_id=user_id, access_lifetime=access_lifetime, now=now)
-    await _forget_copies(connection, user, now=now)
+    await _delete_copies(connection, user, now=now)
     await outbox.user_erased(connection, user_id=user_id, now=now)
     return await get_user(connection, user_id=user_id)
 
 
-async def _forget_copies(connection: AsyncConnection, user: User, *, now: datetime) -> None:
-    """Deletes the personal data that is in other tables than users."""
+async def _delete_copies(connection: AsyncConnection, user: User, *, now: datetime) -> None:
+    """Deletes the personal data in the tables other than users."""
     await withdraw(connection, mails, to=user.email, now=now)
     await connection.execute(
         sa.delete(password_resets).where(password_resets.c.user_id == user.user_id)

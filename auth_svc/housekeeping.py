@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more, in small steps that nobody waits for."""
+"""Periodic deletion of expired rows, in small batches that block no other transaction."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -23,36 +23,36 @@ SESSION_RETENTION = timedelta(days=1)
 RESET_RETENTION = timedelta(days=1)
 IDEMPOTENCY_RETENTION = timedelta(days=3)
 EVENT_RETENTION = timedelta(days=7)
-"""So long a consumer may be away and still hears of each change, not only of the last one."""
+"""A consumer that is down for less than this receives every change, not only the last one."""
 
 _REVOCATION_MARGIN = timedelta(hours=1)
 _BATCH = 1000
 _INTERVAL_SECONDS = 600.0
 
 
-async def turn(database: Database, clock: Clock, *, access_lifetime: timedelta) -> None:
-    """One turn of the loop, and the pause after it."""
+async def run_once(database: Database, clock: Clock, *, access_lifetime: timedelta) -> None:
+    """Deletes the expired rows, then waits. For a background loop."""
     await sweep(database, access_lifetime=access_lifetime, now=clock())
     await asyncio.sleep(_INTERVAL_SECONDS)
 
 
 async def sweep(database: Database, *, access_lifetime: timedelta, now: datetime) -> int:
-    """Deletes all that is over. Returns how many rows."""
+    """Deletes all expired rows. Returns how many."""
     deleted = 0
-    for table, is_over in _all_that_is_over(access_lifetime=access_lifetime, now=now):
-        while (batch := await _delete_some(database, table, is_over)) > 0:
+    for table, is_expired in _expired_rows(access_lifetime=access_lifetime, now=now):
+        while (batch := await _delete_batch(database, table, is_expired)) > 0:
             deleted += batch
     return deleted
 
 
-def _all_that_is_over(
+def _expired_rows(
     *, access_lifetime: timedelta, now: datetime
 ) -> list[tuple[sa.Table, sa.ColumnElement[bool]]]:
     ended = sa.func.coalesce(sessions.c.revoke_time, sessions.c.expire_time)
-    session_is_over = ended < now - SESSION_RETENTION
-    # Both: an ended session's tokens, then the session itself once it has none.
-    tokens_session = sa.exists().where(
-        sessions.c.session_id == refresh_tokens.c.session_id, session_is_over
+    session_is_expired = ended < now - SESSION_RETENTION
+    # First the tokens of an expired session, then the session, once it has no token.
+    token_is_expired = sa.exists().where(
+        sessions.c.session_id == refresh_tokens.c.session_id, session_is_expired
     )
     has_tokens = sa.exists().where(refresh_tokens.c.session_id == sessions.c.session_id)
     newer = outbox.alias()
@@ -62,8 +62,8 @@ def _all_that_is_over(
         newer.c.sequence > outbox.c.sequence,
     )
     return [
-        (refresh_tokens, tokens_session),
-        (sessions, session_is_over & ~has_tokens),
+        (refresh_tokens, token_is_expired),
+        (sessions, session_is_expired & ~has_tokens),
         (password_resets, password_resets.c.expire_time < now - RESET_RETENTION),
         (password_reset_requests, password_reset_requests.c.create_time < now - RESET_RETENTION),
         (login_throttles, login_throttles.c.update_time < now - FORGET_AFTER),
@@ -73,7 +73,7 @@ def _all_that_is_over(
             outbox.c.event_type.in_(REVOCATIONS)
             & (outbox.c.create_time < now - access_lifetime - _REVOCATION_MARGIN),
         ),
-        # The newest stays: who begins to listen today learns of every account.
+        # The newest one of each account stays, for new consumers of the stream.
         (
             outbox,
             (outbox.c.event_type == USER_CHANGED)
@@ -83,9 +83,11 @@ def _all_that_is_over(
     ]
 
 
-async def _delete_some(database: Database, table: sa.Table, is_over: sa.ColumnElement[bool]) -> int:
+async def _delete_batch(
+    database: Database, table: sa.Table, is_expired: sa.ColumnElement[bool]
+) -> int:
     keys = list(table.primary_key.columns)
-    some = sa.select(*keys).where(is_over).limit(_BATCH).with_for_update(skip_locked=True)
+    batch = sa.select(*keys).where(is_expired).limit(_BATCH).with_for_update(skip_locked=True)
     async with database.transaction() as connection:
-        deleted = await connection.execute(sa.delete(table).where(sa.tuple_(*keys).in_(some)))
+        deleted = await connection.execute(sa.delete(table).where(sa.tuple_(*keys).in_(batch)))
     return deleted.rowcount

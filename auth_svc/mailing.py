@@ -1,4 +1,4 @@
-"""What auth_svc writes to people. Sending is mesh/mail's part; the texts are in mails/."""
+"""The mails of auth_svc, queued for mesh/mail. The texts are in mails/."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -10,13 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from auth_svc.accounts import User
 from auth_svc.tables import mails
 from mesh.mail.queue import Mail, enqueue
-from mesh.mail.templates import Templates
+from mesh.mail.templates import Rendered, Templates
 
 
 class Mailing:
     """Queues mails in the caller's transaction. `reset_url` is the page that takes a token.
 
-    `wake` is told once something may have been queued and committed.
+    Callers call `wake` after the commit.
     """
 
     def __init__(self, *, reset_url: str, wake: Callable[[], None]) -> None:
@@ -34,39 +34,37 @@ class Mailing:
         expire_time: datetime,
         now: datetime,
     ) -> None:
-        """The link with the token, which exists in this mail only."""
+        """Queues the mail with the token, which is stored nowhere else."""
         rendered = self._templates.render(
             "password_reset",
             full_name=user.full_name,
-            # In the fragment: browsers send it to no server, so it is in no log on the way.
+            # Browsers do not send the fragment to servers, so the token is in no access log.
             url=f"{self._reset_url}#token={token}",
             expire_time=_text(expire_time),
         )
-        mail = Mail(
-            to=user.email,
-            subject=rendered.subject,
-            text=rendered.text,
-            html=rendered.html,
-            key=f"password-reset:{reset_id}",
-            expire_time=expire_time,
-        )
+        mail = _mail(user, rendered, key=f"password-reset:{reset_id}", expire_time=expire_time)
         await enqueue(connection, mails, mail, now=now)
 
     async def password_changed(
         self, connection: AsyncConnection, user: User, *, now: datetime
     ) -> None:
-        """Tells the owner, who may be another than the one who changed it."""
+        """Queues the notice to the account's owner, who may not have made the change."""
         rendered = self._templates.render(
             "password_changed", full_name=user.full_name, change_time=_text(now)
         )
-        mail = Mail(
-            to=user.email,
-            subject=rendered.subject,
-            text=rendered.text,
-            html=rendered.html,
-            key=f"password-changed:{user.user_id}:{now.isoformat()}",
-        )
+        mail = _mail(user, rendered, key=f"password-changed:{user.user_id}:{now.isoformat()}")
         await enqueue(connection, mails, mail, now=now)
+
+
+def _mail(user: User, rendered: Rendered, *, key: str, expire_time: datetime | None = None) -> Mail:
+    return Mail(
+        to=user.email,
+        subject=rendered.subject,
+        text=rendered.text,
+        html=rendered.html,
+        key=key,
+        expire_time=expire_time,
+    )
 
 
 def _text(time: datetime) -> str:

@@ -1,6 +1,6 @@
-"""What other services learn of accounts and sessions: messages of the event stream.
+"""Domain events of accounts and sessions, written to the outbox as the contract's messages.
 
-Translates to the contract as a servicer does; the domain hands it plain values.
+Converts plain values of the domain to messages, as a servicer does.
 """
 
 from datetime import datetime
@@ -14,13 +14,13 @@ from mesh.db import outbox
 
 USER_CHANGED = "user_changed"
 REVOCATIONS = ("session_revoked", "access_revoked")
-"""Event types by which the outbox is swept and streamed."""
+"""The event types of the revocation stream; housekeeping deletes them earlier than others."""
 
 
 async def session_revoked(
     connection: AsyncConnection, *, session_id: UUID, user_id: UUID, until: datetime, now: datetime
 ) -> None:
-    """A session's access tokens, of which the last expires at `until`, do not hold any more."""
+    """A session's access tokens are revoked. The last of them expires at `until`."""
     message = stream_pb2.SessionRevoked(session_id=str(session_id), user_id=str(user_id))
     message.until.FromDatetime(until)
     await _append(connection, user_id, stream_pb2.AuthEvent(session_revoked=message), now)
@@ -35,7 +35,7 @@ async def access_revoked(
     until: datetime,
     now: datetime,
 ) -> None:
-    """A user's access tokens below `min_version` do not hold any more, but for one session."""
+    """A user's access tokens below `min_version` are revoked, except those of one session."""
     message = stream_pb2.AccessRevoked(
         user_id=str(user_id),
         min_version=min_version,
@@ -48,13 +48,13 @@ async def access_revoked(
 async def user_changed(
     connection: AsyncConnection, *, user_id: UUID, email: str, full_name: str, now: datetime
 ) -> None:
-    """An account is new, or its e-mail address or name is another."""
+    """An account was created, or its e-mail address or name changed."""
     message = stream_pb2.UserChanged(user_id=str(user_id), email=email, full_name=full_name)
     await _append(connection, user_id, stream_pb2.AuthEvent(user_changed=message), now)
 
 
 async def user_erased(connection: AsyncConnection, *, user_id: UUID, now: datetime) -> None:
-    """An account's personal data is gone."""
+    """An account's personal data was erased."""
     message = stream_pb2.UserErased(user_id=str(user_id))
     await _append(connection, user_id, stream_pb2.AuthEvent(user_erased=message), now)
 

@@ -1,7 +1,7 @@
-"""Changing one's password while signed in.
+"""Changing the password of a signed-in user.
 
-`PasswordChange` opens its own transactions, unlike other domain code: hashing a password
-takes long, and no transaction may be open meanwhile.
+`PasswordChange` opens its own transactions, unlike other domain code: no transaction may stay open
+while a password is hashed, which takes long.
 """
 
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from uuid import UUID
 
 from auth_svc import sessions
 from auth_svc.accounts import (
-    Besides,
+    InTransaction,
     get_credentials,
     get_user,
     lock_verified,
@@ -25,7 +25,7 @@ from mesh.errors import DomainError, FieldViolation, Reason
 
 
 class PasswordChange:
-    """Replaces a password by another for who knows it."""
+    """Replaces the password of a user who knows the current one."""
 
     def __init__(
         self,
@@ -50,19 +50,19 @@ class PasswordChange:
         current_password: str,
         new_password: str,
         now: datetime,
-        besides: Besides = nothing,
+        in_transaction: InTransaction = nothing,
     ) -> datetime:
-        """Replaces the password and ends every session but `session_id`.
+        """Replaces the password and ends every session but `session_id`. Returns the change time.
 
-        Returns when it changed. Raises PASSWORD_TOO_WEAK, CURRENT_PASSWORD_INCORRECT,
+        `in_transaction` is called in the last transaction. Raises PASSWORD_TOO_WEAK, CURRENT_PASSWORD_INCORRECT,
         PASSWORD_UNCHANGED, LOGIN_THROTTLED, OVERLOADED, ACCOUNT_DEACTIVATED or USER_NOT_FOUND.
         """
         async with self._database.transaction() as connection:
             user = await get_user(connection, user_id=user_id)
             credentials = await get_credentials(connection, user_id=user_id)
         check_policy(new_password, email=user.email, full_name=user.full_name, field="new_password")
-        # Who found a token must not guess the password with it. Not the count of signing in:
-        # the owner's next sign-in must not wait for what somebody does in here.
+        # A stolen access token must not allow guessing the password. Counted apart from sign-ins,
+        # so that such guesses do not delay the owner's next sign-in.
         account = f"password of {user_id}"
         await self._throttle.admit(account, now=now)
         try:
@@ -76,8 +76,10 @@ class PasswordChange:
         if is_same(current_password, new_password):
             raise DomainError(
                 Reason.PASSWORD_UNCHANGED,
-                "the new password is the one of now",
-                violations=(FieldViolation("new_password", "must be another password than now"),),
+                "the new password equals the current one",
+                violations=(
+                    FieldViolation("new_password", "must differ from the current password"),
+                ),
             )
         password_hash = await self._hasher.hash(new_password)
         async with self._database.transaction() as connection:
@@ -86,7 +88,7 @@ class PasswordChange:
             await self._throttle.clear_row(connection, account)
             await end_resets(connection, user_id=user_id, now=now)
             await self._mailing.password_changed(connection, user, now=now)
-            await besides(connection, user)
+            await in_transaction(connection, user)
             await replace_password(
                 connection, user_id=user_id, password_hash=password_hash, now=now
             )
@@ -104,6 +106,6 @@ class PasswordChange:
 def _wrong_current_password() -> DomainError:
     return DomainError(
         Reason.CURRENT_PASSWORD_INCORRECT,
-        "this is not the password of now",
-        violations=(FieldViolation("current_password", "is not the password of now"),),
+        "the current password is wrong",
+        violations=(FieldViolation("current_password", "is wrong"),),
     )

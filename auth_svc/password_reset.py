@@ -1,4 +1,4 @@
-"""A new password for who can read the account's mailbox.
+"""Password reset with a token from a mail.
 
 A request does the same work for every address: it writes a row. A loop looks up the account
 and queues the mail, so neither the answer nor its time tells which addresses have accounts.
@@ -16,12 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import sessions
 from auth_svc.accounts import (
-    Besides,
+    InTransaction,
     User,
     email_key,
     find_by_email_key,
     get_user,
-    lock_user,
     nothing,
     replace_password,
     require_active,
@@ -36,11 +35,11 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 
 LIFETIME = timedelta(minutes=30)
-"""A token is of no use after it."""
+"""How long a token is valid."""
 
 MIN_PAUSE = timedelta(minutes=1)
 MAX_PER_HOUR = 5
-"""So many mails an account gets at most, however often somebody asks."""
+"""Limit of mails to one account, whatever the number of requests."""
 
 _TOKEN_BYTES = 32
 _BATCH = 20
@@ -93,8 +92,8 @@ async def answer_requests(connection: AsyncConnection, mailing: Mailing, *, now:
 class PasswordReset:
     """Exchanges a token for a new password.
 
-    It opens its own transactions, unlike other domain code: hashing a password takes
-    long, and no transaction may be open meanwhile.
+    Opens its own transactions, unlike other domain code: no transaction may stay open while a
+    password is hashed, which takes long.
     """
 
     def __init__(
@@ -113,11 +112,16 @@ class PasswordReset:
         self._access_lifetime = access_lifetime
 
     async def reset(
-        self, *, token: str, new_password: str, now: datetime, besides: Besides = nothing
+        self,
+        *,
+        token: str,
+        new_password: str,
+        now: datetime,
+        in_transaction: InTransaction = nothing,
     ) -> None:
-        """Replaces the password, ends all sessions and every other token of the account.
+        """Replaces the password, ends all sessions and invalidates all tokens of the account.
 
-        Raises TOKEN_INVALID, TOKEN_EXPIRED, PASSWORD_TOO_WEAK or ACCOUNT_DEACTIVATED.
+        `in_transaction` is called in the last transaction. Raises TOKEN_INVALID, TOKEN_EXPIRED, PASSWORD_TOO_WEAK or ACCOUNT_DEACTIVATED.
         """
         token_hash = _hash_of(token)
         async with self._database.transaction() as connection:
@@ -128,8 +132,8 @@ class PasswordReset:
         check_policy(new_password, email=user.email, full_name=user.full_name, field="new_password")
         password_hash = await self._hasher.hash(new_password)
         async with self._database.transaction() as connection:
-            # The account's lock first, as everywhere: two uses of a token come one after the other.
-            user = await lock_user(connection, user_id=user.user_id)
+            # The account is locked first, as everywhere: this orders two uses of one token.
+            user = await get_user(connection, user_id=user.user_id, lock=True)
             require_active(user)
             await _owner(connection, token_hash=token_hash, now=now)
             await end_resets(connection, user_id=user.user_id, now=now)
@@ -140,14 +144,14 @@ class PasswordReset:
                 connection, user_id=user.user_id, access_lifetime=self._access_lifetime, now=now
             )
             await self._mailing.password_changed(connection, user, now=now)
-            await besides(connection, user)
+            await in_transaction(connection, user)
             await self._throttle.clear_row(connection, email_key(user.email))
         await self._throttle.clear(email_key(user.email))
         self._mailing.wake()
 
 
 async def end_resets(connection: AsyncConnection, *, user_id: UUID, now: datetime) -> None:
-    """Uses up all tokens of an account: after one was used, or the password became another."""
+    """Invalidates all tokens of an account, after one was used or the password changed."""
     await connection.execute(
         sa.update(password_resets)
         .where(password_resets.c.user_id == user_id, password_resets.c.use_time.is_(None))
@@ -183,23 +187,26 @@ async def _issue(
 
 
 async def _owner(connection: AsyncConnection, *, token_hash: bytes, now: datetime) -> UUID:
-    """Whose password a token may replace. Raises TOKEN_INVALID or TOKEN_EXPIRED."""
-    found = await connection.execute(
+    """The id of the account whose password a token may replace.
+
+    Raises TOKEN_INVALID or TOKEN_EXPIRED.
+    """
+    rows = await connection.execute(
         sa.select(
             password_resets.c.user_id, password_resets.c.use_time, password_resets.c.expire_time
         ).where(password_resets.c.token_hash == token_hash)
     )
-    reset = found.one_or_none()
+    reset = rows.one_or_none()
     if reset is None or reset.use_time is not None:
         raise DomainError(
-            Reason.TOKEN_INVALID, "this link was used or never valid; ask for another"
+            Reason.TOKEN_INVALID, "the link is invalid or was used already; request another one"
         )
     if now >= reset.expire_time:
-        raise DomainError(Reason.TOKEN_EXPIRED, "this link has expired; ask for another")
+        raise DomainError(Reason.TOKEN_EXPIRED, "the link has expired; request another one")
     user_id: UUID = reset.user_id
     return user_id
 
 
 def _hash_of(token: str) -> bytes:
-    # 256 random bits need no salt and no slow hash.
+    # A token of 256 random bits needs neither a salt nor a slow hash.
     return hashlib.sha256(token.encode()).digest()

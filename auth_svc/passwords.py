@@ -1,7 +1,7 @@
-"""Passwords: which ones are good enough, and how they are hashed and compared.
+"""Password policy, hashing and verification.
 
-bcrypt takes a core for a fifth of a second at cost 12. It runs in a bounded pool of
-threads, never on the event loop, and refuses work that would wait too long.
+bcrypt occupies a core for a fifth of a second at cost 12. It runs in a bounded thread pool, never
+on the event loop, and a bounded queue rejects work that would wait too long.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from mesh.errors import DomainError, FieldViolation, Reason
 
 MIN_LENGTH = 8
 MAX_LENGTH = 128
-"""In characters after NFC, as people count them."""
+"""In characters after NFC normalisation."""
 
-# At cost 12 the last in the queue waits about two seconds.
+# At cost 12 the last entry of the queue waits about two seconds.
 _WAITING_PER_WORKER = 10
 
-# About a tenth of the share of the others, when all want the same core.
+# Gives the threads about a tenth of the share of other threads on the same core.
 _NICENESS = 10
 
 _P = ParamSpec("_P")
@@ -38,10 +38,7 @@ _T = TypeVar("_T")
 
 
 def check_policy(password: str, *, email: str, full_name: str, field: str = "password") -> None:
-    """Raises PASSWORD_TOO_WEAK with one violation for every unmet rule.
-
-    `field` is the name of the password's field in the request.
-    """
+    """Raises PASSWORD_TOO_WEAK with one violation per unmet rule, each with the name `field`."""
     password = unicodedata.normalize("NFC", password)
     categories = {unicodedata.category(character) for character in password}
     rules = {
@@ -65,18 +62,18 @@ def check_policy(password: str, *, email: str, full_name: str, field: str = "pas
         )
 
 
-def is_same(one: str, other: str) -> bool:
-    """Whether two texts are one password, however their accents are put together."""
-    return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+def is_same(first: str, second: str) -> bool:
+    """Whether two texts are the same password, after Unicode normalisation."""
+    return unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second)
 
 
 class PasswordHasher:
-    """Hashes and compares passwords in threads of its own. Close it at the end.
+    """Hashes and verifies passwords in its own threads. Close it at the end.
 
-    The hash is bcrypt over base64(HMAC-SHA-256(pepper, NFC(password))): bcrypt itself
-    reads no more than 72 bytes and stops at NUL. `workers` defaults to all
-    cores but one, which the event loops keep: a thread that yields may have to yield while it
-    holds the interpreter. `waiting` is how many may queue for them.
+    The hash is bcrypt over base64(HMAC-SHA-256(pepper, NFC(password))), because bcrypt reads at
+    most 72 bytes and stops at NUL. `workers` defaults to all cores but one, which is left to the
+    event loops: a thread of low priority may be preempted while it holds the interpreter lock.
+    `waiting` is the length of the queue.
     """
 
     def __init__(
@@ -87,32 +84,32 @@ class PasswordHasher:
         self._cost = cost
         self._pepper = pepper
         self._pool = ThreadPoolExecutor(
-            workers, thread_name_prefix="bcrypt", initializer=_yield_to_others
+            workers, thread_name_prefix="bcrypt", initializer=_lower_priority
         )
         self._places = threading.BoundedSemaphore(workers + waiting)
-        self._nobodys_hash = bcrypt.hashpw(secrets.token_bytes(32), bcrypt.gensalt(cost))
+        self._random_hash = bcrypt.hashpw(secrets.token_bytes(32), bcrypt.gensalt(cost))
 
     async def hash(self, password: str) -> str:
-        """Raises OVERLOADED when too many passwords wait already."""
+        """Raises OVERLOADED when the queue is full."""
         hashed = await self._run(bcrypt.hashpw, self._digest(password), bcrypt.gensalt(self._cost))
         return hashed.decode()
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """Whether the password is the hashed one. Without a hash: False, after the same time.
+        """Whether the password matches the hash. Without a hash: False, after the same time.
 
-        Raises OVERLOADED when too many passwords wait already.
+        Raises OVERLOADED when the queue is full.
         """
-        expected = self._nobodys_hash if password_hash is None else password_hash.encode()
+        expected = self._random_hash if password_hash is None else password_hash.encode()
         is_equal = await self._run(bcrypt.checkpw, self._digest(password), expected)
         return is_equal and password_hash is not None
 
     @property
     def unusable_hash(self) -> str:
-        """The hash of nobody's password, for an account that nobody may sign in to any more."""
-        return self._nobodys_hash.decode()
+        """The hash of a random password, for an account without sign-in."""
+        return self._random_hash.decode()
 
     def is_outdated(self, password_hash: str) -> bool:
-        """Whether the hash was made at another cost than today's."""
+        """Whether the hash has another cost than the configured one."""
         return not password_hash.startswith(f"$2b${self._cost:02d}$")
 
     def close(self) -> None:
@@ -127,26 +124,28 @@ class PasswordHasher:
     ) -> _T:
         if not self._places.acquire(blocking=False):
             raise DomainError(
-                Reason.OVERLOADED, "too many people are signing in", retry_after_seconds=1
+                Reason.OVERLOADED,
+                "too many sign-ins at the same time; try again",
+                retry_after_seconds=1,
             )
         running = self._pool.submit(work, *arguments, **keywords)
-        # Not in a finally: after a cancelled call the thread still runs and takes its place.
+        # Not in a finally block: the thread of a cancelled call still runs and keeps its place.
         running.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(running)
 
 
-def _yield_to_others() -> None:
-    """Lets everything else on the machine go before this thread, which can wait.
+def _lower_priority() -> None:
+    """Lowers the priority of this thread.
 
-    bench/login_stall.py measures it: without it a rush of sign-ins slows down all services.
+    Without it, a burst of sign-ins slows down all services (measured by bench/login_stall.py).
     """
-    # On Linux a niceness is a thread's own; elsewhere there is no such thread to be found.
+    # Linux has a niceness per thread; other systems do not find a process with a thread's id.
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _is_personal(password: str, email: str, full_name: str) -> bool:
-    """Whether nothing but digits and signs tells the password from the e-mail or the name."""
+    """Whether the password equals the e-mail address or the name, apart from digits and signs."""
     letters = _letters(password)
     local_part, _, _ = email.rpartition("@")
     return bool(letters) and letters in {
@@ -157,7 +156,7 @@ def _is_personal(password: str, email: str, full_name: str) -> bool:
 
 
 def _is_common(password: str) -> bool:
-    """Whether it is in the list, as it is or without the digits and signs around it."""
+    """Whether the list contains it, with or without the digits and signs around it."""
     folded = password.casefold()
     core = folded.strip("".join(char for char in folded if not char.isalpha()))
     return folded in _common_passwords() or core in _common_passwords()

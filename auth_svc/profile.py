@@ -1,4 +1,4 @@
-"""What users change of their own account. Signing in and up is accounts.py's part."""
+"""Changes of users to their own profile."""
 
 from datetime import datetime
 from uuid import UUID
@@ -20,17 +20,17 @@ async def update_profile(
     address: str | None,
     now: datetime,
 ) -> User:
-    """Changes what is not None; empty forgets the phone or the address.
+    """Changes the values that are not None; an empty phone or address is deleted.
 
-    Returns the account as it is then. Raises USER_NOT_FOUND.
+    Returns the changed account. Raises USER_NOT_FOUND.
     """
-    wanted = {"full_name": full_name, "phone": phone, "address": address}
-    changes = {name: value for name, value in wanted.items() if value is not None}
+    values = {"full_name": full_name, "phone": phone, "address": address}
+    changes = {name: value for name, value in values.items() if value is not None}
     if changes:
         await connection.execute(
             sa.update(users)
             .where(users.c.user_id == user_id)
-            # Clocks of two processes differ: a later change is never dated before an earlier one.
+            # The clocks of two processes differ: update_time must not decrease.
             .values(**changes, update_time=sa.func.greatest(users.c.update_time, now))
         )
     user = await get_user(connection, user_id=user_id)

@@ -1,4 +1,4 @@
-"""Users and sessions as messages of the contract."""
+"""Conversions of users and sessions to the contract's messages."""
 
 from auth_svc import sessions
 from auth_svc.accounts import Role, User

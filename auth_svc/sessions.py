@@ -1,7 +1,7 @@
-"""Sessions: from signing in to signing out, and the refresh tokens that carry them on.
+"""Sessions, from sign-in to sign-out, and their refresh tokens.
 
-A session is a family of refresh tokens, each made for one use: RFC 9700 section 4.14.2.
-Access tokens name their session but are not stored (tokens.py).
+A session is a family of refresh tokens for one use each: RFC 9700 section 4.14.2. Access tokens
+name their session and are not stored (tokens.py).
 """
 
 import base64
@@ -23,24 +23,24 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 
 MAX_AGE = timedelta(days=30)
-"""A session ends then, however often it is refreshed."""
+"""Lifetime of a session, whatever the number of refreshes."""
 
 GRACE = timedelta(seconds=10)
-"""So long after its use a refresh token still returns its successor: a lost reply, a second tab."""
+"""For this long a used refresh token returns its successor again: after a lost reply, or in a second tab."""
 
 REFRESHES_PER_MINUTE = 30
-"""Of one user, in any 60 seconds. Here, for at the gateway nobody knows yet whose token it is."""
+"""Limit per user in any 60 seconds. Enforced here: the gateway does not know a token's user."""
 
 _MINUTE = timedelta(minutes=1)
 _TOKEN_BYTES = 32
 
-# A refresh that began before a revocation may reply after it, by a clock that goes after.
+# A refresh that started before a revocation may issue a token after it, by a clock that is behind.
 _TOKEN_MARGIN = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A session and its newest refresh token, which exists here and at the client only."""
+    """A session and its newest refresh token, which is not stored."""
 
     session_id: UUID
     user_id: UUID
@@ -50,7 +50,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session that can be refreshed, until `expire_time` unless it is refreshed before."""
+    """A session that can be refreshed until `expire_time`; each refresh moves that time."""
 
     session_id: UUID
     create_time: datetime
@@ -70,7 +70,7 @@ class SessionPage:
 async def start(
     connection: AsyncConnection, *, user_id: UUID, idle_lifetime: timedelta, now: datetime
 ) -> Tokens:
-    """Begins a session; its first refresh token lapses after `idle_lifetime` without use."""
+    """Starts a session. A refresh token expires after `idle_lifetime` without use."""
     session_id = new_id()
     end = now + MAX_AGE
     await connection.execute(
@@ -98,21 +98,21 @@ async def rotate(
     limit_per_minute: int,
     now: datetime,
 ) -> Tokens | None:
-    """Uses a refresh token up and returns its successor, the same again during GRACE.
+    """Marks a refresh token as used and returns its successor; during GRACE the same one again.
 
-    The successor is HMAC-SHA-256(`key`, token), so that a process which dies between
-    commit and reply, or another one, can say it again although only hashes are stored.
+    The successor is HMAC-SHA-256(`key`, token), so that any process can compute it again after a
+    crash between commit and reply, although only hashes are stored.
 
-    None when the token was used before: the session has been ended, and the caller
-    commits that before it refuses. Raises TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_WRONG_TYPE or
-    RATE_LIMITED, which leaves the token as it is.
+    Returns None for a token that was used before GRACE: the session was ended, which the caller
+    must commit before it refuses. Raises TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_WRONG_TYPE, or
+    RATE_LIMITED without using the token.
     """
-    # What a JWT looks like: its header is a JSON object in base64url.
+    # The form of a JWT: its header is a JSON object in base64url.
     if refresh_token.startswith("eyJ") and refresh_token.count(".") == 2:
         raise DomainError(Reason.TOKEN_WRONG_TYPE, "this is not a refresh token")
     token_hash = hash_of(refresh_token)
-    # One session's refreshes come one after the other: of two at once, the later one
-    # sees the token used and gets the same successor.
+    # Orders the refreshes of a session: of two concurrent ones, the later one finds the token used
+    # and returns the same successor.
     rows = await connection.execute(
         sa.select(sessions)
         .where(
@@ -126,7 +126,7 @@ async def rotate(
     session = rows.one_or_none()
     if session is None:
         raise _not_usable()
-    # A statement of its own: it sees what was committed while the lock was awaited.
+    # A separate statement sees changes that were committed during the wait for the lock.
     rows = await connection.execute(
         sa.select(refresh_tokens.c.use_time, refresh_tokens.c.expire_time).where(
             refresh_tokens.c.token_hash == token_hash
@@ -144,8 +144,8 @@ async def rotate(
         return None
     if session.revoke_time is not None:
         raise _not_usable()
-    is_lapsed = token.use_time is None and now >= token.expire_time
-    if is_lapsed or now >= session.expire_time:
+    is_expired = token.use_time is None and now >= token.expire_time
+    if is_expired or now >= session.expire_time:
         raise DomainError(Reason.TOKEN_EXPIRED, "the refresh token has expired; sign in again")
     use_time = token.use_time or now
     successor = Tokens(
@@ -170,8 +170,8 @@ async def rotate(
 async def _refuse_too_many(
     connection: AsyncConnection, *, user_id: UUID, limit_per_minute: int, now: datetime
 ) -> None:
-    """Counts what was used in the minute before `now`: no window has an edge to burst at."""
-    oldest_that_counts = await connection.scalar(
+    """Raises RATE_LIMITED. Counts the tokens used in the minute before `now`: a sliding window."""
+    limiting_time = await connection.scalar(
         sa.select(refresh_tokens.c.use_time)
         .join_from(sessions, refresh_tokens)
         .where(sessions.c.user_id == user_id, refresh_tokens.c.use_time > now - _MINUTE)
@@ -179,11 +179,11 @@ async def _refuse_too_many(
         .offset(limit_per_minute - 1)
         .limit(1)
     )
-    if oldest_that_counts is not None:
-        pause = oldest_that_counts + _MINUTE - now
+    if limiting_time is not None:
+        pause = limiting_time + _MINUTE - now
         raise DomainError(
             Reason.RATE_LIMITED,
-            "too many refreshes; use the access token while it lives",
+            "too many refreshes; use the access token until it expires",
             retry_after_seconds=math.ceil(pause.total_seconds()),
         )
 
@@ -205,16 +205,16 @@ async def list_page(
     )
     total = await connection.execute(sa.select(sa.func.count()).select_from(live.subquery()))
     after = paging.id_from_token(page_token)
-    # UUIDv7 sorts by the time of making.
+    # UUIDv7 sorts by creation time.
     page = live if after is None else live.where(sessions.c.session_id < after)
     rows = await connection.execute(
         page.order_by(sessions.c.session_id.desc()).limit(page_size + 1)
     )
-    found = [
+    listed = [
         Session(row.session_id, row.create_time, row.refresh_time, row.expire_time) for row in rows
     ]
-    shown = tuple(found[:page_size])
-    more = len(found) > page_size
+    shown = tuple(listed[:page_size])
+    more = len(listed) > page_size
     return SessionPage(
         shown, paging.to_token(str(shown[-1].session_id)) if more else "", total.scalar_one()
     )
@@ -228,9 +228,9 @@ async def end_all(
     access_lifetime: timedelta,
     now: datetime,
 ) -> int:
-    """Ends a user's sessions, except `keep`, with the access tokens that they were given.
+    """Ends a user's sessions, except `keep`, and revokes their access tokens.
 
-    Returns how many sessions could be refreshed until now.
+    Returns how many of the sessions could still be refreshed.
     """
     await revoke_access(
         connection, user_id=user_id, keep=keep, access_lifetime=access_lifetime, now=now
@@ -249,10 +249,10 @@ async def revoke_access(
     access_lifetime: timedelta,
     now: datetime,
 ) -> None:
-    """Revokes a user's access tokens of until now, except those of `keep`.
+    """Revokes a user's access tokens issued so far, except those of `keep`.
 
-    Tokens are told apart by a version and not by their time: it needs no two clocks that
-    agree, and the next token holds also when it is made within the same second.
+    Revoked tokens are recognised by a version, not by time: this needs no synchronised clocks, and
+    a token issued within the same second is valid.
     """
     version = await connection.scalar(
         sa.update(users)
@@ -279,9 +279,9 @@ async def end_one(
     access_lifetime: timedelta,
     now: datetime,
 ) -> int:
-    """Ends a user's session and its access tokens.
+    """Ends a user's session and revokes its access tokens.
 
-    Returns 1 when it could be refreshed until now, else 0.
+    Returns 1 when the session could still be refreshed, else 0.
     """
     ended = (sessions.c.user_id == user_id) & (sessions.c.session_id == session_id)
     could_be_refreshed = await _end(connection, ended, now=now)
@@ -305,12 +305,12 @@ async def revoke(
     now: datetime,
 ) -> None:
     """Ends a user's session, if not ended already. Raises SESSION_NOT_FOUND."""
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(sessions.c.revoke_time).where(
             sessions.c.user_id == user_id, sessions.c.session_id == session_id
         )
     )
-    session = found.one_or_none()
+    session = rows.one_or_none()
     if session is None:
         raise DomainError(Reason.SESSION_NOT_FOUND, "no such session")
     if session.revoke_time is None:
@@ -324,7 +324,7 @@ async def revoke(
 
 
 def hash_of(refresh_token: str) -> bytes:
-    """How a refresh token is stored. 256 random bits need no salt and no slow hash."""
+    """The stored form of a token. 256 random bits need neither a salt nor a slow hash."""
     return hashlib.sha256(refresh_token.encode()).digest()
 
 
@@ -340,18 +340,18 @@ async def _insert_token(connection: AsyncConnection, *, tokens: Tokens, now: dat
 
 
 async def _end(
-    connection: AsyncConnection, which: sa.ColumnElement[bool], *, now: datetime
+    connection: AsyncConnection, condition: sa.ColumnElement[bool], *, now: datetime
 ) -> list[bool]:
-    """Ends sessions. For each that had not ended: whether it could be refreshed until now."""
+    """Ends sessions. Returns for each that had not ended whether it could still be refreshed."""
     could_be_refreshed = sa.exists().where(
         refresh_tokens.c.session_id == sessions.c.session_id,
         refresh_tokens.c.use_time.is_(None),
         refresh_tokens.c.expire_time > now,
     )
-    # In one order: two that end the same sessions at once do not wait for each other in a ring.
+    # Locked in one order, so that two transactions that end the same sessions cannot deadlock.
     locked = await connection.execute(
         sa.select(sessions.c.session_id)
-        .where(which, sessions.c.revoke_time.is_(None))
+        .where(condition, sessions.c.revoke_time.is_(None))
         .order_by(sessions.c.session_id)
         .with_for_update(key_share=True)
     )
@@ -365,7 +365,7 @@ async def _end(
 
 
 def _not_usable() -> DomainError:
-    # One text for what was never a token and for what no longer is one.
+    # The same text for an unknown token and for one of an ended session.
     return DomainError(Reason.TOKEN_INVALID, "not a refresh token of a session; sign in again")
 
 

@@ -12,7 +12,7 @@ from mesh.settings import MeshSettings
 
 _MIN_SECRET_LENGTH = 32
 _MIN_PRODUCTION_COST = 10
-# The services keep the key set for 60 s, the gateway for 10 s; auth_svc looks every 5 s.
+# Services cache the key set for 60 s, the gateway for 10 s; auth_svc reads the folder every 5 s.
 _MIN_PRODUCTION_PUBLISH_SECONDS = 75
 
 
@@ -21,32 +21,33 @@ class Settings(MeshSettings):
         None, description="auth_svc's PostgreSQL in place of the embedded one."
     )
     admin_registration_secret: SecretStr | None = Field(
-        None, description="Lets admins sign up, 32 characters or more; off without it."
+        None,
+        description="Secret for admin sign-up, 32 characters or more; without it admin sign-up is off.",
     )
     access_token_ttl_seconds: int = Field(
-        900, ge=60, le=86_400, description="Life of an access token."
+        900, ge=60, le=86_400, description="Lifetime of an access token."
     )
     refresh_token_ttl_days: int = Field(
-        7, ge=1, le=30, description="Life of a refresh token that is not used."
+        7, ge=1, le=30, description="Lifetime of an unused refresh token."
     )
     access_token_keys: Path | None = Field(
         None,
-        description="Folder with the keys that sign access tokens, in place of keys in the state"
-        " folder; all processes of auth_svc share it.",
+        description="Folder with the keys that sign access tokens, instead of keys in the state"
+        " folder; shared by all processes of auth_svc.",
     )
     key_publish_seconds: int = Field(
         150,
         ge=0,
         le=86_400,
-        description="A new key is published so long before it signs: longer than anybody keeps"
-        " the key set.",
+        description="How long a new key is published before it signs: longer than any cache of the"
+        " key set.",
     )
     password_cost: int = Field(
         12, ge=4, le=16, description="bcrypt cost; below 10 in development only."
     )
     password_reset_url: str = Field(
         "http://localhost:3000/reset-password",
-        description="Page that takes a new password; the mail's link adds #token=… to it.",
+        description="Page for entering a new password; links in mails append #token=….",
     )
     password_pepper: SecretStr | None = Field(
         None,
@@ -54,7 +55,7 @@ class Settings(MeshSettings):
     )
 
     @model_validator(mode="after")
-    def _refuse_what_is_weak(self) -> Self:
+    def _refuse_weak_values(self) -> Self:
         _refuse_short("BOXOFFICE_ADMIN_REGISTRATION_SECRET", self.admin_registration_secret)
         _refuse_short("BOXOFFICE_PASSWORD_PEPPER", self.password_pepper)
         if not self.is_development and self.password_cost < _MIN_PRODUCTION_COST:
@@ -89,17 +90,17 @@ class Settings(MeshSettings):
 
     @property
     def refresh_key(self) -> bytes:
-        """Derives refresh tokens from those before; a key of its own, drawn from the pepper."""
+        """Key that derives each refresh token from its predecessor. Derived from the pepper."""
         return hmac.digest(self.pepper, b"boxoffice refresh tokens", hashlib.sha256)
 
     @property
     def idempotency_secret(self) -> bytes:
-        """Hides what was asked under an idempotency key."""
+        """Key of the digests of requests with an idempotency key."""
         return hmac.digest(self.pepper, b"boxoffice idempotency", hashlib.sha256)
 
     @property
     def throttle_key(self) -> bytes:
-        """Hides whose attempts are counted."""
+        """Key of the digests of accounts whose login attempts are counted."""
         return hmac.digest(self.pepper, b"boxoffice login throttle", hashlib.sha256)
 
 

@@ -1,7 +1,7 @@
-"""Signing in and staying signed in: tokens for a password or for a refresh token.
+"""Sign-in: tokens for a password or for a refresh token.
 
-`SignIn` opens its own transactions, unlike other domain code: checking a password takes
-long, and no transaction may be open meanwhile.
+`SignIn` opens its own transactions, unlike other domain code: no transaction may stay open while a
+password is verified, which takes long.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from mesh.errors import DomainError, Reason
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """A session's newest tokens and how long they live."""
+    """A session's newest tokens and their lifetimes."""
 
     user: User
     access_token: str
@@ -37,7 +37,7 @@ class SignedIn:
 
 
 class SignIn:
-    """Begins sessions and carries them on."""
+    """Starts and refreshes sessions."""
 
     def __init__(
         self,
@@ -61,29 +61,31 @@ class SignIn:
         self._refreshes_per_minute = refreshes_per_minute
 
     async def login(self, *, email: str, password: str, now: datetime) -> SignedIn:
-        """Begins a session.
+        """Starts a session.
 
-        Raises INVALID_CREDENTIALS for an unknown e-mail and for a wrong password, after the
-        same time, LOGIN_THROTTLED to both alike, OVERLOADED, and ACCOUNT_DEACTIVATED to
-        those who know the password.
+        Raises INVALID_CREDENTIALS for an unknown e-mail address and for a wrong password, after the
+        same time; LOGIN_THROTTLED for both; OVERLOADED; and, only for the right password,
+        ACCOUNT_DEACTIVATED.
         """
         account = email_key(email)
-        # Before the password is looked at, which costs a fifth of a second of a core.
+        # Before verification, which occupies a core for a fifth of a second.
         await self._throttle.admit(account, now=now)
         async with self._database.transaction() as connection:
-            found = await find_credentials(connection, email=email)
+            credentials = await find_credentials(connection, email=email)
         try:
-            is_right = await self._hasher.verify(password, found.password_hash if found else None)
+            is_right = await self._hasher.verify(
+                password, credentials.password_hash if credentials else None
+            )
         except DomainError:
             await self._throttle.refund_attempt(account)
             raise
-        if found is None or not is_right:
+        if credentials is None or not is_right:
             raise _wrong_credentials()
         fresh_hash = None
-        if self._hasher.is_outdated(found.password_hash):
+        if self._hasher.is_outdated(credentials.password_hash):
             fresh_hash = await self._hasher.hash(password)
         async with self._database.transaction() as connection:
-            user = await lock_verified(connection, credentials=found)
+            user = await lock_verified(connection, credentials=credentials)
             if user is None:
                 raise _wrong_credentials()
             if fresh_hash is not None:
@@ -114,7 +116,7 @@ class SignIn:
             if session is not None:
                 user = await get_user(connection, user_id=session.user_id)
                 require_active(user)
-        # Outside of the block: an error in it would undo the end of the session.
+        # Outside of the block: an error inside would roll back the end of the session.
         if session is None:
             raise DomainError(
                 Reason.TOKEN_REUSED, "this refresh token was used before; sign in again"
@@ -141,5 +143,5 @@ class SignIn:
 
 
 def _wrong_credentials() -> DomainError:
-    # One text for both: it must not tell which addresses have accounts.
+    # The same text for both cases: it must not reveal which addresses have accounts.
     return DomainError(Reason.INVALID_CREDENTIALS, "wrong e-mail address or password")

@@ -1,13 +1,13 @@
-"""Signing up. Signing in is sign_in.py's part.
+"""Sign-up of customers and admins.
 
-`SignUp` opens its own transactions, unlike other domain code: hashing a password takes
-long, and no transaction may be open meanwhile.
+`SignUp` opens its own transactions, unlike other domain code: no transaction may stay open while a
+password is hashed, which takes long.
 """
 
 import hmac
 from datetime import datetime
 
-from auth_svc.accounts import Besides, Role, User, insert_user, nothing
+from auth_svc.accounts import InTransaction, Role, User, insert_user, nothing
 from auth_svc.passwords import PasswordHasher, check_policy
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
@@ -15,7 +15,7 @@ from mesh.ids import new_id
 
 
 class SignUp:
-    """Makes accounts. Admin sign-up is off without `admin_secret`."""
+    """Creates accounts. Without `admin_secret`, admin sign-up is off."""
 
     def __init__(
         self, *, database: Database, hasher: PasswordHasher, admin_secret: str | None
@@ -32,11 +32,11 @@ class SignUp:
         full_name: str,
         phone: str,
         now: datetime,
-        besides: Besides = nothing,
+        in_transaction: InTransaction = nothing,
     ) -> User:
-        """Makes a customer's account, and `besides` in the same transaction.
+        """Creates a customer's account, and calls `in_transaction` in the same transaction.
 
-        Raises PASSWORD_TOO_WEAK or EMAIL_ALREADY_REGISTERED.
+        Raises PASSWORD_TOO_WEAK, EMAIL_ALREADY_REGISTERED or OVERLOADED.
         """
         return await self._sign_up(
             role=Role.CUSTOMER,
@@ -45,7 +45,7 @@ class SignUp:
             full_name=full_name,
             phone=phone,
             now=now,
-            besides=besides,
+            in_transaction=in_transaction,
         )
 
     async def register_admin(
@@ -57,12 +57,12 @@ class SignUp:
         phone: str,
         admin_secret: str,
         now: datetime,
-        besides: Besides = nothing,
+        in_transaction: InTransaction = nothing,
     ) -> User:
-        """Makes an admin's account. Raises INVALID_ADMIN_SECRET, and what `register` raises."""
+        """Creates an admin's account. Raises INVALID_ADMIN_SECRET, and what `register` raises."""
         expected = self._admin_secret
         if expected is None or not hmac.compare_digest(expected.encode(), admin_secret.encode()):
-            raise DomainError(Reason.INVALID_ADMIN_SECRET, "admin sign-up needs the right secret")
+            raise DomainError(Reason.INVALID_ADMIN_SECRET, "the admin registration secret is wrong")
         return await self._sign_up(
             role=Role.ADMIN,
             email=email,
@@ -70,7 +70,7 @@ class SignUp:
             full_name=full_name,
             phone=phone,
             now=now,
-            besides=besides,
+            in_transaction=in_transaction,
         )
 
     async def _sign_up(
@@ -82,7 +82,7 @@ class SignUp:
         full_name: str,
         phone: str,
         now: datetime,
-        besides: Besides,
+        in_transaction: InTransaction,
     ) -> User:
         check_policy(password, email=email, full_name=full_name)
         password_hash = await self._hasher.hash(password)
@@ -99,5 +99,5 @@ class SignUp:
         )
         async with self._database.transaction() as connection:
             await insert_user(connection, user=user, password_hash=password_hash)
-            await besides(connection, user)
+            await in_transaction(connection, user)
         return user

@@ -1,6 +1,6 @@
-"""auth_svc's tables. Each rule that must never break stands here as a constraint.
+"""auth_svc's tables. Each invariant is a named constraint.
 
-Rows of users are never deleted: bookings and payments go on naming them.
+Rows of users are never deleted: bookings and payments refer to them.
 """
 
 import sqlalchemy as sa
@@ -21,7 +21,7 @@ users = sa.Table(
     metadata,
     sa.Column("user_id", _Uuid, primary_key=True),
     sa.Column("email", sa.Text, nullable=False),
-    # What e-mail addresses are compared by; `email` stays as typed.
+    # The form in which addresses are compared; `email` is stored as entered.
     sa.Column("email_key", sa.Text, nullable=False, unique=True),
     sa.Column("full_name", sa.Text, nullable=False),
     sa.Column("phone", sa.Text, nullable=False),
@@ -29,13 +29,13 @@ users = sa.Table(
     sa.Column("role", sa.Text, nullable=False),
     sa.Column("is_active", sa.Boolean, nullable=False),
     sa.Column("password_hash", sa.Text, nullable=False),
-    # Tells a changed password from a password that was only hashed anew.
+    # Distinguishes a new password from a new hash of the same password.
     sa.Column("password_change_time", _Time, nullable=False),
-    # Access tokens with a lower version were revoked.
+    # Access tokens with a lower version are revoked.
     sa.Column("access_version", sa.Integer, nullable=False, server_default="0"),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
-    # When the personal data was erased: the row stays, nobody is behind it.
+    # When the personal data was erased; the row stays.
     sa.Column("erase_time", _Time),
     sa.CheckConstraint("char_length(email) BETWEEN 3 AND 254", name="email"),
     sa.CheckConstraint("email_key = lower(email_key)", name="email_key"),
@@ -47,7 +47,7 @@ users = sa.Table(
     sa.CheckConstraint("update_time >= create_time", name="update_time"),
 )
 
-# A session is a family of refresh tokens: one follows the other, all end with it.
+# A session is a family of refresh tokens: each replaces the previous one; all end with the session.
 sessions = sa.Table(
     "sessions",
     metadata,
@@ -62,7 +62,7 @@ sessions = sa.Table(
 refresh_tokens = sa.Table(
     "refresh_tokens",
     metadata,
-    # The token itself is nowhere: who reads this table cannot sign in with it.
+    # The token itself is not stored: a copy of this table does not allow sign-in.
     sa.Column("token_hash", sa.LargeBinary, primary_key=True),
     sa.Column(
         "session_id", _Uuid, sa.ForeignKey("sessions.session_id"), nullable=False, index=True
@@ -72,7 +72,7 @@ refresh_tokens = sa.Table(
     sa.Column("use_time", _Time),
     sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
     sa.CheckConstraint("expire_time > create_time", name="expire_time"),
-    # A session has one token that is not used yet: two clients cannot go separate ways.
+    # A session has at most one unused token: two clients cannot continue it independently.
     sa.Index(
         "refresh_tokens_unused_idx",
         "session_id",
@@ -82,7 +82,7 @@ refresh_tokens = sa.Table(
 )
 
 outbox = outbox_table(metadata)
-# The stream of revocations begins at a time; the sweep goes by time and by account.
+# The revocation stream starts at a time; housekeeping deletes by time and by account.
 sa.Index("outbox_create_time_idx", outbox.c.create_time)
 sa.Index("outbox_aggregate_id_idx", outbox.c.aggregate_id)
 
@@ -90,7 +90,7 @@ mails = mail_table(metadata)
 
 idempotency_records = idempotency_table(metadata)
 
-# Somebody asked for a new password: whether the address has an account is looked up later.
+# Requests for a new password; the background loop looks up whether the address has an account.
 password_reset_requests = sa.Table(
     "password_reset_requests",
     metadata,
@@ -101,7 +101,7 @@ password_reset_requests = sa.Table(
 password_resets = sa.Table(
     "password_resets",
     metadata,
-    # The token itself is in the mail only.
+    # The token itself is only in the mail.
     sa.Column("token_hash", sa.LargeBinary, primary_key=True),
     sa.Column("user_id", _Uuid, sa.ForeignKey("users.user_id"), nullable=False, index=True),
     sa.Column("create_time", _Time, nullable=False),

@@ -1,8 +1,7 @@
-"""Guessing passwords gets slower with each guess: per account, whether it exists or not.
+"""Login throttle: each failed attempt on an account, existing or not, lengthens the pause after it.
 
-An attempt counts when it is admitted, before its password is looked at, so that many at
-once get no further than one after the other; success clears the count. Sessions that
-live already are not asked. Counts are in Redis; while Redis is away, in the database.
+An attempt counts when it is admitted, before its password is verified, so concurrent attempts gain
+nothing; success clears the count. Counts are in Redis, or in the database while Redis is down.
 """
 
 import hashlib
@@ -20,18 +19,18 @@ from mesh.errors import DomainError, Reason
 from mesh.redis.link import RedisAwayError, RedisLink
 
 FREE_ATTEMPTS = 5
-"""Typing errors: the pause begins after so many in a row."""
+"""For typing errors: the pauses start after this number of attempts in a row."""
 
 FIRST_PAUSE = timedelta(seconds=1)
 MAX_PAUSE = timedelta(hours=1)
 FORGET_AFTER = timedelta(days=1)
-"""A count that was not touched for so long begins anew."""
+"""A count expires this long after its last attempt."""
 
-# 1 s doubled so often is more than an hour.
+# 1 s doubled this often exceeds an hour.
 _MAX_DOUBLINGS = 12
 
-# KEYS: the account. ARGV: now, first and longest pause, life, all in ms; free attempts,
-# most doublings. Returns the ms to wait, or 0 and counts the attempt.
+# KEYS: the account. ARGV: now, first pause, longest pause and expiry, all in ms; free attempts;
+# maximum of doublings. Returns the ms to wait, or counts the attempt and returns 0.
 _ADMIT = """
 local failures = tonumber(redis.call('HGET', KEYS[1], 'failures') or '0')
 local due = tonumber(redis.call('HGET', KEYS[1], 'due') or '0')
@@ -48,7 +47,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 0
 """
 
-_GIVE_BACK = """
+_REFUND = """
 if redis.call('EXISTS', KEYS[1]) == 1 then
   redis.call('HINCRBY', KEYS[1], 'failures', -1)
   redis.call('HSET', KEYS[1], 'due', 0)
@@ -58,7 +57,7 @@ return 0
 
 
 class LoginThrottle:
-    """Counts attempts by account. `key` hides the accounts' names from who reads the counts.
+    """Counts attempts by account. `key` is the key of the accounts' digests, which are stored.
 
     Without `link` all counts are in the database.
     """
@@ -69,7 +68,7 @@ class LoginThrottle:
         self._key = key
 
     async def admit(self, account: str, *, now: datetime) -> None:
-        """Counts an attempt. Raises LOGIN_THROTTLED while the last one's pause goes on."""
+        """Counts an attempt. Raises LOGIN_THROTTLED during the pause after the previous one."""
         wait_seconds = await self._admit_cached(account, now=now)
         if wait_seconds is None:
             async with self._database.transaction() as connection:
@@ -82,8 +81,8 @@ class LoginThrottle:
             )
 
     async def refund_attempt(self, account: str) -> None:
-        """Takes back an attempt whose password was never looked at."""
-        if await self._run(_GIVE_BACK, account) is None:
+        """Uncounts an attempt whose password was not verified."""
+        if await self._run(_REFUND, account) is None:
             async with self._database.transaction() as connection:
                 await connection.execute(
                     sa.update(login_throttles)
@@ -96,20 +95,20 @@ class LoginThrottle:
                 )
 
     async def clear(self, account: str) -> None:
-        """Forgets an account's attempts in the cache: one succeeded."""
+        """Deletes an account's count in the cache, after a success."""
         if self._link is None:
             return
         with suppress(RedisAwayError):
             await self._link.call(lambda client: client.delete(self._name(account)))
 
     async def clear_row(self, connection: AsyncConnection, account: str) -> None:
-        """Forgets what was counted in the database while the cache was away."""
+        """Deletes an account's count in the database, from a time without the cache."""
         await connection.execute(
             sa.delete(login_throttles).where(login_throttles.c.account == self._digest(account))
         )
 
     async def _admit_cached(self, account: str, *, now: datetime) -> float | None:
-        """Seconds to wait, 0 for none; None when the cache cannot tell."""
+        """Seconds to wait, 0 for none; None without the cache."""
         wait = await self._run(
             _ADMIT,
             account,
@@ -132,7 +131,7 @@ class LoginThrottle:
             (attempts < FREE_ATTEMPTS, timedelta(0)),
             else_=sa.func.least(FIRST_PAUSE * sa.func.power(2, doublings), MAX_PAUSE),
         )
-        # Test and count in one statement: the row's lock lets one attempt in at a time.
+        # Test and count in one statement: the row lock orders concurrent attempts.
         admitted = await connection.execute(
             postgresql.insert(login_throttles)
             .values(account=digest, attempts=1, due_time=now, update_time=now)
@@ -148,7 +147,7 @@ class LoginThrottle:
         return max(0.001, (due - now).total_seconds()) if due is not None else 0.0
 
     async def _run(self, script: str, account: str, *arguments: float) -> int | None:
-        """What a script says of an account; None when the cache cannot tell."""
+        """The result of a script for an account; None without the cache."""
         if self._link is None:
             return None
         name, values = self._name(account), [str(int(value)) for value in arguments]

@@ -1,7 +1,4 @@
-"""Access tokens: the key pair that signs them, its public half, and what a token says.
-
-Verifying is mesh/rpc/identity.py's part, which every service shares.
-"""
+"""Access tokens and the RSA keys that sign them. Verification is in mesh/rpc/identity.py."""
 
 import base64
 import hashlib
@@ -26,7 +23,7 @@ _PUBLIC_EXPONENT = 65537
 
 
 class KeyFileError(Exception):
-    """The key file cannot be used; the text names it."""
+    """The key file cannot be used. The text names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +37,14 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """The private key that signs, with its public half."""
+    """A private key that signs, and its public key."""
 
     private: rsa.RSAPrivateKey
     public: PublicKey
 
 
 def load_or_create_key(folder: Path) -> SigningKey:
-    """The key of this folder, made when there is none. Safe when several processes start at once.
+    """The first key of a folder, created if missing. Several processes may call it concurrently.
 
     Raises KeyFileError for a file that is not an RSA key of 2048 bits or more.
     """
@@ -69,7 +66,7 @@ def load_key(path: Path) -> SigningKey:
 
 
 def key_set(keys: tuple[PublicKey, ...]) -> jwt.PyJWKSet:
-    """The keys as verification takes them."""
+    """The keys in the form that verification needs."""
     return jwt.PyJWKSet.from_dict(
         {
             "keys": [
@@ -97,7 +94,7 @@ def issue(
     lifetime: timedelta,
     now: datetime,
 ) -> str:
-    """An access token in the form of RFC 9068. `ver` tells revoked ones (mesh/rpc/revocations.py)."""
+    """An access token after RFC 9068. Claim `ver` identifies revoked ones (mesh/rpc/revocations.py)."""
     issued_at = int(now.timestamp())
     return jwt.encode(
         {
@@ -118,7 +115,7 @@ def issue(
 
 
 def create_key(path: Path) -> None:
-    """Writes a new key, unless the file is there already: then that one holds."""
+    """Writes a new key, unless the file exists already."""
     private = rsa.generate_private_key(_PUBLIC_EXPONENT, _KEY_BITS)
     pem = private.private_bytes(
         serialization.Encoding.PEM,
@@ -132,7 +129,7 @@ def create_key(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     try:
-        # Unlike a rename, a link fails when another process was first: its key holds.
+        # Unlike a rename, a link fails if another process was first: then its key is used.
         os.link(draft, path)
     except FileExistsError:
         pass

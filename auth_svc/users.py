@@ -1,4 +1,4 @@
-"""What admins see and change of accounts. What users change themselves is profile.py's part."""
+"""Accounts as admins list and change them. Changes by the users themselves are in profile.py."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,9 +31,9 @@ async def list_page(
     page_size: int,
     page_token: str,
 ) -> UserPage:
-    """A page of the accounts with this role and activity; None takes any.
+    """A page of the accounts with this role and activity; None matches any.
 
-    Raises VALIDATION_FAILED for a foreign `page_token`.
+    Raises VALIDATION_FAILED for a `page_token` of another list.
     """
     matching: sa.ColumnElement[bool] = sa.true()
     if role is not None:
@@ -42,7 +42,7 @@ async def list_page(
         matching &= users.c.is_active == is_active
     total = await connection.execute(sa.select(sa.func.count()).select_from(users).where(matching))
     after = paging.id_from_token(page_token)
-    # UUIDv7 sorts by the time of making.
+    # UUIDv7 sorts by creation time.
     beyond = sa.true() if after is None else users.c.user_id < after
     rows = await connection.execute(
         sa.select(*USER_COLUMNS)
@@ -50,9 +50,9 @@ async def list_page(
         .order_by(users.c.user_id.desc())
         .limit(page_size + 1)
     )
-    found = [to_user(row) for row in rows]
-    shown = tuple(found[:page_size])
-    more = len(found) > page_size
+    listed = [to_user(row) for row in rows]
+    shown = tuple(listed[:page_size])
+    more = len(listed) > page_size
     return UserPage(
         shown, paging.to_token(str(shown[-1].user_id)) if more else "", total.scalar_one()
     )
@@ -67,15 +67,15 @@ async def update_user(
     access_lifetime: timedelta,
     now: datetime,
 ) -> User:
-    """Changes what is not None. Deactivating ends the user's sessions.
+    """Changes the values that are not None. Deactivation ends the user's sessions.
 
-    Access tokens with another role are revoked; the sessions go on with the new one.
-    Returns the account as it is then. Raises USER_NOT_FOUND or LAST_ADMIN.
+    A new role revokes the access tokens with the old one; the sessions continue. Returns the
+    changed account. Raises USER_NOT_FOUND or LAST_ADMIN.
     """
-    wanted = {"role": role, "is_active": is_active}
-    changes = {name: value for name, value in wanted.items() if value is not None}
-    # The row stays locked to the end: a sign-in comes before it and is ended here,
-    # or after it and is refused.
+    values = {"role": role, "is_active": is_active}
+    changes = {name: value for name, value in values.items() if value is not None}
+    # The row stays locked to the end: a concurrent sign-in either precedes the lock and is ended
+    # here, or follows and is refused.
     before, admins = await lock_with_admins(connection, user_id=user_id)
     if is_active is False or role not in (None, Role.ADMIN):
         refuse_last_admin(before, admins)
@@ -99,10 +99,10 @@ async def update_user(
 async def lock_with_admins(
     connection: AsyncConnection, *, user_id: UUID
 ) -> tuple[User, frozenset[UUID]]:
-    """An account and who the active admins are; neither changes until the transaction ends.
+    """Locks an account and all active admins until the transaction ends. Returns both.
 
-    One statement and one order: two admins who demote each other at once come one after
-    the other, and the second sees that it is the last. Raises USER_NOT_FOUND.
+    One statement locks in one order: of two admins who demote each other concurrently, the second
+    one finds that it is the last. Raises USER_NOT_FOUND.
     """
     is_admin = (users.c.role == Role.ADMIN) & users.c.is_active
     rows = await connection.execute(
@@ -119,6 +119,8 @@ async def lock_with_admins(
 
 
 def refuse_last_admin(user: User, admins: frozenset[UUID]) -> None:
-    """Raises LAST_ADMIN when without this account nobody could look after accounts."""
+    """Raises LAST_ADMIN if this account is the only active admin."""
     if admins == {user.user_id}:
-        raise DomainError(Reason.LAST_ADMIN, "the last admin; make another account admin first")
+        raise DomainError(
+            Reason.LAST_ADMIN, "this is the only active admin; make another account an admin first"
+        )

@@ -1,14 +1,14 @@
-"""What hostile clients do to the others: the real gateway before services that answer at once.
+"""The effect of hostile clients on others: the real gateway before services that answer at once.
 
     python -m bench.hostile_clients --seconds 10 --rounds 3
 
-A well-behaved client asks the gateway 100 times a second, from another address than the
-attackers'. Three kinds of rounds take turns: without an attack; with the same attack on a second
-gateway that nobody uses; with the attack on this one. On a machine of few cores the first two
-differ by what attackers and attacked burn of everybody's processor, which in life is not ours;
-the last two differ by what the gateway lets an attack do to the others. Both ratios of the p99
-are printed. The exit status is 1 when the second is more than 2, when a call failed, or when
-the gateway's memory grew beyond bounds.
+A well-behaved client sends 100 calls per second to the gateway, from another address than the
+attackers. Three kinds of rounds alternate: no attack; the attack on a second, otherwise unused
+gateway; the attack on the measured gateway. The first two differ by the CPU time that attackers
+and attacked gateway take on this machine, which production does not share. The last two differ by
+the effect of the attack on other clients of the same gateway. Both ratios of the p99 are printed.
+The exit status is 1 when the second ratio exceeds 2, a call failed, or the gateway's memory
+exceeded its bound.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import psutil
 from testing import gateway_harness
 
 PER_SECOND = 100
-MOST_MIB = 128
+MAX_MIB = 128
 ATTACKER = "127.0.0.2"
 _HEAD = b"POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
@@ -48,7 +48,7 @@ async def _open(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 
 
 async def slow_header(port: int) -> None:
-    """A header that comes byte by byte."""
+    """A header that is sent byte by byte."""
     _, writer = await _open(port)
     writer.write(_HEAD + b"X-Slow: ")
     while True:
@@ -58,7 +58,7 @@ async def slow_header(port: int) -> None:
 
 
 async def slow_body(port: int) -> None:
-    """A body that comes byte by byte."""
+    """A body that is sent byte by byte."""
     _, writer = await _open(port)
     writer.write(_HEAD + b"Content-Length: 60000\r\n\r\n{")
     while True:
@@ -68,7 +68,7 @@ async def slow_body(port: int) -> None:
 
 
 async def oversized(port: int) -> None:
-    """Bodies without a length that never end, 640 KiB a second each."""
+    """A body without a length and without an end, at 640 KiB per second."""
     _, writer = await _open(port)
     writer.write(_HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
     chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
@@ -79,7 +79,7 @@ async def oversized(port: int) -> None:
 
 
 async def stream_flood(port: int) -> None:
-    """HTTP/2 streams that are opened and reset at once, 500 a second each."""
+    """HTTP/2 streams that are opened and reset at once, 500 per second."""
     _, writer = await _open(port)
     writer.write(_PREFACE)
     stream = 1
@@ -112,25 +112,25 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
 
 
 def attack(name: str, port: int) -> None:
-    """So many connections of a kind, each opened anew when the gateway ends it; never returns."""
-    one, connections = ATTACKS[name]
-    # What it burns is nobody's here in life: it takes only what is left.
+    """Runs the connections of an attack, reopening those that the gateway closes. Never returns."""
+    connect, connections = ATTACKS[name]
+    # Attackers have machines of their own in production: here they get idle CPU time only.
     os.nice(19)
 
-    async def again() -> None:
+    async def reconnect() -> None:
         while True:
             with suppress(OSError):
-                await one(port)
+                await connect(port)
             await asyncio.sleep(0.1)
 
-    async def all_of_them() -> None:
-        await asyncio.gather(*(again() for _ in range(connections)))
+    async def run_connections() -> None:
+        await asyncio.gather(*(reconnect() for _ in range(connections)))
 
-    asyncio.run(all_of_them())
+    asyncio.run(run_connections())
 
 
 async def measure(url: str, seconds: float) -> tuple[list[float], int]:
-    """Times of calls in ms, from when each was due, and how many failed."""
+    """Durations of calls in ms, from when each was due, and the number of failures."""
     times: list[float] = []
     failed = 0
 
@@ -154,7 +154,7 @@ async def measure(url: str, seconds: float) -> tuple[list[float], int]:
 
 @dataclass(frozen=True)
 class Round:
-    """What the others saw, in ms, and what it cost the gateway that served them."""
+    """The durations of the well-behaved client in ms, and the costs of its gateway."""
 
     p50: float
     p99: float
@@ -167,14 +167,14 @@ QUIET, ELSEWHERE, HERE = "no attack", "elsewhere", "here"
 
 
 class Bench:
-    """The gateway that is measured, and another that is attacked for comparison."""
+    """The measured gateway, and another one that is attacked for comparison."""
 
     def __init__(self, folders: Path, stack: ExitStack) -> None:
         self._gateways = {}
         for kind in (HERE, ELSEWHERE):
             folder = folders / kind
             folder.mkdir()
-            # As many workers as `make up` gives it.
+            # As many workers as with `make up`.
             workers = os.cpu_count() or 1
             gateway = gateway_harness.running_gateway(folder, rate_limit_scale=1, workers=workers)
             self._gateways[kind] = stack.enter_context(gateway).settings
@@ -219,46 +219,47 @@ def main() -> int:
     parser.add_argument("--only", choices=ATTACKS, action="append", help="these attacks only")
     arguments = parser.parse_args()
     names = arguments.only or list(ATTACKS)
-    found: dict[tuple[str, str], list[Round]] = {}
+    results: dict[tuple[str, str], list[Round]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bench = Bench(Path(folder), stack)
         bench.run(names[0], QUIET, 2)
         for _ in range(arguments.rounds):
             for name in names:
                 for kind in random.sample([QUIET, ELSEWHERE, HERE], 3):
-                    found.setdefault((name, kind), []).append(
+                    results.setdefault((name, kind), []).append(
                         bench.run(name, kind, arguments.seconds)
                     )
-    return _report(names, found)
+    return _report(names, results)
 
 
-def _report(names: list[str], found: dict[tuple[str, str], list[Round]]) -> int:
+def _report(names: list[str], results: dict[tuple[str, str], list[Round]]) -> int:
     print(
         f"{'attack':13} {'':10} {'p50 ms':>7} {'p99 ms':>7} {'to quiet':>9} {'to elsewhere':>13}"
         f" {'gateway CPU':>12} {'MiB':>6} {'failed':>7}"
     )
-    bad = []
+    failures = []
     for name in names:
-        p99 = {kind: _median(found[name, kind], "p99") for kind in (QUIET, ELSEWHERE, HERE)}
-        for kind, of_kind in p99.items():
-            rounds = found[name, kind]
-            failed, mib = sum(one.failed for one in rounds), max(one.mib for one in rounds)
+        p99 = {kind: _median(results[name, kind], "p99") for kind in (QUIET, ELSEWHERE, HERE)}
+        for kind, value in p99.items():
+            rounds = results[name, kind]
+            failed = sum(result.failed for result in rounds)
+            mib = max(result.mib for result in rounds)
             print(
-                f"{name:13} {kind:10} {_median(rounds, 'p50'):7.2f} {of_kind:7.2f}"
-                f" {of_kind / p99[QUIET]:8.2f}× {of_kind / p99[ELSEWHERE]:12.2f}×"
+                f"{name:13} {kind:10} {_median(rounds, 'p50'):7.2f} {value:7.2f}"
+                f" {value / p99[QUIET]:8.2f}× {value / p99[ELSEWHERE]:12.2f}×"
                 f" {_median(rounds, 'cpu_percent'):11.1f}% {mib:6.1f} {failed:7}"
             )
-            if failed or mib > MOST_MIB:
-                bad.append(name)
+            if failed or mib > MAX_MIB:
+                failures.append(name)
         if p99[HERE] > 2 * p99[ELSEWHERE]:
-            bad.append(name)
-    if bad:
-        print(f"Moved, failed or grew: {', '.join(dict.fromkeys(bad))}", file=sys.stderr)
-    return 1 if bad else 0
+            failures.append(name)
+    if failures:
+        print(f"Slower, failed or grew: {', '.join(dict.fromkeys(failures))}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _median(rounds: list[Round], figure: str) -> float:
-    median: float = statistics.median(getattr(one, figure) for one in rounds)
+    median: float = statistics.median(getattr(result, figure) for result in rounds)
     return median
 
 

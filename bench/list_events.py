@@ -1,8 +1,7 @@
 """ListEvents with 1,000 and with 100,000 events: `python -m bench.list_events`.
 
-Two databases of one embedded PostgreSQL, asked in turns, so that whatever the machine
-does meets both. No gateway and no gRPC: their cost is the same for both and would only
-make the ratio look better.
+Queries two databases of one embedded PostgreSQL in turns, so that load of the machine affects
+both. Without gateway and gRPC, whose equal cost for both would hide the difference.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from mesh.ids import new_id
 
 _NOW = datetime(2030, 6, 1, 12, tzinfo=UTC)
 _LIMIT = 1.5
-_AT_ONCE = 2_000
+_BATCH = 2_000
 _SYLLABLES = [
     "ka",
     "mo",
@@ -56,16 +55,16 @@ _SYLLABLES = [
     "lin",
     "fey",
 ]
-# The limit holds for each of these: of 100 times as many events, most texts find more than
-# the few that they found before, and a full page costs more than a short one.
+# The limit applies to each group, not to each query: with 100 times as many events, most texts
+# match a full page instead of a few events, which costs more.
 _GROUPS = {
     "pages": ("first page", "tenth page"),
     "filters": ("on sale", "sold out", "a week", "a production"),
     "texts": (
         "text: a full name",
         "text: a common word",
-        "text: a beginning",
-        "text: a slip",
+        "text: a prefix",
+        "text: misspelt",
         "text on sale",
     ),
 }
@@ -77,13 +76,13 @@ def _word(rng: random.Random) -> str:
 
 
 async def _fill(database: Database, count: int, productions: list[UUID]) -> list[str]:
-    """Events over two years around now; a third are over. Returns some of their names."""
+    """Inserts events over two years around now, a third of them past. Returns their names."""
     rng = random.Random(count)
     vocabulary = [_word(rng) for _ in range(3_000)]
     names = []
-    for begin in range(0, count, _AT_ONCE):
+    for first in range(0, count, _BATCH):
         rows, words = [], set()
-        for n in range(begin, min(begin + _AT_ONCE, count)):
+        for n in range(first, min(first + _BATCH, count)):
             name = f"{rng.choice(vocabulary)} {rng.choice(vocabulary)} {rng.choice(_KINDS)}"
             start = _NOW + timedelta(minutes=rng.randint(-350_000, 700_000))
             status = Status.ENDED if start < _NOW else Status.ON_SALE
@@ -163,38 +162,38 @@ async def _fill_offers(connection: AsyncConnection, ids: list[UUID]) -> None:
     )
 
 
-def _slip(word: str, rng: random.Random) -> str:
-    at = rng.randrange(1, len(word) - 1)
-    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+def _misspelt(word: str, rng: random.Random) -> str:
+    index = rng.randrange(1, len(word) - 1)
+    return word[:index] + word[index + 1] + word[index] + word[index + 2 :]
 
 
-def _questions(
+def _queries(
     names: list[str], productions: list[UUID], rng: random.Random
 ) -> dict[str, tuple[Filters, int]]:
-    """What is asked in one round: filters, and how many pages are turned."""
+    """The queries of one round: filters, and the number of pages."""
     name = rng.choice(names)
-    first = name.split()[0]
-    begin = _NOW + timedelta(days=rng.randrange(100))
+    word = name.split()[0]
+    start = _NOW + timedelta(days=rng.randrange(100))
     return {
         "first page": (Filters(), 1),
         "tenth page": (Filters(), 10),
         "on sale": (Filters(status=Status.ON_SALE), 1),
         "sold out": (Filters(status=Status.SOLD_OUT), 1),
-        "a week": (Filters(starts_after=begin, starts_before=begin + timedelta(days=7)), 1),
+        "a week": (Filters(starts_after=start, starts_before=start + timedelta(days=7)), 1),
         "a production": (Filters(production_id=rng.choice(productions)), 1),
         "text: a full name": (Filters(query=name), 1),
         "text: a common word": (Filters(query=rng.choice(_KINDS)), 1),
-        "text: a beginning": (Filters(query=first[:4]), 1),
-        "text: a slip": (Filters(query=_slip(first, rng)), 1),
-        "text on sale": (Filters(query=first, status=Status.ON_SALE), 1),
+        "text: a prefix": (Filters(query=word[:4]), 1),
+        "text: misspelt": (Filters(query=_misspelt(word, rng)), 1),
+        "text on sale": (Filters(query=word, status=Status.ON_SALE), 1),
     }
 
 
-async def _ask(database: Database, filters: Filters, pages: int, totals: Totals) -> float:
-    """Seconds of the last page."""
-    token, took = "", 0.0
+async def _time_query(database: Database, filters: Filters, pages: int, totals: Totals) -> float:
+    """Seconds of the query of the last page."""
+    token, seconds = "", 0.0
     for _ in range(pages):
-        began = time.perf_counter()
+        start = time.perf_counter()
         async with database.reading() as connection:
             page = await event_listing.list_page(
                 connection,
@@ -204,9 +203,9 @@ async def _ask(database: Database, filters: Filters, pages: int, totals: Totals)
                 totals=totals,
                 now=_NOW,
             )
-        took = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         token = page.next_page_token
-    return took
+    return seconds
 
 
 @contextmanager
@@ -227,37 +226,37 @@ def _postgres() -> Iterator[tuple[str, str]]:
 
 async def _measure(urls: tuple[str, str], small: int, large: int, rounds: int) -> bool:
     productions = [new_id() for _ in range(20)]
-    async with Database.open(urls[0]) as one, Database.open(urls[1]) as other:
-        began = time.perf_counter()
-        names = await _fill(one, small, productions)
-        more_names = await _fill(other, large, productions)
-        print(f"{small:,} and {large:,} events in {time.perf_counter() - began:.0f} s")
-        took: dict[str, tuple[list[float], list[float]]] = {}
+    async with Database.open(urls[0]) as small_database, Database.open(urls[1]) as large_database:
+        start = time.perf_counter()
+        names = await _fill(small_database, small, productions)
+        large_names = await _fill(large_database, large, productions)
+        print(f"{small:,} and {large:,} events in {time.perf_counter() - start:.0f} s")
+        seconds: dict[str, tuple[list[float], list[float]]] = {}
         totals = (Totals(), Totals())
         rng = random.Random(1)
         for _ in range(rounds):
             seed = rng.random()
-            asked = (
-                _questions(names, productions, random.Random(seed)),
-                _questions(more_names, productions, random.Random(seed)),
+            queries = (
+                _queries(names, productions, random.Random(seed)),
+                _queries(large_names, productions, random.Random(seed)),
             )
-            for kind in asked[0]:
-                pair = took.setdefault(kind, ([], []))
-                for side, database in enumerate((one, other)):
-                    filters, pages = asked[side][kind]
-                    pair[side].append(await _ask(database, filters, pages, totals[side]))
-    return _show(took, small, large)
+            for kind in queries[0]:
+                pair = seconds.setdefault(kind, ([], []))
+                for side, database in enumerate((small_database, large_database)):
+                    filters, pages = queries[side][kind]
+                    pair[side].append(await _time_query(database, filters, pages, totals[side]))
+    return _show(seconds, small, large)
 
 
-def _show(took: dict[str, tuple[list[float], list[float]]], small: int, large: int) -> bool:
+def _show(seconds: dict[str, tuple[list[float], list[float]]], small: int, large: int) -> bool:
     table = Table(title="ListEvents, milliseconds")
     for column in ("", f"{small:,} p50", f"{large:,} p50", f"{large:,} p99", "ratio of p50"):
         table.add_column(column, justify="right")
-    for kind, pair in took.items():
+    for kind, pair in seconds.items():
         _row(table, kind, pair)
     table.add_section()
     ratios = {
-        group: _row(table, f"all {group}", _together(took[kind] for kind in kinds))
+        group: _row(table, f"all {group}", _together(seconds[kind] for kind in kinds))
         for group, kinds in _GROUPS.items()
     }
     Console(width=100).print(table)
@@ -267,27 +266,29 @@ def _show(took: dict[str, tuple[list[float], list[float]]], small: int, large: i
 
 
 def _together(pairs: Iterable[tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
-    few, many = zip(*pairs, strict=True)
-    return list(chain(*few)), list(chain(*many))
+    small, large = zip(*pairs, strict=True)
+    return list(chain(*small)), list(chain(*large))
 
 
 def _row(table: Table, kind: str, pair: tuple[list[float], list[float]]) -> float:
-    few, many = (statistics.median(side) for side in pair)
-    worst = sorted(pair[1])[int(len(pair[1]) * 0.99)]
-    figures = (f"{1000 * each:.2f}" for each in (few, many, worst))
-    table.add_row(kind, *figures, f"{many / few:.2f}")
-    return many / few
+    small, large = (statistics.median(side) for side in pair)
+    p99 = sorted(pair[1])[int(len(pair[1]) * 0.99)]
+    figures = (f"{1000 * value:.2f}" for value in (small, large, p99))
+    table.add_row(kind, *figures, f"{large / small:.2f}")
+    return large / small
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--small", type=int, default=1_000)
-    arguments.add_argument("--large", type=int, default=100_000)
-    arguments.add_argument("--rounds", type=int, default=100)
-    given = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", type=int, default=1_000)
+    parser.add_argument("--large", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=100)
+    arguments = parser.parse_args()
     with _postgres() as urls:
-        holds = asyncio.run(_measure(urls, given.small, given.large, given.rounds))
-    raise SystemExit(0 if holds else 1)
+        is_within_limit = asyncio.run(
+            _measure(urls, arguments.small, arguments.large, arguments.rounds)
+        )
+    raise SystemExit(0 if is_within_limit else 1)
 
 
 if __name__ == "__main__":

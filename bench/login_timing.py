@@ -1,8 +1,7 @@
-"""Does the time of a refused sign-in tell whether the address has an account?
+"""Timing of refused sign-ins by whether the address has an account: `python -m bench.login_timing [n]`.
 
-Wrong passwords for known and for unknown addresses through the whole mesh, in turns and
-in random order within each. Prints the medians and the 95 % interval (bootstrap) of their
-difference; it must lie inside ±5 ms. `python -m bench.login_timing [n]`
+Sends wrong passwords for pairs of a known and an unknown address, each pair in random order. Prints
+the medians and the 95 % bootstrap interval of their difference, which must lie within ±5 ms.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from mesh.ids import new_id
 from testing.meshes import a_mesh
 
 BOUND_MS = 5.0
-# Fewer than the throttle lets through for one account.
+# Fewer than the free attempts of the login throttle.
 _PER_ACCOUNT = 4
 _RESAMPLES = 4000
 
@@ -35,7 +34,7 @@ async def main() -> int:
 
 
 async def measure(client: httpx.AsyncClient, count: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of refusals for known and for unknown addresses."""
+    """Durations of refusals in ms, for known and for unknown addresses."""
     accounts = [f"{new_id()}@example.com" for _ in range(-(-count // _PER_ACCOUNT))]
     for email in accounts:
         answer = await client.post(
@@ -43,21 +42,21 @@ async def measure(client: httpx.AsyncClient, count: int) -> tuple[list[float], l
             json={"email": email, "password": "Curtain-Up-2026!", "fullName": "Mira Rao"},
         )
         answer.raise_for_status()
-    strangers = [f"{new_id()}@example.com" for _ in accounts]
+    unregistered = [f"{new_id()}@example.com" for _ in accounts]
     known: list[float] = []
     unknown: list[float] = []
     for number in range(count):
         pair = [
             (known, accounts[number % len(accounts)]),
-            (unknown, strangers[number % len(accounts)]),
+            (unknown, unregistered[number % len(accounts)]),
         ]
         random.shuffle(pair)
         for times, email in pair:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             answer = await client.post(
                 "/api/v1/auth/login", json={"email": email, "password": "wrong"}
             )
-            times.append((time.perf_counter() - begun) * 1000)
+            times.append((time.perf_counter() - start) * 1000)
             if answer.status_code != 401:
                 raise RuntimeError(f"{answer.status_code} {answer.text}")
     return known, unknown
@@ -79,7 +78,7 @@ def report(known: Sequence[float], unknown: Sequence[float]) -> int:
 
 
 def interval(known: Sequence[float], unknown: Sequence[float]) -> tuple[float, float]:
-    """95 % of the resampled differences of the medians."""
+    """The 95 % interval of the resampled differences of the medians."""
     differences = sorted(
         statistics.median(random.choices(known, k=len(known)))
         - statistics.median(random.choices(unknown, k=len(unknown)))

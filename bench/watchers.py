@@ -1,9 +1,8 @@
-"""Thousands watch one event over the gateway while it sells out: `python -m bench.watchers`.
+"""Thousands of watchers of one event while it sells out: `python -m bench.watchers`.
 
-Against a running mesh (`BOXOFFICE_RATE_LIMIT_SCALE=1000 make up`) with an admin secret.
-Half of the watchers read text/event-stream, half gRPC. Lag is counted from the moment at
-which the booking that caused a version was answered to its buyer, to the moment at which
-a watcher has heard of a version that is not older.
+Needs a running mesh (`BOXOFFICE_RATE_LIMIT_SCALE=1000 make up`) with an admin secret. Half of the
+watchers use text/event-stream, half gRPC. The lag of a sale is the time from the answer to its
+buyer until a watcher receives an update that includes it.
 """
 
 import argparse
@@ -30,49 +29,51 @@ from mesh.ids import new_id
 _PASSWORD = "Curtain-Up-2026!"
 _LIMIT_SECONDS = 1.0
 _STREAMS_PER_CONNECTION = 50
-_OPENING_AT_ONCE = 100
+_MAX_OPENING = 100
 
 
 @dataclass
 class Watcher:
-    """What one watcher has heard: the places left, when, and how often it had to come back."""
+    """The updates of one watcher: their times and available places; and its reconnections."""
 
-    heard: list[tuple[float, int]] = field(default_factory=list)
+    updates: list[tuple[float, int]] = field(default_factory=list)
     available: int | None = None
     version: int = 0
-    returns: int = 0
+    reconnections: int = 0
 
-    def hear(self, version: int, available: int | None) -> None:
+    def add(self, version: int, available: int | None) -> None:
         self.version = version
         if available is not None:
             self.available = available
-            self.heard.append((time.monotonic(), available))
+            self.updates.append((time.monotonic(), available))
 
 
-async def _watch_rest(url: str, event_id: str, watcher: Watcher, opened: asyncio.Semaphore) -> None:
+async def _watch_rest(
+    url: str, event_id: str, watcher: Watcher, opening: asyncio.Semaphore
+) -> None:
     timeout = httpx.Timeout(30, read=40)
     async with httpx.AsyncClient(base_url=url, timeout=timeout) as client:
         path = f"/api/v1/events/{event_id}/availability/watch"
         while True:
             after = f"?afterVersion={watcher.version}" if watcher.version else ""
             try:
-                async with opened:
+                async with opening:
                     stream = client.stream("GET", path + after)
                     response = await stream.__aenter__()
                 async for line in response.aiter_lines():
                     if line.startswith("data:"):
                         update = json.loads(line[5:])
                         offers = update["offers"]
-                        left = offers[0]["available"] if offers else None
-                        watcher.hear(int(update["version"]), left)
+                        available = offers[0]["available"] if offers else None
+                        watcher.add(int(update["version"]), available)
             except httpx.HTTPError:
                 pass
-            watcher.returns += 1
+            watcher.reconnections += 1
             await asyncio.sleep(0.2)
 
 
 async def _watch_grpc(
-    channel: grpc.aio.Channel, event_id: str, watcher: Watcher, opened: asyncio.Semaphore
+    channel: grpc.aio.Channel, event_id: str, watcher: Watcher, opening: asyncio.Semaphore
 ) -> None:
     stub = event_service_pb2_grpc.EventServiceStub(channel)
     while True:
@@ -80,15 +81,15 @@ async def _watch_grpc(
             event_id=event_id, after_version=watcher.version or None
         )
         try:
-            async with opened:
+            async with opening:
                 call = stub.WatchAvailability(request)
                 await call.initial_metadata()
             async for update in call:
-                left = update.offers[0].available if update.offers else None
-                watcher.hear(update.version, left)
+                available = update.offers[0].available if update.offers else None
+                watcher.add(update.version, available)
         except grpc.aio.AioRpcError:
             pass
-        watcher.returns += 1
+        watcher.reconnections += 1
         await asyncio.sleep(0.2)
 
 
@@ -114,9 +115,9 @@ async def _buy(
     sold: list[float],
     rate: float,
 ) -> None:
-    """Buys until nothing is left, and notes when each answer came."""
+    """Buys until the event is sold out, and appends the time of each answer to `sold`."""
     while True:
-        began = time.monotonic()
+        start = time.monotonic()
         answer = await client.post(
             "/api/v1/bookings", json=body, headers={**buyer, "idempotency-key": str(new_id())}
         )
@@ -124,20 +125,20 @@ async def _buy(
             return
         answer.raise_for_status()
         sold.append(time.monotonic())
-        await asyncio.sleep(max(0.0, 1 / rate - (time.monotonic() - began)))
+        await asyncio.sleep(max(0.0, 1 / rate - (time.monotonic() - start)))
 
 
 def _lags(watchers: list[Watcher], sold: list[float], capacity: int) -> list[float]:
-    """Seconds from each sale's answer until each watcher knew that so many were gone."""
-    found = []
+    """Seconds from the answer to each sale until each watcher received an update with it."""
+    lags = []
     for watcher in watchers:
-        times = [when for when, _ in watcher.heard]
-        gone = [capacity - left for _, left in watcher.heard]
-        for n, when in enumerate(sorted(sold), 1):
-            at = bisect.bisect_left(gone, n)
-            if at < len(times):
-                found.append(max(0.0, times[at] - when))
-    return found
+        times = [received for received, _ in watcher.updates]
+        taken = [capacity - available for _, available in watcher.updates]
+        for count, answered in enumerate(sorted(sold), 1):
+            index = bisect.bisect_left(taken, count)
+            if index < len(times):
+                lags.append(max(0.0, times[index] - answered))
+    return lags
 
 
 def _memory(home: Path, process: str) -> float:
@@ -146,11 +147,11 @@ def _memory(home: Path, process: str) -> float:
     return float(psutil.Process(pid).memory_info().rss) / 2**20
 
 
-async def _measure(given: argparse.Namespace) -> bool:
-    home = Path(given.home)
-    async with httpx.AsyncClient(base_url=given.url, timeout=30) as client:
-        staff = await _sign_up(client, given.admin_secret)
-        buyers = [await _sign_up(client) for _ in range(given.buyers)]
+async def _measure(arguments: argparse.Namespace) -> bool:
+    home = Path(arguments.home)
+    async with httpx.AsyncClient(base_url=arguments.url, timeout=30) as client:
+        staff = await _sign_up(client, arguments.admin_secret)
+        buyers = [await _sign_up(client) for _ in range(arguments.buyers)]
         event = (
             (
                 await client.post(
@@ -164,8 +165,8 @@ async def _measure(given: argparse.Namespace) -> bool:
                             {
                                 "name": "Floor",
                                 "price": {"currencyCode": "INR", "amountMinor": "100"},
-                                "capacity": given.capacity,
-                                "perCustomerLimit": given.capacity,
+                                "capacity": arguments.capacity,
+                                "perCustomerLimit": arguments.capacity,
                             }
                         ],
                     },
@@ -180,42 +181,42 @@ async def _measure(given: argparse.Namespace) -> bool:
             name for name in processes if name.startswith(("booking_svc", "envoy", "gateway"))
         ]
         before = {name: _memory(home, name) for name in watching}
-        watchers = [Watcher() for _ in range(given.watchers)]
-        opened = asyncio.Semaphore(_OPENING_AT_ONCE)
+        watchers = [Watcher() for _ in range(arguments.watchers)]
+        opening = asyncio.Semaphore(_MAX_OPENING)
         half = len(watchers) // 2
         channels = [
             grpc.aio.insecure_channel(
-                given.url.removeprefix("http://"),
+                arguments.url.removeprefix("http://"),
                 # Channels with the same options would share one connection.
                 options=[("grpc.use_local_subchannel_pool", 1), ("bench.number", n)],
             )
             for n in range(-(-half // _STREAMS_PER_CONNECTION))
         ]
-        began = time.monotonic()
+        start = time.monotonic()
         tasks = [
-            asyncio.create_task(_watch_rest(given.url, event_id, each, opened))
-            for each in watchers[half:]
+            asyncio.create_task(_watch_rest(arguments.url, event_id, watcher, opening))
+            for watcher in watchers[half:]
         ] + [
             asyncio.create_task(
-                _watch_grpc(channels[n // _STREAMS_PER_CONNECTION], event_id, each, opened)
+                _watch_grpc(channels[n // _STREAMS_PER_CONNECTION], event_id, watcher, opening)
             )
-            for n, each in enumerate(watchers[:half])
+            for n, watcher in enumerate(watchers[:half])
         ]
-        while not all(each.heard for each in watchers):
+        while not all(watcher.updates for watcher in watchers):
             await asyncio.sleep(0.1)
-            if time.monotonic() - began > 300:
-                print(f"only {sum(bool(w.heard) for w in watchers)} could watch")
+            if time.monotonic() - start > 300:
+                print(f"only {sum(bool(watcher.updates) for watcher in watchers)} are connected")
                 return False
-        print(f"{len(watchers):,} watch after {time.monotonic() - began:.1f} s")
+        print(f"{len(watchers):,} watchers are connected after {time.monotonic() - start:.1f} s")
         with_watchers = {name: _memory(home, name) for name in watching}
         sold: list[float] = []
         body = {"eventId": event_id, "items": [{"offerId": offer_id, "quantity": 1}]}
-        rate = given.rate / given.buyers
-        began = time.monotonic()
+        rate = arguments.rate / arguments.buyers
+        start = time.monotonic()
         await asyncio.gather(*(_buy(client, buyer, body, sold, rate) for buyer in buyers))
-        took = time.monotonic() - began
+        selling_seconds = time.monotonic() - start
         deadline = time.monotonic() + 15
-        while time.monotonic() < deadline and any(each.available != 0 for each in watchers):
+        while time.monotonic() < deadline and any(watcher.available != 0 for watcher in watchers):
             await asyncio.sleep(0.1)
         sold_out = {name: _memory(home, name) for name in watching}
         for task in tasks:
@@ -223,58 +224,59 @@ async def _measure(given: argparse.Namespace) -> bool:
         await asyncio.gather(*tasks, return_exceptions=True)
         for channel in channels:
             await channel.close()
-    true = sum(each.available == 0 for each in watchers)
-    lags = sorted(_lags(watchers, sold, given.capacity))
+    informed = sum(watcher.available == 0 for watcher in watchers)
+    lags = sorted(_lags(watchers, sold, arguments.capacity))
     p50, p99 = statistics.median(lags), lags[int(len(lags) * 0.99)]
-    _show(given, len(sold) / took, true, (p50, p99, lags[-1]), watchers)
+    _show(arguments, len(sold) / selling_seconds, informed, (p50, p99, lags[-1]), watchers)
     for name in watching:
-        grown = (sold_out[name] - before[name]) * 1024 / len(watchers)
+        growth_kib = (sold_out[name] - before[name]) * 1024 / len(watchers)
         print(
             f"{name}: {before[name]:.0f} MiB, with watchers {with_watchers[name]:.0f},"
-            f" sold out {sold_out[name]:.0f}: {grown:.0f} KiB a watcher"
+            f" sold out {sold_out[name]:.0f}: {growth_kib:.0f} KiB per watcher"
         )
-    holds = true == len(watchers) and p99 <= _LIMIT_SECONDS
-    print("holds" if holds else "does not hold")
-    return holds
+    is_within_limits = informed == len(watchers) and p99 <= _LIMIT_SECONDS
+    print("Within the limits." if is_within_limits else "NOT within the limits.")
+    return is_within_limits
 
 
 def _show(
-    given: argparse.Namespace,
+    arguments: argparse.Namespace,
     rate: float,
-    true: int,
+    informed: int,
     lags: tuple[float, float, float],
     watchers: list[Watcher],
 ) -> None:
-    table = Table(title=f"{given.watchers:,} watchers, {given.capacity:,} places")
+    table = Table(title=f"{arguments.watchers:,} watchers, {arguments.capacity:,} places")
     table.add_column("")
     table.add_column("figure", justify="right")
-    table.add_row("sold a second", f"{rate:.0f}")
-    table.add_row("watchers that end with the truth", f"{true:,}")
+    table.add_row("sold per second", f"{rate:.0f}")
+    table.add_row("watchers with the final state", f"{informed:,}")
     table.add_row(
-        "updates a watcher heard", f"{statistics.mean(len(w.heard) for w in watchers):.0f}"
+        "updates per watcher",
+        f"{statistics.mean(len(watcher.updates) for watcher in watchers):.0f}",
     )
-    table.add_row("times a watcher came back", f"{sum(w.returns for w in watchers):,}")
+    table.add_row("reconnections", f"{sum(watcher.reconnections for watcher in watchers):,}")
     for name, lag in zip(("lag p50", "lag p99", "lag max"), lags, strict=True):
         table.add_row(name, f"{lag:.3f} s")
     Console(width=80).print(table)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--url", default="http://127.0.0.1:8080")
-    arguments.add_argument("--home", default=".boxoffice")
-    arguments.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="http://127.0.0.1:8080")
+    parser.add_argument("--home", default=".boxoffice")
+    parser.add_argument(
         "--admin-secret", default=os.environ.get("BOXOFFICE_ADMIN_REGISTRATION_SECRET")
     )
-    arguments.add_argument("--watchers", type=int, default=2_000)
-    arguments.add_argument("--capacity", type=int, default=1_000)
-    arguments.add_argument("--buyers", type=int, default=10)
-    arguments.add_argument("--rate", type=float, default=50, help="bookings a second, at most")
-    given = arguments.parse_args()
+    parser.add_argument("--watchers", type=int, default=2_000)
+    parser.add_argument("--capacity", type=int, default=1_000)
+    parser.add_argument("--buyers", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=50, help="maximum of bookings per second")
+    arguments = parser.parse_args()
     # A file descriptor for each connection.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    raise SystemExit(0 if asyncio.run(_measure(given)) else 1)
+    _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
+    raise SystemExit(0 if asyncio.run(_measure(arguments)) else 1)
 
 
 if __name__ == "__main__":

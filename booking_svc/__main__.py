@@ -28,7 +28,7 @@ from booking_svc.bookings.servicers.bookings import BookingServicer
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_status, events, orphaned_stock, proto, stock_projection
 from booking_svc.catalogue.availability import AvailabilityCache
-from booking_svc.catalogue.availability_stream import Watch
+from booking_svc.catalogue.availability_stream import AvailabilityStreams
 from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
@@ -43,7 +43,7 @@ from booking_svc.notifications.tables import mails
 from booking_svc.servicers.health import HealthServicer
 from booking_svc.settings import Settings
 from booking_svc.tables import event_cursors, idempotency_records
-from booking_svc.webhooks import consumer as webhook_follower
+from booking_svc.webhooks import consumer as webhook_consumer
 from booking_svc.webhooks.delivery_worker import DeliveryWorker
 from booking_svc.webhooks.encryption import SecretBox
 from booking_svc.webhooks.servicers.endpoints import WebhookEndpointServicer
@@ -177,14 +177,14 @@ def _catalogue(common: _Common) -> _Part:
     changes = StockChanges(
         stock_change_service_pb2_grpc.StockChangeServiceStub(common.channels["stock_svc"])
     )
-    availability = AvailabilityCache(stock=stock, read=partial(_read_event, database))
-    watch = Watch(availability=availability, encode=proto.availability_update)
-    desk = EventCommands(
+    availability = AvailabilityCache(stock=stock, read_event=partial(_read_event, database))
+    streams = AvailabilityStreams(availability=availability, encode=proto.availability_update)
+    commands = EventCommands(
         database=database,
         writes=common.writes,
         stock=stock,
         clock=system_clock,
-        on_change=availability.forget,
+        on_change=availability.invalidate,
     )
     levels = EventConsumer(
         stream="stock_svc",
@@ -204,9 +204,9 @@ def _catalogue(common: _Common) -> _Part:
             Servicer(
                 EventServicer(
                     database=database,
-                    desk=desk,
+                    commands=commands,
                     availability=availability,
-                    watch=watch,
+                    streams=streams,
                     cache=EventCache(database, Cache(common.link)),
                     cancellation_progress=partial(_cancellation_progress, database),
                     clock=system_clock,
@@ -218,7 +218,7 @@ def _catalogue(common: _Common) -> _Part:
         [
             _forever("event status", partial(event_status.run_once, database, system_clock)),
             _forever("availability", partial(availability.follow, changes.open_now)),
-            watch.run,
+            streams.run,
             _forever("stock levels", levels.run),
             partial(
                 run_forever,
@@ -299,16 +299,20 @@ def _mails(common: _Common) -> _Part:
     database = common.database
     sender = Sender.of(common.settings, database=database, table=mails, clock=system_clock)
     accounts = AccountEvents(AuthEventServiceStub(common.channels["auth_svc"]))
-    letters = consumer.consumer(database, common.outbox, system_clock, on_queued=sender.wake)
-    addresses = consumer.accounts(database, accounts.open, system_clock, on_queued=sender.wake)
+    bookings = consumer.booking_consumer(
+        database, common.outbox, system_clock, on_queued=sender.wake
+    )
+    addresses = consumer.account_consumer(
+        database, accounts.open, system_clock, on_queued=sender.wake
+    )
     return _Part(
         loops=[
-            _forever("booking mails", letters.run),
+            _forever("booking mails", bookings.run),
             _forever("accounts", addresses.run),
             partial(sender.run, "mail sender"),
             _forever(
-                "waiting letters",
-                partial(consumer.forget_waiting, database, system_clock, Locks(common.link)),
+                "mails without address",
+                partial(consumer.delete_expired, database, system_clock, Locks(common.link)),
             ),
         ]
     )
@@ -320,12 +324,12 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
         is_http_allowed=settings.is_development,
         is_loopback_allowed=settings.webhook_allow_loopback,
     )
-    seal = SecretBox(settings.sealing_keys)
-    courier = await stack.enter_async_context(
-        DeliveryWorker.open(database, system_clock, rules=rules, seal=seal)
+    secret_box = SecretBox(settings.webhook_keys)
+    delivery_worker = await stack.enter_async_context(
+        DeliveryWorker.open(database, system_clock, rules=rules, seal=secret_box)
     )
-    messages = webhook_follower.consumer(
-        database, common.outbox, system_clock, on_queued=courier.wake
+    events = webhook_consumer.consumer(
+        database, common.outbox, system_clock, on_queued=delivery_worker.wake
     )
     return _Part(
         [
@@ -333,9 +337,9 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
                 WebhookEndpointServicer(
                     database=database,
                     writes=common.writes,
-                    courier=courier,
+                    delivery_worker=delivery_worker,
                     rules=rules,
-                    seal=seal,
+                    secret_box=secret_box,
                     clock=system_clock,
                 ),
                 webhook_endpoint_service_pb2_grpc.add_WebhookEndpointServiceServicer_to_server,
@@ -343,11 +347,17 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
             )
         ],
         [
-            _forever("webhooks", messages.run),
-            courier.run,
+            _forever("webhooks", events.run),
+            delivery_worker.run,
             _forever(
                 "webhook log",
-                partial(webhook_follower.tidy, database, system_clock, seal, Locks(common.link)),
+                partial(
+                    webhook_consumer.clean_up,
+                    database,
+                    system_clock,
+                    secret_box,
+                    Locks(common.link),
+                ),
             ),
         ],
     )

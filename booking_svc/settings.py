@@ -17,25 +17,28 @@ class Settings(MeshSettings):
         600, ge=1, le=86_400, description="How long a new booking holds its places."
     )
     payment_window_seconds: int = Field(
-        900, ge=1, le=86_400, description="How long they are held from checkout on, once."
+        900,
+        ge=1,
+        le=86_400,
+        description="How long a booking holds its places from its first checkout on.",
     )
     webhook_allow_loopback: bool = Field(
-        False, description="Webhooks may go to this machine; development only."
+        False, description="Allows webhooks to this machine; development only."
     )
 
     webhook_secret_keys: SecretStr | None = Field(
         None,
-        description="Seal the webhook endpoints' secrets in the database, 32 characters or more"
-        " each; several by commas while one changes, the newest first; `make up` makes one.",
+        description="Keys that encrypt the webhook endpoints' secrets in the database: 32 characters"
+        " or more each, separated by commas during a rotation, newest first; `make up` makes one.",
     )
 
     @model_validator(mode="after")
     def _refuse_short_keys(self) -> Self:
-        if self.webhook_secret_keys is not None and not self.sealing_keys:
-            raise ValueError("BOXOFFICE_WEBHOOK_SECRET_KEYS has no key")
-        if any(len(key) < _MIN_KEY_LENGTH for key in self.sealing_keys):
+        if self.webhook_secret_keys is not None and not self.webhook_keys:
+            raise ValueError("BOXOFFICE_WEBHOOK_SECRET_KEYS must contain a key")
+        if any(len(key) < _MIN_KEY_LENGTH for key in self.webhook_keys):
             raise ValueError(
-                f"BOXOFFICE_WEBHOOK_SECRET_KEYS: each needs {_MIN_KEY_LENGTH} characters or more"
+                f"BOXOFFICE_WEBHOOK_SECRET_KEYS: each key must have {_MIN_KEY_LENGTH} characters or more"
             )
         return self
 
@@ -49,8 +52,8 @@ class Settings(MeshSettings):
         return ("booking_database_url", "redis_url", "webhook_secret_keys")
 
     @property
-    def sealing_keys(self) -> tuple[str, ...]:
-        """The newest first."""
+    def webhook_keys(self) -> tuple[str, ...]:
+        """The keys of `webhook_secret_keys`, newest first."""
         if self.webhook_secret_keys is None:
             return ()
         keys = self.webhook_secret_keys.get_secret_value().split(",")

@@ -1,4 +1,4 @@
-"""What all packages of booking_svc share in the database. Their own tables are in their folders."""
+"""Metadata and tables that all packages of booking_svc share. Each package has its own tables.py."""
 
 import sqlalchemy as sa
 

@@ -1,5 +1,4 @@
-"""`make demo`: sells a stadium and a cinema to hundreds of customers at once, then audits it.
+"""`make demo`: sells a stadium and a cinema to hundreds of concurrent customers, then audits the sale.
 
-It is a client like any other: it knows the REST API and, of our code, only how to
-start a mesh.
+A client of the REST API. Of the other code it imports only what starts a mesh.
 """

@@ -1,5 +1,4 @@
-"""`python -m demo`: exit code 0 when the audit is clean, 1 when it finds something, 2 when
-the demo itself could not run."""
+"""`python -m demo`. Exit codes: 0 for a clean audit, 1 for findings, 2 when the demo could not run."""
 
 import argparse
 import asyncio
@@ -10,15 +9,15 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from demo import catalogue, chaos, crowd, display, report
+from demo import catalogue, chaos, customers, display, report
 from demo.audit import Finding
 from demo.chaos import ALL_IN_TURN, Chaos
 from demo.client import Api, RefusedError, UnansweredError
 from demo.display import Display
 from demo.errors import DemoError
 from demo.evidence import SOLD, Evidence, Investigator
+from demo.final_audit import WAIT_SECONDS, audit_when_settled
 from demo.journal import Journal
-from demo.settling import SETTLE_SECONDS, settle
 from demo.target import DemoSettings, Target, open_target
 from launcher.errors import LaunchError
 from launcher.settings_listing import load
@@ -39,9 +38,9 @@ def main() -> int:
     except (DemoError, LaunchError) as error:
         problem = str(error)
     except (RefusedError, UnansweredError) as error:
-        problem = f"The mesh does not let the demo go on. {error}"
+        problem = f"The mesh refused a call that the demo needs. {error}"
     except (KeyError, TypeError, ValueError) as error:
-        problem = f"The mesh answered what the contract does not allow: {error!r}"
+        problem = f"The mesh sent an answer that violates the contract: {error!r}"
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(problem, style="red")
     return NOT_RUN
 
@@ -49,20 +48,22 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m demo",
-        description="Sells a stadium and a cinema to many customers at once, and audits it.",
+        description="Sells a stadium and a cinema to many concurrent customers, and audits the sale.",
     )
     parser.add_argument(
-        "--customers", type=_customers, default=300, metavar="N", help="300 when left out"
+        "--customers", type=_customers, default=300, metavar="N", help="default: 300"
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="repeats another run's choices")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="repeats the random choices of another run"
+    )
     parser.add_argument(
         "--kill",
         default="",
         metavar="NAME[,NAME…]",
-        help=f"kill -9 these services during the sale, one by one, or {ALL_IN_TURN}; also redis,"
+        help=f"services to kill -9 during the sale, one after the other, or {ALL_IN_TURN}; also redis,"
         " redis-frozen, redis-flushed",
     )
-    parser.add_argument("--url", default="", help="the gateway of a mesh that runs already")
+    parser.add_argument("--url", default="", help="gateway of a running mesh")
     return parser
 
 
@@ -76,7 +77,7 @@ def _customers(text: str) -> int:
 async def _run(arguments: argparse.Namespace) -> int:
     task = asyncio.current_task()
     if task is not None:
-        # Stops the demo's mesh, too; without it SIGTERM would leave the processes behind.
+        # SIGTERM must also stop the processes of the demo's mesh.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     console = Console(width=None if sys.stdout.isatty() else _LINE_WIDTH)
     screen = Display(console)
@@ -85,24 +86,24 @@ async def _run(arguments: argparse.Namespace) -> int:
     async with open_target(
         load(DemoSettings), url=arguments.url, customers=arguments.customers, say=screen.say
     ) as target:
-        pace = Chaos(victims, home=target.home, url=target.url)
-        pace.check()
+        faults = Chaos(victims, home=target.home, url=target.url)
+        faults.check()
         journal = Journal(arguments.customers)
         async with Api(target.url) as api:
-            evidence, findings = await _sell(target, api, journal, pace, screen, seed)
+            evidence, findings = await _sell(target, api, journal, faults, screen, seed)
         report.show(
             console,
             evidence=evidence,
             findings=findings,
             journal=journal,
             tally=api.tally,
-            kills=pace.kills,
+            kills=faults.kills,
         )
-    return _verdict(evidence, findings, pace)
+    return _verdict(evidence, findings, faults)
 
 
 async def _sell(
-    target: Target, api: Api, journal: Journal, pace: Chaos, screen: Display, seed: int
+    target: Target, api: Api, journal: Journal, faults: Chaos, screen: Display, seed: int
 ) -> tuple[Evidence, list[Finding]]:
     token = await catalogue.sign_in_admin(api, target.admin_secret)
     shows = [
@@ -114,38 +115,38 @@ async def _sell(
     investigator = Investigator(api, token, [show.event_id for show in shows])
     await investigator.start()
     screen.say(f"{journal.customers} customers, --seed {seed}.")
-    with screen.showing("Selling", journal.customers, display.sale(journal, api.tally, pace)):
+    with screen.showing("Selling", journal.customers, display.sale(journal, api.tally, faults)):
         async with asyncio.TaskGroup() as group:
-            group.create_task(pace.run())
+            group.create_task(faults.run())
             group.create_task(
-                crowd.sell(
+                customers.sell(
                     shows,
                     api=api,
                     journal=journal,
                     seed=seed,
                     run=uuid4().hex[:8],
-                    arrival_seconds=max(crowd.RUSH_SECONDS, pace.seconds),
+                    arrival_seconds=max(customers.ARRIVAL_SECONDS, faults.seconds),
                 )
             )
-    state = "looking"
+    state = "reading"
     screen.say(
-        "All customers are gone. Waiting for holds to end and refunds to be made, "
-        f"at most {SETTLE_SECONDS:g} s."
+        "All customers are done. Waiting for holds to end and refunds to be processed, "
+        f"at most {WAIT_SECONDS:g} s."
     )
 
-    def look(still_open: int, findings: int) -> None:
+    def on_audit(still_open: int, findings: int) -> None:
         nonlocal state
-        state = f"unpaid bookings still held: {still_open}, differences so far: {findings}"
+        state = f"unpaid bookings still held: {still_open}, findings so far: {findings}"
 
-    with screen.showing("Settling", None, lambda: (0, state)):
-        return await settle(investigator, journal.orders, on_look=look)
+    with screen.showing("Auditing", None, lambda: (0, state)):
+        return await audit_when_settled(investigator, journal.orders, on_audit=on_audit)
 
 
-def _verdict(evidence: Evidence, findings: list[Finding], pace: Chaos) -> int:
-    if findings or any(kill.away_seconds is None for kill in pace.kills):
+def _verdict(evidence: Evidence, findings: list[Finding], faults: Chaos) -> int:
+    if findings or any(kill.away_seconds is None for kill in faults.kills):
         return FOUND
     if not any(booking.status in SOLD for booking in evidence.bookings):
-        raise DemoError("Nothing was sold, so the clean audit proves nothing; see the refusals.")
+        raise DemoError("Nothing was sold, so the clean audit proves nothing. See the refusals.")
     return CLEAN
 
 

@@ -1,12 +1,10 @@
-"""The rules of the box office, tested on what the mesh says: nothing sold twice, no paid
-booking lost, nobody charged for nothing.
+"""The audit of a sale: nothing sold twice, no paid booking lost, no charge without a booking.
 
-Pure functions over plain data; reading it is evidence.py's business. Each fault has a
-test that plants it.
+Pure functions over plain data, which evidence.py reads. A test plants each fault.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -14,39 +12,39 @@ from enum import StrEnum
 from demo.evidence import OPEN, SOLD, Booking, Event, Evidence, Order
 
 SWEEP = timedelta(seconds=15)
-"""Unpaid bookings end so long after their hold, at the latest."""
+"""The longest time between the end of a hold and the end of its unpaid booking."""
 
 
 class Fault(StrEnum):
-    """What can be wrong."""
+    """The faults that the audit detects."""
 
-    OVERSOLD = "more sold and held than there is"
+    OVERSOLD = "more places sold and held than the capacity"
     STOCK_DIFFERENCE = "the stock audit reports a difference"
-    SOLD_MISMATCH = "places sold are not those of the confirmed bookings"
-    HELD_MISMATCH = "places held are not those of the open bookings"
-    AVAILABILITY_WRONG = "what can be bought is not what is left"
+    SOLD_MISMATCH = "sold places differ from those of the confirmed bookings"
+    HELD_MISMATCH = "held places differ from those of the open bookings"
+    AVAILABILITY_WRONG = "the availability differs from the remaining places"
     SEAT_TWICE = "a seat is in two confirmed bookings"
-    SEAT_STATE_WRONG = "the seat map does not say what the bookings say"
+    SEAT_STATE_WRONG = "the seat map differs from the bookings"
     OVER_LIMIT = "a customer owns more than the offer allows"
     NOT_ENDED = "an unpaid booking is still open after its hold"
-    REFUND_OPEN = "a refund was not carried out"
+    REFUND_OPEN = "a refund is not processed"
     CONFIRMED_UNPAID = "confirmed, but nothing was charged"
-    CHARGED_TOO_MUCH = "charged more than the booking costs"
-    REFUNDED_YET_CONFIRMED = "confirmed, but the money went back"
+    CHARGED_TOO_MUCH = "charged more than the booking's total"
+    REFUNDED_YET_CONFIRMED = "confirmed, but the payment was refunded"
     CHARGED_FOR_NOTHING = "charged, but neither confirmed nor refunded in full"
     REFUNDED_TOO_MUCH = "refunded more than was charged"
     UNKNOWN_PAYMENT = "charged for a payment that the mesh does not know"
-    PAYMENT_LOST = "the customer was told that the payment succeeded, the ledger has none"
-    BOOKING_LOST = "the customer was told of a booking that does not exist"
-    CONFIRMATION_LOST = "the customer saw the booking confirmed, it is not any more"
+    PAYMENT_LOST = "the payment page reported success, but the provider's ledger has no capture"
+    BOOKING_LOST = "the customer received a booking that does not exist"
+    CONFIRMATION_LOST = "the customer saw the booking confirmed, but it is not confirmed"
     KEY_TWICE = "one idempotency key, more than one booking"
     BOOKING_SHARED = "two idempotency keys, one booking"
-    BOOKING_UNEXPLAINED = "a booking that its customer was never told of"
+    BOOKING_UNREPORTED = "a booking that its customer never received"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A fault, with the ids to look for in the logs."""
+    """A fault, with ids to search the logs for."""
 
     fault: Fault
     detail: str
@@ -54,7 +52,7 @@ class Finding:
 
 
 def audit(evidence: Evidence, orders: Sequence[Order]) -> list[Finding]:
-    """Everything that is wrong; empty when all is well."""
+    """All findings; empty for a clean sale."""
     return [
         *_stock_findings(evidence),
         *_life_findings(evidence),
@@ -64,13 +62,13 @@ def audit(evidence: Evidence, orders: Sequence[Order]) -> list[Finding]:
 
 
 def still_open(evidence: Evidence) -> list[Booking]:
-    """Bookings that are neither paid nor ended yet."""
+    """Bookings that are neither paid nor ended."""
     return [booking for booking in evidence.bookings if booking.status in OPEN]
 
 
 def _stock_findings(evidence: Evidence) -> Iterator[Finding]:
     for event in evidence.events:
-        bookings = [each for each in evidence.bookings if each.event_id == event.event_id]
+        bookings = [booking for booking in evidence.bookings if booking.event_id == event.event_id]
         for difference in event.differences:
             yield Finding(Fault.STOCK_DIFFERENCE, f"{event.name}: {difference}", (event.event_id,))
         yield from _pool_findings(event, bookings)
@@ -80,47 +78,51 @@ def _stock_findings(evidence: Evidence) -> Iterator[Finding]:
 
 def _pool_findings(event: Event, bookings: Sequence[Booking]) -> Iterator[Finding]:
     pool_of = {offer.offer_id: offer.pool_id for offer in event.offers}
-    sold = _places(pool_of, (each for each in bookings if each.status in SOLD))
-    held = _places(pool_of, (each for each in bookings if each.status in OPEN))
-    left = {}
+    sold = _places(pool_of, bookings, SOLD)
+    held = _places(pool_of, bookings, OPEN)
+    available = {}
     for pool in event.pools:
-        of_pool = f"{event.name}, pool of {_names(event, pool.pool_id)}"
+        name = f"{event.name}, pool of {_names(event, pool.pool_id)}"
         booked = sold[pool.pool_id]
-        left[pool.pool_id] = pool.capacity - booked - held[pool.pool_id]
+        available[pool.pool_id] = pool.capacity - booked - held[pool.pool_id]
         if max(pool.sold + pool.held, booked) > pool.capacity:
             yield Finding(
                 Fault.OVERSOLD,
-                f"{of_pool}: {pool.capacity} places, {pool.sold} sold and {pool.held} held, "
+                f"{name}: {pool.capacity} places, {pool.sold} sold and {pool.held} held, "
                 f"{booked} in confirmed bookings",
                 (pool.pool_id,),
             )
         if pool.sold != booked:
             yield Finding(
                 Fault.SOLD_MISMATCH,
-                f"{of_pool}: {pool.sold} sold, {booked} in confirmed bookings",
+                f"{name}: {pool.sold} sold, {booked} in confirmed bookings",
                 (pool.pool_id,),
             )
         if pool.held != held[pool.pool_id]:
             yield Finding(
                 Fault.HELD_MISMATCH,
-                f"{of_pool}: {pool.held} held, {held[pool.pool_id]} in open bookings",
+                f"{name}: {pool.held} held, {held[pool.pool_id]} in open bookings",
                 (pool.pool_id,),
             )
     for offer in event.offers:
-        if offer.available != left.get(offer.pool_id):
+        if offer.available != available.get(offer.pool_id):
             yield Finding(
                 Fault.AVAILABILITY_WRONG,
-                f"{event.name}, {offer.name}: {offer.available} can be bought, "
-                f"{left.get(offer.pool_id)} are left",
+                f"{event.name}, {offer.name}: {offer.available} available, "
+                f"{available.get(offer.pool_id)} expected",
                 (offer.offer_id,),
             )
 
 
-def _places(pool_of: dict[str, str], bookings: Iterable[Booking]) -> Counter[str]:
+def _places(
+    pool_of: dict[str, str], bookings: Iterable[Booking], statuses: Collection[str]
+) -> Counter[str]:
+    """Places by pool of the bookings with these statuses."""
     places: Counter[str] = Counter()
     for booking in bookings:
-        for item in booking.items:
-            places[pool_of[item.offer_id]] += item.quantity
+        if booking.status in statuses:
+            for item in booking.items:
+                places[pool_of[item.offer_id]] += item.quantity
     return places
 
 
@@ -148,11 +150,11 @@ def _seat_findings(event: Event, bookings: Sequence[Booking]) -> Iterator[Findin
                 (seat_id, *booking_ids),
             )
     for seat_id, state in expected.items():
-        said = event.seats.get(seat_id, "missing")
-        if said != state:
+        shown = event.seats.get(seat_id, "missing")
+        if shown != state:
             yield Finding(
                 Fault.SEAT_STATE_WRONG,
-                f"{event.name}: the map says {said}, the bookings say {state}",
+                f"{event.name}: {shown} on the map, {state} by the bookings",
                 (seat_id, *owners.get(seat_id, ())),
             )
 
@@ -204,13 +206,13 @@ def _money_findings(evidence: Evidence) -> Iterator[Finding]:
     for payment_id, amount in unknown.items():
         yield Finding(Fault.UNKNOWN_PAYMENT, f"{amount} minor units", (payment_id,))
     for booking in evidence.bookings:
-        came, went = captured[booking.booking_id], refunded[booking.booking_id]
-        fault = _money_fault(booking, came, went)
+        charged, returned = captured[booking.booking_id], refunded[booking.booking_id]
+        fault = _money_fault(booking, charged, returned)
         if fault is not None:
             yield Finding(
                 fault,
-                f"{booking.status}, total {booking.total_minor}, charged {came}, "
-                f"refunded {went} minor units",
+                f"{booking.status}, total {booking.total_minor}, charged {charged}, "
+                f"refunded {returned} minor units",
                 (booking.booking_id, booking.payment_id),
             )
 
@@ -233,8 +235,8 @@ def _customer_findings(evidence: Evidence, orders: Sequence[Order]) -> Iterator[
     paid = {entry.payment_id for entry in evidence.ledger if entry.kind == "CAPTURE"}
     keys: defaultdict[str, list[str]] = defaultdict(list)
     for order in orders:
-        told = tuple(dict.fromkeys(order.booking_ids))
-        for booking_id in told:
+        received = tuple(dict.fromkeys(order.booking_ids))
+        for booking_id in received:
             keys[booking_id].append(order.key)
             if booking_id not in known:
                 yield Finding(
@@ -244,33 +246,32 @@ def _customer_findings(evidence: Evidence, orders: Sequence[Order]) -> Iterator[
                 yield Finding(
                     Fault.CONFIRMATION_LOST, known[booking_id].status, (booking_id, order.paid)
                 )
-        if len(told) > 1:
-            yield Finding(Fault.KEY_TWICE, f"key {order.key}", told)
+        if len(received) > 1:
+            yield Finding(Fault.KEY_TWICE, f"key {order.key}", received)
         if order.paid and order.paid not in paid:
-            yield Finding(Fault.PAYMENT_LOST, f"key {order.key}", (order.paid, *told))
+            yield Finding(Fault.PAYMENT_LOST, f"key {order.key}", (order.paid, *received))
     for booking_id, shared in keys.items():
         if len(shared) > 1:
             yield Finding(Fault.BOOKING_SHARED, f"keys {', '.join(shared)}", (booking_id,))
-    yield from _unexplained(evidence, orders, told=keys.keys())
+    yield from _unreported(evidence, orders, received=keys.keys())
 
 
-def _unexplained(
-    evidence: Evidence, orders: Sequence[Order], *, told: Iterable[str]
+def _unreported(
+    evidence: Evidence, orders: Sequence[Order], *, received: Collection[str]
 ) -> Iterator[Finding]:
-    """Bookings that were never told; each try without an answer may have left one."""
-    ours = {order.customer_id for order in orders}
+    """Bookings that no customer received. Each attempt without an answer may have made one."""
+    customer_ids = {order.customer_id for order in orders}
     allowed = Counter(
         order.customer_id for order in orders if order.is_uncertain and not order.booking_ids
     )
-    heard = set(told)
-    untold: defaultdict[str, list[str]] = defaultdict(list)
+    unreported: defaultdict[str, list[str]] = defaultdict(list)
     for booking in evidence.bookings:
-        if booking.customer_id in ours and booking.booking_id not in heard:
-            untold[booking.customer_id].append(booking.booking_id)
-    for customer_id, booking_ids in untold.items():
+        if booking.customer_id in customer_ids and booking.booking_id not in received:
+            unreported[booking.customer_id].append(booking.booking_id)
+    for customer_id, booking_ids in unreported.items():
         if len(booking_ids) > allowed[customer_id]:
             yield Finding(
-                Fault.BOOKING_UNEXPLAINED,
-                f"{len(booking_ids)} never told, {allowed[customer_id]} tries without an answer",
+                Fault.BOOKING_UNREPORTED,
+                f"{len(booking_ids)} not received, {allowed[customer_id]} attempts without an answer",
                 (customer_id, *booking_ids),
             )

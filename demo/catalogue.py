@@ -1,6 +1,6 @@
-"""What the demo sells: reads the files in data/ and puts them on sale as staff.
+"""Reads the events in data/ and puts them on sale, as staff.
 
-The files are the API's own messages; data/README.md says what is filled in.
+The files contain messages of the API; data/README.md describes what is filled in.
 """
 
 import json
@@ -24,7 +24,7 @@ _ADMIN_PASSWORD = "Stage-Door-1887"
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A seat on the map. `distance` is how far it is from the best one, in seats."""
+    """A seat on the map. `distance` is its distance from the best seat, in seats."""
 
     seat_id: str
     row: str
@@ -35,7 +35,7 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Something with a price; `seat_type` is None where places have no seat."""
+    """An offer; `seat_type` is None for places without seats."""
 
     offer_id: str
     name: str
@@ -46,7 +46,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Show:
-    """An event on sale. `demand` has a weight for each offer, in their order."""
+    """An event on sale. `demand` has a weight for each of the offers."""
 
     event_id: str
     name: str
@@ -58,7 +58,7 @@ class Show:
 
 
 async def sign_in_admin(api: Api, secret: str) -> str:
-    """Makes a new admin with the registration secret. Returns the access token."""
+    """Creates an admin with the registration secret. Returns the access token."""
     email = f"box.office.{uuid4().hex[:12]}@example.com"
     await api.call(
         "POST",
@@ -95,7 +95,7 @@ async def put_on_sale(api: Api, token: str, name: str) -> Show:
 
 
 def load(name: str, now: datetime) -> Json:
-    """A data file with its times counted from `now`."""
+    """A data file, its durations converted to times from `now`."""
     content: Json = json.loads((_DATA / f"{name}.json").read_text())
     event = content["event"]
     for field in _TIMES:
@@ -106,13 +106,13 @@ def load(name: str, now: datetime) -> Json:
 
 
 def duration(text: str) -> timedelta:
-    """An ISO 8601 duration of days to seconds, e.g. `P10DT6H20M` or `-PT1M`."""
-    matched = _DURATION.fullmatch(text)
-    if matched is None or not any(matched.groups()[1:]):
-        raise ValueError(f"{text!r} is no duration such as P30D or -PT1M")
-    days, hours, minutes, seconds = (int(part or 0) for part in matched.groups()[1:])
+    """An ISO 8601 duration in days, hours, minutes and seconds, e.g. `P10DT6H20M` or `-PT1M`."""
+    match = _DURATION.fullmatch(text)
+    if match is None or not any(match.groups()[1:]):
+        raise ValueError(f"{text!r} is not a duration such as P30D or -PT1M")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()[1:])
     length = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    return -length if matched[1] else length
+    return -length if match[1] else length
 
 
 def people() -> tuple[list[str], list[str]]:
@@ -144,7 +144,7 @@ def _show(event: Json, auditorium: Json, demand: Mapping[str, int]) -> Show:
 
 
 def _seats(rows: list[Json]) -> tuple[Seat, ...]:
-    """The best seats are in the middle of the row two thirds to the back."""
+    """The seats of the map. The best ones are in the middle of the row at two thirds of the depth."""
     best_row = len(rows) * 2 // 3 - 1
     return tuple(
         Seat(

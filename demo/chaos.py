@@ -1,6 +1,6 @@
-"""kill -9 for services in turn, while the customers buy; Redis is frozen and emptied, too.
+"""Kills services in turn during the sale, and kills, freezes or empties Redis.
 
-The launcher's supervisor starts them again; here we only touch what its pid files name.
+The launcher's supervisor restarts them. Only processes named by its pid files are touched.
 """
 
 import asyncio
@@ -22,38 +22,38 @@ from mesh.settings import SERVICES
 
 ALL_IN_TURN = "all-in-turn"
 SECONDS_PER_KILL = 6.0
-"""How long customers keep coming for each kill, so that each one hits a crowd."""
+"""How much each kill extends the arrival of customers, so that customers are active during it."""
 
 REDIS = "redis"
 REDIS_FROZEN = "redis-frozen"
 REDIS_FLUSHED = "redis-flushed"
 
 _KILLABLE = (*SERVICES, "gateway", REDIS)
-_DEEDS = {REDIS_FROZEN: "SIGSTOP for 3 s:", REDIS_FLUSHED: "FLUSHALL:"}
-# Below what the supervisor takes for dead.
+_ACTIONS = {REDIS_FROZEN: "SIGSTOP for 3 s:", REDIS_FLUSHED: "FLUSHALL:"}
+# Shorter than the supervisor's limit for a dead process.
 _FROZEN_SECONDS = 3.0
 _FIRST_AFTER_SECONDS = 1.5
 _PAUSE_SECONDS = 1.5
-_BACK_WITHIN_SECONDS = 30.0
+_RECOVERY_SECONDS = 30.0
 _START_TIME_TOLERANCE_SECONDS = 2.0
 
 
 @dataclass
 class Kill:
-    """A kill that happened. `away_seconds` is None while, or when, it did not come back."""
+    """A kill. `away_seconds` is None until the process has recovered."""
 
     name: str
     pid: int
     away_seconds: float | None = None
 
     @property
-    def deed(self) -> str:
-        """What was done, e.g. `kill -9 stock_svc`."""
-        return f"{_DEEDS.get(self.name, 'kill -9')} {_process(self.name)}"
+    def action(self) -> str:
+        """The action, e.g. `kill -9 stock_svc`."""
+        return f"{_ACTIONS.get(self.name, 'kill -9')} {_process(self.name)}"
 
 
 class Chaos:
-    """Kills `names` one after the other, each when the one before is back."""
+    """Kills `names` one after the other, each after the recovery of the previous one."""
 
     def __init__(self, names: Sequence[str], *, home: Path, url: str) -> None:
         self.kills: list[Kill] = []
@@ -63,24 +63,24 @@ class Chaos:
 
     @property
     def seconds(self) -> float:
-        """How long the sale should go on for it."""
+        """The time that the kills need, in seconds."""
         return SECONDS_PER_KILL * len(self._names)
 
     @property
     def current(self) -> Kill | None:
-        """The one that is away just now."""
+        """The kill whose process has not recovered yet."""
         last = self.kills[-1] if self.kills else None
         return last if last is not None and last.away_seconds is None else None
 
     def check(self) -> None:
-        """Raises DemoError when a process to kill does not run here."""
+        """Raises DemoError when a process to kill does not run on this machine."""
         for name in self._names:
             if running_pid(self._home, _process(name)) is None:
                 raise DemoError(
                     f"There is no {name} to kill: "
-                    f"{_pid_file(self._home, _process(name))} names no process. "
-                    "The demo kills only processes that `make up` started on this machine, "
-                    "in BOXOFFICE_HOME."
+                    f"{_pid_file(self._home, _process(name))} names no running process. "
+                    "The demo kills only processes that `make up` started on this machine "
+                    "with the same BOXOFFICE_HOME."
                 )
 
     async def run(self) -> None:
@@ -93,31 +93,31 @@ class Chaos:
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _kill(self, name: str, client: httpx.AsyncClient) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         process = _process(name)
         while (pid := running_pid(self._home, process)) is None:
-            # It died by itself, which should not be, and may be on its way back.
-            if time.monotonic() > began + _BACK_WITHIN_SECONDS:
+            # The process stopped by itself; the supervisor may be restarting it.
+            if time.monotonic() > start + _RECOVERY_SECONDS:
                 self.kills.append(Kill(name, 0))
                 return
             await asyncio.sleep(0.1)
         kill = Kill(name, pid)
-        began = time.monotonic()
+        start = time.monotonic()
         self.kills.append(kill)
-        gone: set[int | None] = {None}
+        stopped: set[int | None] = {None}
         if name == REDIS_FROZEN:
             await freeze(pid, _FROZEN_SECONDS)
         elif name == REDIS_FLUSHED:
             await flush(self._home)
         else:
-            gone.add(pid)
+            stopped.add(pid)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         path = "/health/cache" if process == REDIS else "/health"
-        while time.monotonic() < began + _BACK_WITHIN_SECONDS:
+        while time.monotonic() < start + _RECOVERY_SECONDS:
             await asyncio.sleep(0.1)
-            if running_pid(self._home, process) not in gone and await _is_healthy(client, path):
-                kill.away_seconds = time.monotonic() - began
+            if running_pid(self._home, process) not in stopped and await _is_healthy(client, path):
+                kill.away_seconds = time.monotonic() - start
                 return
 
 
@@ -129,23 +129,23 @@ def parse(text: str) -> tuple[str, ...]:
         return SERVICES
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        if name not in (*_KILLABLE, *_DEEDS):
-            known = ", ".join((*_KILLABLE, *_DEEDS))
+        if name not in (*_KILLABLE, *_ACTIONS):
+            known = ", ".join((*_KILLABLE, *_ACTIONS))
             raise DemoError(f"--kill takes {known} or {ALL_IN_TURN}, not {name!r}.")
     return names
 
 
 def _process(name: str) -> str:
-    return REDIS if name in _DEEDS else name
+    return REDIS if name in _ACTIONS else name
 
 
 async def freeze(pid: int, seconds: float) -> None:
-    """Stops a process for so long."""
+    """Stops a process with SIGSTOP for this time."""
     try:
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(seconds)
     finally:
-        # Also when the demo is interrupted: nobody else would wake it.
+        # Also when the demo is interrupted: no other program resumes the process.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
@@ -163,13 +163,13 @@ def _pid_file(home: Path, name: str) -> Path:
 
 
 def running_pid(home: Path, name: str) -> int | None:
-    """The pid that the launcher noted, if that very process still runs."""
+    """The pid in the launcher's pid file, if the same process still runs."""
     try:
-        noted = json.loads(_pid_file(home, name).read_text())
-        pid = int(noted["pid"])
+        content = json.loads(_pid_file(home, name).read_text())
+        pid = int(content["pid"])
         process = psutil.Process(pid)
-        # A reused pid must not cost somebody else's process its life.
-        if abs(process.create_time() - noted["started"]) > _START_TIME_TOLERANCE_SECONDS:
+        # The pid may have been reused by another process, which must not be killed.
+        if abs(process.create_time() - content["started"]) > _START_TIME_TOLERANCE_SECONDS:
             return None
         return None if process.status() == psutil.STATUS_ZOMBIE else pid
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):

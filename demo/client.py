@@ -1,6 +1,6 @@
-"""A REST client as a good customer would have: it tries again, with the same key, not too fast.
+"""A REST client that retries with the same idempotency key and with backoff.
 
-What an answer means is the caller's business; here is how to get one.
+Interpreting the answers is the caller's part.
 """
 
 import asyncio
@@ -33,9 +33,9 @@ _RETRY_DELAY = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
 class RefusedError(Exception):
-    """The answer was no, for good. `reason` is the API's, e.g. `SOLD_OUT`.
+    """The API refused the call. `reason` is the API's, e.g. `SOLD_OUT`.
 
-    `is_first` is False when an earlier try got no answer and may have had an effect.
+    `is_first` is False when an earlier attempt got no answer and may have had an effect.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class RefusedError(Exception):
 
 
 class UnansweredError(Exception):
-    """No answer that says yes or no came in time. The call may or may not have had its effect."""
+    """The call neither succeeded nor was refused in time. It may have had its effect."""
 
 
 @dataclass
 class Tally:
-    """What the client went through.
+    """Counts of all calls of the client.
 
-    `retries` counts by cause; `seconds` has those of each answer, by label. `oddities`
-    counts errors without a reason, which no answer of the API should be, by call and text.
+    `retries` counts by cause. `seconds` lists the duration of each success by label. `oddities`
+    counts errors without a reason, which violate the contract, by call and text.
     """
 
     calls: int = 0
@@ -66,9 +66,9 @@ class Tally:
 
 
 class Api:
-    """The mesh as seen from outside. Use as an async context manager.
+    """The mesh's REST API. Use it as an async context manager.
 
-    All customers share `connections` kept-alive connections; whoever finds none waits.
+    All customers share `connections` kept-alive connections; a call waits for a free one.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Api:
         self.tally = Tally()
         self._random = randomness or random.Random()
         tls = httpx.create_ssl_context()
-        # One client per connection: httpx's own pool looks at every connection for each call.
+        # One client per connection: httpx's own pool scans all connections for each call.
         self._clients = [
             httpx.AsyncClient(
                 base_url=url,
@@ -90,12 +90,12 @@ class Api:
                 limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
                 transport=transport,
                 verify=tls,
-                # A proxy of the environment has no business between us and this machine.
+                # No proxy from the environment: the mesh runs on this machine.
                 trust_env=False,
             )
             for _ in range(connections)
         ]
-        # The one used last first, so that no more are opened than are needed at once.
+        # Last in, first out: opens no more connections than concurrent calls need.
         self._free: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
         for client in self._clients:
             self._free.put_nowait(client)
@@ -123,11 +123,11 @@ class Api:
         label: str = "",
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> Json:
-        """The answer to a call that is safe to repeat, by nature or by its idempotency key.
+        """The answer to a call that is idempotent, by its method or by its key.
 
-        Tries again when it was told to or got no answer. With a `label`, the tally keeps
-        the seconds of the try that succeeded.
-        Raises RefusedError, or UnansweredError at the deadline and for an answer such as 500.
+        Retries after a retryable error or without an answer. With a `label`, the tally records the
+        duration of the successful attempt.
+        Raises RefusedError; UnansweredError at the deadline and for an answer such as 500.
         """
         headers = {}
         if token is not None:
@@ -141,24 +141,24 @@ class Api:
             method, path, content=content, headers=headers, params=params
         )
         deadline = time.monotonic() + deadline_seconds
-        tries = 0
+        attempts = 0
         while True:
-            answer, cause, wait = await self._try(request, label, is_first=tries == 0)
+            answer, cause, wait = await self._try(request, label, is_first=attempts == 0)
             if answer is not None:
                 return answer
             self.tally.retries[cause] += 1
-            backoff = min(_FIRST_BACKOFF_SECONDS * 2**tries, _LAST_BACKOFF_SECONDS)
-            # Jitter on top of what the server asks for: not all come back at once.
+            backoff = min(_FIRST_BACKOFF_SECONDS * 2**attempts, _LAST_BACKOFF_SECONDS)
+            # Jitter on top of the server's delay, so that retries are spread.
             delay = wait + self._random.uniform(0.5, 1) * backoff
             if time.monotonic() + delay > deadline:
                 raise UnansweredError(f"{method} {path}: {cause} for {deadline_seconds:g} s")
             await asyncio.sleep(delay)
-            tries += 1
+            attempts += 1
 
     async def _try(
         self, request: httpx.Request, label: str, *, is_first: bool
     ) -> tuple[Json | None, str, float]:
-        """One try: the answer, or the cause to try again and the seconds to wait at least."""
+        """One attempt: the answer, or the cause of a retry and its minimum delay in seconds."""
         try:
             response, taken = await self._send(request)
         except httpx.TimeoutException:
@@ -186,19 +186,19 @@ class Api:
         raise RefusedError(reason, message, metadata, is_first=is_first)
 
     async def _send(self, request: httpx.Request) -> tuple[httpx.Response, float]:
-        """The response and the seconds it took, once a connection is free."""
+        """The response and its duration in seconds, after waiting for a free connection."""
         client = await self._free.get()
         try:
             self.tally.calls += 1
-            began = time.monotonic()
+            start = time.monotonic()
             response = await client.send(request)
-            return response, time.monotonic() - began
+            return response, time.monotonic() - start
         finally:
             self._free.put_nowait(client)
 
 
 def _json(response: httpx.Response) -> Json:
-    """The body. Anything but a JSON object is {}, which has no reason and so is no refusal."""
+    """The body; {} for anything but a JSON object, so that it counts as an error without reason."""
     if not response.content:
         return {}
     try:
@@ -217,12 +217,11 @@ def _error_info(answer: Json) -> tuple[str, Mapping[str, str]]:
 
 
 def _retry_after(response: httpx.Response, answer: Json) -> float:
-    """Seconds that the server asks to wait, by header or google.rpc.RetryInfo."""
+    """The server's retry delay in seconds, from the header or google.rpc.RetryInfo."""
     header = response.headers.get("retry-after", "")
     if header.isdigit():
         return float(header)
     for detail in answer.get("details", ()):
-        matched = _RETRY_DELAY.fullmatch(str(detail.get("retryDelay", "")))
-        if matched:
-            return float(matched[1])
+        if match := _RETRY_DELAY.fullmatch(str(detail.get("retryDelay", ""))):
+            return float(match[1])
     return 0.0

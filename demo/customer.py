@@ -1,6 +1,6 @@
-"""A customer: signs up, looks, books, and then pays or does not.
+"""One customer: signs up, reads the event, books, and then pays or not.
 
-What the customer is told is noted in an Order per idempotency key, for the audit.
+The answers are recorded in one Order per idempotency key, for the audit.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from demo.journal import Journal
 PLACE = "POST /api/v1/bookings"
 
 _PASSWORD = "Front-Row-2026!"
-_REPICKS = 6
+_MAX_REPICKS = 6
 _BEST_BLOCKS = 6
 _NO_SEAT = "NO_SEAT_LEFT"
-_MAY_COME_BACK = frozenset({"SOLD_OUT", "SEAT_UNAVAILABLE", _NO_SEAT})
+_RETRIED_REASONS = frozenset({"SOLD_OUT", "SEAT_UNAVAILABLE", _NO_SEAT})
 _ENDED = frozenset({"CONFIRMED", "CANCELLED", "FAILED", "EXPIRED"})
 _WATCH_SECONDS = 45.0
-# A hold longer than this is not worth waiting for in a demo.
+# The demo does not wait for longer holds.
 _LONGEST_WAIT_SECONDS = 40.0
 
 
 class Behaviour(StrEnum):
-    """What a customer does with a booking."""
+    """What a customer does after booking."""
 
     PAYS = "pays"
     DOUBLE_CLICKS = "double-clicks, then pays"
@@ -53,7 +53,7 @@ MIX: dict[Behaviour, int] = {
     Behaviour.WALKS_AWAY: 11,
     Behaviour.PAYS_LATE: 8,
 }
-"""Of how many in a hundred customers do what."""
+"""The percentage of customers with each behaviour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Person:
 
 
 class Customer:
-    """One customer of one show. Random choices come from `randomness` alone."""
+    """A customer of one show. All random choices come from `randomness`."""
 
     def __init__(
         self,
@@ -86,25 +86,25 @@ class Customer:
         self._doing = ""
 
     async def run(self, arrives_after: float) -> None:
-        """Comes after so many seconds, and goes when done or refused."""
+        """Starts after `arrives_after` seconds; ends when done or refused."""
         await asyncio.sleep(arrives_after)
-        self._journal.inside += 1
+        self._journal.active += 1
         try:
             await self._visit()
         except RefusedError as refusal:
             self._journal.refusals[self._doing, refusal.reason] += 1
-        except UnansweredError as silence:
-            self._journal.unanswered.append(f"{self._doing}: {silence}")
+        except UnansweredError as error:
+            self._journal.unanswered.append(f"{self._doing}: {error}")
         except (KeyError, TypeError, ValueError) as error:
-            # An answer that is not what the contract says; the report shows it.
-            self._journal.mishaps.append(f"{self._doing}: unexpected answer, {error!r}")
+            # The answer violates the contract; the report shows it.
+            self._journal.violations.append(f"{self._doing}: unexpected answer, {error!r}")
         finally:
-            self._journal.inside -= 1
-            self._journal.gone += 1
+            self._journal.active -= 1
+            self._journal.done += 1
 
     async def _visit(self) -> None:
         await self._sign_up()
-        await self._look()
+        await self._read_event()
         offer = self._random.choices(self._show.offers, self._show.demand)[0]
         quantity = self._random.randint(1, min(4, offer.max_per_booking))
         order, booking = await self._buy(offer, quantity)
@@ -133,7 +133,7 @@ class Customer:
                 body={**account, "fullName": self._person.name},
             )
         except RefusedError as refusal:
-            # The answer to the first try was lost; signing in shows that the account is ours.
+            # The answer to an earlier attempt was lost; signing in proves that the account exists.
             if refusal.reason != "EMAIL_ALREADY_REGISTERED" or refusal.is_first:
                 raise
         self._doing = "signing in"
@@ -141,34 +141,34 @@ class Customer:
         self._token = session["accessToken"]
         self._customer_id = session["user"]["userId"]
 
-    async def _look(self) -> None:
-        self._doing = "looking"
+    async def _read_event(self) -> None:
+        self._doing = "reading the event"
         await self._api.call("GET", f"/api/v1/events/{self._show.event_id}")
         await self._think()
 
     async def _buy(self, offer: Offer, quantity: int) -> tuple[Order, Json]:
-        """A booking, after as many picks as it takes. Raises RefusedError when all is gone.
+        """Books, with other seats if they were taken meanwhile. Raises RefusedError if sold out.
 
-        A third of the customers are patient: what others hold may come back.
+        A third of the customers retry for a while: held places of others may become available.
         """
         self._doing = "booking"
         patience = self._random.uniform(8, 20) if self._random.random() < 0.33 else 0.0
-        until = time.monotonic() + patience
+        end = time.monotonic() + patience
         repicks = 0
         while True:
             try:
                 return await self._place(await self._pick(offer, quantity))
             except RefusedError as refusal:
-                if refusal.reason == "SEAT_UNAVAILABLE" and repicks < _REPICKS:
+                if refusal.reason == "SEAT_UNAVAILABLE" and repicks < _MAX_REPICKS:
                     repicks += 1
                     self._journal.repicks += 1
                     continue
-                if refusal.reason not in _MAY_COME_BACK or time.monotonic() > until:
+                if refusal.reason not in _RETRIED_REASONS or time.monotonic() > end:
                     raise
             await asyncio.sleep(self._random.uniform(1.5, 3))
 
     async def _pick(self, offer: Offer, quantity: int) -> list[Json]:
-        """The items to ask for: places, or the best seats that are free."""
+        """The items of the request: places, or the best available seats."""
         if offer.seat_type is None:
             return [{"offerId": offer.offer_id, "quantity": quantity}]
         path = f"/api/v1/events/{self._show.event_id}/availability"
@@ -180,7 +180,9 @@ class Customer:
             if seat.seat_id in free and seat.seat_type == offer.seat_type
         ]
         if not seats:
-            raise RefusedError(_NO_SEAT, "no such seat is free on the map", {}, is_first=True)
+            raise RefusedError(
+                _NO_SEAT, "no seat of this type is available on the map", {}, is_first=True
+            )
         return [{"seatId": seat.seat_id} for seat in best_seats(seats, quantity, self._random)]
 
     async def _place(self, items: list[Json]) -> tuple[Order, Json]:
@@ -216,7 +218,7 @@ class Customer:
             )
         except RefusedError as refusal:
             order.is_uncertain |= not refusal.is_first
-            # Placed, but its checkout was refused.
+            # The booking was placed, but its checkout was refused.
             if placed := refusal.metadata.get("bookingId"):
                 order.booking_ids.append(placed)
             raise
@@ -246,11 +248,11 @@ class Customer:
         await self._watch(order, booking)
 
     async def _pay_late(self, order: Order, booking: Json) -> None:
-        """Pays around the moment when the hold ends: either it still holds, or money goes back."""
+        """Pays around the end of the hold: the booking is confirmed or the payment refunded."""
         booking = await self._checkout(booking)
-        left = (parse_time(booking["holdExpireTime"]) - datetime.now(UTC)).total_seconds()
-        if left < _LONGEST_WAIT_SECONDS:
-            await asyncio.sleep(max(0.0, left + self._random.uniform(-0.3, 1.2)))
+        remaining = (parse_time(booking["holdExpireTime"]) - datetime.now(UTC)).total_seconds()
+        if remaining < _LONGEST_WAIT_SECONDS:
+            await asyncio.sleep(max(0.0, remaining + self._random.uniform(-0.3, 1.2)))
         await self._choose(order, booking, "SUCCEEDED", doing="paying late")
         await self._watch(order, booking)
 
@@ -286,7 +288,7 @@ class Customer:
     async def _choose(
         self, order: Order, booking: Json, outcome: str, *, doing: str = "paying"
     ) -> None:
-        """Presses Pay or Decline on the payment page."""
+        """Chooses Pay or Decline on the payment page."""
         self._doing = doing
         payment_id = booking["payment"]["paymentId"]
         await self._api.call("POST", f"/sandbox/pay/{payment_id}", body={"outcome": outcome})
@@ -294,11 +296,11 @@ class Customer:
             order.paid = payment_id
 
     async def _watch(self, order: Order, booking: Json) -> None:
-        """Looks until the booking has ended: paid, that is confirmed or the money is back."""
+        """Polls until the booking is confirmed, refunded, or ended without a payment."""
         self._doing = "waiting for the outcome"
-        began = time.monotonic()
+        start = time.monotonic()
         pause = 0.15
-        while time.monotonic() < began + _WATCH_SECONDS:
+        while time.monotonic() < start + _WATCH_SECONDS:
             await asyncio.sleep(pause)
             booking = await self._api.call(
                 "GET", f"/api/v1/bookings/{booking['bookingId']}", token=self._token
@@ -307,19 +309,19 @@ class Customer:
             if booking["status"] == "CONFIRMED":
                 order.was_confirmed = True
                 self._journal.confirmed += 1
-                self._journal.confirming_seconds.append(time.monotonic() - began)
+                self._journal.confirming_seconds.append(time.monotonic() - start)
                 return
             if refunded or (booking["status"] in _ENDED and not order.paid):
                 return
             pause = min(pause * 1.5, 1.5)
-        self._journal.impatient += 1
+        self._journal.undecided += 1
 
     async def _think(self) -> None:
         await asyncio.sleep(self._random.uniform(0.05, 0.5))
 
 
 def best_seats(seats: list[Seat], quantity: int, randomness: random.Random) -> list[Seat]:
-    """One of the best blocks of neighbours in a row, or the best single seats."""
+    """One of the best blocks of adjacent seats in a row, or the best single seats."""
     rows: dict[str, dict[int, Seat]] = {}
     for seat in seats:
         rows.setdefault(seat.row, {})[seat.number] = seat

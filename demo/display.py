@@ -1,4 +1,4 @@
-"""What is shown while the demo runs: a progress bar in a terminal, plain lines elsewhere."""
+"""The progress display of the demo: a bar in a terminal, plain lines elsewhere."""
 
 import asyncio
 import time
@@ -16,11 +16,12 @@ from demo.journal import Journal
 _TERMINAL_SECONDS = 0.2
 _LINES_SECONDS = 2.0
 
-Look = Callable[[], tuple[int, str]]
+ReadProgress = Callable[[], tuple[int, str]]
+"""Returns the number of finished items, and details."""
 
 
 class Display:
-    """Prints to `console`; the bar is there only where somebody can see it move."""
+    """Prints to `console`; shows the bar only in a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -30,22 +31,22 @@ class Display:
         self._console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager
-    def showing(self, title: str, total: int | None, look: Look) -> Iterator[None]:
-        """Shows, while the block runs, what `look` returns: how much is done, and details."""
-        watching = asyncio.create_task(self._watch(title, total, look))
+    def showing(self, title: str, total: int | None, read: ReadProgress) -> Iterator[None]:
+        """Shows the progress that `read` returns, for the duration of the block."""
+        watching = asyncio.create_task(self._watch(title, total, read))
         try:
             yield
         finally:
             watching.cancel()
-            # Lets the bar draw its end before the next line is printed.
+            # Draws the final state before the next line is printed.
             if self._progress is not None:
-                self._draw(self._progress, look)
+                self._draw(self._progress, read)
                 self._progress.stop()
                 self._progress = None
 
-    async def _watch(self, title: str, total: int | None, look: Look) -> None:
+    async def _watch(self, title: str, total: int | None, read: ReadProgress) -> None:
         if not self._console.is_terminal:
-            await self._print_lines(title, total, look)
+            await self._print_lines(title, total, read)
             return
         with suppress(asyncio.CancelledError):
             progress = self._progress = Progress(
@@ -60,36 +61,36 @@ class Display:
             progress.add_task(title, total=total, details="")
             progress.start()
             while True:
-                self._draw(progress, look)
+                self._draw(progress, read)
                 await asyncio.sleep(_TERMINAL_SECONDS)
 
-    def _draw(self, progress: Progress, look: Look) -> None:
-        done, details = look()
+    def _draw(self, progress: Progress, read: ReadProgress) -> None:
+        done, details = read()
         for task_id in progress.task_ids:
             progress.update(task_id, completed=done, details=details, refresh=True)
 
-    async def _print_lines(self, title: str, total: int | None, look: Look) -> None:
-        began = time.monotonic()
+    async def _print_lines(self, title: str, total: int | None, read: ReadProgress) -> None:
+        start = time.monotonic()
         while True:
             await asyncio.sleep(_LINES_SECONDS)
-            done, details = look()
-            of = f"{done} of {total}, " if total is not None else ""
-            self.say(f"{title}, {time.monotonic() - began:.0f} s: {of}{details}")
+            done, details = read()
+            count = f"{done} of {total}, " if total is not None else ""
+            self.say(f"{title}, {time.monotonic() - start:.0f} s: {count}{details}")
 
 
-def sale(journal: Journal, tally: Tally, chaos: Chaos) -> Look:
-    """How far the sale is: customers that are gone, and what happened so far."""
+def sale(journal: Journal, tally: Tally, chaos: Chaos) -> ReadProgress:
+    """The progress of the sale: finished customers, and counts of bookings and retries."""
 
-    def look() -> tuple[int, str]:
+    def read() -> tuple[int, str]:
         parts = [
-            f"{journal.inside} inside",
+            f"{journal.active} active",
             f"{len(journal.placed_at)} placed",
             f"{journal.confirmed} confirmed",
             f"{journal.refused} refused",
             f"{sum(tally.retries.values())} retries",
         ]
         if chaos.current is not None:
-            parts.append(chaos.current.deed)
-        return journal.gone, ", ".join(parts)
+            parts.append(chaos.current.action)
+        return journal.done, ", ".join(parts)
 
-    return look
+    return read

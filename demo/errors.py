@@ -1,5 +1,5 @@
-"""The one error that the demo shows instead of a result."""
+"""The error that the demo shows instead of a result."""
 
 
 class DemoError(Exception):
-    """Why the demo itself could not run, and what to do about it. Shown without a traceback."""
+    """The demo could not run. The text is the reason and a remedy, shown without a traceback."""

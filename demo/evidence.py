@@ -1,7 +1,6 @@
-"""What the mesh says after the sale, read through its public surface, as plain data.
+"""The state of the mesh after the sale, read through the public API, as plain data for audit.py.
 
-The ledger is the sandbox provider's own: what was really charged and given back.
-Judging is audit.py's business.
+The ledger is that of the sandbox provider: what was actually charged and refunded.
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -19,11 +18,11 @@ _LEDGER_PAGE = "1000"
 
 @dataclass
 class Order:
-    """One idempotency key of one customer, and all that the customer was told about it.
+    """One idempotency key of a customer, and the answers that the customer received for it.
 
-    `booking_ids` has one entry per 201. `is_uncertain`: a try got no answer, so that there
-    may be a booking that nobody was told of. `paid` is the payment of which the payment
-    page said that it succeeded; `was_confirmed`: the customer saw the booking CONFIRMED.
+    `booking_ids` has one entry per 201. `is_uncertain`: an attempt got no answer and may have made
+    a booking. `paid` is the payment that the payment page reported as successful. `was_confirmed`:
+    the customer saw the booking CONFIRMED.
     """
 
     key: str
@@ -43,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booking:
-    """A booking as staff see it. Empty texts for a payment or refund that there is not."""
+    """A booking as staff see it. Texts are empty without a payment or refund."""
 
     booking_id: str
     event_id: str
@@ -81,7 +80,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An event's stock: counters, what can be bought, the seats' states, the audit's complaints."""
+    """An event's stock: counters, availability, seat states and differences of the stock audit."""
 
     event_id: str
     name: str
@@ -103,7 +102,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Everything, as of `time`. `payers` says which booking a payment pays."""
+    """The evidence as of `time`. `payers` maps payments to the bookings that they pay."""
 
     time: datetime
     events: tuple[Event, ...]
@@ -113,7 +112,7 @@ class Evidence:
 
 
 class Investigator:
-    """Reads the evidence as staff. Make it before the sale: older money is not its business."""
+    """Reads the evidence as staff. Start it before the sale: it ignores older ledger entries."""
 
     def __init__(self, api: Api, token: str, event_ids: Iterable[str]) -> None:
         self._api = api
@@ -123,7 +122,7 @@ class Investigator:
         self._others: dict[str, str] = {}
 
     async def start(self) -> None:
-        """Notes where the ledger stands."""
+        """Records the current end of the ledger."""
         entries = [entry async for entry in self._ledger()]
         self._first_entry = max((entry.entry_id for entry in entries), default=0) + 1
 
@@ -131,26 +130,28 @@ class Investigator:
         """Reads everything. Raises RefusedError or UnansweredError."""
         events = [await self._event(event_id) for event_id in self._event_ids]
         bookings = [
-            _booking(each)
+            _booking(booking)
             for event_id in self._event_ids
-            async for each in self._pages(
+            async for booking in self._pages(
                 f"/api/v1/events/{event_id}/bookings", "bookings", page_size=_PAGE
             )
         ]
         ledger = [entry async for entry in self._ledger() if entry.entry_id >= self._first_entry]
-        payers = {each.payment_id: each.booking_id for each in bookings if each.payment_id}
+        payers = {
+            booking.payment_id: booking.booking_id for booking in bookings if booking.payment_id
+        }
         for payment_id in {entry.payment_id for entry in ledger} - payers.keys():
             payers[payment_id] = await self._payer(payment_id)
-        ours = {booking.booking_id for booking in bookings}
+        booking_ids = {booking.booking_id for booking in bookings}
         return Evidence(
             time=datetime.now(UTC),
             events=tuple(events),
             bookings=tuple(bookings),
-            # A payment of an unknown booking stays in: it is a finding.
+            # Includes payments of unknown bookings, which are findings.
             ledger=tuple(
                 entry
                 for entry in ledger
-                if not payers[entry.payment_id] or payers[entry.payment_id] in ours
+                if not payers[entry.payment_id] or payers[entry.payment_id] in booking_ids
             ),
             payers=payers,
         )
@@ -160,7 +161,7 @@ class Investigator:
         event = await self._get(path)
         available = await self._get(f"{path}/availability")
         stock = await self._get(f"{path}/stock/audit")
-        left = {offer["offerId"]: int(offer["available"]) for offer in available["offers"]}
+        places = {offer["offerId"]: int(offer["available"]) for offer in available["offers"]}
         return Event(
             event_id=event_id,
             name=event["name"],
@@ -171,7 +172,7 @@ class Investigator:
                     name=offer["name"],
                     pool_id=offer["poolId"],
                     per_customer_limit=offer["perCustomerLimit"],
-                    available=left[offer["offerId"]],
+                    available=places[offer["offerId"]],
                 )
                 for offer in event["offers"]
             ),
@@ -180,16 +181,16 @@ class Investigator:
         )
 
     async def _ledger(self) -> AsyncIterator[Entry]:
-        async for each in self._pages("/sandbox/ledger", "entries", page_size=_LEDGER_PAGE):
+        async for entry in self._pages("/sandbox/ledger", "entries", page_size=_LEDGER_PAGE):
             yield Entry(
-                entry_id=int(each["entryId"]),
-                payment_id=each["paymentId"],
-                kind=each["kind"],
-                amount_minor=int(each["amount"]["amountMinor"]),
+                entry_id=int(entry["entryId"]),
+                payment_id=entry["paymentId"],
+                kind=entry["kind"],
+                amount_minor=int(entry["amount"]["amountMinor"]),
             )
 
     async def _payer(self, payment_id: str) -> str:
-        """The booking of a payment that no booking names (any more); "" when there is none."""
+        """The booking of a payment that no booking refers to (any more); "" when there is none."""
         if payment_id not in self._others:
             try:
                 payment = await self._get(f"/api/v1/payments/{payment_id}")
@@ -205,8 +206,8 @@ class Investigator:
             if page_token:
                 params["page_token"] = page_token
             page = await self._get(path, params)
-            for each in page.get(name, ()):
-                yield each
+            for entry in page.get(name, ()):
+                yield entry
             page_token = page.get("nextPageToken", "")
             if not page_token:
                 return

@@ -1,4 +1,4 @@
-"""The tables at the end: what was sold, how fast, and what the audit found."""
+"""The tables of the report: the sale, its speed, and the findings of the audit."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,10 +26,10 @@ def show(
     tally: Tally,
     kills: Sequence[Kill],
 ) -> None:
-    """Prints everything, the verdict last."""
+    """Prints all tables, then the findings."""
     for table in (
         _sale(evidence, journal),
-        _troubles(journal, tally, kills),
+        _refusals(journal, tally, kills),
         _speed(journal, tally),
         _stock(evidence),
         _money(evidence),
@@ -37,17 +37,17 @@ def show(
         console.print()
         console.print(table)
     console.print()
-    _list(console, "Answers that never came", journal.unanswered)
-    odd = [f"{times} times {what}" for what, times in tally.oddities.most_common()]
-    _list(console, "Answers that the contract does not allow", [*journal.mishaps, *odd])
+    _list(console, "Calls without an answer", journal.unanswered)
+    oddities = [f"{count} times {text}" for text, count in tally.oddities.most_common()]
+    _list(console, "Answers that violate the contract", [*journal.violations, *oddities])
     if findings:
-        _list(console, f"The audit found {len(findings)}", map(_finding, findings))
+        _list(console, f"Findings of the audit: {len(findings)}", map(_finding, findings))
     else:
         console.print(f"[bold green]Audit clean.[/] {_held(evidence)}", highlight=False)
 
 
 def percentile(values: Iterable[float], percent: int) -> float:
-    """By nearest rank; 0 of nothing."""
+    """The percentile by nearest rank; 0 without values."""
     ordered = sorted(values)
     if not ordered:
         return 0.0
@@ -56,7 +56,7 @@ def percentile(values: Iterable[float], percent: int) -> float:
 
 
 def rate(moments: Iterable[float]) -> float:
-    """Events a second, without the first and the last twentieth: stragglers do not count."""
+    """Events per second, without the first and last twentieth, to exclude stragglers."""
     ordered = sorted(moments)
     edge = len(ordered) // 20
     core = ordered[edge : len(ordered) - edge]
@@ -66,14 +66,14 @@ def rate(moments: Iterable[float]) -> float:
 
 
 def busiest_second(moments: Iterable[float]) -> int:
-    """The most events within one second."""
+    """The maximum of events within one second."""
     ordered = sorted(moments)
-    first = most = 0
+    first = maximum = 0
     for last, moment in enumerate(ordered):
         while moment - ordered[first] >= 1:
             first += 1
-        most = max(most, last - first + 1)
-    return most
+        maximum = max(maximum, last - first + 1)
+    return maximum
 
 
 def _sale(evidence: Evidence, journal: Journal) -> Table:
@@ -94,8 +94,8 @@ def _sale(evidence: Evidence, journal: Journal) -> Table:
     _sale_row(table, "paid too late and refunded", refunded)
     table.add_section()
     table.add_row("customers", f"{journal.customers:,}")
-    table.add_row("  without an answer in the end", f"{len(journal.unanswered):,}")
-    table.add_row("  gone before the outcome was clear", f"{journal.impatient:,}")
+    table.add_row("  with a call without an answer", f"{len(journal.unanswered):,}")
+    table.add_row("  left before the outcome", f"{journal.undecided:,}")
     return table
 
 
@@ -108,36 +108,36 @@ def _sale_row(table: Table, name: str, bookings: Collection[Booking]) -> None:
     )
 
 
-def _troubles(journal: Journal, tally: Tally, kills: Sequence[Kill]) -> Table:
-    table = _table("Refused, and tried again", "", "times")
-    refusals = {f"{doing}: {reason}": n for (doing, reason), n in journal.refusals.items()}
-    _counted(table, "refused for good", refusals)
-    _counted(table, "tried again, same key", tally.retries)
-    table.add_row("somebody was quicker, picked other seats", f"{journal.repicks:,}")
+def _refusals(journal: Journal, tally: Tally, kills: Sequence[Kill]) -> Table:
+    table = _table("Refusals and retries", "", "count")
+    refusals = {f"{doing}: {reason}": count for (doing, reason), count in journal.refusals.items()}
+    _counts(table, "refused", refusals)
+    _counts(table, "retried with the same key", tally.retries)
+    table.add_row("seats taken meanwhile, chose others", f"{journal.repicks:,}")
     if kills:
         table.add_section()
     for kill in kills:
-        back = (
-            f"back after {kill.away_seconds:.1f} s"
+        recovery = (
+            f"recovered after {kill.away_seconds:.1f} s"
             if kill.away_seconds is not None
-            else "[red]not back[/]"
+            else "[red]not recovered[/]"
         )
-        table.add_row(f"{kill.deed} (pid {kill.pid})", back)
+        table.add_row(f"{kill.action} (pid {kill.pid})", recovery)
     return table
 
 
-def _counted(table: Table, name: str, counts: Mapping[str, int]) -> None:
+def _counts(table: Table, name: str, counts: Mapping[str, int]) -> None:
     table.add_row(name, f"{sum(counts.values()):,}")
-    for what, times in sorted(counts.items(), key=lambda each: -each[1]):
-        table.add_row(f"  {what}", f"{times:,}")
+    for text, count in sorted(counts.items(), key=lambda item: -item[1]):
+        table.add_row(f"  {text}", f"{count:,}")
 
 
 def _speed(journal: Journal, tally: Tally) -> Table:
-    table = _table("Speed", "", "p50", "p99", "a second", "busiest second")
+    table = _table("Speed", "", "p50", "p99", "per second", "busiest second")
     for name, seconds, moments in (
-        ("click to booking, retries included", journal.placing_seconds, journal.placed_at),
+        ("click to booking, with retries", journal.placing_seconds, journal.placed_at),
         (PLACE + ", one call", tally.seconds[PLACE], ()),
-        ("paid to CONFIRMED, as the customer sees it", journal.confirming_seconds, ()),
+        ("payment to CONFIRMED, as polled by the customer", journal.confirming_seconds, ()),
     ):
         table.add_row(
             name,
@@ -150,7 +150,7 @@ def _speed(journal: Journal, tally: Tally) -> Table:
 
 
 def _stock(evidence: Evidence) -> Table:
-    table = _table("Stock", "pool", "places", "sold", "confirmed", "held", "left")
+    table = _table("Stock", "pool", "places", "sold", "confirmed", "held", "available")
     for event in evidence.events:
         table.add_section()
         table.add_row(f"[bold]{escape(event.name)}[/]")
@@ -179,7 +179,7 @@ def _confirmed(evidence: Evidence, event: Event, pool_id: str) -> int:
 
 
 def _money(evidence: Evidence) -> Table:
-    table = _table("Money, by the payment provider's own ledger", "", "entries", "INR")
+    table = _table("Money, from the payment provider's ledger", "", "entries", "INR")
     amounts: Counter[str] = Counter()
     entries: Counter[str] = Counter()
     for entry in evidence.ledger:
@@ -200,7 +200,7 @@ def _money(evidence: Evidence) -> Table:
 def _held(evidence: Evidence) -> str:
     held = still_open(evidence)
     if not held:
-        return "Nothing is held any more."
+        return "No booking is held any more."
     last = max(booking.hold_expire_time for booking in held)
     return f"{len(held)} unpaid bookings are still held, the last until {last:%H:%M:%S} UTC."
 
@@ -223,7 +223,7 @@ def _finding(finding: Finding) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", expand=False)
     for number, column in enumerate(columns):
-        # On a narrow screen the names give way, not the figures.
+        # On a narrow screen the names wrap, not the numbers.
         table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
     return table
 

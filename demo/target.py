@@ -1,5 +1,7 @@
-"""Which mesh the demo sells on: the one that runs, if its limits allow so many customers
-from one address and it lets us make an admin, else one of its own beside it."""
+"""The mesh that the demo uses: a running one, or a mesh of its own beside it.
+
+A running mesh must allow that many sign-ups from one address, and admin sign-up.
+"""
 
 import importlib
 import re
@@ -21,15 +23,15 @@ from mesh.settings import MeshSettings
 OWN_PORT_STEP = 100
 OWN_VARIABLES = {
     "BOXOFFICE_PASSWORD_COST": "4",
-    # So short that holds expire while the demo runs.
+    # Short, so that holds expire during the demo.
     "BOXOFFICE_HOLD_TTL_SECONDS": "12",
     "BOXOFFICE_PAYMENT_WINDOW_SECONDS": "20",
 }
 _OWN_SCALE = 1000.0
 
-# Sign-ups and the common limit for calls without a token, a minute and address; see the protos.
-_SIGN_UPS_A_MINUTE = 5
-_CALLS_A_MINUTE = 100
+# Limits per minute and address of sign-ups and of calls without a token; see the protos.
+_SIGN_UPS_PER_MINUTE = 5
+_CALLS_PER_MINUTE = 100
 _PROBE_SECONDS = 3.0
 _FIRST_NUMBER = re.compile(r"\d+")
 
@@ -37,16 +39,16 @@ Say = Callable[[str], None]
 
 
 class DemoSettings(MeshSettings):
-    """What the demo needs besides the mesh's settings."""
+    """The mesh's settings, and those of the demo."""
 
     admin_registration_secret: SecretStr | None = Field(
-        None, description="The running mesh's secret for admins to sign up."
+        None, description="Secret for admin sign-up of the running mesh."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A healthy mesh. `home` is where the pid files of its processes are."""
+    """A healthy mesh. `home` contains the pid files of its processes."""
 
     url: str
     home: Path
@@ -57,50 +59,49 @@ class Target:
 async def open_target(
     settings: DemoSettings, *, url: str, customers: int, say: Say
 ) -> AsyncIterator[Target]:
-    """A mesh to sell on; one that it starts itself ends with the block.
+    """The mesh to use. A mesh that it starts is stopped at the end of the block.
 
-    With `url` only that one will do. Raises DemoError, or LaunchError when a mesh does
-    not start.
+    With `url` only that mesh is used. Raises DemoError, or LaunchError when a mesh does not start.
     """
-    wanted = url or settings.gateway_url
-    why_not = await _why_not(wanted, settings, customers)
-    if why_not is None:
+    running_url = url or settings.gateway_url
+    obstacle = await _obstacle(running_url, settings, customers)
+    if obstacle is None:
         secret = settings.admin_registration_secret
-        say(f"Selling on the mesh at {wanted}.")
-        yield Target(wanted, settings.home.absolute(), secret.get_secret_value() if secret else "")
+        say(f"Using the mesh at {running_url}.")
+        yield Target(
+            running_url, settings.home.absolute(), secret.get_secret_value() if secret else ""
+        )
         return
     if url:
-        raise DemoError(f"{why_not} Without --url the demo starts a mesh of its own.")
+        raise DemoError(f"{obstacle} Without --url, the demo starts a mesh of its own.")
     own = _own_settings(settings)
-    say(f"{why_not} Starting one for the demo at {own.gateway_url}, in {own.home}.")
+    say(f"{obstacle} Starting one for the demo at {own.gateway_url}, in {own.home}.")
     _refuse_shared_servers()
     async with _own_mesh(own, say) as target:
         yield target
 
 
-async def _why_not(url: str, settings: DemoSettings, customers: int) -> str | None:
-    """Why the mesh at `url` cannot be used; None when it can."""
+async def _obstacle(url: str, settings: DemoSettings, customers: int) -> str | None:
+    """The reason why the mesh at `url` cannot be used; None when it can."""
     async with httpx.AsyncClient(base_url=url, timeout=_PROBE_SECONDS, trust_env=False) as client:
         try:
             health = await client.get("/health")
-            # Any call that counts towards the common limit tells it in its headers.
+            # Every call that counts towards the common limit has the limit in its headers.
             probe = await client.get(f"/api/v1/events/{UUID(int=0)}")
         except (httpx.HTTPError, httpx.InvalidURL):
             return f"No mesh runs at {url}."
     if health.status_code != httpx.codes.OK:
-        return f"What runs at {url} is not a healthy mesh (GET /health: {health.status_code})."
+        return f"The mesh at {url} is not healthy (GET /health: {health.status_code})."
     limit = _FIRST_NUMBER.match(probe.headers.get("x-ratelimit-limit", ""))
-    scale = int(limit[0]) / _CALLS_A_MINUTE if limit else 1.0
-    needed = ceil(2 * customers / _SIGN_UPS_A_MINUTE)
+    scale = int(limit[0]) / _CALLS_PER_MINUTE if limit else 1.0
+    needed = ceil(2 * customers / _SIGN_UPS_PER_MINUTE)
     if scale < needed:
         return (
-            f"The mesh at {url} lets one address sign up {_SIGN_UPS_A_MINUTE * scale:g} times a "
-            f"minute; {customers} customers need BOXOFFICE_RATE_LIMIT_SCALE={needed} or more."
+            f"The mesh at {url} allows {_SIGN_UPS_PER_MINUTE * scale:g} sign-ups per minute and "
+            f"address; {customers} customers need BOXOFFICE_RATE_LIMIT_SCALE={needed} or more."
         )
     if settings.admin_registration_secret is None:
-        return (
-            f"The mesh at {url} may run, but BOXOFFICE_ADMIN_REGISTRATION_SECRET is not set here."
-        )
+        return f"BOXOFFICE_ADMIN_REGISTRATION_SECRET is not set, which the mesh at {url} requires."
     return None
 
 
@@ -121,19 +122,19 @@ def _own_settings(settings: DemoSettings) -> MeshSettings:
 
 
 def _refuse_shared_servers() -> None:
-    """The demo's own mesh shares nothing with another one, least of all a database."""
+    """Raises DemoError if the demo's own mesh would share a database or Redis with another mesh."""
     from launcher.provided import Provided
     from launcher.settings_listing import load
 
-    given: list[tuple[str, Any]] = [
+    addresses: list[tuple[str, Any]] = [
         *((name, value) for name, value in load(Provided) if name.endswith("_database_url")),
         ("redis_url", load(MeshSettings).redis_url),
     ]
-    named = [f"BOXOFFICE_{name.upper()}" for name, value in given if value is not None]
-    if named:
+    shared = [f"BOXOFFICE_{name.upper()}" for name, value in addresses if value is not None]
+    if shared:
         raise DemoError(
-            f"{', '.join(named)}: the demo does not write to servers of yours. "
-            "Unset it, or start a mesh on them and name it with --url."
+            f"{', '.join(shared)}: the demo does not write to external servers. "
+            "Unset the variable, or start a mesh that uses them and pass its URL with --url."
         )
 
 
@@ -150,7 +151,7 @@ async def _own_mesh(settings: MeshSettings, say: Say) -> AsyncIterator[Target]:
 
 
 def _compile_contract() -> None:
-    """launcher.mesh reads the stubs as soon as it is imported."""
+    """Compiles the contract: launcher.mesh imports the stubs."""
     from launcher import protos
     from launcher.errors import LaunchError
 

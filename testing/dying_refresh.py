@@ -1,8 +1,7 @@
-"""A process that refreshes a session, commits, and never gets to say so.
+"""A process that refreshes a session, commits, and waits to be killed before it replies.
 
-Reads lines `<database url> <refresh token> <time>`; for each a fork of it, which is a
-process of its own, refreshes as auth_svc does, says `<pid>` once that is committed, and
-waits for its end. Forked, because a thousand interpreters would take a quarter of an hour.
+Reads lines `<database url> <refresh token> <time>`. For each it forks a process that refreshes as
+auth_svc does, prints its pid after the commit and waits. Forks start faster than interpreters.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ WEEK = timedelta(days=7)
 
 
 class DyingDatabase(Database):
-    """Commits, says so, and goes no further."""
+    """Prints the pid after a commit, and then waits to be killed."""
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -40,11 +39,11 @@ class DyingDatabase(Database):
 
 
 def a_sign_in(database: Database, keys: Path) -> SignIn:
-    """As a process makes it that knows the settings and nothing else."""
+    """A SignIn as a process with the same settings creates it."""
     key = load_or_create_key(keys)
     return SignIn(
         database=database,
-        # Without a thread: refreshing hashes no password.
+        # Starts no thread: a refresh hashes no password.
         hasher=PasswordHasher(cost=4, pepper=b"x" * 32, workers=1),
         throttle=LoginThrottle(database=database, link=None, key=b"y" * 32),
         signing_key=lambda: key,
@@ -61,7 +60,7 @@ def die_refreshing(url: str, token: str, now: datetime, keys: Path) -> NoReturn:
             await a_sign_in(database, keys).refresh(refresh_token=token, now=now)
 
     asyncio.run(refresh())
-    raise AssertionError("nobody killed this process")
+    raise AssertionError("this process was not killed")
 
 
 def main() -> None:
@@ -72,7 +71,7 @@ def main() -> None:
         if pid == 0:
             die_refreshing(url, token, datetime.fromisoformat(now), keys)
         _, status = os.waitpid(pid, 0)
-        print("killed" if os.WIFSIGNALED(status) else "lived", flush=True)
+        print("killed" if os.WIFSIGNALED(status) else "survived", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ledger's stream of changes, without gRPC in between, for booking_svc's tests."""
+"""The ledger's change stream without gRPC, for booking_svc's tests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,7 +8,7 @@ from uuid import UUID
 
 from booking_svc.catalogue import events, proto, stock_projection
 from booking_svc.catalogue.availability import AvailabilityCache
-from booking_svc.catalogue.availability_stream import Update, Watch
+from booking_svc.catalogue.availability_stream import AvailabilityStreams, Update
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Availability, PoolChange, StockChange
 from booking_svc.clients.stock import StockChanges
@@ -21,8 +21,8 @@ from stock_svc.servicers.stock_changes import StockChangeServicer
 from testing.booking_harness import LedgerStock, World
 
 
-class Line:
-    """The stub that booking_svc calls; `cut` is a lost connection."""
+class Connection:
+    """The stub that booking_svc calls. `cut` breaks the connection."""
 
     def __init__(self, reader: OutboxReader) -> None:
         self._servicer = StockChangeServicer(reader)
@@ -43,41 +43,41 @@ class Line:
                 following = asyncio.ensure_future(anext(stream))
                 await asyncio.wait({following, cut}, return_when=asyncio.FIRST_COMPLETED)
                 if cut.done():
-                    raise ConnectionError("the line is cut")
+                    raise ConnectionError("the connection was cut")
                 yield await following
         finally:
             cut.cancel()
             if following is not None:
-                # It may be reading: its connection goes back before the database is closed.
+                # It may be reading: its connection must be returned before the database closes.
                 following.cancel()
                 await asyncio.wait({following})
 
 
 class CountedStock(LedgerStock):
-    """Counts the looks into the ledger; `gate` holds them up after they have read."""
+    """Counts the reads of the ledger. `gate` delays a read after it has read."""
 
-    looks = 0
+    reads = 0
     gate: Callable[[], Awaitable[None]] | None = None
 
     async def availability(self, *, event_id: UUID, with_seats: bool) -> Availability:
-        self.looks += 1
-        left = await super().availability(event_id=event_id, with_seats=with_seats)
+        self.reads += 1
+        availability = await super().availability(event_id=event_id, with_seats=with_seats)
         if self.gate is not None:
             await self.gate()
-        return left
+        return availability
 
 
 class Feed:
-    """What a process of booking_svc knows of the stock: its cache, its watchers, its tables."""
+    """The cache, streams and consumer of stock changes of one booking_svc process."""
 
-    def __init__(self, world: World, line: Line) -> None:
+    def __init__(self, world: World, connection: Connection) -> None:
         self.world = world
-        self.line = line
+        self.connection = connection
         self.stock = CountedStock(world.ledger, world.clock, world.crashes)
-        self.availability = AvailabilityCache(stock=self.stock, read=self._read)
+        self.availability = AvailabilityCache(stock=self.stock, read_event=self._read)
         self.updates: list[Update] = []
-        self.watch = Watch(availability=self.availability, encode=self._encode)
-        self._changes = StockChanges(line)  # type: ignore[arg-type]
+        self.streams = AvailabilityStreams(availability=self.availability, encode=self._encode)
+        self._changes = StockChanges(connection)  # type: ignore[arg-type]
         self.consumer = EventConsumer(
             stream="stock_svc",
             database=world.database,
@@ -88,25 +88,25 @@ class Feed:
         )
 
     async def follow(self) -> None:
-        """As tasks.forever does it, without its pause."""
+        """Follows the stream as tasks.forever does, without its pause."""
         while True:
             with suppress(ConnectionError):
                 await self.availability.follow(self._changes.open_now)
 
     async def caught_up(self, event: Event) -> None:
-        """Waits until the cache is what the ledger says."""
+        """Waits until the cache equals the ledger."""
         async with asyncio.timeout(60):
             while True:
-                truth = await self.world.stock.availability(
+                expected = await self.world.stock.availability(
                     event_id=event.event_id, with_seats=True
                 )
-                known = await self.availability.availability(
+                cached = await self.availability.availability(
                     event_id=event.event_id, with_seats=True
                 )
-                if (known.version, known.offers, known.seats) == (
-                    truth.version,
-                    truth.offers,
-                    truth.seats,
+                if (cached.version, cached.offers, cached.seats) == (
+                    expected.version,
+                    expected.offers,
+                    expected.seats,
                 ):
                     return
                 await asyncio.sleep(0.01)
@@ -129,14 +129,14 @@ class Feed:
 async def a_feed(world: World) -> AsyncIterator[Feed]:
     """A feed that follows the ledger."""
     reader = OutboxReader(world.ledger, stock_tables.outbox)
-    feed = Feed(world, Line(reader))
+    feed = Feed(world, Connection(reader))
     running: list[asyncio.Task[Any]] = [
         asyncio.create_task(reader.listen()),
         asyncio.create_task(feed.follow()),
     ]
     try:
         async with asyncio.timeout(60):
-            while not feed.availability.is_fed:
+            while not feed.availability.is_streaming:
                 await asyncio.sleep(0.005)
         yield feed
     finally:

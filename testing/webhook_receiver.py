@@ -1,4 +1,4 @@
-"""An outside system that receives webhooks over real HTTP and checks them as the standard says."""
+"""An external system that receives webhooks over real HTTP and verifies their signatures."""
 
 import asyncio
 import base64
@@ -21,20 +21,20 @@ class Received:
         return json.loads(self.body)
 
     def is_signed_by(self, secret: str) -> bool:
-        """Written from the specification, not from our code."""
+        """Whether the signature is valid. Implemented from the specification, not from our code."""
         key = base64.b64decode(secret.removeprefix("whsec_"))
         signed = f"{self.headers['webhook-id']}.{self.headers['webhook-timestamp']}.".encode()
         expected = base64.b64encode(hmac.new(key, signed + self.body, hashlib.sha256).digest())
-        given = [part.split(",", 1) for part in self.headers["webhook-signature"].split(" ")]
+        signatures = [part.split(",", 1) for part in self.headers["webhook-signature"].split(" ")]
         return any(
             version == "v1" and hmac.compare_digest(value.encode(), expected)
-            for version, value in given
+            for version, value in signatures
         )
 
 
 @dataclass
 class Receiver:
-    """Answers `answers` in turn, then 204; `None` hangs up, `hang` never answers."""
+    """Sends `answers` in turn, then 204. None closes the connection; `is_hanging` never answers."""
 
     port: int = 0
     received: list[Received] = field(default_factory=list)
@@ -73,10 +73,10 @@ class Receiver:
 
 @asynccontextmanager
 async def receiver() -> AsyncIterator[Receiver]:
-    here = Receiver()
-    server = await asyncio.start_server(here.serve, "127.0.0.1", 0)
-    here.port = server.sockets[0].getsockname()[1]
+    instance = Receiver()
+    server = await asyncio.start_server(instance.serve, "127.0.0.1", 0)
+    instance.port = server.sockets[0].getsockname()[1]
     try:
-        yield here
+        yield instance
     finally:
         server.close()

@@ -1,4 +1,4 @@
-"""AccountService: reading and changing one's own account."""
+"""AccountService: the caller's own account and sessions."""
 
 from datetime import timedelta
 from typing import Any
@@ -6,10 +6,11 @@ from uuid import UUID
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import profile, sessions
 from auth_svc.accounts import get_user
-from auth_svc.idempotency import IdempotentCalls, Keep
+from auth_svc.idempotency import IdempotentCalls, StoreAnswer
 from auth_svc.password_change import PasswordChange
 from auth_svc.proto import session_to_proto, user_to_proto
 from boxoffice.auth.v1 import (
@@ -27,19 +28,17 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
-    """Reading and changing one's own account."""
-
     def __init__(
         self,
         password_change: PasswordChange,
-        calls: IdempotentCalls,
+        idempotent: IdempotentCalls,
         database: Database,
         clock: Clock,
         *,
         access_lifetime: timedelta,
     ) -> None:
         self._password_change = password_change
-        self._calls = calls
+        self._idempotent = idempotent
         self._database = database
         self._clock = clock
         self._access_lifetime = access_lifetime
@@ -53,21 +52,18 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
     async def UpdateProfile(
         self, request: auth_service_pb2.UpdateProfileRequest, context: _Context
     ) -> user_pb2.User:
-        async def update(keep: Keep) -> user_pb2.User:
-            async with self._database.transaction() as connection:
-                user = await profile.update_profile(
-                    connection,
-                    user_id=caller().user(),
-                    full_name=request.full_name if request.HasField("full_name") else None,
-                    phone=request.phone if request.HasField("phone") else None,
-                    address=request.address if request.HasField("address") else None,
-                    now=self._clock(),
-                )
-                answer = user_to_proto(user)
-                await keep(connection, user.user_id, answer)
-            return answer
+        async def update(connection: AsyncConnection) -> tuple[UUID, user_pb2.User]:
+            user = await profile.update_profile(
+                connection,
+                user_id=caller().user(),
+                full_name=request.full_name if request.HasField("full_name") else None,
+                phone=request.phone if request.HasField("phone") else None,
+                address=request.address if request.HasField("address") else None,
+                now=self._clock(),
+            )
+            return user.user_id, user_to_proto(user)
 
-        return await self._calls.once(caller().user(), request, user_pb2.User, update)
+        return await self._idempotent.run_once(caller().user(), request, user_pb2.User, update)
 
     async def ChangePassword(
         self, request: auth_service_pb2.ChangePasswordRequest, context: _Context
@@ -78,49 +74,50 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
             change_time=time_to_proto(now),
         )
 
-        async def change(keep: Keep) -> auth_service_pb2.ChangePasswordResponse:
+        async def change(store: StoreAnswer) -> auth_service_pb2.ChangePasswordResponse:
             await self._password_change.change(
                 user_id=caller().user(),
                 session_id=caller().session(),
                 current_password=request.current_password,
                 new_password=request.new_password,
                 now=now,
-                besides=lambda connection, user: keep(connection, user.user_id, answer),
+                in_transaction=lambda connection, user: store(connection, user.user_id, answer),
             )
             return answer
 
-        return await self._calls.once(caller().user(), request, type(answer), change)
+        return await self._idempotent.run_steps_once(caller().user(), request, type(answer), change)
 
     async def Logout(
         self, request: auth_service_pb2.LogoutRequest, context: _Context
     ) -> auth_service_pb2.LogoutResponse:
         user_id, session_id = caller().user(), caller().session()
-        is_here = request.scope == auth_service_pb2.LogoutRequest.CURRENT_SESSION
+        is_current_only = request.scope == auth_service_pb2.LogoutRequest.CURRENT_SESSION
 
-        async def log_out(keep: Keep) -> auth_service_pb2.LogoutResponse:
+        async def log_out(
+            connection: AsyncConnection,
+        ) -> tuple[UUID, auth_service_pb2.LogoutResponse]:
             lifetime, now = self._access_lifetime, self._clock()
-            async with self._database.transaction() as connection:
-                if is_here:
-                    ended = await sessions.end_one(
-                        connection,
-                        user_id=user_id,
-                        session_id=session_id,
-                        access_lifetime=lifetime,
-                        now=now,
-                    )
-                else:
-                    ended = await sessions.end_all(
-                        connection, user_id=user_id, access_lifetime=lifetime, now=now
-                    )
-                answer = auth_service_pb2.LogoutResponse(
-                    message="signed out", tokens_invalidated=ended
+            if is_current_only:
+                ended = await sessions.end_one(
+                    connection,
+                    user_id=user_id,
+                    session_id=session_id,
+                    access_lifetime=lifetime,
+                    now=now,
                 )
-                await keep(connection, user_id, answer)
-            return answer
+            else:
+                ended = await sessions.end_all(
+                    connection, user_id=user_id, access_lifetime=lifetime, now=now
+                )
+            return user_id, auth_service_pb2.LogoutResponse(
+                message="signed out", tokens_invalidated=ended
+            )
 
-        # "Here" means another thing in another session: its key is its own.
-        owner = session_id if is_here else user_id
-        return await self._calls.once(owner, request, auth_service_pb2.LogoutResponse, log_out)
+        # The same request in another session ends another session: the key belongs to the session.
+        owner = session_id if is_current_only else user_id
+        return await self._idempotent.run_once(
+            owner, request, auth_service_pb2.LogoutResponse, log_out
+        )
 
     async def ListSessions(
         self, request: auth_service_pb2.ListSessionsRequest, context: _Context
@@ -142,16 +139,14 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
     async def RevokeSession(
         self, request: auth_service_pb2.RevokeSessionRequest, context: _Context
     ) -> Empty:
-        async def revoke(keep: Keep) -> Empty:
-            async with self._database.transaction() as connection:
-                await sessions.revoke(
-                    connection,
-                    user_id=caller().user(),
-                    session_id=UUID(request.session_id),
-                    access_lifetime=self._access_lifetime,
-                    now=self._clock(),
-                )
-                await keep(connection, caller().user(), Empty())
-            return Empty()
+        async def revoke(connection: AsyncConnection) -> tuple[UUID, Empty]:
+            await sessions.revoke(
+                connection,
+                user_id=caller().user(),
+                session_id=UUID(request.session_id),
+                access_lifetime=self._access_lifetime,
+                now=self._clock(),
+            )
+            return caller().user(), Empty()
 
-        return await self._calls.once(caller().user(), request, Empty, revoke)
+        return await self._idempotent.run_once(caller().user(), request, Empty, revoke)

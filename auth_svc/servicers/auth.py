@@ -1,16 +1,19 @@
-"""AuthService: getting an account and a token."""
+"""AuthService: sign-up, sign-in, password reset and the published keys."""
 
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import password_reset
-from auth_svc.idempotency import IdempotentCalls, Keep
+from auth_svc.accounts import InTransaction
+from auth_svc.idempotency import IdempotentCalls, StoreAnswer
 from auth_svc.password_reset import PasswordReset
 from auth_svc.proto import user_to_proto
-from auth_svc.sign_in import SignIn
+from auth_svc.sign_in import SignedIn, SignIn
 from auth_svc.sign_up import SignUp
 from auth_svc.tokens import PublicKey
 from boxoffice.auth.v1 import (
@@ -30,15 +33,13 @@ _TOKEN_TYPE = "bearer"
 
 
 class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
-    """Getting an account and a token."""
-
     def __init__(
         self,
         database: Database,
         sign_up: SignUp,
         sign_in: SignIn,
         reset: PasswordReset,
-        calls: IdempotentCalls,
+        idempotent: IdempotentCalls,
         *,
         reset_requested: Callable[[], None],
         published: Callable[[], tuple[PublicKey, ...]],
@@ -48,7 +49,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
         self._sign_up = sign_up
         self._sign_in = sign_in
         self._reset = reset
-        self._calls = calls
+        self._idempotent = idempotent
         self._reset_requested = reset_requested
         self._published = published
         self._clock = clock
@@ -56,25 +57,25 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
     async def Register(
         self, request: auth_service_pb2.RegisterRequest, context: _Context
     ) -> user_pb2.User:
-        async def register(keep: Keep) -> user_pb2.User:
+        async def register(store: StoreAnswer) -> user_pb2.User:
             user = await self._sign_up.register(
                 email=request.email,
                 password=request.password,
                 full_name=request.full_name,
                 phone=request.phone,
                 now=self._clock(),
-                besides=lambda connection, made: keep(
-                    connection, made.user_id, user_to_proto(made)
-                ),
+                in_transaction=_store_user(store),
             )
             return user_to_proto(user)
 
-        return await self._calls.once(request.email, request, user_pb2.User, register)
+        return await self._idempotent.run_steps_once(
+            request.email, request, user_pb2.User, register
+        )
 
     async def RegisterAdmin(
         self, request: auth_service_pb2.RegisterAdminRequest, context: _Context
     ) -> user_pb2.User:
-        async def register(keep: Keep) -> user_pb2.User:
+        async def register(store: StoreAnswer) -> user_pb2.User:
             user = await self._sign_up.register_admin(
                 email=request.email,
                 password=request.password,
@@ -82,13 +83,13 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
                 phone=request.phone,
                 admin_secret=request.admin_secret,
                 now=self._clock(),
-                besides=lambda connection, made: keep(
-                    connection, made.user_id, user_to_proto(made)
-                ),
+                in_transaction=_store_user(store),
             )
             return user_to_proto(user)
 
-        return await self._calls.once(request.email, request, user_pb2.User, register)
+        return await self._idempotent.run_steps_once(
+            request.email, request, user_pb2.User, register
+        )
 
     async def Login(
         self, request: auth_service_pb2.LoginRequest, context: _Context
@@ -96,14 +97,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
         signed_in = await self._sign_in.login(
             email=request.email, password=request.password, now=self._clock()
         )
-        return auth_service_pb2.LoginResponse(
-            access_token=signed_in.access_token,
-            token_type=_TOKEN_TYPE,
-            expires_in=_seconds(signed_in.access_lifetime),
-            refresh_token=signed_in.refresh_token,
-            refresh_expires_in=_seconds(signed_in.refresh_lifetime),
-            user=user_to_proto(signed_in.user),
-        )
+        return auth_service_pb2.LoginResponse(**_tokens(signed_in))
 
     async def RefreshToken(
         self, request: auth_service_pb2.RefreshTokenRequest, context: _Context
@@ -111,14 +105,7 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
         signed_in = await self._sign_in.refresh(
             refresh_token=request.refresh_token, now=self._clock()
         )
-        return auth_service_pb2.RefreshTokenResponse(
-            access_token=signed_in.access_token,
-            token_type=_TOKEN_TYPE,
-            expires_in=_seconds(signed_in.access_lifetime),
-            refresh_token=signed_in.refresh_token,
-            refresh_expires_in=_seconds(signed_in.refresh_lifetime),
-            user=user_to_proto(signed_in.user),
-        )
+        return auth_service_pb2.RefreshTokenResponse(**_tokens(signed_in))
 
     async def RequestPasswordReset(
         self, request: auth_service_pb2.RequestPasswordResetRequest, context: _Context
@@ -127,15 +114,18 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
             message="if the address has an account, a mail is on its way"
         )
 
-        async def ask(keep: Keep) -> auth_service_pb2.RequestPasswordResetResponse:
-            async with self._database.transaction() as connection:
-                await password_reset.request(connection, email=request.email, now=self._clock())
-                # About nobody: whether the address has an account is not looked up.
-                await keep(connection, new_id(), answer)
-            self._reset_requested()
-            return answer
+        async def store_request(
+            connection: AsyncConnection,
+        ) -> tuple[UUID, auth_service_pb2.RequestPasswordResetResponse]:
+            await password_reset.request(connection, email=request.email, now=self._clock())
+            # A random id: whether the address has an account is not looked up here.
+            return new_id(), answer
 
-        return await self._calls.once(request.email, request, type(answer), ask)
+        stored = await self._idempotent.run_once(
+            request.email, request, type(answer), store_request
+        )
+        self._reset_requested()
+        return stored
 
     async def ResetPassword(
         self, request: auth_service_pb2.ResetPasswordRequest, context: _Context
@@ -145,16 +135,16 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
             message="password changed; sign in with it", change_time=time_to_proto(now)
         )
 
-        async def reset(keep: Keep) -> auth_service_pb2.ResetPasswordResponse:
+        async def reset(store: StoreAnswer) -> auth_service_pb2.ResetPasswordResponse:
             await self._reset.reset(
                 token=request.token,
                 new_password=request.new_password,
                 now=now,
-                besides=lambda connection, user: keep(connection, user.user_id, answer),
+                in_transaction=lambda connection, user: store(connection, user.user_id, answer),
             )
             return answer
 
-        return await self._calls.once(request.token, request, type(answer), reset)
+        return await self._idempotent.run_steps_once(request.token, request, type(answer), reset)
 
     async def GetJwks(
         self, request: auth_service_pb2.GetJwksRequest, context: _Context
@@ -167,6 +157,22 @@ class AuthServicer(auth_service_pb2_grpc.AuthServiceServicer):
                 for key in self._published()
             ]
         )
+
+
+def _store_user(store: StoreAnswer) -> InTransaction:
+    return lambda connection, user: store(connection, user.user_id, user_to_proto(user))
+
+
+def _tokens(signed_in: SignedIn) -> dict[str, Any]:
+    """The fields of LoginResponse and RefreshTokenResponse."""
+    return {
+        "access_token": signed_in.access_token,
+        "token_type": _TOKEN_TYPE,
+        "expires_in": _seconds(signed_in.access_lifetime),
+        "refresh_token": signed_in.refresh_token,
+        "refresh_expires_in": _seconds(signed_in.refresh_lifetime),
+        "user": user_to_proto(signed_in.user),
+    }
 
 
 def _seconds(lifetime: timedelta) -> int:

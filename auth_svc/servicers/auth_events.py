@@ -1,4 +1,4 @@
-"""AuthEventService: the outbox as a durable stream, and its revocations for lists in memory."""
+"""AuthEventService: the outbox as a stream, and its revocations for in-memory deny lists."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -10,11 +10,11 @@ from auth_svc.outbox import REVOCATIONS
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
 from boxoffice.auth.v1 import auth_event_service_pb2_grpc
 from mesh.clock import Clock
-from mesh.db.outbox import Event, OutboxReader
+from mesh.db.outbox import Event, OutboxReader, to_messages
 
-# A silent stream is taken for a dead one: mesh/rpc/revocations.py.
+# Consumers treat a silent stream as broken: mesh/rpc/revocations.py.
 _PULSE = timedelta(seconds=5)
-# Revocations outlive the tokens a little; this is more.
+# More than the margin by which revocations outlive the tokens (sessions.py).
 _MARGIN = timedelta(minutes=5)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -30,12 +30,7 @@ class AuthEventServicer(auth_event_service_pb2_grpc.AuthEventServiceServicer):
         self, request: stream_pb2.StreamEventsRequest, context: _Context
     ) -> AsyncIterator[stream_pb2.StreamEventsResponse]:
         async for batch in self._events.stream(request.after_position):
-            response = stream_pb2.StreamEventsResponse()
-            for event in batch:
-                message = response.events.add()
-                message.ParseFromString(event.payload)
-                message.position = event.position
-            yield response
+            yield stream_pb2.StreamEventsResponse(events=to_messages(batch, stream_pb2.AuthEvent))
 
     async def StreamRevocations(
         self, request: stream_pb2.StreamRevocationsRequest, context: _Context
@@ -44,19 +39,21 @@ class AuthEventServicer(auth_event_service_pb2_grpc.AuthEventServiceServicer):
             yield response
 
     async def revocations(self) -> AsyncIterator[stream_pb2.StreamRevocationsResponse]:
-        """What StreamRevocations sends; auth_svc follows it too."""
-        asked = self._clock()
-        begin = await self._events.position_at(asked - self._access_lifetime - _MARGIN)
+        """The messages of StreamRevocations; auth_svc consumes them too."""
+        read_time = self._clock()
+        begin = await self._events.position_at(read_time - self._access_lifetime - _MARGIN)
         sent: datetime | None = None
         async for batch in self._events.stream(begin, pauses=True):
             now = self._clock()
             response = stream_pb2.StreamRevocationsResponse(
-                revocations=[_revocation(e) for e in batch if e.event_type in REVOCATIONS]
+                revocations=[
+                    _revocation(event) for event in batch if event.event_type in REVOCATIONS
+                ]
             )
             if not batch:
-                # The read began after `asked`, and found nothing left.
-                response.as_of.FromDatetime(asked)
-            asked = now
+                # The read started after `read_time` and returned nothing.
+                response.as_of.FromDatetime(read_time)
+            read_time = now
             if response.revocations or sent is None or now - sent >= _PULSE:
                 sent = now
                 yield response

@@ -1,14 +1,15 @@
-"""UserService: the contract ⇄ what admins see and change of accounts."""
+"""UserService: accounts as admins see and change them."""
 
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import erasure, users
 from auth_svc.accounts import get_user
-from auth_svc.idempotency import IdempotentCalls, Keep
+from auth_svc.idempotency import IdempotentCalls
 from auth_svc.proto import ROLES, user_to_proto
 from boxoffice.auth.v1 import user_pb2, user_service_pb2, user_service_pb2_grpc
 from mesh import paging
@@ -18,23 +19,21 @@ from mesh.rpc.call import caller
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
-# Without UNSPECIFIED: what is left out is None.
+# ROLE_UNSPECIFIED has no entry: an omitted role is None.
 _ROLES_FROM = {number: role for role, number in ROLES.items()}
 
 
 class UserServicer(user_service_pb2_grpc.UserServiceServicer):
-    """Looking after accounts, for admins."""
-
     def __init__(
         self,
-        calls: IdempotentCalls,
+        idempotent: IdempotentCalls,
         database: Database,
         clock: Clock,
         *,
         unusable_hash: str,
         access_lifetime: timedelta,
     ) -> None:
-        self._calls = calls
+        self._idempotent = idempotent
         self._database = database
         self._clock = clock
         self._unusable_hash = unusable_hash
@@ -66,36 +65,30 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
     async def UpdateUser(
         self, request: user_service_pb2.UpdateUserRequest, context: _Context
     ) -> user_pb2.User:
-        async def update(keep: Keep) -> user_pb2.User:
-            async with self._database.transaction() as connection:
-                user = await users.update_user(
-                    connection,
-                    user_id=UUID(request.user_id),
-                    role=_ROLES_FROM.get(request.role),
-                    is_active=request.is_active if request.HasField("is_active") else None,
-                    access_lifetime=self._access_lifetime,
-                    now=self._clock(),
-                )
-                answer = user_to_proto(user)
-                await keep(connection, user.user_id, answer)
-            return answer
+        async def update(connection: AsyncConnection) -> tuple[UUID, user_pb2.User]:
+            user = await users.update_user(
+                connection,
+                user_id=UUID(request.user_id),
+                role=_ROLES_FROM.get(request.role),
+                is_active=request.is_active if request.HasField("is_active") else None,
+                access_lifetime=self._access_lifetime,
+                now=self._clock(),
+            )
+            return user.user_id, user_to_proto(user)
 
-        return await self._calls.once(caller().user(), request, user_pb2.User, update)
+        return await self._idempotent.run_once(caller().user(), request, user_pb2.User, update)
 
     async def EraseUser(
         self, request: user_service_pb2.EraseUserRequest, context: _Context
     ) -> user_pb2.User:
-        async def erase(keep: Keep) -> user_pb2.User:
-            async with self._database.transaction() as connection:
-                user = await erasure.erase(
-                    connection,
-                    user_id=UUID(request.user_id),
-                    unusable_hash=self._unusable_hash,
-                    access_lifetime=self._access_lifetime,
-                    now=self._clock(),
-                )
-                answer = user_to_proto(user)
-                await keep(connection, user.user_id, answer)
-            return answer
+        async def erase(connection: AsyncConnection) -> tuple[UUID, user_pb2.User]:
+            user = await erasure.erase(
+                connection,
+                user_id=UUID(request.user_id),
+                unusable_hash=self._unusable_hash,
+                access_lifetime=self._access_lifetime,
+                now=self._clock(),
+            )
+            return user.user_id, user_to_proto(user)
 
-        return await self._calls.once(caller().user(), request, user_pb2.User, erase)
+        return await self._idempotent.run_once(caller().user(), request, user_pb2.User, erase)

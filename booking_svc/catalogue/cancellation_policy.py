@@ -1,7 +1,7 @@
-"""Cancellation policies: what cancelling a confirmed booking gives back.
+"""Cancellation policies: the refund of a cancelled confirmed booking.
 
-A policy is copied into each booking when it is placed. Times are instants, so that
-daylight saving changes nothing.
+Each booking stores a copy of the policy from when it was placed. Times are instants, so daylight
+saving does not change them.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from mesh.money import Money
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """From so long before the start on, `percent` is refunded.
+    """`percent` is refunded until `before_start` before the start.
 
-    With `exclusive`, exactly that long before the start already belongs to the next tier.
+    That instant itself belongs to this tier, or with `exclusive` to the next one.
     """
 
     before_start: timedelta
@@ -25,14 +25,14 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Tiered:
-    """By the time left before the start; nearer than the last tier is refused."""
+    """Tiers, earliest first. After the last tier's time, cancelling is refused."""
 
     tiers: tuple[Tier, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PurchaseWindow:
-    """Everything for so long after the confirmation, then refused."""
+    """A full refund for `window` after the confirmation; then cancelling is refused."""
 
     window: timedelta
 
@@ -50,17 +50,16 @@ STANDARD_WINDOW = PurchaseWindow(timedelta(hours=24))
 
 
 def standard(*, is_dated: bool) -> Policy:
-    """The policy of an event that names none."""
+    """The default policy of an event."""
     return STANDARD_TIERS if is_dated else STANDARD_WINDOW
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What cancelling gives back at a moment.
+    """The terms of cancelling at a given time. Without `is_open` cancelling is refused.
 
-    `is_open` is False when it is refused. `deadline` is the last instant of these terms,
-    or, once they are closed, the last one at which cancelling was possible; None when
-    there is no such instant.
+    `deadline` is the last instant of these terms; without `is_open` it is the last instant at
+    which cancelling was possible. None when there is no such instant.
     """
 
     is_open: bool
@@ -68,13 +67,13 @@ class Terms:
     deadline: datetime | None
 
     def refund_minor(self, paid_minor: int) -> int:
-        """The part of an amount that goes back, in minor units, a half rounded up."""
+        """The refunded part of an amount, in minor units, rounded half up."""
         return (paid_minor * self.percent + 50) // 100
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What cancelling would give back now; `deadline` as in Terms."""
+    """The refund that cancelling now would grant; `deadline` as in Terms."""
 
     refundable: bool
     amount: Money
@@ -86,24 +85,24 @@ class Preview:
 def terms(
     policy: Policy, *, start_time: datetime | None, confirm_time: datetime, now: datetime
 ) -> Terms:
-    """The terms at `now` for a booking confirmed at `confirm_time` of an event."""
+    """The terms at `now` of a booking confirmed at `confirm_time`."""
     if isinstance(policy, PurchaseWindow):
         deadline = confirm_time + policy.window
         return Terms(True, 100, deadline) if now <= deadline else Terms(False, 0, deadline)
     if not policy.tiers:
         return Terms(False, 0, None)
     if start_time is None:
-        # Never nearer to the start than the first tier.
+        # Without a start time the first tier applies at all times.
         return Terms(True, policy.tiers[0].percent, None)
-    left = start_time - now
+    remaining = start_time - now
     for tier in policy.tiers:
-        if left > tier.before_start or (left == tier.before_start and not tier.exclusive):
+        if remaining > tier.before_start or (remaining == tier.before_start and not tier.exclusive):
             return Terms(True, tier.percent, start_time - tier.before_start)
     return Terms(False, 0, start_time - policy.tiers[-1].before_start)
 
 
 def to_json(policy: Policy) -> dict[str, Any]:
-    """As it is stored; durations in seconds."""
+    """The stored form; durations in seconds."""
     if isinstance(policy, PurchaseWindow):
         return {"window": policy.window.total_seconds()}
     return {
@@ -119,7 +118,7 @@ def to_json(policy: Policy) -> dict[str, Any]:
 
 
 def from_json(stored: dict[str, Any]) -> Policy:
-    """What to_json stored."""
+    """The policy of a stored form."""
     if "window" in stored:
         return PurchaseWindow(timedelta(seconds=stored["window"]))
     return Tiered(

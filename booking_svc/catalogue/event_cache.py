@@ -1,6 +1,6 @@
-"""Events as most read them: from Redis when it is there, from the database when it is not.
+"""Events cached in Redis, for GetEvent. Without Redis they come from the database.
 
-For showing only. What sells reads the database, in its transaction.
+Bookings read the event from the database, in their own transaction.
 """
 
 from uuid import UUID
@@ -12,7 +12,7 @@ from booking_svc.catalogue.events import Event
 from mesh.db.database import Database
 from mesh.redis.cache import Cache
 
-# Changes are told at once; this bounds what a process that died in between can leave behind.
+# A change deletes the entry at once. This bounds stale reads after a crash before the delete.
 TTL_SECONDS = 10
 
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
@@ -33,7 +33,7 @@ class EventCache:
         return await self._cache.read(_key(event_id), _EVENTS, read, ttl_seconds=TTL_SECONDS)
 
     async def forget(self, event_id: UUID) -> None:
-        """The event has changed, and the change is committed."""
+        """Deletes the cached event. Call it after the commit of a change."""
         await self._cache.delete(_key(event_id))
 
 

@@ -1,7 +1,4 @@
-"""The cancellation of an event, as the catalogue records it.
-
-The bookings package counts, cancels and refunds the bookings of each recorded event.
-"""
+"""Records of cancelled events. The bookings package cancels and refunds their bookings."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +15,7 @@ DEFAULT_REASON = "the event does not take place"
 
 
 class State(StrEnum):
-    """CANCELLING until no live booking is left, REFUNDING until no refund is pending."""
+    """CANCELLING while live bookings remain, REFUNDING while refunds are pending, then DONE."""
 
     CANCELLING = "CANCELLING"
     REFUNDING = "REFUNDING"
@@ -27,7 +24,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a cancellation has come. `bookings_found` is 0 before its first batch."""
+    """Progress of an event's cancellation. `bookings_found` is 0 before its first batch."""
 
     event_id: UUID
     reason: str
@@ -49,9 +46,9 @@ class Progress:
 
 
 async def begin(connection: AsyncConnection, *, event_id: UUID, reason: str, now: datetime) -> None:
-    """Records that all bookings of an event are to be cancelled.
+    """Records that all bookings of an event must be cancelled. Repeating it changes nothing.
 
-    Call it in the transaction that cancels the event. Repeating it changes nothing.
+    Call it in the transaction that cancels the event.
     """
     await connection.execute(
         postgresql.insert(event_cancellations)

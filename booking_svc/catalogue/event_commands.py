@@ -1,8 +1,7 @@
-"""What the staff does to events, across the catalogue and the ledger.
+"""Commands of the staff on events: each changes the catalogue and the stock ledger.
 
-No transaction is open during a call to stock_svc. Between any two steps the process may
-die: the catalogue never names stock that the ledger does not know, and stock that no event
-sells is taken out again (unwanted_stock.py).
+No transaction is open during a call to stock_svc. The process may stop between any two steps:
+an event always has its stock in the ledger, and orphaned_stock.py removes stock without an event.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,14 +35,14 @@ from mesh.db.idempotent import IdempotentWrites, Key, Store
 from mesh.errors import DomainError, Reason
 
 Encode = Callable[[Event, Availability], bytes]
-"""An event as the client gets it."""
+"""Serialises an event for the client."""
 
-# Longer than a change of the stock can take.
-_CHANGING = timedelta(seconds=15)
+# Longer than a change of stock can take: the servicer ends it after 9.5 seconds.
+_CHANGE_LOCK = timedelta(seconds=15)
 
 
 class EventCommands:
-    """`on_change` hears of each event that was changed or removed, once that is durable."""
+    """`on_change` is called after the commit with the id of each changed or deleted event."""
 
     def __init__(
         self,
@@ -61,9 +60,10 @@ class EventCommands:
         self._on_change = on_change
 
     async def create(self, *, new: NewEvent, key: Key | None, encode: Encode) -> bytes:
-        """Puts an event on sale, once per key. Returns it as `encode` makes it.
+        """Creates an event with its stock, once per key. Returns it as `encode` serialises it.
 
-        Raises VALIDATION_FAILED that names every fault, AUDITORIUM_NOT_FOUND, SHOWTIME_OVERLAP.
+        Raises VALIDATION_FAILED with every violation, AUDITORIUM_NOT_FOUND, SHOWTIME_OVERLAP, or
+        DEPENDENCY_UNAVAILABLE when defining the stock took too long.
         """
         return await self._writes.run_steps_once(
             key, lambda store: self._create(new, encode, store)
@@ -79,7 +79,7 @@ class EventCommands:
                 due_time=now + orphaned_stock.CREATING,
                 taken=False,
             )
-        # Stock first: dying in between leaves stock that no event sells, and not the reverse.
+        # Stock first: a crash in between leaves stock without an event, which is removed later.
         await self._stock.define(
             event_id=plan.event.event_id,
             pools=plan.pools,
@@ -106,10 +106,10 @@ class EventCommands:
     async def update(
         self, *, event_id: UUID, change: EventChange, etag: str | None
     ) -> tuple[Event, Availability]:
-        """Changes an event, in the catalogue and in the ledger.
+        """Changes an event in the catalogue and its stock in the ledger.
 
         Raises EVENT_NOT_FOUND, EVENT_CHANGED, EVENT_STATE_INVALID, SHOWTIME_OVERLAP, or
-        VALIDATION_FAILED that names every fault.
+        VALIDATION_FAILED with every violation.
         """
         now = self._clock()
         async with self._database.transaction() as connection:
@@ -122,7 +122,7 @@ class EventCommands:
                 now=now,
             )
             if plan.changes_stock:
-                await _prepare(connection, plan, now)
+                await _lock_for_stock_change(connection, plan, now)
             else:
                 await _write(connection, plan.event, now)
         changed = await self._change_stock(plan) if plan.changes_stock else plan.event
@@ -130,7 +130,7 @@ class EventCommands:
         return changed, await self._stock.availability(event_id=event_id, with_seats=False)
 
     async def _change_stock(self, plan: ChangePlan) -> Event:
-        """The ledger agrees, or nothing changes."""
+        """Changes the stock, then the event; neither when the ledger refuses."""
         event_id = plan.event.event_id
         try:
             await self._stock.update(
@@ -143,27 +143,27 @@ class EventCommands:
             )
         except DomainError as refusal:
             async with self._database.transaction() as connection:
-                await _release(connection, event_id)
+                await _unlock(connection, event_id)
             if refusal.reason is Reason.VALIDATION_FAILED:
-                raise plan.in_the_request(refusal) from None
+                raise plan.with_request_fields(refusal) from None
             raise
-        left = await self._stock.availability(event_id=event_id, with_seats=False)
+        availability = await self._stock.availability(event_id=event_id, with_seats=False)
         now = self._clock()
         async with self._database.transaction() as connection:
             event = await events.get(connection, event_id=event_id, lock=True)
             if event.revision != plan.event.revision - 1:
-                raise _changed(event)
+                raise _event_changed(event)
             await _write(connection, plan.event, now)
-            await _release(connection, event_id)
-            await _keep_levels(connection, plan.event, left)
-            await stock_projection.follow(connection, event_ids=[event_id], now=now)
+            await _unlock(connection, event_id)
+            await _store_levels(connection, plan.event, availability)
+            await stock_projection.update_events(connection, event_ids=[event_id], now=now)
             return await events.get(connection, event_id=event_id)
 
     async def delete(self, *, event_id: UUID) -> None:
-        """Removes an event that was never booked. Raises EVENT_NOT_FOUND, EVENT_STATE_INVALID."""
+        """Deletes an event that was never booked. Raises EVENT_NOT_FOUND, EVENT_STATE_INVALID."""
         now = self._clock()
         async with self._database.transaction() as connection:
-            # For all of it, also for keys: nobody may book it from now on.
+            # The strongest row lock: it also excludes inserts of bookings, which refer to the row.
             locked = await connection.execute(
                 sa.select(events_table.c.event_id)
                 .where(events_table.c.event_id == event_id)
@@ -175,13 +175,13 @@ class EventCommands:
                 for table in (offers, levels_table, event_cancellations, events_table):
                     await connection.execute(sa.delete(table).where(table.c.event_id == event_id))
             except sa.exc.IntegrityError as error:
-                # A booking refers to the event by a foreign key.
+                # Bookings refer to the event by a foreign key.
                 if isinstance(error.orig, ForeignKeyViolation):
                     raise DomainError(
                         Reason.EVENT_STATE_INVALID, "the event has bookings: cancel it instead"
                     ) from None
                 raise
-            # A buyer who holds places already cannot book them any more, and they lapse.
+            # A reservation without a booking expires: its booking can no longer be inserted.
             await orphaned_stock.schedule_removal(
                 connection, event_id=event_id, due_time=now, taken=True
             )
@@ -190,43 +190,45 @@ class EventCommands:
     async def set_status(
         self, *, event_id: UUID, to: Status, reason: str = ""
     ) -> tuple[Event, Availability]:
-        """Does what the staff says. Raises EVENT_NOT_FOUND or EVENT_STATE_INVALID."""
+        """Changes the status of an event. Raises EVENT_NOT_FOUND or EVENT_STATE_INVALID."""
         async with self._database.reading() as connection:
             await events.get(connection, event_id=event_id)
-        left = await self._stock.availability(event_id=event_id, with_seats=False)
+        availability = await self._stock.availability(event_id=event_id, with_seats=False)
         async with self._database.transaction() as connection:
             event = await event_status.set_status(
                 connection,
                 event_id=event_id,
                 to=to,
-                available=left.available,
+                available=availability.available,
                 reason=reason,
                 now=self._clock(),
             )
         self._on_change(event_id)
-        return event, left
+        return event, availability
 
 
 async def _refuse_stale(
     connection: AsyncConnection, event: Event, etag: str | None, now: datetime
 ) -> None:
     if etag and etag.removeprefix("W/").strip('"') not in ("*", event.etag):
-        raise _changed(event)
+        raise _event_changed(event)
     until = await connection.scalar(
         sa.select(events_table.c.changing_until).where(events_table.c.event_id == event.event_id)
     )
     if until is not None and until > now:
         raise DomainError(
             Reason.EVENT_CHANGED,
-            "the event is being changed by somebody else",
+            "another change of the event is in progress: try again",
             etag=event.etag,
             retry_after_seconds=1,
         )
 
 
-def _changed(event: Event) -> DomainError:
+def _event_changed(event: Event) -> DomainError:
     return DomainError(
-        Reason.EVENT_CHANGED, "the event has changed: read it again", etag=event.etag
+        Reason.EVENT_CHANGED,
+        "the event has changed since it was read: read it again",
+        etag=event.etag,
     )
 
 
@@ -236,19 +238,21 @@ async def _seat_types(connection: AsyncConnection, event: Event) -> Mapping[UUID
     return await venues.seat_types(connection, auditorium_id=event.auditorium_id)
 
 
-async def _prepare(connection: AsyncConnection, plan: ChangePlan, now: datetime) -> None:
-    """Nothing but the ledger may refuse from now on, and no other change may begin."""
+async def _lock_for_stock_change(
+    connection: AsyncConnection, plan: ChangePlan, now: datetime
+) -> None:
+    """Checks that the database accepts the change, and locks the event against other changes."""
     async with connection.begin_nested() as trial:
         await events.update(connection, event=plan.event)
         await trial.rollback()
     await connection.execute(
         sa.update(events_table)
         .where(events_table.c.event_id == plan.event.event_id)
-        .values(changing_until=now + _CHANGING)
+        .values(changing_until=now + _CHANGE_LOCK)
     )
 
 
-async def _release(connection: AsyncConnection, event_id: UUID) -> None:
+async def _unlock(connection: AsyncConnection, event_id: UUID) -> None:
     await connection.execute(
         sa.update(events_table)
         .where(events_table.c.event_id == event_id)
@@ -265,10 +269,12 @@ async def _write(connection: AsyncConnection, event: Event, now: datetime) -> No
     )
 
 
-async def _keep_levels(connection: AsyncConnection, event: Event, left: Availability) -> None:
-    """What the ledger has told at once; its stream tells the rest."""
+async def _store_levels(
+    connection: AsyncConnection, event: Event, availability: Availability
+) -> None:
+    """Stores the stock levels at once; later ones come from the ledger's stream."""
     rows = postgresql.insert(levels_table)
-    own = {offer.pool_id for offer in event.offers}
+    pool_ids = {offer.pool_id for offer in event.offers}
     await connection.execute(
         rows.on_conflict_do_update(
             index_elements=[levels_table.c.event_id, levels_table.c.pool_id],
@@ -283,7 +289,7 @@ async def _keep_levels(connection: AsyncConnection, event: Event, left: Availabi
                 "available": pool.available,
                 "version": pool.version,
             }
-            for pool_id, pool in sorted(left.pools.items())
-            if pool_id in own
+            for pool_id, pool in sorted(availability.pools.items())
+            if pool_id in pool_ids
         ],
     )

@@ -1,4 +1,4 @@
-"""Lists of events: filters, text, keyset pages, and how many there are."""
+"""Lists of events: filters, full-text search, keyset pages and total counts."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from booking_svc.clients.ports import Availability
 from mesh.paging import from_token, to_token
 
 COUNTED_EXACTLY = 1_000
-"""Up to here the number of events is counted with each page."""
+"""Totals up to this number are counted for each page."""
 
 TOTAL_LIFETIME = timedelta(seconds=10)
-"""Beyond, a count is so old at most: counting 100,000 rows takes longer than the page."""
+"""Age limit of a larger total: counting 100,000 rows takes longer than reading the page."""
 
-_TOTALS_KEPT = 1_000
+_MAX_CACHED_TOTALS = 1_000
 _UNDATED = "infinity"
 _LISTED = [status for status in Status if status is not Status.DRAFT]
 
@@ -32,7 +32,7 @@ _Columns = sa.ColumnCollection[str, sa.ColumnElement[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What must hold for the events of a list."""
+    """Conditions on the events of a list; None means no condition."""
 
     status: Status | None = None
     starts_after: datetime | None = None
@@ -43,33 +43,33 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedEvent:
     event: Event
-    left: Availability
+    availability: Availability
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    events: tuple[Listed, ...]
+    events: tuple[ListedEvent, ...]
     next_page_token: str
     total_size: int
 
 
 class Totals:
-    """How many events there were for some filters a moment ago. One per process."""
+    """Caches large totals by filters, for TOTAL_LIFETIME. One instance per process."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Filters, tuple[int, datetime]] = OrderedDict()
+        self._totals: OrderedDict[Filters, tuple[int, datetime]] = OrderedDict()
 
     def get(self, filters: Filters, now: datetime) -> int | None:
-        count, counted = self._known.get(filters, (0, None))
-        return count if counted is not None and now - counted < TOTAL_LIFETIME else None
+        count, count_time = self._totals.get(filters, (0, None))
+        return count if count_time is not None and now - count_time < TOTAL_LIFETIME else None
 
     def put(self, filters: Filters, count: int, now: datetime) -> None:
-        self._known[filters] = (count, now)
-        self._known.move_to_end(filters)
-        while len(self._known) > _TOTALS_KEPT:
-            self._known.popitem(last=False)
+        self._totals[filters] = (count, now)
+        self._totals.move_to_end(filters)
+        while len(self._totals) > _MAX_CACHED_TOTALS:
+            self._totals.popitem(last=False)
 
 
 async def list_page(
@@ -81,89 +81,86 @@ async def list_page(
     totals: Totals,
     now: datetime,
 ) -> Page:
-    """A page of events by their start, the undated last.
+    """A page of events by start time, events without one last.
 
-    Raises VALIDATION_FAILED for a token that is not of this list with these filters.
+    Raises VALIDATION_FAILED for a page token of another list or of other filters.
     """
     scope = f"events {astuple(filters)}"
     after = from_token(page_token, 2, scope=scope)
     text = await search.condition(connection, query=filters.query)
-    known = totals.get(filters, now)
-    few = None
-    if filters.query and known is None:
-        few = await _few(connection, filters, text, after, page_size + 1)
-    if few is None:
+    cached_total = totals.get(filters, now)
+    search_result = None
+    if filters.query and cached_total is None:
+        search_result = await _search_first(connection, filters, text, after, page_size + 1)
+    if search_result is None:
         matching = sa.and_(_matching(events_table.c, filters), text)
-        wanted: sa.ColumnElement[bool] = matching & _after(events_table.c, after)
-        total = known or await _count(connection, filters, matching, totals, now)
+        on_page: sa.ColumnElement[bool] = matching & _after(events_table.c, after)
+        total = cached_total or await _count(connection, filters, matching, totals, now)
     else:
-        wanted, total = few
+        on_page, total = search_result
     rows = (
         await connection.execute(
-            events.selected.where(wanted)
+            events.selected.where(on_page)
             .order_by(events_table.c.sort_time, events_table.c.event_id)
             .limit(page_size + 1)
         )
     ).all()
-    found = [events.from_row(row) for row in rows[:page_size]]
-    availability_of = await stock_projection.availability_of(connection, events=found)
-    more = len(rows) > page_size
+    shown = [events.from_row(row) for row in rows[:page_size]]
+    availability_of = await stock_projection.availability_of(connection, events=shown)
     return Page(
-        tuple(Listed(event, availability_of[event.event_id]) for event in found),
-        _token(found, scope) if more else "",
+        tuple(ListedEvent(event, availability_of[event.event_id]) for event in shown),
+        _token(shown[-1], scope) if len(rows) > page_size else "",
         total,
     )
 
 
-def _token(found: Sequence[Event], scope: str) -> str:
-    last = found[-1]
+def _token(last: Event, scope: str) -> str:
     start = _UNDATED if last.start_time is None else last.start_time.isoformat()
     return to_token(start, str(last.event_id), scope=scope)
 
 
-def _after(of: _Columns, after: Sequence[str] | None) -> sa.ColumnElement[bool]:
-    """What comes after the last event of the page before."""
+def _after(columns: _Columns, after: Sequence[str] | None) -> sa.ColumnElement[bool]:
+    """Events after the last one of the previous page."""
     if after is None:
         return sa.true()
     start, event_id = after
-    return sa.tuple_(of.sort_time, of.event_id) > sa.tuple_(
+    return sa.tuple_(columns.sort_time, columns.event_id) > sa.tuple_(
         sa.cast(sa.literal(start, sa.Text), sa.DateTime(timezone=True)),
         sa.literal(UUID(event_id), sa.UUID()),
     )
 
 
-def _matching(of: _Columns, filters: Filters) -> sa.ColumnElement[bool]:
-    """What the filters say, without their text."""
+def _matching(columns: _Columns, filters: Filters) -> sa.ColumnElement[bool]:
+    """Events that match the filters, apart from the full-text query."""
     statuses = _LISTED if filters.status is None else [filters.status]
-    matching: sa.ColumnElement[bool] = of.current_status.in_(statuses)
+    matching: sa.ColumnElement[bool] = columns.current_status.in_(statuses)
     if filters.starts_after is not None:
-        # As the index has it, which says of the undated that they start never.
-        dated = of.sort_time < sa.literal_column(f"'{_UNDATED}'::timestamptz")
-        matching &= (of.sort_time >= filters.starts_after) & dated
+        # The index sorts events without a start time at infinity.
+        dated = columns.sort_time < sa.literal_column(f"'{_UNDATED}'::timestamptz")
+        matching &= (columns.sort_time >= filters.starts_after) & dated
     if filters.starts_before is not None:
-        matching &= of.sort_time < filters.starts_before
+        matching &= columns.sort_time < filters.starts_before
     if filters.production_id is not None:
-        matching &= of.production_id == filters.production_id
+        matching &= columns.production_id == filters.production_id
     if filters.venue_id is not None:
-        matching &= of.venue_id == filters.venue_id
+        matching &= columns.venue_id == filters.venue_id
     return matching
 
 
-async def _few(
+async def _search_first(
     connection: AsyncConnection,
     filters: Filters,
     text: sa.ColumnElement[bool],
     after: Sequence[str] | None,
     limit: int,
 ) -> tuple[sa.ColumnElement[bool], int] | None:
-    """The next events by their ids, and how many there are in all; None when the text finds
-    too many.
+    """The page's events by id and the total; None when the text matches over COUNTED_EXACTLY.
 
-    The text alone comes first: the planner does not know how rare a word is, and would walk
-    through all events in their order, or of a status, to find the few.
+    Evaluates the text before the other filters: the planner cannot estimate how rare a word is,
+    and would scan all events in list order, or all of one status.
     """
     table = events_table.c
-    found = (
+    text_matches = (
         sa.select(
             table.event_id,
             table.sort_time,
@@ -173,25 +170,25 @@ async def _few(
         )
         .where(text)
         .limit(COUNTED_EXACTLY + 1)
-        .cte("found")
+        .cte("text_matches")
         .prefix_with("MATERIALIZED")
     )
-    matching = _matching(found.c, filters)
+    matching = _matching(text_matches.c, filters)
     page = (
-        sa.select(found.c.event_id)
-        .where(matching, _after(found.c, after))
-        .order_by(found.c.sort_time, found.c.event_id)
+        sa.select(text_matches.c.event_id)
+        .where(matching, _after(text_matches.c, after))
+        .order_by(text_matches.c.sort_time, text_matches.c.event_id)
         .limit(limit)
     )
     count = sa.func.count()
-    ids, of_text, total = (
+    ids, text_match_count, total = (
         await connection.execute(
             sa.select(
                 sa.func.array(page.scalar_subquery()), count, count.filter(matching)
-            ).select_from(found)
+            ).select_from(text_matches)
         )
     ).one()
-    if of_text > COUNTED_EXACTLY:
+    if text_match_count > COUNTED_EXACTLY:
         return None
     return table.event_id == sa.any_(sa.literal(ids, postgresql.ARRAY(sa.UUID()))), total
 
@@ -203,12 +200,12 @@ async def _count(
     totals: Totals,
     now: datetime,
 ) -> int:
-    some = sa.select(sa.literal(1)).select_from(events_table).where(matching)
-    counted = await connection.scalar(
-        sa.select(sa.func.count()).select_from(some.limit(COUNTED_EXACTLY + 1).subquery())
+    rows = sa.select(sa.literal(1)).select_from(events_table).where(matching)
+    count = await connection.scalar(
+        sa.select(sa.func.count()).select_from(rows.limit(COUNTED_EXACTLY + 1).subquery())
     )
-    if counted is None or counted <= COUNTED_EXACTLY:
-        return counted or 0
+    if count is None or count <= COUNTED_EXACTLY:
+        return count or 0
     total = (
         await connection.execute(
             sa.select(sa.func.count()).select_from(events_table).where(matching)

@@ -1,7 +1,7 @@
-"""The life of an event: what the staff may make of it, and how it follows the clock.
+"""The status of an event: changes by the staff and transitions by time.
 
-`events.status` is what was said, `events.current_status` what holds: the latter is kept
-for lists, and at most one turn of the loop behind.
+Column `status` is set by the staff; `current_status` is derived from it, the clock and the stock.
+Lists read `current_status`, which lags the clock by at most one run of the periodic job.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from mesh.errors import DomainError, Reason
 INTERVAL_SECONDS = 0.5
 _BATCH = 500
 
-# What the staff may make of an event, by what it is now. Published and resumed, an event
-# is what the clock and the stock make of it then.
+# The status changes that the staff may request, by current status. After publishing (DRAFT to
+# UPCOMING) and resuming (PAUSED to ON_SALE), clock and stock decide the status that clients see.
 MOVES: dict[Status, dict[Status, StaffStatus]] = {
     Status.DRAFT: {Status.UPCOMING: StaffStatus.OPEN},
     Status.UPCOMING: {Status.CANCELLED: StaffStatus.CANCELLED},
@@ -44,11 +44,10 @@ async def set_status(
     reason: str = "",
     now: datetime,
 ) -> Event:
-    """Does what the staff says; the status that the event has already changes nothing.
+    """Changes the status of an event. Setting the current status again changes nothing.
 
-    Cancelling has all its bookings cancelled too, for `reason`.
-
-    Raises EVENT_NOT_FOUND, or EVENT_STATE_INVALID that names the legal ones.
+    Cancelling also cancels all bookings of the event, with `reason`.
+    Raises EVENT_NOT_FOUND, or EVENT_STATE_INVALID with the allowed statuses.
     """
     event = await events.get(connection, event_id=event_id, lock=True)
     status = event.status_at(now, available=available)
@@ -59,8 +58,8 @@ async def set_status(
         allowed = sorted(MOVES[status])
         raise DomainError(
             Reason.EVENT_STATE_INVALID,
-            f"an event that is {status} cannot become {to}, but "
-            + (", ".join(allowed) or "nothing"),
+            f"the status cannot change from {status} to {to}, only to "
+            + (", ".join(allowed) or "none"),
             status=status,
             allowed=",".join(allowed),
         )
@@ -84,9 +83,9 @@ async def set_status(
 
 
 async def apply_due_transitions(connection: AsyncConnection, *, now: datetime) -> int:
-    """Turns the events whose time has come, a batch of them. Returns how many.
+    """Applies a batch of status transitions whose time has come. Returns how many.
 
-    Safe in several processes at once.
+    Any number of processes may call it at the same time.
     """
     due = (
         sa.select(events_table.c.event_id)
@@ -95,16 +94,16 @@ async def apply_due_transitions(connection: AsyncConnection, *, now: datetime) -
         .limit(_BATCH)
         .with_for_update(skip_locked=True)
     )
-    turned = await connection.execute(
+    updated = await connection.execute(
         sa.update(events_table)
         .where(events_table.c.event_id.in_(due))
         .values(**derived_columns(now))
     )
-    return turned.rowcount
+    return updated.rowcount
 
 
 def derived_columns(now: datetime) -> dict[str, sa.ColumnElement[object]]:
-    """`Event.status_at` and `Event.turn_after` in SQL, for many events at once."""
+    """`Event.status_at` and `Event.next_transition_after` in SQL, for an update of many events."""
     table = events_table.c
     is_fixed = table.status.in_([StaffStatus.CANCELLED, StaffStatus.DRAFT])
     is_over = sa.and_(table.sale_end_time.is_not(None), table.sale_end_time <= now)
@@ -127,8 +126,8 @@ def derived_columns(now: datetime) -> dict[str, sa.ColumnElement[object]]:
 
 
 async def run_once(database: Database, clock: Clock) -> None:
-    """One turn of the background loop."""
+    """Applies a batch of due transitions; waits if none may be left. For a background loop."""
     async with database.transaction() as connection:
-        turned = await apply_due_transitions(connection, now=clock())
-    if turned < _BATCH:
+        transitions = await apply_due_transitions(connection, now=clock())
+    if transitions < _BATCH:
         await asyncio.sleep(INTERVAL_SECONDS)

@@ -1,7 +1,6 @@
-"""What an event is, how it is written and read. Stock is the ledger's.
+"""Events and their offers: their values, their status, and their rows.
 
-New ones are checked in event_plans.py, lists are made in event_listing.py, and what the
-staff may do to one is in event_status.py.
+Field rules are in event_rules.py, lists in event_listing.py, status changes in event_status.py.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -27,7 +26,7 @@ _OVERLAP_CONSTRAINT = "events_no_overlap_excl"
 
 
 class StaffStatus(StrEnum):
-    """What the staff has said of an event: the column `status`. The rest follows by itself."""
+    """The status that the staff sets, in the column `status`. `Event.status_at` derives the rest."""
 
     DRAFT = "DRAFT"
     OPEN = "UPCOMING"
@@ -36,7 +35,7 @@ class StaffStatus(StrEnum):
 
 
 class Status(StrEnum):
-    """Where an event is in its life."""
+    """The status of an event as clients see it."""
 
     DRAFT = "DRAFT"
     UPCOMING = "UPCOMING"
@@ -61,7 +60,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event. `staff_status` is what the staff has said; `status_at` is what holds."""
+    """An event. `staff_status` is set by the staff; `status_at` is what clients see."""
 
     event_id: UUID
     name: str
@@ -83,16 +82,16 @@ class Event:
     revision: int
     create_time: datetime
     update_time: datetime
-    # Over all offers; None is no limit.
+    # Across all offers; None means no limit.
     per_customer_limit: int | None = None
 
     @property
     def etag(self) -> str:
-        """Another one after every change; the header ETag has it in quotes."""
+        """Differs after every change. The ETag header has it in quotes."""
         return str(self.revision)
 
     def status_at(self, now: datetime, *, available: int) -> Status:
-        """The event's status, following the sale window and the stock."""
+        """The event's status, from the sale window and the available stock."""
         if self.staff_status in (StaffStatus.CANCELLED, StaffStatus.DRAFT):
             return Status(self.staff_status)
         if self.sale_end_time is not None and now >= self.sale_end_time:
@@ -104,7 +103,7 @@ class Event:
         return Status.ON_SALE if available > 0 else Status.SOLD_OUT
 
     def next_transition_after(self, now: datetime) -> datetime | None:
-        """When the clock changes the status next; None when it never does."""
+        """When the status changes next by time; None when time changes it no more."""
         if self.staff_status in (StaffStatus.CANCELLED, StaffStatus.DRAFT):
             return None
         if self.staff_status is StaffStatus.OPEN and now < self.sale_start_time:
@@ -114,7 +113,7 @@ class Event:
         return None
 
     def refuse_unless_on_sale(self, now: datetime) -> None:
-        """Raises SALE_NOT_ACTIVE, with the sale's times, when nothing can be booked now."""
+        """Raises SALE_NOT_ACTIVE with the sale's times, unless the sale is open."""
         status = self.status_at(now, available=1)
         if status is not Status.ON_SALE:
             raise DomainError(
@@ -136,9 +135,9 @@ class Event:
 async def insert(
     connection: AsyncConnection, *, event: Event, capacities: Mapping[UUID, int], now: datetime
 ) -> None:
-    """Writes a planned event; `capacities` are those of its pools.
+    """Inserts a planned event; `capacities` are those of its pools.
 
-    Raises SHOWTIME_OVERLAP when the auditorium is taken then.
+    Raises SHOWTIME_OVERLAP when the auditorium has another event at that time.
     """
     words = search.words_of(event.name, event.description, event.venue_name or "")
     try:
@@ -152,14 +151,14 @@ async def insert(
                 current_status=event.status_at(now, available=1),
                 next_transition_time=event.next_transition_after(now),
                 create_time=event.create_time,
-                **changing_columns(event),
+                **_changeable_columns(event),
                 search=search.vector(words),
             )
         )
     except sa.exc.IntegrityError as error:
-        raise overlap(error, event.auditorium_id) or error from None
+        raise _overlap(error, event.auditorium_id) or error from None
     await search.learn(connection, words=words)
-    await connection.execute(offers.insert(), offer_rows(event))
+    await connection.execute(offers.insert(), _offer_rows(event))
     await connection.execute(
         stock_levels.insert(),
         [
@@ -176,34 +175,34 @@ async def insert(
 
 
 async def update(connection: AsyncConnection, *, event: Event) -> None:
-    """Writes a changed event over the one that is there; its row is locked.
+    """Writes a changed event, whose row the caller has locked.
 
-    Raises SHOWTIME_OVERLAP when the auditorium is taken then. What it repeats of clock and
-    stock the caller brings up to date.
+    The caller also updates the columns derived from clock and stock (event_status.py).
+    Raises SHOWTIME_OVERLAP when the auditorium has another event at that time.
     """
     words = search.words_of(event.name, event.description, event.venue_name or "")
     try:
         await connection.execute(
             sa.update(events)
             .where(events.c.event_id == event.event_id)
-            .values(**changing_columns(event), search=search.vector(words))
+            .values(**_changeable_columns(event), search=search.vector(words))
         )
     except sa.exc.IntegrityError as error:
-        raise overlap(error, event.auditorium_id) or error from None
+        raise _overlap(error, event.auditorium_id) or error from None
     await search.learn(connection, words=words)
     rows = postgresql.insert(offers)
-    changing = ("name", "price_minor", "capacity", "per_customer_limit", "max_per_booking")
+    updated = ("name", "price_minor", "capacity", "per_customer_limit", "max_per_booking")
     await connection.execute(
         rows.on_conflict_do_update(
             index_elements=[offers.c.event_id, offers.c.offer_id],
-            set_={name: rows.excluded[name] for name in changing},
+            set_={name: rows.excluded[name] for name in updated},
         ),
-        offer_rows(event),
+        _offer_rows(event),
     )
 
 
-def changing_columns(event: Event) -> dict[str, Any]:
-    """The columns that an update may change, with what they shall hold."""
+def _changeable_columns(event: Event) -> dict[str, Any]:
+    """The columns that an update may change, with their values."""
     return {
         "name": event.name,
         "description": event.description,
@@ -223,8 +222,7 @@ def changing_columns(event: Event) -> dict[str, Any]:
     }
 
 
-def offer_rows(event: Event) -> list[dict[str, Any]]:
-    """The rows of an event's offers."""
+def _offer_rows(event: Event) -> list[dict[str, Any]]:
     return [
         {
             "event_id": event.event_id,
@@ -242,8 +240,8 @@ def offer_rows(event: Event) -> list[dict[str, Any]]:
     ]
 
 
-def overlap(error: sa.exc.IntegrityError, auditorium_id: UUID | None) -> DomainError | None:
-    """SHOWTIME_OVERLAP when that is what the database refused."""
+def _overlap(error: sa.exc.IntegrityError, auditorium_id: UUID | None) -> DomainError | None:
+    """SHOWTIME_OVERLAP, if that constraint failed."""
     if constraint_of(error) != _OVERLAP_CONSTRAINT:
         return None
     return DomainError(
@@ -264,7 +262,7 @@ _OFFER_COLUMNS = (
     "max_per_booking",
 )
 
-# In one statement with the event: two would take twice as long.
+# Read with the event in one statement: two statements take twice as long.
 _OFFERS = (
     sa.select(
         sa.func.json_agg(
@@ -279,7 +277,7 @@ _OFFERS = (
     .label("offers")
 )
 
-# Not `search` and `sort_time`: the driver has no value for an infinite time.
+# Without `search` and `sort_time`: the driver has no value for an infinite time.
 _COLUMNS = [
     events.c[name]
     for name in (
@@ -315,13 +313,13 @@ async def get(connection: AsyncConnection, *, event_id: UUID, lock: bool = False
 
     With `lock` the row stays locked until the transaction ends.
     """
-    is_it = events.c.event_id == event_id
+    has_id = events.c.event_id == event_id
     if lock:
-        # A statement of its own: the one that waits for a lock reads other tables as of before.
+        # A separate statement: one that waits for a lock reads other tables as they were before.
         await connection.execute(
-            sa.select(events.c.event_id).where(is_it).with_for_update(key_share=True)
+            sa.select(events.c.event_id).where(has_id).with_for_update(key_share=True)
         )
-    row = (await connection.execute(selected.where(is_it))).one_or_none()
+    row = (await connection.execute(selected.where(has_id))).one_or_none()
     if row is None:
         raise not_found(event_id)
     return from_row(row)
@@ -332,15 +330,15 @@ def not_found(event_id: UUID) -> DomainError:
 
 
 async def get_all(connection: AsyncConnection, event_ids: Collection[UUID]) -> dict[UUID, Event]:
-    """Those of the events that there are, by their ids."""
-    wanted = sa.bindparam("ids", list(event_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
-    rows = await connection.execute(selected.where(events.c.event_id == sa.any_(wanted)))
+    """The existing ones of some events, by id."""
+    ids = sa.bindparam("ids", list(event_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
+    rows = await connection.execute(selected.where(events.c.event_id == sa.any_(ids)))
     return {row.event_id: from_row(row) for row in rows}
 
 
 def from_row(row: sa.Row[Any]) -> Event:
-    """An event of a row of `selected`."""
-    listed: Sequence[Sequence[Any]] = row.offers
+    """The event of a row of `selected`."""
+    offer_values: Sequence[Sequence[Any]] = row.offers
     return Event(
         event_id=row.event_id,
         name=row.name,
@@ -376,7 +374,7 @@ def from_row(row: sa.Row[Any]) -> Event:
                 seat_type,
                 per_customer_limit,
                 max_per_booking,
-            ) in listed
+            ) in offer_values
         ),
         cancellation_policy=cancellation_policy.from_json(row.cancellation_policy),
         total_capacity=row.total_capacity,

@@ -1,4 +1,4 @@
-"""The catalogue's values ⇄ the contract's messages. Shapes only: no rule is decided here."""
+"""Conversions between the catalogue's values and the contract's messages. No business rules."""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from booking_svc.catalogue import cancellation_policy
-from booking_svc.catalogue.availability import Level
+from booking_svc.catalogue.availability import EventStock
 from booking_svc.catalogue.availability_stream import Update
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_creation import DEFAULT_CURRENCY, NewEvent, NewOffer
@@ -60,7 +60,7 @@ def auditorium(value: Auditorium) -> venue_pb2.Auditorium:
 
 
 def to_row(message: venue_pb2.Row) -> Row:
-    """A row as asked for; its seats get new ids."""
+    """A requested row; its seats get new ids."""
     return Row(
         message.label,
         tuple(
@@ -95,7 +95,7 @@ def to_new_event(message: event_pb2.Event) -> NewEvent:
             NewOffer(
                 name=offer.name,
                 price=Money(offer.price.amount_minor, offer.price.currency_code),
-                # An offer that names no pool has one of its own.
+                # An offer without a pool gets a pool of its own.
                 pool=offer.pool_id or f"offer {index}",
                 capacity=offer.capacity if offer.HasField("capacity") else None,
                 seat_type=venue_pb2.Seat.Type.Name(offer.seat_type)
@@ -134,8 +134,8 @@ def to_change(message: event_pb2.EventChange) -> EventChange:
         cancellation_policy=_to_policy(message.cancellation_policy)
         if given("cancellation_policy")
         else None,
-        add_seat_ids=tuple(UUID(each) for each in message.add_seat_ids),
-        remove_seat_ids=tuple(UUID(each) for each in message.remove_seat_ids),
+        add_seat_ids=tuple(map(UUID, message.add_seat_ids)),
+        remove_seat_ids=tuple(map(UUID, message.remove_seat_ids)),
         clear=frozenset(message.clear),
         per_customer_limit=message.per_customer_limit if given("per_customer_limit") else None,
     )
@@ -193,7 +193,7 @@ def to_status(status: event_pb2.Event.Status.ValueType) -> Status:
     return Status(event_pb2.Event.Status.Name(status))
 
 
-def event(value: Event, left: Availability, now: datetime) -> event_pb2.Event:
+def event(value: Event, stock: Availability, now: datetime) -> event_pb2.Event:
     return event_pb2.Event(
         event_id=str(value.event_id),
         name=value.name,
@@ -207,7 +207,7 @@ def event(value: Event, left: Availability, now: datetime) -> event_pb2.Event:
         end_time=time_to_proto(value.end_time),
         sale_start_time=time_to_proto(value.sale_start_time),
         sale_end_time=time_to_proto(value.sale_end_time),
-        status=event_pb2.Event.Status.Value(value.status_at(now, available=left.available)),
+        status=event_pb2.Event.Status.Value(value.status_at(now, available=stock.available)),
         currency_code=value.currency_code,
         offers=[
             event_pb2.Offer(
@@ -221,13 +221,13 @@ def event(value: Event, left: Availability, now: datetime) -> event_pb2.Event:
                 else venue_pb2.Seat.Type.Value(offer.seat_type),
                 per_customer_limit=offer.per_customer_limit,
                 max_per_booking=offer.max_per_booking,
-                available=left.offers.get(offer.offer_id, 0),
+                available=stock.offers.get(offer.offer_id, 0),
             )
             for offer in value.offers
         ],
         cancellation_policy=policy(value.cancellation_policy),
-        total_capacity=left.capacity,
-        available=left.available,
+        total_capacity=stock.capacity,
+        available=stock.available,
         create_time=time_to_proto(value.create_time),
         update_time=time_to_proto(value.update_time),
         etag=value.etag,
@@ -235,36 +235,36 @@ def event(value: Event, left: Availability, now: datetime) -> event_pb2.Event:
     )
 
 
-def availability(level: Level) -> bytes:
-    """An Availability, serialised."""
-    left = level.availability()
+def availability(stock: EventStock) -> bytes:
+    """A serialised Availability."""
+    value = stock.availability()
     return event_service_pb2.Availability(
-        event_id=str(level.event.event_id),
-        version=left.version,
-        offers=_offers_left(left.offers),
-        seats=_seats_left(left.seats),
+        event_id=str(stock.event.event_id),
+        version=value.version,
+        offers=_offers(value.offers),
+        seats=_seats(value.seats),
     ).SerializeToString()
 
 
 def availability_update(value: Update) -> bytes:
-    """An AvailabilityUpdate, serialised."""
+    """A serialised AvailabilityUpdate."""
     return event_service_pb2.AvailabilityUpdate(
         kind=event_service_pb2.AvailabilityUpdate.Kind.Value(value.kind),
         event_id=str(value.event_id),
         version=value.version,
-        offers=_offers_left(value.offers),
-        seats=_seats_left(value.seats),
+        offers=_offers(value.offers),
+        seats=_seats(value.seats),
     ).SerializeToString()
 
 
-def _offers_left(offers: Mapping[UUID, int]) -> list[event_service_pb2.OfferAvailability]:
+def _offers(offers: Mapping[UUID, int]) -> list[event_service_pb2.OfferAvailability]:
     return [
         event_service_pb2.OfferAvailability(offer_id=str(offer_id), available=available)
         for offer_id, available in offers.items()
     ]
 
 
-def _seats_left(seats: Mapping[UUID, str]) -> list[event_service_pb2.SeatAvailability]:
+def _seats(seats: Mapping[UUID, str]) -> list[event_service_pb2.SeatAvailability]:
     states = dict(event_service_pb2.SeatAvailability.State.items())
     return [
         event_service_pb2.SeatAvailability(seat_id=str(seat_id), state=states[state])

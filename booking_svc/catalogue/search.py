@@ -1,8 +1,7 @@
-"""Words of a text and of a query, so that people find events also with a slip of the pen.
+"""Full-text search of events, tolerant of typing errors.
 
-Events are found by PostgreSQL's full-text search: every word of the query begins a word
-of the event. A word that begins none is replaced by the known words nearest to it, which
-the trigrams of a vocabulary lead to. The database has no pg_trgm, so they are made here.
+Every word of a query must be a prefix of a word of the event. A word that is no such prefix is
+replaced by the nearest known words, found by trigrams; the database lacks pg_trgm.
 """
 
 import unicodedata
@@ -17,15 +16,15 @@ from booking_svc.catalogue.tables import events, search_words
 _MAX_WORDS = 400
 _MAX_QUERY_WORDS = 10
 _MAX_LENGTH = 40
-# Words that share most trigrams with a slip, looked at one by one.
+# Words that share most trigrams with a misspelt one; their edit distances are computed.
 _CANDIDATES = 50
 _REPLACEMENTS = 5
 _LATIN_MARKS = range(0x300, 0x370)
 
 
 def words_of(*texts: str) -> list[str]:
-    """The words of some texts, each once: lower case, and Latin letters without accents."""
-    found: dict[str, None] = {}
+    """The distinct words of some texts: lower case, Latin letters without accents."""
+    words: dict[str, None] = {}
     for text in texts:
         letters = "".join(
             char
@@ -33,107 +32,114 @@ def words_of(*texts: str) -> list[str]:
             if ord(char) not in _LATIN_MARKS
         )
         spaced = "".join(
-            # Marks belong to the letters of many scripts.
+            # In many scripts a mark is part of a letter.
             char if unicodedata.category(char)[0] in "LNM" else " "
             for char in unicodedata.normalize("NFC", letters)
         )
-        found.update(dict.fromkeys(word[:_MAX_LENGTH] for word in spaced.split()))
-    return list(found)[:_MAX_WORDS]
+        words.update(dict.fromkeys(word[:_MAX_LENGTH] for word in spaced.split()))
+    return list(words)[:_MAX_WORDS]
 
 
 def vector(words: Sequence[str]) -> sa.ColumnElement[object]:
-    """The value of a tsvector column. Without PostgreSQL's parser, which knows few scripts."""
+    """The value of a tsvector column, without PostgreSQL's parser, which knows few scripts."""
     return sa.func.array_to_tsvector(sa.literal(list(words), postgresql.ARRAY(sa.Text)))
 
 
 def trigrams(word: str) -> list[str]:
-    """The trigrams of a word, with its beginning and its end, as pg_trgm makes them."""
+    """The trigrams of a word, padded as pg_trgm does: two blanks before, one after."""
     padded = f"  {word} "
     return sorted({padded[n : n + 3] for n in range(len(padded) - 2)})
 
 
 async def learn(connection: AsyncConnection, *, words: Sequence[str]) -> None:
-    """Adds words to the vocabulary. They stay in it when their last event goes."""
+    """Adds known words. They remain after their last event is deleted."""
     if words:
         await connection.execute(
             postgresql.insert(search_words).on_conflict_do_nothing(),
-            # Sorted: two events with the same new words must not wait for each other.
+            # Sorted, so that two events with the same new words cannot deadlock.
             [{"word": word, "trigrams": trigrams(word)} for word in sorted(words)],
         )
 
 
 async def condition(connection: AsyncConnection, *, query: str) -> sa.ColumnElement[bool]:
-    """What holds for the events that a query finds; nothing holds for no words at all."""
-    wanted = words_of(query)[:_MAX_QUERY_WORDS]
-    if not wanted:
+    """Matches the events of a query. An empty query matches all, one without words none."""
+    words = words_of(query)[:_MAX_QUERY_WORDS]
+    if not words:
         return sa.false() if query.strip() else sa.true()
     parts = []
-    for word in wanted:
-        meant = [word] if await _begins_one(connection, word) else await _nearest(connection, word)
-        if not meant:
+    for word in words:
+        prefixes = (
+            [word] if await _is_prefix(connection, word) else await _nearest(connection, word)
+        )
+        if not prefixes:
             return sa.false()
-        parts.append("(" + " | ".join(f"'{each}':*" for each in meant) + ")")
-    # Words have letters, marks and digits only: nothing of a tsquery's own signs.
+        parts.append("(" + " | ".join(f"'{prefix}':*" for prefix in prefixes) + ")")
+    # Words consist of letters, marks and digits, none of which is tsquery syntax.
     return events.c.search.op("@@")(sa.cast(" & ".join(parts), postgresql.TSQUERY))
 
 
-async def _begins_one(connection: AsyncConnection, word: str) -> bool:
-    # The greatest character ends the range of what begins with the word.
-    found = await connection.execute(
+async def _is_prefix(connection: AsyncConnection, word: str) -> bool:
+    # The greatest character ends the range of words with this prefix.
+    rows = await connection.execute(
         sa.select(sa.literal(1))
         .where(search_words.c.word >= word, search_words.c.word < word + "\U0010ffff")
         .limit(1)
     )
-    return found.first() is not None
+    return rows.first() is not None
 
 
 async def _nearest(connection: AsyncConnection, word: str) -> list[str]:
-    """Known words within one or two slips of a word, the nearest first."""
-    wanted = sa.literal(trigrams(word), postgresql.ARRAY(sa.Text))
+    """Known words within the allowed edit distance of a word, nearest first."""
+    word_trigrams = sa.literal(trigrams(word), postgresql.ARRAY(sa.Text))
     shared = sa.func.unnest(search_words.c.trigrams).table_valued("trigram").render_derived()
     count = (
-        sa.select(sa.func.count()).select_from(shared).where(shared.c.trigram == sa.any_(wanted))
+        sa.select(sa.func.count())
+        .select_from(shared)
+        .where(shared.c.trigram == sa.any_(word_trigrams))
     ).scalar_subquery()
-    found = await connection.scalars(
+    candidates = await connection.scalars(
         sa.select(search_words.c.word)
-        .where(search_words.c.trigrams.op("&&")(wanted))
+        .where(search_words.c.trigrams.op("&&")(word_trigrams))
         .where(
             sa.func.char_length(search_words.c.word).between(
-                len(word) - allowed_slips(word), len(word) + allowed_slips(word)
+                len(word) - max_distance(word), len(word) + max_distance(word)
             )
         )
         .order_by(count.desc(), search_words.c.word)
         .limit(_CANDIDATES)
     )
-    return nearest(word, found)
+    return nearest(word, candidates)
 
 
 def nearest(word: str, candidates: Iterable[str]) -> list[str]:
-    """Those of some words that a word may be a slip for, the nearest first."""
+    """The candidates within the allowed edit distance of a word, nearest first."""
     distances = sorted(
         (distance, candidate)
         for candidate in candidates
-        if (distance := slips(word, candidate)) <= allowed_slips(word)
+        if (distance := edit_distance(word, candidate)) <= max_distance(word)
     )
     return [candidate for _, candidate in distances[:_REPLACEMENTS]]
 
 
-def allowed_slips(word: str) -> int:
-    """How many letters may be wrong."""
+def max_distance(word: str) -> int:
+    """The greatest edit distance at which a known word replaces `word`."""
     if len(word) < 3:
         return 0
     return 1 if len(word) < 6 else 2
 
 
-def slips(one: str, other: str) -> int:
-    """Letters changed, added, left out or swapped (Damerau–Levenshtein, adjacent swaps once)."""
+def edit_distance(first: str, second: str) -> int:
+    """Insertions, deletions, substitutions and transpositions of adjacent characters.
+
+    Damerau–Levenshtein distance, restricted: no substring is edited twice.
+    """
     before: list[int] = []
-    above = list(range(len(other) + 1))
-    for i, letter in enumerate(one, 1):
+    above = list(range(len(second) + 1))
+    for i, char in enumerate(first, 1):
         row = [i]
-        for j, opposite in enumerate(other, 1):
-            best = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != opposite))
-            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == opposite:
+        for j, opposite in enumerate(second, 1):
+            best = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (char != opposite))
+            if i > 1 and j > 1 and char == second[j - 2] and first[i - 2] == opposite:
                 best = min(best, before[j - 2] + 1)
             row.append(best)
         before, above = above, row

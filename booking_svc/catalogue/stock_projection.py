@@ -1,6 +1,6 @@
-"""What was left of each pool when the ledger last told: for lists, which nobody counts on.
+"""Stock levels of all events, copied from the ledger's change stream, for lists.
 
-The ledger decides; what one event has now is in availability.py.
+They lag the ledger, which alone decides sales. The availability of one event is in availability.py.
 """
 
 from collections import defaultdict
@@ -23,35 +23,34 @@ from booking_svc.clients.ports import Availability, PoolChange, StockChange
 async def availability_of(
     connection: AsyncConnection, *, events: Sequence[Event]
 ) -> Mapping[UUID, Availability]:
-    """What is left of some events, without their seats."""
+    """The copied availability of some events, without seats."""
     ids = sa.literal([event.event_id for event in events], postgresql.ARRAY(sa.UUID()))
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(stock_levels).where(stock_levels.c.event_id == sa.any_(ids))
     )
     levels: dict[UUID, dict[UUID, tuple[int, int, int]]] = defaultdict(dict)
-    for row in found:
+    for row in rows:
         levels[row.event_id][row.pool_id] = (row.capacity, row.available, row.version)
-    return {event.event_id: _left(event, levels[event.event_id]) for event in events}
+    return {event.event_id: _availability(event, levels[event.event_id]) for event in events}
 
 
 async def apply(connection: AsyncConnection, changes: Sequence[StockChange], now: datetime) -> None:
-    """Takes over what the ledger tells; what is older than what is known changes nothing.
+    """Applies changes of the ledger's stream, except those older than the stored levels.
 
-    The catalogue follows in what it repeats of the ledger: the capacity of its offers and
-    whether an event is sold out.
+    Also updates what events and offers copy from the levels: capacities and `is_sold_out`.
     """
     latest = {(change.event_id, pool.pool_id): pool for change in changes for pool in change.pools}
     if not latest:
         return
-    told = _told(latest)
+    new_levels = _rows(latest)
     await connection.execute(
         postgresql.insert(stock_levels)
         .from_select(
             ["event_id", "pool_id", "capacity", "available", "version"],
-            # Of an event that is not there (yet), nothing is kept: it brings its own levels.
-            sa.select(told)
-            .join(events_table, events_table.c.event_id == told.c.event_id)
-            .order_by(told.c.event_id, told.c.pool_id),
+            # An event that does not exist yet is skipped: it is inserted with its own levels.
+            sa.select(new_levels)
+            .join(events_table, events_table.c.event_id == new_levels.c.event_id)
+            .order_by(new_levels.c.event_id, new_levels.c.pool_id),
         )
         .on_conflict_do_update(
             index_elements=[stock_levels.c.event_id, stock_levels.c.pool_id],
@@ -69,13 +68,13 @@ async def apply(connection: AsyncConnection, changes: Sequence[StockChange], now
                 sa.tuple_(stock_levels.c.event_id, stock_levels.c.pool_id).in_(removed)
             )
         )
-    await follow(connection, event_ids={event_id for event_id, _ in latest}, now=now)
+    await update_events(connection, event_ids={event_id for event_id, _ in latest}, now=now)
 
 
-async def follow(
+async def update_events(
     connection: AsyncConnection, *, event_ids: Collection[UUID], now: datetime
 ) -> None:
-    """Brings the catalogue's copies of the levels up to date."""
+    """Copies the stored levels to the events' and offers' columns that depend on them."""
     ids = sa.any_(sa.literal(sorted(event_ids), postgresql.ARRAY(sa.UUID())))
     await connection.execute(
         sa.update(offers)
@@ -88,7 +87,7 @@ async def follow(
         )
         .values(capacity=stock_levels.c.capacity)
     )
-    # Only pools that an offer sells from count.
+    # Only pools that have an offer count.
     is_sold = sa.exists().where(
         offers.c.event_id == stock_levels.c.event_id, offers.c.pool_id == stock_levels.c.pool_id
     )
@@ -103,7 +102,7 @@ async def follow(
         .subquery()
     )
     table = events_table.c
-    turned = (
+    updated = (
         await connection.scalars(
             sa.update(events_table)
             .where(table.event_id == sums.c.event_id)
@@ -117,16 +116,16 @@ async def follow(
             .returning(table.event_id)
         )
     ).all()
-    if turned:
+    if updated:
         await connection.execute(
             sa.update(events_table)
-            .where(table.event_id.in_(turned))
+            .where(table.event_id.in_(updated))
             .values(**event_status.derived_columns(now))
         )
 
 
-def _told(latest: Mapping[tuple[UUID, UUID], PoolChange]) -> sa.Subquery:
-    """The last change of each pool as rows."""
+def _rows(latest: Mapping[tuple[UUID, UUID], PoolChange]) -> sa.Subquery:
+    """The latest change of each pool as rows."""
     keys = [key for key, pool in latest.items() if not pool.removed]
     columns: dict[str, tuple[sa.types.TypeEngine[Any], list[Any]]] = {
         "event_id": (sa.UUID(), [event_id for event_id, _ in keys]),
@@ -141,7 +140,7 @@ def _told(latest: Mapping[tuple[UUID, UUID], PoolChange]) -> sa.Subquery:
     return sa.select(rows).subquery()
 
 
-def _left(event: Event, levels: Mapping[UUID, tuple[int, int, int]]) -> Availability:
+def _availability(event: Event, levels: Mapping[UUID, tuple[int, int, int]]) -> Availability:
     return Availability(
         version=sum(version for _, _, version in levels.values()),
         offers={offer.offer_id: levels.get(offer.pool_id, (0, 0, 0))[1] for offer in event.offers},

@@ -1,4 +1,4 @@
-"""The catalogue's tables. Each invariant is also a named constraint here."""
+"""The catalogue's tables. Each invariant is a named constraint."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR, UUID
@@ -44,7 +44,8 @@ seats = sa.Table(
     sa.CheckConstraint("seat_type IN ('REGULAR', 'PREMIUM', 'WHEELCHAIR')", name="seat_type"),
 )
 
-# The migration adds what SQLAlchemy cannot say: EXCLUDE overlapping events of an auditorium.
+# The migration adds a constraint that SQLAlchemy cannot express: EXCLUDE for overlapping events
+# in one auditorium.
 events = sa.Table(
     "events",
     metadata,
@@ -60,14 +61,14 @@ events = sa.Table(
     sa.Column("end_time", _Time),
     sa.Column("sale_start_time", _Time, nullable=False),
     sa.Column("sale_end_time", _Time),
-    # What the staff has said. What holds follows from it, the clock and the stock:
-    # current_status, for lists, which turns at turn_time if the stock does not turn it.
+    # Set by the staff. current_status, for lists, is derived from it, the clock and the stock; it
+    # changes at next_transition_time, or earlier when the stock changes it.
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("current_status", sa.Text, nullable=False),
     # Named turn_time in the database.
     sa.Column("turn_time", _Time, key="next_transition_time"),
     sa.Column("is_sold_out", sa.Boolean, nullable=False),
-    # What lists are sorted by: the start, and infinity for the undated.
+    # Sort key of lists: the start time, or infinity without one.
     sa.Column(
         "sort_time",
         _Time,
@@ -75,7 +76,7 @@ events = sa.Table(
         nullable=False,
     ),
     sa.Column("search", TSVECTOR, nullable=False),
-    # Until then a change of the stock is under way, and no other may begin.
+    # A change of stock is in progress until then; it locks out other changes.
     sa.Column("changing_until", _Time),
     sa.Column("currency_code", sa.CHAR(3), nullable=False),
     sa.Column("cancellation_policy", JSONB, nullable=False),
@@ -83,7 +84,7 @@ events = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
-    # Over all offers; the ledger enforces it.
+    # Across all offers; enforced by the ledger.
     sa.Column("per_customer_limit", sa.Integer),
     sa.CheckConstraint("status IN ('DRAFT', 'UPCOMING', 'PAUSED', 'CANCELLED')", name="status"),
     sa.CheckConstraint(
@@ -93,7 +94,7 @@ events = sa.Table(
     ),
     sa.CheckConstraint("end_time > start_time", name="end_after_start"),
     sa.CheckConstraint("sale_end_time > sale_start_time", name="sale_end_after_start"),
-    # One for each way of listing, in the order of the list.
+    # One index for each filter of lists, in list order.
     sa.Index("events_sort_idx", "sort_time", "event_id"),
     sa.Index("events_current_status_sort_idx", "current_status", "sort_time", "event_id"),
     sa.Index(
@@ -118,17 +119,17 @@ events = sa.Table(
     ),
 )
 
-# The words of all events, by which a slip of the pen is understood.
+# The words of all events, to correct misspelt queries (search.py).
 search_words = sa.Table(
     "search_words",
     metadata,
-    # In the order of its bytes, so that a prefix is a range.
+    # Sorted by bytes, so that a prefix is a range.
     sa.Column("word", sa.Text(collation="C"), primary_key=True),
     sa.Column("trigrams", ARRAY(sa.Text), nullable=False),
     sa.Index("search_words_trigrams_idx", "trigrams", postgresql_using="gin"),
 )
 
-# What the ledger last told of each pool.
+# Levels of each pool from the ledger's change stream (stock_projection.py).
 stock_levels = sa.Table(
     "stock_levels",
     metadata,
@@ -155,8 +156,8 @@ offers = sa.Table(
     sa.CheckConstraint("price_minor >= 0", name="price"),
 )
 
-# Stock to be taken out of the ledger: of events that were removed, and of those that are
-# being created, until they are. `taken` ones cannot be created any more.
+# Stock to remove from the ledger: of deleted events, and of events whose creation is not complete.
+# With `taken` the event can no longer be created.
 orphaned_stock = sa.Table(
     "unwanted_stock",
     metadata,
@@ -166,7 +167,7 @@ orphaned_stock = sa.Table(
     sa.Index("unwanted_stock_due_time_idx", "due_time"),
 )
 
-# Cancelled events, whose bookings are cancelled one after the other.
+# Cancelled events whose bookings are being cancelled, batch by batch.
 event_cancellations = sa.Table(
     "event_cancellations",
     metadata,
@@ -176,7 +177,7 @@ event_cancellations = sa.Table(
     sa.Column("bookings_cancelled", sa.Integer, nullable=False),
     sa.Column("start_time", _Time, nullable=False),
     sa.Column("finish_time", _Time),
-    # When it goes on; none when nothing can come any more.
+    # Time of the next batch; NULL when no booking or refund can follow.
     sa.Column("next_time", _Time),
     sa.Index(
         "event_cancellations_next_time_idx",

@@ -8,7 +8,7 @@ _NAMES = available_timezones()
 
 
 def violations(field: str, name: str) -> list[FieldViolation]:
-    """What is wrong with a time zone's name; nothing for a known one."""
+    """A violation of `field` for an unknown time zone."""
     if name in _NAMES:
         return []
-    return [FieldViolation(field, f"{name!r} is no IANA time zone, such as Asia/Kolkata")]
+    return [FieldViolation(field, f"must be an IANA time zone such as Asia/Kolkata, not {name!r}")]

@@ -1,4 +1,4 @@
-"""Venues and auditoriums with their seats. What is sold where belongs to events.py."""
+"""Venues, and auditoriums with their seats. Events in them belong to events.py."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -51,12 +51,15 @@ class Auditorium:
     rows: tuple[Row, ...]
 
 
+_VENUES = sa.select(venues.c.venue_id, venues.c.name, venues.c.time_zone, venues.c.address)
+
+
 async def create_venue(
     connection: AsyncConnection, *, name: str, time_zone: str, address: str, now: datetime
 ) -> Venue:
     """Adds a venue. Raises VALIDATION_FAILED for an unknown time zone."""
-    if faults := time_zones.violations("venue.time_zone", time_zone):
-        raise invalid(*faults)
+    if violations := time_zones.violations("venue.time_zone", time_zone):
+        raise invalid(*violations)
     venue = Venue(new_id(), name, time_zone, address)
     await connection.execute(
         venues.insert().values(
@@ -72,12 +75,8 @@ async def create_venue(
 
 async def get_venue(connection: AsyncConnection, *, venue_id: UUID) -> Venue:
     """Raises VENUE_NOT_FOUND."""
-    found = await connection.execute(
-        sa.select(venues.c.venue_id, venues.c.name, venues.c.time_zone, venues.c.address).where(
-            venues.c.venue_id == venue_id
-        )
-    )
-    row = found.one_or_none()
+    rows = await connection.execute(_VENUES.where(venues.c.venue_id == venue_id))
+    row = rows.one_or_none()
     if row is None:
         raise DomainError(Reason.VENUE_NOT_FOUND, "no such venue", venue_id=venue_id)
     return Venue(*row)
@@ -93,20 +92,17 @@ class VenuePage:
 
 
 async def list_venues(connection: AsyncConnection, *, page_size: int, page_token: str) -> VenuePage:
-    """A page of venues by name. Raises VALIDATION_FAILED for a token of another list."""
+    """A page of venues by name. Raises VALIDATION_FAILED for a page token of another list."""
     after = from_token(page_token, 2, scope="venues")
-    wanted = sa.select(venues.c.venue_id, venues.c.name, venues.c.time_zone, venues.c.address)
+    query = _VENUES
     if after is not None:
         name, venue_id = after
-        wanted = wanted.where(
+        query = query.where(
             sa.tuple_(venues.c.name, venues.c.venue_id)
             > sa.tuple_(sa.literal(name), sa.literal(UUID(venue_id), sa.UUID()))
         )
-    rows = (
-        await connection.execute(
-            wanted.order_by(venues.c.name, venues.c.venue_id).limit(page_size + 1)
-        )
-    ).all()
+    query = query.order_by(venues.c.name, venues.c.venue_id).limit(page_size + 1)
+    rows = (await connection.execute(query)).all()
     shown = tuple(Venue(*row) for row in rows[:page_size])
     total = await connection.execute(sa.select(sa.func.count()).select_from(venues))
     more = len(rows) > page_size
@@ -125,9 +121,9 @@ async def create_auditorium(
     rows: tuple[Row, ...],
     now: datetime,
 ) -> Auditorium:
-    """Adds an auditorium; the rows' seats bring their new ids.
+    """Adds an auditorium; the seats of `rows` have their ids already.
 
-    Raises VENUE_NOT_FOUND, or VALIDATION_FAILED that names every row and seat that occurs twice.
+    Raises VENUE_NOT_FOUND, or VALIDATION_FAILED with every duplicate row label and seat number.
     """
     _refuse_duplicates(rows)
     await get_venue(connection, venue_id=venue_id)
@@ -160,17 +156,17 @@ async def create_auditorium(
 
 async def get_auditorium(connection: AsyncConnection, *, auditorium_id: UUID) -> Auditorium:
     """Raises AUDITORIUM_NOT_FOUND."""
-    found = await connection.execute(
+    auditorium_rows = await connection.execute(
         sa.select(auditoriums.c.venue_id, auditoriums.c.name).where(
             auditoriums.c.auditorium_id == auditorium_id
         )
     )
-    head = found.one_or_none()
-    if head is None:
+    auditorium = auditorium_rows.one_or_none()
+    if auditorium is None:
         raise DomainError(
             Reason.AUDITORIUM_NOT_FOUND, "no such auditorium", auditorium_id=auditorium_id
         )
-    listed = await connection.execute(
+    seat_rows = await connection.execute(
         sa.select(seats)
         .where(seats.c.auditorium_id == auditorium_id)
         .order_by(seats.c.row_index, seats.c.seat_index)
@@ -180,9 +176,9 @@ async def get_auditorium(connection: AsyncConnection, *, auditorium_id: UUID) ->
             label,
             tuple(Seat(seat.seat_id, seat.number, seat.seat_type, seat.x, seat.y) for seat in row),
         )
-        for label, row in groupby(listed, key=lambda seat: str(seat.row_label))
+        for label, row in groupby(seat_rows, key=lambda seat: str(seat.row_label))
     )
-    return Auditorium(auditorium_id, head.venue_id, head.name, rows)
+    return Auditorium(auditorium_id, auditorium.venue_id, auditorium.name, rows)
 
 
 async def seat_types(
@@ -191,34 +187,34 @@ async def seat_types(
     auditorium_id: UUID,
     seat_ids: Collection[UUID] | None = None,
 ) -> Mapping[UUID, str]:
-    """Type of each seat of an auditorium by its id: of all, or of those asked for that exist."""
-    wanted = sa.select(seats.c.seat_id, seats.c.seat_type).where(
+    """Seat types of an auditorium by seat id; with `seat_ids` only of those that exist."""
+    query = sa.select(seats.c.seat_id, seats.c.seat_type).where(
         seats.c.auditorium_id == auditorium_id
     )
     if seat_ids is not None:
-        wanted = wanted.where(seats.c.seat_id.in_(seat_ids))
-    found = await connection.execute(wanted.order_by(seats.c.row_index, seats.c.seat_index))
-    return {row.seat_id: row.seat_type for row in found}
+        query = query.where(seats.c.seat_id.in_(seat_ids))
+    rows = await connection.execute(query.order_by(seats.c.row_index, seats.c.seat_index))
+    return {row.seat_id: row.seat_type for row in rows}
 
 
 async def seats_of_any(
     connection: AsyncConnection, seat_ids: Collection[UUID]
 ) -> Mapping[UUID, tuple[UUID, str]]:
-    """Auditorium and type of each seat that there is, of whatever auditoriums."""
+    """Auditorium and type of each existing seat, in any auditorium, by seat id."""
     if not seat_ids:
         return {}
-    wanted = sa.bindparam("ids", list(seat_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
-    found = await connection.execute(
+    ids = sa.bindparam("ids", list(seat_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
+    rows = await connection.execute(
         sa.select(seats.c.seat_id, seats.c.auditorium_id, seats.c.seat_type).where(
-            seats.c.seat_id == sa.any_(wanted)
+            seats.c.seat_id == sa.any_(ids)
         )
     )
-    return {row.seat_id: (row.auditorium_id, row.seat_type) for row in found}
+    return {row.seat_id: (row.auditorium_id, row.seat_type) for row in rows}
 
 
 def _refuse_duplicates(rows: tuple[Row, ...]) -> None:
     labels = Counter(row.label for row in rows)
-    faults = [
+    violations = [
         FieldViolation(
             f"rows[{index}].label", f"the row {row.label!r} occurs {labels[row.label]} times"
         )
@@ -227,7 +223,7 @@ def _refuse_duplicates(rows: tuple[Row, ...]) -> None:
     ]
     for index, row in enumerate(rows):
         numbers = Counter(seat.number for seat in row.seats)
-        faults += [
+        violations += [
             FieldViolation(
                 f"rows[{index}].seats[{seat_index}].number",
                 f"the seat {seat.number!r} occurs {numbers[seat.number]} times in row {row.label!r}",
@@ -235,5 +231,5 @@ def _refuse_duplicates(rows: tuple[Row, ...]) -> None:
             for seat_index, seat in enumerate(row.seats)
             if numbers[seat.number] > 1
         ]
-    if faults:
-        raise invalid(*faults)
+    if violations:
+        raise invalid(*violations)

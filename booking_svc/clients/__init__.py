@@ -1,1 +1,1 @@
-"""The other services, as booking_svc calls them. ports.py states what it needs of them."""
+"""Clients of the other services. ports.py declares what booking_svc needs from them."""

@@ -1,4 +1,4 @@
-"""auth_svc's event stream, as far as mails need it: whom to write to."""
+"""auth_svc's event stream: the mail addresses of accounts."""
 
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -10,7 +10,7 @@ from mesh.db.consumer import Batch
 
 
 class AccountEvents:
-    """auth_svc's event stream as batches of contacts, new, changed and erased."""
+    """auth_svc's event stream as batches of new, changed and erased contacts."""
 
     def __init__(self, stub: AuthEventServiceStub) -> None:
         self._stub = stub
@@ -18,16 +18,16 @@ class AccountEvents:
     async def open(self, after_position: str) -> AsyncIterator[Batch[Contact | Erased]]:
         stream = self._stub.StreamEvents(
             messages.StreamEventsRequest(after_position=after_position),
-            # The consumer waits for an auth_svc that is away; nobody waits for the consumer.
+            # No caller waits for the consumer, so it can wait until auth_svc is reachable.
             wait_for_ready=True,
         )
         async for batch in stream:
-            told = [change for change in map(_change, batch.events) if change is not None]
-            yield batch.events[-1].position, told
+            changes = [change for change in map(_change, batch.events) if change is not None]
+            yield batch.events[-1].position, changes
 
 
 def _change(message: messages.AuthEvent) -> Contact | Erased | None:
-    """The change, or None for what is not about addresses."""
+    """The change; None for an event that changes no address."""
     kind = message.WhichOneof("event")
     if kind == "user_changed":
         changed = message.user_changed

@@ -1,4 +1,4 @@
-"""payment_svc over gRPC, as ports.Payments, and its event stream."""
+"""payment_svc over gRPC: ports.Payments and the event stream."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -84,7 +84,7 @@ class PaymentClient:
         payment = await self._stub.GetPayment(
             messages.GetPaymentRequest(payment_id=str(payment_id))
         )
-        # What has gone back since, the stream alone can tell; it is not for a poll to guess.
+        # Refunds and disputes come from the event stream only; a poll does not derive them.
         if payment.status == payment_pb2.Payment.CAPTURED:
             return Captured(booking_id, payment_id, money_from_proto(payment.amount))
         if payment.status == payment_pb2.Payment.FAILED:
@@ -109,7 +109,7 @@ class PaymentEvents:
     async def open(self, after_position: str) -> AsyncIterator[Batch[PaymentEvent]]:
         stream = self._stub.StreamEvents(
             event_messages.StreamEventsRequest(after_position=after_position),
-            # The consumer waits for a payment_svc that is away; nobody waits for the consumer.
+            # No caller waits for the consumer, so it can wait until payment_svc is reachable.
             wait_for_ready=True,
         )
         async for batch in stream:
@@ -122,7 +122,7 @@ class PaymentEvents:
 
 
 def _event(message: event_messages.PaymentEvent) -> PaymentEvent | None:
-    """The event, or None for a kind that a newer payment_svc may send."""
+    """The event; None for one without a payment or of a type that this version does not know."""
     kind = message.WhichOneof("event")
     if not message.payment_id:
         return None

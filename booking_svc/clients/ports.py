@@ -1,6 +1,7 @@
-"""What booking_svc needs of the other services, without saying how they are called.
+"""What booking_svc needs from the other services: protocols and plain values.
 
-stock_client.py and payment_client.py call them over gRPC; tests bring their own.
+stock.py, payments.py and accounts.py implement them over gRPC; tests have implementations
+of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from mesh.money import Money
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Places of an offer, or one seat of it."""
+    """A number of places of an offer, or one seat of it."""
 
     offer_id: UUID
     quantity: int
@@ -43,7 +44,7 @@ class OfferStock:
 
 @dataclass(frozen=True, slots=True)
 class PoolAvailability:
-    """What is left in a pool. `version` counts its movements."""
+    """Capacity and available places of a pool. `version` counts its movements."""
 
     capacity: int
     available: int
@@ -52,7 +53,7 @@ class PoolAvailability:
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """What is left of an event: places by offer, and the state of each seat if asked for."""
+    """Available places of an event by offer, and the state of each seat if requested."""
 
     version: int
     offers: Mapping[UUID, int]
@@ -64,7 +65,7 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class PoolChange:
-    """A pool after a change of it, or that it is gone."""
+    """A pool after a change; `removed` when it was deleted."""
 
     pool_id: UUID
     capacity: int
@@ -75,7 +76,7 @@ class PoolChange:
 
 @dataclass(frozen=True, slots=True)
 class StockChange:
-    """What a transaction of the ledger has changed of an event; None is a seat that is gone."""
+    """What one ledger transaction changed in an event. A seat with the state None was removed."""
 
     event_id: UUID
     pools: Sequence[PoolChange]
@@ -90,7 +91,7 @@ class Payment:
 
 
 class Stock(Protocol):
-    """stock_svc. Every call may be repeated. Refusals are DomainErrors with its reasons."""
+    """stock_svc. Calls are idempotent and raise DomainError with stock_svc's reasons."""
 
     async def define(
         self,
@@ -101,9 +102,9 @@ class Stock(Protocol):
         seats: Mapping[UUID, UUID],
         per_customer_limit: int | None,
     ) -> None:
-        """Puts an event's stock into the ledger; `seats` names the offer that sells each.
+        """Adds an event's stock to the ledger. `seats` maps seat ids to offer ids.
 
-        `per_customer_limit` is over all offers, None is no limit.
+        `per_customer_limit` applies across all offers; None means no limit.
         """
 
     async def update(
@@ -116,16 +117,17 @@ class Stock(Protocol):
         remove_seat_ids: Sequence[UUID],
         per_customer_limit: int | None,
     ) -> None:
-        """Makes pools and offers so, puts seats on sale and takes some out; all or nothing.
+        """Adds or changes pools and offers, adds and removes seats, in one transaction.
 
-        A `per_customer_limit` of 0 takes it away, None leaves it as it is.
-        Raises VALIDATION_FAILED that names `pools[0].capacity` and the like.
+        A `per_customer_limit` of 0 removes the limit; None keeps it.
+        Raises VALIDATION_FAILED with the fields of this call, such as `pools[0].capacity`.
         """
 
     async def remove(self, *, event_id: UUID) -> None:
-        """Forgets an event's stock. Raises EVENT_STATE_INVALID when some is or was taken."""
+        """Deletes an event's stock. Raises EVENT_STATE_INVALID if any was ever held or sold."""
 
-    async def availability(self, *, event_id: UUID, with_seats: bool) -> Availability: ...
+    async def availability(self, *, event_id: UUID, with_seats: bool) -> Availability:
+        """Raises EVENT_NOT_FOUND."""
 
     async def reserve(
         self,
@@ -147,7 +149,7 @@ class Stock(Protocol):
     async def release(self, *, event_id: UUID, reservation_id: UUID) -> None: ...
 
     async def return_sold(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        """Returns what was sold."""
+        """Returns the sold stock of a committed reservation to its pools."""
 
     async def exchange(
         self,
@@ -159,11 +161,11 @@ class Stock(Protocol):
         lines: Sequence[Line],
         expire_time: datetime,
     ) -> Reservation:
-        """Ends one reservation and makes another in its state, all or nothing."""
+        """Replaces a reservation by another one in the same state, in one transaction."""
 
 
 class Payments(Protocol):
-    """payment_svc. Every call may be repeated. Refusals are DomainErrors with its reasons."""
+    """payment_svc. Calls are idempotent and raise DomainError with payment_svc's reasons."""
 
     async def create(
         self,
@@ -184,19 +186,20 @@ class Payments(Protocol):
     async def refund(
         self, *, refund_id: UUID, payment_id: UUID, amount: Money, reason: str
     ) -> None:
-        """Starts giving back an amount of a payment, once per `refund_id`.
+        """Starts the refund of an amount, once per `refund_id`.
 
-        Raises PAYMENT_STATE_INVALID with `captured` and `refunded` when less is left.
+        Raises PAYMENT_STATE_INVALID with `captured` and `refunded` when the amount exceeds
+        their difference.
         """
 
     async def outcome(self, *, booking_id: UUID, payment_id: UUID) -> "Captured | Failed | None":
-        """The event that a payment's state stands for; None for one that is still open.
+        """The event that matches the payment's state; None while the payment is open.
 
         Raises PAYMENT_NOT_FOUND.
         """
 
     async def refunded(self, *, booking_id: UUID, refund_id: UUID) -> "Refunded | None":
-        """The event that a refund was processed; None for one that is not.
+        """The event of a processed refund; None while the refund is not processed.
 
         Raises REFUND_NOT_FOUND.
         """
@@ -204,7 +207,7 @@ class Payments(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Caused:
-    """`origin` names the call that caused it, for logs and traces (mesh.rpc.call.origin)."""
+    """`origin` names the causing request and trace (mesh.observability.request_context)."""
 
     origin: str = ""
 
@@ -239,7 +242,7 @@ class DisputeStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Disputed(_Caused):
-    """The customer's bank asks money back, or has decided on it."""
+    """The customer's bank opened a dispute about a payment, or decided it."""
 
     booking_id: UUID
     payment_id: UUID
@@ -260,6 +263,6 @@ class Contact:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """The account is gone, and so is everything personal of it."""
+    """An account whose personal data was erased."""
 
     user_id: UUID

@@ -1,7 +1,8 @@
-"""stock_svc over gRPC, as ports.Stock."""
+"""stock_svc over gRPC: ports.Stock and the stream of stock changes."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from booking_svc.clients.ports import (
@@ -27,20 +28,20 @@ from mesh.rpc.errors import from_status
 
 # Most requests of one BatchReserve, as in the contract.
 _MAX_BATCH = 256
-# Enough to keep several processes of stock_svc busy.
+# Keeps several processes of stock_svc busy.
 _MAX_IN_FLIGHT = 4
 _MAX_QUEUED = 4096
 _BATCH_SECONDS = 5.0
 
 
 class StockClient:
-    """Concurrent reserves go out together: what queues while a batch is under way is the next."""
+    """Sends concurrent reserve calls as batches: calls that arrive while one is in flight form the next."""
 
     def __init__(self, stub: StockServiceStub) -> None:
         self._stub = stub
         self._reserving = Coalescer[messages.ReserveRequest, Reservation](
             "reserve",
-            self._reserve_each,
+            self._reserve_batch,
             max_batch=_MAX_BATCH,
             max_in_flight=_MAX_IN_FLIGHT,
             max_queued=_MAX_QUEUED,
@@ -59,26 +60,8 @@ class StockClient:
         await self._stub.DefineStock(
             messages.DefineStockRequest(
                 event_id=str(event_id),
-                pools=[
-                    messages.DefineStockRequest.Pool(
-                        pool_id=str(pool.pool_id), capacity=pool.capacity
-                    )
-                    for pool in pools
-                ],
-                offers=[
-                    messages.DefineStockRequest.OfferStock(
-                        offer_id=str(offer.offer_id),
-                        pool_id=str(offer.pool_id),
-                        per_customer_limit=offer.per_customer_limit,
-                    )
-                    for offer in offers
-                ],
-                seats=[
-                    messages.DefineStockRequest.SeatStock(
-                        seat_id=str(seat_id), offer_id=str(offer_id)
-                    )
-                    for seat_id, offer_id in seats.items()
-                ],
+                **_pools_and_offers(pools, offers),
+                seats=_seats(seats),
                 per_customer_limit=per_customer_limit or 0,
             )
         )
@@ -93,26 +76,11 @@ class StockClient:
         remove_seat_ids: Sequence[UUID],
         per_customer_limit: int | None,
     ) -> None:
-        request = messages.UpdateStockRequest
         await self._stub.UpdateStock(
-            request(
+            messages.UpdateStockRequest(
                 event_id=str(event_id),
-                pools=[
-                    request.Pool(pool_id=str(pool.pool_id), capacity=pool.capacity)
-                    for pool in pools
-                ],
-                offers=[
-                    request.OfferStock(
-                        offer_id=str(offer.offer_id),
-                        pool_id=str(offer.pool_id),
-                        per_customer_limit=offer.per_customer_limit,
-                    )
-                    for offer in offers
-                ],
-                add_seats=[
-                    request.SeatStock(seat_id=str(seat_id), offer_id=str(offer_id))
-                    for seat_id, offer_id in add_seats.items()
-                ],
+                **_pools_and_offers(pools, offers),
+                add_seats=_seats(add_seats),
                 remove_seat_ids=[str(seat_id) for seat_id in remove_seat_ids],
                 per_customer_limit=per_customer_limit,
             )
@@ -160,11 +128,11 @@ class StockClient:
         request.expire_time.FromDatetime(expire_time)
         return await self._reserving.submit(request)
 
-    async def _reserve_each(
+    async def _reserve_batch(
         self, requests: Sequence[messages.ReserveRequest]
     ) -> list[Reservation | Exception]:
         response = await self._stub.BatchReserve(messages.BatchReserveRequest(requests=requests))
-        return [_outcome(each) for each in response.outcomes]
+        return [_outcome(outcome) for outcome in response.outcomes]
 
     async def extend(
         self, *, event_id: UUID, reservation_id: UUID, expire_time: datetime
@@ -218,6 +186,30 @@ class StockClient:
         return _reservation(await self._stub.ExchangeReservation(request))
 
 
+# DefineStockRequest and UpdateStockRequest have message types of their own with the same fields;
+# protobuf builds either one from a dict.
+
+
+def _pools_and_offers(pools: Sequence[PoolStock], offers: Sequence[OfferStock]) -> dict[str, Any]:
+    return {
+        "pools": [{"pool_id": str(pool.pool_id), "capacity": pool.capacity} for pool in pools],
+        "offers": [
+            {
+                "offer_id": str(offer.offer_id),
+                "pool_id": str(offer.pool_id),
+                "per_customer_limit": offer.per_customer_limit,
+            }
+            for offer in offers
+        ],
+    }
+
+
+def _seats(seats: Mapping[UUID, UUID]) -> Any:
+    return [
+        {"seat_id": str(seat_id), "offer_id": str(offer_id)} for seat_id, offer_id in seats.items()
+    ]
+
+
 def _line(line: Line) -> reservation_messages.ReservationLine:
     return reservation_messages.ReservationLine(
         offer_id=str(line.offer_id),
@@ -227,7 +219,7 @@ def _line(line: Line) -> reservation_messages.ReservationLine:
 
 
 class StockChanges:
-    """stock_svc's stream of changes."""
+    """stock_svc's stream of stock changes."""
 
     def __init__(self, stub: StockChangeServiceStub) -> None:
         self._stub = stub
@@ -235,7 +227,7 @@ class StockChanges:
     async def open(self, after_position: str) -> AsyncIterator[Batch[StockChange]]:
         """The changes after a position."""
         request = change_messages.StreamChangesRequest(after_position=after_position)
-        # The follower waits for a stock_svc that is away; nobody waits for the follower.
+        # No caller waits for the consumer, so it can wait until stock_svc is reachable.
         async for response in self._stub.StreamChanges(request, wait_for_ready=True):
             yield response.position, [_change(change) for change in response.changes]
 

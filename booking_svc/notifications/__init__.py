@@ -1,6 +1,5 @@
-"""Mails to customers about their bookings.
+"""Mails to customers about their bookings. The queue and sending are in mesh/mail.
 
-follower.py follows what happens to bookings, letters.py says which mail that means and
-what stands in it, wording.py puts times and amounts as the customer reads them,
-contacts.py knows the addresses. Queue and sending are mesh.mail's.
+consumer.py reads the events, content.py chooses and fills the mail, formatting.py formats times
+and amounts, contacts.py stores addresses.
 """

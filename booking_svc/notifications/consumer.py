@@ -1,4 +1,4 @@
-"""Follows the bookings and the accounts, and queues the mails that follow from them."""
+"""Consumes the events of bookings and accounts, and queues the mails about bookings."""
 
 import asyncio
 import logging
@@ -24,21 +24,21 @@ from mesh.redis.lock import Locks
 _log = logging.getLogger(__name__)
 
 STREAM = "booking mails"
-"""The name of the cursor, and so of the lock of the process that follows."""
+"""Name of the cursor, and of the lock of the consuming process."""
 
-_FORGET_EVERY_SECONDS = 3600.0
+_DELETE_EVERY_SECONDS = 3600.0
 
-# A rush of bookings must not wait for its mails: they take a fifth of the time at most.
+# Queueing mails must not slow down a burst of bookings: it takes a fifth of the time at most.
 _PAUSES_PER_BATCH = 4.0
 _LONGEST_PAUSE_SECONDS = 2.0
 
 
 async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now: datetime) -> None:
-    """Queues the mails of events whose customers are known; the others wait for their address."""
+    """Queues the mails of events; an event of a customer without an address waits for it."""
     for event in events:
         if (kind := content.kind_of(event.change)) is None:
             continue
-        contact = await contacts.find_or_wait(
+        contact = await contacts.find_or_defer(
             connection, user_id=event.customer_id, key=event.key, payload=event.payload, now=now
         )
         if contact is not None:
@@ -48,7 +48,7 @@ async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now
 async def apply_accounts(
     connection: AsyncConnection, changes: Sequence[Contact | Erased], now: datetime
 ) -> None:
-    """Keeps the addresses, and queues the mails that waited for one."""
+    """Stores and erases addresses, and queues the mails that waited for a stored one."""
     for change in changes:
         if isinstance(change, Erased):
             await contacts.erase(connection, user_id=change.user_id, now=now)
@@ -59,30 +59,30 @@ async def apply_accounts(
                 await _enqueue(connection, event, kind, change, now)
 
 
-def consumer(
+def booking_consumer(
     database: Database, reader: OutboxReader, clock: Clock, *, on_queued: Callable[[], None]
 ) -> EventConsumer[BookingEvent]:
-    """Follows the bookings from where the last process left off."""
+    """The consumer of booking events, which resumes at the stored cursor."""
     stream = BookingEvents(reader)
     return EventConsumer(
         stream=STREAM,
         database=database,
         cursors=event_cursors,
         clock=clock,
-        open_stream=lambda position: _unhurried(stream.open(position)),
+        open_stream=lambda position: _paced(stream.open(position)),
         apply=apply,
         after_commit=on_queued,
     )
 
 
-def accounts(
+def account_consumer(
     database: Database,
     open_stream: Callable[[str], AsyncIterator[Batch[Contact | Erased]]],
     clock: Clock,
     *,
     on_queued: Callable[[], None],
 ) -> EventConsumer[Contact | Erased]:
-    """Follows the accounts from where the last process left off."""
+    """The consumer of account events, which resumes at the stored cursor."""
     return EventConsumer(
         stream="auth_svc",
         database=database,
@@ -94,26 +94,28 @@ def accounts(
     )
 
 
-async def forget_waiting(database: Database, clock: Clock, locks: Locks) -> None:
-    """One turn of a loop: one process gives up what waited too long for an address."""
+async def delete_expired(database: Database, clock: Clock, locks: Locks) -> None:
+    """Deletes events that waited too long for an address, in one process; then waits an hour."""
 
-    async def forget() -> None:
+    async def delete() -> None:
         async with database.transaction() as connection:
-            if given_up := await contacts.forget_waiting(connection, now=clock()):
-                _log.warning("no address came for mails", extra={"mails": given_up})
+            if deleted := await contacts.delete_expired(connection, now=clock()):
+                _log.warning("mails were dropped: no address arrived", extra={"mails": deleted})
 
-    await locks.once("booking_svc waiting letters", forget, ttl_seconds=_FORGET_EVERY_SECONDS / 2)
-    await asyncio.sleep(_FORGET_EVERY_SECONDS)
+    await locks.once(
+        "booking_svc mails without address", delete, ttl_seconds=_DELETE_EVERY_SECONDS / 2
+    )
+    await asyncio.sleep(_DELETE_EVERY_SECONDS)
 
 
-async def _unhurried(
+async def _paced(
     batches: AsyncIterator[Batch[BookingEvent]],
 ) -> AsyncIterator[Batch[BookingEvent]]:
-    """The batches, with pauses in which customers are served."""
+    """The batches, with a pause after each in proportion to its duration."""
     async for batch in batches:
-        began = time.monotonic()
+        start = time.monotonic()
         yield batch
-        busy = time.monotonic() - began
+        busy = time.monotonic() - start
         await asyncio.sleep(min(busy * _PAUSES_PER_BATCH, _LONGEST_PAUSE_SECONDS))
 
 

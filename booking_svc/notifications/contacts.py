@@ -1,7 +1,7 @@
-"""Whom to write to: each account's address, as auth_svc's event stream tells it.
+"""Mail addresses of accounts, from auth_svc's event stream.
 
-A booking can be heard of before its customer is. What is to be written then waits here
-until the address comes, for a few days.
+A booking's event can arrive before its customer's address. It then waits here for the address,
+WAIT_AT_MOST.
 """
 
 from collections.abc import Sequence
@@ -20,22 +20,22 @@ WAIT_AT_MOST = timedelta(days=3)
 
 
 async def find(connection: AsyncConnection, *, user_id: UUID) -> Contact | None:
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(contacts.c.user_id, contacts.c.email, contacts.c.full_name).where(
             contacts.c.user_id == user_id
         )
     )
-    row = found.one_or_none()
+    row = rows.one_or_none()
     return None if row is None else Contact(*row)
 
 
-async def find_or_wait(
+async def find_or_defer(
     connection: AsyncConnection, *, user_id: UUID, key: UUID, payload: bytes, now: datetime
 ) -> Contact | None:
-    """The contact; or None, and the booking event `key` waits for it."""
+    """The contact; or None, after storing the booking event `key` until the contact arrives."""
     if (contact := await find(connection, user_id=user_id)) is not None:
         return contact
-    # The contact may be on its way in another transaction: then wait for that one's end.
+    # Another transaction may be storing the contact: wait for its end.
     await _lock(connection, user_id)
     if (contact := await find(connection, user_id=user_id)) is not None:
         return contact
@@ -48,7 +48,7 @@ async def find_or_wait(
 
 
 async def store(connection: AsyncConnection, *, contact: Contact, now: datetime) -> Sequence[bytes]:
-    """Keeps an address. Returns the payloads of the booking events that waited for it."""
+    """Stores an address. Returns the payloads of the booking events that waited for it."""
     await _lock(connection, contact.user_id)
     values = {"email": contact.email, "full_name": contact.full_name, "update_time": now}
     await connection.execute(
@@ -61,25 +61,25 @@ async def store(connection: AsyncConnection, *, contact: Contact, now: datetime)
         .where(mails_without_address.c.user_id == contact.user_id)
         .returning(mails_without_address.c.event_key, mails_without_address.c.payload)
     )
-    # UUIDv7: in the order in which things happened.
+    # UUIDv7 keys sort by time.
     return [row.payload for row in sorted(waited, key=lambda row: row.event_key)]
 
 
 async def erase(connection: AsyncConnection, *, user_id: UUID, now: datetime) -> None:
-    """Forgets an address, and withdraws what is queued for it."""
+    """Deletes an address and withdraws the queued mails to it."""
     await _lock(connection, user_id)
-    gone = await connection.execute(
+    deleted = await connection.execute(
         sa.delete(contacts).where(contacts.c.user_id == user_id).returning(contacts.c.email)
     )
     await connection.execute(
         sa.delete(mails_without_address).where(mails_without_address.c.user_id == user_id)
     )
-    for email in gone.scalars():
+    for email in deleted.scalars():
         await queue.withdraw(connection, mails, to=email, now=now)
 
 
-async def forget_waiting(connection: AsyncConnection, *, now: datetime) -> int:
-    """Gives up what has waited too long for an address. Returns how many."""
+async def delete_expired(connection: AsyncConnection, *, now: datetime) -> int:
+    """Deletes events that waited longer than WAIT_AT_MOST for an address. Returns how many."""
     deleted = await connection.execute(
         sa.delete(mails_without_address).where(
             mails_without_address.c.create_time < now - WAIT_AT_MOST

@@ -1,4 +1,4 @@
-"""Which mail an event of a booking means, and what stands in it."""
+"""The mail for a booking event: its template and the template's values."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ from booking_svc.bookings.outbox import (
 from booking_svc.catalogue import cancellation_policy, events
 from booking_svc.catalogue.tables import offers, seats
 from booking_svc.clients.ports import Contact
-from booking_svc.notifications.formatting import Wording, wording_for
+from booking_svc.notifications.formatting import Formatter, formatter_for
 from mesh.mail.queue import Mail
 from mesh.mail.templates import Rendered, Templates
 from mesh.money import Money
@@ -41,15 +41,15 @@ _TEMPLATES = Templates(Path(__file__).parent / "templates")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Places on a mail: `2 × Floor`, or `Row A, seat 12 – Premium`."""
+    """A line of the receipt: `2 × Floor`, or `Row A, seat 12 – Premium`."""
 
     label: str
     price: Money
 
 
 @dataclass(frozen=True, slots=True)
-class Occasion:
-    """What is booked: an event as far as mails speak of it."""
+class BookedEvent:
+    """The facts of an event that a mail shows."""
 
     name: str
     start_time: datetime | None
@@ -60,12 +60,12 @@ class Occasion:
 
 @dataclass(frozen=True, slots=True)
 class BookingMail:
-    """All that a mail about a booking is made of. `moved_from` is what it was for before."""
+    """The content of a mail about a booking. `moved_from` is the event before a reschedule."""
 
     kind: str
     name: str
     booking_id: UUID
-    occasion: Occasion
+    event: BookedEvent
     lines: tuple[Line, ...]
     total: Money
     change: Change
@@ -73,11 +73,11 @@ class BookingMail:
     confirm_time: datetime | None
     hold_expire_time: datetime
     payment_url: str = ""
-    moved_from: Occasion | None = None
+    moved_from: BookedEvent | None = None
 
 
 def kind_of(change: Change) -> str | None:
-    """The name of the mail's templates; None for what nobody is written to about."""
+    """The name of the mail's templates; None for a change without a mail."""
     if isinstance(change, Cancelled) and change.actor is Actor.ORGANISER:
         return "event_cancelled"
     if isinstance(change, Held):
@@ -88,16 +88,16 @@ def kind_of(change: Change) -> str | None:
 async def write(
     connection: AsyncConnection, *, event: BookingEvent, kind: str, contact: Contact
 ) -> Mail:
-    """The mail that tells the customer of an event of the booking."""
+    """The mail to the customer about an event of a booking."""
     booking = await bookings.get(connection, booking_id=event.booking_id)
     moved_from = None
     if isinstance(event.change, Rescheduled):
-        moved_from = await _occasion(connection, event.change.from_event_id)
-    letter = BookingMail(
+        moved_from = await _booked_event(connection, event.change.from_event_id)
+    mail = BookingMail(
         kind=kind,
         name=contact.full_name,
         booking_id=booking.booking_id,
-        occasion=await _occasion(connection, event.event_id),
+        event=await _booked_event(connection, event.event_id),
         lines=await _lines(connection, booking.items),
         total=event.total,
         change=event.change,
@@ -107,99 +107,99 @@ async def write(
         payment_url="" if booking.payment is None else booking.payment.payment_url or "",
         moved_from=moved_from,
     )
-    said = render(letter)
+    rendered = render(mail)
     return Mail(
         to=contact.email,
-        subject=said.subject,
-        text=said.text,
-        html=said.html,
+        subject=rendered.subject,
+        text=rendered.text,
+        html=rendered.html,
         key=f"booking-{kind.replace('_', '-')}:{event.key}",
         expire_time=booking.hold_expire_time if kind == "held" else None,
     )
 
 
-def render(letter: BookingMail) -> Rendered:
-    """Fills the templates of a letter's kind."""
-    return _TEMPLATES.render(letter.kind, **_values(letter, _words(letter.occasion)))
+def render(mail: BookingMail) -> Rendered:
+    """Fills the templates of the mail's kind."""
+    return _TEMPLATES.render(mail.kind, **_values(mail, _formatter(mail.event)))
 
 
-def _values(letter: BookingMail, words: Wording) -> dict[str, Any]:
-    occasion, change = letter.occasion, letter.change
+def _values(mail: BookingMail, formatter: Formatter) -> dict[str, Any]:
+    event, change = mail.event, mail.change
     refund = getattr(change, "refund", None)
-    confirm_time = letter.confirm_time
+    confirm_time = mail.confirm_time
     return {
-        "name": letter.name,
-        "booking_id": letter.booking_id,
-        "event": occasion.name,
-        "when": _when(occasion),
-        "day": None if occasion.start_time is None else words.day(occasion.start_time),
-        "where": occasion.venue_name,
-        "lines": [(line.label, words.money(line.price)) for line in letter.lines],
-        "total": words.money(letter.total),
-        "is_free": letter.total.amount_minor == 0,
-        "was_paid": confirm_time is not None and letter.total.amount_minor > 0,
-        "refund": None if refund is None else words.money(refund),
-        "reason": getattr(change, "reason", "") if _is_told(change) else "",
-        "amount": words.money(change.amount) if isinstance(change, Refunded) else None,
+        "name": mail.name,
+        "booking_id": mail.booking_id,
+        "event": event.name,
+        "when": _when(event),
+        "day": None if event.start_time is None else formatter.day(event.start_time),
+        "where": event.venue_name,
+        "lines": [(line.label, formatter.money(line.price)) for line in mail.lines],
+        "total": formatter.money(mail.total),
+        "is_free": mail.total.amount_minor == 0,
+        "was_paid": confirm_time is not None and mail.total.amount_minor > 0,
+        "refund": None if refund is None else formatter.money(refund),
+        "reason": getattr(change, "reason", "") if _has_public_reason(change) else "",
+        "amount": formatter.money(change.amount) if isinstance(change, Refunded) else None,
         "terms": ()
         if confirm_time is None
-        else words.terms(letter.policy, start_time=occasion.start_time, confirm_time=confirm_time),
-        "hold_until": words.deadline(letter.hold_expire_time),
-        "payment_url": letter.payment_url,
-        **_before(letter, words),
+        else formatter.terms(mail.policy, start_time=event.start_time, confirm_time=confirm_time),
+        "hold_until": formatter.deadline(mail.hold_expire_time),
+        "payment_url": mail.payment_url,
+        **_previous(mail, formatter),
     }
 
 
-def _before(letter: BookingMail, words: Wording) -> dict[str, Any]:
-    """What the booking was before it was moved or changed."""
-    previous = getattr(letter.change, "previous_total", None)
-    earlier = letter.moved_from
-    extra = 0 if previous is None else letter.total.amount_minor - previous.amount_minor
+def _previous(mail: BookingMail, formatter: Formatter) -> dict[str, Any]:
+    """Event and price before a reschedule or a change."""
+    old_total = getattr(mail.change, "previous_total", None)
+    old_event = mail.moved_from
+    extra = 0 if old_total is None else mail.total.amount_minor - old_total.amount_minor
     return {
-        "previous_total": None if previous is None else words.money(previous),
-        "extra": words.money(Money(extra, letter.total.currency_code)) if extra > 0 else None,
-        "previous_event": None if earlier is None else earlier.name,
-        "previous_when": None if earlier is None else _when(earlier),
+        "previous_total": None if old_total is None else formatter.money(old_total),
+        "extra": formatter.money(Money(extra, mail.total.currency_code)) if extra > 0 else None,
+        "previous_event": None if old_event is None else old_event.name,
+        "previous_when": None if old_event is None else _when(old_event),
     }
 
 
-def _words(occasion: Occasion) -> Wording:
-    return wording_for(currency_code=occasion.currency_code, time_zone=occasion.time_zone)
+def _formatter(event: BookedEvent) -> Formatter:
+    return formatter_for(currency_code=event.currency_code, time_zone=event.time_zone)
 
 
-def _when(occasion: Occasion) -> str | None:
-    start_time = occasion.start_time
-    return None if start_time is None else _words(occasion).moment(start_time)
+def _when(event: BookedEvent) -> str | None:
+    start_time = event.start_time
+    return None if start_time is None else _formatter(event).moment(start_time)
 
 
-async def _occasion(connection: AsyncConnection, event_id: UUID) -> Occasion:
+async def _booked_event(connection: AsyncConnection, event_id: UUID) -> BookedEvent:
     event = await events.get(connection, event_id=event_id)
-    return Occasion(
+    return BookedEvent(
         event.name, event.start_time, event.venue_name, event.time_zone, event.currency_code
     )
 
 
-def _is_told(change: Change) -> bool:
-    """Reasons of the organiser and the staff are for the customer, our own are for the timeline."""
+def _has_public_reason(change: Change) -> bool:
+    """Customers see the reasons of organiser and staff; the system's are for the timeline only."""
     return isinstance(change, Cancelled) and change.actor in (Actor.ORGANISER, Actor.STAFF)
 
 
 async def _lines(connection: AsyncConnection, items: tuple[Item, ...]) -> tuple[Line, ...]:
-    named = await connection.execute(
+    offer_rows = await connection.execute(
         sa.select(offers.c.offer_id, offers.c.name).where(
             offers.c.offer_id.in_({item.offer_id for item in items})
         )
     )
-    names: dict[UUID, str] = {row.offer_id: row.name for row in named}
-    seated = {item.seat_id for item in items if item.seat_id is not None}
+    names: dict[UUID, str] = {row.offer_id: row.name for row in offer_rows}
+    seat_ids = {item.seat_id for item in items if item.seat_id is not None}
     labels: dict[UUID, str] = {}
-    if seated:
-        found = await connection.execute(
+    if seat_ids:
+        seat_rows = await connection.execute(
             sa.select(seats.c.seat_id, seats.c.row_label, seats.c.number).where(
-                seats.c.seat_id.in_(seated)
+                seats.c.seat_id.in_(seat_ids)
             )
         )
-        labels = {row.seat_id: f"Row {row.row_label}, seat {row.number}" for row in found}
+        labels = {row.seat_id: f"Row {row.row_label}, seat {row.number}" for row in seat_rows}
     return tuple(_line(item, names, labels) for item in items)
 
 

@@ -1,4 +1,4 @@
-"""Times and amounts as people read them: in the event's zone, in the currency's own way."""
+"""Times and amounts for mails, in the event's time zone and the currency's locale."""
 
 import re
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from babel.dates import format_date, format_time, get_timezone_name
 from booking_svc.catalogue.cancellation_policy import Policy, PurchaseWindow
 from mesh.money import Money, exponent
 
-# Where a currency is at home, people write its amounts, dates and hours in one way: ₹1,50,000.00
-# and 7:30 pm, £1,500.00 and 19:30. Elsewhere: international English.
-_HOME = {
+# The English locale of a currency's territory formats amounts, dates and times: ₹1,50,000.00 and
+# 7:30 pm, or £1,500.00 and 19:30. Other currencies use international English.
+_TERRITORIES = {
     "AUD": "AU",
     "CAD": "CA",
     "EUR": "IE",
@@ -34,12 +34,12 @@ _HOME = {
     "USD": "US",
     "ZAR": "ZA",
 }
-_ELSEWHERE = "001"
+_WORLD = "001"
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
-    """How a customer of an event reads times and amounts."""
+class Formatter:
+    """Formats times and amounts of one event."""
 
     locale: Locale
     zone: ZoneInfo
@@ -48,13 +48,13 @@ class Wording:
         """`₹1,50,000.00`, `€1,500.00`, `¥1,500`."""
         digits = exponent(value.currency_code)
         pattern = copy(self.locale.currency_formats["standard"])
-        # ISO 4217's decimals, as everywhere else here; CLDR rounds some currencies for cash.
+        # ISO 4217's decimals, as in the API; CLDR rounds some currencies to cash amounts.
         pattern.frac_prec = (digits, digits)
         amount = Decimal(value.amount_minor).scaleb(-digits)
         text = pattern.apply(
             amount, self.locale, currency=value.currency_code, currency_digits=False
         )
-        # CLDR's rule for symbols that end with a letter, which babel leaves out: KWD 1.500.
+        # CLDR's space after symbols that end with a letter, which babel omits: KWD 1.500.
         return re.sub(r"(?<=[A-Za-z])(?=\d)", "\N{NO-BREAK SPACE}", text)
 
     def moment(self, value: datetime) -> str:
@@ -77,9 +77,9 @@ class Wording:
     def terms(
         self, policy: Policy, *, start_time: datetime | None, confirm_time: datetime
     ) -> Sequence[str]:
-        """What cancelling gives back until when, a line each."""
+        """The refund for cancelling until each deadline, one line per tier."""
         if isinstance(policy, PurchaseWindow):
-            return (f"Until {self.deadline(confirm_time + policy.window)}: everything back",)
+            return (f"Until {self.deadline(confirm_time + policy.window)}: full refund",)
         if start_time is None:
             return ()
         return tuple(
@@ -89,27 +89,27 @@ class Wording:
         )
 
 
-def wording_for(*, currency_code: str, time_zone: str) -> Wording:
-    """For an event's zone and its currency."""
-    return Wording(_locale(currency_code), ZoneInfo(time_zone))
+def formatter_for(*, currency_code: str, time_zone: str) -> Formatter:
+    """The formatter of an event's time zone and currency."""
+    return Formatter(_locale(currency_code), ZoneInfo(time_zone))
 
 
 @cache
 def _locale(currency_code: str) -> Locale:
-    return Locale("en", territory=_HOME.get(currency_code, _ELSEWHERE))
+    return Locale("en", territory=_TERRITORIES.get(currency_code, _WORLD))
 
 
 def _zone(local: datetime, locale: Locale) -> str:
     name = get_timezone_name(local, width="long", locale=locale)
-    short = local.tzname() or ""
-    # CLDR knows some zones by an older name only: then IST says more than GMT+05:30.
-    return short if name.startswith("GMT") and short.isalpha() else name
+    abbreviation = local.tzname() or ""
+    # For some zones CLDR has an offset only: IST is clearer than GMT+05:30.
+    return abbreviation if name.startswith("GMT") and abbreviation.isalpha() else name
 
 
 def _share(percent: int) -> str:
     if percent == 0:
-        return "possible, without a refund"
-    return "everything back" if percent == 100 else f"{percent} % back"
+        return "no refund"
+    return "full refund" if percent == 100 else f"{percent} % refund"
 
 
 def _earliest_first(tier: object) -> timedelta:

@@ -1,4 +1,4 @@
-"""Tables of the mails to customers."""
+"""Tables of mails to customers."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import UUID
@@ -9,7 +9,7 @@ from mesh.mail.queue import mail_table
 _Uuid = UUID(as_uuid=True)
 _Time = sa.DateTime(timezone=True)
 
-# Whom to write to, as auth_svc's event stream tells it.
+# Mail addresses of accounts, from auth_svc's event stream.
 contacts = sa.Table(
     "contacts",
     metadata,
@@ -19,7 +19,7 @@ contacts = sa.Table(
     sa.Column("update_time", _Time, nullable=False),
 )
 
-# Events of bookings whose customers' addresses have not come yet.
+# Booking events that wait for their customer's address. Named waiting_letters in the database.
 mails_without_address = sa.Table(
     "waiting_letters",
     metadata,

@@ -1,5 +1,5 @@
-"""Webhooks to outside systems, as Standard Webhooks has them (https://www.standardwebhooks.com).
+"""Webhooks to external systems, after Standard Webhooks (https://www.standardwebhooks.com).
 
-endpoints.py has the subscriptions, consumer.py turns booking events into messages,
-deliveries.py has their queue and log, delivery_worker.py posts them.
+consumer.py turns booking events into messages for endpoints.py's subscriptions; deliveries.py is
+their queue and log, delivery_worker.py posts them, url_policy.py rejects non-public addresses.
 """

@@ -1,4 +1,4 @@
-"""Follows what happens to bookings and queues it for the endpoints that want to hear of it."""
+"""Consumes booking events and queues a message for each endpoint that subscribes to their type."""
 
 import asyncio
 import logging
@@ -20,25 +20,29 @@ from mesh.redis.lock import Locks
 _log = logging.getLogger(__name__)
 
 STREAM = "webhooks"
-"""The name of the cursor, and so of the lock of the process that follows."""
+"""Name of the cursor, and of the lock of the consuming process."""
 
-_TIDY_EVERY_SECONDS = 600.0
+_CLEAN_UP_EVERY_SECONDS = 600.0
 
 
 async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now: datetime) -> None:
-    """Queues each event for every endpoint that is told of its type."""
-    if not (told := await endpoints.enabled(connection)):
+    """Queues each event for every enabled endpoint that subscribes to its type."""
+    if not (subscriptions := await endpoints.subscriptions(connection)):
         return
     for event in events:
         event_type = payload.event_type(event.payload)
-        wanted = [each for each, types in told if not types or event_type in types]
-        if wanted:
+        endpoint_ids = [
+            endpoint_id
+            for endpoint_id, event_types in subscriptions
+            if not event_types or event_type in event_types
+        ]
+        if endpoint_ids:
             await deliveries.enqueue(
                 connection,
                 message_id=event.key,
                 event_type=event_type,
                 body=payload.body(event.payload),
-                endpoint_ids=wanted,
+                endpoint_ids=endpoint_ids,
                 now=now,
             )
 
@@ -46,7 +50,7 @@ async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now
 def consumer(
     database: Database, reader: OutboxReader, clock: Clock, *, on_queued: Callable[[], None]
 ) -> EventConsumer[BookingEvent]:
-    """Follows the bookings from where the last process left off."""
+    """The consumer of booking events, which resumes at the stored cursor."""
     return EventConsumer(
         stream=STREAM,
         database=database,
@@ -58,15 +62,17 @@ def consumer(
     )
 
 
-async def tidy(database: Database, clock: Clock, seal: SecretBox, locks: Locks) -> None:
-    """One turn of a loop: one process deletes the log of long ago, and seals what is not."""
+async def clean_up(database: Database, clock: Clock, secret_box: SecretBox, locks: Locks) -> None:
+    """Deletes old deliveries and re-encrypts old secrets, in one process; then waits 10 minutes."""
 
-    async def tidy_up() -> None:
+    async def delete_and_encrypt() -> None:
         async with database.transaction() as connection:
             await deliveries.forget(connection, now=clock())
         async with database.transaction() as connection:
-            if resealed := await endpoints.reseal(connection, seal=seal):
-                _log.info("sealed with the newest key", extra={"secrets": resealed})
+            if count := await endpoints.encrypt_with_newest_key(connection, secret_box=secret_box):
+                _log.info("secrets were encrypted with the newest key", extra={"secrets": count})
 
-    await locks.once("booking_svc webhook log", tidy_up, ttl_seconds=_TIDY_EVERY_SECONDS / 2)
-    await asyncio.sleep(_TIDY_EVERY_SECONDS)
+    await locks.once(
+        "booking_svc webhook log", delete_and_encrypt, ttl_seconds=_CLEAN_UP_EVERY_SECONDS / 2
+    )
+    await asyncio.sleep(_CLEAN_UP_EVERY_SECONDS)

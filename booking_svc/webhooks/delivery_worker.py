@@ -165,7 +165,7 @@ class DeliveryWorker:
         address = await url_policy.address_for(leased.url, self._rules)
         async with self._database.reading() as connection:
             secrets = await endpoints.signing_secrets(
-                connection, endpoint_id=leased.endpoint_id, seal=self._seal, now=self._clock()
+                connection, endpoint_id=leased.endpoint_id, secret_box=self._seal, now=self._clock()
             )
         parts = urlsplit(leased.url)
         host = f"[{address}]" if ":" in address else address

@@ -1,7 +1,7 @@
-"""What the database must keep and may not tell: sealed with keys that only the service has.
+"""Encryption of secrets in the database with keys that only the service has.
 
-Fernet: AES-128-CBC with an HMAC-SHA256. The first key seals, all of them open, so that a
-key is replaced by putting a new one before it; `endpoints.reseal` brings over what there is.
+Fernet: AES-128-CBC with HMAC-SHA256. The first key encrypts, all keys decrypt. To rotate, put a
+new key first: `endpoints.encrypt_with_newest_key` converts the stored secrets.
 """
 
 import base64
@@ -11,37 +11,40 @@ from collections.abc import Sequence
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-# Every token begins so: its version, and a time before the year 2106.
-_SEALED = b"gAAAAA"
+# Every Fernet token begins with this: its version, and a time before the year 2106.
+_TOKEN_PREFIX = b"gAAAAA"
 
 
 class UnknownKeyError(Exception):
-    """It was sealed with a key that is not among ours."""
+    """None of the keys can decrypt the secret."""
 
 
 class SecretBox:
     def __init__(self, keys: Sequence[str]) -> None:
-        """`keys`: any texts of 32 characters or more, the newest first."""
+        """`keys` are texts of 32 characters or more, newest first."""
         fernets = [Fernet(_derived(key)) for key in keys]
         self._newest = fernets[0]
         self._all = MultiFernet(fernets)
 
-    def seal(self, secret: bytes) -> bytes:
+    def encrypt(self, secret: bytes) -> bytes:
         return self._newest.encrypt(secret)
 
-    def open(self, sealed: bytes) -> bytes:
-        """Also what was never sealed, as it is. Raises UnknownKeyError."""
-        if not sealed.startswith(_SEALED):
-            return sealed
+    def decrypt(self, stored: bytes) -> bytes:
+        """The secret; a stored one that was never encrypted is returned unchanged.
+
+        Raises UnknownKeyError.
+        """
+        if not stored.startswith(_TOKEN_PREFIX):
+            return stored
         try:
-            return self._all.decrypt(sealed)
+            return self._all.decrypt(stored)
         except InvalidToken:
             raise UnknownKeyError from None
 
-    def is_newest(self, sealed: bytes) -> bool:
-        """Whether the newest key has sealed it."""
+    def has_newest_key(self, stored: bytes) -> bool:
+        """Whether `stored` is encrypted with the newest key."""
         try:
-            self._newest.decrypt(sealed)
+            self._newest.decrypt(stored)
         except InvalidToken:
             return False
         return True

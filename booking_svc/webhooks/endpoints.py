@@ -1,4 +1,4 @@
-"""Webhook endpoints and their secrets: who is told what."""
+"""Webhook endpoints: their URLs, subscribed event types and signing secrets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ _COUNT_LOCK = 0x77656268  # "webh"
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """How long a secret holds, not what it is. `expire_time` None: the newest one."""
+    """The validity of a secret, without the secret. The newest one has no `expire_time`."""
 
     create_time: datetime
     expire_time: datetime | None
@@ -34,7 +34,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`event_types` empty: everything. `new_secret` is set where one has just been made."""
+    """An endpoint. Without `event_types` it receives all; `new_secret` is set at its creation only."""
 
     endpoint_id: UUID
     url: str
@@ -62,16 +62,16 @@ async def create(
     description: str,
     event_types: Sequence[str],
     rules: Rules,
-    seal: SecretBox,
+    secret_box: SecretBox,
     now: datetime,
 ) -> Endpoint:
     """Adds an endpoint with its first secret. Raises VALIDATION_FAILED."""
-    if faults := url_policy.violations(url, rules):
-        raise invalid(*faults)
+    if violations := url_policy.violations(url, rules):
+        raise invalid(*violations)
     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_COUNT_LOCK)))
     count = await connection.execute(sa.select(sa.func.count()).select_from(webhook_endpoints))
     if count.scalar_one() >= MAX_ENDPOINTS:
-        raise invalid(FieldViolation("url", f"there are {MAX_ENDPOINTS} endpoints already"))
+        raise invalid(FieldViolation("url", f"at most {MAX_ENDPOINTS} endpoints are allowed"))
     endpoint_id = new_id()
     await connection.execute(
         webhook_endpoints.insert().values(
@@ -85,7 +85,7 @@ async def create(
             update_time=now,
         )
     )
-    secret = await _add_secret(connection, endpoint_id, seal, now)
+    secret = await _add_secret(connection, endpoint_id, secret_box, now)
     return replace(await get(connection, endpoint_id=endpoint_id, now=now), new_secret=secret)
 
 
@@ -96,11 +96,7 @@ async def get(
     query = sa.select(webhook_endpoints).where(webhook_endpoints.c.endpoint_id == endpoint_id)
     row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:
-        raise DomainError(
-            Reason.WEBHOOK_ENDPOINT_NOT_FOUND,
-            "no such webhook endpoint",
-            webhook_endpoint_id=endpoint_id,
-        )
+        raise _not_found(endpoint_id)
     secrets = await _secrets(connection, [endpoint_id], now)
     return _endpoint(row, secrets.get(endpoint_id, ()))
 
@@ -135,15 +131,15 @@ async def update(
     rules: Rules,
     now: datetime,
 ) -> Endpoint:
-    """Changes what is given; None, or no event types, leaves it.
+    """Changes the given values; None, or empty `event_types`, keeps a value.
 
     Raises VALIDATION_FAILED or WEBHOOK_ENDPOINT_NOT_FOUND.
     """
     await get(connection, endpoint_id=endpoint_id, now=now, lock=True)
     changes: dict[str, Any] = {"update_time": now}
     if url is not None:
-        if faults := url_policy.violations(url, rules):
-            raise invalid(*faults)
+        if violations := url_policy.violations(url, rules):
+            raise invalid(*violations)
         changes["url"] = url
     if description is not None:
         changes["description"] = description
@@ -165,11 +161,7 @@ async def delete(connection: AsyncConnection, *, endpoint_id: UUID) -> None:
         sa.delete(webhook_endpoints).where(webhook_endpoints.c.endpoint_id == endpoint_id)
     )
     if deleted.rowcount == 0:
-        raise DomainError(
-            Reason.WEBHOOK_ENDPOINT_NOT_FOUND,
-            "no such webhook endpoint",
-            webhook_endpoint_id=endpoint_id,
-        )
+        raise _not_found(endpoint_id)
 
 
 async def rotate_secret(
@@ -177,10 +169,10 @@ async def rotate_secret(
     *,
     endpoint_id: UUID,
     overlap: timedelta,
-    seal: SecretBox,
+    secret_box: SecretBox,
     now: datetime,
 ) -> Endpoint:
-    """Makes a new secret; those of before end after `overlap`, or earlier if they would anyway.
+    """Adds a secret. Older ones expire after `overlap`, or at their earlier expiry.
 
     Raises WEBHOOK_ENDPOINT_NOT_FOUND.
     """
@@ -192,11 +184,11 @@ async def rotate_secret(
         .where(table.endpoint_id == endpoint_id)
         .values(expire_time=sa.func.least(table.expire_time, end))
     )
-    secret = await _add_secret(connection, endpoint_id, seal, now)
+    secret = await _add_secret(connection, endpoint_id, secret_box, now)
     newest = (
         sa.select(table.secret_id)
         .where(table.endpoint_id == endpoint_id)
-        .where(sa.or_(table.expire_time.is_(None), table.expire_time > now))
+        .where(_is_valid(now))
         .order_by(table.secret_id.desc())
         .limit(MAX_SECRETS)
     )
@@ -211,7 +203,7 @@ async def rotate_secret(
 async def disable(
     connection: AsyncConnection, *, endpoint_id: UUID, reason: str, now: datetime
 ) -> None:
-    """The endpoint has said that it wants nothing any more."""
+    """Disables an endpoint that reported that it is gone."""
     await connection.execute(
         sa.update(webhook_endpoints)
         .where(webhook_endpoints.c.endpoint_id == endpoint_id)
@@ -220,8 +212,8 @@ async def disable(
     )
 
 
-async def enabled(connection: AsyncConnection) -> Sequence[tuple[UUID, tuple[str, ...]]]:
-    """Everybody who is told something, and what."""
+async def subscriptions(connection: AsyncConnection) -> Sequence[tuple[UUID, tuple[str, ...]]]:
+    """Each enabled endpoint with its event types; none means all."""
     rows = await connection.execute(
         sa.select(webhook_endpoints.c.endpoint_id, webhook_endpoints.c.event_types).where(
             webhook_endpoints.c.is_enabled
@@ -231,46 +223,48 @@ async def enabled(connection: AsyncConnection) -> Sequence[tuple[UUID, tuple[str
 
 
 async def signing_secrets(
-    connection: AsyncConnection, *, endpoint_id: UUID, seal: SecretBox, now: datetime
+    connection: AsyncConnection, *, endpoint_id: UUID, secret_box: SecretBox, now: datetime
 ) -> Sequence[str]:
-    """The secrets in force, newest first."""
+    """The valid secrets, newest first. Raises UnknownKeyError."""
     table = webhook_secrets.c
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(table.secret)
         .where(table.endpoint_id == endpoint_id)
-        .where(sa.or_(table.expire_time.is_(None), table.expire_time > now))
+        .where(_is_valid(now))
         .order_by(table.secret_id.desc())
     )
-    return [seal.open(sealed.encode()).decode() for sealed in found.scalars()]
+    return [secret_box.decrypt(stored.encode()).decode() for stored in rows.scalars()]
 
 
-async def reseal(connection: AsyncConnection, *, seal: SecretBox) -> int:
-    """Seals with the newest key what is not: of older keys, or of before there were any.
+async def encrypt_with_newest_key(connection: AsyncConnection, *, secret_box: SecretBox) -> int:
+    """Encrypts secrets that are in plain text or under an older key. Returns how many.
 
-    Returns how many. Raises UnknownKeyError.
+    Raises UnknownKeyError.
     """
     table = webhook_secrets.c
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(table.secret_id, table.secret).order_by(table.secret_id).with_for_update()
     )
-    old = [row for row in found if not seal.is_newest(row.secret.encode())]
+    old = [row for row in rows if not secret_box.has_newest_key(row.secret.encode())]
     for row in old:
-        sealed = seal.seal(seal.open(row.secret.encode())).decode()
+        secret = secret_box.decrypt(row.secret.encode())
         await connection.execute(
-            sa.update(webhook_secrets).where(table.secret_id == row.secret_id).values(secret=sealed)
+            sa.update(webhook_secrets)
+            .where(table.secret_id == row.secret_id)
+            .values(secret=secret_box.encrypt(secret).decode())
         )
     return len(old)
 
 
 async def _add_secret(
-    connection: AsyncConnection, endpoint_id: UUID, seal: SecretBox, now: datetime
+    connection: AsyncConnection, endpoint_id: UUID, secret_box: SecretBox, now: datetime
 ) -> str:
     secret = signature.new_secret()
     await connection.execute(
         webhook_secrets.insert().values(
             secret_id=new_id(),
             endpoint_id=endpoint_id,
-            secret=seal.seal(secret.encode()).decode(),
+            secret=secret_box.encrypt(secret.encode()).decode(),
             create_time=now,
         )
     )
@@ -280,19 +274,32 @@ async def _add_secret(
 async def _secrets(
     connection: AsyncConnection, endpoint_ids: Sequence[UUID], now: datetime
 ) -> dict[UUID, tuple[Secret, ...]]:
-    """The secrets in force, newest first."""
+    """The valid secrets by endpoint, newest first."""
     table = webhook_secrets.c
     rows = await connection.execute(
         sa.select(table.endpoint_id, table.create_time, table.expire_time)
         .where(table.endpoint_id.in_(endpoint_ids))
-        .where(sa.or_(table.expire_time.is_(None), table.expire_time > now))
+        .where(_is_valid(now))
         .order_by(table.secret_id.desc())
     )
-    found: dict[UUID, tuple[Secret, ...]] = {}
+    secrets: dict[UUID, tuple[Secret, ...]] = {}
     for row in rows:
-        known = found.get(row.endpoint_id, ())
-        found[row.endpoint_id] = (*known, Secret(row.create_time, row.expire_time))
-    return found
+        newer = secrets.get(row.endpoint_id, ())
+        secrets[row.endpoint_id] = (*newer, Secret(row.create_time, row.expire_time))
+    return secrets
+
+
+def _is_valid(now: datetime) -> sa.ColumnElement[bool]:
+    expire_time = webhook_secrets.c.expire_time
+    return sa.or_(expire_time.is_(None), expire_time > now)
+
+
+def _not_found(endpoint_id: UUID) -> DomainError:
+    return DomainError(
+        Reason.WEBHOOK_ENDPOINT_NOT_FOUND,
+        "no such webhook endpoint",
+        webhook_endpoint_id=endpoint_id,
+    )
 
 
 def _normal(event_types: Sequence[str]) -> list[str]:

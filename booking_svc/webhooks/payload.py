@@ -1,4 +1,4 @@
-"""The outbox's messages as the JSON that webhooks carry: the names that REST shows."""
+"""The JSON body of webhooks, with the field names of REST, from the outbox's messages."""
 
 import json
 
@@ -8,21 +8,21 @@ from boxoffice.bookings.v1 import booking_event_pb2
 
 
 def event_type(payload: bytes) -> str:
-    """E.g. `booking.confirmed`."""
+    """The event type, e.g. `booking.confirmed`."""
     return _type_of(booking_event_pb2.BookingEvent.FromString(payload))
 
 
 def body(payload: bytes) -> bytes:
-    """`{"type": …, "timestamp": …, "data": {"booking": …, "confirmed": …}}`, as it is signed."""
+    """The signed body: `{"type": …, "timestamp": …, "data": {"booking": …, "confirmed": …}}`."""
     message = booking_event_pb2.BookingEvent.FromString(payload)
-    told = MessageToDict(message, always_print_fields_with_no_presence=True)
+    fields = MessageToDict(message, always_print_fields_with_no_presence=True)
     kind = message.WhichOneof("event") or ""
-    # The timeline is left out of events; an empty one would say that there is none.
-    booking = {name: value for name, value in told["booking"].items() if name != "timeline"}
+    # Events omit the timeline; an empty list would mean that the booking has none.
+    booking = {name: value for name, value in fields["booking"].items() if name != "timeline"}
     content = {
         "type": _type_of(message),
-        "timestamp": told["eventTime"],
-        "data": {"booking": booking, kind: told.get(kind, {})},
+        "timestamp": fields["eventTime"],
+        "data": {"booking": booking, kind: fields.get(kind, {})},
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 

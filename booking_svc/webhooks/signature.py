@@ -1,7 +1,7 @@
 """Secrets and signatures of Standard Webhooks.
 
-Source: the specification, "Signature scheme": HMAC-SHA256 over `<id>.<timestamp>.<body>`
-with the bytes that the secret's base64 stands for; one `v1,<base64>` per secret.
+Source: the specification, "Signature scheme": HMAC-SHA256 over `<id>.<timestamp>.<body>` with the
+base64-decoded secret as key; one `v1,<base64>` per secret.
 """
 
 import base64
@@ -13,7 +13,7 @@ from datetime import datetime
 
 PREFIX = "whsec_"
 
-# The specification asks for 24–64 bytes.
+# The specification requires 24–64 bytes.
 _SECRET_BYTES = 32
 
 
@@ -24,7 +24,7 @@ def new_secret() -> str:
 def headers(
     body: bytes, *, webhook_id: str, signing_secrets: Sequence[str], now: datetime
 ) -> dict[str, str]:
-    """The three headers of a message that is sent now, signed with every secret in force."""
+    """The three headers of a message sent at `now`, signed with each of the secrets."""
     timestamp = str(int(now.timestamp()))
     signed = b".".join((webhook_id.encode(), timestamp.encode(), body))
     return {

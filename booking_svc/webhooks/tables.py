@@ -1,4 +1,4 @@
-"""Tables of the outside systems that are told what happens to bookings."""
+"""Tables of webhook endpoints, their secrets, and the messages to them."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
@@ -21,7 +21,7 @@ webhook_endpoints = sa.Table(
     sa.Column("update_time", _Time, nullable=False),
 )
 
-# Sealed with the service's own key (sealing.py): each message is signed with what is inside.
+# Signing secrets, encrypted with the service's own key (encryption.py).
 webhook_secrets = sa.Table(
     "webhook_secrets",
     metadata,
@@ -38,7 +38,7 @@ webhook_secrets = sa.Table(
     sa.Index("webhook_secrets_endpoint_id_idx", "endpoint_id"),
 )
 
-# The id is the event's key, and `webhook-id` for those who receive it.
+# `message_id` is the event's key, and the receivers' `webhook-id`.
 webhook_messages = sa.Table(
     "webhook_messages",
     metadata,
@@ -61,7 +61,7 @@ webhook_deliveries = sa.Table(
     ),
     sa.Column("message_id", _Uuid, sa.ForeignKey("webhook_messages.message_id"), nullable=False),
     sa.Column("status", sa.Text, nullable=False),
-    # Since it was queued, or asked for again: it decides the next pause.
+    # Since the delivery was queued or resent; determines the next pause.
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("attempt_count", sa.Integer, nullable=False, server_default="0"),
     sa.Column("log", JSONB, nullable=False, server_default=sa.text("'[]'")),

@@ -19,10 +19,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from google.protobuf.message import Message
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -53,6 +55,8 @@ INSERT INTO outbox (aggregate_id, event_type, payload, origin, create_time)
 SELECT given.*, %s::timestamptz
 FROM unnest(%s::uuid[], %s::text[], %s::bytea[], %s::text[]) AS given
 """
+
+_MessageT = TypeVar("_MessageT", bound=Message)
 
 _log = logging.getLogger(__name__)
 
@@ -208,6 +212,20 @@ def _on_commit(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
     if events:
         on_commit(connection, lambda: _count(events))
         notify_on_commit(connection, _CHANNEL)
+
+
+def to_messages(events: Sequence[Event], message_type: type[_MessageT]) -> list[_MessageT]:
+    """Events as the messages of a stream's response: the payload, its position, and its origin
+    for a message that has the field."""
+    has_origin = "origin" in message_type.DESCRIPTOR.fields_by_name
+    messages = []
+    for event in events:
+        message: Any = message_type.FromString(event.payload)
+        message.position = event.position
+        if has_origin:
+            message.origin = event.origin
+        messages.append(message)
+    return messages
 
 
 async def forget(

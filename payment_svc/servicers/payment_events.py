@@ -9,7 +9,7 @@ from boxoffice.payments.v1 import (
     payment_event_service_pb2,
     payment_event_service_pb2_grpc,
 )
-from mesh.db.outbox import OutboxReader
+from mesh.db.outbox import OutboxReader, to_messages
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -22,10 +22,6 @@ class PaymentEventServicer(payment_event_service_pb2_grpc.PaymentEventServiceSer
         self, request: payment_event_service_pb2.StreamEventsRequest, context: _Context
     ) -> AsyncIterator[payment_event_service_pb2.StreamEventsResponse]:
         async for batch in self._events.stream(request.after_position):
-            response = payment_event_service_pb2.StreamEventsResponse()
-            for event in batch:
-                message = response.events.add()
-                message.ParseFromString(event.payload)
-                message.position = event.position
-                message.origin = event.origin
-            yield response
+            yield payment_event_service_pb2.StreamEventsResponse(
+                events=to_messages(batch, payment_event_service_pb2.PaymentEvent)
+            )

@@ -9,7 +9,7 @@ from boxoffice.stock.v1 import stock_change_service_pb2
 from boxoffice.stock.v1.stock_change_service_pb2_grpc import (
     StockChangeServiceServicer as GeneratedServicer,
 )
-from mesh.db.outbox import OutboxReader
+from mesh.db.outbox import OutboxReader, to_messages
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,9 +26,7 @@ class StockChangeServicer(GeneratedServicer):
             position = await self._changes.now()
             yield stock_change_service_pb2.StreamChangesResponse(position=position)
         async for batch in self._changes.stream(position):
-            response = stock_change_service_pb2.StreamChangesResponse(position=batch[-1].position)
-            for event in batch:
-                change = response.changes.add()
-                change.ParseFromString(event.payload)
-                change.position = event.position
-            yield response
+            yield stock_change_service_pb2.StreamChangesResponse(
+                changes=to_messages(batch, stock_change_service_pb2.StockChange),
+                position=batch[-1].position,
+            )

@@ -54,7 +54,7 @@ def hasher() -> Iterator[PasswordHasher]:
 
 @pytest.fixture
 async def redis_server(tmp_path: Path) -> AsyncIterator[Process]:
-    """A Redis of the test's own, at the socket `redis_url` names."""
+    """A Redis for one test."""
     supervisor = Supervisor(tmp_path)
     [process] = supervisor.start([RedisServer(tmp_path).program()])
     await wait_healthy([process], 20)
@@ -71,7 +71,7 @@ async def cache(redis_server: Process, tmp_path: Path) -> AsyncIterator["redis.a
 
 @pytest.fixture
 async def link(redis_server: Process, tmp_path: Path) -> AsyncIterator[RedisLink]:
-    # Patient: what is slow here is the machine, and not Redis.
+    # A long timeout: the test machine may be slow.
     async with RedisLink.open(RedisServer(tmp_path).url, call_seconds=10) as link:
         yield link
 
@@ -85,7 +85,7 @@ async def database(
 
 
 class Accounts:
-    """What one does with one's own account, by the classes that do it."""
+    """Sign-up, sign-in and password changes on one database."""
 
     def __init__(
         self,
@@ -155,20 +155,20 @@ def a_sign_up(**changes: Any) -> dict[str, Any]:
 
 
 async def rows(database: Database, table: sa.Table) -> list[Any]:
-    """Everything in a table."""
+    """All rows of a table."""
     async with database.transaction() as connection:
         return list(await connection.execute(sa.select(table)))
 
 
 async def signed_in(accounts: Accounts, *, now: datetime = NOW) -> SignedIn:
-    """A new session of Mira, whose account is made when there is none."""
+    """A new session of Mira; creates her account if there is none."""
     with contextlib.suppress(DomainError):
         await accounts.register(**a_sign_up())
     return await accounts.login(email="mira@example.com", password=GOOD_PASSWORD, now=now)
 
 
 async def refusal_of(attempt: Awaitable[object]) -> DomainError:
-    """The error that an attempt must end with."""
+    """The DomainError that an attempt must raise."""
     with pytest.raises(DomainError) as refused:
         await attempt
     return refused.value

@@ -1,4 +1,4 @@
-"""Signing up and in, on a real database."""
+"""Sign-up and sign-in, on a real database."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ async def reason_of_login(accounts: Accounts, email: str, password: str) -> tupl
     return refused.value.reason, refused.value.message
 
 
-async def test_registering_keeps_what_was_typed(accounts: Accounts, database: Database) -> None:
+async def test_sign_up_stores_the_data_as_entered(accounts: Accounts, database: Database) -> None:
     user = await accounts.register(
         **a_sign_up(email="Mira.RAO@Example.com", full_name="mira de la RAO")
     )
@@ -58,7 +58,9 @@ async def test_registering_keeps_what_was_typed(accounts: Accounts, database: Da
     assert await rows(database, sessions_table) == []
 
 
-async def test_an_address_in_another_case_is_taken(accounts: Accounts, database: Database) -> None:
+async def test_an_address_in_another_case_is_the_same_address(
+    accounts: Accounts, database: Database
+) -> None:
     await accounts.register(**a_sign_up(email="mira@example.com"))
     with pytest.raises(DomainError) as refused:
         await accounts.register(**a_sign_up(email="MIRA@Example.COM"))
@@ -66,7 +68,9 @@ async def test_an_address_in_another_case_is_taken(accounts: Accounts, database:
     assert len(await rows(database, users)) == 1
 
 
-async def test_ten_at_once_make_one_account(accounts: Accounts, database: Database) -> None:
+async def test_ten_concurrent_sign_ups_create_one_account(
+    accounts: Accounts, database: Database
+) -> None:
     cases = [f"{'M' if n % 2 else 'm'}ira@example.com" for n in range(10)]
     results = await asyncio.gather(
         *(accounts.register(**a_sign_up(email=email)) for email in cases), return_exceptions=True
@@ -77,7 +81,7 @@ async def test_ten_at_once_make_one_account(accounts: Accounts, database: Databa
     assert len(await rows(database, users)) == 1
 
 
-async def test_a_weak_password_makes_no_account(accounts: Accounts, database: Database) -> None:
+async def test_a_weak_password_creates_no_account(accounts: Accounts, database: Database) -> None:
     with pytest.raises(DomainError) as refused:
         await accounts.register(**a_sign_up(password="mango"))
     assert refused.value.reason is Reason.PASSWORD_TOO_WEAK
@@ -85,7 +89,7 @@ async def test_a_weak_password_makes_no_account(accounts: Accounts, database: Da
     assert await rows(database, users) == []
 
 
-async def test_an_admin_needs_the_secret(accounts: Accounts, database: Database) -> None:
+async def test_admin_sign_up_needs_the_secret(accounts: Accounts, database: Database) -> None:
     for wrong in ("", ADMIN_SECRET[:-1], ADMIN_SECRET + "x", "ü" * 40):
         with pytest.raises(DomainError) as refused:
             await accounts.register_admin(**a_sign_up(admin_secret=wrong))
@@ -96,7 +100,7 @@ async def test_an_admin_needs_the_secret(accounts: Accounts, database: Database)
 
 
 @pytest.mark.parametrize("guess", ["", "None", ADMIN_SECRET])
-async def test_without_a_secret_nobody_becomes_admin(
+async def test_without_a_configured_secret_admin_sign_up_is_off(
     database: Database, hasher: PasswordHasher, key: SigningKey, guess: str
 ) -> None:
     accounts = Accounts(database, hasher, key, admin_secret=None)
@@ -125,7 +129,9 @@ async def test_login_starts_a_session_and_stores_no_token(
     assert signed_in.refresh_token not in str(session) + str(token)
 
 
-async def test_an_unknown_address_and_a_wrong_password_answer_alike(accounts: Accounts) -> None:
+async def test_an_unknown_address_and_a_wrong_password_get_the_same_answer(
+    accounts: Accounts,
+) -> None:
     await accounts.register(**a_sign_up())
     unknown = await reason_of_login(accounts, "nobody@example.com", GOOD_PASSWORD)
     wrong = await reason_of_login(accounts, "mira@example.com", "Mango-Tram-48")
@@ -134,7 +140,7 @@ async def test_an_unknown_address_and_a_wrong_password_answer_alike(accounts: Ac
 
 
 @pytest.mark.parametrize("password", ["", "x" * 73, "\x00", "🙂" * 64, "Mango-Tram-47\x00"])
-async def test_odd_passwords_are_only_wrong(accounts: Accounts, password: str) -> None:
+async def test_unusual_passwords_are_refused_as_wrong(accounts: Accounts, password: str) -> None:
     await accounts.register(**a_sign_up())
     reason, _ = await reason_of_login(accounts, "mira@example.com", password)
     assert reason is Reason.INVALID_CREDENTIALS
@@ -152,7 +158,7 @@ async def test_control_characters_in_an_address_are_refused(accounts: Accounts, 
         assert [violation.field for violation in refused.value.violations] == ["email"]
 
 
-async def test_a_deactivated_account_tells_only_its_owner(
+async def test_deactivation_is_revealed_only_with_the_right_password(
     accounts: Accounts, database: Database
 ) -> None:
     await accounts.register(**a_sign_up())
@@ -165,7 +171,7 @@ async def test_a_deactivated_account_tells_only_its_owner(
 
 
 class Interrupted(PasswordHasher):
-    """Lets something happen while the password is checked."""
+    """Changes the account while the password is verified."""
 
     def __init__(self, database: Database, **values: object) -> None:
         super().__init__(cost=4, pepper=PEPPER)
@@ -185,7 +191,7 @@ class Interrupted(PasswordHasher):
         ({"password_change_time": NOW + timedelta(seconds=1)}, Reason.INVALID_CREDENTIALS),
     ],
 )
-async def test_what_changes_while_the_password_is_checked_counts(
+async def test_a_change_during_verification_takes_effect(
     accounts: Accounts,
     database: Database,
     key: SigningKey,
@@ -195,17 +201,17 @@ async def test_what_changes_while_the_password_is_checked_counts(
     await accounts.register(**a_sign_up())
     interrupted = Interrupted(database, **change)
     try:
-        found, _ = await reason_of_login(
+        refusal, _ = await reason_of_login(
             Accounts(database, interrupted, key), "mira@example.com", GOOD_PASSWORD
         )
     finally:
         interrupted.close()
-    assert found is reason
+    assert refusal is reason
     assert await rows(database, sessions_table) == []
 
 
-class Watched(PasswordHasher):
-    """Notes how many connections are in use while it works."""
+class RecordingHasher(PasswordHasher):
+    """Records how many connections are in use during its calls."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(cost=5, pepper=PEPPER)
@@ -228,18 +234,18 @@ def checked_out(database: Database) -> int:
 
 
 @pytest.fixture
-async def watched(database: Database) -> AsyncIterator[Watched]:
-    hasher = Watched(database)
+async def recording(database: Database) -> AsyncIterator[RecordingHasher]:
+    hasher = RecordingHasher(database)
     yield hasher
     hasher.close()
 
 
 async def test_no_transaction_is_open_while_a_password_is_hashed(
-    accounts: Accounts, database: Database, key: SigningKey, watched: Watched
+    accounts: Accounts, database: Database, key: SigningKey, recording: RecordingHasher
 ) -> None:
     await accounts.register(**a_sign_up())
-    other = Accounts(database, watched, key)
-    # At another cost: verified, then hashed again.
+    other = Accounts(database, recording, key)
+    # The cost differs: the login verifies and then hashes again.
     await other.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
     noor = await other.register(**a_sign_up(email="noor@example.com"))
     await other.change_password(
@@ -249,23 +255,26 @@ async def test_no_transaction_is_open_while_a_password_is_hashed(
         new_password="Papaya-Ship-58",
         now=NOW,
     )
-    assert watched.in_use == [0, 0, 0, 0, 0]
+    assert recording.in_use == [0, 0, 0, 0, 0]
 
 
-async def test_a_login_after_the_cost_changed_hashes_again(
-    accounts: Accounts, database: Database, key: SigningKey, watched: Watched
+async def test_a_login_after_a_change_of_the_cost_hashes_again(
+    accounts: Accounts, database: Database, key: SigningKey, recording: RecordingHasher
 ) -> None:
     user = await accounts.register(**a_sign_up())
-    dearer = Accounts(database, watched, key)
-    # Several at once: none may take the other's new hash for a new password.
+    costlier = Accounts(database, recording, key)
+    # Concurrent logins: a new hash by one must not look like a new password to another.
     await asyncio.gather(
-        *(dearer.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW) for _ in range(5))
+        *(
+            costlier.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
+            for _ in range(5)
+        )
     )
     [row] = await rows(database, users)
     assert row.password_hash.startswith("$2b$05$")
     assert row.password_change_time == user.create_time
     assert len(await rows(database, sessions_table)) == 5
-    await dearer.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
+    await costlier.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
 
 
 async def test_an_unknown_user_is_not_found(accounts: Accounts) -> None:

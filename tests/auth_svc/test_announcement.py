@@ -1,4 +1,4 @@
-"""Accounts from before the event stream are announced by a migration, once."""
+"""A migration publishes accounts that are older than the event stream, once."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from mesh.db.outbox import OutboxReader
 from mesh.ids import new_id
 from testing.databases import open_patiently
 
-# The revision before the one that announces them.
+# The revision before the one that publishes them.
 BEFORE = "0005"
 JOINED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -59,36 +59,36 @@ def upgrade(url: str) -> None:
     alembic.command.upgrade(alembic_config("auth_svc", url), "head")
 
 
-async def heard(url: str, count: int) -> list[stream_pb2.AuthEvent]:
-    """The first so many events of the stream, as a service that listens reads them."""
-    found: list[stream_pb2.AuthEvent] = []
+async def first_events(url: str, count: int) -> list[stream_pb2.AuthEvent]:
+    """The first `count` events of the stream, as a consumer reads them."""
+    events: list[stream_pb2.AuthEvent] = []
     async with asyncio.timeout(60), open_patiently(url) as database:
         async for batch in OutboxReader(database, outbox).stream(""):
-            found += [stream_pb2.AuthEvent.FromString(event.payload) for event in batch]
-            if len(found) >= count:
-                return found
+            events += [stream_pb2.AuthEvent.FromString(event.payload) for event in batch]
+            if len(events) >= count:
+                return events
     raise AssertionError("the stream ended")
 
 
-async def test_who_was_never_announced_is(url: str) -> None:
+async def test_accounts_without_an_event_are_published(url: str) -> None:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.begin() as connection:
         older = [add(connection, f"Mira.{number}@example.com") for number in range(3)]
         add(connection, "erased@example.com", erased=True)
         known = add(connection, "noor@example.com")
-        told = stream_pb2.AuthEvent(
+        event = stream_pb2.AuthEvent(
             user_id=str(known), user_changed=stream_pb2.UserChanged(user_id=str(known))
         )
         connection.execute(
             outbox.insert().values(
                 aggregate_id=known,
                 event_type="user_changed",
-                payload=told.SerializeToString(),
+                payload=event.SerializeToString(),
                 create_time=JOINED,
             )
         )
     upgrade(url)
-    events = await heard(url, 4)
+    events = await first_events(url, 4)
     assert [event.user_id for event in events] == [str(known), *map(str, older)]
     first = events[1].user_changed
     assert (first.user_id, first.email, first.full_name) == (
@@ -97,7 +97,7 @@ async def test_who_was_never_announced_is(url: str) -> None:
         "Mira Rao",
     )
     assert events[1].event_time.ToDatetime(UTC) > JOINED
-    # Down and up again, as after a release that was taken back: nobody is announced twice.
+    # A downgrade and another upgrade, as after a rollback, publish no account twice.
     alembic.command.downgrade(alembic_config("auth_svc", url), BEFORE)
     upgrade(url)
     with engine.begin() as connection:
@@ -105,10 +105,10 @@ async def test_who_was_never_announced_is(url: str) -> None:
     engine.dispose()
 
 
-async def test_more_accounts_than_one_step_takes(url: str) -> None:
+async def test_more_accounts_than_one_batch_are_published(url: str) -> None:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.begin() as connection:
         ids = {str(add(connection, f"{number}@example.com")) for number in range(1001)}
     upgrade(url)
-    assert {event.user_id for event in await heard(url, 1001)} == ids
+    assert {event.user_id for event in await first_events(url, 1001)} == ids
     engine.dispose()

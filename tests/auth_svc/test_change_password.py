@@ -1,4 +1,4 @@
-"""Changing one's password, on a real database."""
+"""Password changes of signed-in users, on a real database."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -27,15 +27,15 @@ NEXT_PASSWORD = "Papaya-Ship-58"
 LATER = NOW + timedelta(minutes=5)
 
 
-def session_of(one: SignedIn) -> UUID:
-    claims = jwt.decode(one.access_token, options={"verify_signature": False})
+def session_of(signed_in: SignedIn) -> UUID:
+    claims = jwt.decode(signed_in.access_token, options={"verify_signature": False})
     return UUID(claims["sid"])
 
 
-async def change(accounts: Accounts, one: SignedIn, **changes: Any) -> datetime:
+async def change(accounts: Accounts, current: SignedIn, **changes: Any) -> datetime:
     arguments: dict[str, Any] = {
-        "user_id": one.user.user_id,
-        "session_id": session_of(one),
+        "user_id": current.user.user_id,
+        "session_id": session_of(current),
         "current_password": GOOD_PASSWORD,
         "new_password": NEXT_PASSWORD,
         "now": LATER,
@@ -47,7 +47,7 @@ async def login(accounts: Accounts, password: str) -> SignedIn:
     return await accounts.login(email="mira@example.com", password=password, now=LATER)
 
 
-async def test_the_new_password_holds_and_the_old_one_does_not(
+async def test_only_the_new_password_works_after_a_change(
     accounts: Accounts, database: Database
 ) -> None:
     current = await signed_in(accounts)
@@ -90,7 +90,7 @@ async def assert_unchanged(accounts: Accounts, database: Database) -> None:
         ({"new_password": "Mira-Rao-1"}, Reason.PASSWORD_TOO_WEAK, ["new_password"]),
     ],
 )
-async def test_what_is_refused_changes_nothing(
+async def test_a_refused_change_changes_nothing(
     accounts: Accounts,
     database: Database,
     changes: dict[str, str],
@@ -105,7 +105,9 @@ async def test_what_is_refused_changes_nothing(
     await assert_unchanged(accounts, database)
 
 
-async def test_the_same_password_in_other_code_points_is_the_same(accounts: Accounts) -> None:
+async def test_another_unicode_form_of_the_password_is_the_same_password(
+    accounts: Accounts,
+) -> None:
     composed, decomposed = "Caf\u00e9-Tram-47", "Cafe\u0301-Tram-47"
     current = await signed_in(accounts)
     await change(accounts, current, new_password=composed)
@@ -115,14 +117,14 @@ async def test_the_same_password_in_other_code_points_is_the_same(accounts: Acco
     assert error.reason is Reason.PASSWORD_UNCHANGED
 
 
-async def test_whether_it_is_unchanged_is_told_to_those_who_know_it(accounts: Accounts) -> None:
+async def test_only_the_right_password_reveals_that_it_is_unchanged(accounts: Accounts) -> None:
     current = await signed_in(accounts)
     guess = "Mango-Tram-48"
     error = await refusal_of(change(accounts, current, current_password=guess, new_password=guess))
     assert error.reason is Reason.CURRENT_PASSWORD_INCORRECT
 
 
-async def test_of_two_changes_at_once_one_holds(accounts: Accounts) -> None:
+async def test_of_two_concurrent_changes_one_succeeds(accounts: Accounts) -> None:
     first, second = await signed_in(accounts), await signed_in(accounts)
     passwords = [NEXT_PASSWORD, "Banana-Sled-69"]
     outcomes = await asyncio.gather(
@@ -151,7 +153,7 @@ async def test_a_deactivated_account_keeps_its_password(
     await assert_unchanged(accounts, database)
 
 
-async def test_nobodys_password(accounts: Accounts) -> None:
+async def test_the_password_of_an_unknown_account_cannot_change(accounts: Accounts) -> None:
     current = await signed_in(accounts)
     error = await refusal_of(change(accounts, current, user_id=uuid4()))
     assert error.reason is Reason.USER_NOT_FOUND

@@ -1,4 +1,4 @@
-"""An erased account: nobody is behind it any more, and everything else still adds up."""
+"""Erasure of an account: all personal data is deleted, the account's id stays."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -43,7 +43,7 @@ async def erase(database: Database, hasher: PasswordHasher, user_id: UUID) -> Us
 
 
 async def a_canary(accounts: Accounts, database: Database) -> User:
-    """An account with something personal in every table that can hold it."""
+    """An account with personal data in every table that can contain some."""
     user = await accounts.register(
         **a_sign_up(email="Canary@Example.com", full_name="Canary Bird", phone=CANARIES[2])
     )
@@ -84,11 +84,11 @@ def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-async def test_nothing_personal_is_left_in_any_table(
+async def test_no_table_contains_personal_data_after_erasure(
     accounts: Accounts, database: Database, hasher: PasswordHasher
 ) -> None:
     user = await a_canary(accounts, database)
-    # Account, outbox, mail, request: the search finds what is there.
+    # Control: the search finds the data in account, outbox, mails and requests.
     assert len(personal(await everything(database))) > 8
     erased = await erase(database, hasher, user.user_id)
     assert personal(await everything(database)) == []
@@ -96,7 +96,7 @@ async def test_nothing_personal_is_left_in_any_table(
     assert (erased.full_name, erased.is_active) == ("Erased user", False)
 
 
-async def test_it_signs_out_and_tells_the_others(
+async def test_erasure_ends_sessions_and_publishes_an_event(
     accounts: Accounts, database: Database, hasher: PasswordHasher
 ) -> None:
     session = await signed_in(accounts)
@@ -111,7 +111,7 @@ async def test_it_signs_out_and_tells_the_others(
     assert {event.user_id for event in events} == {str(session.user.user_id)}
 
 
-async def test_nobody_signs_in_to_it_and_the_address_is_free(
+async def test_an_erased_account_has_no_sign_in_and_its_address_is_free(
     accounts: Accounts, database: Database, hasher: PasswordHasher
 ) -> None:
     user = await accounts.register(**a_sign_up())
@@ -123,7 +123,7 @@ async def test_nobody_signs_in_to_it_and_the_address_is_free(
     assert again.user_id != user.user_id
 
 
-async def test_again_changes_nothing(
+async def test_repeated_erasure_changes_nothing(
     accounts: Accounts, database: Database, hasher: PasswordHasher
 ) -> None:
     user = await accounts.register(**a_sign_up())
@@ -133,12 +133,12 @@ async def test_again_changes_nothing(
     assert await everything(database) == before
 
 
-async def test_nobodys_account(database: Database, hasher: PasswordHasher) -> None:
+async def test_an_unknown_account_is_not_found(database: Database, hasher: PasswordHasher) -> None:
     error = await refusal_of(erase(database, hasher, uuid4()))
     assert error.reason is Reason.USER_NOT_FOUND
 
 
-async def test_the_last_admin_stays(
+async def test_the_last_admin_cannot_be_erased(
     accounts: Accounts, database: Database, hasher: PasswordHasher
 ) -> None:
     first, second = [
@@ -154,10 +154,10 @@ async def test_the_last_admin_stays(
 
 
 @pytest.mark.parametrize("column", [users.c.email, users.c.password_hash])
-async def test_the_table_takes_what_is_written(
+async def test_two_accounts_can_be_erased(
     accounts: Accounts, database: Database, hasher: PasswordHasher, column: sa.Column[str]
 ) -> None:
-    """Two erased accounts do not meet in a unique key."""
+    """The values of erased accounts violate no unique constraint."""
     for name in ("one", "two"):
         user = await accounts.register(**a_sign_up(email=f"{name}@example.com"))
         await erase(database, hasher, user.user_id)

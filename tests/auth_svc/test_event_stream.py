@@ -1,4 +1,4 @@
-"""What other services learn of accounts and sessions, through auth_svc's own server."""
+"""The event stream of accounts and sessions, through auth_svc's own server."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +20,7 @@ from tests.auth_svc.conftest import ADMIN_SECRET, GOOD_PASSWORD, PEPPER
 
 
 class Mesh:
-    """auth_svc, and those who call it."""
+    """Stubs of auth_svc for an outside client and for another service."""
 
     def __init__(self, outside: grpc.aio.Channel, service: grpc.aio.Channel) -> None:
         self.auth = AuthServiceStub(outside)
@@ -34,13 +34,13 @@ class Mesh:
         return await self.auth.Login(request)
 
     async def read(self, count: int, *, after: str = "") -> list[stream_pb2.AuthEvent]:
-        found: list[stream_pb2.AuthEvent] = []
+        events: list[stream_pb2.AuthEvent] = []
         request = stream_pb2.StreamEventsRequest(after_position=after)
         async with asyncio.timeout(60):
             async for batch in self.events.StreamEvents(request):
-                found += batch.events
-                if len(found) >= count:
-                    return found
+                events += batch.events
+                if len(events) >= count:
+                    return events
         raise AssertionError("the stream ended")
 
     async def is_refused(self, login: Any) -> bool:
@@ -103,12 +103,12 @@ async def an_admin(mesh: Mesh) -> Any:
     return await mesh.sign_in("root@example.com")
 
 
-async def test_accounts_and_their_changes_are_told(mesh: Mesh) -> None:
+async def test_new_and_changed_accounts_are_published(mesh: Mesh) -> None:
     user = await register(mesh)
     login = await mesh.sign_in()
     changes = auth_service_pb2.UpdateProfileRequest(full_name="Mira R.")
     await mesh.account.UpdateProfile(changes, metadata=bearer(login))
-    # Nobody outside of auth_svc needs the phone.
+    # A changed phone number publishes no event.
     phone = auth_service_pb2.UpdateProfileRequest(phone="+919876543210")
     await mesh.account.UpdateProfile(phone, metadata=bearer(login))
     await register(mesh, "noor@example.com")
@@ -141,11 +141,11 @@ async def test_the_end_of_a_session_ends_its_access_tokens(mesh: Mesh) -> None:
     assert not await mesh.is_refused(third)
 
 
-async def test_signing_out_everywhere_spares_the_next_token(mesh: Mesh) -> None:
+async def test_signing_out_everywhere_does_not_revoke_the_next_token(mesh: Mesh) -> None:
     await register(mesh)
     logins = [await mesh.sign_in() for _ in range(3)]
     await mesh.account.Logout(auth_service_pb2.LogoutRequest(), metadata=bearer(logins[0]))
-    # Within the same second: a version, not a time, tells it from the old ones.
+    # Issued within the same second: its version differs from that of the revoked ones.
     fresh = await mesh.sign_in()
     for login in logins:
         await mesh.wait_refused(login)
@@ -163,7 +163,7 @@ async def test_a_new_password_keeps_the_session_that_changed_it(mesh: Mesh) -> N
     assert not await mesh.is_refused(tab)
 
 
-async def test_a_new_role_and_deactivation_count_at_once(mesh: Mesh) -> None:
+async def test_a_new_role_and_deactivation_revoke_tokens_at_once(mesh: Mesh) -> None:
     user = await register(mesh)
     root, login = await an_admin(mesh), await mesh.sign_in()
     promote = user_service_pb2.UpdateUserRequest(user_id=user.user_id, role=user_pb2.User.STAFF)
@@ -174,33 +174,36 @@ async def test_a_new_role_and_deactivation_count_at_once(mesh: Mesh) -> None:
     )
     assert renewed.user.role == user_pb2.User.STAFF
     assert not await mesh.is_refused(renewed)
-    lock_out = user_service_pb2.UpdateUserRequest(user_id=user.user_id, is_active=False)
-    await mesh.users.UpdateUser(lock_out, metadata=bearer(root))
+    deactivate = user_service_pb2.UpdateUserRequest(user_id=user.user_id, is_active=False)
+    await mesh.users.UpdateUser(deactivate, metadata=bearer(root))
     await mesh.wait_refused(renewed)
 
 
-async def test_revocations_come_from_the_beginning_and_go_on(mesh: Mesh) -> None:
+async def test_revocations_are_streamed_from_the_past_and_as_they_happen(mesh: Mesh) -> None:
     await register(mesh)
     tab, phone = await mesh.sign_in(), await mesh.sign_in()
     current = auth_service_pb2.LogoutRequest(scope=auth_service_pb2.LogoutRequest.CURRENT_SESSION)
     await mesh.account.Logout(current, metadata=bearer(tab))
     stream = mesh.events.StreamRevocations(stream_pb2.StreamRevocationsRequest())
-    seen: list[stream_pb2.Revocation] = []
+    revocations: list[stream_pb2.Revocation] = []
     pulses = 0
     async with asyncio.timeout(60):
         async for message in stream:
-            seen += message.revocations
+            revocations += message.revocations
             pulses += message.HasField("as_of")
-            if pulses == 1 and len(seen) == 1:
+            if pulses == 1 and len(revocations) == 1:
                 await mesh.account.Logout(auth_service_pb2.LogoutRequest(), metadata=bearer(phone))
-            if pulses and len(seen) >= 2:
+            if pulses and len(revocations) >= 2:
                 break
     stream.cancel()
-    assert [one.WhichOneof("revocation") for one in seen] == ["session_revoked", "access_revoked"]
-    assert seen[1].access_revoked.min_version == 1
+    assert [revocation.WhichOneof("revocation") for revocation in revocations] == [
+        "session_revoked",
+        "access_revoked",
+    ]
+    assert revocations[1].access_revoked.min_version == 1
 
 
-async def test_nobody_outside_may_listen(mesh: Mesh) -> None:
+async def test_outside_clients_may_not_read_the_streams(mesh: Mesh) -> None:
     for call in (
         mesh.outside_events.StreamEvents(stream_pb2.StreamEventsRequest()),
         mesh.outside_events.StreamRevocations(stream_pb2.StreamRevocationsRequest()),

@@ -1,4 +1,4 @@
-"""What is over is deleted, and what is still needed is not."""
+"""Housekeeping deletes expired rows and no others."""
 
 from datetime import datetime, timedelta
 
@@ -32,7 +32,9 @@ async def sweep(database: Database, *, now: datetime) -> int:
     return await housekeeping.sweep(database, access_lifetime=ACCESS_LIFETIME, now=now)
 
 
-async def test_sessions_go_a_day_after_their_end(accounts: Accounts, database: Database) -> None:
+async def test_sessions_are_deleted_a_day_after_their_end(
+    accounts: Accounts, database: Database
+) -> None:
     ended, alive = await signed_in(accounts), await signed_in(accounts)
     await accounts.refresh(refresh_token=ended.refresh_token, now=NOW)
     first = min(row.session_id for row in await rows(database, sessions_table))
@@ -47,15 +49,19 @@ async def test_sessions_go_a_day_after_their_end(accounts: Accounts, database: D
     await sweep(database, now=NOW + SESSION_RETENTION)
     assert len(await rows(database, sessions_table)) == 2
     await sweep(database, now=NOW + SESSION_RETENTION + SECOND)
-    [left] = await rows(database, sessions_table)
-    assert left.session_id != first
-    assert {row.session_id for row in await rows(database, refresh_tokens)} == {left.session_id}
+    [remaining] = await rows(database, sessions_table)
+    assert remaining.session_id != first
+    assert {row.session_id for row in await rows(database, refresh_tokens)} == {
+        remaining.session_id
+    }
     await accounts.refresh(refresh_token=alive.refresh_token, now=NOW + SESSION_RETENTION)
     await sweep(database, now=NOW + sessions.MAX_AGE + SESSION_RETENTION + SECOND)
     assert await rows(database, sessions_table) == []
 
 
-async def test_reset_tokens_and_counts_and_records(accounts: Accounts, database: Database) -> None:
+async def test_reset_tokens_login_counts_and_idempotency_records_expire(
+    accounts: Accounts, database: Database
+) -> None:
     await accounts.register(**a_sign_up())
     async with database.transaction() as connection:
         await password_reset.request(connection, email="mira@example.com", now=NOW)
@@ -78,7 +84,7 @@ async def test_reset_tokens_and_counts_and_records(accounts: Accounts, database:
         assert await rows(database, table) == [], table
 
 
-async def test_revocations_go_with_the_tokens_and_changes_when_superseded(
+async def test_events_are_deleted_when_tokens_expired_or_newer_events_exist(
     accounts: Accounts, database: Database
 ) -> None:
     mira = (await signed_in(accounts)).user
@@ -100,13 +106,13 @@ async def test_revocations_go_with_the_tokens_and_changes_when_superseded(
     await sweep(database, now=NOW + EVENT_RETENTION)
     assert await kinds() == ["user_changed"] * 4
     await sweep(database, now=NOW + 10 * EVENT_RETENTION)
-    left = {row.aggregate_id: row.payload for row in await rows(database, outbox)}
-    assert left.keys() == {mira.user_id, noor.user_id}
-    assert b"Mira S." in left[mira.user_id]
+    payloads = {row.aggregate_id: row.payload for row in await rows(database, outbox)}
+    assert payloads.keys() == {mira.user_id, noor.user_id}
+    assert b"Mira S." in payloads[mira.user_id]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-async def test_however_many_there_are(
+async def test_more_rows_than_a_batch_are_deleted(
     accounts: Accounts, database: Database, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "_BATCH", batch)

@@ -1,4 +1,4 @@
-"""Writes with an Idempotency-Key: the same answer, one effect, and nothing told to others."""
+"""Writes with an Idempotency-Key have one effect and one answer, and leak nothing to others."""
 
 import asyncio
 import hashlib
@@ -45,14 +45,14 @@ async def channels(tmp_path: Path, url: str) -> AsyncIterator[list[grpc.aio.Chan
     )
     network = Network(tmp_path)
     async with (
-        open_service(settings) as one,
-        open_service(settings) as two,
-        network.serve("auth_svc", one) as first,
-        network.serve("auth_svc", two) as second,
-        network.plain_channel("operator", "auth_svc", first) as here,
-        network.plain_channel("operator", "auth_svc", second) as there,
+        open_service(settings) as first,
+        open_service(settings) as second,
+        network.serve("auth_svc", first) as first_port,
+        network.serve("auth_svc", second) as second_port,
+        network.plain_channel("operator", "auth_svc", first_port) as first_channel,
+        network.plain_channel("operator", "auth_svc", second_port) as second_channel,
     ):
-        yield [here, there]
+        yield [first_channel, second_channel]
 
 
 @pytest.fixture
@@ -74,30 +74,30 @@ async def signed_in(
     return [("authorization", f"Bearer {answer.access_token}")]
 
 
-async def test_the_same_sign_up_has_one_account(
+async def test_a_repeated_sign_up_creates_one_account(
     channels: list[grpc.aio.Channel], database: Database
 ) -> None:
     first = await AuthServiceStub(channels[0]).Register(a_request(), metadata=[KEY])
-    # Another process, the other spelling of the header.
-    again = await AuthServiceStub(channels[1]).Register(
+    # Another process, and the other spelling of the header.
+    repeated = await AuthServiceStub(channels[1]).Register(
         a_request(), metadata=[("x-idempotency-key", KEY[1])]
     )
-    assert again == first
+    assert repeated == first
     assert len(await rows(database, users)) == 1
     without = await refusal(AuthServiceStub(channels[0]).Register(a_request()))
     assert reason_of(without) == "EMAIL_ALREADY_REGISTERED"
 
 
-async def test_many_at_once_have_one_account(
+async def test_concurrent_sign_ups_with_one_key_create_one_account(
     channels: list[grpc.aio.Channel], database: Database
 ) -> None:
     stubs = [AuthServiceStub(channel) for channel in channels] * 3
     outcomes = await asyncio.gather(
         *(_outcome(stub.Register(a_request(), metadata=[KEY])) for stub in stubs)
     )
-    made = {one.user_id for one in outcomes if isinstance(one, user_pb2.User)}
-    refused = {one for one in outcomes if isinstance(one, str)}
-    assert len(made) == 1
+    user_ids = {outcome.user_id for outcome in outcomes if isinstance(outcome, user_pb2.User)}
+    refused = {outcome for outcome in outcomes if isinstance(outcome, str)}
+    assert len(user_ids) == 1
     assert refused <= {"IDEMPOTENCY_IN_PROGRESS"}
     assert len(await rows(database, users)) == 1
 
@@ -114,38 +114,44 @@ async def test_another_request_under_the_key_is_refused(channels: list[grpc.aio.
     await auth.Register(a_request(), metadata=[KEY])
     error = await refusal(auth.Register(a_request(password=NEW_PASSWORD), metadata=[KEY]))
     assert reason_of(error) == "IDEMPOTENCY_KEY_REUSED"
-    # Somebody else's key of the same text is another key.
+    # The same key of another owner is a different key.
     await auth.Register(a_request(email="noor@example.com"), metadata=[KEY])
 
 
-async def test_a_refused_write_is_tried_again(channels: list[grpc.aio.Channel]) -> None:
+async def test_a_refused_write_can_be_repeated_with_its_key(
+    channels: list[grpc.aio.Channel],
+) -> None:
     auth = AuthServiceStub(channels[0])
     weak = await refusal(auth.Register(a_request(password="weak"), metadata=[KEY]))
     assert reason_of(weak) == "PASSWORD_TOO_WEAK"
     await auth.Register(a_request(), metadata=[KEY])
 
 
-async def test_a_changed_password_and_profile(channels: list[grpc.aio.Channel]) -> None:
+async def test_a_password_change_and_a_profile_update_are_idempotent(
+    channels: list[grpc.aio.Channel],
+) -> None:
     await AuthServiceStub(channels[0]).Register(a_request())
     bearer = await signed_in(channels[0])
-    here, there = (AccountServiceStub(channel) for channel in channels)
+    first_stub, second_stub = (AccountServiceStub(channel) for channel in channels)
     change = auth_service_pb2.ChangePasswordRequest(
         current_password=GOOD_PASSWORD, new_password=NEW_PASSWORD
     )
-    first = await here.ChangePassword(change, metadata=[*bearer, KEY])
-    assert await there.ChangePassword(change, metadata=[*bearer, KEY]) == first
+    first = await first_stub.ChangePassword(change, metadata=[*bearer, KEY])
+    assert await second_stub.ChangePassword(change, metadata=[*bearer, KEY]) == first
     named = auth_service_pb2.UpdateProfileRequest(full_name="Mira R.")
-    once = await here.UpdateProfile(named, metadata=[*bearer, KEY])
-    await here.UpdateProfile(
+    once = await first_stub.UpdateProfile(named, metadata=[*bearer, KEY])
+    await first_stub.UpdateProfile(
         auth_service_pb2.UpdateProfileRequest(full_name="Mira S."), metadata=bearer
     )
-    # The answer of then, and the name of now stays.
-    assert await there.UpdateProfile(named, metadata=[*bearer, KEY]) == once
-    me = await here.GetMe(auth_service_pb2.GetMeRequest(), metadata=bearer)
+    # The repeated call returns the stored answer and does not change the name again.
+    assert await second_stub.UpdateProfile(named, metadata=[*bearer, KEY]) == once
+    me = await first_stub.GetMe(auth_service_pb2.GetMeRequest(), metadata=bearer)
     assert me.full_name == "Mira S."
 
 
-async def test_admins_writes(channels: list[grpc.aio.Channel], database: Database) -> None:
+async def test_writes_of_admins_are_idempotent(
+    channels: list[grpc.aio.Channel], database: Database
+) -> None:
     auth = AuthServiceStub(channels[0])
     user = await auth.Register(a_request(), metadata=[KEY])
     root = auth_service_pb2.RegisterAdminRequest(
@@ -158,59 +164,63 @@ async def test_admins_writes(channels: list[grpc.aio.Channel], database: Databas
         root, metadata=[KEY]
     )
     bearer = await signed_in(channels[0], "root@example.com")
-    here, there = (UserServiceStub(channel) for channel in channels)
+    first_stub, second_stub = (UserServiceStub(channel) for channel in channels)
     promote = user_service_pb2.UpdateUserRequest(user_id=user.user_id, role=user_pb2.User.STAFF)
-    first = await here.UpdateUser(promote, metadata=[*bearer, KEY])
-    assert await there.UpdateUser(promote, metadata=[*bearer, KEY]) == first
+    first = await first_stub.UpdateUser(promote, metadata=[*bearer, KEY])
+    assert await second_stub.UpdateUser(promote, metadata=[*bearer, KEY]) == first
     erase = user_service_pb2.EraseUserRequest(user_id=user.user_id)
-    erased = await here.EraseUser(erase, metadata=[*bearer, KEY])
-    assert await there.EraseUser(erase, metadata=[*bearer, KEY]) == erased
-    # Answers about the erased user are gone with the rest.
-    kept = [row.response for row in await rows(database, idempotency_records)]
-    assert not any(b"mira@example.com" in response for response in kept)
+    erased = await first_stub.EraseUser(erase, metadata=[*bearer, KEY])
+    assert await second_stub.EraseUser(erase, metadata=[*bearer, KEY]) == erased
+    # Stored answers about the erased user are deleted.
+    responses = [row.response for row in await rows(database, idempotency_records)]
+    assert not any(b"mira@example.com" in response for response in responses)
 
 
-async def test_signing_out_again_has_the_answer_of_then(
+async def test_a_repeated_sign_out_returns_the_stored_answer(
     channels: list[grpc.aio.Channel],
 ) -> None:
     await AuthServiceStub(channels[0]).Register(a_request())
     tab, _ = [await signed_in(channels[0]) for _ in range(2)]
-    here, there = (AccountServiceStub(channel) for channel in channels)
+    first_stub, second_stub = (AccountServiceStub(channel) for channel in channels)
     everywhere = auth_service_pb2.LogoutRequest()
-    first = await here.Logout(everywhere, metadata=[*tab, KEY])
+    first = await first_stub.Logout(everywhere, metadata=[*tab, KEY])
     assert first.tokens_invalidated == 2
     fresh = await signed_in(channels[0])
-    assert await there.Logout(everywhere, metadata=[*fresh, KEY]) == first
-    # The new session goes on: the call was not made a second time.
-    assert await live_sessions(there, fresh) == 1
+    assert await second_stub.Logout(everywhere, metadata=[*fresh, KEY]) == first
+    # The new session is alive: the repeated call had no effect.
+    assert await live_sessions(second_stub, fresh) == 1
 
 
-async def test_signing_out_here_is_about_one_session(channels: list[grpc.aio.Channel]) -> None:
-    """The same key and request in another session is another sign-out."""
+async def test_the_key_of_signing_out_one_session_belongs_to_that_session(
+    channels: list[grpc.aio.Channel],
+) -> None:
+    """The same key and request in another session signs out that session."""
     await AuthServiceStub(channels[0]).Register(a_request())
     tab, phone, watch = [await signed_in(channels[0]) for _ in range(3)]
-    here, there = (AccountServiceStub(channel) for channel in channels)
-    onsite = auth_service_pb2.LogoutRequest(scope=auth_service_pb2.LogoutRequest.CURRENT_SESSION)
+    first_stub, second_stub = (AccountServiceStub(channel) for channel in channels)
+    current_only = auth_service_pb2.LogoutRequest(
+        scope=auth_service_pb2.LogoutRequest.CURRENT_SESSION
+    )
     for bearer in (tab, tab, phone):
-        ended = await here.Logout(onsite, metadata=[*bearer, KEY])
+        ended = await first_stub.Logout(current_only, metadata=[*bearer, KEY])
         assert ended.tokens_invalidated == 1
-    assert await live_sessions(there, watch) == 1
+    assert await live_sessions(second_stub, watch) == 1
 
 
-async def test_a_session_ended_twice(channels: list[grpc.aio.Channel]) -> None:
+async def test_revoking_a_session_is_idempotent(channels: list[grpc.aio.Channel]) -> None:
     await AuthServiceStub(channels[0]).Register(a_request())
     mine, others = await signed_in(channels[0]), [await signed_in(channels[0]) for _ in range(2)]
-    here, there = (AccountServiceStub(channel) for channel in channels)
-    assert await live_sessions(here, mine) == 1 + len(others)
-    listed = await here.ListSessions(auth_service_pb2.ListSessionsRequest(), metadata=mine)
-    newest, second, _ = [one.session_id for one in listed.sessions]
+    first_stub, second_stub = (AccountServiceStub(channel) for channel in channels)
+    assert await live_sessions(first_stub, mine) == 1 + len(others)
+    listed = await first_stub.ListSessions(auth_service_pb2.ListSessionsRequest(), metadata=mine)
+    newest, second, _ = [session.session_id for session in listed.sessions]
     revoke = auth_service_pb2.RevokeSessionRequest(session_id=newest)
-    await here.RevokeSession(revoke, metadata=[*mine, KEY])
-    await there.RevokeSession(revoke, metadata=[*mine, KEY])
+    await first_stub.RevokeSession(revoke, metadata=[*mine, KEY])
+    await second_stub.RevokeSession(revoke, metadata=[*mine, KEY])
     another = auth_service_pb2.RevokeSessionRequest(session_id=second)
-    refused = await refusal(there.RevokeSession(another, metadata=[*mine, KEY]))
+    refused = await refusal(second_stub.RevokeSession(another, metadata=[*mine, KEY]))
     assert reason_of(refused) == "IDEMPOTENCY_KEY_REUSED"
-    assert await live_sessions(here, mine) == 2
+    assert await live_sessions(first_stub, mine) == 2
 
 
 async def live_sessions(stub: AccountServiceStub, bearer: list[tuple[str, str]]) -> int:
@@ -218,31 +228,31 @@ async def live_sessions(stub: AccountServiceStub, bearer: list[tuple[str, str]])
     return listed.total_size
 
 
-async def test_a_new_password_is_asked_for_once(
+async def test_a_password_reset_request_is_idempotent(
     channels: list[grpc.aio.Channel], database: Database
 ) -> None:
-    here, there = (AuthServiceStub(channel) for channel in channels)
-    await here.Register(a_request())
+    first_stub, second_stub = (AuthServiceStub(channel) for channel in channels)
+    await first_stub.Register(a_request())
     for email in ("mira@example.com", "nobody@example.com"):
         ask = auth_service_pb2.RequestPasswordResetRequest(email=email)
-        first = await here.RequestPasswordReset(ask, metadata=[KEY])
-        # The loop takes the request; the call's repetition must not leave another.
+        first = await first_stub.RequestPasswordReset(ask, metadata=[KEY])
+        # The background loop deletes the request; the repeated call must not add another one.
         async with database.transaction() as connection:
             await connection.execute(sa.delete(password_reset_requests))
-        assert await there.RequestPasswordReset(ask, metadata=[KEY]) == first
+        assert await second_stub.RequestPasswordReset(ask, metadata=[KEY]) == first
         assert await rows(database, password_reset_requests) == []
-        await there.RequestPasswordReset(ask)
+        await second_stub.RequestPasswordReset(ask)
         assert len(await rows(database, password_reset_requests)) == 1
         async with database.transaction() as connection:
             await connection.execute(sa.delete(password_reset_requests))
 
 
-# Their answers are tokens, which are stored nowhere. A refresh has its own way of being
-# repeated; a sign-in that is repeated is one session more.
+# Their answers contain tokens, which are not stored. A repeated refresh returns the same token; a
+# repeated sign-in starts another session.
 WITHOUT_A_KEY = {"AuthService/Login", "AuthService/RefreshToken"}
 
 
-def test_every_other_write_takes_a_key() -> None:
+def test_every_other_write_supports_a_key() -> None:
     files = contract()
     reads = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
     writes = {
@@ -255,7 +265,7 @@ def test_every_other_write_takes_a_key() -> None:
     assert {path.removeprefix("/boxoffice.auth.v1.") for path in ignored} == WITHOUT_A_KEY
 
 
-async def test_no_password_can_be_guessed_from_a_record(
+async def test_a_password_cannot_be_guessed_from_a_stored_record(
     channels: list[grpc.aio.Channel], database: Database
 ) -> None:
     await AuthServiceStub(channels[0]).Register(a_request(), metadata=[KEY])

@@ -1,4 +1,4 @@
-"""Keys come, sign and go; at no moment is a token signed that somebody cannot verify."""
+"""Key rotation: every token can be verified at any time, with any cached key set."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from auth_svc.keys import DatedKey, KeyRing, RotationError, ring_of, rotate
+from auth_svc.keys import DatedKey, KeyRing, RotationError, roles_of, rotate
 from auth_svc.tokens import KeyFileError, load_or_create_key
 from mesh.rpc.identity import CLOCK_SKEW_SECONDS
 
@@ -36,9 +36,9 @@ def ring(tmp_path: Path, clock: MovedClock) -> KeyRing:
 
 
 def at(ring: KeyRing, clock: MovedClock, now: datetime) -> tuple[str, list[str]]:
-    """The key that signs and those that are published, by their ids."""
+    """The ids of the signing key and of the published keys."""
     clock.now = now
-    ring.look()
+    ring.reload()
     return ring.signing().public.kid, [key.kid for key in ring.published()]
 
 
@@ -47,7 +47,7 @@ def test_the_first_key_signs_at_once(ring: KeyRing, clock: MovedClock) -> None:
     assert published == [signing]
 
 
-def test_a_new_key_is_published_then_signs_then_is_alone(
+def test_a_new_key_is_published_then_signs_then_replaces_the_old_one(
     ring: KeyRing, clock: MovedClock, tmp_path: Path
 ) -> None:
     old, _ = at(ring, clock, START)
@@ -57,18 +57,18 @@ def test_a_new_key_is_published_then_signs_then_is_alone(
     assert new != old
     assert at(ring, clock, START + LEAD - SECOND) == (old, [old, new])
     assert at(ring, clock, START + LEAD) == (new, [old, new])
-    # The last token that the old key signed has expired, also by a clock that goes after.
+    # The last token of the old key has expired, also by a clock that is behind.
     end = START + LEAD + LIFE + SKEW
     assert at(ring, clock, end - SECOND) == (new, [old, new])
     assert at(ring, clock, end) == (new, [new])
     assert len(list(tmp_path.glob("*.pem"))) == 1
 
 
-def test_every_token_verifies_with_every_key_set_that_may_be_kept(
+def test_every_token_verifies_with_every_key_set_that_may_be_cached(
     ring: KeyRing, clock: MovedClock, tmp_path: Path
 ) -> None:
-    """Two rotations, second by second: whoever fetched the keys 150 s ago knows the signer,
-    and whoever holds a token until its end finds its key."""
+    """Two rotations: a key set fetched up to 150 s ago contains the signing key, and the key set
+    contains a token's key until the token expires."""
     history: list[tuple[datetime, str, set[str]]] = []
     for seconds in range(0, 4000, 5):
         now = START + seconds * SECOND
@@ -78,9 +78,9 @@ def test_every_token_verifies_with_every_key_set_that_may_be_kept(
         history.append((now, signing, set(published)))
     assert len({signing for _, signing, _ in history}) == 3
     for now, signing, _ in history:
-        for then, _, known in history:
+        for then, _, cached in history:
             if now - LEAD <= then <= now + LIFE + SKEW - 5 * SECOND:
-                assert signing in known, (now, then)
+                assert signing in cached, (now, then)
 
 
 def test_one_rotation_at_a_time(tmp_path: Path, ring: KeyRing) -> None:
@@ -95,7 +95,7 @@ def test_a_folder_without_a_key_is_not_rotated(tmp_path: Path) -> None:
         rotate(tmp_path / "elsewhere", lead=LEAD, now=START)
 
 
-def test_two_processes_do_the_same_at_the_same_time(
+def test_two_processes_switch_keys_at_the_same_time(
     ring: KeyRing, clock: MovedClock, tmp_path: Path
 ) -> None:
     other = KeyRing(tmp_path, clock=clock, lead=LEAD, access_lifetime=LIFE)
@@ -105,8 +105,10 @@ def test_two_processes_do_the_same_at_the_same_time(
         assert at(ring, clock, now) == at(other, clock, now)
 
 
-def test_a_lost_key_is_replaced_at_once(ring: KeyRing, clock: MovedClock, tmp_path: Path) -> None:
-    """In an emergency somebody deletes the key that leaked: the next one does not wait."""
+def test_a_deleted_key_is_replaced_at_once(
+    ring: KeyRing, clock: MovedClock, tmp_path: Path
+) -> None:
+    """After a leak an operator deletes the key: the next one signs without delay."""
     old, _ = at(ring, clock, START)
     rotate(tmp_path, lead=LEAD, now=START)
     (tmp_path / "access_token.pem").unlink()
@@ -125,12 +127,12 @@ def drafts(tmp_path: Path) -> Iterator[list[Path]]:
     assert all(path.exists() for path in paths)
 
 
-def test_other_files_are_left_alone(drafts: list[Path], clock: MovedClock, tmp_path: Path) -> None:
+def test_other_files_are_ignored(drafts: list[Path], clock: MovedClock, tmp_path: Path) -> None:
     ring = KeyRing(tmp_path, clock=clock, lead=LEAD, access_lifetime=LIFE)
     assert len(at(ring, clock, START)[1]) == 1
 
 
-def test_a_file_that_is_no_key_stops_the_start(tmp_path: Path, clock: MovedClock) -> None:
+def test_a_file_without_a_key_prevents_the_start(tmp_path: Path, clock: MovedClock) -> None:
     (tmp_path / "access_token-20260301T120000Z.pem").write_text("nonsense")
     with pytest.raises(KeyFileError, match="20260301"):
         KeyRing(tmp_path, clock=clock, lead=LEAD, access_lifetime=LIFE)
@@ -139,8 +141,8 @@ def test_a_file_that_is_no_key_stops_the_start(tmp_path: Path, clock: MovedClock
 def test_when_no_key_is_old_enough_the_oldest_signs(tmp_path: Path) -> None:
     keys = [
         DatedKey(load_or_create_key(tmp_path / name), tmp_path / name, START + n * SECOND)
-        for n, name in enumerate(["one", "two"])
+        for n, name in enumerate(["first", "second"])
     ]
-    ring = ring_of(keys, now=START + 2 * SECOND, lead=LEAD, access_lifetime=LIFE)
-    assert ring.signing is keys[0].key
-    assert ring.retired == ()
+    roles = roles_of(keys, now=START + 2 * SECOND, lead=LEAD, access_lifetime=LIFE)
+    assert roles.signing is keys[0].key
+    assert roles.retired == ()

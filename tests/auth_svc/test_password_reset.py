@@ -1,4 +1,4 @@
-"""A new password by mail: one use, half an hour, and nothing told to who only asks."""
+"""Password reset by mail: tokens for one use within half an hour; requests reveal no accounts."""
 
 import asyncio
 import re
@@ -49,10 +49,10 @@ async def a_token(accounts: Accounts, database: Database, *, now: datetime = NOW
     await ask(database, now=now)
     await answer(accounts, database, now=now)
     newest = max(await queued(database), key=lambda row: row.create_time)
-    found = re.search(rf"{re.escape(RESET_URL)}#token=(\S+)", newest.text)
-    assert found is not None
-    assert found[0] in newest.html
-    return found[1]
+    link = re.search(rf"{re.escape(RESET_URL)}#token=(\S+)", newest.text)
+    assert link is not None
+    assert link[0] in newest.html
+    return link[1]
 
 
 @pytest.fixture
@@ -72,11 +72,15 @@ async def test_a_forgotten_password_is_replaced(
     ended = accounts.refresh(refresh_token=session.refresh_token, now=NOW + MINUTE)
     assert (await refusal_of(ended)).reason is Reason.TOKEN_INVALID
     assert (await accounts.get(mira.user_id)).access_version == 1
-    told = [row for row in await rows(database, mails) if row.key.startswith("password-changed:")]
-    assert [row.recipient for row in told] == [EMAIL]
+    notices = [
+        row for row in await rows(database, mails) if row.key.startswith("password-changed:")
+    ]
+    assert [row.recipient for row in notices] == [EMAIL]
 
 
-async def test_the_mail(accounts: Accounts, database: Database, mira: User) -> None:
+async def test_the_mail_names_the_user_and_the_expiry(
+    accounts: Accounts, database: Database, mira: User
+) -> None:
     await a_token(accounts, database)
     [mail] = await queued(database)
     assert (mail.recipient, mail.subject) == (EMAIL, "Choose a new password")
@@ -85,7 +89,7 @@ async def test_the_mail(accounts: Accounts, database: Database, mira: User) -> N
     assert "until 01 March 2026, 12:30 UTC" in mail.text
 
 
-async def test_a_name_is_no_html(accounts: Accounts, database: Database) -> None:
+async def test_a_name_is_escaped_in_html(accounts: Accounts, database: Database) -> None:
     await accounts.register(**a_sign_up(full_name="<b>Mira</b>"))
     await a_token(accounts, database)
     [mail] = await queued(database)
@@ -101,7 +105,7 @@ async def test_the_token_is_stored_as_a_hash(
     assert token not in repr(row)
 
 
-async def test_unknown_addresses_do_the_same_and_get_nothing(
+async def test_requests_for_unknown_addresses_are_stored_and_get_no_mail(
     accounts: Accounts, database: Database, mira: User
 ) -> None:
     await ask(database, "nobody@example.com")
@@ -115,7 +119,7 @@ async def test_unknown_addresses_do_the_same_and_get_nothing(
     assert await rows(database, password_reset_requests) == []
 
 
-async def test_a_deactivated_account_gets_nothing(
+async def test_a_deactivated_account_gets_no_mail(
     accounts: Accounts, database: Database, mira: User
 ) -> None:
     token = await a_token(accounts, database)
@@ -128,12 +132,12 @@ async def test_a_deactivated_account_gets_nothing(
     assert len(await queued(database)) == 1
 
 
-async def test_one_mail_a_minute_and_five_an_hour(
+async def test_an_account_gets_one_mail_per_minute_and_five_per_hour(
     accounts: Accounts, database: Database, mira: User
 ) -> None:
     for half_minutes in range(30):
         now = NOW + half_minutes * MINUTE / 2
-        # Twice before the loop comes by is once.
+        # Two requests before the background loop runs get one mail.
         await ask(database, now=now)
         await ask(database, now=now)
         await answer(accounts, database, now=now)
@@ -142,23 +146,25 @@ async def test_one_mail_a_minute_and_five_an_hour(
 
 
 @pytest.mark.parametrize("token", ["x", "A" * 43, "🎟" * 9, "\x00"])
-async def test_what_is_no_token(accounts: Accounts, token: str) -> None:
+async def test_an_invalid_token_is_refused(accounts: Accounts, token: str) -> None:
     refused = accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=NOW)
     assert (await refusal_of(refused)).reason is Reason.TOKEN_INVALID
 
 
-async def test_a_token_works_once_and_takes_the_others_with_it(
+async def test_a_used_token_invalidates_itself_and_all_others(
     accounts: Accounts, database: Database, mira: User
 ) -> None:
     first = await a_token(accounts, database)
     second = await a_token(accounts, database, now=NOW + MINUTE)
     await accounts.reset_password(token=second, new_password=NEW_PASSWORD, now=NOW + MINUTE)
     for token in (first, second):
-        again = accounts.reset_password(token=token, new_password=GOOD_PASSWORD, now=NOW + MINUTE)
-        assert (await refusal_of(again)).reason is Reason.TOKEN_INVALID
+        repeated = accounts.reset_password(
+            token=token, new_password=GOOD_PASSWORD, now=NOW + MINUTE
+        )
+        assert (await refusal_of(repeated)).reason is Reason.TOKEN_INVALID
 
 
-async def test_a_changed_password_takes_the_tokens_with_it(
+async def test_a_password_change_invalidates_the_tokens(
     accounts: Accounts, database: Database, mira: User
 ) -> None:
     token = await a_token(accounts, database)
@@ -190,12 +196,12 @@ async def test_a_weak_password_leaves_the_token_usable(
     error = await refusal_of(weak)
     assert error.reason is Reason.PASSWORD_TOO_WEAK
     assert {violation.field for violation in error.violations} == {"new_password"}
-    # Too short, no digit, no sign, and it is the name.
+    # Too short, no digit, no special character, equal to the name.
     assert len(error.violations) == 4
     await accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=NOW)
 
 
-async def test_it_lets_in_an_owner_whom_somebody_has_throttled(
+async def test_a_reset_clears_the_login_throttle(
     accounts: Accounts, database: Database, mira: User
 ) -> None:
     for _ in range(FREE_ATTEMPTS + 1):
@@ -205,16 +211,21 @@ async def test_it_lets_in_an_owner_whom_somebody_has_throttled(
     await accounts.login(email=EMAIL, password=NEW_PASSWORD, now=NOW)
 
 
-async def test_two_uses_at_once_change_it_once(
+async def test_of_concurrent_uses_of_a_token_one_succeeds(
     accounts: Accounts, database: Database, mira: User, hasher: PasswordHasher
 ) -> None:
     token = await a_token(accounts, database)
     passwords = [f"Quiet-Harbour-{n}" for n in range(50, 54)]
     outcomes = await asyncio.gather(
-        *(accounts.reset_password(token=token, new_password=each, now=NOW) for each in passwords),
+        *(
+            accounts.reset_password(token=token, new_password=password, now=NOW)
+            for password in passwords
+        ),
         return_exceptions=True,
     )
     assert outcomes.count(None) == 1
-    [winner] = [each for each, outcome in zip(passwords, outcomes, strict=True) if outcome is None]
+    [winner] = [
+        password for password, outcome in zip(passwords, outcomes, strict=True) if outcome is None
+    ]
     await accounts.login(email=EMAIL, password=winner, now=NOW)
     assert len(await rows(database, sessions)) == 1

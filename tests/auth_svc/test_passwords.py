@@ -1,4 +1,4 @@
-"""Which passwords are good enough, and that hashing them stays off the event loop."""
+"""The password policy, and hashing off the event loop."""
 
 import asyncio
 import base64
@@ -67,7 +67,7 @@ COMMON = "must not be a common password"
         ("12345678", {UPPER, LOWER, SPECIAL, COMMON}),
     ],
 )
-def test_every_unmet_rule_is_named_at_once(password: str, unmet: set[str]) -> None:
+def test_all_unmet_rules_are_reported_together(password: str, unmet: set[str]) -> None:
     assert unmet_rules(password) == unmet
 
 
@@ -79,15 +79,15 @@ async def test_a_long_password_differs_from_its_first_72_bytes(hasher: PasswordH
     assert not await hasher.verify(long[:72], hashed)
 
 
-async def test_bcrypt_alone_would_not_tell_them_apart() -> None:
-    """Control: without the HMAC, what comes after 72 bytes or a NUL does not count."""
+async def test_control_bcrypt_alone_ignores_the_rest() -> None:
+    """Control: without the HMAC, bytes after the 72nd or after a NUL are not used."""
     hashed = bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4))
     with pytest.raises(ValueError, match="72 bytes"):
         bcrypt.checkpw(b"x" * 73, hashed)
 
 
 @pytest.mark.parametrize("other", ["Mango\x00", "Mango\x00Tram-48", "Mango"])
-async def test_what_follows_a_nul_counts(hasher: PasswordHasher, other: str) -> None:
+async def test_characters_after_a_nul_are_significant(hasher: PasswordHasher, other: str) -> None:
     hashed = await hasher.hash("Mango\x00Tram-47")
     assert not await hasher.verify(other, hashed)
 
@@ -99,8 +99,8 @@ async def test_the_same_text_in_another_unicode_form_is_the_same_password(
     assert await hasher.verify("Caf\u00e9-Tram-47", hashed)
 
 
-async def test_the_hash_is_the_documented_one(hasher: PasswordHasher) -> None:
-    """Computed by hand: hashes outlive the code that made them."""
+async def test_the_hash_has_the_documented_form(hasher: PasswordHasher) -> None:
+    """Computed independently: stored hashes must stay valid when the code changes."""
     mac = hmac.digest(PEPPER, "Café-Tram-47".encode(), "sha256")
     hashed = await hasher.hash("Café-Tram-47")
     assert bcrypt.checkpw(base64.b64encode(mac), hashed.encode())
@@ -119,16 +119,16 @@ async def test_the_cost_is_the_configured_one(hasher: PasswordHasher) -> None:
     hashed = await hasher.hash(GOOD_PASSWORD)
     assert hashed.startswith("$2b$04$")
     assert not hasher.is_outdated(hashed)
-    dearer = PasswordHasher(cost=5, pepper=PEPPER)
+    costlier = PasswordHasher(cost=5, pepper=PEPPER)
     try:
-        assert (await dearer.hash(GOOD_PASSWORD)).startswith("$2b$05$")
-        assert dearer.is_outdated(hashed)
+        assert (await costlier.hash(GOOD_PASSWORD)).startswith("$2b$05$")
+        assert costlier.is_outdated(hashed)
     finally:
-        dearer.close()
+        costlier.close()
 
 
 async def test_an_unknown_account_costs_a_hash_of_the_same_cost() -> None:
-    """CPU time of the hashing thread: the same work is done, however busy the machine is."""
+    """Measures CPU time of the hashing thread, which does not depend on the machine's load."""
     hasher = PasswordHasher(cost=9, pepper=PEPPER, workers=1)
     try:
         hashed = await hasher.hash(GOOD_PASSWORD)
@@ -145,7 +145,7 @@ async def test_an_unknown_account_costs_a_hash_of_the_same_cost() -> None:
     assert known / 2 < unknown < known * 2
 
 
-async def test_more_than_the_queue_takes_is_refused_and_its_places_return() -> None:
+async def test_a_full_queue_refuses_work_until_places_are_free() -> None:
     hasher = PasswordHasher(cost=4, pepper=PEPPER, workers=1, waiting=2)
     release = threading.Event()
     try:
@@ -164,7 +164,7 @@ async def test_more_than_the_queue_takes_is_refused_and_its_places_return() -> N
         hasher.close()
 
 
-async def test_a_cancelled_call_gives_its_place_back_when_its_thread_is_free() -> None:
+async def test_a_cancelled_call_keeps_its_place_until_its_thread_ends() -> None:
     hasher = PasswordHasher(cost=4, pepper=PEPPER, workers=1, waiting=0)
     began, release = threading.Event(), threading.Event()
 

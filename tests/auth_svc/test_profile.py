@@ -1,4 +1,4 @@
-"""Changing one's profile, on a real database."""
+"""Profile updates, on a real database."""
 
 import dataclasses
 from datetime import timedelta
@@ -33,7 +33,7 @@ async def change(database: Database, user_id: UUID, **changes: str) -> User:
         {"full_name": "M. R.", "phone": "", "address": "🎭" * 500},
     ],
 )
-async def test_only_what_is_sent_changes(
+async def test_only_the_sent_fields_change(
     accounts: Accounts, database: Database, changes: dict[str, str]
 ) -> None:
     before = await accounts.register(**a_sign_up())
@@ -45,12 +45,12 @@ async def test_only_what_is_sent_changes(
     assert await accounts.get(other.user_id) == other
 
 
-async def test_nothing_sent_changes_nothing(accounts: Accounts, database: Database) -> None:
+async def test_an_empty_update_changes_nothing(accounts: Accounts, database: Database) -> None:
     user = await accounts.register(**a_sign_up())
     assert await change(database, user.user_id) == user
 
 
-async def test_a_clock_that_lags_does_not_turn_time_back(
+async def test_update_time_does_not_decrease_with_a_clock_that_is_behind(
     accounts: Accounts, database: Database
 ) -> None:
     user = await accounts.register(**a_sign_up(now=LATER + timedelta(seconds=1)))
@@ -58,6 +58,6 @@ async def test_a_clock_that_lags_does_not_turn_time_back(
     assert (changed.address, changed.update_time) == ("here", user.update_time)
 
 
-async def test_nobodys_profile(accounts: Accounts, database: Database) -> None:
+async def test_an_unknown_account_is_not_found(accounts: Accounts, database: Database) -> None:
     error = await refusal_of(change(database, uuid4(), address="nowhere"))
     assert error.reason is Reason.USER_NOT_FOUND

@@ -1,4 +1,4 @@
-"""Refresh tokens: one use each, the same successor for a moment, the end of the session later."""
+"""Refresh tokens: one use each, the same successor during GRACE; later reuse ends the session."""
 
 from datetime import timedelta
 
@@ -28,7 +28,7 @@ SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
 
 
-async def test_a_refresh_carries_the_session_on(accounts: Accounts, database: Database) -> None:
+async def test_a_refresh_continues_the_session(accounts: Accounts, database: Database) -> None:
     first = await signed_in(accounts)
     later = NOW + DAY
     second = await accounts.refresh(refresh_token=first.refresh_token, now=later)
@@ -37,8 +37,8 @@ async def test_a_refresh_carries_the_session_on(accounts: Accounts, database: Da
     assert len(second.refresh_token) == 43
     assert second.refresh_lifetime == timedelta(days=7)
     claims = [
-        jwt.decode(each.access_token, options={"verify_signature": False})
-        for each in (first, second)
+        jwt.decode(tokens.access_token, options={"verify_signature": False})
+        for tokens in (first, second)
     ]
     assert claims[0]["sid"] == claims[1]["sid"]
     assert claims[1]["iat"] == later.timestamp()
@@ -53,7 +53,7 @@ async def test_a_refresh_carries_the_session_on(accounts: Accounts, database: Da
 
 
 async def test_a_user_may_refresh_thirty_times_in_any_minute(accounts: Accounts) -> None:
-    """In all sessions together, and nobody else has less for it."""
+    """The limit applies to all sessions of a user together, and to no other user."""
     await accounts.register(**a_sign_up(email="other@example.com"))
     other = await accounts.login(email="other@example.com", password=GOOD_PASSWORD, now=NOW)
     token = (await signed_in(accounts)).refresh_token
@@ -66,13 +66,13 @@ async def test_a_user_may_refresh_thirty_times_in_any_minute(accounts: Accounts)
         assert error.reason is Reason.RATE_LIMITED
         assert error.retry_after_seconds == 1
     await accounts.refresh(refresh_token=other.refresh_token, now=at)
-    # The first one is a minute ago: there is room for one, and only one.
+    # The oldest of the 30 is a minute ago: exactly one more refresh is allowed.
     await accounts.refresh(refresh_token=token, now=at + SECOND)
     error = await refusal_of(accounts.refresh(refresh_token=second, now=at + SECOND))
     assert error.reason is Reason.RATE_LIMITED
 
 
-async def test_no_token_is_stored_in_the_clear(accounts: Accounts, database: Database) -> None:
+async def test_tokens_are_not_stored_in_plain_text(accounts: Accounts, database: Database) -> None:
     first = await signed_in(accounts)
     second = await accounts.refresh(refresh_token=first.refresh_token, now=NOW)
     stored = str(await rows(database, refresh_tokens)) + str(await rows(database, sessions_table))
@@ -96,7 +96,7 @@ async def test_a_repeated_refresh_returns_the_same_successor(
 async def test_another_process_returns_the_same_successor(
     accounts: Accounts, database: Database, hasher: PasswordHasher, key: SigningKey
 ) -> None:
-    """As after a kill between commit and reply: nothing of the answer is in memory any more."""
+    """As after a crash between commit and reply: the answer is not in memory any more."""
     first = await signed_in(accounts)
     lost = await accounts.refresh(refresh_token=first.refresh_token, now=NOW)
     restarted = Accounts(database, hasher, key)
@@ -104,9 +104,7 @@ async def test_another_process_returns_the_same_successor(
     assert again.refresh_token == lost.refresh_token
 
 
-async def test_without_the_key_nobody_knows_the_successor(
-    accounts: Accounts, database: Database
-) -> None:
+async def test_the_successor_depends_on_the_key(accounts: Accounts, database: Database) -> None:
     first = await signed_in(accounts)
     async with database.transaction() as connection:
         with_another = await sessions.rotate(
@@ -124,7 +122,7 @@ async def test_without_the_key_nobody_knows_the_successor(
     assert with_another.refresh_token != second.refresh_token
 
 
-async def test_reuse_ends_the_session_for_everybody_in_it(
+async def test_reuse_ends_the_session_for_all_its_clients(
     accounts: Accounts, database: Database
 ) -> None:
     first = await signed_in(accounts)
@@ -135,7 +133,7 @@ async def test_reuse_ends_the_session_for_everybody_in_it(
     assert error.reason is Reason.TOKEN_REUSED
     error = await refusal_of(accounts.refresh(refresh_token=second.refresh_token, now=late))
     assert error.reason is Reason.TOKEN_INVALID
-    # Trying again neither revives it nor moves its end.
+    # A further attempt neither revives the session nor changes its end.
     error = await refusal_of(accounts.refresh(refresh_token=first.refresh_token, now=late + DAY))
     assert error.reason is Reason.TOKEN_REUSED
     ends = {session.revoke_time for session in await rows(database, sessions_table)}
@@ -143,7 +141,7 @@ async def test_reuse_ends_the_session_for_everybody_in_it(
     await accounts.refresh(refresh_token=other.refresh_token, now=late)
 
 
-async def test_reuse_is_noticed_after_the_token_has_lapsed(accounts: Accounts) -> None:
+async def test_reuse_is_detected_after_the_token_expired(accounts: Accounts) -> None:
     first = await signed_in(accounts)
     second = await accounts.refresh(refresh_token=first.refresh_token, now=NOW + 6 * DAY)
     third = await accounts.refresh(refresh_token=second.refresh_token, now=NOW + 12 * DAY)
@@ -157,18 +155,18 @@ async def test_reuse_is_noticed_after_the_token_has_lapsed(accounts: Accounts) -
     assert error.reason is Reason.TOKEN_INVALID
 
 
-async def test_an_unused_token_lapses_after_seven_days(accounts: Accounts) -> None:
+async def test_an_unused_token_expires_after_seven_days(accounts: Accounts) -> None:
     first = await signed_in(accounts)
     error = await refusal_of(accounts.refresh(refresh_token=first.refresh_token, now=NOW + 7 * DAY))
     assert error.reason is Reason.TOKEN_EXPIRED
     last_moment = NOW + 7 * DAY - SECOND
     second = await accounts.refresh(refresh_token=first.refresh_token, now=last_moment)
-    # The lost reply may be asked for again when the first token has lapsed meanwhile.
+    # A refresh after a lost reply works although the first token has expired meanwhile.
     again = await accounts.refresh(refresh_token=first.refresh_token, now=last_moment + 2 * SECOND)
     assert again.refresh_token == second.refresh_token
 
 
-async def test_a_session_ends_after_thirty_days_however_often_refreshed(
+async def test_a_session_ends_after_thirty_days_despite_refreshes(
     accounts: Accounts,
 ) -> None:
     current = await signed_in(accounts)
@@ -186,21 +184,19 @@ async def test_a_session_ends_after_thirty_days_however_often_refreshed(
 
 
 @pytest.mark.parametrize("token", ["x", "A" * 43, "ü" * 43, "\x00", "a.b.c", " "])
-async def test_what_is_no_refresh_token(accounts: Accounts, token: str) -> None:
+async def test_an_invalid_refresh_token_is_refused(accounts: Accounts, token: str) -> None:
     await signed_in(accounts)
     error = await refusal_of(accounts.refresh(refresh_token=token, now=NOW))
     assert (error.reason, error.metadata) == (Reason.TOKEN_INVALID, {})
 
 
-async def test_an_access_token_is_no_refresh_token(accounts: Accounts) -> None:
+async def test_an_access_token_is_refused_as_refresh_token(accounts: Accounts) -> None:
     current = await signed_in(accounts)
     error = await refusal_of(accounts.refresh(refresh_token=current.access_token, now=NOW))
     assert error.reason is Reason.TOKEN_WRONG_TYPE
 
 
-async def test_a_deactivated_account_is_not_refreshed(
-    accounts: Accounts, database: Database
-) -> None:
+async def test_a_deactivated_account_cannot_refresh(accounts: Accounts, database: Database) -> None:
     current = await signed_in(accounts)
     async with database.transaction() as connection:
         await connection.execute(sa.update(users).values(is_active=False))
@@ -210,7 +206,7 @@ async def test_a_deactivated_account_is_not_refreshed(
     assert token.use_time is None
 
 
-async def test_the_next_access_token_has_the_role_of_now(
+async def test_the_next_access_token_has_the_current_role(
     accounts: Accounts, database: Database
 ) -> None:
     current = await signed_in(accounts)

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from auth_svc.tables import metadata
 
 
-def test_the_migrations_make_what_the_tables_say(new_database: Callable[[str], str]) -> None:
+def test_the_migrations_create_the_tables_of_the_code(new_database: Callable[[str], str]) -> None:
     engine = sa.create_engine(new_database("auth_svc"), poolclass=sa.NullPool)
     with engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []

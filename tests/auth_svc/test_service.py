@@ -1,4 +1,4 @@
-"""auth_svc as it runs: through its own server, with mutual TLS and the contract's rules."""
+"""auth_svc through its own server, with mutual TLS and the contract's rules."""
 
 import json
 from collections.abc import AsyncIterator, Callable
@@ -44,7 +44,7 @@ def a_request() -> auth_service_pb2.RegisterRequest:
     )
 
 
-async def test_from_signing_up_to_who_am_i(channel: grpc.aio.Channel) -> None:
+async def test_sign_up_sign_in_and_reading_the_own_account(channel: grpc.aio.Channel) -> None:
     auth, account = AuthServiceStub(channel), AccountServiceStub(channel)
     user = await auth.Register(a_request())
     assert (user.email, user.full_name, user.phone) == ("Mira@Example.com", "Mira Rao", "")
@@ -79,7 +79,7 @@ async def test_the_published_keys_verify_a_token(channel: grpc.aio.Channel) -> N
     assert {"d", "p", "q", "dp", "dq", "qi"}.isdisjoint(json_format.MessageToDict(published))
 
 
-async def test_an_admin_signs_up_with_the_secret(channel: grpc.aio.Channel) -> None:
+async def test_admin_sign_up_needs_the_right_secret(channel: grpc.aio.Channel) -> None:
     auth = AuthServiceStub(channel)
     request = auth_service_pb2.RegisterAdminRequest(
         email="root@example.com",
@@ -104,7 +104,7 @@ async def test_every_unmet_password_rule_reaches_the_client(channel: grpc.aio.Ch
     assert [violation.field for violation in violations] == ["password"] * 5
 
 
-async def test_fields_that_break_a_rule_are_named_together(channel: grpc.aio.Channel) -> None:
+async def test_all_invalid_fields_are_named_together(channel: grpc.aio.Channel) -> None:
     request = auth_service_pb2.RegisterRequest(
         email="mira\x00@example.com", password="", full_name="M\x00ra", phone="0123"
     )
@@ -119,13 +119,15 @@ async def test_fields_that_break_a_rule_are_named_together(channel: grpc.aio.Cha
     }
 
 
-async def test_without_a_token_nobody_is_me(channel: grpc.aio.Channel) -> None:
+async def test_without_a_token_the_own_account_is_not_readable(channel: grpc.aio.Channel) -> None:
     error = await refusal(AccountServiceStub(channel).GetMe(auth_service_pb2.GetMeRequest()))
     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
     assert reason_of(error) == "TOKEN_INVALID"
 
 
-async def test_unknown_and_wrong_look_the_same_on_the_wire(channel: grpc.aio.Channel) -> None:
+async def test_an_unknown_address_and_a_wrong_password_get_the_same_status(
+    channel: grpc.aio.Channel,
+) -> None:
     auth = AuthServiceStub(channel)
     await auth.Register(a_request())
     answers = []

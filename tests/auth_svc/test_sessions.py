@@ -1,4 +1,4 @@
-"""Listing and ending sessions, on a real database."""
+"""Lists and ends of sessions, on a real database."""
 
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
@@ -75,13 +75,15 @@ async def revoke(
         )
 
 
-async def someone_else(accounts: Accounts) -> SignedIn:
+async def another_user(accounts: Accounts) -> SignedIn:
     await accounts.register(**a_sign_up(email="noor@example.com"))
     return await accounts.login(email="noor@example.com", password=GOOD_PASSWORD, now=NOW)
 
 
-async def test_a_list_shows_what_can_be_refreshed(accounts: Accounts, database: Database) -> None:
-    await someone_else(accounts)
+async def test_a_list_contains_the_sessions_that_can_be_refreshed(
+    accounts: Accounts, database: Database
+) -> None:
+    await another_user(accounts)
     first = await signed_in(accounts)
     second = await signed_in(accounts, now=NOW + DAY)
     await accounts.refresh(refresh_token=first.refresh_token, now=NOW + 2 * DAY)
@@ -91,32 +93,36 @@ async def test_a_list_shows_what_can_be_refreshed(accounts: Accounts, database: 
     assert newer == Session(newer.session_id, NOW + DAY, NOW + DAY, NOW + 8 * DAY)
     assert older == Session(older.session_id, NOW, NOW + 2 * DAY, NOW + 9 * DAY)
     assert (page.next_page_token, page.total_size) == ("", 2)
-    # The newer one lapses unused, then the older one.
+    # The newer session expires unused, then the older one.
     assert (await listed(database, user_id, now=NOW + 8 * DAY)).sessions == (older,)
     assert await listed(database, user_id, now=NOW + 9 * DAY) == SessionPage((), "", 0)
 
 
-async def test_pages_join_up(accounts: Accounts, database: Database) -> None:
+async def test_the_pages_together_are_the_whole_list(
+    accounts: Accounts, database: Database
+) -> None:
     for _ in range(5):
         user_id = (await signed_in(accounts)).user.user_id
     everything = await listed(database, user_id)
-    found: list[Session] = []
+    collected: list[Session] = []
     token, pages = "", 0
     while token or not pages:
         page = await listed(database, user_id, page_size=2, page_token=token)
         assert page.total_size == 5
-        found += page.sessions
+        collected += page.sessions
         token, pages = page.next_page_token, pages + 1
-    assert (tuple(found), pages) == (everything.sessions, 3)
+    assert (tuple(collected), pages) == (everything.sessions, 3)
 
 
-async def test_ending_all_counts_those_that_worked(accounts: Accounts, database: Database) -> None:
+async def test_ending_all_sessions_counts_those_that_could_be_refreshed(
+    accounts: Accounts, database: Database
+) -> None:
     first = await signed_in(accounts)
     second = await signed_in(accounts)
-    other = await someone_else(accounts)
+    other = await another_user(accounts)
     await accounts.refresh(refresh_token=first.refresh_token, now=NOW + 6 * DAY)
     user_id = first.user.user_id
-    # The second has lapsed by then; it is ended all the same.
+    # The second session has expired by then; it is ended, too, but not counted.
     assert await end_all(database, user_id, now=NOW + 7 * DAY) == 1
     assert await end_all(database, user_id, now=NOW + 7 * DAY + SECOND) == 0
     assert await listed(database, user_id) == SessionPage((), "", 0)
@@ -131,7 +137,7 @@ async def test_ending_all_counts_those_that_worked(accounts: Accounts, database:
     await accounts.refresh(refresh_token=other.refresh_token, now=NOW + 6 * DAY)
 
 
-async def test_a_successor_dies_with_its_session_within_the_grace(
+async def test_a_successor_is_invalid_after_the_end_of_its_session_also_within_the_grace(
     accounts: Accounts, database: Database
 ) -> None:
     first = await signed_in(accounts)
@@ -142,7 +148,7 @@ async def test_a_successor_dies_with_its_session_within_the_grace(
         assert error.reason is Reason.TOKEN_INVALID
 
 
-async def test_one_may_be_kept(accounts: Accounts, database: Database) -> None:
+async def test_one_session_may_be_kept(accounts: Accounts, database: Database) -> None:
     for _ in range(3):
         user_id = (await signed_in(accounts)).user.user_id
     kept = (await listed(database, user_id)).sessions[1]
@@ -150,7 +156,9 @@ async def test_one_may_be_kept(accounts: Accounts, database: Database) -> None:
     assert (await listed(database, user_id)).sessions == (kept,)
 
 
-async def test_ending_one(accounts: Accounts, database: Database) -> None:
+async def test_ending_one_session_is_limited_to_its_user(
+    accounts: Accounts, database: Database
+) -> None:
     await signed_in(accounts)
     user_id = (await signed_in(accounts)).user.user_id
     [mine, other] = (await listed(database, user_id)).sessions
@@ -170,18 +178,18 @@ async def test_revoking_twice_keeps_the_first_time(accounts: Accounts, database:
     assert row.revoke_time == NOW
 
 
-@pytest.mark.parametrize("whose", ["another user's", "nobody's"])
-async def test_only_ones_own_session_can_be_revoked(
-    accounts: Accounts, database: Database, whose: str
+@pytest.mark.parametrize("owner", ["another user", "nobody"])
+async def test_only_own_sessions_can_be_revoked(
+    accounts: Accounts, database: Database, owner: str
 ) -> None:
     user_id = (await signed_in(accounts)).user.user_id
-    other = (await someone_else(accounts)).user.user_id
-    [theirs] = (await listed(database, other)).sessions
-    session_id = theirs.session_id if whose == "another user's" else uuid4()
+    other = (await another_user(accounts)).user.user_id
+    [foreign] = (await listed(database, other)).sessions
+    session_id = foreign.session_id if owner == "another user" else uuid4()
     error = await refusal_of(revoke(database, user_id, session_id))
     assert (error.reason, error.message, error.metadata) == (
         Reason.SESSION_NOT_FOUND,
         "no such session",
         {},
     )
-    assert (await listed(database, other)).sessions == (theirs,)
+    assert (await listed(database, other)).sessions == (foreign,)

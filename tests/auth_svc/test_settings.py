@@ -1,4 +1,4 @@
-"""auth_svc refuses to start with settings that would not hold."""
+"""auth_svc refuses to start with insecure or missing settings."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 
 
 def test_the_defaults_are_those_of_the_requirements() -> None:
-    # Not of an instance: the machine's own environment may say otherwise.
+    # Not of an instance: the machine's environment may contain other values.
     fields = Settings.model_fields
     assert fields["access_token_ttl_seconds"].default == 900
     assert fields["refresh_token_ttl_days"].default == 7
@@ -23,21 +23,21 @@ def test_the_defaults_are_those_of_the_requirements() -> None:
     assert fields["admin_registration_secret"].default is None
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
 @pytest.mark.parametrize("name", ["admin_registration_secret", "password_pepper"])
 def test_a_short_secret_is_refused_and_not_repeated(name: str) -> None:
-    short: dict[str, Any] = {name: SECRET[:31]}
+    too_short: dict[str, Any] = {name: SECRET[:31]}
     with pytest.raises(ValidationError, match=f"BOXOFFICE_{name.upper()} must have 32") as refused:
-        Settings(**short)
+        Settings(**too_short)
     assert SECRET[:4] not in str(refused.value)
-    long: dict[str, Any] = {name: SECRET}
-    Settings(**long)
+    long_enough: dict[str, Any] = {name: SECRET}
+    Settings(**long_enough)
 
 
-def test_refresh_tokens_have_a_key_of_their_own_that_outlives_a_restart() -> None:
+def test_refresh_tokens_have_a_key_of_their_own_that_survives_a_restart() -> None:
     pepper: dict[str, Any] = {"password_pepper": SECRET}
     key = Settings(**pepper).refresh_key
     assert key == Settings(**pepper).refresh_key
@@ -55,7 +55,7 @@ def test_a_cheap_hash_is_for_development_only(environment: Any, cost: int) -> No
     Settings(environment="development", password_cost=4)
 
 
-def test_a_key_that_signs_before_everybody_has_it_is_for_development_only() -> None:
+def test_a_publication_shorter_than_the_caches_is_for_development_only() -> None:
     with pytest.raises(ValidationError, match="BOXOFFICE_KEY_PUBLISH_SECONDS below 75"):
         Settings(environment="production", key_publish_seconds=74)
     Settings(environment="production", key_publish_seconds=75)
@@ -63,7 +63,7 @@ def test_a_key_that_signs_before_everybody_has_it_is_for_development_only() -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"BOXOFFICE_AUTH_DATABASE_URL": ""}, "BOXOFFICE_AUTH_DATABASE_URL is not set"),
         ({"BOXOFFICE_PASSWORD_PEPPER": ""}, "BOXOFFICE_PASSWORD_PEPPER is not set"),
@@ -73,8 +73,8 @@ def test_a_key_that_signs_before_everybody_has_it_is_for_development_only() -> N
         ),
     ],
 )
-def test_the_process_says_what_it_lacks(
-    tmp_path: Path, changes: dict[str, str], complaint: str
+def test_the_process_names_the_missing_setting(
+    tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("BOXOFFICE_")},
@@ -92,6 +92,6 @@ def test_the_process_says_what_it_lacks(
         timeout=60,
     )
     assert ended.returncode == 1
-    assert complaint in ended.stderr
+    assert message in ended.stderr
     assert "Traceback" not in ended.stderr
     assert "guessable" not in ended.stderr

@@ -1,4 +1,4 @@
-"""Guessing gets slower, the same way in Redis and in the database, and whoever is asked for."""
+"""The login throttle, with the same rules in Redis and in the database, for any account."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ SECOND = timedelta(seconds=1)
 
 @pytest.fixture(params=["redis", "database"])
 def throttle(request: pytest.FixtureRequest, database: Database, link: RedisLink) -> LoginThrottle:
-    """One contract for both: what holds where the counts are."""
+    """The same tests run with both stores."""
     store = link if request.param == "redis" else None
     return LoginThrottle(database=database, link=store, key=THROTTLE_KEY)
 
@@ -56,7 +56,7 @@ async def test_the_pause_doubles_up_to_an_hour(throttle: LoginThrottle) -> None:
         assert await wait_of(throttle.admit("mira", now=now)) == 0
         pause = await wait_of(throttle.admit("mira", now=now))
         if pause:
-            # Refused attempts do not count: otherwise nobody would ever come in again.
+            # A refused attempt is not counted: the pause does not grow.
             assert await wait_of(throttle.admit("mira", now=now)) == pause
         else:
             await throttle.refund_attempt("mira")
@@ -65,7 +65,7 @@ async def test_the_pause_doubles_up_to_an_hour(throttle: LoginThrottle) -> None:
     assert pauses == [0, 0, 0, 0, *(2.0**n for n in range(12)), 3600, 3600, 3600, 3600]
 
 
-async def test_one_account_does_not_wait_for_another(throttle: LoginThrottle) -> None:
+async def test_accounts_are_throttled_independently(throttle: LoginThrottle) -> None:
     for _ in range(FREE_ATTEMPTS):
         await throttle.admit("mira", now=NOW)
     assert await wait_of(throttle.admit("mira", now=NOW)) == 1
@@ -82,16 +82,16 @@ async def test_success_clears_the_count(throttle: LoginThrottle, database: Datab
         assert await wait_of(throttle.admit("mira", now=NOW)) == 0
 
 
-async def test_an_attempt_that_was_not_looked_at_is_given_back(throttle: LoginThrottle) -> None:
+async def test_a_refunded_attempt_is_not_counted(throttle: LoginThrottle) -> None:
     for _ in range(10):
         assert await wait_of(throttle.admit("mira", now=NOW)) == 0
         await throttle.refund_attempt("mira")
-    # Of an account without attempts there is nothing to give back.
+    # A refund for an account without attempts has no effect.
     await throttle.refund_attempt("noor")
     assert await wait_of(throttle.admit("noor", now=NOW)) == 0
 
 
-async def test_many_at_once_get_no_further_than_one_after_the_other(
+async def test_concurrent_attempts_are_throttled_like_sequential_ones(
     throttle: LoginThrottle,
 ) -> None:
     waits = await asyncio.gather(*(wait_of(throttle.admit("mira", now=NOW)) for _ in range(10)))
@@ -99,7 +99,7 @@ async def test_many_at_once_get_no_further_than_one_after_the_other(
     assert waits.count(1) == 10 - FREE_ATTEMPTS
 
 
-async def test_an_old_count_begins_anew(database: Database) -> None:
+async def test_an_old_count_expires(database: Database) -> None:
     throttle = LoginThrottle(database=database, link=None, key=THROTTLE_KEY)
     for _ in range(FREE_ATTEMPTS):
         await throttle.admit("mira", now=NOW)
@@ -108,7 +108,7 @@ async def test_an_old_count_begins_anew(database: Database) -> None:
         assert await wait_of(throttle.admit("mira", now=later)) == 0
 
 
-async def test_in_redis_too(
+async def test_a_count_in_redis_expires_and_is_not_in_the_database(
     link: RedisLink, cache: "redis.asyncio.Redis", database: Database
 ) -> None:
     throttle = LoginThrottle(database=database, link=link, key=THROTTLE_KEY)
@@ -118,7 +118,7 @@ async def test_in_redis_too(
     assert await rows(database, login_throttles) == []
 
 
-async def test_nobody_reads_an_address_from_the_counts(
+async def test_stored_counts_do_not_contain_the_address(
     link: RedisLink, cache: "redis.asyncio.Redis", database: Database
 ) -> None:
     for store in (link, None):
@@ -131,18 +131,18 @@ async def test_nobody_reads_an_address_from_the_counts(
 
 
 async def test_without_redis_the_database_counts(database: Database) -> None:
-    async with RedisLink.open("unix:///nowhere/redis.sock") as nowhere:
-        away = LoginThrottle(database=database, link=nowhere, key=THROTTLE_KEY)
+    async with RedisLink.open("unix:///nowhere/redis.sock") as broken_link:
+        throttle = LoginThrottle(database=database, link=broken_link, key=THROTTLE_KEY)
         for _ in range(FREE_ATTEMPTS):
-            assert await wait_of(away.admit("mira", now=NOW)) == 0
-        assert await wait_of(away.admit("mira", now=NOW)) == 1
-        await away.refund_attempt("mira")
-        assert await wait_of(away.admit("mira", now=NOW)) == 0
-        await away.clear("mira")
-        await away.refund_attempt("noor")
+            assert await wait_of(throttle.admit("mira", now=NOW)) == 0
+        assert await wait_of(throttle.admit("mira", now=NOW)) == 1
+        await throttle.refund_attempt("mira")
+        assert await wait_of(throttle.admit("mira", now=NOW)) == 0
+        await throttle.clear("mira")
+        await throttle.refund_attempt("noor")
 
 
-async def test_redis_is_killed_and_the_database_counts(
+async def test_the_database_counts_after_redis_was_killed(
     link: RedisLink, redis_server: Process, database: Database
 ) -> None:
     throttle = LoginThrottle(database=database, link=link, key=THROTTLE_KEY)
@@ -151,7 +151,7 @@ async def test_redis_is_killed_and_the_database_counts(
     os.kill(redis_server.pid, signal.SIGKILL)
     async with asyncio.timeout(60):
         while not await rows(database, login_throttles):
-            # The supervisor may be quick to bring it back, empty.
+            # The supervisor may restart Redis, empty, before the first attempt.
             await throttle.admit(str(new_id()), now=NOW)
         while link.is_away:
             await asyncio.sleep(0.05)
@@ -161,7 +161,9 @@ Attempt = Callable[[str, datetime], Awaitable[object]]
 
 
 @pytest.mark.parametrize("email", ["mira@example.com", "nobody@example.com", "MIRA@example.com"])
-async def test_known_and_unknown_are_throttled_alike(accounts: Accounts, email: str) -> None:
+async def test_known_and_unknown_accounts_are_throttled_alike(
+    accounts: Accounts, email: str
+) -> None:
     await accounts.register(**a_sign_up())
     reasons = [
         (await refusal_of(accounts.login(email=email, password="wrong", now=NOW))).reason
@@ -170,7 +172,7 @@ async def test_known_and_unknown_are_throttled_alike(accounts: Accounts, email: 
     assert reasons == [Reason.INVALID_CREDENTIALS] * FREE_ATTEMPTS + [Reason.LOGIN_THROTTLED] * 2
 
 
-async def test_the_right_password_waits_too_and_then_clears(
+async def test_the_right_password_is_throttled_too_and_then_clears_the_count(
     accounts: Accounts, database: Database
 ) -> None:
     await accounts.register(**a_sign_up())
@@ -185,7 +187,7 @@ async def test_the_right_password_waits_too_and_then_clears(
         assert (await refusal_of(wrong)).reason is Reason.INVALID_CREDENTIALS
 
 
-async def test_sessions_go_on_while_somebody_guesses(accounts: Accounts) -> None:
+async def test_existing_sessions_are_not_throttled(accounts: Accounts) -> None:
     await accounts.register(**a_sign_up())
     session = await accounts.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
     for _ in range(FREE_ATTEMPTS + 2):
@@ -193,14 +195,14 @@ async def test_sessions_go_on_while_somebody_guesses(accounts: Accounts) -> None
     await accounts.refresh(refresh_token=session.refresh_token, now=NOW + SECOND)
 
 
-async def test_a_full_queue_counts_as_no_attempt_and_passwords_are_not_hashed_when_throttled(
+async def test_an_attempt_refused_by_the_full_queue_is_not_counted_and_throttled_ones_are_not_hashed(
     database: Database, key: SigningKey
 ) -> None:
     hasher = PasswordHasher(cost=4, pepper=b"x" * 32, workers=1, waiting=0)
     with contextlib.closing(hasher):
         accounts = Accounts(database, hasher, key)
         await accounts.register(**a_sign_up())
-        # The one place is taken: whatever is hashed now is refused.
+        # The only place is taken: every call of the hasher is refused.
         assert hasher._places.acquire(blocking=False)
         for _ in range(FREE_ATTEMPTS + 2):
             error = await refusal_of(
@@ -216,7 +218,9 @@ async def test_a_full_queue_counts_as_no_attempt_and_passwords_are_not_hashed_wh
         hasher._places.release()
 
 
-async def test_guessing_the_password_of_now_is_throttled_apart(accounts: Accounts) -> None:
+async def test_guesses_of_the_current_password_are_throttled_apart_from_sign_in(
+    accounts: Accounts,
+) -> None:
     await accounts.register(**a_sign_up())
     login = await accounts.login(email="mira@example.com", password=GOOD_PASSWORD, now=NOW)
 

@@ -33,7 +33,7 @@ def a_token(key: SigningKey, *, user_id: UUID | None = None, session_id: UUID | 
     )
 
 
-def test_a_token_verifies_by_the_published_key_and_says_who(key: SigningKey) -> None:
+def test_a_token_verifies_with_the_published_key_and_identifies_the_user(key: SigningKey) -> None:
     user_id, session_id, now = uuid4(), uuid4(), datetime.now(UTC)
     token = tokens.issue(
         key,
@@ -68,7 +68,7 @@ def test_a_token_verifies_by_the_published_key_and_says_who(key: SigningKey) -> 
     }
 
 
-async def test_the_other_services_believe_it(key: SigningKey) -> None:
+async def test_other_services_accept_the_token(key: SigningKey) -> None:
     user_id, session_id = uuid4(), uuid4()
 
     async def keys() -> jwt.PyJWKSet:
@@ -99,10 +99,10 @@ def test_the_key_id_is_the_thumbprint_of_rfc_7638() -> None:
     assert public.kid == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
 
 
-def test_the_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
+def test_the_key_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
     first = tokens.load_or_create_key(tmp_path / "keys")
-    again = tokens.load_or_create_key(tmp_path / "keys")
-    assert first.public == again.public
+    loaded = tokens.load_or_create_key(tmp_path / "keys")
+    assert first.public == loaded.public
     [file] = (tmp_path / "keys").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -113,19 +113,19 @@ def test_the_key_is_made_once_and_kept_private(tmp_path: Path) -> None:
     assert first.public.kid == thumbprint.decode().rstrip("=")
 
 
-def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
+def test_concurrent_processes_create_one_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         keys = list(pool.map(tokens.load_or_create_key, [tmp_path] * 4))
     assert len({key.public.kid for key in keys}) == 1
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_loser_of_the_race_takes_the_winners_key(tmp_path: Path) -> None:
+def test_a_second_creation_keeps_the_first_key(tmp_path: Path) -> None:
     path = tmp_path / "access_token.pem"
     tokens.create_key(path)
-    winner = path.read_bytes()
+    content = path.read_bytes()
     tokens.create_key(path)
-    assert path.read_bytes() == winner
+    assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -143,10 +143,10 @@ def pem_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
         b"",
         b"no key",
         pem_of(ec.generate_private_key(ec.SECP256R1())),
-        pem_of(rsa.generate_private_key(65537, 1024)),  # noqa: S505 - that is the point
+        pem_of(rsa.generate_private_key(65537, 1024)),  # noqa: S505 - too short on purpose
     ],
 )
-def test_a_file_that_is_no_good_key_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_a_usable_key_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "access_token.pem").write_bytes(content)
     with pytest.raises(KeyFileError, match=r"access_token\.pem"):
         tokens.load_or_create_key(tmp_path)

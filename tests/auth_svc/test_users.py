@@ -1,4 +1,4 @@
-"""What admins see and change of accounts, on a real database."""
+"""Accounts as admins list and change them, on a real database."""
 
 import asyncio
 import dataclasses
@@ -66,29 +66,31 @@ async def some_users(accounts: Accounts, count: int) -> list[User]:
     ]
 
 
-async def test_pages_join_up(accounts: Accounts, database: Database) -> None:
+async def test_the_pages_together_are_the_whole_list(
+    accounts: Accounts, database: Database
+) -> None:
     made = await some_users(accounts, 5)
-    found: list[User] = []
+    collected: list[User] = []
     token, pages = "", 0
     while token or not pages:
         page = await listed(database, page_size=2, page_token=token)
         assert page.total_size == 5
-        found += page.users
+        collected += page.users
         token, pages = page.next_page_token, pages + 1
-    assert (found, pages) == (made[::-1], 3)
+    assert (collected, pages) == (made[::-1], 3)
 
 
-async def test_filters_go_together(accounts: Accounts, database: Database) -> None:
-    one, two, three = await some_users(accounts, 3)
-    one = await update(database, one.user_id, role=Role.STAFF)
-    two = await update(database, two.user_id, role=Role.STAFF, is_active=False)
-    assert (await listed(database, role=Role.STAFF)).users == (two, one)
-    assert (await listed(database, is_active=True)).users == (three, one)
-    assert await listed(database, role=Role.STAFF, is_active=False) == UserPage((two,), "", 1)
+async def test_filters_combine(accounts: Accounts, database: Database) -> None:
+    first, second, third = await some_users(accounts, 3)
+    first = await update(database, first.user_id, role=Role.STAFF)
+    second = await update(database, second.user_id, role=Role.STAFF, is_active=False)
+    assert (await listed(database, role=Role.STAFF)).users == (second, first)
+    assert (await listed(database, is_active=True)).users == (third, first)
+    assert await listed(database, role=Role.STAFF, is_active=False) == UserPage((second,), "", 1)
     assert await listed(database, role=Role.ADMIN) == UserPage((), "", 0)
 
 
-async def test_only_what_is_sent_changes(accounts: Accounts, database: Database) -> None:
+async def test_only_the_sent_fields_change(accounts: Accounts, database: Database) -> None:
     user, other = await some_users(accounts, 2)
     assert await update(database, user.user_id) == user
     staff = await update(database, user.user_id, role=Role.STAFF)
@@ -110,7 +112,7 @@ async def test_a_deactivated_user_is_signed_out_until_active_again(
     error = await refusal_of(signed_in(accounts))
     assert error.reason is Reason.ACCOUNT_DEACTIVATED
     await update(database, user_id, is_active=True)
-    # Being active again revives no session.
+    # Reactivation does not revive sessions.
     error = await refusal_of(accounts.refresh(refresh_token=current.refresh_token, now=LATER))
     assert error.reason is Reason.TOKEN_INVALID
     await signed_in(accounts)
@@ -124,7 +126,7 @@ async def test_a_new_role_ends_no_session(accounts: Accounts, database: Database
 
 
 @pytest.mark.parametrize("is_active", [None, False])
-async def test_nobodys_account(database: Database, is_active: bool | None) -> None:
+async def test_an_unknown_account_is_not_found(database: Database, is_active: bool | None) -> None:
     error = await refusal_of(update(database, uuid4(), role=Role.STAFF, is_active=is_active))
     assert error.reason is Reason.USER_NOT_FOUND
 
@@ -139,7 +141,7 @@ async def some_admins(accounts: Accounts, count: int) -> list[User]:
 
 
 @pytest.mark.parametrize("change", [{"role": Role.STAFF}, {"is_active": False}])
-async def test_the_last_active_admin_stays_one(
+async def test_the_last_active_admin_cannot_be_demoted_or_deactivated(
     accounts: Accounts, database: Database, change: dict[str, Any]
 ) -> None:
     first, last, idle = await some_admins(accounts, 3)
@@ -157,17 +159,17 @@ async def test_two_admins_who_demote_each_other_leave_one(
     accounts: Accounts, database: Database
 ) -> None:
     for attempt in range(10):
-        admins = await some_admins_anew(accounts, database, attempt)
+        admins = await two_admins(accounts, database, attempt)
         outcomes = await asyncio.gather(
             *(update(database, admin.user_id, role=Role.STAFF) for admin in admins),
             return_exceptions=True,
         )
-        refused = [each for each in outcomes if isinstance(each, DomainError)]
-        assert [each.reason for each in refused] == [Reason.LAST_ADMIN]
+        refused = [outcome for outcome in outcomes if isinstance(outcome, DomainError)]
+        assert [error.reason for error in refused] == [Reason.LAST_ADMIN]
 
 
-async def some_admins_anew(accounts: Accounts, database: Database, attempt: int) -> list[User]:
-    """Two admins, and no other."""
+async def two_admins(accounts: Accounts, database: Database, attempt: int) -> list[User]:
+    """Two new admins; all other admins are demoted."""
     async with database.transaction() as connection:
         await connection.execute(sa.update(users_table).values(role=Role.STAFF))
     return [

@@ -1,4 +1,4 @@
-"""The migrations, tables.py, the domain's states and the contract say the same."""
+"""The migrations, the tables, the domain's states and the contract agree."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -12,37 +12,37 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from booking_svc.bookings import bookings, saga_steps, state_machine
 from booking_svc.notifications import tables as _notifications  # noqa: F401 - adds its tables
 from booking_svc.tables import metadata
-from booking_svc.webhooks import tables as _subscriptions  # noqa: F401 - adds its tables
+from booking_svc.webhooks import tables as _webhooks  # noqa: F401 - adds its tables
 from boxoffice.bookings.v1 import booking_pb2
 
 
-def test_the_migrations_make_what_the_tables_say(new_database: Callable[[str], str]) -> None:
+def test_the_migrations_create_the_tables_of_the_code(new_database: Callable[[str], str]) -> None:
     engine = sa.create_engine(new_database("booking_svc"), poolclass=sa.NullPool)
     with engine.begin() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        migrated = described(connection)
+        checks = check_constraints(connection)
     engine.dispose()
-    known = {
-        *(f"'{each}'" for each in saga_steps.StepKind),
-        *(f"'{each}'" for each in bookings.Status),
-        *(f"'{each}'" for each in bookings.Actor),
+    values = {
+        *(f"'{kind}'" for kind in saga_steps.StepKind),
+        *(f"'{status}'" for status in bookings.Status),
+        *(f"'{actor}'" for actor in bookings.Actor),
     }
-    written = " ".join(
-        migrated[f"{name}_check"]
+    allowed = " ".join(
+        checks[f"{name}_check"]
         for name in ("booking_steps_kind", "bookings_status", "booking_timeline_actor")
     )
-    assert {each for each in known if each not in written} == set()
-    # Alembic does not compare CHECK constraints: their names and number at least.
+    assert {value for value in values if value not in allowed} == set()
+    # Alembic does not compare CHECK constraints: compare at least their names.
     declared = {
         str(constraint.name)
         for table in metadata.tables.values()
         for constraint in table.constraints
         if isinstance(constraint, sa.CheckConstraint)
     }
-    assert declared == set(migrated)
+    assert declared == set(checks)
 
 
-def described(connection: sa.Connection) -> dict[str, str]:
+def check_constraints(connection: sa.Connection) -> dict[str, str]:
     inspector = sa.inspect(connection)
     return {
         str(check["name"]): check["sqltext"]
@@ -60,11 +60,9 @@ def described(connection: sa.Connection) -> dict[str, str]:
         (bookings.Actor, booking_pb2.TimelineEntry.Actor),
     ],
 )
-def test_the_contract_knows_the_same_values(
-    domain: type[StrEnum], contract: EnumTypeWrapper
-) -> None:
-    named = {name for name, number in contract.items() if number != 0}
-    assert named == set(domain)
+def test_the_contract_has_the_same_values(domain: type[StrEnum], contract: EnumTypeWrapper) -> None:
+    names = {name for name, number in contract.items() if number != 0}
+    assert names == set(domain)
 
 
 def test_every_state_has_its_moves() -> None:

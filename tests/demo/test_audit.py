@@ -1,7 +1,7 @@
-"""The audit finds each fault when it is planted, and nothing else; a clean sale is clean.
+"""The audit detects each planted fault and nothing else; a clean sale has no findings.
 
-The clean sale: a concert whose pool of ten places is sold by two offers, and a cinema of
-three seats. Each test changes one thing in it.
+The clean sale: a concert whose pool of ten places is sold by two offers, and a cinema of three
+seats. Each test changes one aspect of it.
 """
 
 from dataclasses import replace
@@ -53,8 +53,8 @@ def a_seat_booking(booking_id: str, customer: str, status: str, *seats: str) -> 
     )
 
 
-def an_order(key: str, customer: str, *booking_ids: str, **told: Any) -> Order:
-    return Order(key=key, customer_id=customer, booking_ids=list(booking_ids), **told)
+def an_order(key: str, customer: str, *booking_ids: str, **changes: Any) -> Order:
+    return Order(key=key, customer_id=customer, booking_ids=list(booking_ids), **changes)
 
 
 class Sale:
@@ -159,7 +159,7 @@ def sale() -> Sale:
     return Sale()
 
 
-def test_a_clean_sale_is_clean(sale: Sale) -> None:
+def test_a_clean_sale_has_no_findings(sale: Sale) -> None:
     assert audit(sale.evidence(), list(sale.orders.values())) == []
 
 
@@ -193,17 +193,17 @@ def test_a_difference_that_the_stock_audit_reports(sale: Sale) -> None:
     assert sale.faults() == {Fault.STOCK_DIFFERENCE}
 
 
-def test_places_sold_to_nobody(sale: Sale) -> None:
+def test_sold_places_without_a_booking(sale: Sale) -> None:
     sale.pool("ground", sold=7)
     assert sale.faults() == {Fault.SOLD_MISMATCH}
 
 
-def test_places_held_by_nobody(sale: Sale) -> None:
+def test_held_places_without_a_booking(sale: Sale) -> None:
     sale.pool("ground", held=1)
     assert sale.faults() == {Fault.HELD_MISMATCH}
 
 
-def test_availability_that_is_not_what_is_left(sale: Sale) -> None:
+def test_an_availability_that_differs_from_the_remaining_places(sale: Sale) -> None:
     sale.available["early"] = 5
     assert sale.faults() == {Fault.AVAILABILITY_WRONG}
 
@@ -285,7 +285,7 @@ def test_a_double_capture_through_two_payments_of_one_booking(sale: Sale) -> Non
     assert sale.faults() == {Fault.CHARGED_TOO_MUCH}
 
 
-def test_a_double_capture_that_was_given_back_is_no_fault(sale: Sale) -> None:
+def test_a_refunded_double_capture_is_no_fault(sale: Sale) -> None:
     sale.money("CAPTURE", "pay-paid")
     sale.money("REFUND", "pay-paid")
     assert sale.faults() == set()
@@ -301,7 +301,7 @@ def test_a_double_refund(sale: Sale) -> None:
     assert sale.faults() == {Fault.REFUNDED_TOO_MUCH}
 
 
-def test_a_capture_for_a_payment_that_nobody_knows(sale: Sale) -> None:
+def test_a_capture_for_an_unknown_payment(sale: Sale) -> None:
     sale.money("CAPTURE", "pay-ghost")
     sale.payers["pay-ghost"] = ""
     assert sale.faults() == {Fault.UNKNOWN_PAYMENT}
@@ -328,15 +328,15 @@ def test_a_key_with_two_bookings(sale: Sale) -> None:
     assert sale.faults() == {Fault.KEY_TWICE}
 
 
-def test_a_second_booking_for_a_key_that_was_never_told(sale: Sale) -> None:
+def test_a_second_booking_of_a_key_that_the_customer_never_received(sale: Sale) -> None:
     sale.add(a_booking("twin", "dee", "EXPIRED", payment_id=""))
     sale.orders["k4"].is_uncertain = True
-    assert sale.faults() == {Fault.BOOKING_UNEXPLAINED}
+    assert sale.faults() == {Fault.BOOKING_UNREPORTED}
 
 
 def test_a_booking_after_a_refusal(sale: Sale) -> None:
     sale.add(a_booking("ghost", "ida", "EXPIRED", payment_id=""))
-    assert sale.faults() == {Fault.BOOKING_UNEXPLAINED}
+    assert sale.faults() == {Fault.BOOKING_UNREPORTED}
 
 
 def test_a_booking_whose_answer_was_lost_is_no_fault(sale: Sale) -> None:
@@ -350,6 +350,6 @@ def test_two_keys_that_name_one_booking(sale: Sale) -> None:
     assert sale.faults() == {Fault.BOOKING_SHARED}
 
 
-def test_a_booking_of_somebody_else_is_not_ours_to_explain(sale: Sale) -> None:
+def test_a_booking_of_another_client_is_ignored(sale: Sale) -> None:
     sale.add(a_booking("foreign", "zoe", "EXPIRED", payment_id=""))
     assert sale.faults() == set()

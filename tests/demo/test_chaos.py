@@ -1,4 +1,4 @@
-"""What the demo may do to the mesh: only what is named, only to what the launcher started."""
+"""The demo kills only the named processes, and only those that the launcher started."""
 
 import asyncio
 import json
@@ -24,39 +24,39 @@ from launcher.supervisor import Process, Supervisor, wait_healthy
         ("stock_svc,redis", ("stock_svc", "redis")),
     ],
 )
-def test_names_are_read(text: str, names: tuple[str, ...]) -> None:
+def test_names_are_parsed(text: str, names: tuple[str, ...]) -> None:
     assert chaos.parse(text) == names
 
 
 @pytest.mark.parametrize("text", ["postgres", "redis-eaten", "stock_svc,frozen"])
-def test_others_are_refused(text: str) -> None:
+def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(DemoError, match="--kill takes"):
         chaos.parse(text)
 
 
-def test_a_redis_that_is_not_the_launchers_is_left_alone(tmp_path: Path) -> None:
+def test_a_redis_that_the_launcher_did_not_start_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="There is no redis"):
         Chaos(["redis-frozen"], home=tmp_path, url="http://127.0.0.1:9").check()
 
 
-async def test_redis_is_emptied_and_frozen_and_wakes_up(tmp_path: Path) -> None:
+async def test_redis_is_emptied_and_frozen_and_resumes(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path)
     [process] = supervisor.start([RedisServer(tmp_path).program()])
     try:
         await wait_healthy([process], 30)
-        _note(tmp_path, process)
+        _write_pid_file(tmp_path, process)
         await _empty_and_freeze(tmp_path, process)
     finally:
         await supervisor.stop()
 
 
-def _note(home: Path, process: Process) -> None:
-    """As the launcher notes it."""
+def _write_pid_file(home: Path, process: Process) -> None:
+    """Writes the pid file as the launcher does."""
     assert process.pid is not None
     started = psutil.Process(process.pid).create_time()
     (home / "run").mkdir(exist_ok=True)
-    noted = {"pid": process.pid, "started": started}
-    (home / "run" / "redis.pid").write_text(json.dumps(noted))
+    content = {"pid": process.pid, "started": started}
+    (home / "run" / "redis.pid").write_text(json.dumps(content))
 
 
 async def _empty_and_freeze(home: Path, process: Process) -> None:
@@ -71,7 +71,7 @@ async def _empty_and_freeze(home: Path, process: Process) -> None:
             await asyncio.sleep(0.01)
     await freezing
     assert psutil.Process(process.pid).status() != psutil.STATUS_STOPPED
-    # Interrupted, it wakes up, too.
+    # A cancelled freeze also resumes the process.
     freezing = asyncio.create_task(chaos.freeze(process.pid, 60))
     await asyncio.sleep(0)
     freezing.cancel()

@@ -1,4 +1,4 @@
-"""The demo's client repeats what may be repeated, with the same key, and nothing else."""
+"""The demo's client retries retryable calls with the same key, and no others."""
 
 import random
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def lost(_: httpx.Request) -> httpx.Response:
 
 
 class Server:
-    """Gives the answers one after the other and keeps the requests."""
+    """Returns the answers in order and records the requests."""
 
     def __init__(self, *answers: httpx.Response | Answer) -> None:
         self.requests: list[httpx.Request] = []
@@ -62,9 +62,7 @@ async def place(server: Server, deadline_seconds: float = 10) -> tuple[Json, Api
         (lost, "connection lost"),
     ],
 )
-async def test_it_tries_again_with_the_same_key(
-    trouble: httpx.Response | Answer, cause: str
-) -> None:
+async def test_it_retries_with_the_same_key(trouble: httpx.Response | Answer, cause: str) -> None:
     server = Server(trouble, httpx.Response(201, json={"bookingId": "b"}))
     answer, api = await place(server)
     assert answer == {"bookingId": "b"}
@@ -84,13 +82,13 @@ async def test_a_refusal_is_not_repeated(reason: str) -> None:
     assert len(server.requests) == 1
 
 
-async def test_a_refusal_after_a_lost_answer_says_so() -> None:
+async def test_a_refusal_after_a_lost_answer_is_not_the_first() -> None:
     with pytest.raises(RefusedError) as refusal:
         await place(Server(lost, an_error(409, "HOLD_EXPIRED")))
     assert not refusal.value.is_first
 
 
-async def test_it_gives_up_when_the_server_asks_for_more_time_than_there_is() -> None:
+async def test_it_stops_when_the_retry_delay_exceeds_the_deadline() -> None:
     server = Server(an_error(429, "RATE_LIMITED", **{"retry-after": "30"}))
     with pytest.raises(UnansweredError, match="429 RATE_LIMITED"):
         await place(server, deadline_seconds=1)
@@ -100,12 +98,12 @@ async def test_it_gives_up_when_the_server_asks_for_more_time_than_there_is() ->
 @pytest.mark.parametrize(
     "answer", [an_error(500, "INTERNAL"), httpx.Response(201, content=b"no JSON")]
 )
-async def test_an_answer_that_says_neither_yes_nor_no(answer: httpx.Response) -> None:
+async def test_an_answer_that_is_neither_success_nor_refusal(answer: httpx.Response) -> None:
     with pytest.raises(UnansweredError):
         await place(Server(answer))
 
 
-async def test_an_error_without_a_reason_is_noted() -> None:
+async def test_an_error_without_a_reason_is_counted() -> None:
     plain = httpx.Response(503, text="upstream connect error")
     _, api = await place(Server(plain, httpx.Response(201, json={"bookingId": "b"})))
     assert dict(api.tally.oddities) == {"POST /api/v1/bookings: 503 'upstream connect error'": 1}

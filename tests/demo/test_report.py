@@ -1,4 +1,4 @@
-"""The figures in the tables."""
+"""The statistics in the report's tables."""
 
 from demo.report import busiest_second, percentile, rate
 

@@ -1,4 +1,4 @@
-"""Customers by the dozen, while each service in turn is killed: the audit stays clean."""
+"""The demo with 80 customers while each service in turn is killed: the audit is clean."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_the_audit_is_clean_after_every_service_was_killed() -> None:
                 check=False,
             )
         finally:
-            # What a demo leaves that was not waited for.
+            # Stops what a demo that timed out left running.
             subprocess.run(
                 [sys.executable, "-m", "launcher", "down"],
                 cwd=ROOT,

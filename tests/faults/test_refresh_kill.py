@@ -1,6 +1,6 @@
-"""auth_svc is killed after a refresh was committed and before anybody heard of it.
+"""auth_svc is killed between the commit of a refresh and its reply.
 
-The client tries again, with the token that it has, at another process.
+The client retries with the same token, at another process.
 """
 
 import asyncio
@@ -71,12 +71,11 @@ async def a_session(database: Database) -> str:
 async def test_killed_between_commit_and_reply(
     database: Database, tmp_path: Path, is_long: bool
 ) -> None:
-    """25 real processes killed with SIGKILL, with --long a thousand; none loses a session."""
+    """Kills 25 real processes with SIGKILL, 1,000 with --long; no session is lost."""
     runs = LONG_RUNS if is_long else RUNS
     now, first = NOW, await a_session(database)
     token = first
-    # The process that answers the second try shares nothing with the one that died but
-    # the database and the settings.
+    # The process that answers the retry shares only database and settings with the killed one.
     other = a_sign_in(database, tmp_path)
     async with a_service_that_dies(tmp_path) as service:
         assert service.stdin is not None
@@ -87,14 +86,14 @@ async def test_killed_between_commit_and_reply(
             pid = int(await service.stdout.readline())
             os.kill(pid, signal.SIGKILL)
             assert await service.stdout.readline() == b"killed\n"
-            # It was committed, or this would prove nothing.
+            # The refresh was committed before the kill.
             assert len(await rows(database, refresh_tokens)) == run + 2
             retried = await other.refresh(refresh_token=token, now=now + SECOND)
-            again = await other.refresh(refresh_token=token, now=now + sessions.GRACE)
-            assert retried.refresh_token == again.refresh_token
+            repeated = await other.refresh(refresh_token=token, now=now + sessions.GRACE)
+            assert retried.refresh_token == repeated.refresh_token
             assert len(await rows(database, refresh_tokens)) == run + 2
             token, now = retried.refresh_token, now + timedelta(seconds=20)
-    # Who comes later with a token that was used has stolen it: nobody goes on.
+    # A used token presented later counts as stolen and ends the session.
     stolen = other.refresh(refresh_token=first, now=now)
     assert (await refusal_of(stolen)).reason is Reason.TOKEN_REUSED
     ended = other.refresh(refresh_token=token, now=now)

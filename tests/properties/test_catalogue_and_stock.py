@@ -1,7 +1,7 @@
-"""Any sequence of what staff and customers do, legal or not, and the two stay in step.
+"""Any sequence of actions of staff and customers, legal or not, keeps catalogue and ledger equal.
 
-After each step the catalogue's capacity and seats are the ledger's, nothing is sold beyond
-them, and the status is the one that a model smaller than the code expects.
+After each step the catalogue has the ledger's capacity and seats, nothing is oversold, and the
+status is the one that a model smaller than the code expects.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class CatalogueMachine(RuleBasedStateMachine):
         return self.runner.run(work)
 
     def try_(self, work: Coroutine[Any, Any, _T]) -> _T | None:
-        """The result, or None for a refusal that a caller can act on."""
+        """The result, or None for one of the expected refusals."""
         try:
             return self.run(work)
         except DomainError as refusal:
@@ -84,7 +84,7 @@ class CatalogueMachine(RuleBasedStateMachine):
                 sale_end_time=CLOSES,
             )
         )
-        self.desk = EventCommands(
+        self.commands = EventCommands(
             database=self.world.database,
             writes=self.world.writes,
             stock=self.world.stock,
@@ -92,7 +92,7 @@ class CatalogueMachine(RuleBasedStateMachine):
         )
         self.capacity = capacity
         self.on_sale = set(self.seats)
-        self.said: str | None = None
+        self.staff_status: str | None = None
         self.bookings: list[UUID] = []
 
     @rule(quantity=st.integers(1, 3))
@@ -104,21 +104,21 @@ class CatalogueMachine(RuleBasedStateMachine):
     def book_a_seat(self, index: int) -> None:
         self._book([RequestedItem(None, 1, self.seats[index])])
 
-    def _book(self, wanted: list[RequestedItem]) -> None:
-        booking = self.try_(self.world.place(self.event, wanted=wanted, checkout=None))
+    def _book(self, items: list[RequestedItem]) -> None:
+        booking = self.try_(self.world.place(self.event, wanted=items, checkout=None))
         if booking is not None:
-            assert self._status() is Status.ON_SALE or self._left().available == 0
+            assert self._status() is Status.ON_SALE or self._stock().available == 0
             self.bookings.append(booking.booking_id)
 
     @rule(index=st.integers(0, 9))
-    def give_up(self, index: int) -> None:
+    def cancel(self, index: int) -> None:
         if self.bookings:
             booking_id = self.bookings.pop(index % len(self.bookings))
             self.try_(self._cancel(booking_id))
 
     async def _cancel(self, booking_id: UUID) -> None:
         with suppress(DomainError):
-            # It may have expired, or been cancelled with the event.
+            # The booking may have expired, or been cancelled with the event.
             await self.world.cancel(booking_id)
         await self.world.settle()
 
@@ -144,8 +144,8 @@ class CatalogueMachine(RuleBasedStateMachine):
         )
 
     @rule()
-    def contradict(self) -> None:
-        """Nothing of a change happens when some of it cannot."""
+    def violate(self) -> None:
+        """A change with one violation changes nothing."""
         assert not self._change(
             EventChange(
                 sale_end_time=OPENS - timedelta(days=9),
@@ -154,71 +154,76 @@ class CatalogueMachine(RuleBasedStateMachine):
         )
 
     def _change(self, change: EventChange) -> bool:
-        made = self.try_(self.desk.update(event_id=self.event.event_id, change=change, etag=None))
+        made = self.try_(
+            self.commands.update(event_id=self.event.event_id, change=change, etag=None)
+        )
         if made is not None:
             self.event = made[0]
         return made is not None
 
     @rule(to=st.sampled_from(Status))
-    def say(self, to: Status) -> None:
+    def set_status(self, to: Status) -> None:
         before = self._status()
-        made = self.try_(self.desk.set_status(event_id=self.event.event_id, to=to))
+        made = self.try_(self.commands.set_status(event_id=self.event.event_id, to=to))
         assert (made is not None) == (to is before or to in LEGAL[before])
         if made is not None and to is not before:
             self.event = made[0]
-            self.said = {Status.PAUSED: "PAUSED", Status.CANCELLED: "CANCELLED"}.get(to)
+            self.staff_status = {Status.PAUSED: "PAUSED", Status.CANCELLED: "CANCELLED"}.get(to)
 
     @rule(minutes=st.sampled_from([1, 11, 61, 300]))
     def wait(self, minutes: int) -> None:
         self.world.clock.advance(timedelta(minutes=minutes))
         self.run(self.world.settle())
 
-    def _left(self) -> Any:
+    def _stock(self) -> Any:
         return self.run(
             self.world.stock.availability(event_id=self.event.event_id, with_seats=True)
         )
 
     def _status(self) -> Status:
-        """The model's."""
+        """The status of the model."""
         now = self.world.clock()
-        if self.said == "CANCELLED":
+        if self.staff_status == "CANCELLED":
             return Status.CANCELLED
         if now >= CLOSES:
             return Status.ENDED
-        if self.said == "PAUSED":
+        if self.staff_status == "PAUSED":
             return Status.PAUSED
         if now < OPENS:
             return Status.UPCOMING
-        return Status.ON_SALE if self._left().available else Status.SOLD_OUT
+        return Status.ON_SALE if self._stock().available else Status.SOLD_OUT
 
     @invariant()
-    def the_ledger_has_what_the_catalogue_says(self) -> None:
-        left = self._left()
-        assert left.capacity == self.capacity + len(self.on_sale)
-        assert set(left.seats) == self.on_sale
+    def the_ledger_equals_the_catalogue(self) -> None:
+        stock = self._stock()
+        assert stock.capacity == self.capacity + len(self.on_sale)
+        assert set(stock.seats) == self.on_sale
         event = self.run(self._read())
         assert event.offers[0].capacity == self.capacity
-        assert 0 <= left.available <= left.capacity
+        assert 0 <= stock.available <= stock.capacity
         assert not self.run(self.world.audit(event))
-        assert event.status_at(self.world.clock(), available=left.available) is self._status()
+        assert event.status_at(self.world.clock(), available=stock.available) is self._status()
 
     @invariant()
-    def lists_say_the_same_once_they_have_heard(self) -> None:
-        left = self._left()
-        page = self.run(self._list(left))
-        [listed] = [each for each in page.events if each.event.event_id == self.event.event_id]
-        assert (listed.left.capacity, listed.left.available) == (left.capacity, left.available)
+    def lists_equal_the_ledger_once_updated(self) -> None:
+        stock = self._stock()
+        page = self.run(self._list(stock))
+        [listed] = [entry for entry in page.events if entry.event.event_id == self.event.event_id]
+        assert (listed.availability.capacity, listed.availability.available) == (
+            stock.capacity,
+            stock.available,
+        )
 
     async def _read(self) -> Event:
         async with self.world.database.reading() as connection:
             return await events.get(connection, event_id=self.event.event_id)
 
-    async def _list(self, left: Any) -> event_listing.Page:
-        """As the ledger's stream and the loop bring them up to date."""
+    async def _list(self, stock: Any) -> event_listing.Page:
+        """A page of the list, after the ledger's stream and the status transitions."""
         pools = tuple(
-            # Of the same version, lapsed holds may be counted differently: told once more.
+            # Expired holds change availability without a new version: send a higher one.
             PoolChange(pool_id, pool.capacity, pool.available, pool.version + 1_000_000 + n, False)
-            for n, (pool_id, pool) in enumerate(left.pools.items(), start=self._told())
+            for n, (pool_id, pool) in enumerate(stock.pools.items(), start=self._next_version())
         )
         now = self.world.clock()
         async with self.world.database.transaction() as connection:
@@ -226,23 +231,23 @@ class CatalogueMachine(RuleBasedStateMachine):
             await event_status.apply_due_transitions(connection, now=now)
             return await event_listing.list_page(
                 connection,
-                filters=Filters(status=self._status_of(left)),
+                filters=Filters(status=self._status_of(stock)),
                 page_size=100,
                 page_token="",
                 totals=Totals(),
                 now=now,
             )
 
-    def _status_of(self, left: Any) -> Status:
-        return self.event.status_at(self.world.clock(), available=left.available)
+    def _status_of(self, stock: Any) -> Status:
+        return self.event.status_at(self.world.clock(), available=stock.available)
 
-    def _told(self) -> int:
-        self.tellings = getattr(self, "tellings", 0) + 10
-        return self.tellings
+    def _next_version(self) -> int:
+        self.versions = getattr(self, "versions", 0) + 10
+        return self.versions
 
 
 @pytest.mark.timeout(3600)
-def test_catalogue_and_stock_stay_in_step(open_database: Any, is_long: bool) -> None:
+def test_catalogue_and_stock_stay_equal(open_database: Any, is_long: bool) -> None:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
 

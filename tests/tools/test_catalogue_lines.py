@@ -1,4 +1,4 @@
-"""Files of catalogues: every fault is named by its line, before anything is created."""
+"""Catalogue files: every fault is reported with its line before anything is created."""
 
 import json
 from typing import Any
@@ -42,7 +42,7 @@ def changed(content: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def texts(*contents: Any) -> list[str]:
-    return [each if isinstance(each, str) else json.dumps(each) for each in contents]
+    return [content if isinstance(content, str) else json.dumps(content) for content in contents]
 
 
 def faults(*contents: Any) -> list[tuple[int, str]]:
@@ -50,9 +50,9 @@ def faults(*contents: Any) -> list[tuple[int, str]]:
 
 
 def test_a_good_file_has_no_faults() -> None:
-    found, wrong = lines.read(texts(VENUE, "", AUDITORIUM, EVENT))
+    parsed, wrong = lines.read(texts(VENUE, "", AUDITORIUM, EVENT))
     assert wrong == []
-    assert [(line.number, line.kind, line.ref) for line in found] == [
+    assert [(line.number, line.kind, line.ref) for line in parsed] == [
         (1, "venue", "regal"),
         (3, "auditorium", "screen-1"),
         (4, "event", ""),
@@ -76,18 +76,16 @@ def test_a_good_file_has_no_faults() -> None:
     ],
 )
 def test_a_fault_names_its_line_and_field(content: Any, field: str) -> None:
-    named = faults(
+    reported = faults(
         changed(VENUE, venueId="regal"), changed(AUDITORIUM, auditoriumId="screen-1"), content
     )
-    assert (3, field) in named
-    assert {line for line, _ in named} == {3}
+    assert (3, field) in reported
+    assert {line for line, _ in reported} == {3}
 
 
-def test_all_faults_of_all_lines_are_told() -> None:
-    twice = {"label": "A", "seats": [{"number": "1", "seatType": "REGULAR"}]}
-    assert faults(
-        VENUE, VENUE, changed(AUDITORIUM, rows=[twice, twice]), changed(EVENT, name="")
-    ) == [
+def test_all_faults_of_all_lines_are_reported() -> None:
+    row = {"label": "A", "seats": [{"number": "1", "seatType": "REGULAR"}]}
+    assert faults(VENUE, VENUE, changed(AUDITORIUM, rows=[row, row]), changed(EVENT, name="")) == [
         (2, "venue.venueId"),
         (3, "rows[0].label"),
         (3, "rows[1].label"),
@@ -95,7 +93,7 @@ def test_all_faults_of_all_lines_are_told() -> None:
     ]
 
 
-def test_what_the_server_has_said_is_not_asked_for() -> None:
+def test_fields_that_the_server_sets_are_not_sent() -> None:
     exported = changed(
         EVENT,
         event_id="x",
@@ -114,7 +112,7 @@ def test_a_dry_run_prints_every_fault(tmp_path: Any, capsys: pytest.CaptureFixtu
     file = tmp_path / "catalogue.jsonl"
     file.write_text("\n".join(texts(changed(VENUE, name=""), "{")))
     assert main(["import", str(file), "--dry-run"]) == 1
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in told] == ["line 1", "line 2"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == ["line 1", "line 2"]
     file.write_text("\n".join(texts(VENUE, AUDITORIUM, EVENT)))
     assert main(["import", str(file), "--dry-run"]) == 0

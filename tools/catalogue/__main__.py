@@ -21,60 +21,61 @@ _console = Console(stderr=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = _parser().parse_args(arguments)
-    text = given.file.read_text("utf-8") if given.command == "import" else ""
-    if given.command == "import":
-        found, faults = lines.read(text.splitlines())
+    options = _parser().parse_args(arguments)
+    text = options.file.read_text("utf-8") if options.command == "import" else ""
+    if options.command == "import":
+        parsed, faults = lines.read(text.splitlines())
         for fault in faults:
             print(fault)
         if faults:
             _console.print(f"{len(faults)} faults; nothing was imported.")
             return 1
-        if given.dry_run:
-            _console.print(f"{len(found)} lines, no fault. Nothing was imported.")
+        if options.dry_run:
+            _console.print(f"{len(parsed)} lines, no faults. Nothing was imported.")
             return 0
-    with Api(given.url) as api:
+    with Api(options.url) as api:
         try:
-            api.sign_in(given.email, _password())
-            if given.command == "export":
-                _export(api, given.file)
+            api.sign_in(options.email, _password())
+            if options.command == "export":
+                _export(api, options.file)
                 return 0
-            return _import(api, found, digest=hashlib.sha256(text.encode()).hexdigest())
+            return _import(api, parsed, digest=hashlib.sha256(text.encode()).hexdigest())
         except RefusedError as refusal:
             print(refusal)
             return 1
 
 
-def _import(api: Api, found: list[Line], *, digest: str) -> int:
-    """Creates what the lines say. Repeated after a fault, it goes on where it stopped."""
+def _import(api: Api, parsed: list[Line], *, digest: str) -> int:
+    """Creates the content of the lines. Repeated after an error, it continues where it stopped."""
     ids: dict[str, dict[str, str]] = {"venue": {}, "auditorium": {}}
-    for line in track(found, description="Importing", console=_console):
-        refs = {
-            kind: known.get(str(line.content.get(f"{kind}Id")), "") for kind, known in ids.items()
+    for line in track(parsed, description="Importing", console=_console):
+        references = {
+            kind: created.get(str(line.content.get(f"{kind}Id")), "")
+            for kind, created in ids.items()
         }
-        body = lines.body_of(line, refs)
-        # The same file has the same keys: what is there already is not created again.
+        body = lines.body_of(line, references)
+        # The same file has the same idempotency keys: a repeated import creates nothing twice.
         key = f"import-{digest[:32]}-{line.number}"
         try:
             if line.kind == "venue":
-                made = api.create("/api/v1/venues", body["venue"], key=key)
-                ids["venue"][line.ref] = made["venueId"]
+                resource = api.create("/api/v1/venues", body["venue"], key=key)
+                ids["venue"][line.ref] = resource["venueId"]
             elif line.kind == "auditorium":
                 path = f"/api/v1/venues/{body.pop('venueId')}/auditoriums"
-                made = api.create(path, body, key=key)
-                ids["auditorium"][line.ref] = made["auditoriumId"]
+                resource = api.create(path, body, key=key)
+                ids["auditorium"][line.ref] = resource["auditoriumId"]
             else:
                 api.create("/api/v1/events", body["event"], key=key)
         except RefusedError as refusal:
             print(f"line {line.number}: {refusal}")
-            _console.print("Stopped here. Importing the same file again goes on from this line.")
+            _console.print("Stopped. Importing the same file again continues with this line.")
             return 1
-    _console.print(f"{len(found)} lines imported.")
+    _console.print(f"{len(parsed)} lines imported.")
     return 0
 
 
 def _export(api: Api, file: Path) -> None:
-    """Writes all venues, the auditoriums of all events, and all events that are not cancelled."""
+    """Writes all venues, the auditoriums with events, and all events that are not cancelled."""
     events = [
         event
         for event in track(
@@ -82,12 +83,16 @@ def _export(api: Api, file: Path) -> None:
         )
         if event["status"] != "CANCELLED"
     ]
-    rooms = dict.fromkeys(event["auditoriumId"] for event in events if event.get("auditoriumId"))
+    auditorium_ids = dict.fromkeys(
+        event["auditoriumId"] for event in events if event.get("auditoriumId")
+    )
     with file.open("w", encoding="utf-8") as output:
         for venue in api.all("/api/v1/venues", "venues"):
             _write(output, "venue", venue)
-        for room in track(list(rooms), description="Auditoriums", console=_console):
-            auditorium = api.get(f"/api/v1/auditoriums/{room}")
+        for auditorium_id in track(
+            list(auditorium_ids), description="Auditoriums", console=_console
+        ):
+            auditorium = api.get(f"/api/v1/auditoriums/{auditorium_id}")
             for row in auditorium["rows"]:
                 for seat in row["seats"]:
                     seat.pop("seatId", None)
@@ -102,24 +107,26 @@ def _write(output: Any, kind: str, content: dict[str, Any]) -> None:
 
 
 def _password() -> str:
-    """From the environment or the terminal: an argument would be seen by everybody."""
+    """From the environment or the terminal: other users could see a command-line argument."""
     return os.environ.get("BOXOFFICE_STAFF_PASSWORD") or getpass.getpass("Password: ")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="catalogue", description="Catalogues as files.")
+    parser = argparse.ArgumentParser(
+        prog="catalogue", description="Imports and exports catalogues."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, meaning in (
-        ("import", "create what a file says; nothing when any line has a fault"),
-        ("export", "write all that is there to a file"),
+    for name, description in (
+        ("import", "create the content of a file; nothing if any line has a fault"),
+        ("export", "write the whole catalogue to a file"),
     ):
-        command = commands.add_parser(name, help=meaning)
+        command = commands.add_parser(name, help=description)
         command.add_argument("file", type=Path)
         command.add_argument("--url", default=MeshSettings().gateway_url)
         command.add_argument("--email", default=os.environ.get("BOXOFFICE_STAFF_EMAIL", ""))
         if name == "import":
             command.add_argument(
-                "--dry-run", action="store_true", help="only tell every fault, by line"
+                "--dry-run", action="store_true", help="only print every fault, by line"
             )
     return parser
 

@@ -1,4 +1,4 @@
-"""The REST calls of imports and exports, as staff."""
+"""REST calls of the import and the export, as staff."""
 
 import time
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from typing import Any, Self
 
 import httpx
 
-_TRIES = 5
+_ATTEMPTS = 5
 
 
 class RefusedError(Exception):
-    """The API said no, and why."""
+    """The API refused a call. The text is the reason."""
 
 
 class Api:
@@ -36,14 +36,14 @@ class Api:
         self._client.headers["authorization"] = f"Bearer {answer['accessToken']}"
 
     def create(self, path: str, body: Any, *, key: str) -> dict[str, Any]:
-        """Creates something, once per key however often it is called."""
+        """Creates a resource, once per key."""
         return self._call("POST", path, json=body, headers={"idempotency-key": key})
 
     def get(self, path: str) -> dict[str, Any]:
         return self._call("GET", path)
 
     def all(self, path: str, field: str) -> Iterator[dict[str, Any]]:
-        """Everything on all pages of a list."""
+        """The entries of all pages of a list."""
         token = ""
         while True:
             page = self._call("GET", path, params={"pageSize": 100, "pageToken": token})
@@ -53,19 +53,19 @@ class Api:
                 return
 
     def _call(self, verb: str, path: str, **request: Any) -> dict[str, Any]:
-        for attempt in range(_TRIES):
+        for attempt in range(_ATTEMPTS):
             answer = self._client.request(verb, path, **request)
-            if answer.status_code not in (429, 503, 504) or attempt == _TRIES - 1:
+            if answer.status_code not in (429, 503, 504) or attempt == _ATTEMPTS - 1:
                 break
-            # At the limit of calls the server says how long to wait.
+            # At a rate limit the server sends the time to wait.
             time.sleep(min(float(answer.headers.get("retry-after", 1)), 60))
         if answer.is_error:
-            raise RefusedError(_why(answer))
+            raise RefusedError(_message(answer))
         content: dict[str, Any] = answer.json()
         return content
 
 
-def _why(answer: httpx.Response) -> str:
+def _message(answer: httpx.Response) -> str:
     try:
         error = answer.json()
         fields = [

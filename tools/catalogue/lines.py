@@ -1,4 +1,4 @@
-"""A file's lines as requests of the API, and everything that is wrong with them."""
+"""The lines of a file as requests of the API, and their faults."""
 
 import json
 from collections import Counter
@@ -20,15 +20,15 @@ _KINDS = ("venue", "auditorium", "event")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong in a line, counted from 1; `field` is empty for the line as a whole."""
+    """A fault of a line, which is counted from 1. `field` is empty for the whole line."""
 
     line: int
     field: str
     description: str
 
     def __str__(self) -> str:
-        where = f"{self.field}: " if self.field else ""
-        return f"line {self.line}: {where}{self.description}"
+        prefix = f"{self.field}: " if self.field else ""
+        return f"line {self.line}: {prefix}{self.description}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Line:
 
 
 def read(texts: Iterable[str]) -> tuple[list[Line], list[Fault]]:
-    """All lines that can be read, and every fault of all lines; empty lines are left out."""
+    """The valid JSON lines, and the faults of all lines; empty lines are skipped."""
     lines: list[Line] = []
     faults: list[Fault] = []
     known: dict[str, set[str]] = {kind: set() for kind in _KINDS}
@@ -75,27 +75,29 @@ def _line(number: int, content: Any) -> Line:
 
 
 def json_format_name(name: str) -> str:
-    """snake_case and camelCase are both accepted, as the API does."""
+    """The camelCase name: like the API, files may use snake_case or camelCase."""
     head, *tail = name.split("_")
     return head + "".join(part.capitalize() for part in tail)
 
 
 def _faults(line: Line, known: dict[str, set[str]]) -> Iterator[Fault]:
     if line.kind != "event" and not line.ref:
-        yield Fault(line.number, f"{line.kind}.{line.kind}Id", "is required: others refer to it")
+        yield Fault(
+            line.number, f"{line.kind}.{line.kind}Id", "is required: other lines refer to it"
+        )
     if line.ref and line.ref in known[line.kind] and line.kind != "event":
         yield Fault(line.number, f"{line.kind}.{line.kind}Id", f"{line.ref!r} occurs twice")
     for kind in ("venue", "auditorium"):
         if kind == line.kind:
             continue
         ref = line.content.get(f"{kind}Id")
-        needed = line.kind == "auditorium" and kind == "venue"
-        if (ref is None and needed) or (ref is not None and str(ref) not in known[kind]):
-            # An event's venue is its auditorium's: the field is the server's.
+        is_required = line.kind == "auditorium" and kind == "venue"
+        if (ref is None and is_required) or (ref is not None and str(ref) not in known[kind]):
+            # The server sets an event's venue from its auditorium.
             if line.kind == "event" and kind == "venue":
                 continue
             yield Fault(
-                line.number, f"{line.kind}.{kind}Id", f"no {kind} {ref!r} in an earlier line"
+                line.number, f"{line.kind}.{kind}Id", f"no earlier line has the {kind} {ref!r}"
             )
     try:
         message = request_of(line, dict.fromkeys(("venue", "auditorium"), str(new_id())))
@@ -107,16 +109,16 @@ def _faults(line: Line, known: dict[str, set[str]]) -> Iterator[Fault]:
 
 
 def request_of(line: Line, ids: dict[str, str]) -> Message:
-    """The request that creates what a line says; `ids` are those of what it refers to.
+    """The request that creates the content of a line; `ids` are the created ids it refers to.
 
-    Raises json_format.ParseError, also for a field that the API does not know.
+    Raises json_format.ParseError, also for a field that the API does not have.
     """
     return json_format.ParseDict(body_of(line, ids), _request_type(line.kind)())
 
 
 def body_of(line: Line, ids: dict[str, str]) -> dict[str, Any]:
     """The request as JSON."""
-    content = {name: value for name, value in line.content.items() if name not in _SERVERS}
+    content = {name: value for name, value in line.content.items() if name not in _OUTPUT_FIELDS}
     content.pop(f"{line.kind}Id", None)
     if line.kind == "venue":
         return {"venue": content}
@@ -140,8 +142,8 @@ def body_of(line: Line, ids: dict[str, str]) -> dict[str, Any]:
     return {"event": content}
 
 
-# What the server says of an event in an export, and nobody can ask for.
-_SERVERS = {"totalCapacity", "available", "createTime", "updateTime", "etag"}
+# Fields of an exported event that the server sets.
+_OUTPUT_FIELDS = {"totalCapacity", "available", "createTime", "updateTime", "etag"}
 
 
 def _request_type(kind: str) -> type[Message]:
@@ -153,19 +155,21 @@ def _request_type(kind: str) -> type[Message]:
 
 
 def _violations(message: Message) -> list[FieldViolation]:
-    found: list[FieldViolation] = []
+    violations: list[FieldViolation] = []
     try:
         validate(message)
     except DomainError as refusal:
-        found += refusal.violations
+        violations += refusal.violations
     if isinstance(message, venue_service_pb2.CreateAuditoriumRequest):
-        found += _twice("rows", "label", [row.label for row in message.rows])
+        violations += _duplicates("rows", "label", [row.label for row in message.rows])
         for n, row in enumerate(message.rows):
-            found += _twice(f"rows[{n}].seats", "number", [seat.number for seat in row.seats])
-    return found
+            violations += _duplicates(
+                f"rows[{n}].seats", "number", [seat.number for seat in row.seats]
+            )
+    return violations
 
 
-def _twice(field: str, name: str, values: list[str]) -> list[FieldViolation]:
+def _duplicates(field: str, name: str, values: list[str]) -> list[FieldViolation]:
     counts = Counter(values)
     return [
         FieldViolation(f"{field}[{n}].{name}", f"{value!r} occurs {counts[value]} times")

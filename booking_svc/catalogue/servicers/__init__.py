@@ -1,1 +1,1 @@
-"""One file per gRPC service: message -> plain values -> one domain call -> message."""
+"""One file per gRPC service: proto -> plain values -> one domain call -> proto."""

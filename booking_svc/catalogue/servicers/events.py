@@ -5,10 +5,9 @@ from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
-from booking_svc.catalogue import event_listing
-from booking_svc.catalogue import proto as messages
+from booking_svc.catalogue import event_listing, proto
 from booking_svc.catalogue.availability import AvailabilityCache
-from booking_svc.catalogue.availability_stream import Watch
+from booking_svc.catalogue.availability_stream import AvailabilityStreams
 from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
@@ -21,20 +20,20 @@ from mesh.db.database import Database
 from mesh.db.idempotent import key_of_call
 from mesh.tasks import shielded
 
-# A step that changes the stock goes on for so long after the client has left.
+# A change of stock continues up to this long after the client cancelled the call.
 _WRITE_SECONDS = 9.5
 
 
 class EventServicer(event_service_pb2_grpc.EventServiceServicer):
-    """`cancellation_progress` comes from the bookings, which the catalogue does not know."""
+    """`cancellation_progress` is passed in: the catalogue imports nothing of the bookings package."""
 
     def __init__(
         self,
         *,
         database: Database,
-        desk: EventCommands,
+        commands: EventCommands,
         availability: AvailabilityCache,
-        watch: Watch,
+        streams: AvailabilityStreams,
         cache: EventCache,
         cancellation_progress: Callable[[UUID], Awaitable[Progress]],
         clock: Clock,
@@ -42,9 +41,9 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self._database = database
         self._cancellation_progress = cancellation_progress
         self._cache = cache
-        self._desk = desk
+        self._commands = commands
         self._availability = availability
-        self._watch = watch
+        self._streams = streams
         self._clock = clock
         self._totals = event_listing.Totals()
 
@@ -52,8 +51,8 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self, request: event_service_pb2.CreateEventRequest, context: Any
     ) -> event_pb2.Event:
         answer = await shielded(
-            self._desk.create(
-                new=messages.to_new_event(request.event),
+            self._commands.create(
+                new=proto.to_new_event(request.event),
                 key=key_of_call("CreateEvent", request),
                 encode=self._encode,
             ),
@@ -65,9 +64,9 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self, request: event_service_pb2.GetEventRequest, context: Any
     ) -> event_pb2.Event:
         event_id = UUID(request.event_id)
-        found = await self._cache.get(event_id)
-        left = await self._availability.availability(event_id=event_id, with_seats=False)
-        return messages.event(found, left, self._clock())
+        event = await self._cache.get(event_id)
+        stock = await self._availability.availability(event_id=event_id, with_seats=False)
+        return proto.event(event, stock, self._clock())
 
     async def ListEvents(
         self, request: event_service_pb2.ListEventsRequest, context: Any
@@ -76,14 +75,14 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         async with self._database.reading() as connection:
             page = await event_listing.list_page(
                 connection,
-                filters=messages.to_filters(request),
+                filters=proto.to_filters(request),
                 page_size=paging.page_size(request.page_size),
                 page_token=request.page_token,
                 totals=self._totals,
                 now=now,
             )
         return event_service_pb2.ListEventsResponse(
-            events=[messages.event(each.event, each.left, now) for each in page.events],
+            events=[proto.event(listed.event, listed.availability, now) for listed in page.events],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
         )
@@ -91,23 +90,23 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     async def UpdateEvent(
         self, request: event_service_pb2.UpdateEventRequest, context: Any
     ) -> event_pb2.Event:
-        event, left = await shielded(
-            self._desk.update(
+        event, stock = await shielded(
+            self._commands.update(
                 event_id=UUID(request.event_id),
-                change=messages.to_change(request.event),
+                change=proto.to_change(request.event),
                 etag=_if_match(context)
                 or (request.event.etag if request.event.HasField("etag") else None),
             ),
             seconds=_WRITE_SECONDS,
         )
         await self._cache.forget(event.event_id)
-        return messages.event(event, left, self._clock())
+        return proto.event(event, stock, self._clock())
 
     async def DeleteEvent(
         self, request: event_service_pb2.DeleteEventRequest, context: Any
     ) -> event_service_pb2.DeleteEventResponse:
         event_id = UUID(request.event_id)
-        await self._desk.delete(event_id=event_id)
+        await self._commands.delete(event_id=event_id)
         await self._cache.forget(event_id)
         return event_service_pb2.DeleteEventResponse()
 
@@ -115,42 +114,42 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self, request: event_service_pb2.GetEventCancellationRequest, context: Any
     ) -> event_service_pb2.EventCancellation:
         progress = await self._cancellation_progress(UUID(request.event_id))
-        return messages.cancellation_progress(progress)
+        return proto.cancellation_progress(progress)
 
     async def SetEventStatus(
         self, request: event_service_pb2.SetEventStatusRequest, context: Any
     ) -> event_pb2.Event:
-        event, left = await self._desk.set_status(
+        event, stock = await self._commands.set_status(
             event_id=UUID(request.event_id),
-            to=messages.to_status(request.status),
+            to=proto.to_status(request.status),
             reason=request.reason,
         )
         await self._cache.forget(event.event_id)
-        return messages.event(event, left, self._clock())
+        return proto.event(event, stock, self._clock())
 
-    # These two answer with bytes: what many get is serialised once (mesh/rpc/interceptor.py).
+    # These two return bytes: an answer for many clients is serialised once (mesh/rpc/interceptor.py).
 
     async def GetAvailability(
         self, request: event_service_pb2.GetAvailabilityRequest, context: Any
     ) -> Any:
-        level = await self._availability.level(event_id=UUID(request.event_id), with_seats=True)
-        return level.answered(messages.availability)
+        stock = await self._availability.stock(event_id=UUID(request.event_id), with_seats=True)
+        return stock.serialised(proto.availability)
 
     async def WatchAvailability(
         self, request: event_service_pb2.WatchAvailabilityRequest, context: Any
     ) -> AsyncIterator[Any]:
         after = request.after_version if request.HasField("after_version") else None
-        updates = self._watch.stream(event_id=UUID(request.event_id), after_version=after)
+        updates = self._streams.stream(event_id=UUID(request.event_id), after_version=after)
         async with aclosing(updates):
             async for update in updates:
                 yield update
 
-    def _encode(self, event: Event, left: Availability) -> bytes:
-        return messages.event(event, left, self._clock()).SerializeToString()
+    def _encode(self, event: Event, stock: Availability) -> bytes:
+        return proto.event(event, stock, self._clock()).SerializeToString()
 
 
 def _if_match(context: Any) -> str | None:
-    """The header If-Match, which the gateway hands on."""
+    """The header If-Match, which the gateway forwards."""
     for name, value in context.invocation_metadata() or ():
         if name == "if-match":
             return str(value)

@@ -5,8 +5,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.catalogue import proto as messages
-from booking_svc.catalogue import venues
+from booking_svc.catalogue import proto, venues
 from boxoffice.catalogue.v1 import venue_pb2, venue_service_pb2, venue_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
@@ -33,7 +32,7 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
                 address=request.venue.address,
                 now=now,
             )
-            return created.venue_id, messages.venue(created).SerializeToString()
+            return created.venue_id, proto.venue(created).SerializeToString()
 
         answer = await self._writes.run_once(key_of_call("CreateVenue", request), create)
         return venue_pb2.Venue.FromString(answer)
@@ -42,9 +41,7 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
         self, request: venue_service_pb2.GetVenueRequest, context: Any
     ) -> venue_pb2.Venue:
         async with self._database.reading() as connection:
-            return messages.venue(
-                await venues.get_venue(connection, venue_id=UUID(request.venue_id))
-            )
+            return proto.venue(await venues.get_venue(connection, venue_id=UUID(request.venue_id)))
 
     async def ListVenues(
         self, request: venue_service_pb2.ListVenuesRequest, context: Any
@@ -56,7 +53,7 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
                 page_token=request.page_token,
             )
         return venue_service_pb2.ListVenuesResponse(
-            venues=[messages.venue(each) for each in page.venues],
+            venues=[proto.venue(venue) for venue in page.venues],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
         )
@@ -71,10 +68,10 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
                 connection,
                 venue_id=UUID(request.venue_id),
                 name=request.name,
-                rows=tuple(messages.to_row(row) for row in request.rows),
+                rows=tuple(proto.to_row(row) for row in request.rows),
                 now=now,
             )
-            return created.auditorium_id, messages.auditorium(created).SerializeToString()
+            return created.auditorium_id, proto.auditorium(created).SerializeToString()
 
         answer = await self._writes.run_once(key_of_call("CreateAuditorium", request), create)
         return venue_pb2.Auditorium.FromString(answer)
@@ -83,6 +80,6 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
         self, request: venue_service_pb2.GetAuditoriumRequest, context: Any
     ) -> venue_pb2.Auditorium:
         async with self._database.reading() as connection:
-            return messages.auditorium(
+            return proto.auditorium(
                 await venues.get_auditorium(connection, auditorium_id=UUID(request.auditorium_id))
             )

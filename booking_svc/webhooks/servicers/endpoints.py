@@ -33,16 +33,16 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
         *,
         database: Database,
         writes: IdempotentWrites,
-        courier: DeliveryWorker,
+        delivery_worker: DeliveryWorker,
         rules: Rules,
-        seal: SecretBox,
+        secret_box: SecretBox,
         clock: Clock,
     ) -> None:
         self._database = database
         self._writes = writes
-        self._courier = courier
+        self._delivery_worker = delivery_worker
         self._rules = rules
-        self._seal = seal
+        self._secret_box = secret_box
         self._clock = clock
 
     async def CreateWebhookEndpoint(
@@ -57,14 +57,14 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
                 description=request.description,
                 event_types=request.event_types,
                 rules=self._rules,
-                seal=self._seal,
+                secret_box=self._secret_box,
                 now=now,
             )
-            return created.endpoint_id, self._sealed(created)
+            return created.endpoint_id, self._encrypted(created)
 
         key = key_of_call("CreateWebhookEndpoint", request)
         answer = await self._writes.run_once(key, create)
-        return self._opened(answer)
+        return self._decrypted(answer)
 
     async def ListWebhookEndpoints(
         self, request: webhook_endpoint_service_pb2.ListWebhookEndpointsRequest, context: Any
@@ -130,26 +130,26 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
                 connection,
                 endpoint_id=UUID(request.webhook_endpoint_id),
                 overlap=overlap,
-                seal=self._seal,
+                secret_box=self._secret_box,
                 now=now,
             )
-            return changed.endpoint_id, self._sealed(changed)
+            return changed.endpoint_id, self._encrypted(changed)
 
         key = key_of_call("RotateWebhookSecret", request)
         answer = await self._writes.run_once(key, rotate)
-        return self._opened(answer)
+        return self._decrypted(answer)
 
     async def ListWebhookDeliveries(
         self, request: webhook_endpoint_service_pb2.ListWebhookDeliveriesRequest, context: Any
     ) -> webhook_endpoint_service_pb2.ListWebhookDeliveriesResponse:
         endpoint_id = UUID(request.webhook_endpoint_id)
-        wanted = webhook_endpoint_pb2.WebhookDelivery.Status.Name(request.status)
+        status = webhook_endpoint_pb2.WebhookDelivery.Status.Name(request.status)
         async with self._database.reading() as connection:
             await endpoints.get(connection, endpoint_id=endpoint_id, now=self._clock())
             page = await deliveries.list_page(
                 connection,
                 endpoint_id=endpoint_id,
-                status=Status(wanted) if request.status else None,
+                status=Status(status) if request.status else None,
                 page_size=paging.page_size(request.page_size),
                 page_token=request.page_token,
             )
@@ -177,15 +177,15 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
 
         key = key_of_call("ResendWebhookDelivery", request)
         answer = await self._writes.run_once(key, resend)
-        self._courier.wake()
+        self._delivery_worker.wake()
         return webhook_endpoint_pb2.WebhookDelivery.FromString(answer)
 
-    def _sealed(self, made: Endpoint) -> bytes:
-        """An answer with a secret, as it may be kept for who repeats the call."""
-        return self._seal.seal(_endpoint(made).SerializeToString())
+    def _encrypted(self, endpoint: Endpoint) -> bytes:
+        """An answer with a secret, encrypted to be stored under the idempotency key."""
+        return self._secret_box.encrypt(_endpoint(endpoint).SerializeToString())
 
-    def _opened(self, answer: bytes) -> webhook_endpoint_pb2.WebhookEndpoint:
-        return webhook_endpoint_pb2.WebhookEndpoint.FromString(self._seal.open(answer))
+    def _decrypted(self, answer: bytes) -> webhook_endpoint_pb2.WebhookEndpoint:
+        return webhook_endpoint_pb2.WebhookEndpoint.FromString(self._secret_box.decrypt(answer))
 
 
 def _endpoint(value: Endpoint) -> webhook_endpoint_pb2.WebhookEndpoint:
@@ -199,10 +199,10 @@ def _endpoint(value: Endpoint) -> webhook_endpoint_pb2.WebhookEndpoint:
         secret=value.new_secret,
         secrets=[
             webhook_endpoint_pb2.WebhookSecret(
-                create_time=time_to_proto(each.create_time),
-                expire_time=time_to_proto(each.expire_time),
+                create_time=time_to_proto(secret.create_time),
+                expire_time=time_to_proto(secret.expire_time),
             )
-            for each in value.secrets
+            for secret in value.secrets
         ],
         create_time=time_to_proto(value.create_time),
         update_time=time_to_proto(value.update_time),
@@ -218,12 +218,12 @@ def _delivery(value: Delivery) -> webhook_endpoint_pb2.WebhookDelivery:
         attempt_count=value.attempt_count,
         attempts=[
             webhook_endpoint_pb2.WebhookAttempt(
-                time=time_to_proto(each.time),
-                status_code=each.status_code,
-                error=each.error,
-                duration_ms=each.duration_ms,
+                time=time_to_proto(attempt.time),
+                status_code=attempt.status_code,
+                error=attempt.error,
+                duration_ms=attempt.duration_ms,
             )
-            for each in value.attempts
+            for attempt in value.attempts
         ],
         next_attempt_time=time_to_proto(value.due_time),
         create_time=time_to_proto(value.create_time),

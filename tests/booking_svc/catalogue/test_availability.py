@@ -1,4 +1,4 @@
-"""The cache of what is left: true at rest, and the ledger is asked once."""
+"""The availability cache equals the ledger once it has caught up, and reads it once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,7 +10,7 @@ import pytest
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import event_listing, events, stock_projection
 from booking_svc.catalogue.availability import AvailabilityCache
-from booking_svc.catalogue.event_listing import Filters, Listed, Totals
+from booking_svc.catalogue.event_listing import Filters, ListedEvent, Totals
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.clients.ports import PoolChange, StockChange
 from mesh.db.outbox import OutboxReader
@@ -18,7 +18,7 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import tables as stock_tables
 from testing.booking_harness import World, an_offer
-from testing.stock_changes import Feed, Line, a_feed
+from testing.stock_changes import Connection, CountedStock, Feed, a_feed
 from tests.booking_svc.catalogue.test_catalogue import an_auditorium
 
 
@@ -38,7 +38,7 @@ async def a_seated_event(world: World) -> tuple[Event, list[UUID]]:
     return event, [seat.seat_id for row in auditorium.rows for seat in row.seats]
 
 
-async def test_many_looks_ask_the_ledger_once(world: World, feed: Feed) -> None:
+async def test_concurrent_reads_read_the_ledger_once(world: World, feed: Feed) -> None:
     event = await world.an_event()
     availability_of = await asyncio.gather(
         *(
@@ -46,10 +46,10 @@ async def test_many_looks_ask_the_ledger_once(world: World, feed: Feed) -> None:
             for _ in range(50)
         )
     )
-    assert {left.available for left in availability_of} == {10}
+    assert {availability.available for availability in availability_of} == {10}
     await world.place(event, quantity=3)
     await feed.caught_up(event)
-    assert feed.stock.looks == 1
+    assert feed.stock.reads == 1
 
 
 async def test_seats_and_offers_follow_the_ledger(world: World, feed: Feed) -> None:
@@ -60,19 +60,19 @@ async def test_seats_and_offers_follow_the_ledger(world: World, feed: Feed) -> N
         event, wanted=[RequestedItem(None, 1, seats[0]), RequestedItem(None, 1, seats[3])]
     )
     await feed.caught_up(event)
-    left = await feed.availability.availability(event_id=event.event_id, with_seats=True)
-    assert left.seats[seats[0]] == left.seats[seats[3]] == "HELD"
-    assert left.available == 2
+    held = await feed.availability.availability(event_id=event.event_id, with_seats=True)
+    assert held.seats[seats[0]] == held.seats[seats[3]] == "HELD"
+    assert held.available == 2
     await world.capture(booking)
     await world.settle()
     await feed.caught_up(event)
-    left = await feed.availability.availability(event_id=event.event_id, with_seats=True)
-    assert left.seats[seats[0]] == "SOLD"
-    assert feed.stock.looks == 1
+    sold = await feed.availability.availability(event_id=event.event_id, with_seats=True)
+    assert sold.seats[seats[0]] == "SOLD"
+    assert feed.stock.reads == 1
 
 
-async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed: Feed) -> None:
-    """The look has read the ledger, then a booking is made and told of, then the look ends."""
+async def test_a_change_during_the_first_read_is_not_lost(world: World, feed: Feed) -> None:
+    """The cache reads the ledger, then a booking's change arrives, then the read ends."""
     event = await world.an_event()
     gate, reached = asyncio.Event(), asyncio.Event()
 
@@ -81,88 +81,87 @@ async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed
         await gate.wait()
 
     feed.stock.gate = wait
-    look = asyncio.create_task(
+    read = asyncio.create_task(
         feed.availability.availability(event_id=event.event_id, with_seats=False)
     )
     await reached.wait()
     await world.place(event, quantity=4)
     async with asyncio.timeout(60):
-        # The event's own beginning may be told of now, too.
+        # The change of the event's creation may arrive in this time, too.
         while not any(
             pool.available == 6
-            for changes in feed.availability.meanwhile(event.event_id)
+            for changes in feed.availability.unread_changes(event.event_id)
             for change in changes
             for pool in change.pools
         ):
             await asyncio.sleep(0.005)
     gate.set()
-    assert (await look).available == 6
+    assert (await read).available == 6
 
 
-class Late:
-    """A stream of changes that tells what it is given, when it is given."""
+class ManualStream:
+    """A stream that sends the changes that a test passes to it."""
 
     def __init__(self) -> None:
-        self._told: asyncio.Queue[StockChange] = asyncio.Queue()
-        self._taken = 0
+        self._changes: asyncio.Queue[StockChange] = asyncio.Queue()
+        self._applied = 0
 
     async def open(self) -> AsyncIterator[Sequence[StockChange]]:
         yield ()
         while True:
-            yield [await self._told.get()]
-            self._taken += 1
+            yield [await self._changes.get()]
+            self._applied += 1
 
-    async def tell(self, *changes: StockChange) -> None:
-        until = self._taken + len(changes)
+    async def send(self, *changes: StockChange) -> None:
+        expected = self._applied + len(changes)
         for change in changes:
-            self._told.put_nowait(change)
+            self._changes.put_nowait(change)
         async with asyncio.timeout(60):
-            while self._taken < until:
+            while self._applied < expected:
                 await asyncio.sleep(0)
 
 
 @asynccontextmanager
-async def following(availability: AvailabilityCache) -> AsyncIterator[Late]:
-    late = Late()
-    task = asyncio.create_task(availability.follow(late.open))
+async def following(availability: AvailabilityCache) -> AsyncIterator[ManualStream]:
+    stream = ManualStream()
+    task = asyncio.create_task(availability.follow(stream.open))
     async with asyncio.timeout(60):
-        while not availability.is_fed:
+        while not availability.is_streaming:
             await asyncio.sleep(0)
-    yield late
+    yield stream
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
 async def hold_two(world: World, event: Event, seats: Sequence[UUID]) -> list[StockChange]:
-    """Holds two seats of a pool, one after the other. What the stream is going to tell of it."""
+    """Holds two seats of one pool. Returns the changes that the stream sends for them."""
     changes = []
     for seat_id in seats:
         before = await world.stock.availability(event_id=event.event_id, with_seats=False)
         await world.place(event, wanted=[RequestedItem(None, 1, seat_id)])
-        left = await world.stock.availability(event_id=event.event_id, with_seats=False)
-        [(pool_id, pool)] = left.pools.items() - before.pools.items()
-        told = PoolChange(pool_id, pool.capacity, pool.available, pool.version, False)
-        changes.append(StockChange(event.event_id, (told,), {seat_id: "HELD"}))
+        after = await world.stock.availability(event_id=event.event_id, with_seats=False)
+        [(pool_id, pool)] = after.pools.items() - before.pools.items()
+        pool_change = PoolChange(pool_id, pool.capacity, pool.available, pool.version, False)
+        changes.append(StockChange(event.event_id, (pool_change,), {seat_id: "HELD"}))
     return changes
 
 
-async def test_a_look_without_seats_does_not_hide_what_the_stream_has_still_to_tell(
-    world: World,
-) -> None:
+async def test_a_read_without_seats_does_not_hide_later_changes_of_seats(world: World) -> None:
     event, seats = await a_seated_event(world)
-    availability = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox))).availability
-    async with following(availability) as late:
-        level = await availability.level(event_id=event.event_id, with_seats=True)
+    reader = OutboxReader(world.ledger, stock_tables.outbox)
+    availability = Feed(world, Connection(reader)).availability
+    async with following(availability) as stream:
+        cached = await availability.stock(event_id=event.event_id, with_seats=True)
         changes = await hold_two(world, event, seats[:2])
-        # It was looked at long ago, and who looks now wants no seats.
-        level.read_at -= 3600
+        # The entry has expired, and the next read is without seats.
+        cached.read_at -= 3600
         await availability.availability(event_id=event.event_id, with_seats=False)
-        await late.tell(*changes)
-        left = await availability.availability(event_id=event.event_id, with_seats=True)
-    assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
+        await stream.send(*changes)
+        current = await availability.availability(event_id=event.event_id, with_seats=True)
+    assert [current.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
 
 
-async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
+async def test_a_slow_read_without_seats_does_not_hide_them_either(world: World) -> None:
     event, seats = await a_seated_event(world)
     gate, reached = asyncio.Event(), asyncio.Event()
 
@@ -172,8 +171,8 @@ async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
             await gate.wait()
         return event
 
-    availability = AvailabilityCache(stock=world.stock, read=read)
-    async with following(availability) as late:
+    availability = AvailabilityCache(stock=world.stock, read_event=read)
+    async with following(availability) as stream:
         slow = asyncio.create_task(
             availability.availability(event_id=event.event_id, with_seats=False)
         )
@@ -182,40 +181,67 @@ async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
         changes = await hold_two(world, event, seats[:2])
         gate.set()
         await slow
-        await late.tell(*changes)
-        left = await availability.availability(event_id=event.event_id, with_seats=True)
-    assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
+        await stream.send(*changes)
+        current = await availability.availability(event_id=event.event_id, with_seats=True)
+    assert [current.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
 
 
-async def test_an_older_change_does_not_win(world: World, feed: Feed) -> None:
+async def test_two_reads_at_once_both_get_the_changes_during_them(world: World) -> None:
+    event, seats = await a_seated_event(world)
+    gate, reached = asyncio.Event(), asyncio.Event()
+    stock = CountedStock(world.ledger, world.clock, world.crashes)
+
+    async def wait() -> None:
+        stock.gate = None
+        reached.set()
+        await gate.wait()
+
+    async def read(_: UUID) -> Event:
+        return event
+
+    stock.gate = wait
+    availability = AvailabilityCache(stock=stock, read_event=read)
+    async with following(availability) as stream:
+        slow = asyncio.create_task(
+            availability.availability(event_id=event.event_id, with_seats=True)
+        )
+        await reached.wait()
+        await availability.availability(event_id=event.event_id, with_seats=False)
+        await stream.send(*await hold_two(world, event, seats[:2]))
+        gate.set()
+        current = await slow
+    assert [current.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
+
+
+async def test_an_older_change_is_not_applied(world: World, feed: Feed) -> None:
     event = await world.an_event()
     await feed.availability.availability(event_id=event.event_id, with_seats=True)
     await world.place(event, quantity=1)
     await feed.caught_up(event)
-    level = await feed.availability.level(event_id=event.event_id, with_seats=True)
-    version = level.version
-    [pool_id] = level.pools
+    stock = await feed.availability.stock(event_id=event.event_id, with_seats=True)
+    version = stock.version
+    [pool_id] = stock.pools
     old = feed.a_change(event.event_id, pool_id, available=10, version=0)
-    assert not level.apply(old)
-    assert (level.version, level.availability().available) == (version, 9)
+    assert not stock.apply(old)
+    assert (stock.version, stock.availability().available) == (version, 9)
 
 
-async def test_a_lost_stream_makes_every_look_new(world: World, feed: Feed) -> None:
+async def test_after_a_lost_stream_the_ledger_is_read_again(world: World, feed: Feed) -> None:
     event = await world.an_event()
     await feed.availability.availability(event_id=event.event_id, with_seats=True)
     for _ in range(3):
-        feed.line.cut()
+        feed.connection.cut()
         await world.place(event)
         await feed.caught_up(event)
-    assert feed.stock.looks > 1
+    assert feed.stock.reads > 1
 
 
-async def test_without_the_stream_the_ledger_is_asked_and_spared(world: World) -> None:
-    feed = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox)))
+async def test_without_the_stream_the_ledger_is_read_once_per_second(world: World) -> None:
+    feed = Feed(world, Connection(OutboxReader(world.ledger, stock_tables.outbox)))
     event = await world.an_event()
     for _ in range(20):
         await feed.availability.availability(event_id=event.event_id, with_seats=True)
-    assert feed.stock.looks == 1
+    assert feed.stock.reads == 1
 
 
 async def test_an_unknown_event_has_no_availability(feed: Feed) -> None:
@@ -225,12 +251,12 @@ async def test_an_unknown_event_has_no_availability(feed: Feed) -> None:
 
 
 async def test_lists_follow_the_stock(world: World, feed: Feed) -> None:
-    """Durable levels: what is left, and ON_SALE ⇄ SOLD_OUT."""
+    """Stored levels update the availability of lists, and ON_SALE ⇄ SOLD_OUT."""
     event = await world.an_event()
     await world.an_event(name="another")
     consumer = asyncio.create_task(feed.consumer.run())
 
-    async def listed(status: Status, available: int) -> Listed:
+    async def listed(status: Status, available: int) -> ListedEvent:
         async with asyncio.timeout(60):
             while True:
                 async with world.database.reading() as connection:
@@ -242,7 +268,7 @@ async def test_lists_follow_the_stock(world: World, feed: Feed) -> None:
                         totals=Totals(),
                         now=world.clock(),
                     )
-                if [each.left.available for each in page.events] == [available]:
+                if [listed.availability.available for listed in page.events] == [available]:
                     return page.events[0]
                 await asyncio.sleep(0.01)
 
@@ -258,7 +284,7 @@ async def test_lists_follow_the_stock(world: World, feed: Feed) -> None:
         await asyncio.gather(consumer, return_exceptions=True)
 
 
-async def test_levels_of_unknown_events_and_old_levels_are_left_out(world: World) -> None:
+async def test_levels_of_unknown_events_and_old_levels_are_skipped(world: World) -> None:
     event = await world.an_event()
     [pool_id] = {offer.pool_id for offer in event.offers}
     changes = [

@@ -1,4 +1,4 @@
-"""Watching: snapshot, changes, resuming, slow watchers, and what all of them share."""
+"""WatchAvailability: snapshot, changes, resumption, slow watchers, and shared updates."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from booking_svc.bookings.pricing import RequestedItem
-from booking_svc.catalogue import availability_stream as watching
+from booking_svc.catalogue import availability_stream
 from booking_svc.catalogue.availability_stream import Kind
 from booking_svc.catalogue.events import Event
 from boxoffice.catalogue.v1.event_service_pb2 import AvailabilityUpdate, SeatAvailability
@@ -25,10 +25,10 @@ async def feed(world: World) -> AsyncIterator[Feed]:
 
 
 class Watcher:
-    """A client: what it was sent, and what it knows from it."""
+    """A client: the payloads it has received, and the availability that follows from them."""
 
     def __init__(self, feed: Feed, event: Event, after_version: int | None = None) -> None:
-        self._stream = feed.watch.stream(event_id=event.event_id, after_version=after_version)
+        self._stream = feed.streams.stream(event_id=event.event_id, after_version=after_version)
         self.payloads: list[bytes] = []
         self.version = after_version or 0
         self.offers: dict[str, int] = {}
@@ -83,12 +83,14 @@ async def test_all_watchers_are_sent_the_same_bytes(world: World, feed: Feed) ->
     for sent in zip(*(watcher.payloads for watcher in watchers), strict=True):
         assert len({id(payload) for payload in sent}) == 1
     assert len(feed.updates) == len(watchers[0].payloads)
-    assert feed.stock.looks == 1
+    assert feed.stock.reads == 1
     for watcher in watchers:
         await watcher.leave()
 
 
-async def test_whoever_comes_back_gets_what_they_missed(world: World, feed: Feed) -> None:
+async def test_a_watcher_that_reconnects_receives_the_missed_changes(
+    world: World, feed: Feed
+) -> None:
     event = await world.an_event()
     staying, leaving = Watcher(feed, event), Watcher(feed, event)
     await staying.take()
@@ -97,9 +99,9 @@ async def test_whoever_comes_back_gets_what_they_missed(world: World, feed: Feed
     for expected in (9, 8):
         await world.place(event)
         await staying.until(expected)
-    back = Watcher(feed, event, after_version=leaving.version)
-    assert [kind(await back.take()), kind(await back.take())] == ["CHANGE", "CHANGE"]
-    assert (back.offers, back.version) == (staying.offers, staying.version)
+    resumed = Watcher(feed, event, after_version=leaving.version)
+    assert [kind(await resumed.take()), kind(await resumed.take())] == ["CHANGE", "CHANGE"]
+    assert (resumed.offers, resumed.version) == (staying.offers, staying.version)
     current = Watcher(feed, event, after_version=staying.version)
     assert kind(await current.take()) == "HEARTBEAT"
     unknown = Watcher(feed, event, after_version=staying.version + 1000)
@@ -109,8 +111,8 @@ async def test_whoever_comes_back_gets_what_they_missed(world: World, feed: Feed
 async def test_a_slow_watcher_gets_a_fresh_snapshot(
     world: World, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is kept for all is bounded; whoever falls behind it starts anew."""
-    monkeypatch.setattr(watching, "_MAX_TICKS", 3)
+    """The buffer is bounded; a watcher behind its oldest update gets a snapshot."""
+    monkeypatch.setattr(availability_stream, "_MAX_UPDATES", 3)
     event = await world.an_event()
     fast, slow = Watcher(feed, event), Watcher(feed, event)
     await fast.take()
@@ -123,38 +125,40 @@ async def test_a_slow_watcher_gets_a_fresh_snapshot(
     assert slow.version == fast.version
 
 
-async def test_the_stream_of_the_ledger_may_break(world: World, feed: Feed) -> None:
+async def test_watchers_stay_current_when_the_ledgers_stream_breaks(
+    world: World, feed: Feed
+) -> None:
     event = await world.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
     for expected in (9, 8, 7):
-        feed.line.cut()
+        feed.connection.cut()
         await world.place(event)
         await watcher.until(expected)
 
 
-async def test_silence_is_broken_by_heartbeats(
+async def test_without_changes_heartbeats_are_sent(
     world: World, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(availability_stream, "HEARTBEAT_SECONDS", 0.01)
     event = await world.an_event()
     watcher = Watcher(feed, event)
     kinds = [kind(await watcher.take()) for _ in range(3)]
     assert kinds == ["SNAPSHOT", "HEARTBEAT", "HEARTBEAT"]
 
 
-async def test_an_unknown_event_is_not_watched(feed: Feed) -> None:
-    stream: Any = feed.watch.stream(event_id=new_id(), after_version=None)
+async def test_an_unknown_event_cannot_be_watched(feed: Feed) -> None:
+    stream: Any = feed.streams.stream(event_id=new_id(), after_version=None)
     with pytest.raises(DomainError) as refusal:
         await anext(stream)
     assert refusal.value.reason is Reason.EVENT_NOT_FOUND
 
 
-async def test_a_stopping_process_lets_its_watchers_go(world: World, feed: Feed) -> None:
+async def test_a_stopping_process_ends_its_streams(world: World, feed: Feed) -> None:
     event = await world.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
-    running = asyncio.create_task(feed.watch.run())
+    running = asyncio.create_task(feed.streams.run())
     await asyncio.sleep(0)
     running.cancel()
     with pytest.raises(StopAsyncIteration):
@@ -163,14 +167,14 @@ async def test_a_stopping_process_lets_its_watchers_go(world: World, feed: Feed)
         await running
 
 
-async def test_nothing_is_kept_of_an_event_that_nobody_watches(world: World, feed: Feed) -> None:
+async def test_an_event_without_watchers_is_dropped(world: World, feed: Feed) -> None:
     event = await world.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
-    assert feed.watch.shows == 1
+    assert feed.streams.event_count == 1
     await watcher.leave()
-    assert feed.watch.shows == 0
+    assert feed.streams.event_count == 0
 
 
-def test_every_kind_is_one_of_the_contract() -> None:
+def test_the_kinds_are_those_of_the_contract() -> None:
     assert {"KIND_UNSPECIFIED", *Kind} == set(AvailabilityUpdate.Kind.keys())

@@ -1,4 +1,4 @@
-"""Venues, events and what must not be put on sale."""
+"""Venues, auditoriums and new events, and the violations of new events."""
 
 import asyncio
 from datetime import timedelta
@@ -36,20 +36,20 @@ async def an_auditorium(world: World) -> Auditorium:
         )
 
 
-async def faults_of(world: World, **changes: Any) -> set[str]:
+async def violated_fields(world: World, **changes: Any) -> set[str]:
     with pytest.raises(DomainError) as refusal:
         await world.an_event(**changes)
     assert refusal.value.reason is Reason.VALIDATION_FAILED
-    return {fault.field for fault in refusal.value.violations}
+    return {violation.field for violation in refusal.value.violations}
 
 
-async def test_the_migrations_make_what_tables_say(world: World) -> None:
+async def test_the_migrations_create_the_tables_of_the_code(world: World) -> None:
     await asyncio.to_thread(
         alembic.command.check, alembic_config("booking_svc", world.database.url)
     )
 
 
-async def test_an_auditorium_reads_back_as_it_was_made(world: World) -> None:
+async def test_an_auditorium_reads_back_as_created(world: World) -> None:
     made = await an_auditorium(world)
     async with world.database.transaction() as connection:
         read = await venues.get_auditorium(connection, auditorium_id=made.auditorium_id)
@@ -69,7 +69,7 @@ async def test_every_duplicate_row_and_seat_is_named(world: World) -> None:
                 rows=(a_row("A", "1", "1"), a_row("A", "2")),
                 now=START,
             )
-    assert [fault.field for fault in refusal.value.violations] == [
+    assert [violation.field for violation in refusal.value.violations] == [
         "rows[0].label",
         "rows[1].label",
         "rows[0].seats[0].number",
@@ -77,7 +77,7 @@ async def test_every_duplicate_row_and_seat_is_named(world: World) -> None:
     ]
 
 
-async def test_an_event_reads_back_as_it_was_made(world: World) -> None:
+async def test_an_event_reads_back_as_created(world: World) -> None:
     made = await world.an_event()
     async with world.database.transaction() as connection:
         assert await events.get(connection, event_id=made.event_id) == made
@@ -96,8 +96,8 @@ async def test_offers_that_share_a_pool_share_its_places(world: World) -> None:
             RequestedItem(event.offers[1].offer_id, 4, None),
         ],
     )
-    left = await world.stock.availability(event_id=event.event_id, with_seats=False)
-    assert set(left.offers.values()) == {3}
+    availability = await world.stock.availability(event_id=event.event_id, with_seats=False)
+    assert set(availability.offers.values()) == {3}
 
 
 async def test_seats_are_sold_by_the_offer_of_their_type(world: World) -> None:
@@ -132,31 +132,37 @@ async def test_seats_are_sold_by_the_offer_of_their_type(world: World) -> None:
     assert await world.available(event) == 2
 
 
-async def test_what_cannot_be_put_on_sale(world: World) -> None:
+async def test_violations_of_a_new_event_name_their_fields(world: World) -> None:
     day = timedelta(days=1)
     start = a_new_event().start_time
     assert start is not None
-    assert await faults_of(world, end_time=start) == {"event.end_time"}
-    assert await faults_of(world, sale_start_time=start + day) == {"event.sale_start_time"}
-    assert await faults_of(world, time_zone="Mars/Olympus") == {"event.time_zone"}
-    assert await faults_of(world, currency_code="USD") == {"event.offers[0].price.currency_code"}
-    assert await faults_of(world, offers=(an_offer(capacity=None),)) == {"event.offers[0].capacity"}
-    assert await faults_of(world, offers=(an_offer(), an_offer())) == {"event.offers[1].capacity"}
-    assert await faults_of(world, offers=(an_offer(capacity=None, seat_type="REGULAR"),)) == {
+    assert await violated_fields(world, end_time=start) == {"event.end_time"}
+    assert await violated_fields(world, sale_start_time=start + day) == {"event.sale_start_time"}
+    assert await violated_fields(world, time_zone="Mars/Olympus") == {"event.time_zone"}
+    assert await violated_fields(world, currency_code="USD") == {
+        "event.offers[0].price.currency_code"
+    }
+    assert await violated_fields(world, offers=(an_offer(capacity=None),)) == {
+        "event.offers[0].capacity"
+    }
+    assert await violated_fields(world, offers=(an_offer(), an_offer())) == {
+        "event.offers[1].capacity"
+    }
+    assert await violated_fields(world, offers=(an_offer(capacity=None, seat_type="REGULAR"),)) == {
         "event.auditorium_id"
     }
     auditorium = await an_auditorium(world)
     wheelchair = an_offer(capacity=None, seat_type="WHEELCHAIR")
-    assert await faults_of(world, offers=(wheelchair,), auditorium_id=auditorium.auditorium_id) == {
-        "event.offers[0].seat_type"
-    }
+    assert await violated_fields(
+        world, offers=(wheelchair,), auditorium_id=auditorium.auditorium_id
+    ) == {"event.offers[0].seat_type"}
     with pytest.raises(DomainError) as refusal:
         await world.an_event(auditorium_id=new_id())
     assert refusal.value.reason is Reason.AUDITORIUM_NOT_FOUND
 
 
-async def test_an_auditorium_is_never_used_twice_at_a_time(world: World) -> None:
-    """Fifty at once: the constraint decides, not a query before it."""
+async def test_an_auditorium_has_one_event_at_a_time(world: World) -> None:
+    """Fifty concurrent creations: a database constraint decides, not a query before it."""
     auditorium = await an_auditorium(world)
     answers = await asyncio.gather(
         *(

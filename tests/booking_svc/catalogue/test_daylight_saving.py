@@ -1,6 +1,6 @@
-"""The days on which clocks change: what people mean by a time there is one instant here.
+"""Events on days with a change to or from daylight saving time.
 
-Berlin has 02:30 twice on 2030-10-27 and not at all on 2030-03-31.
+In Berlin 02:30 occurs twice on 2030-10-27 and not at all on 2030-03-31.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -23,26 +23,26 @@ def berlin(month: int, day: int, hour: int, minute: int = 0, *, fold: int = 0) -
 
 
 async def status_at(world: World, now: datetime) -> list[Status]:
-    """What the list says of all events, once the loop has turned them."""
+    """The listed status of all events, after the due transitions."""
     async with world.database.transaction() as connection:
         await event_status.apply_due_transitions(connection, now=now)
-        found = await connection.scalars(
+        statuses = await connection.scalars(
             events_table.select().with_only_columns(events_table.c.current_status)
         )
-        return [Status(each) for each in found]
+        return [Status(status) for status in statuses]
 
 
 @pytest.mark.parametrize(
     ("opens", "closes", "hours"),
     [
-        # From midnight to six: seven hours in autumn, five in spring.
+        # From midnight to six o'clock: seven hours in autumn, five in spring.
         (berlin(10, 27, 0), berlin(10, 27, 6), 7),
         (berlin(3, 31, 0), berlin(3, 31, 6), 5),
         # From the first 02:30 to the second.
         (berlin(10, 27, 2, 30), berlin(10, 27, 2, 30, fold=1), 1),
     ],
 )
-async def test_a_sale_lasts_as_long_as_it_does(
+async def test_a_sale_lasts_its_elapsed_time(
     world: World, opens: datetime, closes: datetime, hours: int
 ) -> None:
     world.clock.now = opens - HOUR
@@ -54,19 +54,19 @@ async def test_a_sale_lasts_as_long_as_it_does(
         sale_end_time=closes,
     )
     assert closes - opens == hours * HOUR
-    tick = timedelta(microseconds=1)
+    moment = timedelta(microseconds=1)
     for now, expected in (
-        (opens - tick, Status.UPCOMING),
+        (opens - moment, Status.UPCOMING),
         (opens, Status.ON_SALE),
-        (opens + hours * HOUR - tick, Status.ON_SALE),
+        (opens + hours * HOUR - moment, Status.ON_SALE),
         (opens + hours * HOUR, Status.ENDED),
     ):
         assert event.status_at(now, available=1) is expected
         assert await status_at(world, now) == [expected]
 
 
-async def test_lists_are_in_the_order_in_which_events_happen(world: World) -> None:
-    """By local time the second 02:15 would come before the first 02:45."""
+async def test_lists_are_in_the_order_of_instants(world: World) -> None:
+    """Sorted by local time, the second 02:15 would precede the first 02:45."""
     world.clock.now = berlin(10, 1, 0)
     starts = {
         "first 02:15": berlin(10, 27, 2, 15),
@@ -89,7 +89,7 @@ async def test_lists_are_in_the_order_in_which_events_happen(world: World) -> No
 
 
 @pytest.mark.parametrize(("month", "day", "length"), [(10, 27, 25), (3, 31, 23)])
-async def test_a_day_of_the_calendar_has_all_its_events(
+async def test_a_filter_for_a_calendar_day_returns_all_its_events(
     world: World, month: int, day: int, length: int
 ) -> None:
     midnight = berlin(month, day, 0)
@@ -120,6 +120,6 @@ async def test_an_event_reads_back_in_its_instant_and_zone(world: World) -> None
             read = await events.get(connection, event_id=made.event_id)
         assert read.start_time == berlin(10, 27, 2, 30, fold=fold)
         assert read.time_zone == "Europe/Berlin"
-        # Refund deadlines are instants: 48 hours are 48 hours, whatever the clocks show.
+        # Refund deadlines are instants: 48 hours of elapsed time, whatever local clocks show.
         assert read.start_time is not None
         assert (read.start_time - timedelta(hours=48)).astimezone(BERLIN).hour == (2, 3)[fold]

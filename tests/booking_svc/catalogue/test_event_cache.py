@@ -1,4 +1,4 @@
-"""Events through the cache: the same as without it, whatever happens to Redis."""
+"""The event cache returns the events of the database, also when Redis fails."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -40,7 +40,7 @@ async def rename(world: World, event: events.Event, name: str) -> None:
 
 
 @pytest.mark.parametrize("policy", [None, PurchaseWindow(timedelta(hours=3))])
-async def test_an_event_comes_from_the_cache_as_it_is_in_the_database(
+async def test_a_cached_event_equals_the_one_in_the_database(
     world: World, cache: EventCache, policy: PurchaseWindow | None
 ) -> None:
     event = await world.an_event(
@@ -53,7 +53,9 @@ async def test_an_event_comes_from_the_cache_as_it_is_in_the_database(
     assert await cache.get(event.event_id) == stored
 
 
-async def test_a_change_that_is_told_is_seen(world: World, cache: EventCache) -> None:
+async def test_a_change_is_visible_after_the_entry_was_deleted(
+    world: World, cache: EventCache
+) -> None:
     event = await world.an_event()
     await cache.get(event.event_id)
     await rename(world, event, "Another Name")
@@ -62,7 +64,7 @@ async def test_a_change_that_is_told_is_seen(world: World, cache: EventCache) ->
         assert (await cache.get(event.event_id)).name == "Another Name"
 
 
-async def test_an_unknown_event_stays_unknown(cache: EventCache) -> None:
+async def test_an_unknown_event_is_not_found(cache: EventCache) -> None:
     for _ in range(2):
         with pytest.raises(DomainError) as refused:
             await cache.get(new_id())

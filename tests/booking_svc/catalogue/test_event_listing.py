@@ -1,4 +1,4 @@
-"""Lists of events: what they hold, in which order, and that no page is torn."""
+"""Lists of events: filters, order, search, and pages while events are added."""
 
 import asyncio
 import random
@@ -39,7 +39,7 @@ async def a_page(
 async def names(world: World, **filters: Any) -> list[str]:
     page = await a_page(world, **filters)
     assert page.total_size == len(page.events)
-    return [each.event.name for each in page.events]
+    return [listed.event.name for listed in page.events]
 
 
 async def dated(world: World, name: str, days: int, **changes: Any) -> Event:
@@ -49,7 +49,7 @@ async def dated(world: World, name: str, days: int, **changes: Any) -> Event:
     )
 
 
-async def test_events_come_by_their_start_and_the_undated_last(world: World) -> None:
+async def test_events_are_sorted_by_start_and_those_without_one_come_last(world: World) -> None:
     await dated(world, "second", 20)
     await world.an_event(name="goods", start_time=None, end_time=None)
     await dated(world, "first", 10)
@@ -76,7 +76,7 @@ async def test_each_filter_and_all_of_them(world: World) -> None:
     assert await names(world, venue_id=new_id()) == []
 
 
-async def test_drafts_are_listed_only_when_asked_for(world: World) -> None:
+async def test_drafts_are_listed_only_with_their_status_as_filter(world: World) -> None:
     await world.an_event(name="draft", is_draft=True)
     await world.an_event(name="public")
     assert await names(world) == ["public"]
@@ -84,7 +84,7 @@ async def test_drafts_are_listed_only_when_asked_for(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "expected"),
     [
         ("monsoon", ["Monsoon Nights"]),
         ("NIGHTS monsoon", ["Monsoon Nights"]),
@@ -101,23 +101,23 @@ async def test_drafts_are_listed_only_when_asked_for(world: World) -> None:
         ("n", ["Monsoon Nights"]),
     ],
 )
-async def test_events_are_found_by_words_their_beginnings_and_slips(
-    world: World, query: str, found: list[str]
+async def test_events_are_found_by_words_prefixes_and_misspelt_words(
+    world: World, query: str, expected: list[str]
 ) -> None:
     await world.an_event(name="Monsoon Nights")
     await world.an_event(name="Beyoncé in Concert", venue_name="Wankhede Stadium")
     await world.an_event(name="मुंबई की शाम")
-    assert await names(world, query=query) == found
+    assert await names(world, query=query) == expected
 
 
-async def test_paging_while_events_are_added_shows_none_twice_and_misses_none(
+async def test_pages_neither_repeat_nor_miss_events_while_others_are_added(
     world: World,
 ) -> None:
-    """Events are added before, between and after the pages that are being read."""
+    """Events are added before, within and after the pages that are read."""
     rng = random.Random(7)
-    there = {(await dated(world, "there", rng.randrange(1, 50))).event_id for _ in range(20)} | {
-        (await world.an_event(start_time=None, end_time=None)).event_id for _ in range(5)
-    }
+    existing = {
+        (await dated(world, "existing", rng.randrange(1, 50))).event_id for _ in range(20)
+    } | {(await world.an_event(start_time=None, end_time=None)).event_id for _ in range(5)}
     shown: list[Any] = []
     token = ""
     while True:
@@ -126,15 +126,15 @@ async def test_paging_while_events_are_added_shows_none_twice_and_misses_none(
             dated(world, "added", rng.randrange(1, 50)),
             world.an_event(start_time=None, end_time=None),
         )
-        shown += [each.event.event_id for each in page.events]
+        shown += [listed.event.event_id for listed in page.events]
         token = page.next_page_token
         if not token:
             break
     assert len(shown) == len(set(shown))
-    assert there <= set(shown)
+    assert existing <= set(shown)
 
 
-async def test_a_token_is_refused_with_other_filters(world: World) -> None:
+async def test_a_page_token_is_refused_with_other_filters(world: World) -> None:
     for _ in range(3):
         await world.an_event()
     token = (await a_page(world, size=1)).next_page_token
@@ -145,12 +145,12 @@ async def test_a_token_is_refused_with_other_filters(world: World) -> None:
 
 
 @pytest.mark.parametrize("counted_exactly", [1_000, 3])
-async def test_pages_of_a_text_with_a_filter(
+async def test_pages_of_a_query_with_a_filter(
     world: World, monkeypatch: pytest.MonkeyPatch, counted_exactly: int
 ) -> None:
-    """Few and many finds are looked up in two ways, which show the same."""
+    """Few and many matches are queried in two ways with the same result."""
     monkeypatch.setattr(event_listing, "COUNTED_EXACTLY", counted_exactly)
-    wanted = [(await dated(world, f"Gala {n}", n)).event_id for n in range(1, 6)]
+    expected = [(await dated(world, f"Gala {n}", n)).event_id for n in range(1, 6)]
     await dated(world, "Gala of before", 0)
     await dated(world, "Derby", 3)
     shown: list[Any] = []
@@ -160,9 +160,9 @@ async def test_pages_of_a_text_with_a_filter(
             world, size=2, token=token, query="gala", starts_after=START + timedelta(hours=1)
         )
         assert page.total_size == 5
-        shown += [each.event.event_id for each in page.events]
+        shown += [listed.event.event_id for listed in page.events]
         token = page.next_page_token
-    assert (shown, token) == (wanted, "")
+    assert (shown, token) == (expected, "")
 
 
 async def test_a_large_total_is_counted_once_in_ten_seconds(
@@ -179,23 +179,23 @@ async def test_a_large_total_is_counted_once_in_ten_seconds(
     assert (await a_page(world, totals=totals)).total_size == 4
 
 
-async def test_the_status_of_a_list_turns_with_the_clock(world: World) -> None:
+async def test_the_listed_status_follows_the_clock(world: World) -> None:
     opens, closes = START + DAY, START + 2 * DAY
     event = await world.an_event(
         sale_start_time=opens, sale_end_time=closes, start_time=None, end_time=None
     )
 
-    async def turned() -> Status:
+    async def status_after_transitions() -> Status:
         async with world.database.transaction() as connection:
             await event_status.apply_due_transitions(connection, now=world.clock())
         [status] = [status for status in Status if (await a_page(world, status=status)).events]
         assert status is event.status_at(world.clock(), available=10)
         return status
 
-    assert await turned() is Status.UPCOMING
+    assert await status_after_transitions() is Status.UPCOMING
     world.clock.advance(DAY - timedelta(microseconds=1))
-    assert await turned() is Status.UPCOMING
+    assert await status_after_transitions() is Status.UPCOMING
     world.clock.advance(timedelta(microseconds=1))
-    assert await turned() is Status.ON_SALE
+    assert await status_after_transitions() is Status.ON_SALE
     world.clock.advance(DAY)
-    assert await turned() is Status.ENDED
+    assert await status_after_transitions() is Status.ENDED

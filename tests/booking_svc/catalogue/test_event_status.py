@@ -1,4 +1,4 @@
-"""What the staff may make of an event, and that SQL follows the clock as Python does."""
+"""Status changes by the staff, and that SQL and Python derive the same status from the clock."""
 
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -16,7 +16,7 @@ from testing.booking_harness import START, World
 DAY = timedelta(days=1)
 OPENS, CLOSES = START - DAY, START + DAY
 
-# What must be true of an event in each status: what was said, at which time, what is left.
+# An example of each status: the staff's status, the time, and the available places.
 EXAMPLES: dict[Status, tuple[StaffStatus, datetime, int]] = {
     Status.DRAFT: (StaffStatus.DRAFT, START, 1),
     Status.UPCOMING: (StaffStatus.OPEN, OPENS - DAY, 1),
@@ -29,7 +29,7 @@ EXAMPLES: dict[Status, tuple[StaffStatus, datetime, int]] = {
 
 
 async def in_status(world: World, status: Status) -> tuple[Event, datetime, int]:
-    """An event in a status, with the time and the stock at which it is."""
+    """An event in a status, with the time and the available places of the example."""
     staff_status, now, available = EXAMPLES[status]
     event = await world.an_event(sale_start_time=OPENS, sale_end_time=CLOSES)
     async with world.database.transaction() as connection:
@@ -55,18 +55,18 @@ async def listed_status(world: World, event_id: UUID) -> tuple[Status, datetime 
     return Status(row.current_status), row.next_transition_time
 
 
-def test_every_status_has_its_moves_and_its_example() -> None:
+def test_every_status_has_its_moves_and_an_example() -> None:
     assert MOVES.keys() == EXAMPLES.keys() == set(Status)
 
 
 @pytest.mark.parametrize("before", Status)
-async def test_the_staff_may_do_what_is_listed_and_nothing_else(
+async def test_the_staff_may_make_the_listed_status_changes_only(
     world: World, before: Status
 ) -> None:
     for to in Status:
         event, now, available = await in_status(world, before)
 
-        async def say(
+        async def set_status(
             event: Event = event, to: Status = to, now: datetime = now, available: int = available
         ) -> Event:
             async with world.database.transaction() as connection:
@@ -75,9 +75,9 @@ async def test_the_staff_may_do_what_is_listed_and_nothing_else(
                 )
 
         if to is before:
-            assert await say() == event
+            assert await set_status() == event
         elif to in MOVES[before]:
-            changed = await say()
+            changed = await set_status()
             assert changed.staff_status is MOVES[before][to]
             assert changed.revision == event.revision + 1
             assert await listed_status(world, event.event_id) == (
@@ -86,7 +86,7 @@ async def test_the_staff_may_do_what_is_listed_and_nothing_else(
             )
         else:
             with pytest.raises(DomainError) as refusal:
-                await say()
+                await set_status()
             assert refusal.value.reason is Reason.EVENT_STATE_INVALID
             assert refusal.value.metadata == {
                 "status": before,
@@ -97,19 +97,19 @@ async def test_the_staff_may_do_what_is_listed_and_nothing_else(
 @pytest.mark.parametrize("staff_status", StaffStatus)
 @pytest.mark.parametrize("closes", [CLOSES, None])
 @pytest.mark.parametrize("available", [0, 1])
-async def test_the_database_follows_the_clock_as_the_event_does(
+async def test_sql_derives_the_same_status_as_the_event(
     world: World, staff_status: StaffStatus, closes: datetime | None, available: int
 ) -> None:
     event = await world.an_event(
         sale_start_time=OPENS, sale_end_time=closes, start_time=None, end_time=None
     )
-    tick = timedelta(microseconds=1)
-    for now in (OPENS - tick, OPENS, START, CLOSES - tick, CLOSES):
+    moment = timedelta(microseconds=1)
+    for now in (OPENS - moment, OPENS, START, CLOSES - moment, CLOSES):
         async with world.database.transaction() as connection:
-            is_it = events_table.c.event_id == event.event_id
+            has_id = events_table.c.event_id == event.event_id
             await connection.execute(
                 sa.update(events_table)
-                .where(is_it)
+                .where(has_id)
                 .values(status=staff_status, is_sold_out=available == 0, next_transition_time=now)
             )
             assert await event_status.apply_due_transitions(connection, now=now) == 1

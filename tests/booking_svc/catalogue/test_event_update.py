@@ -1,4 +1,4 @@
-"""Changing and removing events, sold ones too, with the ledger that knows what is sold."""
+"""Changes and deletion of events, also sold ones, with the real ledger."""
 
 import asyncio
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ from tests.booking_svc.catalogue.test_availability import a_seated_event
 DAY = timedelta(days=1)
 
 
-def desk(world: World) -> EventCommands:
+def commands(world: World) -> EventCommands:
     return EventCommands(
         database=world.database, writes=world.writes, stock=world.stock, clock=world.clock
     )
@@ -43,19 +43,19 @@ def desk(world: World) -> EventCommands:
 async def change(
     world: World, event: Event, *, etag: str | None = None, **changes: Any
 ) -> tuple[Event, Availability]:
-    return await desk(world).update(
+    return await commands(world).update(
         event_id=event.event_id, change=EventChange(**changes), etag=etag
     )
 
 
 async def refusal_of(world: World, event: Event, **changes: Any) -> DomainError:
-    """The refusal of a change, which has changed nothing."""
+    """The error of a refused change, which must change neither event nor stock."""
     before = await read(world, event.event_id)
-    left = await world.stock.availability(event_id=event.event_id, with_seats=True)
+    stock = await world.stock.availability(event_id=event.event_id, with_seats=True)
     with pytest.raises(DomainError) as refusal:
         await change(world, event, **changes)
     assert await read(world, event.event_id) == before
-    assert await world.stock.availability(event_id=event.event_id, with_seats=True) == left
+    assert await world.stock.availability(event_id=event.event_id, with_seats=True) == stock
     return refusal.value
 
 
@@ -70,15 +70,15 @@ async def read(world: World, event_id: UUID) -> Event:
 
 
 async def defined(world: World) -> set[UUID]:
-    """Events that the ledger has stock of."""
+    """Events with stock in the ledger."""
     async with world.ledger.reading() as connection:
-        found = await connection.scalars(
+        event_ids = await connection.scalars(
             sa.select(stock_tables.pools.c.event_id).where(stock_tables.pools.c.capacity > 0)
         )
-        return set(found)
+        return set(event_ids)
 
 
-async def test_what_is_sent_changes_and_nothing_else(world: World) -> None:
+async def test_only_the_sent_fields_change(world: World) -> None:
     event = await world.an_event()
     changed, _ = await change(world, event, name="Winter Nights", production_id=new_id())
     assert changed.revision == event.revision + 1
@@ -105,7 +105,9 @@ async def test_a_stale_etag_changes_nothing(world: World) -> None:
         await change(world, event, etag=etag, name="Third")
 
 
-async def test_the_capacity_goes_up_at_once_and_down_to_what_is_taken(world: World) -> None:
+async def test_the_capacity_rises_at_once_and_falls_to_the_places_held_and_sold(
+    world: World,
+) -> None:
     event = await world.an_event()
     offer_id = event.offers[0].offer_id
     await world.place(event, quantity=6)
@@ -113,13 +115,13 @@ async def test_the_capacity_goes_up_at_once_and_down_to_what_is_taken(world: Wor
     def places(count: int) -> tuple[OfferChange, ...]:
         return (OfferChange(offer_id=offer_id, capacity=count),)
 
-    changed, left = await change(world, event, offers=places(20))
-    assert (changed.offers[0].capacity, left.capacity, left.available) == (20, 20, 14)
+    changed, stock = await change(world, event, offers=places(20))
+    assert (changed.offers[0].capacity, stock.capacity, stock.available) == (20, 20, 14)
     refusal = await refusal_of(world, event, offers=places(5))
     assert fields(refusal) == ["event.offers[0].capacity"]
     assert "6" in refusal.message
-    changed, left = await change(world, event, offers=places(6))
-    assert left.available == 0
+    changed, stock = await change(world, event, offers=places(6))
+    assert stock.available == 0
     async with world.database.reading() as connection:
         status = await connection.scalar(
             sa.select(booking_tables.events.c.current_status).where(
@@ -132,7 +134,7 @@ async def test_the_capacity_goes_up_at_once_and_down_to_what_is_taken(world: Wor
     assert not await world.audit(event)
 
 
-async def test_a_new_price_holds_for_new_bookings_only(world: World) -> None:
+async def test_a_new_price_applies_to_new_bookings_only(world: World) -> None:
     event = await world.an_event()
     before = await world.place(event)
     await change(
@@ -146,10 +148,10 @@ async def test_a_new_price_holds_for_new_bookings_only(world: World) -> None:
     assert after.total == Money(200_000, "INR")
 
 
-async def test_offers_are_added_to_pools_old_and_new(world: World) -> None:
+async def test_offers_are_added_to_existing_and_new_pools(world: World) -> None:
     event = await world.an_event()
     pool = str(event.offers[0].pool_id)
-    changed, left = await change(
+    changed, stock = await change(
         world,
         event,
         offers=(
@@ -158,7 +160,7 @@ async def test_offers_are_added_to_pools_old_and_new(world: World) -> None:
         ),
     )
     assert [offer.name for offer in changed.offers] == ["Floor", "Late", "Balcony"]
-    assert list(left.offers.values()) == [10, 10, 5]
+    assert list(stock.offers.values()) == [10, 10, 5]
     assert changed == await read(world, event.event_id)
     booking = await world.place(
         changed, wanted=[RequestedItem(offer.offer_id, 2, None) for offer in changed.offers]
@@ -170,21 +172,21 @@ async def test_offers_are_added_to_pools_old_and_new(world: World) -> None:
     assert again.offers == changed.offers
 
 
-async def test_a_seat_that_somebody_has_is_not_taken_out(world: World) -> None:
+async def test_a_booked_seat_is_not_removed(world: World) -> None:
     event, seats = await a_seated_event(world)
     await world.place(event, wanted=[RequestedItem(None, 1, seats[0])])
     refusal = await refusal_of(world, event, remove_seat_ids=(seats[1], seats[0]))
     assert fields(refusal) == ["event.remove_seat_ids[1]"]
-    _, left = await change(world, event, remove_seat_ids=(seats[1],))
-    assert left.capacity == 3
+    _, stock = await change(world, event, remove_seat_ids=(seats[1],))
+    assert stock.capacity == 3
     with pytest.raises(DomainError) as gone:
         await world.place(event, wanted=[RequestedItem(None, 1, seats[1])])
     assert gone.value.reason is Reason.SEAT_NOT_FOUND
-    _, left = await change(world, event, add_seat_ids=(seats[1],))
-    assert left.capacity == 4
+    _, stock = await change(world, event, add_seat_ids=(seats[1],))
+    assert stock.capacity == 4
     await world.place(event, wanted=[RequestedItem(None, 1, seats[1])])
-    stranger = await refusal_of(world, event, add_seat_ids=(new_id(),))
-    assert fields(stranger) == ["event.add_seat_ids[0]"]
+    unknown = await refusal_of(world, event, add_seat_ids=(new_id(),))
+    assert fields(unknown) == ["event.add_seat_ids[0]"]
 
 
 @pytest.mark.parametrize(
@@ -213,20 +215,20 @@ async def test_a_seat_that_somebody_has_is_not_taken_out(world: World) -> None:
         ({"add_seat_ids": (new_id(),)}, "event.add_seat_ids"),
     ],
 )
-async def test_every_fault_names_its_field(
+async def test_every_violation_names_its_field(
     world: World, changes: dict[str, Any], field: str
 ) -> None:
     event = await world.an_event()
     assert field in fields(await refusal_of(world, event, **changes))
 
 
-async def test_a_cancelled_event_does_not_change(world: World) -> None:
+async def test_a_cancelled_event_cannot_change(world: World) -> None:
     event = await world.an_event()
-    await desk(world).set_status(event_id=event.event_id, to=Status.CANCELLED)
+    await commands(world).set_status(event_id=event.event_id, to=Status.CANCELLED)
     assert (await refusal_of(world, event, name="x")).reason is Reason.EVENT_STATE_INVALID
 
 
-async def test_a_start_that_moves_takes_the_end_of_the_sale_along(world: World) -> None:
+async def test_a_sale_that_ends_with_the_start_moves_with_it(world: World) -> None:
     event = await world.an_event(end_time=None)
     later = START + 60 * DAY
     changed, _ = await change(world, event, start_time=later)
@@ -256,7 +258,7 @@ async def test_moving_onto_another_event_changes_neither_catalogue_nor_stock(
     assert refusal.reason is Reason.SHOWTIME_OVERLAP
 
 
-async def test_two_changes_of_the_stock_do_not_mix(world: World) -> None:
+async def test_concurrent_changes_of_the_stock_are_refused_or_complete(world: World) -> None:
     event = await world.an_event()
     answers = await asyncio.gather(
         *(
@@ -265,28 +267,28 @@ async def test_two_changes_of_the_stock_do_not_mix(world: World) -> None:
         ),
         return_exceptions=True,
     )
-    refusals = [each for each in answers if isinstance(each, BaseException)]
+    refusals = [answer for answer in answers if isinstance(answer, BaseException)]
     assert {refusal.reason for refusal in refusals if isinstance(refusal, DomainError)} <= {
         Reason.EVENT_CHANGED
     }
-    left = await world.stock.availability(event_id=event.event_id, with_seats=False)
-    assert (await read(world, event.event_id)).offers[0].capacity == left.capacity
+    stock = await world.stock.availability(event_id=event.event_id, with_seats=False)
+    assert (await read(world, event.event_id)).offers[0].capacity == stock.capacity
 
 
 @pytest.mark.parametrize("point", [1, 2, 3, 4])
-async def test_wherever_a_change_dies_it_can_be_made_again(world: World, point: int) -> None:
+async def test_a_change_can_be_repeated_after_a_crash_at_any_step(world: World, point: int) -> None:
     event = await world.an_event()
     world.crashes.passed, world.crashes.at = 0, point
-    wanted: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "name": "Renamed",
         "offers": (OfferChange(name="Floor", capacity=12),),
     }
     with pytest.raises(ProcessDiedError):
-        await change(world, event, **wanted)
+        await change(world, event, **changes)
     world.crashes.at = None
     world.clock.advance(timedelta(seconds=16))
-    changed, left = await change(world, event, **wanted)
-    assert (changed.name, changed.offers[0].capacity, left.capacity) == ("Renamed", 12, 12)
+    changed, stock = await change(world, event, **changes)
+    assert (changed.name, changed.offers[0].capacity, stock.capacity) == ("Renamed", 12, 12)
 
 
 def encode(event: Event, _: Availability) -> bytes:
@@ -300,7 +302,7 @@ async def test_a_refused_creation_leaves_no_stock(world: World) -> None:
         offers=(an_offer(name="Regular", capacity=None, seat_type="REGULAR"),),
     )
     with pytest.raises(DomainError) as refusal:
-        await desk(world).create(new=taken, key=None, encode=encode)
+        await commands(world).create(new=taken, key=None, encode=encode)
     assert refusal.value.reason is Reason.SHOWTIME_OVERLAP
     assert len(await defined(world)) == 2
     await orphaned_stock.remove_due(world.database, world.stock, now=world.clock())
@@ -308,10 +310,10 @@ async def test_a_refused_creation_leaves_no_stock(world: World) -> None:
 
 
 @pytest.mark.parametrize("point", [1, 2])
-async def test_a_creation_that_dies_leaves_no_stock(world: World, point: int) -> None:
+async def test_a_creation_that_crashes_leaves_no_stock(world: World, point: int) -> None:
     world.crashes.passed, world.crashes.at = 0, point
     with pytest.raises(ProcessDiedError):
-        await desk(world).create(new=a_new_event(), key=None, encode=encode)
+        await commands(world).create(new=a_new_event(), key=None, encode=encode)
     world.crashes.at = None
     assert await orphaned_stock.remove_due(world.database, world.stock, now=world.clock()) == 0
     world.clock.advance(orphaned_stock.CREATING)
@@ -319,8 +321,8 @@ async def test_a_creation_that_dies_leaves_no_stock(world: World, point: int) ->
     assert await defined(world) == set()
 
 
-async def test_a_creation_that_comes_too_late_is_refused(world: World) -> None:
-    """Its stock was taken for left behind: no event may come up without stock."""
+async def test_a_creation_that_takes_too_long_is_refused(world: World) -> None:
+    """Its stock was removed as orphaned: no event may exist without stock."""
 
     class SlowStock(LedgerStock):
         async def define(self, **stock: Any) -> None:
@@ -329,45 +331,45 @@ async def test_a_creation_that_comes_too_late_is_refused(world: World) -> None:
             await orphaned_stock.remove_due(world.database, self, now=world.clock())
 
     slow = SlowStock(world.ledger, world.clock, world.crashes)
-    late = EventCommands(
+    slow_commands = EventCommands(
         database=world.database, writes=world.writes, stock=slow, clock=world.clock
     )
     with pytest.raises(DomainError) as refusal:
-        await late.create(new=a_new_event(), key=None, encode=encode)
+        await slow_commands.create(new=a_new_event(), key=None, encode=encode)
     assert refusal.value.reason is Reason.DEPENDENCY_UNAVAILABLE
     assert await defined(world) == set()
 
 
-async def test_an_event_is_removed_with_its_stock(world: World) -> None:
+async def test_an_event_is_deleted_with_its_stock(world: World) -> None:
     event = await world.an_event()
-    await desk(world).delete(event_id=event.event_id)
+    await commands(world).delete(event_id=event.event_id)
     await orphaned_stock.remove_due(world.database, world.stock, now=world.clock())
     assert await defined(world) == set()
-    for call in (desk(world).delete(event_id=event.event_id), read(world, event.event_id)):
+    for call in (commands(world).delete(event_id=event.event_id), read(world, event.event_id)):
         with pytest.raises(DomainError) as refusal:
             await call
         assert refusal.value.reason is Reason.EVENT_NOT_FOUND
 
 
-async def test_an_event_with_bookings_stays(world: World) -> None:
+async def test_an_event_with_bookings_cannot_be_deleted(world: World) -> None:
     event = await world.an_event()
     booking = await world.place(event)
     await world.cancel(booking.booking_id)
     await world.settle()
     with pytest.raises(DomainError) as refusal:
-        await desk(world).delete(event_id=event.event_id)
+        await commands(world).delete(event_id=event.event_id)
     assert refusal.value.reason is Reason.EVENT_STATE_INVALID
     assert await read(world, event.event_id) == event
 
 
-async def test_buying_and_removing_at_once_leaves_one_of_them(world: World) -> None:
-    """Either there is the booking and its event, or neither."""
+async def test_of_a_concurrent_booking_and_deletion_exactly_one_succeeds(world: World) -> None:
+    """Either the booking and its event exist, or neither does."""
     made: list[Event] = [await world.an_event() for _ in range(8)]
 
     async def both(event: Event) -> Iterable[object]:
         return await asyncio.gather(
             world.place(event, checkout=None),
-            desk(world).delete(event_id=event.event_id),
+            commands(world).delete(event_id=event.event_id),
             return_exceptions=True,
         )
 
@@ -381,11 +383,11 @@ async def test_buying_and_removing_at_once_leaves_one_of_them(world: World) -> N
         world.clock.advance(DAY)
 
 
-def test_a_plan_tells_nothing_to_the_ledger_when_no_stock_changes() -> None:
+def test_a_plan_without_changes_of_stock_does_not_call_the_ledger() -> None:
     assert not event_update.ChangePlan(None, (), (), {}, (), (), ()).changes_stock  # type: ignore[arg-type]
 
 
-async def test_the_purchase_limit_of_an_event_is_the_ledgers(world: World) -> None:
+async def test_the_ledger_enforces_the_purchase_limit_of_an_event(world: World) -> None:
     offers = [an_offer(), an_offer(name="Balcony", pool="balcony")]
     event = await world.an_event(*offers, per_customer_limit=3)
     customer_id = new_id()
@@ -394,7 +396,7 @@ async def test_the_purchase_limit_of_an_event_is_the_ledgers(world: World) -> No
         await world.place(event, quantity=1, customer_id=customer_id)
     assert refusal.value.reason is Reason.PURCHASE_LIMIT_EXCEEDED
     assert refusal.value.metadata["event_id"] == str(event.event_id)
-    # Other changes leave it alone.
+    # Other changes keep the limit.
     same, _ = await change(world, event, name="Winter Nights")
     assert same.per_customer_limit == 3
     raised, _ = await change(world, event, per_customer_limit=4)

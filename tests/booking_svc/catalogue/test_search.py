@@ -1,4 +1,4 @@
-"""Words and slips of the pen."""
+"""Words of a text, and the edit distance to misspelt words."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_the_words_of_a_text(text: str, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "distance"),
+    ("first", "second", "distance"),
     [
         ("coldplay", "coldplay", 0),
         ("coldpaly", "coldplay", 1),
@@ -32,12 +32,14 @@ def test_the_words_of_a_text(text: str, words: list[str]) -> None:
         ("", "abc", 3),
     ],
 )
-def test_slips_are_counted(one: str, other: str, distance: int) -> None:
-    assert search.slips(one, other) == distance
-    assert search.slips(other, one) == distance
+def test_the_edit_distance_counts_edits_in_both_directions(
+    first: str, second: str, distance: int
+) -> None:
+    assert search.edit_distance(first, second) == distance
+    assert search.edit_distance(second, first) == distance
 
 
-def test_short_words_allow_fewer_slips() -> None:
+def test_short_words_allow_fewer_errors() -> None:
     assert search.nearest("ab", ["ac", "ab"]) == ["ab"]
     assert search.nearest("rock", ["roxk", "raxk"]) == ["roxk"]
     assert search.nearest("coldpaly", ["coldplay", "goldplay", "ballroom"]) == [

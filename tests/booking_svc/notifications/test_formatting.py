@@ -1,4 +1,4 @@
-"""Times in the event's zone, amounts in their currency's own way."""
+"""Times in the event's time zone, amounts in the currency's format."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,7 +6,7 @@ import pytest
 
 from booking_svc.catalogue import cancellation_policy
 from booking_svc.catalogue.cancellation_policy import PurchaseWindow
-from booking_svc.notifications.formatting import wording_for
+from booking_svc.notifications.formatting import formatter_for
 from mesh.money import Money
 
 WINTER = datetime(2030, 1, 15, 18, 0, tzinfo=UTC)
@@ -27,11 +27,11 @@ NARROW = "\u202f"
         (10_000_000_000_000, "USD", "$100,000,000,000.00"),
     ],
 )
-def test_an_amount_has_its_currencys_decimals_and_groups(
+def test_an_amount_has_the_decimals_and_groups_of_its_currency(
     minor: int, currency: str, expected: str
 ) -> None:
-    words = wording_for(currency_code=currency, time_zone="UTC")
-    assert words.money(Money(minor, currency)) == expected
+    formatter = formatter_for(currency_code=currency, time_zone="UTC")
+    assert formatter.money(Money(minor, currency)) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,41 +44,41 @@ def test_an_amount_has_its_currencys_decimals_and_groups(
         (SUMMER, "NZD", "Pacific/Auckland", f"Tuesday, 16 July 2030, 6:00{NARROW}am (New Zealand Standard Time)"),
     ],
 )  # fmt: skip
-def test_a_moment_is_told_in_the_events_zone(
+def test_a_time_is_shown_in_the_events_zone(
     value: datetime, currency: str, zone: str, expected: str
 ) -> None:
-    assert wording_for(currency_code=currency, time_zone=zone).moment(value) == expected
+    assert formatter_for(currency_code=currency, time_zone=zone).moment(value) == expected
 
 
-def test_the_terms_name_their_deadlines_across_a_change_of_the_clock() -> None:
-    """Instants: 14 days before 20:00 in summer time is 19:00 where it was still winter."""
-    words = wording_for(currency_code="EUR", time_zone="Europe/Berlin")
+def test_deadlines_are_correct_across_a_change_of_daylight_saving_time() -> None:
+    """14 days before 20:00 summer time is 19:00 standard time."""
+    formatter = formatter_for(currency_code="EUR", time_zone="Europe/Berlin")
     start = datetime(2030, 4, 5, 18, 0, tzinfo=UTC)
-    terms = words.terms(
+    terms = formatter.terms(
         cancellation_policy.STANDARD_TIERS,
         start_time=start,
         confirm_time=start - timedelta(days=60),
     )
     assert terms == (
-        "Until 22 Mar 2030, 19:00: 97 % back",
-        "Until 29 Mar 2030, 19:00: 50 % back",
-        "Until 3 Apr 2030, 20:00: possible, without a refund",
+        "Until 22 Mar 2030, 19:00: 97 % refund",
+        "Until 29 Mar 2030, 19:00: 50 % refund",
+        "Until 3 Apr 2030, 20:00: no refund",
     )
 
 
-def test_terms_that_are_over_already_are_left_out() -> None:
-    words = wording_for(currency_code="EUR", time_zone="UTC")
-    terms = words.terms(
+def test_deadlines_before_the_confirmation_are_left_out() -> None:
+    formatter = formatter_for(currency_code="EUR", time_zone="UTC")
+    terms = formatter.terms(
         cancellation_policy.STANDARD_TIERS,
         start_time=SUMMER,
         confirm_time=SUMMER - timedelta(days=3),
     )
-    assert terms == ("Until 13 Jul 2030, 18:00: possible, without a refund",)
+    assert terms == ("Until 13 Jul 2030, 18:00: no refund",)
 
 
-def test_a_purchase_window_ends_so_long_after_the_confirmation() -> None:
-    words = wording_for(currency_code="EUR", time_zone="UTC")
+def test_a_purchase_window_starts_with_the_confirmation() -> None:
+    formatter = formatter_for(currency_code="EUR", time_zone="UTC")
     policy = PurchaseWindow(timedelta(hours=24))
-    assert words.terms(policy, start_time=None, confirm_time=WINTER) == (
-        "Until 16 Jan 2030, 18:00: everything back",
+    assert formatter.terms(policy, start_time=None, confirm_time=WINTER) == (
+        "Until 16 Jan 2030, 18:00: full refund",
     )

@@ -1,4 +1,4 @@
-"""From what happens to a booking to the mail in the customer's mailbox, over a real SMTP server."""
+"""Mails about bookings, from the booking's event to the customer's mailbox, over real SMTP."""
 
 import asyncio
 from collections.abc import Sequence
@@ -37,38 +37,38 @@ from testing.smtp_server import MailServer, mail_server
 MIRA = Contact(new_id(), "mira@example.org", "Mira Rao")
 
 
-async def know(world: World, *changes: Contact | Erased) -> None:
-    """The accounts' stream has told this."""
+async def apply_accounts(world: World, *changes: Contact | Erased) -> None:
+    """Applies events of auth_svc's stream."""
     async with world.database.transaction() as connection:
         await consumer.apply_accounts(connection, changes, world.clock())
 
 
-async def happened(world: World, count: int) -> list[BookingEvent]:
+async def first_events(world: World, count: int) -> list[BookingEvent]:
     events = BookingEvents(OutboxReader(world.database, tables.outbox))
-    found: list[BookingEvent] = []
+    collected: list[BookingEvent] = []
     async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
-            found += batch
-            if len(found) >= count:
+            collected += batch
+            if len(collected) >= count:
                 break
-    return found
+    return collected
 
 
-async def follow(world: World, count: int) -> None:
-    """The follower has heard of the first `count` events."""
-    events = await happened(world, count)
+async def apply_bookings(world: World, count: int) -> None:
+    """Applies the first `count` booking events."""
+    events = await first_events(world, count)
     async with world.database.transaction() as connection:
         await consumer.apply(connection, events, world.clock())
 
 
-async def happen(world: World, booking: Booking, *changes: Change) -> None:
+async def append(world: World, booking: Booking, *changes: Change) -> None:
     async with world.database.transaction() as connection:
         for change in changes:
             await outbox.append(connection, booking=booking, change=change, now=world.clock())
 
 
 async def delivered(world: World) -> list[EmailMessage]:
-    """What arrives when everything that is queued is sent."""
+    """Sends everything that is queued. Returns the mails that arrived."""
     async with mail_server() as server:
         sender = a_sender(world, server)
         while await sender.send_due():
@@ -106,36 +106,36 @@ async def confirmed(world: World, **changes: object) -> Booking:
     return await world.booking(booking.booking_id)
 
 
-async def test_a_confirmed_booking_is_mailed_once_with_all_that_matters(world: World) -> None:
-    await know(world, MIRA)
+async def test_a_confirmed_booking_is_mailed_once_with_all_its_facts(world: World) -> None:
+    await apply_accounts(world, MIRA)
     booking = await confirmed(world, venue_name="Bandra Amphitheatre")
-    await follow(world, 2)
-    await follow(world, 2)
+    await apply_bookings(world, 2)
+    await apply_bookings(world, 2)
     [mail] = await delivered(world)
     assert mail["To"] == "mira@example.org"
     assert mail["Subject"] == "Confirmed: Monsoon Nights, 1 Jul 2030"
-    staff_status = text(mail)
+    content = text(mail)
     for expected in (
         "Hello Mira Rao,",
         "Monday, 1 July 2030, 5:30\u202fpm (IST)",
         "Bandra Amphitheatre",
         "2 × Floor: ₹3,000.00",
         "Total: ₹3,000.00",
-        "Until 17 Jun 2030, 5:30\u202fpm: 97 % back",
+        "Until 17 Jun 2030, 5:30\u202fpm: 97 % refund",
         str(booking.booking_id),
     ):
-        assert expected in staff_status
+        assert expected in content
     assert await delivered(world) == []
 
 
-async def test_every_event_that_is_written_about_has_its_mail_and_the_others_none(
+async def test_each_kind_of_event_has_its_mail_or_none(
     world: World,
 ) -> None:
-    await know(world, MIRA)
+    await apply_accounts(world, MIRA)
     booking = await confirmed(world)
     later = await world.an_event(start_time=START + timedelta(days=40), end_time=None)
     refund = Money(50_000, "INR")
-    await happen(
+    await append(
         world,
         booking,
         Cancelled(Actor.CUSTOMER, "", refund),
@@ -145,7 +145,7 @@ async def test_every_event_that_is_written_about_has_its_mail_and_the_others_non
         Updated(Money(350_000, "INR"), refund),
         Completed(),
     )
-    await follow(world, 8)
+    await apply_bookings(world, 8)
     mails = await delivered(world)
     assert sorted(subjects(mails)) == [
         "Cancelled: Monsoon Nights, 1 Jul 2030",
@@ -162,38 +162,36 @@ async def test_every_event_that_is_written_about_has_its_mail_and_the_others_non
 
 
 @pytest.mark.parametrize("is_wanted", [False, True])
-async def test_a_hold_is_mailed_about_when_that_was_asked_for(
-    world: World, is_wanted: bool
-) -> None:
-    await know(world, MIRA)
+async def test_a_hold_is_mailed_only_if_requested(world: World, is_wanted: bool) -> None:
+    await apply_accounts(world, MIRA)
     event = await world.an_event()
     await world.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=is_wanted)
-    await follow(world, 1)
+    await apply_bookings(world, 1)
     expected = ["Held until 1 Jun 2030, 5:40 pm: Monsoon Nights"] if is_wanted else []
     assert subjects(await delivered(world)) == expected
 
 
-async def test_a_mail_about_a_hold_that_is_over_is_not_sent(world: World) -> None:
-    await know(world, MIRA)
+async def test_a_mail_about_an_expired_hold_is_not_sent(world: World) -> None:
+    await apply_accounts(world, MIRA)
     event = await world.an_event()
     await world.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=True)
-    await follow(world, 1)
+    await apply_bookings(world, 1)
     world.clock.advance(timedelta(minutes=10))
     assert await delivered(world) == []
 
 
-async def test_our_own_reasons_are_not_for_the_customer(world: World) -> None:
-    await know(world, MIRA)
+async def test_reasons_of_the_system_are_not_mailed(world: World) -> None:
+    await apply_accounts(world, MIRA)
     booking = await confirmed(world)
-    await happen(world, booking, Cancelled(Actor.SYSTEM, "payment mismatch, flagged", None))
-    await follow(world, 3)
+    await append(world, booking, Cancelled(Actor.SYSTEM, "payment mismatch, flagged", None))
+    await apply_bookings(world, 3)
     assert "flagged" not in "".join(map(text, await delivered(world)))
 
 
-async def test_a_name_in_a_mail_is_text(world: World) -> None:
-    await know(world, Contact(MIRA.user_id, MIRA.email, "<img src=x> Rao"))
+async def test_names_are_escaped_in_mails(world: World) -> None:
+    await apply_accounts(world, Contact(MIRA.user_id, MIRA.email, "<img src=x> Rao"))
     await confirmed(world, name="Rock & <b>Roll</b>\nBcc: all@example.org")
-    await follow(world, 2)
+    await apply_bookings(world, 2)
     [mail] = await delivered(world)
     html = mail.get_body(("html",))
     assert html is not None
@@ -202,38 +200,38 @@ async def test_a_name_in_a_mail_is_text(world: World) -> None:
     assert mail["Bcc"] is None
 
 
-async def test_what_happens_before_the_address_is_known_waits_for_it(world: World) -> None:
+async def test_events_before_the_address_is_known_wait_for_it(world: World) -> None:
     booking = await confirmed(world)
-    await happen(world, booking, Refunded(new_id(), Money(100, "INR")))
-    await follow(world, 3)
+    await append(world, booking, Refunded(new_id(), Money(100, "INR")))
+    await apply_bookings(world, 3)
     assert await delivered(world) == []
-    await know(world, MIRA)
+    await apply_accounts(world, MIRA)
     assert subjects(await delivered(world)) == [
         "Confirmed: Monsoon Nights, 1 Jul 2030",
         "₹1.00 refunded for Monsoon Nights",
     ]
-    await know(world, MIRA)
+    await apply_accounts(world, MIRA)
     assert await delivered(world) == []
 
 
-async def test_an_address_on_its_way_in_another_transaction_is_not_missed(world: World) -> None:
-    """Whichever commits first, the booking's mail is queued: neither overlooks the other."""
+async def test_an_address_stored_by_a_concurrent_transaction_is_not_missed(world: World) -> None:
+    """The booking's mail is queued, whichever transaction commits first."""
     await confirmed(world)
-    events = await happened(world, 2)
-    async with world.database.transaction() as telling:
-        await consumer.apply_accounts(telling, [MIRA], world.clock())
+    events = await first_events(world, 2)
+    async with world.database.transaction() as connection:
+        await consumer.apply_accounts(connection, [MIRA], world.clock())
 
-        async def hear() -> None:
-            async with world.database.transaction() as hearing:
-                await consumer.apply(hearing, events, world.clock())
+        async def apply() -> None:
+            async with world.database.transaction() as other:
+                await consumer.apply(other, events, world.clock())
 
-        following = asyncio.create_task(hear())
-        await _until_somebody_waits_for_a_lock(world)
-    await following
+        applying = asyncio.create_task(apply())
+        await _until_a_lock_is_waited_for(world)
+    await applying
     assert len(await delivered(world)) == 1
 
 
-async def _until_somebody_waits_for_a_lock(world: World) -> None:
+async def _until_a_lock_is_waited_for(world: World) -> None:
     async with asyncio.timeout(60):
         while True:
             async with world.database.reading() as connection:
@@ -248,19 +246,19 @@ async def _until_somebody_waits_for_a_lock(world: World) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_changed_address_is_the_one_that_is_written_to(world: World) -> None:
-    await know(world, MIRA, Contact(MIRA.user_id, "rao@example.org", "Mira Rao"))
+async def test_mails_go_to_the_changed_address(world: World) -> None:
+    await apply_accounts(world, MIRA, Contact(MIRA.user_id, "rao@example.org", "Mira Rao"))
     await confirmed(world)
-    await follow(world, 2)
+    await apply_bookings(world, 2)
     [mail] = await delivered(world)
     assert mail["To"] == "rao@example.org"
 
 
 async def test_an_erased_account_gets_no_mail_and_leaves_no_address(world: World) -> None:
-    await know(world, MIRA)
+    await apply_accounts(world, MIRA)
     await confirmed(world)
-    await follow(world, 2)
-    await know(world, Erased(MIRA.user_id))
+    await apply_bookings(world, 2)
+    await apply_accounts(world, Erased(MIRA.user_id))
     assert await delivered(world) == []
     async with world.database.reading() as connection:
         assert await contacts.find(connection, user_id=MIRA.user_id) is None
@@ -268,24 +266,26 @@ async def test_an_erased_account_gets_no_mail_and_leaves_no_address(world: World
         assert MIRA.email not in repr(stored.all())
 
 
-async def test_what_waits_too_long_is_given_up(world: World) -> None:
+async def test_events_that_wait_too_long_for_an_address_are_deleted(world: World) -> None:
     await confirmed(world)
-    await follow(world, 2)
+    await apply_bookings(world, 2)
     world.clock.advance(contacts.WAIT_AT_MOST + timedelta(seconds=1))
     async with world.database.transaction() as connection:
-        assert await contacts.forget_waiting(connection, now=world.clock()) == 1
-    await know(world, MIRA)
+        assert await contacts.delete_expired(connection, now=world.clock()) == 1
+    await apply_accounts(world, MIRA)
     assert await delivered(world) == []
 
 
-async def test_the_follower_runs_and_resumes_where_it_was(world: World) -> None:
-    await know(world, MIRA)
+async def test_the_consumer_resumes_at_its_cursor(world: World) -> None:
+    await apply_accounts(world, MIRA)
     reader = OutboxReader(world.database, tables.outbox)
     queued = asyncio.Event()
     for _ in range(2):
         await confirmed(world)
         running = asyncio.create_task(
-            consumer.consumer(world.database, reader, world.clock, on_queued=queued.set).run()
+            consumer.booking_consumer(
+                world.database, reader, world.clock, on_queued=queued.set
+            ).run()
         )
         await _until_queued(world)
         running.cancel()
@@ -306,10 +306,12 @@ async def _until_queued(world: World) -> None:
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("mark", [MIRA.user_id, new_id()])
-async def test_a_customer_gets_mails_about_own_bookings_only(world: World, mark: UUID) -> None:
-    await know(world, MIRA)
+@pytest.mark.parametrize("customer_id", [MIRA.user_id, new_id()])
+async def test_a_customer_gets_mails_about_own_bookings_only(
+    world: World, customer_id: UUID
+) -> None:
+    await apply_accounts(world, MIRA)
     event = await world.an_event(an_offer(price=Money(0, "INR")))
-    await world.place(event, customer_id=mark)
-    await follow(world, 2)
-    assert len(await delivered(world)) == (1 if mark == MIRA.user_id else 0)
+    await world.place(event, customer_id=customer_id)
+    await apply_bookings(world, 2)
+    assert len(await delivered(world)) == (1 if customer_id == MIRA.user_id else 0)

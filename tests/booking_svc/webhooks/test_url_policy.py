@@ -1,4 +1,4 @@
-"""Webhooks go to public addresses only, whatever the URL or the name's server says."""
+"""Webhooks go to public addresses only, whatever the URL and the DNS server contain."""
 
 import ipaddress
 import socket
@@ -14,7 +14,7 @@ LAX = Rules(is_http_allowed=True, is_loopback_allowed=True)
 NOT_PUBLIC = [
     "127.0.0.1",
     "127.1.2.3",
-    "0.0.0.0",  # noqa: S104 - not bound to, but refused
+    "0.0.0.0",  # noqa: S104 - not bound to: refused
     "10.0.0.1",
     "172.16.0.1",
     "192.168.1.1",
@@ -50,7 +50,7 @@ NOT_PUBLIC = [
 @pytest.mark.parametrize("host", NOT_PUBLIC)
 async def test_an_address_that_is_not_public_is_refused(host: str) -> None:
     url = f"https://{host}/hooks"
-    assert [fault.field for fault in url_policy.violations(url, STRICT)] == ["url"]
+    assert [violation.field for violation in url_policy.violations(url, STRICT)] == ["url"]
     with pytest.raises(RefusedDestinationError):
         await url_policy.address_for(url, STRICT)
 
@@ -58,20 +58,20 @@ async def test_an_address_that_is_not_public_is_refused(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "localhost."]
 )
-async def test_names_and_spellings_of_this_machine_are_refused_when_they_are_called(
+async def test_names_and_spellings_of_this_machine_are_refused_before_a_call(
     host: str,
 ) -> None:
     with pytest.raises(RefusedDestinationError):
         await url_policy.address_for(f"https://{host}/hooks", STRICT)
 
 
-async def test_a_name_that_is_partly_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS rebinding: one answer with a public and a private address, or another the second time."""
+async def test_a_name_with_any_private_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: an answer with a public and a private address, or a different second answer."""
     answers = [["93.184.215.14"], ["93.184.215.14", "10.0.0.1"], ["10.0.0.1"]]
-    told = iter(answers)
+    remaining = iter(answers)
 
     def resolve(host: str, port: int, **_: object) -> list[object]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in next(told)]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in next(remaining)]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     assert await url_policy.address_for("https://example.com/", STRICT) == "93.184.215.14"
@@ -81,7 +81,7 @@ async def test_a_name_that_is_partly_ours_is_refused(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("host", ["93.184.215.14", "[2606:2800:21f:cb07:6820:80da:af6b:8b2c]"])
-async def test_a_public_address_is_let_through(host: str) -> None:
+async def test_a_public_address_is_allowed(host: str) -> None:
     url = f"https://{host}:8443/hooks"
     assert url_policy.violations(url, STRICT) == []
     assert await url_policy.address_for(url, STRICT) == host.strip("[]")
@@ -116,12 +116,12 @@ async def test_loopback_is_for_development() -> None:
         "https://example.com\\@10.0.0.1/",
     ],
 )
-async def test_what_is_no_url_for_webhooks_is_refused(url: str) -> None:
+async def test_a_url_that_webhooks_do_not_support_is_refused(url: str) -> None:
     assert url_policy.violations(url, STRICT) != []
     with pytest.raises(RefusedDestinationError):
         await url_policy.address_for(url, STRICT)
 
 
-def test_the_list_above_is_what_it_says() -> None:
+def test_the_listed_hosts_are_ip_addresses() -> None:
     for host in NOT_PUBLIC:
         ipaddress.ip_address(host.strip("[]"))

@@ -1,4 +1,4 @@
-"""From what happens to a booking to the outside system that is told of it, over real HTTP."""
+"""Webhooks from a booking's event to the external system that receives it, over real HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -33,7 +33,7 @@ from testing.webhook_receiver import Receiver, receiver
 
 RULES = Rules(is_http_allowed=True, is_loopback_allowed=True)
 OLD_KEY = "a key of thirty-two characters or more"
-SEAL = SecretBox([OLD_KEY])
+SECRET_BOX = SecretBox([OLD_KEY])
 
 
 @pytest.fixture
@@ -43,16 +43,18 @@ async def outside() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def courier(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DeliveryWorker]:
+async def delivery_worker(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[DeliveryWorker]:
     monkeypatch.setattr(url_policy, "_RESOLVE_SECONDS", 60.0)
-    async with a_courier(world) as courier:
-        yield courier
+    async with a_delivery_worker(world) as delivery_worker:
+        yield delivery_worker
 
 
-def a_courier(world: World) -> AbstractAsyncContextManager[DeliveryWorker]:
-    """One that no machine is too slow for."""
+def a_delivery_worker(world: World) -> AbstractAsyncContextManager[DeliveryWorker]:
+    """A worker with a long timeout, so that tests pass on slow machines."""
     return DeliveryWorker.open(
-        world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=60
+        world.database, world.clock, rules=RULES, seal=SECRET_BOX, attempt_seconds=60
     )
 
 
@@ -64,13 +66,13 @@ async def subscribe(world: World, url: str, *event_types: str) -> Endpoint:
             description="",
             event_types=event_types,
             rules=RULES,
-            seal=SEAL,
+            secret_box=SECRET_BOX,
             now=world.clock(),
         )
 
 
-async def follow(world: World) -> None:
-    """The follower has heard of everything."""
+async def apply_bookings(world: World) -> None:
+    """Applies all booking events."""
     events = BookingEvents(OutboxReader(world.database, tables.outbox))
     stream = events.open("")
     async with asyncio.timeout(60):
@@ -80,10 +82,10 @@ async def follow(world: World) -> None:
         await consumer.apply(connection, batch, world.clock())
 
 
-async def deliver(courier: DeliveryWorker) -> int:
-    """Everything that is due is tried once. Returns how much it was."""
-    count = await courier.start_due()
-    await courier.idle()
+async def deliver(delivery_worker: DeliveryWorker) -> int:
+    """Attempts every due delivery once. Returns how many."""
+    count = await delivery_worker.start_due()
+    await delivery_worker.idle()
     return count
 
 
@@ -99,36 +101,36 @@ async def log(world: World, endpoint: Endpoint) -> Sequence[Delivery]:
     return page.deliveries
 
 
-async def test_what_happens_is_told_signed_and_once(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_an_event_is_delivered_once_and_signed(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await subscribe(world, outside.url)
     booking = await world.place(await world.an_event(), quantity=2)
-    await follow(world)
-    await follow(world)
-    assert await deliver(courier) == 1
-    assert await deliver(courier) == 0
-    [told] = outside.received
-    assert told.is_signed_by(endpoint.new_secret)
-    assert not told.is_signed_by(signature.new_secret())
-    assert told.headers["webhook-timestamp"] == str(int(world.clock().timestamp()))
-    assert told.headers["content-type"] == "application/json"
-    assert told.headers["host"] == f"127.0.0.1:{outside.port}"
-    assert told.headers[":request"] == "POST /hooks?of=boxoffice HTTP/1.1"
-    assert told.content["type"] == "booking.held"
-    data = told.content["data"]
+    await apply_bookings(world)
+    await apply_bookings(world)
+    assert await deliver(delivery_worker) == 1
+    assert await deliver(delivery_worker) == 0
+    [message] = outside.received
+    assert message.is_signed_by(endpoint.new_secret)
+    assert not message.is_signed_by(signature.new_secret())
+    assert message.headers["webhook-timestamp"] == str(int(world.clock().timestamp()))
+    assert message.headers["content-type"] == "application/json"
+    assert message.headers["host"] == f"127.0.0.1:{outside.port}"
+    assert message.headers[":request"] == "POST /hooks?of=boxoffice HTTP/1.1"
+    assert message.content["type"] == "booking.held"
+    data = message.content["data"]
     assert data["booking"]["bookingId"] == str(booking.booking_id)
     assert data["booking"]["total"] == {"currencyCode": "INR", "amountMinor": "300000"}
     [delivery] = await log(world, endpoint)
     assert (delivery.status, str(delivery.message_id)) == (
         Status.DELIVERED,
-        told.headers["webhook-id"],
+        message.headers["webhook-id"],
     )
     assert [attempt.status_code for attempt in delivery.attempts] == [204]
 
 
-async def test_the_signature_is_the_standards() -> None:
-    """The example of the standard's own libraries."""
+async def test_the_signature_follows_the_standard() -> None:
+    """The test vector of the standard's own libraries."""
     headers = signature.headers(
         b'{"test": 2432232314}',
         webhook_id="msg_p5jXN8AQM9LWM0D4loKWxJek",
@@ -142,22 +144,24 @@ async def test_the_signature_is_the_standards() -> None:
     }
 
 
-async def test_everybody_is_told_what_they_asked_for(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_each_endpoint_receives_the_event_types_it_subscribes_to(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
     everything = await subscribe(world, outside.url, "*", "booking.held")
     confirmed = await subscribe(world, outside.url, "booking.confirmed")
-    off = await subscribe(world, outside.url)
-    await change(world, off, is_enabled=False)
+    disabled = await subscribe(world, outside.url)
+    await change(world, disabled, is_enabled=False)
     booking = await world.place(await world.an_event())
     await world.capture(booking)
     await world.settle()
-    await follow(world)
-    await deliver(courier)
+    await apply_bookings(world)
+    await deliver(delivery_worker)
     assert len(await log(world, everything)) == 2
-    assert [each.event_type for each in await log(world, confirmed)] == ["booking.confirmed"]
-    assert await log(world, off) == ()
-    ids = [told.headers["webhook-id"] for told in outside.received]
+    assert [delivery.event_type for delivery in await log(world, confirmed)] == [
+        "booking.confirmed"
+    ]
+    assert await log(world, disabled) == ()
+    ids = [message.headers["webhook-id"] for message in outside.received]
     assert (len(ids), len(set(ids))) == (3, 2)
 
 
@@ -175,73 +179,77 @@ async def change(world: World, endpoint: Endpoint, **changes: object) -> Endpoin
         )
 
 
-async def told_once(world: World, outside: Receiver, *event_types: str) -> Endpoint:
-    """An endpoint with one message on its way."""
+async def with_one_message(world: World, outside: Receiver, *event_types: str) -> Endpoint:
+    """An endpoint with one message to deliver."""
     endpoint = await subscribe(world, outside.url, *event_types)
     await world.place(await world.an_event())
-    await follow(world)
+    await apply_bookings(world)
     return endpoint
 
 
 @pytest.mark.parametrize("answer", ["500 No", "404 No", "302 Moved", "429 Later", None])
-async def test_what_is_not_taken_is_tried_again_with_the_same_id(
-    world: World, courier: DeliveryWorker, outside: Receiver, answer: str | None
+async def test_a_failed_delivery_is_retried_with_the_same_id(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver, answer: str | None
 ) -> None:
-    endpoint = await told_once(world, outside)
+    endpoint = await with_one_message(world, outside)
     outside.answers = [answer, answer]
     for _ in range(2):
-        assert await deliver(courier) == 1
-        assert await deliver(courier) == 0
+        assert await deliver(delivery_worker) == 1
+        assert await deliver(delivery_worker) == 0
         world.clock.advance(timedelta(minutes=2))
-    assert await deliver(courier) == 1
-    assert len({told.headers["webhook-id"] for told in outside.received}) == 1
-    # Signed afresh each time: a receiver refuses a message of long ago.
-    assert len({told.headers["webhook-timestamp"] for told in outside.received}) == 3
-    assert all(told.is_signed_by(endpoint.new_secret) for told in outside.received)
+    assert await deliver(delivery_worker) == 1
+    assert len({message.headers["webhook-id"] for message in outside.received}) == 1
+    # Each attempt has a new timestamp and signature: receivers reject old ones.
+    assert len({message.headers["webhook-timestamp"] for message in outside.received}) == 3
+    assert all(message.is_signed_by(endpoint.new_secret) for message in outside.received)
     [delivery] = await log(world, endpoint)
     assert (delivery.status, delivery.attempt_count) == (Status.DELIVERED, 3)
 
 
-async def test_it_is_tried_for_three_days_and_given_up(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_a_delivery_fails_after_three_days_of_attempts(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await told_once(world, outside)
+    endpoint = await with_one_message(world, outside)
     outside.answers = ["500 No"] * 50
-    began, tries = world.clock.now, 0
+    start, attempts = world.clock.now, 0
     while (delivery := (await log(world, endpoint))[0]).due_time is not None:
         world.clock.now = delivery.due_time
-        tries += await deliver(courier)
-    assert tries == len(deliveries.PAUSES) + 1
-    assert timedelta(days=2.9) < world.clock.now - began < timedelta(days=3.4)
-    assert (delivery.status, delivery.attempt_count) == (Status.FAILED, tries)
+        attempts += await deliver(delivery_worker)
+    assert attempts == len(deliveries.PAUSES) + 1
+    assert timedelta(days=2.9) < world.clock.now - start < timedelta(days=3.4)
+    assert (delivery.status, delivery.attempt_count) == (Status.FAILED, attempts)
     assert {attempt.status_code for attempt in delivery.attempts} == {500}
 
 
 async def test_a_redirect_is_not_followed(
-    world: World, courier: DeliveryWorker, outside: Receiver
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await told_once(world, outside)
+    endpoint = await with_one_message(world, outside)
     outside.answers = [f"307 Go\r\nlocation: http://127.0.0.1:{outside.port}/elsewhere"]
-    await deliver(courier)
+    await deliver(delivery_worker)
     assert len(outside.received) == 1
-    assert [each.status_code for each in (await log(world, endpoint))[0].attempts] == [307]
+    assert [attempt.status_code for attempt in (await log(world, endpoint))[0].attempts] == [307]
 
 
-async def test_gone_means_gone(world: World, courier: DeliveryWorker, outside: Receiver) -> None:
-    endpoint = await told_once(world, outside)
+async def test_410_gone_disables_the_endpoint(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+) -> None:
+    endpoint = await with_one_message(world, outside)
     outside.answers = ["410 Gone"]
-    await deliver(courier)
+    await deliver(delivery_worker)
     [delivery] = await log(world, endpoint)
     assert delivery.status is Status.FAILED
     async with world.database.reading() as connection:
-        now = await endpoints.get(connection, endpoint_id=endpoint.endpoint_id, now=world.clock())
-    assert (now.is_enabled, now.disable_reason) == (False, "the endpoint is gone (410)")
+        stored = await endpoints.get(
+            connection, endpoint_id=endpoint.endpoint_id, now=world.clock()
+        )
+    assert (stored.is_enabled, stored.disable_reason) == (False, "the endpoint is gone (410)")
     with pytest.raises(DomainError) as refused:
         await resend(world, endpoint, delivery)
     assert refused.value.reason is Reason.VALIDATION_FAILED
     await change(world, endpoint, is_enabled=True)
     await resend(world, endpoint, delivery)
-    assert await deliver(courier) == 1
+    assert await deliver(delivery_worker) == 1
     assert (await log(world, endpoint))[0].status is Status.DELIVERED
 
 
@@ -255,27 +263,29 @@ async def resend(world: World, endpoint: Endpoint, delivery: Delivery) -> Delive
         )
 
 
-async def test_an_address_is_looked_at_before_every_try(world: World, outside: Receiver) -> None:
-    """The endpoint was let in when loopback was allowed; the courier does not go there."""
-    endpoint = await told_once(world, outside)
+async def test_the_address_is_checked_before_every_attempt(world: World, outside: Receiver) -> None:
+    """The endpoint was created while loopback was allowed; the worker does not call it."""
+    endpoint = await with_one_message(world, outside)
     strict = Rules(is_http_allowed=True)
-    async with DeliveryWorker.open(world.database, world.clock, rules=strict, seal=SEAL) as courier:
-        await deliver(courier)
+    async with DeliveryWorker.open(
+        world.database, world.clock, rules=strict, seal=SECRET_BOX
+    ) as delivery_worker:
+        await deliver(delivery_worker)
     assert outside.connections == 0
     [delivery] = await log(world, endpoint)
     assert [attempt.error for attempt in delivery.attempts] == ["the URL is not allowed"]
     assert delivery.status is Status.PENDING
 
 
-async def test_an_endpoint_that_hangs_keeps_nobody_else_waiting(
+async def test_an_endpoint_that_hangs_does_not_delay_others(
     world: World, outside: Receiver
 ) -> None:
     async with AsyncExitStack() as stack:
         hanging = await stack.enter_async_context(receiver())
         hanging.is_hanging = True
-        courier = await stack.enter_async_context(
+        delivery_worker = await stack.enter_async_context(
             DeliveryWorker.open(
-                world.database, world.clock, rules=RULES, seal=SEAL, attempt_seconds=10
+                world.database, world.clock, rules=RULES, seal=SECRET_BOX, attempt_seconds=10
             )
         )
         slow = await subscribe(world, hanging.url)
@@ -283,32 +293,34 @@ async def test_an_endpoint_that_hangs_keeps_nobody_else_waiting(
         event = await world.an_event()
         for _ in range(8):
             await world.place(event)
-        await follow(world)
+        await apply_bookings(world)
         async with asyncio.timeout(60):
             while len(outside.received) < 8:
-                await courier.start_due()
+                await delivery_worker.start_due()
                 await asyncio.sleep(0.01)
-        # Four at a time, and none of them has an answer yet or was tried twice.
+        # At most four deliveries to an endpoint at a time; none has an answer or a second attempt.
         assert hanging.connections <= 4
-        await courier.idle()
-        assert {each.status for each in await log(world, quick)} == {Status.DELIVERED}
-        assert {each.status for each in await log(world, slow)} == {Status.PENDING}
-        errors = {attempt.error for each in await log(world, slow) for attempt in each.attempts}
+        await delivery_worker.idle()
+        assert {delivery.status for delivery in await log(world, quick)} == {Status.DELIVERED}
+        assert {delivery.status for delivery in await log(world, slow)} == {Status.PENDING}
+        errors = {
+            attempt.error for delivery in await log(world, slow) for attempt in delivery.attempts
+        }
         assert errors <= {"TimeoutError", "ReadTimeout"}
 
 
-async def test_two_secrets_sign_while_a_receiver_changes_over(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_old_and_new_secret_both_sign_during_the_overlap(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await told_once(world, outside)
+    endpoint = await with_one_message(world, outside)
     rotated = await rotate(world, endpoint, timedelta(hours=1))
-    await deliver(courier)
-    [told] = outside.received
-    assert told.is_signed_by(endpoint.new_secret)
-    assert told.is_signed_by(rotated.new_secret)
+    await deliver(delivery_worker)
+    [message] = outside.received
+    assert message.is_signed_by(endpoint.new_secret)
+    assert message.is_signed_by(rotated.new_secret)
     world.clock.advance(timedelta(hours=1))
     await resend(world, endpoint, (await log(world, endpoint))[0])
-    await deliver(courier)
+    await deliver(delivery_worker)
     assert not outside.received[1].is_signed_by(endpoint.new_secret)
     assert outside.received[1].is_signed_by(rotated.new_secret)
 
@@ -319,61 +331,63 @@ async def rotate(world: World, endpoint: Endpoint, overlap: timedelta) -> Endpoi
             connection,
             endpoint_id=endpoint.endpoint_id,
             overlap=overlap,
-            seal=SEAL,
+            secret_box=SECRET_BOX,
             now=world.clock(),
         )
 
 
-async def test_there_are_never_more_than_four_secrets(world: World, outside: Receiver) -> None:
+async def test_an_endpoint_has_at_most_four_secrets(world: World, outside: Receiver) -> None:
     endpoint = await subscribe(world, outside.url)
     made = [endpoint.new_secret]
     for _ in range(6):
         rotated = await rotate(world, endpoint, timedelta(days=1))
         made.append(rotated.new_secret)
-    assert await in_force(world, endpoint) == made[:-5:-1]
+    assert await valid_secrets(world, endpoint) == made[:-5:-1]
     rotated = await rotate(world, endpoint, timedelta(0))
-    assert await in_force(world, endpoint) == [rotated.new_secret]
+    assert await valid_secrets(world, endpoint) == [rotated.new_secret]
 
 
-async def in_force(world: World, endpoint: Endpoint, seal: SecretBox = SEAL) -> Sequence[str]:
+async def valid_secrets(
+    world: World, endpoint: Endpoint, secret_box: SecretBox = SECRET_BOX
+) -> Sequence[str]:
     async with world.database.reading() as connection:
         return await endpoints.signing_secrets(
-            connection, endpoint_id=endpoint.endpoint_id, seal=seal, now=world.clock()
+            connection, endpoint_id=endpoint.endpoint_id, secret_box=secret_box, now=world.clock()
         )
 
 
-async def stored(world: World) -> Sequence[str]:
-    """The secrets as whoever reads the database sees them."""
+async def stored_secrets(world: World) -> Sequence[str]:
+    """The secrets as stored in the database."""
     async with world.database.reading() as connection:
-        found = await connection.execute(
+        secrets = await connection.execute(
             sa.select(webhook_secrets.c.secret).order_by(webhook_secrets.c.secret_id)
         )
-    return found.scalars().all()
+    return secrets.scalars().all()
 
 
-async def reseal(world: World, seal: SecretBox) -> int:
+async def encrypt_with_newest_key(world: World, secret_box: SecretBox) -> int:
     async with world.database.transaction() as connection:
-        return await endpoints.reseal(connection, seal=seal)
+        return await endpoints.encrypt_with_newest_key(connection, secret_box=secret_box)
 
 
-async def test_the_database_does_not_tell_the_secrets(world: World, outside: Receiver) -> None:
+async def test_secrets_are_encrypted_in_the_database(world: World, outside: Receiver) -> None:
     endpoint = await subscribe(world, outside.url)
-    [sealed] = await stored(world)
-    assert signature.PREFIX not in sealed
-    assert endpoint.new_secret.removeprefix(signature.PREFIX) not in sealed
+    [encrypted] = await stored_secrets(world)
+    assert signature.PREFIX not in encrypted
+    assert endpoint.new_secret.removeprefix(signature.PREFIX) not in encrypted
     with pytest.raises(UnknownKeyError):
-        await in_force(world, endpoint, SecretBox(["k" * 32]))
+        await valid_secrets(world, endpoint, SecretBox(["k" * 32]))
 
 
-async def test_nor_does_the_answer_that_is_kept_for_a_repetition(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_the_stored_answer_of_an_idempotent_call_is_encrypted(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
     servicer = WebhookEndpointServicer(
         database=world.database,
         writes=world.writes,
-        courier=courier,
+        delivery_worker=delivery_worker,
         rules=RULES,
-        seal=SEAL,
+        secret_box=SECRET_BOX,
         clock=world.clock,
     )
     request = pb2.CreateWebhookEndpointRequest(url=outside.url)
@@ -384,102 +398,106 @@ async def test_nor_does_the_answer_that_is_kept_for_a_repetition(
         return await servicer.CreateWebhookEndpoint(request, None)
 
     admin = Caller("gateway", new_id(), Access.ADMIN)
-    first, again = [await asyncio.create_task(create()) for _ in range(2)]
-    assert first == again
+    first, repeated = [await asyncio.create_task(create()) for _ in range(2)]
+    assert first == repeated
     assert first.secret.startswith(signature.PREFIX)
     async with world.database.reading() as connection:
-        kept = await connection.scalar(sa.select(idempotency_records.c.response))
-    assert isinstance(kept, bytes)
-    assert first.secret.encode() not in kept
+        response = await connection.scalar(sa.select(idempotency_records.c.response))
+    assert isinstance(response, bytes)
+    assert first.secret.encode() not in response
 
 
-async def test_secrets_of_before_there_was_a_key_are_sealed(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_plain_text_secrets_of_older_versions_are_encrypted(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    """They sign before and after, and none is lost."""
-    endpoint = await told_once(world, outside)
+    """They stay valid for signing before and after."""
+    endpoint = await with_one_message(world, outside)
     async with world.database.transaction() as connection:
         await connection.execute(sa.update(webhook_secrets).values(secret=endpoint.new_secret))
-    assert await in_force(world, endpoint) == [endpoint.new_secret]
-    assert [await reseal(world, SEAL) for _ in range(2)] == [1, 0]
-    assert endpoint.new_secret not in await stored(world)
-    await deliver(courier)
+    assert await valid_secrets(world, endpoint) == [endpoint.new_secret]
+    assert [await encrypt_with_newest_key(world, SECRET_BOX) for _ in range(2)] == [1, 0]
+    assert endpoint.new_secret not in await stored_secrets(world)
+    await deliver(delivery_worker)
     assert outside.received[0].is_signed_by(endpoint.new_secret)
 
 
-async def test_a_key_is_replaced_by_a_newer_one(world: World, outside: Receiver) -> None:
+async def test_an_encryption_key_is_replaced_by_a_newer_one(
+    world: World, outside: Receiver
+) -> None:
     endpoint = await subscribe(world, outside.url)
     older, newer = OLD_KEY, "a newer key, also of 32 characters"
     both = SecretBox([newer, older])
-    assert await in_force(world, endpoint, both) == [endpoint.new_secret]
-    assert [await reseal(world, both) for _ in range(2)] == [1, 0]
-    assert await in_force(world, endpoint, SecretBox([newer])) == [endpoint.new_secret]
+    assert await valid_secrets(world, endpoint, both) == [endpoint.new_secret]
+    assert [await encrypt_with_newest_key(world, both) for _ in range(2)] == [1, 0]
+    assert await valid_secrets(world, endpoint, SecretBox([newer])) == [endpoint.new_secret]
     with pytest.raises(UnknownKeyError):
-        await reseal(world, SecretBox([older]))
+        await encrypt_with_newest_key(world, SecretBox([older]))
 
 
-async def test_a_process_that_dies_leaves_its_messages_to_others(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_the_messages_of_a_crashed_process_are_delivered_by_others(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await told_once(world, outside)
+    endpoint = await with_one_message(world, outside)
     async with world.database.transaction() as connection:
-        [late] = await deliveries.lease_due(
+        [leased] = await deliveries.lease_due(
             connection, now=world.clock(), limit=9, per_endpoint=9, busy=[]
         )
-    assert await deliver(courier) == 0
+    assert await deliver(delivery_worker) == 0
     world.clock.advance(deliveries.LEASE)
-    assert await deliver(courier) == 1
-    # The outcome of the first process comes after its lease has ended.
+    assert await deliver(delivery_worker) == 1
+    # The first process reports an attempt after its lease has expired: it changes nothing.
     async with world.database.transaction() as connection:
         attempt = deliveries.Attempt(world.clock(), 500, "", 1)
         await deliveries.record_attempt(
-            connection, leased=late, attempt=attempt, is_final=True, jitter=0, now=world.clock()
+            connection, leased=leased, attempt=attempt, is_final=True, jitter=0, now=world.clock()
         )
-    assert [each.status for each in await log(world, endpoint)] == [Status.DELIVERED]
+    assert [delivery.status for delivery in await log(world, endpoint)] == [Status.DELIVERED]
 
 
-async def test_many_couriers_send_each_message_once(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_concurrent_workers_send_each_message_once(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await subscribe(world, outside.url)
     event = await world.an_event()
     for _ in range(10):
         await world.place(event)
-    await follow(world)
-    async with a_courier(world) as other:
-        while sum(await asyncio.gather(deliver(courier), deliver(other))):
+    await apply_bookings(world)
+    async with a_delivery_worker(world) as other:
+        while sum(await asyncio.gather(deliver(delivery_worker), deliver(other))):
             pass
-    assert {one.error for each in await log(world, endpoint) for one in each.attempts} == {""}
-    ids = [told.headers["webhook-id"] for told in outside.received]
+    assert {
+        attempt.error for delivery in await log(world, endpoint) for attempt in delivery.attempts
+    } == {""}
+    ids = [message.headers["webhook-id"] for message in outside.received]
     assert len(ids) == len(set(ids)) == 10
 
 
 async def test_the_log_is_kept_for_thirty_days(
-    world: World, courier: DeliveryWorker, outside: Receiver
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await told_once(world, outside)
-    await deliver(courier)
-    for later, left in ((timedelta(days=29), 1), (timedelta(days=2), 0)):
-        world.clock.advance(later)
+    endpoint = await with_one_message(world, outside)
+    await deliver(delivery_worker)
+    for duration, expected in ((timedelta(days=29), 1), (timedelta(days=2), 0)):
+        world.clock.advance(duration)
         async with world.database.transaction() as connection:
             await deliveries.forget(connection, now=world.clock())
-        assert len(await log(world, endpoint)) == left
+        assert len(await log(world, endpoint)) == expected
 
 
-async def test_an_endpoint_that_is_deleted_takes_its_messages_along(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_deleting_an_endpoint_deletes_its_deliveries(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await told_once(world, outside)
+    endpoint = await with_one_message(world, outside)
     async with world.database.transaction() as connection:
         await endpoints.delete(connection, endpoint_id=endpoint.endpoint_id)
-    assert await deliver(courier) == 0
+    assert await deliver(delivery_worker) == 0
     with pytest.raises(DomainError) as refused:
         async with world.database.transaction() as connection:
             await endpoints.delete(connection, endpoint_id=endpoint.endpoint_id)
     assert refused.value.reason is Reason.WEBHOOK_ENDPOINT_NOT_FOUND
 
 
-async def test_there_is_a_limit_to_endpoints(world: World, outside: Receiver) -> None:
+async def test_the_number_of_endpoints_is_limited(world: World, outside: Receiver) -> None:
     for _ in range(endpoints.MAX_ENDPOINTS):
         await subscribe(world, outside.url)
     with pytest.raises(DomainError) as refused:
@@ -500,12 +518,12 @@ async def test_an_unknown_delivery_is_not_found(world: World, outside: Receiver)
     assert refused.value.reason is Reason.WEBHOOK_DELIVERY_NOT_FOUND
 
 
-async def test_the_courier_runs_until_it_is_cancelled(
-    world: World, courier: DeliveryWorker, outside: Receiver
+async def test_the_worker_runs_until_cancelled(
+    world: World, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    running = asyncio.create_task(courier.run())
-    await told_once(world, outside)
-    courier.wake()
+    running = asyncio.create_task(delivery_worker.run())
+    await with_one_message(world, outside)
+    delivery_worker.wake()
     async with asyncio.timeout(60):
         while not outside.received:
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""All customers of a run: who they are, what they want, and when they come."""
+"""All customers of a run: their names, shows, behaviour and arrival times."""
 
 import asyncio
 import random
@@ -10,10 +10,10 @@ from demo.client import Api
 from demo.customer import MIX, Customer, Person
 from demo.journal import Journal
 
-RUSH_SECONDS = 3.0
-"""Without kills, everybody comes within this time."""
+ARRIVAL_SECONDS = 3.0
+"""Without kills, all customers arrive within this time."""
 
-_AT_THE_CINEMA = 0.35
+_CINEMA_SHARE = 0.35
 
 
 async def sell(
@@ -23,11 +23,11 @@ async def sell(
     journal: Journal,
     seed: int,
     run: str,
-    arrival_seconds: float = RUSH_SECONDS,
+    arrival_seconds: float = ARRIVAL_SECONDS,
 ) -> None:
-    """Lets `journal.customers` customers come within `arrival_seconds`; returns when all are gone.
+    """Runs `journal.customers` customers, who arrive within `arrival_seconds`, to their end.
 
-    The same seed makes the same customers; `run` keeps their e-mail addresses apart.
+    The same seed creates the same customers; `run` makes their e-mail addresses unique.
     """
     stadium, cinema = shows
     first_names, last_names = catalogue.people()
@@ -38,7 +38,7 @@ async def sell(
             address = f"{first}.{last}.{number}.{run}".lower().replace("'", "")
             customer = Customer(
                 Person(f"{first} {last}", f"{address}@example.com"),
-                show=cinema if choices.random() < _AT_THE_CINEMA else stadium,
+                show=cinema if choices.random() < _CINEMA_SHARE else stadium,
                 behaviour=choices.choices(list(MIX), list(MIX.values()))[0],
                 api=api,
                 journal=journal,
