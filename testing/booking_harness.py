@@ -14,13 +14,23 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from booking_svc.bookings import bookings, event_cancellation, expiry, payment_events, tables
+from booking_svc.bookings import (
+    bookings,
+    cancellation,
+    event_cancellation,
+    expiry,
+    modification,
+    payment_events,
+    placement,
+    tables,
+)
+from booking_svc.bookings import checkout as booking_checkout
+from booking_svc.bookings.batch_writer import BatchWriter
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
 from booking_svc.bookings.checkout import Checkout
-from booking_svc.bookings.modification import BookingPatch, Changing
-from booking_svc.bookings.placement import Saga
+from booking_svc.bookings.dependencies import Dependencies
+from booking_svc.bookings.modification import BookingPatch
 from booking_svc.bookings.pricing import RequestedItem
-from booking_svc.bookings.reconciliation import Reconciliation
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_creation, events
 from booking_svc.catalogue.event_commands import EventCommands
@@ -300,26 +310,8 @@ class World:
         self.stock = LedgerStock(self.ledger, self.clock, self.crashes)
         self.payments = Payments(self.crashes)
         self.writes = IdempotentWrites(self.database, idempotency_records, self.clock)
-        self.steps = Steps(
-            database=self.database, stock=self.stock, payments=self.payments, clock=self.clock
-        )
-        self.reconciliation = Reconciliation(
-            database=self.database,
-            stock=self.stock,
-            payments=self.payments,
-            clock=self.clock,
-            on_steps_enqueued=lambda: None,
-        )
-        self.changing = Changing(
-            database=self.database,
-            writes=self.writes,
-            stock=self.stock,
-            payments=self.payments,
-            clock=self.clock,
-            payment_window=WINDOW,
-            on_steps_enqueued=lambda: None,
-        )
-        self.saga = Saga(
+        steps_enqueued = asyncio.Event()
+        self.deps = Dependencies(
             database=self.database,
             writes=self.writes,
             stock=self.stock,
@@ -327,8 +319,10 @@ class World:
             clock=self.clock,
             hold_ttl=HOLD,
             payment_window=WINDOW,
-            on_steps_enqueued=lambda: None,
+            on_steps_enqueued=steps_enqueued.set,
+            batch_writer=BatchWriter(self.database, self.clock),
         )
+        self.steps = Steps(self.deps, steps_enqueued)
 
     async def an_event(self, *offers: NewOffer, **changes: Any) -> Event:
         """An event that is on sale, of one offer with 10 places unless told otherwise."""
@@ -363,11 +357,12 @@ class World:
         customer = customer_id or new_id()
         lines = wanted or [RequestedItem(event.offers[0].offer_id, quantity, None)]
         fingerprint = repr((event.event_id, lines, checkout)).encode()
-        answer = await self.saga.place(
+        answer = await placement.place(
+            self.deps,
             key=Key(f"PlaceBooking:{customer}", key or str(new_id()), fingerprint),
             customer_id=customer,
             event_id=event.event_id,
-            wanted=lines,
+            items=lines,
             checkout=checkout,
             encode=lambda booking: str(booking.booking_id).encode(),
             is_mail_wanted=is_mail_wanted,
@@ -384,7 +379,8 @@ class World:
         key: str | None = None,
     ) -> Booking:
         """As the customer does it, unless told otherwise."""
-        answer = await self.saga.cancel(
+        answer = await cancellation.cancel_booking(
+            self.deps,
             key=a_key("CancelBooking", key, booking_id, reason),
             booking_id=booking_id,
             owner=owner,
@@ -405,12 +401,13 @@ class World:
         owner: UUID | None = None,
         key: str | None = None,
     ) -> Booking:
-        answer = await self.changing.update(
+        answer = await modification.update(
+            self.deps,
             key=a_key("UpdateBooking", key, booking.booking_id, items, attendees, note),
             booking_id=booking.booking_id,
             owner=owner,
             by=by or By(Actor.CUSTOMER),
-            wish=BookingPatch(items, attendees, note),
+            patch=BookingPatch(items, attendees, note),
             encode=pickle.dumps,
         )
         return answered(answer)
@@ -425,13 +422,14 @@ class World:
         by: By | None = None,
         key: str | None = None,
     ) -> Booking:
-        answer = await self.changing.reschedule(
+        answer = await modification.reschedule(
+            self.deps,
             key=a_key("RescheduleBooking", key, booking.booking_id, event.event_id, wanted),
             booking_id=booking.booking_id,
             owner=None,
             by=by or By(Actor.CUSTOMER),
             event_id=event.event_id,
-            wanted=wanted,
+            items=wanted,
             checkout=checkout,
             encode=pickle.dumps,
         )
@@ -445,7 +443,8 @@ class World:
         checkout: Checkout = SANDBOX,
         key: str | None = None,
     ) -> Booking:
-        answer = await self.saga.checkout(
+        answer = await booking_checkout.start(
+            self.deps,
             key=a_key("CheckoutBooking", key, booking_id, checkout),
             booking_id=booking_id,
             owner=owner,
@@ -528,7 +527,7 @@ class World:
     async def cancel_batch(self) -> int | None:
         """One turn of the loop that cancels bookings of cancelled events."""
         async with self.database.transaction() as connection:
-            return await event_cancellation.go_on(connection, now=self.clock())
+            return await event_cancellation.cancel_batch(connection, now=self.clock())
 
     async def available(self, event: Event) -> int:
         left = await self.stock.availability(event_id=event.event_id, with_seats=False)

@@ -1,7 +1,7 @@
 """Takes what bookings owe to the other services, until it is done.
 
 Every step may be taken twice: the calls are idempotent and the outcome is tested under
-the booking's lock. What each one does is settling.py's.
+the booking's lock. What each one does is step_handlers.py's.
 """
 
 import asyncio
@@ -11,12 +11,9 @@ from contextlib import suppress
 from datetime import timedelta
 
 from booking_svc.bookings import saga_steps
-from booking_svc.bookings.exchange import Exchanges
-from booking_svc.bookings.saga_steps import Step, StepKind
-from booking_svc.bookings.step_handlers import StepHandlers
-from booking_svc.clients.ports import Payments, Stock
-from mesh.clock import Clock
-from mesh.db.database import Database
+from booking_svc.bookings.dependencies import Dependencies
+from booking_svc.bookings.saga_steps import Step
+from booking_svc.bookings.step_handlers import HANDLERS
 from mesh.deadlines import deadline_in
 from mesh.errors import DomainError
 from mesh.observability import request_context
@@ -35,32 +32,11 @@ _LAST_BACKOFF_SECONDS = 60.0
 
 
 class Steps:
-    """Takes due steps, several bookings at a time."""
+    """Takes due steps, several bookings at a time. `wake` is set when steps were enqueued."""
 
-    def __init__(
-        self, *, database: Database, stock: Stock, payments: Payments, clock: Clock
-    ) -> None:
-        self._database = database
-        self._clock = clock
-        self._wake = asyncio.Event()
-        settling = StepHandlers(
-            database=database,
-            stock=stock,
-            payments=payments,
-            clock=clock,
-            on_steps_enqueued=self.wake,
-        )
-        self._take = {
-            StepKind.CONFIRM: settling.confirm,
-            StepKind.RELEASE: settling.release,
-            StepKind.VOID: settling.void,
-            StepKind.REFUND: settling.refund,
-            StepKind.EXCHANGE: Exchanges(database=database, stock=stock, clock=clock).take,
-        }
-
-    def wake(self) -> None:
-        """Steps were written down: take them now."""
-        self._wake.set()
+    def __init__(self, deps: Dependencies, wake: asyncio.Event) -> None:
+        self._deps = deps
+        self._wake = wake
 
     async def run(self) -> None:
         """Takes steps as they fall due, some at a time. Runs until cancelled.
@@ -73,7 +49,7 @@ class Steps:
         def finished(task: asyncio.Task[None]) -> None:
             running.discard(task)
             if is_more and len(running) <= _AT_ONCE // 2:
-                self.wake()
+                self._wake.set()
             if not task.cancelled() and (error := task.exception()) is not None:
                 # Not even its failure could be recorded: it is due again when its lease is over.
                 _log.error("a step of a booking was lost sight of", exc_info=error)
@@ -98,8 +74,10 @@ class Steps:
 
     async def claim(self, *, limit: int) -> Sequence[Step]:
         """Leases due steps to this process, so that two do not take them at the same time."""
-        async with self._database.single() as connection:
-            return await saga_steps.lease(connection, now=self._clock(), limit=limit, lease=_LEASE)
+        async with self._deps.database.single() as connection:
+            return await saga_steps.lease(
+                connection, now=self._deps.clock(), limit=limit, lease=_LEASE
+            )
 
     async def attempt(self, step: Step) -> None:
         """Takes a claimed step; a failure makes it due again after a pause."""
@@ -112,7 +90,7 @@ class Steps:
         try:
             with deadline_in(_TRY_SECONDS):
                 async with asyncio.timeout(_TRY_SECONDS):
-                    await self._take[step.kind](step)
+                    await HANDLERS[step.kind](self._deps, step)
             _log.info(
                 "step",
                 extra={
@@ -135,10 +113,10 @@ class Steps:
                     "error": repr(error) if expected else type(error).__name__,
                 },
             )
-            async with self._database.transaction() as connection:
+            async with self._deps.database.transaction() as connection:
                 await saga_steps.postpone(
                     connection,
                     step,
-                    until=self._clock() + timedelta(seconds=delay),
+                    until=self._deps.clock() + timedelta(seconds=delay),
                     error=type(error).__name__,
                 )

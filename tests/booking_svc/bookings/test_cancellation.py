@@ -286,7 +286,7 @@ async def test_the_organiser_cancels_for_all(world: World) -> None:
     assert event.start_time is not None
     world.clock.now = event.start_time - timedelta(hours=1)
     batches: list[cancellation.Progress] = []
-    while not batches or batches[-1].left:
+    while not batches or batches[-1].remaining:
         async with world.database.transaction() as connection:
             batches.append(
                 await cancellation.cancel_for_event(

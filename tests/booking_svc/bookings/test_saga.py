@@ -445,10 +445,10 @@ async def test_steps_that_hang_hold_up_no_other_booking(world: World) -> None:
         async with asyncio.timeout(60):
             for booking in given_up:
                 await world.cancel(booking.booking_id, reason="")
-            world.steps.wake()
+            world.deps.on_steps_enqueued()
             await voiding.wait()
             await world.capture(paid)
-            world.steps.wake()
+            world.deps.on_steps_enqueued()
             while (await world.booking(paid.booking_id)).status is not Status.CONFIRMED:
                 await asyncio.sleep(0.02)
     finally:

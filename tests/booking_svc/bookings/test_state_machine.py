@@ -37,14 +37,14 @@ async def test_a_booking_makes_these_moves_and_no_other(world: World) -> None:
     for source in Status:
         for target in Status:
             with suppress(DomainError):
-                after = state_machine.moved(
+                transition = state_machine.moved(
                     replace(booking, status=source),
                     to=target,
                     reason="",
                     by=By(Actor.SYSTEM),
                     now=world.clock(),
                 )
-                made.add((source, after.status))
+                made.add((source, transition.after.status))
     assert made == MOVES
 
 
