@@ -88,10 +88,9 @@ async def test_each_of_a_crowd_has_its_own_outcome(world: World) -> None:
 async def test_crowds_of_two_processes_with_the_same_keys(world: World) -> None:
     """Each process has batches of its own; of each key one of them makes the booking."""
     event, customer = await world.an_event(), new_id()
-    other = World(world.database, world.ledger, clock=world.clock)
+    other = world.another_process()
 
     async def place(process: World, key: str) -> UUID:
-        process.writes._running.clear()
         booking = await process.place(event, key=key, customer_id=customer, checkout=None)
         return booking.booking_id
 
