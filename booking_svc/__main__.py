@@ -18,12 +18,13 @@ from booking_svc.bookings import (
     event_cancellation,
     expiry,
     payment_events,
+    reconciliation,
     saga_steps,
     tables,
 )
-from booking_svc.bookings.modification import Changing
-from booking_svc.bookings.placement import Saga
-from booking_svc.bookings.reconciliation import Reconciliation, oldest_due
+from booking_svc.bookings.batch_writer import BatchWriter
+from booking_svc.bookings.dependencies import Dependencies
+from booking_svc.bookings.reconciliation import oldest_due
 from booking_svc.bookings.servicers.bookings import BookingServicer
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_status, events, orphaned_stock, proto, stock_projection
@@ -81,7 +82,7 @@ from mesh.db.backlog import OldestSince
 from mesh.db.consumer import EventConsumer
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites
-from mesh.db.jobs import run_forever
+from mesh.db.jobs import Wakeup, run_forever
 from mesh.db.leadership import forever_alone
 from mesh.db.outbox import OutboxReader
 from mesh.mail import queue
@@ -231,36 +232,19 @@ def _catalogue(common: _Common) -> _Part:
 
 
 def _bookings(common: _Common) -> _Part:
-    settings, database, stock = common.settings, common.database, common.stock
+    settings, database = common.settings, common.database
     channel = common.channels["payment_svc"]
-    payments = PaymentClient(payment_service_pb2_grpc.PaymentServiceStub(channel))
-    payment_window = timedelta(seconds=settings.payment_window_seconds)
-    steps = Steps(database=database, stock=stock, payments=payments, clock=system_clock)
-    saga = Saga(
+    steps_enqueued = Wakeup()
+    deps = Dependencies(
         database=database,
         writes=common.writes,
-        stock=stock,
-        payments=payments,
+        stock=common.stock,
+        payments=PaymentClient(payment_service_pb2_grpc.PaymentServiceStub(channel)),
         clock=system_clock,
         hold_ttl=timedelta(seconds=settings.hold_ttl_seconds),
-        payment_window=payment_window,
-        on_steps_enqueued=steps.wake,
-    )
-    changing = Changing(
-        database=database,
-        writes=common.writes,
-        stock=stock,
-        payments=payments,
-        clock=system_clock,
-        payment_window=payment_window,
-        on_steps_enqueued=steps.wake,
-    )
-    reconciliation = Reconciliation(
-        database=database,
-        stock=stock,
-        payments=payments,
-        clock=system_clock,
-        on_steps_enqueued=steps.wake,
+        payment_window=timedelta(seconds=settings.payment_window_seconds),
+        on_steps_enqueued=steps_enqueued.ring,
+        batch_writer=BatchWriter(database, system_clock),
     )
     payment_consumer = EventConsumer(
         stream="payment_svc",
@@ -271,25 +255,29 @@ def _bookings(common: _Common) -> _Part:
             payment_event_service_pb2_grpc.PaymentEventServiceStub(channel)
         ).open,
         apply=payment_events.apply_all,
-        after_commit=steps.wake,
+        after_commit=deps.on_steps_enqueued,
     )
     return _Part(
         [
             Servicer(
-                BookingServicer(database, saga, changing, system_clock),
+                BookingServicer(deps),
                 booking_service_pb2_grpc.add_BookingServiceServicer_to_server,
                 booking_service_pb2.DESCRIPTOR.services_by_name["BookingService"],
             )
         ],
         [
-            steps.run,
+            Steps(deps, steps_enqueued).run,
             _forever("payment events", payment_consumer.run),
-            _alone(database, "sweeper", expiry.run_once, steps.wake),
+            _alone(database, "sweeper", expiry.run_once, deps.on_steps_enqueued),
             _alone(database, "completion", completion.run_once),
-            partial(forever_alone, database, "reconciliation", reconciliation.run_once),
+            partial(
+                forever_alone, database, "reconciliation", partial(reconciliation.run_once, deps)
+            ),
             _forever(
                 "event cancellations",
-                partial(event_cancellation.run_once, database, system_clock, steps.wake),
+                partial(
+                    event_cancellation.run_once, database, system_clock, deps.on_steps_enqueued
+                ),
             ),
         ],
     )

@@ -1,26 +1,37 @@
-"""booking_svc's domain on real databases, with the real ledger and a clock that tests move.
+"""booking_svc's domain on real databases, with the real stock client, stock_svc and a manual clock.
 
-The ledger is stock_svc's own domain, called without gRPC in between. Payments are
-played by a small stand-in: what happens to them is each test's subject.
+stock_svc is its servicers on a second database, called in this process. payment_svc is a fake:
+tests decide what happens to payments.
 """
 
 import asyncio
 import pickle
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import sqlalchemy as sa
+from google.protobuf.message import Message
 
-from booking_svc.bookings import bookings, event_cancellation, expiry, payment_events, tables
+from booking_svc.bookings import (
+    bookings,
+    cancellation,
+    event_cancellation,
+    expiry,
+    modification,
+    payment_events,
+    placement,
+    tables,
+)
+from booking_svc.bookings import checkout as booking_checkout
+from booking_svc.bookings.batch_writer import BatchWriter
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
 from booking_svc.bookings.checkout import Checkout
-from booking_svc.bookings.modification import BookingPatch, Changing
-from booking_svc.bookings.placement import Saga
+from booking_svc.bookings.dependencies import Dependencies
+from booking_svc.bookings.modification import BookingPatch
 from booking_svc.bookings.pricing import RequestedItem
-from booking_svc.bookings.reconciliation import Reconciliation
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_creation, events
 from booking_svc.catalogue.event_commands import EventCommands
@@ -28,17 +39,20 @@ from booking_svc.catalogue.event_creation import NewEvent, NewOffer
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.events import Status as EventStatus
 from booking_svc.clients import ports
+from booking_svc.clients.stock import StockClient
 from booking_svc.tables import idempotency_records
+from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceStub
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites, Key
+from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
+from mesh.rpc.errors import from_database, from_status, to_status
+from mesh.rpc.validation import validate
 from stock_svc import audit as stock_audit
-from stock_svc import exchange, reservations, restocking, stock, stock_update
-from stock_svc.reservations import Line
-from stock_svc.transitions import Move, Order
-from testing.stock_harness import move_one, reserve_one
+from stock_svc import tables as stock_tables
+from stock_svc.servicers.stock import StockServicer
 
 _T = TypeVar("_T")
 
@@ -46,6 +60,8 @@ START = datetime(2030, 6, 1, 12, tzinfo=UTC)
 HOLD = timedelta(minutes=10)
 WINDOW = timedelta(minutes=15)
 SANDBOX = Checkout("sandbox", "", "")
+# As many steps at a time as the loop runs: the pool has connections for so many.
+STEPS_AT_ONCE = 8
 
 
 @dataclass
@@ -65,7 +81,7 @@ class ProcessDiedError(BaseException):
 
 @dataclass
 class Crashes:
-    """Dies at the n-th point that is passed; a call has one before it and one after it."""
+    """Dies at the n-th crash point; a call of another service has one before and one after it."""
 
     at: int | None = None
     passed: int = 0
@@ -82,140 +98,61 @@ class Crashes:
             raise ProcessDiedError
 
 
-class LedgerStock:
-    """ports.Stock over stock_svc's domain: a transaction each, as its servicer does it."""
+class CrashPoints:
+    """A client of another service whose calls have crash points around them."""
 
-    def __init__(self, database: Database, clock: Clock, crashes: Crashes) -> None:
-        self._database = database
-        self._clock = clock
-        self._crashes = crashes
+    def __init__(self, client: object, crashes: Crashes) -> None:
+        self._client = client
+        self.crashes = crashes
 
-    async def _run(self, call: Callable[..., Awaitable[Any]], **arguments: Any) -> Any:
-        async def transact() -> Any:
-            async with self._database.transaction() as connection:
-                return await call(connection, **arguments, now=self._clock())
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        async def call(**arguments: Any) -> Any:
+            return await self.crashes.around(lambda: getattr(self._client, method)(**arguments))
 
-        return await self._crashes.around(transact)
+        return call
 
-    async def define(
-        self,
-        *,
-        event_id: UUID,
-        pools: Sequence[ports.PoolStock],
-        offers: Sequence[ports.OfferStock],
-        seats: Mapping[UUID, UUID],
-        per_customer_limit: int | None,
-    ) -> None:
-        defined = stock.Stock(
-            [stock.Pool(pool.pool_id, pool.capacity) for pool in pools],
-            [stock.Offer(o.offer_id, o.pool_id, o.per_customer_limit) for o in offers],
-            [stock.Seat(seat_id, offer_id) for seat_id, offer_id in seats.items()],
-            per_customer_limit,
-        )
-        await self._run(stock.define, event_id=event_id, stock=defined)
 
-    async def update(
-        self,
-        *,
-        event_id: UUID,
-        pools: Sequence[ports.PoolStock],
-        offers: Sequence[ports.OfferStock],
-        add_seats: Mapping[UUID, UUID],
-        remove_seat_ids: Sequence[UUID],
-        per_customer_limit: int | None,
-    ) -> None:
-        target = stock_update.TargetStock(
-            [stock.Pool(pool.pool_id, pool.capacity) for pool in pools],
-            [stock.Offer(o.offer_id, o.pool_id, o.per_customer_limit) for o in offers],
-            [stock.Seat(seat_id, offer_id) for seat_id, offer_id in add_seats.items()],
-            remove_seat_ids,
-            per_customer_limit,
-        )
-        await self._run(stock_update.update, event_id=event_id, target=target)
+class InProcessStub:
+    """A gRPC stub that calls a servicer in this process.
 
-    async def remove(self, *, event_id: UUID) -> None:
-        await self._run(restocking.remove, event_id=event_id)
+    Requests are validated, and errors translated, as on the wire.
+    """
 
-    async def availability(self, *, event_id: UUID, with_seats: bool) -> ports.Availability:
-        left = await self._run(stock.availability, event_id=event_id, with_seats=with_seats)
-        return ports.Availability(
-            left.version,
-            {offer.offer_id: offer.available for offer in left.offers},
-            {seat.seat_id: seat.state for seat in left.seats},
-            sum(pool.capacity for pool in left.pools),
-            sum(pool.available for pool in left.pools),
-            {
-                pool.pool_id: ports.PoolAvailability(pool.capacity, pool.available, pool.version)
-                for pool in left.pools
-            },
-        )
+    def __init__(self, servicer: object) -> None:
+        self._servicer = servicer
 
-    async def reserve(
-        self,
-        *,
-        event_id: UUID,
-        reservation_id: UUID,
-        request_key: str,
-        customer_id: UUID,
-        lines: Sequence[ports.Line],
-        expire_time: datetime,
-    ) -> ports.Reservation:
-        request = reservations.new(
-            event_id=event_id,
-            reservation_id=reservation_id,
-            request_key=request_key,
-            customer_id=customer_id,
-            lines=[Line(line.offer_id, line.quantity, line.seat_id) for line in lines],
-            expire_time=expire_time,
-            now=self._clock(),
-        )
-        made = await self._run(reserve_one, request=request)
-        return ports.Reservation(made.reservation_id, made.expire_time)
+    def __getattr__(self, method: str) -> Callable[[Message], Awaitable[Any]]:
+        serve = getattr(self._servicer, method)
 
-    async def extend(
-        self, *, event_id: UUID, reservation_id: UUID, expire_time: datetime
-    ) -> ports.Reservation:
-        order = Order(Move.EXTEND, event_id, reservation_id, expire_time)
-        made = (await self._run(move_one, order=order)).expect()
-        return ports.Reservation(made.reservation_id, made.expire_time)
+        async def call(request: Message) -> Any:
+            sent = type(request).FromString(request.SerializeToString())
+            try:
+                validate(sent)
+                return await serve(sent, None)
+            except sa.exc.SQLAlchemyError as error:
+                refusal = from_database(error)
+                if refusal is None:
+                    raise
+            except DomainError as error:
+                refusal = error
+            received = from_status(to_status(refusal))
+            if received is None or received.reason is Reason.INTERNAL:
+                raise RuntimeError(f"{method} failed by a bug") from refusal
+            raise received from refusal
 
-    async def commit(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(move_one, order=Order(Move.COMMIT, event_id, reservation_id))
+        return call
 
-    async def release(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(move_one, order=Order(Move.RELEASE, event_id, reservation_id))
 
-    async def return_sold(self, *, event_id: UUID, reservation_id: UUID) -> None:
-        await self._run(move_one, order=Order(Move.RETURN, event_id, reservation_id))
-
-    async def exchange(
-        self,
-        *,
-        event_id: UUID,
-        reservation_id: UUID,
-        to_event_id: UUID,
-        to_reservation_id: UUID,
-        lines: Sequence[ports.Line],
-        expire_time: datetime,
-    ) -> ports.Reservation:
-        made = await self._run(
-            exchange.exchange,
-            event_id=event_id,
-            reservation_id=reservation_id,
-            to_event_id=to_event_id,
-            to_reservation_id=to_reservation_id,
-            request_key=f"exchange:{to_reservation_id}",
-            lines=[Line(line.offer_id, line.quantity, line.seat_id) for line in lines],
-            expire_time=expire_time,
-        )
-        return ports.Reservation(made.reservation_id, made.expire_time)
+def stock_stub(ledger: Database, clock: Clock) -> StockServiceStub:
+    """A stub of a process of stock_svc on the database `ledger`."""
+    writes = IdempotentWrites(ledger, stock_tables.idempotency_records, clock)
+    return cast(StockServiceStub, InProcessStub(StockServicer(ledger, writes, clock)))
 
 
 @dataclass
 class Payments:
-    """ports.Payments: remembers what was opened, paid, voided and given back, as payment_svc."""
+    """ports.Payments: a payment_svc whose payments and refunds the test can read and set."""
 
-    crashes: Crashes
     opened: dict[UUID, Money] = field(default_factory=dict)
     paid: dict[UUID, Money] = field(default_factory=dict)
     refused: set[UUID] = field(default_factory=set)
@@ -225,46 +162,37 @@ class Payments:
     async def create(
         self, *, payment_id: UUID, provider: str, amount: Money, **_: Any
     ) -> ports.Payment:
-        async def open_it() -> ports.Payment:
-            if provider != "sandbox":
-                raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such payment provider")
-            self.opened.setdefault(payment_id, amount)
-            return ports.Payment(payment_id, "CREATED", f"https://pay.example/{payment_id}")
-
-        return await self.crashes.around(open_it)
+        if provider != "sandbox":
+            raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such payment provider")
+        self.opened.setdefault(payment_id, amount)
+        return ports.Payment(payment_id, "CREATED", f"https://pay.example/{payment_id}")
 
     async def void(self, *, payment_id: UUID) -> ports.Payment:
-        async def void_it() -> ports.Payment:
-            if payment_id not in self.opened:
-                raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
-            if payment_id in self.paid:
-                return ports.Payment(payment_id, "CAPTURED", "")
-            self.voided.add(payment_id)
-            return ports.Payment(payment_id, "VOIDED", "")
-
-        return await self.crashes.around(void_it)
+        if payment_id not in self.opened:
+            raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
+        if payment_id in self.paid:
+            return ports.Payment(payment_id, "CAPTURED", "")
+        self.voided.add(payment_id)
+        return ports.Payment(payment_id, "VOIDED", "")
 
     async def refund(
         self, *, refund_id: UUID, payment_id: UUID, amount: Money, reason: str
     ) -> None:
-        async def refund_it() -> None:
-            if refund_id in self.refunds:
-                assert self.refunds[refund_id] == (payment_id, amount)
-                return
-            if payment_id not in self.paid:
-                raise DomainError(Reason.PAYMENT_STATE_INVALID, "nothing was paid")
-            captured, refunded = self.paid[payment_id].amount_minor, self.returned(payment_id)
-            if captured - refunded < amount.amount_minor:
-                raise DomainError(
-                    Reason.PAYMENT_STATE_INVALID,
-                    "less is left of the payment than asked for",
-                    captured=captured,
-                    refunded=refunded,
-                    requested=amount.amount_minor,
-                )
-            self.refunds[refund_id] = (payment_id, amount)
-
-        return await self.crashes.around(refund_it)
+        if refund_id in self.refunds:
+            assert self.refunds[refund_id] == (payment_id, amount)
+            return
+        if payment_id not in self.paid:
+            raise DomainError(Reason.PAYMENT_STATE_INVALID, "nothing was paid")
+        captured, refunded = self.paid[payment_id].amount_minor, self.refunded_minor(payment_id)
+        if captured - refunded < amount.amount_minor:
+            raise DomainError(
+                Reason.PAYMENT_STATE_INVALID,
+                "less than requested is refundable",
+                captured=captured,
+                refunded=refunded,
+                requested=amount.amount_minor,
+            )
+        self.refunds[refund_id] = (payment_id, amount)
 
     async def outcome(
         self, *, booking_id: UUID, payment_id: UUID
@@ -279,55 +207,57 @@ class Payments:
     async def refunded(self, *, booking_id: UUID, refund_id: UUID) -> ports.Refunded | None:
         if refund_id not in self.refunds:
             raise DomainError(Reason.REFUND_NOT_FOUND, "no such refund")
-        return ports.Refunded(
-            booking_id, self.refunds[refund_id][0], refund_id, self.refunds[refund_id][1]
-        )
+        payment_id, amount = self.refunds[refund_id]
+        return ports.Refunded(booking_id, payment_id, refund_id, amount)
 
-    def returned(self, payment_id: UUID) -> int:
-        """How much of a payment was given back, in minor units."""
+    def refunded_minor(self, payment_id: UUID) -> int:
+        """The refunded amount of a payment."""
         return sum(m.amount_minor for paid, m in self.refunds.values() if paid == payment_id)
 
 
 @dataclass
 class World:
+    """A process of booking_svc, with its databases and the services it calls."""
+
     database: Database
     ledger: Database
     clock: Clock = field(default_factory=Clock)
     crashes: Crashes = field(default_factory=Crashes)
+    payments: Payments = field(default_factory=Payments)
 
     def __post_init__(self) -> None:
-        self.stock = LedgerStock(self.ledger, self.clock, self.crashes)
-        self.payments = Payments(self.crashes)
+        stub = stock_stub(self.ledger, self.clock)
+        self.stock = cast(ports.Stock, CrashPoints(StockClient(stub), self.crashes))
+        self.payment_client = CrashPoints(self.payments, self.crashes)
         self.writes = IdempotentWrites(self.database, idempotency_records, self.clock)
-        self.steps = Steps(
-            database=self.database, stock=self.stock, payments=self.payments, clock=self.clock
-        )
-        self.reconciliation = Reconciliation(
-            database=self.database,
-            stock=self.stock,
-            payments=self.payments,
-            clock=self.clock,
-            on_steps_enqueued=lambda: None,
-        )
-        self.changing = Changing(
+        steps_enqueued = Wakeup()
+        self.deps = Dependencies(
             database=self.database,
             writes=self.writes,
             stock=self.stock,
-            payments=self.payments,
-            clock=self.clock,
-            payment_window=WINDOW,
-            on_steps_enqueued=lambda: None,
-        )
-        self.saga = Saga(
-            database=self.database,
-            writes=self.writes,
-            stock=self.stock,
-            payments=self.payments,
+            payments=cast(ports.Payments, self.payment_client),
             clock=self.clock,
             hold_ttl=HOLD,
             payment_window=WINDOW,
-            on_steps_enqueued=lambda: None,
+            on_steps_enqueued=steps_enqueued.ring,
+            batch_writer=BatchWriter(self.database, self.clock),
         )
+        self.steps = Steps(self.deps, steps_enqueued)
+
+    def another_process(self) -> "World":
+        """A second process of booking_svc: the same databases and payment_svc, its own memory."""
+        return World(self.database, self.ledger, self.clock, payments=self.payments)
+
+    async def die_at(self, point: int, work: Awaitable[object]) -> None:
+        """Runs `work` until the process dies at a crash point, and fails if it does not die."""
+        self.crashes.passed, self.crashes.at = 0, point
+        try:
+            await work
+        except ProcessDiedError:
+            return
+        finally:
+            self.crashes.at = None
+        raise AssertionError(f"it passed {self.crashes.passed} crash points and did not die")
 
     async def an_event(self, *offers: NewOffer, **changes: Any) -> Event:
         """An event that is on sale, of one offer with 10 places unless told otherwise."""
@@ -362,11 +292,12 @@ class World:
         customer = customer_id or new_id()
         lines = wanted or [RequestedItem(event.offers[0].offer_id, quantity, None)]
         fingerprint = repr((event.event_id, lines, checkout)).encode()
-        answer = await self.saga.place(
+        answer = await placement.place(
+            self.deps,
             key=Key(f"PlaceBooking:{customer}", key or str(new_id()), fingerprint),
             customer_id=customer,
             event_id=event.event_id,
-            wanted=lines,
+            items=lines,
             checkout=checkout,
             encode=lambda booking: str(booking.booking_id).encode(),
             is_mail_wanted=is_mail_wanted,
@@ -383,7 +314,8 @@ class World:
         key: str | None = None,
     ) -> Booking:
         """As the customer does it, unless told otherwise."""
-        answer = await self.saga.cancel(
+        answer = await cancellation.cancel_booking(
+            self.deps,
             key=a_key("CancelBooking", key, booking_id, reason),
             booking_id=booking_id,
             owner=owner,
@@ -404,12 +336,13 @@ class World:
         owner: UUID | None = None,
         key: str | None = None,
     ) -> Booking:
-        answer = await self.changing.update(
+        answer = await modification.update(
+            self.deps,
             key=a_key("UpdateBooking", key, booking.booking_id, items, attendees, note),
             booking_id=booking.booking_id,
             owner=owner,
             by=by or By(Actor.CUSTOMER),
-            wish=BookingPatch(items, attendees, note),
+            patch=BookingPatch(items, attendees, note),
             encode=pickle.dumps,
         )
         return answered(answer)
@@ -424,13 +357,14 @@ class World:
         by: By | None = None,
         key: str | None = None,
     ) -> Booking:
-        answer = await self.changing.reschedule(
+        answer = await modification.reschedule(
+            self.deps,
             key=a_key("RescheduleBooking", key, booking.booking_id, event.event_id, wanted),
             booking_id=booking.booking_id,
             owner=None,
             by=by or By(Actor.CUSTOMER),
             event_id=event.event_id,
-            wanted=wanted,
+            items=wanted,
             checkout=checkout,
             encode=pickle.dumps,
         )
@@ -444,7 +378,8 @@ class World:
         checkout: Checkout = SANDBOX,
         key: str | None = None,
     ) -> Booking:
-        answer = await self.saga.checkout(
+        answer = await booking_checkout.start(
+            self.deps,
             key=a_key("CheckoutBooking", key, booking_id, checkout),
             booking_id=booking_id,
             owner=owner,
@@ -527,7 +462,7 @@ class World:
     async def cancel_batch(self) -> int | None:
         """One turn of the loop that cancels bookings of cancelled events."""
         async with self.database.transaction() as connection:
-            return await event_cancellation.go_on(connection, now=self.clock())
+            return await event_cancellation.cancel_batch(connection, now=self.clock())
 
     async def available(self, event: Event) -> int:
         left = await self.stock.availability(event_id=event.event_id, with_seats=False)
@@ -561,7 +496,7 @@ class World:
                 )
             )
         return sum(
-            self.payments.paid[each].amount_minor - self.payments.returned(each)
+            self.payments.paid[each].amount_minor - self.payments.refunded_minor(each)
             for each in payments
         )
 

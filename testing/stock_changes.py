@@ -11,14 +11,14 @@ from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.availability_stream import AvailabilityStreams, Update
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Availability, PoolChange, StockChange
-from booking_svc.clients.stock import StockChanges
+from booking_svc.clients.stock import StockChanges, StockClient
 from booking_svc.tables import event_cursors
 from boxoffice.stock.v1.stock_change_service_pb2 import StreamChangesRequest, StreamChangesResponse
 from mesh.db.consumer import EventConsumer
 from mesh.db.outbox import OutboxReader
 from stock_svc import tables as stock_tables
 from stock_svc.servicers.stock_changes import StockChangeServicer
-from testing.booking_harness import LedgerStock, World
+from testing.booking_harness import World, stock_stub
 
 
 class Connection:
@@ -53,7 +53,7 @@ class Connection:
                 await asyncio.wait({following})
 
 
-class CountedStock(LedgerStock):
+class CountedStock(StockClient):
     """Counts the reads of the ledger. `gate` delays a read after it has read."""
 
     reads = 0
@@ -73,7 +73,7 @@ class Feed:
     def __init__(self, world: World, connection: Connection) -> None:
         self.world = world
         self.connection = connection
-        self.stock = CountedStock(world.ledger, world.clock, world.crashes)
+        self.stock = CountedStock(stock_stub(world.ledger, world.clock))
         self.availability = AvailabilityCache(stock=self.stock, read_event=self._read)
         self.updates: list[Update] = []
         self.streams = AvailabilityStreams(availability=self.availability, encode=self._encode)

@@ -1,4 +1,4 @@
-"""Where else there are places: the next events of a production, for who came too late."""
+"""Other events of a production that still have places, for a customer whose event has none."""
 
 import json
 from datetime import datetime
@@ -20,29 +20,29 @@ _SOLD_OUT = (Reason.SOLD_OUT, Reason.SLOT_CONFLICT, Reason.SEAT_UNAVAILABLE)
 async def named(
     connection: AsyncConnection, *, event: Event, refusal: DomainError, now: datetime
 ) -> DomainError:
-    """A refusal for want of places with up to five events that have them.
+    """The refusal with up to five other events that have enough places.
 
-    First those from the wanted start on, then earlier ones. A time slot that is full is
-    SLOT_CONFLICT. Call it for refusals that `exist_for` says yes to.
+    Events that start later come first, then earlier ones. The refusal of a full time slot becomes
+    SLOT_CONFLICT. Only for refusals that `exist_for` accepts.
     """
     reason = refusal.reason
     if is_slot(event) and reason is Reason.SOLD_OUT and refusal.metadata.get("available") == "0":
         reason = Reason.SLOT_CONFLICT
-    wanted = int(refusal.metadata.get("requested", "1"))
+    quantity = int(refusal.metadata.get("requested", "1"))
     metadata: dict[str, Any] = {
         **refusal.metadata,
-        "alternatives": json.dumps(await _next(connection, event, wanted, now)),
+        "alternatives": json.dumps(await _next(connection, event, quantity, now)),
     }
     return DomainError(reason, refusal.message, **metadata)
 
 
 def exist_for(event: Event, refusal: DomainError) -> bool:
-    """Whether other events may have what is refused here."""
+    """Whether other events may have places after this refusal."""
     return refusal.reason in _SOLD_OUT and event.production_id is not None
 
 
 def is_slot(event: Event) -> bool:
-    """Whether an event is a time slot: one date of a production with one number of places."""
+    """Whether an event is a time slot: a dated event of a production with one unseated pool."""
     is_seated = any(offer.seat_type is not None for offer in event.offers)
     return (
         event.production_id is not None
@@ -54,19 +54,19 @@ def is_slot(event: Event) -> bool:
 
 
 async def _next(
-    connection: AsyncConnection, event: Event, wanted: int, now: datetime
+    connection: AsyncConnection, event: Event, quantity: int, now: datetime
 ) -> list[dict[str, object]]:
     available = (
         sa.select(sa.func.coalesce(sa.func.sum(stock_levels.c.available), 0))
         .where(stock_levels.c.event_id == events.c.event_id)
         .scalar_subquery()
     )
-    found = await connection.execute(
+    rows = await connection.execute(
         sa.select(events.c.event_id, events.c.start_time, available.label("available"))
         .where(events.c.production_id == event.production_id)
         .where(events.c.event_id != event.event_id)
         .where(events.c.current_status == Status.ON_SALE)
-        .where(events.c.start_time > now, available >= wanted)
+        .where(events.c.start_time > now, available >= quantity)
         .order_by(
             events.c.start_time < (event.start_time or now), events.c.sort_time, events.c.event_id
         )
@@ -78,5 +78,5 @@ async def _next(
             "startTime": rfc3339(row.start_time),
             "available": int(row.available),
         }
-        for row in found
+        for row in rows
     ]

@@ -1,22 +1,23 @@
-"""Placing: what calls that come at once look up and write, they look up and write together.
+"""Batches of concurrent PlaceBooking calls: what they read and write, in shared round trips.
 
-While one batch is under way, those that come meanwhile gather and are the next: a lone call
-waits for nobody. In which order what is done, and the rules, are saga.py's.
+While a batch is in flight, new requests queue and form the next one; a lone request does not
+wait. The order of the steps is placement.py's, the moves are state_machine.py's.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.bookings import outbox
-from booking_svc.bookings.bookings import Booking, By, Status, TimelineEntry
-from booking_svc.bookings.outbox import Confirmed, Held, OutboxEntry
-from booking_svc.bookings.state_machine import FIRST_CHECK
+from booking_svc.bookings import outbox, state_machine
+from booking_svc.bookings.bookings import Booking, By, Status
+from booking_svc.bookings.outbox import Held, OutboxEntry
+from booking_svc.bookings.state_machine import FIRST_CHECK, Transition
 from booking_svc.catalogue import cancellation_policy, events, venues
 from booking_svc.catalogue.events import Event
 from mesh.clock import Clock
@@ -36,6 +37,9 @@ _MAX_IN_FLIGHT = 2
 # Of a whole PlaceBooking's 9.5 s.
 _SECONDS = 4.5
 
+_RequestT = TypeVar("_RequestT")
+_ResultT = TypeVar("_ResultT")
+
 
 @dataclass(frozen=True, slots=True)
 class LookupRequest:
@@ -45,9 +49,11 @@ class LookupRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a key stands for, and what is sold: the event, and the types of the seats of it
-    that were asked for. Without an event, when there is none of that id."""
+class Lookup:
+    """The key's record, the event, and the types of those requested seats that are the event's.
+
+    Record and event are None if they do not exist.
+    """
 
     record: Record | None
     event: Event | None
@@ -56,9 +62,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class NewBooking:
-    """A booking to be written, with what its key is answered with if that is known already.
+    """A booking to insert, with the key's final answer if there is no checkout to follow.
 
-    Its timeline has been made by `by`; `origin` is the call's.
+    `by` is the actor of its timeline; `origin` is the call's.
     """
 
     key: Key
@@ -70,97 +76,44 @@ class NewBooking:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckoutUrlSet:
-    """A new booking that has got the page where it is paid, and the key's final answer."""
+class FinalTransition:
+    """The last transition of a PlaceBooking call, with the key's final answer."""
 
     key: Key
-    booking: Booking
+    transition: Transition
     response: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FreeConfirmation:
-    """A new booking that is confirmed, as there is nothing to pay, and the key's final answer.
-
-    The last entry of its timeline has been made by `by`; `origin` is the call's.
-    """
-
-    key: Key
-    booking: Booking
-    by: By
-    response: bytes
-    origin: str
-
-
-class Placing:
-    """Looks up and writes for all calls of this process."""
+class BatchWriter:
+    """Reads and writes for all PlaceBooking calls of this process."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
-        self._database = database
-        self._clock = clock
-        self._finding = _coalescer("find", self._find_each)
-        self._writing = _coalescer("place", self._write_each)
-        self._paging = _coalescer("page", self._page_each)
-        self._confirming = _coalescer("confirm", self._confirm_each)
+        self._reading = _coalescer("find", partial(_look_up_all, database))
+        self._inserting = _coalescer("place", _committing(database, clock, _insert_all))
+        self._moving = _coalescer("finish", _committing(database, clock, _write_all))
 
-    async def find(self, key: Key, event_id: UUID, seat_ids: Collection[UUID]) -> Found:
-        """Raises IDEMPOTENCY_KEY_REUSED. What is read was there after the call began."""
-        found: Found = await self._finding.submit(LookupRequest(key, event_id, seat_ids))
-        return found
+    async def look_up(self, key: Key, event_id: UUID, seat_ids: Collection[UUID]) -> Lookup:
+        """Reads data committed before this call. Raises IDEMPOTENCY_KEY_REUSED."""
+        return await self._reading.submit(LookupRequest(key, event_id, seat_ids))
 
-    async def write(
+    async def insert(
         self, key: Key, booking: Booking, by: By, response: bytes | None, *, is_mail_wanted: bool
     ) -> bool:
-        """Writes a new booking under its key. False when another call with the key was first."""
+        """Inserts a booking and its key's record. False if another call with the key was first."""
         new = NewBooking(key, booking, by, response, is_mail_wanted, request_context.origin())
-        is_first: bool = await self._writing.submit(new)
-        return is_first
+        return await self._inserting.submit(new)
 
-    async def open_page(self, key: Key, booking: Booking, response: bytes) -> bool:
-        """Writes where a new booking is paid, and what its key is answered with from now on.
+    async def write(self, key: Key, transition: Transition, response: bytes) -> bool:
+        """Writes a transition and the key's final answer.
 
-        False when it has another payment by now: nothing is written then.
+        False, and nothing is written, if the booking's state or payment has changed since.
         """
-        is_it: bool = await self._paging.submit(CheckoutUrlSet(key, booking, response))
-        return is_it
-
-    async def confirm(self, key: Key, booking: Booking, by: By, response: bytes) -> bool:
-        """Writes that a new booking is confirmed, and what its key is answered with from now on.
-
-        False when it is not held any more: nothing is written then.
-        """
-        free = FreeConfirmation(key, booking, by, response, request_context.origin())
-        is_held: bool = await self._confirming.submit(free)
-        return is_held
-
-    async def _find_each(self, asked: Sequence[LookupRequest]) -> Sequence[Found | Exception]:
-        keys = [one.key for one in asked]
-        async with self._database.reading() as connection:
-            _, result = await run_together(
-                connection, [FORCE_INDEX_SCANS, idempotent.finding(keys)]
-            )
-            known = await events.get_all(connection, {one.event_id for one in asked})
-            seats = await venues.seats_of_any(
-                connection, {seat_id for one in asked for seat_id in one.seat_ids}
-            )
-        return [
-            record
-            if isinstance(record, DomainError)
-            else _found(record, known.get(one.event_id), one.seat_ids, seats)
-            for one, record in zip(asked, idempotent.records_of(keys, result), strict=True)
-        ]
-
-    async def _write_each(self, new: Sequence[NewBooking]) -> Sequence[bool | Exception]:
-        return await commit_each(self._database, new, _write_all, clock=self._clock)
-
-    async def _page_each(self, pages: Sequence[CheckoutUrlSet]) -> Sequence[bool | Exception]:
-        return await commit_each(self._database, pages, _page_all, clock=self._clock)
-
-    async def _confirm_each(self, free: Sequence[FreeConfirmation]) -> Sequence[bool | Exception]:
-        return await commit_each(self._database, free, _confirm_all, clock=self._clock)
+        return await self._moving.submit(FinalTransition(key, transition, response))
 
 
-def _coalescer(name: str, send: Any) -> Coalescer[Any, Any]:
+def _coalescer(
+    name: str, send: Callable[[Sequence[_RequestT]], Awaitable[Sequence[_ResultT | Exception]]]
+) -> Coalescer[_RequestT, _ResultT]:
     return Coalescer(
         name,
         send,
@@ -171,154 +124,125 @@ def _coalescer(name: str, send: Any) -> Coalescer[Any, Any]:
     )
 
 
-def _found(
+def _committing(
+    database: Database,
+    clock: Clock,
+    work: Callable[
+        [AsyncConnection, Sequence[_RequestT], datetime], Awaitable[list[bool | DomainError]]
+    ],
+) -> Callable[[Sequence[_RequestT]], Awaitable[Sequence[bool | Exception]]]:
+    async def commit(requests: Sequence[_RequestT]) -> Sequence[bool | Exception]:
+        return await commit_each(database, requests, work, clock=clock)
+
+    return commit
+
+
+async def _look_up_all(
+    database: Database, requests: Sequence[LookupRequest]
+) -> Sequence[Lookup | Exception]:
+    keys = [request.key for request in requests]
+    async with database.reading() as connection:
+        _, result = await run_together(connection, [FORCE_INDEX_SCANS, idempotent.finding(keys)])
+        known = await events.get_all(connection, {request.event_id for request in requests})
+        seats = await venues.seats_of_any(
+            connection, {seat_id for request in requests for seat_id in request.seat_ids}
+        )
+    return [
+        record
+        if isinstance(record, DomainError)
+        else _lookup(record, known.get(request.event_id), request.seat_ids, seats)
+        for request, record in zip(requests, idempotent.records_of(keys, result), strict=True)
+    ]
+
+
+def _lookup(
     record: Record | None,
     event: Event | None,
     seat_ids: Collection[UUID],
     seats: Mapping[UUID, tuple[UUID, str]],
-) -> Found:
-    its_own = {
+) -> Lookup:
+    seat_types = {
         seat_id: seats[seat_id][1]
         for seat_id in seat_ids
         if event is not None and seat_id in seats and seats[seat_id][0] == event.auditorium_id
     }
-    return Found(record, event, its_own)
+    return Lookup(record, event, seat_types)
 
 
-async def _write_all(
-    connection: AsyncConnection, new: Sequence[NewBooking], now: datetime
+async def _insert_all(
+    connection: AsyncConnection, requests: Sequence[NewBooking], now: datetime
 ) -> list[bool | DomainError]:
-    """Whether each was first with its key; the bookings of those that were are written."""
-    claims = [(one.key, Record(one.booking.booking_id, one.response)) for one in new]
+    """Inserts the bookings of those requests that are the first with their key; True for these."""
+    claims = [(new.key, Record(new.booking.booking_id, new.response)) for new in requests]
     [claimed] = await run_together(connection, [idempotent.claiming(claims, now=now)])
-    won = {(scope, key) for scope, key in claimed.rows}
-    is_first = [(one.key.scope, one.key.key) in won for one in new]
-    first = [one for one, is_it in zip(new, is_first, strict=True) if is_it]
+    first_keys = {(scope, key) for scope, key in claimed.rows}
+    is_first = [(new.key.scope, new.key.key) in first_keys for new in requests]
+    first = [new for new, inserts in zip(requests, is_first, strict=True) if inserts]
     if first:
+        items = [(new.booking.booking_id, new.booking.items) for new in first]
+        entries = [(new.booking, new.by, entry) for new in first for entry in new.booking.timeline]
+        events_held = [
+            OutboxEntry(_held(new.booking), Held(new.is_mail_wanted), new.origin) for new in first
+        ]
         await run_together(
             connection,
             [
-                _bookings(first),
-                _items(first),
-                _timeline(
-                    (one.booking, one.by, entry) for one in first for entry in one.booking.timeline
-                ),
-                outbox.insertion(connection, [_held(one) for one in first], now=now),
+                Statement(_INSERT_BOOKINGS, columns((_row(new.booking) for new in first), 15)),
+                state_machine.inserting_items(items),
+                state_machine.inserting_entries(entries),
+                outbox.insertion(connection, events_held, now=now),
             ],
         )
     return list(is_first)
 
 
-async def _page_all(
-    connection: AsyncConnection, pages: Sequence[CheckoutUrlSet], _now: datetime
+async def _write_all(
+    connection: AsyncConnection, requests: Sequence[FinalTransition], now: datetime
 ) -> list[bool | DomainError]:
-    """Whether each booking has the payment still that the page is of."""
-    rows = (
-        (booking.booking_id, booking.update_time, payment.payment_id, payment.payment_url)
-        for booking, payment in ((page.booking, page.booking.payment) for page in pages)
-        if payment is not None
+    """Writes the transitions whose bookings have not changed since; True for these."""
+    transitions = [request.transition for request in requests]
+    _, updated = await run_together(
+        connection, [FORCE_INDEX_SCANS, state_machine.updating(transitions)]
     )
-    _, paged = await run_together(
-        connection, [FORCE_INDEX_SCANS, Statement(_SET_PAGES, columns(rows, 4))]
-    )
-    known = {booking_id for (booking_id,) in paged.rows}
-    is_it = [page.booking.booking_id in known for page in pages]
-    answers = [
-        (page.key, page.response) for page, is_paged in zip(pages, is_it, strict=True) if is_paged
-    ]
-    if answers:
-        await run_together(connection, [idempotent.finishing(answers)])
-    return list(is_it)
-
-
-async def _confirm_all(
-    connection: AsyncConnection, free: Sequence[FreeConfirmation], now: datetime
-) -> list[bool | DomainError]:
-    """Whether each booking was held still."""
-    rows = ((one.booking.booking_id, one.booking.update_time) for one in free)
-    _, confirmed = await run_together(
-        connection, [FORCE_INDEX_SCANS, Statement(_CONFIRM, columns(rows, 2))]
-    )
-    known = {booking_id for (booking_id,) in confirmed.rows}
-    is_held = [one.booking.booking_id in known for one in free]
-    held = [one for one, is_it in zip(free, is_held, strict=True) if is_it]
-    if held:
-        told = [
-            OutboxEntry(one.booking, Confirmed(one.booking.timeline[-1].reason), one.origin)
-            for one in held
-        ]
+    booking_ids = {booking_id for (booking_id,) in updated.rows}
+    is_written = [transition.after.booking_id in booking_ids for transition in transitions]
+    written = [request for request, writes in zip(requests, is_written, strict=True) if writes]
+    if written:
+        transitions = [request.transition for request in written]
         await run_together(
             connection,
             [
-                _timeline((one.booking, one.by, one.booking.timeline[-1]) for one in held),
-                outbox.insertion(connection, told, now=now),
-                idempotent.finishing([(one.key, one.response) for one in held]),
+                *state_machine.recording(connection, transitions, now=now),
+                idempotent.finishing([(request.key, request.response) for request in written]),
             ],
         )
-    return list(is_held)
+    return list(is_written)
 
 
-def _held(new: NewBooking) -> OutboxEntry:
-    """What tells of the booking's beginning, before any payment."""
-    booking = replace(new.booking, status=Status.HELD, payment=None)
-    return OutboxEntry(booking, Held(new.is_mail_wanted), new.origin)
+def _held(booking: Booking) -> Booking:
+    """The booking as its first domain event shows it, before any payment."""
+    return replace(booking, status=Status.HELD, payment=None)
 
 
-def _bookings(new: Sequence[NewBooking]) -> Statement:
-    rows = []
-    for booking in (one.booking for one in new):
-        payment = booking.payment
-        rows.append(
-            (
-                booking.booking_id,
-                booking.event_id,
-                booking.customer_id,
-                booking.status.value,
-                booking.total.currency_code,
-                booking.total.amount_minor,
-                booking.hold_expire_time,
-                booking.reservation_id,
-                payment and payment.payment_id,
-                payment and payment.provider,
-                payment and payment.status.value,
-                payment and booking.create_time + FIRST_CHECK,
-                json.dumps(cancellation_policy.to_json(booking.cancellation_policy)),
-                booking.create_time,
-                booking.update_time,
-            )
-        )
-    return Statement(_INSERT_BOOKINGS, columns(rows, 15))
-
-
-def _items(new: Sequence[NewBooking]) -> Statement:
-    rows = (
-        (
-            one.booking.booking_id,
-            index,
-            item.offer_id,
-            item.seat_id,
-            item.quantity,
-            item.unit_price.amount_minor,
-        )
-        for one in new
-        for index, item in enumerate(one.booking.items)
+def _row(booking: Booking) -> tuple[object, ...]:
+    payment = booking.payment
+    return (
+        booking.booking_id,
+        booking.event_id,
+        booking.customer_id,
+        booking.status.value,
+        booking.total.currency_code,
+        booking.total.amount_minor,
+        booking.hold_expire_time,
+        booking.reservation_id,
+        payment and payment.payment_id,
+        payment and payment.provider,
+        payment and payment.status.value,
+        payment and booking.create_time + FIRST_CHECK,
+        json.dumps(cancellation_policy.to_json(booking.cancellation_policy)),
+        booking.create_time,
+        booking.update_time,
     )
-    return Statement(_INSERT_ITEMS, columns(rows, 6))
-
-
-def _timeline(entries: Iterable[tuple[Booking, By, TimelineEntry]]) -> Statement:
-    rows = (
-        (
-            booking.booking_id,
-            entry.time,
-            entry.status.value,
-            entry.reason,
-            entry.actor.value,
-            by.user_id,
-        )
-        for booking, by, entry in entries
-    )
-    return Statement(_INSERT_TIMELINE, columns(rows, 6))
 
 
 _INSERT_BOOKINGS = """
@@ -334,34 +258,4 @@ FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::bigi
     AS given (booking_id, event_id, customer_id, status, currency_code, total_minor,
     hold_expire_time, reservation_id, payment_id, payment_provider, payment_status,
     payment_check_time, cancellation_policy, create_time, update_time)
-"""
-
-_CONFIRM = """
-UPDATE bookings SET status = 'CONFIRMED', confirm_time = given.time, update_time = given.time
-FROM unnest(%s::uuid[], %s::timestamptz[]) AS given (booking_id, time)
-WHERE bookings.booking_id = given.booking_id AND bookings.status = 'HELD'
-RETURNING bookings.booking_id
-"""
-
-_SET_PAGES = """
-UPDATE bookings SET payment_url = given.url, update_time = given.update_time
-FROM unnest(%s::uuid[], %s::timestamptz[], %s::uuid[], %s::text[])
-    AS given (booking_id, update_time, payment_id, url)
-WHERE bookings.booking_id = given.booking_id AND bookings.payment_id = given.payment_id
-RETURNING bookings.booking_id
-"""
-
-_INSERT_ITEMS = """
-INSERT INTO booking_items
-    (booking_id, item_index, offer_id, seat_id, quantity, unit_price_minor)
-SELECT * FROM unnest(%s::uuid[], %s::int[], %s::uuid[], %s::uuid[], %s::int[], %s::bigint[])
-"""
-
-# In their order, which the entries' ids keep.
-_INSERT_TIMELINE = """
-INSERT INTO booking_timeline (booking_id, time, status, reason, actor, actor_id)
-SELECT booking_id, time, status, reason, actor, actor_id
-FROM unnest(%s::uuid[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::uuid[])
-    WITH ORDINALITY AS given (booking_id, time, status, reason, actor, actor_id, number)
-ORDER BY number
 """

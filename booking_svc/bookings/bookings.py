@@ -1,4 +1,4 @@
-"""What a booking is, and how it is read. How it changes is in lifecycle.py."""
+"""What a booking is, and how it is read. How it changes is state_machine.py's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class PaymentStatus(StrEnum):
 
 
 class Actor(StrEnum):
-    """Who can move a booking."""
+    """Who can change a booking."""
 
     CUSTOMER = "CUSTOMER"
     STAFF = "STAFF"
@@ -54,7 +54,7 @@ class Actor(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """Who does something to a booking; the user is known for customers and staff."""
+    """Who changes a booking. Customers and staff have a user id."""
 
     actor: Actor
     user_id: UUID | None = None
@@ -87,7 +87,7 @@ class RefundStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """Money on its way back, from the payment that brought it."""
+    """A refund of a payment, from the moment it is promised."""
 
     refund_id: UUID
     payment_id: UUID
@@ -97,7 +97,7 @@ class Refund:
 
 
 class ChangeState(StrEnum):
-    """PENDING_PAYMENT waits for the price difference; both first ones are open."""
+    """PENDING_PAYMENT waits for the price difference. The first two states are open."""
 
     PENDING_PAYMENT = "PENDING_PAYMENT"
     EXCHANGING = "EXCHANGING"
@@ -109,7 +109,7 @@ class ChangeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PendingChange:
-    """A change that waits for its price difference to be paid."""
+    """A change that waits for the payment of its price difference."""
 
     change_id: UUID
     event_id: UUID
@@ -169,7 +169,7 @@ def _listed(table: sa.Table, order: sa.Column[Any], *columns: str) -> sa.ScalarS
     )
 
 
-# In one statement with the booking: three would take three times as long.
+# Subqueries of the booking's statement: separate statements would take three times as long.
 _ITEMS = _listed(
     booking_items,
     booking_items.c.item_index,
@@ -213,27 +213,27 @@ async def get(
     owner: UUID | None = None,
     lock: bool = False,
 ) -> Booking:
-    """A booking with items and timeline; `owner` None sees everybody's.
+    """A booking with items and timeline. `owner` limits it to one customer's bookings.
 
-    With `lock` the row stays locked until the transaction ends.
-    Raises BOOKING_NOT_FOUND, also for another owner's.
+    `lock` locks its row until the transaction ends.
+    Raises BOOKING_NOT_FOUND, also for a booking of another customer.
     """
-    is_it = bookings.c.booking_id == booking_id
+    matches = bookings.c.booking_id == booking_id
     if owner is not None:
-        is_it &= bookings.c.customer_id == owner
+        matches &= bookings.c.customer_id == owner
     if lock:
-        # A statement of its own: the one that waits for a lock reads other tables as of before.
-        await connection.execute(sa.select(bookings.c.booking_id).where(is_it).with_for_update())
-    found = await connection.execute(
+        # A statement of its own: one that waits for a lock reads other tables as of its start.
+        await connection.execute(sa.select(bookings.c.booking_id).where(matches).with_for_update())
+    result = await connection.execute(
         sa.select(
             bookings,
             _ITEMS.label("items"),
             _REFUNDS.label("refunds"),
             _CHANGE.label("change"),
             _TIMELINE.label("timeline"),
-        ).where(is_it)
+        ).where(matches)
     )
-    row = found.one_or_none()
+    row = result.one_or_none()
     if row is None:
         raise DomainError(Reason.BOOKING_NOT_FOUND, "no such booking", booking_id=booking_id)
     return _from_row(row, row.timeline)
@@ -260,7 +260,7 @@ async def list_page(
         sa.select(sa.func.count()).select_from(bookings).where(matching)
     )
     after = id_from_token(page_token)
-    # UUIDv7 sorts by the time of making.
+    # UUIDv7 ids sort by creation time.
     beyond = sa.true() if after is None else bookings.c.booking_id < after
     rows = (
         await connection.execute(

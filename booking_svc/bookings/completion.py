@@ -1,8 +1,6 @@
-"""What happens to bookings when their event is over.
+"""CONFIRMED → COMPLETED for bookings whose event is over.
 
-Those of a cancelled event are event_cancellation.py's.
-
-One process at a time runs the loop; two would only do the work twice.
+Bookings of a cancelled event are event_cancellation.py's. One process at a time runs the loop.
 """
 
 import asyncio
@@ -21,15 +19,12 @@ from mesh.db.database import Database
 
 INTERVAL_SECONDS = 15.0
 _BATCH = 100
-# An event that says when it begins and not when it ends.
+# Of an event that has a start and no end.
 _LENGTH = timedelta(hours=24)
 
 
 async def complete(connection: AsyncConnection, *, now: datetime, limit: int) -> int:
-    """CONFIRMED → COMPLETED for bookings whose event is over. Returns how many it moved.
-
-    Those that are being worked on come next time.
-    """
+    """Completes up to `limit` bookings and returns how many. Skips locked bookings."""
     end = sa.func.coalesce(events.c.end_time, events.c.start_time + _LENGTH)
     over = await connection.execute(
         sa.select(bookings_table.c.booking_id)

@@ -1,7 +1,7 @@
-"""Cancelling all bookings of an event that does not take place, however many there are.
+"""Cancellation of all bookings of a cancelled event, in batches.
 
-A batch is a transaction, so a process may die at any time and another goes on. What each
-booking is owed is cancelling.py's, and its steps carry it out.
+Each batch is one transaction, so that any process can continue after a crash. How a booking is
+cancelled and refunded is cancellation.py's.
 """
 
 import asyncio
@@ -25,23 +25,24 @@ from mesh.money import Money
 BATCH = 50
 
 _INTERVAL_SECONDS = 0.5
-# A booking that was under way when the event was cancelled may come up late; so may the
-# payment of one that had expired. The longer ago, the rarer the look.
-_LOOKS_AGAIN = timedelta(minutes=1)
-_LOOKS_IN_AN_AGE = 100
+# A booking that was in flight when the event was cancelled may be inserted later, and an expired
+# one confirmed by a late payment. The pause until the next check grows with the age.
+_LEAST_PAUSE = timedelta(minutes=1)
+_CHECKS_PER_AGE = 100
 _RETRY = timedelta(seconds=1)
 
 
 async def progress(connection: AsyncConnection, *, event_id: UUID) -> Progress:
-    """Raises EVENT_NOT_FOUND, or EVENT_STATE_INVALID when the event is not cancelled."""
+    """Raises EVENT_NOT_FOUND, or EVENT_STATE_INVALID if the event is not cancelled."""
     event = await events.get(connection, event_id=event_id)
-    found = await connection.execute(
-        sa.select(event_cancellations).where(event_cancellations.c.event_id == event_id)
-    )
-    row = found.one_or_none()
+    row = (
+        await connection.execute(
+            sa.select(event_cancellations).where(event_cancellations.c.event_id == event_id)
+        )
+    ).one_or_none()
     if row is None:
         raise DomainError(Reason.EVENT_STATE_INVALID, "the event is not cancelled")
-    left = await connection.scalar(
+    remaining = await connection.scalar(
         sa.select(sa.func.count())
         .select_from(bookings)
         .where(bookings.c.event_id == event_id, bookings.c.status.in_(state_machine.LIVE))
@@ -60,18 +61,18 @@ async def progress(connection: AsyncConnection, *, event_id: UUID) -> Progress:
             .group_by(booking_refunds.c.status)
         )
     }
-    nothing = (0, 0)
+    none = (0, 0)
     return Progress(
         event_id=event_id,
         reason=row.reason,
         bookings_found=row.bookings_found,
         bookings_cancelled=row.bookings_cancelled,
-        bookings_left=left or 0,
-        refunds_pending=refunds.get("PENDING", nothing)[0],
-        refunds_processed=refunds.get("PROCESSED", nothing)[0],
-        refunds_failed=refunds.get("FAILED", nothing)[0],
+        bookings_left=remaining or 0,
+        refunds_pending=refunds.get("PENDING", none)[0],
+        refunds_processed=refunds.get("PROCESSED", none)[0],
+        refunds_failed=refunds.get("FAILED", none)[0],
         refunded=Money(
-            sum(refunds.get(status, nothing)[1] for status in ("PENDING", "PROCESSED")),
+            sum(refunds.get(status, none)[1] for status in ("PENDING", "PROCESSED")),
             event.currency_code,
         ),
         start_time=row.start_time,
@@ -79,8 +80,8 @@ async def progress(connection: AsyncConnection, *, event_id: UUID) -> Progress:
     )
 
 
-async def go_on(connection: AsyncConnection, *, now: datetime) -> int | None:
-    """Cancels one batch of one event. Returns how many, or None when nothing is due.
+async def cancel_batch(connection: AsyncConnection, *, now: datetime) -> int | None:
+    """Cancels one batch of one event. Returns how many bookings, or None when no event is due.
 
     Safe in several processes at once.
     """
@@ -99,12 +100,12 @@ async def go_on(connection: AsyncConnection, *, now: datetime) -> int | None:
         connection, event_id=row.event_id, reason=row.reason, limit=BATCH, now=now
     )
     next_time = now
-    if not batch.left:
-        next_time = now + max(_LOOKS_AGAIN, (now - row.start_time) / _LOOKS_IN_AN_AGE)
+    if not batch.remaining:
+        next_time = now + max(_LEAST_PAUSE, (now - row.start_time) / _CHECKS_PER_AGE)
     elif not batch.cancelled:
-        # Each is being worked on by somebody.
+        # All of them are locked or being exchanged.
         next_time = now + _RETRY
-    finish_time = row.finish_time if batch.left else row.finish_time or now
+    finish_time = row.finish_time if batch.remaining else row.finish_time or now
     await connection.execute(
         sa.update(event_cancellations)
         .where(table.event_id == row.event_id)
@@ -112,7 +113,7 @@ async def go_on(connection: AsyncConnection, *, now: datetime) -> int | None:
             bookings_cancelled=table.bookings_cancelled + batch.cancelled,
             # Counted once, by the first batch that cancels any.
             bookings_found=sa.case(
-                (table.bookings_cancelled == 0, batch.cancelled + batch.left),
+                (table.bookings_cancelled == 0, batch.cancelled + batch.remaining),
                 else_=table.bookings_found,
             ),
             next_time=next_time,
@@ -125,7 +126,7 @@ async def go_on(connection: AsyncConnection, *, now: datetime) -> int | None:
 async def run_once(database: Database, clock: Clock, on_steps_enqueued: Callable[[], None]) -> None:
     """One turn of the background loop."""
     async with database.transaction() as connection:
-        cancelled = await go_on(connection, now=clock())
+        cancelled = await cancel_batch(connection, now=clock())
     if cancelled:
         on_steps_enqueued()
     elif cancelled is None:

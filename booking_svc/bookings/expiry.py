@@ -1,9 +1,20 @@
-"""Ends unpaid bookings and unpaid changes whose hold is over. The ledger frees their places by itself."""
+"""Ends unpaid bookings and unpaid changes whose hold has expired.
+
+stock_svc frees the places of an expired reservation by itself.
+"""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from uuid import UUID
 
-from booking_svc.bookings import modification_store, state_machine
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.bookings import bookings, modification_store, state_machine
+from booking_svc.bookings.bookings import ChangeState, PaymentStatus, Status
+from booking_svc.bookings.tables import booking_changes
+from booking_svc.bookings.tables import bookings as bookings_table
 from mesh.clock import Clock
 from mesh.db.database import Database
 
@@ -12,22 +23,13 @@ _BATCH = 100
 
 
 async def sweep(database: Database, clock: Clock) -> int:
-    """Expires one batch. Returns how many it looked at; safe in several processes at once.
+    """Expires a batch of bookings and a batch of changes. Returns the number of rows it read.
 
-    A transaction each: a long one would keep payments waiting for its locks.
+    Safe in several processes at once.
     """
     now = clock()
-    async with database.reading() as connection:
-        lapsed = await state_machine.lapsed(connection, now=now, limit=_BATCH)
-    for booking_id in lapsed:
-        async with database.transaction() as connection:
-            await state_machine.expire(connection, booking_id=booking_id, now=now)
-    async with database.reading() as connection:
-        waiting = await modification_store.lapsed(connection, now=now, limit=_BATCH)
-    for booking_id in waiting:
-        async with database.transaction() as connection:
-            await modification_store.expire(connection, booking_id=booking_id, now=now)
-    return len(lapsed) + len(waiting)
+    bookings_read = await _expire_each(database, _lapsed_bookings(now), _expire_booking, now)
+    return bookings_read + await _expire_each(database, _lapsed_changes(now), _expire_change, now)
 
 
 async def run_once(database: Database, clock: Clock, on_steps_enqueued: Callable[[], None]) -> None:
@@ -37,3 +39,68 @@ async def run_once(database: Database, clock: Clock, on_steps_enqueued: Callable
         on_steps_enqueued()
     if expired < _BATCH:
         await asyncio.sleep(INTERVAL_SECONDS)
+
+
+async def _expire_each(
+    database: Database,
+    lapsed: sa.Select[UUID],
+    expire: Callable[[AsyncConnection, UUID, datetime], Awaitable[None]],
+    now: datetime,
+) -> int:
+    """One transaction for each booking: a long one would make payments wait for its locks."""
+    async with database.reading() as connection:
+        booking_ids = (await connection.scalars(lapsed.limit(_BATCH))).all()
+    for booking_id in booking_ids:
+        async with database.transaction() as connection:
+            await expire(connection, booking_id, now)
+    return len(booking_ids)
+
+
+async def _expire_booking(connection: AsyncConnection, booking_id: UUID, now: datetime) -> None:
+    """Ends a booking, unless its hold no longer lapses or another transaction has locked it."""
+    locked = await connection.execute(
+        _lapsed_bookings(now)
+        .where(bookings_table.c.booking_id == booking_id)
+        .with_for_update(skip_locked=True)
+    )
+    if locked.one_or_none() is None:
+        return
+    booking = await bookings.get(connection, booking_id=booking_id)
+    await state_machine.end_unpaid(
+        connection, booking=booking, to=Status.EXPIRED, reason="not paid in time", now=now
+    )
+
+
+async def _expire_change(connection: AsyncConnection, booking_id: UUID, now: datetime) -> None:
+    """Ends the open change of a booking, if it still waits for its payment and its time is over."""
+    booking = await bookings.get(connection, booking_id=booking_id, lock=True)
+    change = await modification_store.find_open(connection, booking_id=booking_id)
+    if (
+        change is not None
+        and change.state is ChangeState.PENDING_PAYMENT
+        and change.expire_time <= now
+    ):
+        await modification_store.end_unpaid(
+            connection, booking=booking, change=change, to=ChangeState.EXPIRED, now=now
+        )
+
+
+def _lapsed_bookings(now: datetime) -> sa.Select[UUID]:
+    columns = bookings_table.c
+    return (
+        sa.select(columns.booking_id)
+        .where(columns.status.in_(state_machine.UNPAID))
+        .where(columns.hold_expire_time <= now)
+        .where(columns.payment_status.is_distinct_from(PaymentStatus.CAPTURED))
+        .order_by(columns.hold_expire_time)
+    )
+
+
+def _lapsed_changes(now: datetime) -> sa.Select[UUID]:
+    columns = booking_changes.c
+    return (
+        sa.select(columns.booking_id)
+        .where(columns.state == ChangeState.PENDING_PAYMENT)
+        .where(columns.expire_time <= now)
+        .order_by(columns.expire_time)
+    )

@@ -1,7 +1,7 @@
-"""Other items or another event for a booking: one transaction of it each.
+"""Changes of a booking's items or event as rows; each function belongs to one transaction.
 
-A change is written down before the ledger exchanges the places and done in one piece
-after that. While it waits for its price difference, the booking stays as it is.
+A change is stored before the ledger exchanges the places and applied to the booking after that.
+While it waits for the payment of its price difference, the booking stays as it is.
 """
 
 from collections.abc import Sequence
@@ -24,18 +24,19 @@ from booking_svc.bookings.bookings import (
 from booking_svc.bookings.saga_steps import StepKind
 from booking_svc.bookings.tables import booking_changes, booking_items
 from booking_svc.bookings.tables import bookings as bookings_table
+from mesh.db.pipeline import run_together
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 
 OPEN = (ChangeState.PENDING_PAYMENT, ChangeState.EXCHANGING)
 
-# Who has begun an exchange does it itself; a step takes it up when that one has died.
-_TAKE_UP = timedelta(seconds=10)
+# The call that begins an exchange also makes it; a step does so if that process has died.
+_TAKE_OVER = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`change_id` is the new reservation's, too. `difference` is to be paid first."""
+    """`change_id` is also the id of the new reservation. `difference` must be paid first."""
 
     change_id: UUID
     booking_id: UUID
@@ -56,15 +57,14 @@ class Change:
 
 
 async def begin(connection: AsyncConnection, *, change: Change, now: datetime) -> None:
-    """Writes down a change of a locked booking, and the exchange if nothing is to be paid.
+    """Inserts a change of a locked booking, and its EXCHANGE step if nothing must be paid.
 
-    Raises BOOKING_STATE_INVALID when there is an open one.
+    Raises BOOKING_STATE_INVALID if the booking has an open change.
     """
-    booking_is_free = ~sa.exists().where(
-        booking_changes.c.booking_id == change.booking_id, booking_changes.c.state.in_(OPEN)
-    )
-    if not await connection.scalar(sa.select(booking_is_free)):
-        raise DomainError(Reason.BOOKING_STATE_INVALID, "the booking is being changed already")
+    if await find_open(connection, booking_id=change.booking_id) is not None:
+        raise DomainError(
+            Reason.BOOKING_STATE_INVALID, "another change of the booking is not finished"
+        )
     await connection.execute(
         booking_changes.insert().values(
             change_id=change.change_id,
@@ -98,7 +98,7 @@ async def begin(connection: AsyncConnection, *, change: Change, now: datetime) -
             StepKind.EXCHANGE,
             change.change_id,
             now=now,
-            due_in=_TAKE_UP,
+            due_in=_TAKE_OVER,
         )
 
 
@@ -114,24 +114,42 @@ async def get(connection: AsyncConnection, *, change_id: UUID) -> Change:
 
 async def find_by_payment(connection: AsyncConnection, *, payment_id: UUID) -> Change | None:
     """The change whose difference a payment pays."""
-    row = (
-        await connection.execute(
-            sa.select(booking_changes).where(booking_changes.c.payment_id == payment_id)
-        )
-    ).one_or_none()
-    return None if row is None else _from_row(row)
+    return await _find(connection, booking_changes.c.payment_id == payment_id)
 
 
 async def find_open(connection: AsyncConnection, *, booking_id: UUID) -> Change | None:
     """The open change of a booking."""
-    row = (
-        await connection.execute(
-            sa.select(booking_changes)
-            .where(booking_changes.c.booking_id == booking_id)
-            .where(booking_changes.c.state.in_(OPEN))
-        )
-    ).one_or_none()
-    return None if row is None else _from_row(row)
+    columns = booking_changes.c
+    return await _find(connection, columns.booking_id == booking_id, columns.state.in_(OPEN))
+
+
+def in_progress(booking: Booking) -> DomainError:
+    """The refusal while the places of a change are being exchanged."""
+    return DomainError(
+        Reason.BOOKING_STATE_INVALID,
+        "a change of the booking is in progress: retry in a moment",
+        status=booking.status,
+        retry_after_seconds=1,
+    )
+
+
+async def set_details(
+    connection: AsyncConnection,
+    *,
+    booking_id: UUID,
+    attendees: Sequence[str],
+    note: str | None,
+    now: datetime,
+) -> None:
+    """Sets a booking's attendees and note; no attendees, or None, keep the present value."""
+    values: dict[str, object] = {"attendees": list(attendees)} if attendees else {}
+    if note is not None:
+        values["note"] = note
+    await connection.execute(
+        sa.update(bookings_table)
+        .where(bookings_table.c.booking_id == booking_id)
+        .values(update_time=now, **values)
+    )
 
 
 async def set_payment_url(
@@ -145,7 +163,7 @@ async def set_payment_url(
     )
 
 
-async def paid(connection: AsyncConnection, *, change: Change, now: datetime) -> None:
+async def start_exchange(connection: AsyncConnection, *, change: Change, now: datetime) -> None:
     """PENDING_PAYMENT → EXCHANGING. The booking must be locked."""
     await _set_state(connection, change, ChangeState.EXCHANGING, now)
     await saga_steps.enqueue(
@@ -153,21 +171,19 @@ async def paid(connection: AsyncConnection, *, change: Change, now: datetime) ->
     )
 
 
-async def give_up(
+async def end_unpaid(
     connection: AsyncConnection, *, booking: Booking, change: Change, to: ChangeState, now: datetime
 ) -> None:
-    """Ends a change that waits for money; the locked booking stays as it is."""
+    """Ends a change that waits for its payment; the locked booking stays as it is."""
     await _set_state(connection, change, to, now)
-    await _let_go(connection, change, now)
-    await state_machine.note(
-        connection, booking=booking, reason=f"the change was {to.lower()}", now=now
-    )
+    await _enqueue_release(connection, change, now)
+    await state_machine.note(connection, booking=booking, reason=f"change {to.lower()}", now=now)
 
 
 async def refuse(
     connection: AsyncConnection, *, booking: Booking, change: Change, reason: Reason, now: datetime
 ) -> None:
-    """The ledger cannot exchange the places: the locked booking stays, the difference goes back."""
+    """The ledger refused the exchange: the locked booking stays, its paid difference is refunded."""
     await _set_state(connection, change, ChangeState.REFUSED, now, refusal=reason)
     if change.payment_id is not None:
         await refunds.refund_payment(
@@ -177,21 +193,21 @@ async def refuse(
             reason="change_not_possible",
             now=now,
         )
-        await _let_go(connection, change, now)
+        await _enqueue_release(connection, change, now)
     await state_machine.note(
-        connection, booking=booking, reason=f"the change was refused: {reason}", now=now
+        connection, booking=booking, reason=f"change refused: {reason}", now=now
     )
 
 
 async def finish(
     connection: AsyncConnection, *, booking: Booking, change: Change, now: datetime
 ) -> Booking:
-    """The places are exchanged: the locked booking has them, and what it costs less goes back."""
+    """The ledger exchanged the places: the locked booking gets them, a lower price is refunded."""
     await _set_state(connection, change, ChangeState.DONE, now)
     booking, refund = await refunds.refund(
         connection, booking=booking, amount=change.refund, reason="booking_changed", now=now
     )
-    columns: dict[str, object] = {
+    values: dict[str, object] = {
         "event_id": change.to_event_id,
         "reservation_id": change.change_id,
         "total_minor": change.total.amount_minor,
@@ -199,8 +215,8 @@ async def finish(
         "update_time": now,
     }
     if booking.payment is None and change.payment_id is not None:
-        # It was free until now.
-        columns |= {
+        # The booking was free until now.
+        values |= {
             "payment_id": change.payment_id,
             "payment_provider": change.provider,
             "payment_status": PaymentStatus.CAPTURED,
@@ -208,52 +224,35 @@ async def finish(
     await connection.execute(
         sa.update(bookings_table)
         .where(bookings_table.c.booking_id == booking.booking_id)
-        .values(**columns)
+        .values(**values)
     )
     await connection.execute(
         sa.delete(booking_items).where(booking_items.c.booking_id == booking.booking_id)
     )
-    await state_machine.insert_items(connection, booking_id=booking.booking_id, items=change.items)
+    await run_together(
+        connection, [state_machine.inserting_items([(booking.booking_id, change.items)])]
+    )
     has_moved = change.to_event_id != change.from_event_id
     reason = "rescheduled" if has_moved else "items changed"
     await state_machine.note(connection, booking=booking, reason=reason, by=change.by, now=now)
     changed = await bookings.get(connection, booking_id=booking.booking_id)
     money = refund if refund.amount_minor else None
-    told: outbox.Change = (
+    event: outbox.Change = (
         outbox.Rescheduled(change.from_event_id, booking.total, money)
         if has_moved
         else outbox.Updated(booking.total, money)
     )
-    await outbox.append(connection, booking=changed, change=told, now=now)
+    await outbox.append(connection, booking=changed, change=event, now=now)
     return changed
 
 
-async def lapsed(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[UUID]:
-    """Bookings with a change whose difference was not paid in time."""
-    found = await connection.execute(
-        sa.select(booking_changes.c.booking_id)
-        .where(booking_changes.c.state == ChangeState.PENDING_PAYMENT)
-        .where(booking_changes.c.expire_time <= now)
-        .order_by(booking_changes.c.expire_time)
-        .limit(limit)
-    )
-    return found.scalars().all()
+async def _find(connection: AsyncConnection, *conditions: sa.ColumnElement[bool]) -> Change | None:
+    row = (await connection.execute(sa.select(booking_changes).where(*conditions))).one_or_none()
+    return None if row is None else _from_row(row)
 
 
-async def expire(connection: AsyncConnection, *, booking_id: UUID, now: datetime) -> None:
-    """Ends the change of a booking if it still waits and its time is over."""
-    booking = await bookings.get(connection, booking_id=booking_id, lock=True)
-    change = await find_open(connection, booking_id=booking_id)
-    if (
-        change is not None
-        and change.state is ChangeState.PENDING_PAYMENT
-        and change.expire_time <= now
-    ):
-        await give_up(connection, booking=booking, change=change, to=ChangeState.EXPIRED, now=now)
-
-
-async def _let_go(connection: AsyncConnection, change: Change, now: datetime) -> None:
-    """Owes the end of the hold and of the payment of a change."""
+async def _enqueue_release(connection: AsyncConnection, change: Change, now: datetime) -> None:
+    """Enqueues the release of a change's hold and the void of its payment."""
     await saga_steps.enqueue(
         connection,
         change.booking_id,
@@ -276,7 +275,7 @@ async def _set_state(
     *,
     refusal: Reason | None = None,
 ) -> None:
-    """A move happens once: whoever comes second finds another state, under the lock."""
+    """Moves a change of a locked booking. The WHERE makes a second move of it fail."""
     moved = await connection.execute(
         sa.update(booking_changes)
         .where(booking_changes.c.change_id == change.change_id)
@@ -284,7 +283,7 @@ async def _set_state(
         .values(state=state, refusal=refusal, update_time=now)
     )
     if moved.rowcount != 1:
-        raise RuntimeError(f"change {change.change_id} is not {change.state} any more")
+        raise RuntimeError(f"change {change.change_id} is no longer {change.state}")
 
 
 def _from_row(row: sa.Row[tuple[object, ...]]) -> Change:

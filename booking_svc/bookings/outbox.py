@@ -1,7 +1,7 @@
-"""What happened to bookings: written to the outbox with the effect, followed inside booking_svc.
+"""Domain events of bookings: written to the outbox with their effect, read by mails and webhooks.
 
-Translates to the contract as a servicer does: the outbox holds the messages that
-webhooks send. Domain code gets plain values.
+The outbox holds the contract's messages, which webhooks send. This module converts them from and
+to plain values.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -34,14 +34,14 @@ _MONEY = metrics.counter(
 )
 _CONFIRM_SECONDS = metrics.histogram(
     "booking_confirm_seconds",
-    "Time from a booking's beginning to its confirmation, the customer's own included.",
+    "Time from placing a booking to its confirmation, with the customer's time to pay.",
     buckets=(1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """HELD: the first event of every booking."""
+    """Placed: the first event of every booking."""
 
     is_mail_wanted: bool = False
 
@@ -53,7 +53,7 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """`refund` is None when no money goes back."""
+    """`refund` is None if nothing is refunded."""
 
     actor: Actor
     reason: str
@@ -72,7 +72,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Rescheduled:
-    """`refund` is None when no money goes back."""
+    """`refund` is None if nothing is refunded."""
 
     from_event_id: UUID
     previous_total: Money
@@ -81,7 +81,7 @@ class Rescheduled:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """Items changed; `refund` is None when no money goes back."""
+    """Items changed; `refund` is None if nothing is refunded."""
 
     previous_total: Money
     refund: Money | None
@@ -105,10 +105,10 @@ Change = (
 
 @dataclass(frozen=True, slots=True)
 class BookingEvent:
-    """An event as it is followed. `key` is its own for ever: what is done for it is done once.
+    """An event as consumers read it. `key` is unique: consumers use it to act once.
 
-    `event_id` and `total` are those of right after the change; `payload` is the whole
-    boxoffice.bookings.v1.BookingEvent as it was stored.
+    `event_id` and `total` are those after the change. `payload` is the stored
+    boxoffice.bookings.v1.BookingEvent.
     """
 
     key: UUID
@@ -124,14 +124,14 @@ class BookingEvent:
 async def append(
     connection: AsyncConnection, *, booking: Booking, change: Change, now: datetime
 ) -> None:
-    """Writes an event in the transaction of its effect; `booking` is as it is after it."""
+    """Writes an event in the transaction of its effect. `booking` is the state after it."""
     on_commit(connection, lambda: _count(booking, change))
     await outbox.append(connection, tables.outbox, [to_new(booking, change, now)], now=now)
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """An event of one of many calls: `origin` is the call's."""
+    """An event to write. `origin` is that of the causing call."""
 
     booking: Booking
     change: Change
@@ -141,11 +141,13 @@ class OutboxEntry:
 def insertion(
     connection: AsyncConnection, events: Sequence[OutboxEntry], *, now: datetime
 ) -> Statement:
-    """What `append` does for many, to be sent in the caller's transaction with other statements."""
+    """The statement that writes the events of several calls, in the caller's transaction."""
     for event in events:
         on_commit(connection, partial(_count, event.booking, event.change))
-    new = [replace(to_new(each.booking, each.change, now), origin=each.origin) for each in events]
-    return outbox.insertion(connection, new, now=now)
+    new_events = [
+        replace(to_new(event.booking, event.change, now), origin=event.origin) for event in events
+    ]
+    return outbox.insertion(connection, new_events, now=now)
 
 
 def _count(booking: Booking, change: Change) -> None:
@@ -172,7 +174,7 @@ def to_new(booking: Booking, change: Change, now: datetime) -> outbox.NewEvent:
 
 
 class BookingEvents:
-    """The outbox as batches of BookingEvent, for EventConsumer's `open_stream`."""
+    """The outbox as batches of BookingEvent: `open_stream` of EventConsumer."""
 
     def __init__(self, reader: OutboxReader) -> None:
         self._reader = reader
@@ -183,7 +185,7 @@ class BookingEvents:
 
 
 def from_payload(payload: bytes) -> BookingEvent:
-    """The event of a payload that the outbox holds, or held."""
+    """The event of a stored payload."""
     message = booking_event_pb2.BookingEvent.FromString(payload)
     return BookingEvent(
         key=UUID(message.event_key),

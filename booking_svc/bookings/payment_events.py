@@ -1,7 +1,7 @@
-"""What happens to a booking when something happens to its payment.
+"""The effects of payment_svc's events on bookings.
 
-Each event has its effect in one transaction with the stream's cursor. Calls to other
-services follow as steps.
+Each effect is in one transaction with the stream's cursor. Calls to other services are enqueued
+as saga steps.
 """
 
 import logging
@@ -42,11 +42,11 @@ from mesh.observability import metrics, request_context
 _DISPUTES = metrics.counter(
     "booking_disputes", "Disputes of bookings' payments that opened or ended.", "status"
 )
-# What the timeline says: a customer reads it too.
+# Reasons in the timeline, which customers read.
 _DISPUTE_NOTES = {
-    DisputeStatus.OPEN: "the customer's bank asks the payment back",
-    DisputeStatus.WON: "the bank let the payment stand",
-    DisputeStatus.LOST: "the bank took the payment back",
+    DisputeStatus.OPEN: "payment disputed by the bank",
+    DisputeStatus.WON: "dispute won: the payment is kept",
+    DisputeStatus.LOST: "dispute lost: the bank took the payment back",
 }
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 async def apply_all(
     connection: AsyncConnection, events: Sequence[PaymentEvent], now: datetime
 ) -> None:
-    """Applies a batch of the stream, each event under the origin that caused it."""
+    """Applies a batch of the stream, each event in the context of the request that caused it."""
     for event in events:
         with request_context.resuming(
             f"apply {type(event).__name__}", event.origin, booking_id=str(event.booking_id)
@@ -64,7 +64,7 @@ async def apply_all(
 
 
 async def apply(connection: AsyncConnection, *, event: PaymentEvent, now: datetime) -> None:
-    """Makes an event's effect. An event of an unknown booking is logged: it is nobody's money."""
+    """Applies an event, once. One of an unknown booking is logged and has no effect."""
     try:
         booking = await bookings.get(connection, booking_id=event.booking_id, lock=True)
     except DomainError:
@@ -82,7 +82,7 @@ async def apply(connection: AsyncConnection, *, event: PaymentEvent, now: dateti
     else:
         change = await modification_store.find_by_payment(connection, payment_id=event.payment_id)
         if change is not None and change.state is ChangeState.PENDING_PAYMENT:
-            await modification_store.give_up(
+            await modification_store.end_unpaid(
                 connection, booking=booking, change=change, to=ChangeState.CANCELLED, now=now
             )
 
@@ -109,10 +109,10 @@ async def _captured(
         and change.state is ChangeState.PENDING_PAYMENT
         and event.amount == change.difference
     ):
-        await modification_store.paid(connection, change=change, now=now)
+        await modification_store.start_exchange(connection, change=change, now=now)
         return
-    # Never confirmed by the wrong money: another payment than the booking's, or another amount.
-    _log.error("a payment does not fit its booking", extra={"event": repr(event)})
+    # Another payment than the booking's, or another amount: refunded, never confirmed.
+    _log.error("a payment does not match its booking", extra={"event": repr(event)})
     booking = await refunds.refund_payment(
         connection,
         booking=booking,
@@ -121,11 +121,11 @@ async def _captured(
         now=now,
     )
     await state_machine.note(
-        connection, booking=booking, reason="a payment did not fit, it is refunded", now=now
+        connection, booking=booking, reason="a payment did not match the booking; refunded", now=now
     )
     if is_own and booking.status is Status.PENDING_PAYMENT:
-        # Nothing else can come by its payment: it would stay unpaid for ever.
-        await _fail(connection, booking, "the payment did not fit", now=now)
+        # Its payment is used up: it could never be paid.
+        await _fail(connection, booking, "the payment did not match the booking", now=now)
 
 
 async def _failed(
@@ -151,7 +151,7 @@ async def _fail(
 async def _disputed(
     connection: AsyncConnection, booking: Booking, event: Disputed, *, now: datetime
 ) -> None:
-    """Noted, and no more: whether somebody still gets in is for staff to say."""
+    """Adds the dispute to the timeline. Staff decide whether the booking stays valid."""
     await state_machine.note(
         connection, booking=booking, reason=_DISPUTE_NOTES[event.status], now=now
     )
@@ -168,7 +168,7 @@ async def _refunded(
         return
     booking = await bookings.get(connection, booking_id=booking.booking_id)
     payment = booking.payment
-    if payment is not None and await refunds.is_all_back(connection, payment_id=payment.payment_id):
+    if payment is not None and await refunds.is_refunded(connection, payment_id=payment.payment_id):
         booking = await state_machine.set_payment_status(
             connection, booking=booking, status=PaymentStatus.REFUNDED, now=now
         )

@@ -1,4 +1,4 @@
-"""What is asked for, as items at a price: the rules of one request, without the ledger's."""
+"""Prices requested items, and checks the limits of one booking. The ledger checks the others."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from mesh.money import Money
 
 @dataclass(frozen=True, slots=True)
 class RequestedItem:
-    """One line of a request: places of an offer, or a seat."""
+    """A number of places of an offer, or one seat."""
 
     offer_id: UUID | None
     quantity: int
@@ -25,35 +25,35 @@ class RequestedItem:
 
 
 async def price(
-    connection: AsyncConnection, event: Event, wanted: Sequence[RequestedItem]
+    connection: AsyncConnection, event: Event, requested: Sequence[RequestedItem]
 ) -> tuple[Item, ...]:
-    """The items of a request at today's prices, as `priced` makes them."""
-    seat_ids = seats_of(wanted)
+    """The items at the event's present prices. Raises as `priced` does."""
+    seat_ids = seats_of(requested)
     if event.auditorium_id is None or not seat_ids:
-        return priced(event, wanted, {})
+        return priced(event, requested, {})
     types = await venues.seat_types(
         connection, auditorium_id=event.auditorium_id, seat_ids=seat_ids
     )
-    return priced(event, wanted, types)
+    return priced(event, requested, types)
 
 
-def seats_of(wanted: Sequence[RequestedItem]) -> set[UUID]:
-    return {line.seat_id for line in wanted if line.seat_id is not None}
+def seats_of(requested: Sequence[RequestedItem]) -> set[UUID]:
+    return {line.seat_id for line in requested if line.seat_id is not None}
 
 
 def priced(
-    event: Event, wanted: Sequence[RequestedItem], seat_types: Mapping[UUID, str]
+    event: Event, requested: Sequence[RequestedItem], seat_types: Mapping[UUID, str]
 ) -> tuple[Item, ...]:
-    """The items of a request; `seat_types` are those of the event's seats among them.
+    """The items with their prices. `seat_types` has the type of each requested seat of the event.
 
-    Raises OFFER_NOT_FOUND, SEAT_NOT_FOUND, or VALIDATION_FAILED that names every line
-    which is more than the offer allows in one booking, or asks for a seat again.
+    Raises OFFER_NOT_FOUND, SEAT_NOT_FOUND, or VALIDATION_FAILED that names every line that
+    exceeds its offer's limit per booking, repeats a seat, or requests a seated offer without seat.
     """
     sold_by = {offer.seat_type: offer for offer in event.offers if offer.seat_type is not None}
-    asked: Counter[UUID] = Counter()
+    quantities: Counter[UUID] = Counter()
     seen: set[UUID] = set()
     items, faults = [], []
-    for index, line in enumerate(wanted):
+    for index, line in enumerate(requested):
         if line.seat_id is not None:
             offer = sold_by.get(seat_types.get(line.seat_id, ""))
             if offer is None:
@@ -61,7 +61,7 @@ def priced(
                     Reason.SEAT_NOT_FOUND, "the event sells no such seat", seat_id=line.seat_id
                 )
             if line.seat_id in seen:
-                faults.append(FieldViolation(f"items[{index}].seat_id", "is asked for twice"))
+                faults.append(FieldViolation(f"items[{index}].seat_id", "is requested twice"))
             seen.add(line.seat_id)
             quantity, field = 1, f"items[{index}].seat_id"
         else:
@@ -73,8 +73,8 @@ def priced(
                 faults.append(
                     FieldViolation(f"items[{index}].offer_id", "sells seats: give their `seat_id`")
                 )
-        asked[offer.offer_id] += quantity
-        if asked[offer.offer_id] > offer.max_per_booking:
+        quantities[offer.offer_id] += quantity
+        if quantities[offer.offer_id] > offer.max_per_booking:
             faults.append(
                 FieldViolation(
                     field, f"at most {offer.max_per_booking} of {offer.name!r} per booking"
@@ -91,7 +91,7 @@ def lines(items: Sequence[Item]) -> list[Line]:
 
 
 def total(items: Sequence[Item], currency_code: str) -> Money:
-    """What items cost together."""
+    """The total price of items."""
     return Money(sum(item.unit_price.amount_minor * item.quantity for item in items), currency_code)
 
 

@@ -1,4 +1,4 @@
-"""Bookings ⇄ the contract's messages. Shapes only: no rule is decided here."""
+"""Conversions from bookings to the contract's messages."""
 
 from booking_svc.bookings.bookings import Booking, PendingChange, Refund
 from booking_svc.catalogue.cancellation_policy import Preview

@@ -1,13 +1,12 @@
-"""Asks payment_svc and stock_svc what they know, in case that an event never came.
+"""Asks payment_svc and stock_svc for their state, in case an event never arrives.
 
-Payments and refunds without an end are asked for, less often as they age. Confirmed
-bookings are walked through, slowly, and compared with the ledger. What is found is
-applied as if its event had come: that happens once, whoever is quicker.
+Open payments and refunds are asked for, less often as they age; the answer is applied as their
+event would be. Confirmed bookings are compared with the ledger, a batch at a time.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -18,14 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import payment_events
 from booking_svc.bookings.bookings import Status
+from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.state_machine import FIRST_CHECK
+from booking_svc.bookings.step_handlers import RESERVATION_LOST
 from booking_svc.bookings.tables import booking_refunds, bookings
-from booking_svc.clients.ports import PaymentEvent, Payments, Stock
+from booking_svc.clients.ports import PaymentEvent
 from booking_svc.tables import event_cursors
-from mesh.clock import Clock
-from mesh.db.database import Database
 from mesh.db.jobs import JobQueue
-from mesh.errors import DomainError, Reason
+from mesh.errors import DomainError
 
 INTERVAL_SECONDS = 2.0
 _LAST_CHECK = timedelta(days=3)
@@ -43,24 +42,21 @@ _REFUND_CHECKS = JobQueue(
     due_time=booking_refunds.c.check_time,
     waiting_since=booking_refunds.c.check_time,
 )
-_LOST = frozenset(
-    {Reason.HOLD_EXPIRED, Reason.RESERVATION_STATE_INVALID, Reason.RESERVATION_NOT_FOUND}
-)
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """A payment or a refund to be asked for."""
+class DueCheck:
+    """A payment, or a refund of it, to ask payment_svc about."""
 
     booking_id: UUID
     payment_id: UUID
     refund_id: UUID | None
 
 
-async def due(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[Due]:
-    """Takes up to `limit` due payments and as many due refunds, until their next check."""
+async def take_due(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[DueCheck]:
+    """Takes up to `limit` due payments and as many refunds, and sets when they are due again."""
     payments = await _PAYMENT_CHECKS.lease(
         connection,
         now=now,
@@ -72,8 +68,8 @@ async def due(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequ
         connection, now=now, until=_next(booking_refunds.c.create_time, now), limit=limit
     )
     return [
-        *(Due(row.booking_id, row.payment_id, None) for row in payments if row.payment_id),
-        *(Due(row.booking_id, row.payment_id, row.refund_id) for row in refunds),
+        *(DueCheck(row.booking_id, row.payment_id, None) for row in payments if row.payment_id),
+        *(DueCheck(row.booking_id, row.payment_id, row.refund_id) for row in refunds),
     ]
 
 
@@ -86,118 +82,99 @@ async def oldest_due(connection: AsyncConnection) -> datetime | None:
     return min(filter(None, times), default=None)
 
 
-class Reconciliation:
-    """`on_steps_enqueued` is called when something was found that a step must follow."""
+async def run_once(deps: Dependencies) -> None:
+    """One turn of the background loop."""
+    if await ask_payments(deps) < _BATCH:
+        await compare_stock(deps)
+        await asyncio.sleep(INTERVAL_SECONDS)
 
-    def __init__(
-        self,
-        *,
-        database: Database,
-        stock: Stock,
-        payments: Payments,
-        clock: Clock,
-        on_steps_enqueued: Callable[[], None],
-    ) -> None:
-        self._database = database
-        self._stock = stock
-        self._payments = payments
-        self._clock = clock
-        self._on_owed = on_steps_enqueued
 
-    async def run_once(self) -> None:
-        """One turn of the background loop."""
-        if await self.ask_payments() < _BATCH:
-            await self.compare_stock()
-            await asyncio.sleep(INTERVAL_SECONDS)
+async def ask_payments(deps: Dependencies) -> int:
+    """Asks payment_svc about a batch of payments and refunds. Returns how many."""
+    async with deps.database.transaction() as connection:
+        checks = await take_due(connection, now=deps.clock(), limit=_BATCH)
+    applied = 0
+    for check in checks:
+        event = await _ask(deps, check)
+        if event is not None:
+            async with deps.database.transaction() as connection:
+                await payment_events.apply(connection, event=event, now=deps.clock())
+            applied += 1
+    if applied:
+        deps.on_steps_enqueued()
+    return len(checks)
 
-    async def ask_payments(self) -> int:
-        """Asks for a batch of payments and refunds. Returns how many."""
-        async with self._database.transaction() as connection:
-            taken = await due(connection, now=self._clock(), limit=_BATCH)
-        found = 0
-        for each in taken:
-            event = await self._ask(each)
-            if event is not None:
-                async with self._database.transaction() as connection:
-                    await payment_events.apply(connection, event=event, now=self._clock())
-                found += 1
-        if found:
-            self._on_owed()
-        return len(taken)
 
-    async def compare_stock(self) -> int:
-        """Compares the next confirmed bookings with the ledger. Returns how many disagree.
+async def compare_stock(deps: Dependencies) -> int:
+    """Compares the next confirmed bookings with the ledger. Returns the number of mismatches.
 
-        Selling what is sold changes nothing, and fails for what is not.
-        """
-        async with self._database.transaction() as connection:
-            after = await connection.scalar(
-                sa.select(event_cursors.c.position).where(event_cursors.c.stream == _CURSOR)
-            )
-            rows = (
-                await connection.execute(
-                    sa.select(bookings.c.booking_id, bookings.c.event_id, bookings.c.reservation_id)
-                    .where(bookings.c.status == Status.CONFIRMED)
-                    .where(bookings.c.booking_id > UUID(after) if after else sa.true())
-                    .order_by(bookings.c.booking_id)
-                    .limit(_BATCH)
-                )
-            ).all()
-        wrong = 0
-        for row in rows:
-            try:
-                await self._stock.commit(event_id=row.event_id, reservation_id=row.reservation_id)
-            except DomainError as refusal:
-                if refusal.reason not in _LOST:
-                    raise
-                wrong += await self._is_wrong(row.booking_id, row.reservation_id)
-        async with self._database.transaction() as connection:
-            position = str(rows[-1].booking_id) if len(rows) == _BATCH else ""
-            put = postgresql.insert(event_cursors).values(
-                stream=_CURSOR, position=position, update_time=self._clock()
-            )
+    A commit of a committed reservation changes nothing; any other reservation refuses it.
+    """
+    async with deps.database.transaction() as connection:
+        after = await connection.scalar(
+            sa.select(event_cursors.c.position).where(event_cursors.c.stream == _CURSOR)
+        )
+        rows = (
             await connection.execute(
-                put.on_conflict_do_update(
-                    index_elements=[event_cursors.c.stream],
-                    set_={"position": position, "update_time": self._clock()},
-                )
-            )
-        return wrong
-
-    async def _is_wrong(self, booking_id: UUID, reservation_id: UUID) -> bool:
-        """Whether the booking still says that it owns what the ledger has not sold to it."""
-        async with self._database.reading() as connection:
-            is_owner = await connection.scalar(
-                sa.select(sa.true())
-                .where(bookings.c.booking_id == booking_id)
-                .where(bookings.c.reservation_id == reservation_id)
+                sa.select(bookings.c.booking_id, bookings.c.event_id, bookings.c.reservation_id)
                 .where(bookings.c.status == Status.CONFIRMED)
+                .where(bookings.c.booking_id > UUID(after) if after else sa.true())
+                .order_by(bookings.c.booking_id)
+                .limit(_BATCH)
             )
-        if is_owner:
-            _log.error(
-                "a confirmed booking has no places in the ledger",
-                extra={"booking_id": str(booking_id), "reservation_id": str(reservation_id)},
-            )
-        return bool(is_owner)
-
-    async def _ask(self, each: Due) -> PaymentEvent | None:
-        """What payment_svc knows and we do not, perhaps."""
+        ).all()
+    mismatches = 0
+    for row in rows:
         try:
-            if each.refund_id is not None:
-                return await self._payments.refunded(
-                    booking_id=each.booking_id, refund_id=each.refund_id
-                )
-            return await self._payments.outcome(
-                booking_id=each.booking_id, payment_id=each.payment_id
-            )
+            await deps.stock.commit(event_id=row.event_id, reservation_id=row.reservation_id)
         except DomainError as refusal:
-            # Away for now, or it has not heard of it yet: the next time, then.
-            _log.info("no answer about a payment", extra={"reason": refusal.reason})
-            return None
+            if refusal.reason not in RESERVATION_LOST:
+                raise
+            mismatches += await _is_mismatch(deps, row.booking_id, row.reservation_id)
+    position, now = str(rows[-1].booking_id) if len(rows) == _BATCH else "", deps.clock()
+    cursor = {"position": position, "update_time": now}
+    async with deps.database.transaction() as connection:
+        await connection.execute(
+            postgresql.insert(event_cursors)
+            .values(stream=_CURSOR, **cursor)
+            .on_conflict_do_update(index_elements=[event_cursors.c.stream], set_=cursor)
+        )
+    return mismatches
 
 
-def _next(begun: sa.Column[datetime], now: datetime) -> sa.ColumnElement[datetime]:
-    """As long as it has taken so far, within bounds; never, once it has taken days."""
-    age = sa.literal(now) - begun
+async def _is_mismatch(deps: Dependencies, booking_id: UUID, reservation_id: UUID) -> bool:
+    """Whether the booking is still confirmed with a reservation that is not committed."""
+    async with deps.database.reading() as connection:
+        is_owner = await connection.scalar(
+            sa.select(sa.true())
+            .where(bookings.c.booking_id == booking_id)
+            .where(bookings.c.reservation_id == reservation_id)
+            .where(bookings.c.status == Status.CONFIRMED)
+        )
+    if is_owner:
+        _log.error(
+            "a confirmed booking has no places in the ledger",
+            extra={"booking_id": str(booking_id), "reservation_id": str(reservation_id)},
+        )
+    return bool(is_owner)
+
+
+async def _ask(deps: Dependencies, check: DueCheck) -> PaymentEvent | None:
+    """The event that matches what payment_svc knows; None if there is none yet."""
+    try:
+        if check.refund_id is not None:
+            return await deps.payments.refunded(
+                booking_id=check.booking_id, refund_id=check.refund_id
+            )
+        return await deps.payments.outcome(booking_id=check.booking_id, payment_id=check.payment_id)
+    except DomainError as refusal:
+        # payment_svc is unavailable or does not know the payment yet: the next check asks again.
+        _log.info("no answer about a payment", extra={"reason": refusal.reason})
+        return None
+
+
+def _next(create_time: sa.Column[datetime], now: datetime) -> sa.ColumnElement[datetime]:
+    """The next check: after a pause as long as the age, 60 s to 6 h; none after 3 days."""
+    age = sa.literal(now) - create_time
     pause = sa.func.least(sa.func.greatest(age, FIRST_CHECK), _LONGEST_PAUSE)
     return sa.case((age < _LAST_CHECK, sa.literal(now) + pause), else_=sa.null())

@@ -1,7 +1,7 @@
-"""A booking's money: what came in by which payment, and what goes back of it.
+"""The captured payments of a booking and their refunds.
 
-A refund is promised here with its id, in the transaction of what it is for; a REFUND
-step has payment_svc carry it out. Never more is promised than a payment has brought.
+A refund is promised with its id in the transaction of its cause; a REFUND step starts it in
+payment_svc. The refunds of a payment never exceed what it captured.
 """
 
 from collections.abc import Sequence
@@ -21,23 +21,23 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 
-# A provider may take its time for a refund; after this, reconciliation.py asks.
+# Reconciliation asks for a refund that is not processed by then.
 _FIRST_CHECK = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
-class Paid:
-    """A payment that was captured, and what is left of it."""
+class CapturedPayment:
+    """A captured payment, and the amount of it that no refund has been promised of."""
 
     payment_id: UUID
-    left: Money
+    refundable: Money
 
 
 async def captured(
     connection: AsyncConnection, *, booking: Booking, payment_id: UUID, amount: Money, now: datetime
 ) -> bool:
-    """Notes that money came by a payment. False when that is known already."""
-    noted = await connection.execute(
+    """Records a captured payment. False if it is already recorded."""
+    inserted = await connection.execute(
         postgresql.insert(booking_payments)
         .values(
             payment_id=payment_id,
@@ -48,39 +48,39 @@ async def captured(
         )
         .on_conflict_do_nothing()
     )
-    return noted.rowcount == 1
+    return inserted.rowcount == 1
 
 
 async def refund(
     connection: AsyncConnection, *, booking: Booking, amount: Money, reason: str, now: datetime
 ) -> tuple[Booking, Money]:
-    """Owes an amount of what a locked booking has brought, its newest payments first.
+    """Promises a refund of a locked booking's payments, the newest first.
 
-    Returns how much is owed: less, when the staff has given some back already.
+    Returns the promised amount, which is less if staff have already refunded a part.
     """
-    missing = amount.amount_minor
-    for paid in reversed(await _payments(connection, booking)):
-        part = min(missing, paid.left.amount_minor)
-        if part > 0 and paid.left.currency_code == amount.currency_code:
+    missing, currency = amount.amount_minor, amount.currency_code
+    for payment in reversed(await _payments(connection, booking)):
+        part = min(missing, payment.refundable.amount_minor)
+        if part > 0 and payment.refundable.currency_code == currency:
             booking = await _promise(
-                connection, booking, paid, Money(part, amount.currency_code), reason, now
+                connection, booking, payment.payment_id, Money(part, currency), reason, now
             )
             missing -= part
-    return booking, Money(amount.amount_minor - missing, amount.currency_code)
+    return booking, Money(amount.amount_minor - missing, currency)
 
 
 async def refund_payment(
     connection: AsyncConnection, *, booking: Booking, payment_id: UUID, reason: str, now: datetime
 ) -> Booking:
-    """Owes all that is left of one payment of a locked booking; nothing when nothing is."""
-    for paid in await _payments(connection, booking):
-        if paid.payment_id == payment_id and paid.left.amount_minor > 0:
-            return await _promise(connection, booking, paid, paid.left, reason, now)
+    """Promises a refund of all that is refundable of one payment of a locked booking."""
+    for payment in await _payments(connection, booking):
+        if payment.payment_id == payment_id and payment.refundable.amount_minor > 0:
+            return await _promise(connection, booking, payment_id, payment.refundable, reason, now)
     return booking
 
 
 async def find(connection: AsyncConnection, *, refund_id: UUID) -> Refund:
-    """A refund that was promised. Raises REFUND_NOT_FOUND."""
+    """A promised refund. Raises REFUND_NOT_FOUND."""
     row = (
         await connection.execute(
             sa.select(booking_refunds).where(booking_refunds.c.refund_id == refund_id)
@@ -100,10 +100,7 @@ async def find(connection: AsyncConnection, *, refund_id: UUID) -> Refund:
 async def processed(
     connection: AsyncConnection, *, booking: Booking, refund: Refund, now: datetime
 ) -> bool:
-    """Records that money went back, also what others than the booking have given back.
-
-    False when that is known already.
-    """
+    """Records a processed refund, including one that staff made. False if it is already recorded."""
     recorded = await connection.execute(
         postgresql.insert(booking_refunds)
         .values(**_columns(booking, replace(refund, status=RefundStatus.PROCESSED), now))
@@ -121,58 +118,54 @@ async def processed(
     return recorded.rowcount == 1
 
 
-async def is_all_back(connection: AsyncConnection, *, payment_id: UUID) -> bool:
-    """Whether all that came by a payment has gone back."""
-    came = sa.select(booking_payments.c.captured_minor).where(
+async def is_refunded(connection: AsyncConnection, *, payment_id: UUID) -> bool:
+    """Whether the whole captured amount of a payment has been refunded."""
+    captured_minor = sa.select(booking_payments.c.captured_minor).where(
         booking_payments.c.payment_id == payment_id
     )
-    went = (
+    refunded_minor = (
         sa.select(sa.cast(sa.func.sum(booking_refunds.c.amount_minor), sa.BigInteger))
         .where(booking_refunds.c.payment_id == payment_id)
         .where(booking_refunds.c.status == RefundStatus.PROCESSED)
     )
     return bool(
-        await connection.scalar(sa.select(came.scalar_subquery() <= went.scalar_subquery()))
-    )
-
-
-async def failed(connection: AsyncConnection, *, refund_id: UUID, now: datetime) -> None:
-    """Records that the provider refused for now; it is tried again over there."""
-    await connection.execute(
-        sa.update(booking_refunds)
-        .where(booking_refunds.c.refund_id == refund_id)
-        .where(booking_refunds.c.status == RefundStatus.PENDING)
-        .values(status=RefundStatus.FAILED, update_time=now)
+        await connection.scalar(
+            sa.select(captured_minor.scalar_subquery() <= refunded_minor.scalar_subquery())
+        )
     )
 
 
 async def lower(
     connection: AsyncConnection, *, refund_id: UUID, amount: Money, now: datetime
 ) -> None:
-    """Less is left of the payment than was promised; nothing when nothing is."""
-    is_it = booking_refunds.c.refund_id == refund_id
+    """Lowers a promised refund to `amount`, or deletes it if that is not positive."""
+    matches = booking_refunds.c.refund_id == refund_id
     if amount.amount_minor <= 0:
-        await connection.execute(sa.delete(booking_refunds).where(is_it))
+        await connection.execute(sa.delete(booking_refunds).where(matches))
         return
     await connection.execute(
         sa.update(booking_refunds)
-        .where(is_it)
+        .where(matches)
         .values(amount_minor=amount.amount_minor, update_time=now)
     )
 
 
-async def _payments(connection: AsyncConnection, booking: Booking) -> Sequence[Paid]:
-    """A booking's payments, oldest first."""
+async def _payments(connection: AsyncConnection, booking: Booking) -> Sequence[CapturedPayment]:
+    """A booking's captured payments, oldest first."""
     rows = await connection.execute(
         sa.select(
             booking_payments.c.payment_id,
             booking_payments.c.currency_code,
-            (booking_payments.c.captured_minor - sa.func.coalesce(_promised(), 0)).label("left"),
+            (booking_payments.c.captured_minor - sa.func.coalesce(_promised(), 0)).label(
+                "refundable"
+            ),
         )
         .where(booking_payments.c.booking_id == booking.booking_id)
         .order_by(booking_payments.c.create_time, booking_payments.c.payment_id)
     )
-    return [Paid(row.payment_id, Money(row.left, row.currency_code)) for row in rows]
+    return [
+        CapturedPayment(row.payment_id, Money(row.refundable, row.currency_code)) for row in rows
+    ]
 
 
 def _promised() -> sa.ScalarSelect[int]:
@@ -186,12 +179,12 @@ def _promised() -> sa.ScalarSelect[int]:
 async def _promise(
     connection: AsyncConnection,
     booking: Booking,
-    paid: Paid,
+    payment_id: UUID,
     amount: Money,
     reason: str,
     now: datetime,
 ) -> Booking:
-    refund = Refund(new_id(), paid.payment_id, amount, RefundStatus.PENDING, reason)
+    refund = Refund(new_id(), payment_id, amount, RefundStatus.PENDING, reason)
     await connection.execute(booking_refunds.insert().values(**_columns(booking, refund, now)))
     await saga_steps.enqueue(
         connection, booking.booking_id, StepKind.REFUND, refund.refund_id, now=now

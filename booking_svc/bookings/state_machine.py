@@ -1,13 +1,12 @@
-"""The life of a booking: every move between its states, and what each one owes.
+"""The states of a booking: which moves are allowed, and the statements that write them.
 
-A move is tested and made under the booking's row lock, and happens at most once. Calls
-to other services belong to saga.py and steps.py; here is what one transaction does.
+A move is decided here and written by one UPDATE that tests the state it was decided on. The
+first state is inserted by batch_writer.py. Calls to other services are saga steps.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -24,19 +23,20 @@ from booking_svc.bookings.bookings import (
     PaymentStatus,
     Status,
     TimelineEntry,
-    get,
 )
-from booking_svc.bookings.outbox import Change
+from booking_svc.bookings.outbox import Change, OutboxEntry
 from booking_svc.bookings.saga_steps import StepKind, enqueue
-from booking_svc.bookings.tables import booking_items, booking_timeline, bookings
+from booking_svc.bookings.tables import bookings
 from booking_svc.catalogue.events import Event
+from mesh.db.pipeline import FORCE_INDEX_SCANS, Statement, columns, run_together
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
+from mesh.observability import request_context
 
 MOVES: dict[Status, frozenset[Status]] = {
     Status.HELD: frozenset(
-        # CONFIRMED straight away: a booking of total 0 needs no payment.
+        # CONFIRMED without a payment: a booking with the total 0.
         {Status.PENDING_PAYMENT, Status.CONFIRMED, Status.EXPIRED, Status.CANCELLED}
     ),
     Status.PENDING_PAYMENT: frozenset(
@@ -44,23 +44,38 @@ MOVES: dict[Status, frozenset[Status]] = {
     ),
     Status.CONFIRMED: frozenset({Status.COMPLETED, Status.CANCELLED}),
     Status.COMPLETED: frozenset(),
-    # A late payment whose places could be had again.
+    # A late payment whose places were still available.
     Status.EXPIRED: frozenset({Status.CONFIRMED}),
     Status.FAILED: frozenset({Status.CONFIRMED}),
     Status.CANCELLED: frozenset(),
 }
 
 LIVE = (Status.HELD, Status.PENDING_PAYMENT, Status.CONFIRMED)
-"""States in which a booking has places, or money that is about to become places."""
+"""States in which a booking has places."""
 
 UNPAID = (Status.HELD, Status.PENDING_PAYMENT)
-"""States in which places are held and no money has come."""
+"""States in which places are held and no payment was captured."""
 
-# How long a payment's event may take before reconciliation.py asks for it.
+# Reconciliation asks for a payment whose event has not arrived by then.
 FIRST_CHECK = timedelta(seconds=60)
 _CHECKOUT = "checkout"
-# Longer than any step's try.
+# Longer than any attempt of a step.
 _STALLED = timedelta(seconds=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A booking before and after a change of its state or payment, not yet written.
+
+    `entry` is the timeline's, None when the state stays. `origin` is the causing call's.
+    """
+
+    before: Booking
+    after: Booking
+    by: By
+    entry: TimelineEntry | None = None
+    change: Change | None = None
+    origin: str = ""
 
 
 def placed(
@@ -73,9 +88,9 @@ def placed(
     provider: str | None,
     now: datetime,
 ) -> Booking:
-    """A new booking, not yet written: HELD, or PENDING_PAYMENT at once when a provider is named.
+    """A new booking, not yet written: PENDING_PAYMENT with a provider, HELD without one.
 
-    Its id is its reservation's, too.
+    Its reservation has the same id.
     """
     booking = Booking(
         booking_id=booking_id,
@@ -96,108 +111,133 @@ def placed(
     )
     if provider is None:
         return booking
-    begun = TimelineEntry(now, Status.PENDING_PAYMENT, _CHECKOUT, Actor.CUSTOMER)
-    return replace(
+    return payment_begun(
         booking,
-        status=Status.PENDING_PAYMENT,
-        payment=Payment(new_id(), provider, PaymentStatus.CREATED, None),
-        timeline=(*booking.timeline, begun),
-    )
+        payment_id=new_id(),
+        provider=provider,
+        hold_expire_time=hold_expire_time,
+        by=By(Actor.CUSTOMER, customer_id),
+        now=now,
+    ).after
 
 
-async def insert_items(
-    connection: AsyncConnection, *, booking_id: UUID, items: Sequence[Item]
-) -> None:
-    """Writes the items of a booking that has none (any more)."""
-    await connection.execute(
-        booking_items.insert(),
-        [
-            {
-                "booking_id": booking_id,
-                "item_index": index,
-                "offer_id": item.offer_id,
-                "seat_id": item.seat_id,
-                "quantity": item.quantity,
-                "unit_price_minor": item.unit_price.amount_minor,
-            }
-            for index, item in enumerate(items)
-        ],
-    )
-
-
-async def begin_payment(
-    connection: AsyncConnection,
-    *,
+def moved(
     booking: Booking,
+    *,
+    to: Status,
+    reason: str,
+    now: datetime,
+    by: By = SYSTEM,
+    refund: Money | None = None,
+) -> Transition:
+    """Decides a move to another state. `refund` is the amount to refund, for the domain event.
+
+    Raises BOOKING_STATE_INVALID for a move that MOVES does not have.
+    """
+    if to not in MOVES[booking.status]:
+        raise DomainError(
+            Reason.BOOKING_STATE_INVALID,
+            f"a booking that is {booking.status} cannot become {to}",
+            status=booking.status,
+        )
+    entry = TimelineEntry(now, to, reason, by.actor)
+    after = replace(
+        booking,
+        status=to,
+        confirm_time=now if to is Status.CONFIRMED else booking.confirm_time,
+        timeline=(*booking.timeline, entry),
+        update_time=now,
+    )
+    change = _change(to, reason, by, refund)
+    return Transition(booking, after, by, entry, change, request_context.origin())
+
+
+def payment_begun(
+    booking: Booking,
+    *,
     payment_id: UUID,
     provider: str,
     hold_expire_time: datetime,
     by: By,
     now: datetime,
-) -> Booking:
-    """HELD → PENDING_PAYMENT; or another try with a new payment while none has a page yet.
-
-    The booking must be locked.
-    """
+) -> Transition:
+    """HELD → PENDING_PAYMENT with a new payment; PENDING_PAYMENT gets another payment."""
     payment = Payment(payment_id, provider, PaymentStatus.CREATED, None)
-    changed = replace(booking, payment=payment, hold_expire_time=hold_expire_time)
-    columns: dict[str, object] = {
-        "payment_id": payment_id,
-        "payment_provider": provider,
-        "payment_status": PaymentStatus.CREATED,
-        "payment_url": None,
-        "payment_check_time": now + FIRST_CHECK,
-        "hold_expire_time": hold_expire_time,
-    }
     if booking.status is Status.PENDING_PAYMENT:
-        await _update(connection, booking.booking_id, now=now, **columns)
-        return changed
-    return await move(
-        connection,
-        booking=changed,
-        to=Status.PENDING_PAYMENT,
-        reason=_CHECKOUT,
-        by=by,
-        now=now,
-        columns=columns,
+        begun = Transition(booking, booking, by)
+    else:
+        begun = moved(booking, to=Status.PENDING_PAYMENT, reason=_CHECKOUT, by=by, now=now)
+    after = replace(
+        begun.after, payment=payment, hold_expire_time=hold_expire_time, update_time=now
     )
+    return replace(begun, after=after)
 
 
-async def set_payment_url(
-    connection: AsyncConnection, *, booking: Booking, url: str, now: datetime
-) -> Booking:
-    """Stores where the booking's payment is paid, unless another one has taken its place."""
-    if booking.payment is None:
-        raise ValueError(f"booking {booking.booking_id} has no payment")
-    stored = await connection.execute(
-        sa.update(bookings)
-        .where(bookings.c.booking_id == booking.booking_id)
-        .where(bookings.c.payment_id == booking.payment.payment_id)
-        .values(payment_url=url, update_time=now)
+def payment_opened(booking: Booking, url: str, now: datetime) -> Transition:
+    """The booking's payment can be paid at `url`."""
+    payment = replace(_payment_of(booking), payment_url=url)
+    return Transition(booking, replace(booking, payment=payment, update_time=now), SYSTEM)
+
+
+def updating(transitions: Sequence[Transition]) -> Statement:
+    """Writes the states and payments of bookings. Returns the ids of those it has written.
+
+    A booking whose state or payment is no longer the one that was decided on stays as it is.
+    """
+    return Statement(_UPDATE, columns(map(_row, transitions), 13))
+
+
+def recording(
+    connection: AsyncConnection, transitions: Sequence[Transition], *, now: datetime
+) -> list[Statement]:
+    """Writes the timeline entries and domain events of transitions, in their order."""
+    entries = [(t.after, t.by, t.entry) for t in transitions if t.entry is not None]
+    events = [OutboxEntry(t.after, t.change, t.origin) for t in transitions if t.change is not None]
+    statements = [inserting_entries(entries)] if entries else []
+    return statements + ([outbox.insertion(connection, events, now=now)] if events else [])
+
+
+def inserting_entries(entries: Sequence[tuple[Booking, By, TimelineEntry]]) -> Statement:
+    """Writes timeline entries, in their order."""
+    rows = (
+        (
+            booking.booking_id,
+            entry.time,
+            entry.status.value,
+            entry.reason,
+            entry.actor.value,
+            by.user_id,
+        )
+        for booking, by, entry in entries
     )
-    if stored.rowcount == 0:
-        return await get(connection, booking_id=booking.booking_id)
-    return with_page(booking, url, now)
+    return Statement(_INSERT_TIMELINE, columns(rows, 6))
 
 
-def with_page(booking: Booking, url: str, now: datetime) -> Booking:
-    """The booking with a page where its payment is paid."""
-    if booking.payment is None:
-        raise ValueError(f"booking {booking.booking_id} has no payment")
-    return replace(booking, payment=replace(booking.payment, payment_url=url), update_time=now)
+def inserting_items(items_of: Sequence[tuple[UUID, Sequence[Item]]]) -> Statement:
+    """Writes the items of bookings that have none."""
+    rows = (
+        (
+            booking_id,
+            index,
+            item.offer_id,
+            item.seat_id,
+            item.quantity,
+            item.unit_price.amount_minor,
+        )
+        for booking_id, items in items_of
+        for index, item in enumerate(items)
+    )
+    return Statement(_INSERT_ITEMS, columns(rows, 6))
 
 
-async def set_payment_status(
-    connection: AsyncConnection, *, booking: Booking, status: PaymentStatus, now: datetime
-) -> Booking:
-    """Records what became of the booking's payment. The booking must be locked."""
-    if booking.payment is None:
-        raise ValueError(f"booking {booking.booking_id} has no payment")
-    columns: dict[str, object] = {"payment_status": status}
-    if status in (PaymentStatus.CAPTURED, PaymentStatus.REFUNDED):
-        columns["payment_check_time"] = None
-    await _update(connection, booking.booking_id, now=now, **columns)
-    return replace(booking, payment=replace(booking.payment, status=status), update_time=now)
+async def write(connection: AsyncConnection, transition: Transition, *, now: datetime) -> Booking:
+    """Writes the transition of a locked booking."""
+    _, updated = await run_together(connection, [FORCE_INDEX_SCANS, updating([transition])])
+    if not updated.rows:
+        raise RuntimeError(f"booking {transition.before.booking_id} was changed without its lock")
+    if statements := recording(connection, [transition], now=now):
+        await run_together(connection, statements)
+    return transition.after
 
 
 async def move(
@@ -209,65 +249,27 @@ async def move(
     now: datetime,
     by: By = SYSTEM,
     refund: Money | None = None,
-    columns: Mapping[str, object] = MappingProxyType({}),
 ) -> Booking:
-    """Moves a locked booking to another state; notes it in the timeline and writes its event.
-
-    `refund` is what goes back, for the event. `columns` are further ones to set, which `booking` shows already.
-
-    Raises BOOKING_STATE_INVALID for a move that MOVES does not have.
-    """
-    after = moved(booking, to=to, reason=reason, by=by, now=now)
-    changes: dict[str, object] = {**columns, "status": to}
-    if to is Status.CONFIRMED:
-        changes["confirm_time"] = now
-    await _update(connection, booking.booking_id, now=now, **changes)
-    await _note(connection, booking.booking_id, to, reason, by, now)
-    if (change := _change(to, reason, by, refund)) is not None:
-        await outbox.append(connection, booking=after, change=change, now=now)
-    return after
+    """Moves a locked booking to another state. Raises as `moved` does."""
+    transition = moved(booking, to=to, reason=reason, by=by, now=now, refund=refund)
+    return await write(connection, transition, now=now)
 
 
-def moved(booking: Booking, *, to: Status, reason: str, by: By, now: datetime) -> Booking:
-    """The booking in another state, not yet written.
-
-    Raises BOOKING_STATE_INVALID for a move that MOVES does not have.
-    """
-    if to not in MOVES[booking.status]:
-        raise DomainError(
-            Reason.BOOKING_STATE_INVALID,
-            f"a booking that is {booking.status} cannot become {to}",
-            status=booking.status,
-        )
-    return replace(
-        booking,
-        status=to,
-        confirm_time=now if to is Status.CONFIRMED else booking.confirm_time,
-        timeline=(*booking.timeline, TimelineEntry(now, to, reason, by.actor)),
-        update_time=now,
-    )
-
-
-async def describe(
-    connection: AsyncConnection,
-    *,
-    booking: Booking,
-    attendees: Sequence[str],
-    note: str | None,
-    now: datetime,
-) -> None:
-    """Says who comes and what else there is to say; nothing given leaves as it is."""
-    columns: dict[str, object] = {"attendees": list(attendees)} if attendees else {}
-    if note is not None:
-        columns["note"] = note
-    await _update(connection, booking.booking_id, now=now, **columns)
+async def set_payment_status(
+    connection: AsyncConnection, *, booking: Booking, status: PaymentStatus, now: datetime
+) -> Booking:
+    """Records the outcome of a locked booking's payment."""
+    payment = replace(_payment_of(booking), status=status)
+    after = replace(booking, payment=payment, update_time=now)
+    return await write(connection, Transition(booking, after, SYSTEM), now=now)
 
 
 async def note(
     connection: AsyncConnection, *, booking: Booking, reason: str, now: datetime, by: By = SYSTEM
 ) -> None:
-    """Adds to the timeline without a change of state."""
-    await _note(connection, booking.booking_id, booking.status, reason, by, now)
+    """Adds a timeline entry without a change of state."""
+    entry = TimelineEntry(now, booking.status, reason, by.actor)
+    await run_together(connection, [inserting_entries([(booking, by, entry)])])
 
 
 async def end_unpaid(
@@ -280,10 +282,10 @@ async def end_unpaid(
     by: By = SYSTEM,
     even_if_paid: bool = False,
 ) -> Booking:
-    """Ends a locked booking that nobody paid, and owes the release of its places.
+    """Ends a locked, unpaid booking; steps release its places and void its payment.
 
-    Raises BOOKING_STATE_INVALID for a booking whose payment was captured, unless that is
-    to meet a booking that has ended.
+    Raises BOOKING_STATE_INVALID if its payment was captured, unless `even_if_paid`: the
+    CONFIRM step then refunds the payment.
     """
     paid = booking.payment is not None and booking.payment.status is PaymentStatus.CAPTURED
     if paid and not even_if_paid:
@@ -293,7 +295,7 @@ async def end_unpaid(
             status=booking.status,
         )
     ended = await move(connection, booking=booking, to=to, reason=reason, by=by, now=now)
-    await free_places(connection, booking=booking, now=now)
+    await release_places(connection, booking=booking, now=now)
     if booking.payment is not None:
         await enqueue(
             connection, booking.booking_id, StepKind.VOID, booking.payment.payment_id, now=now
@@ -301,14 +303,14 @@ async def end_unpaid(
     return ended
 
 
-async def free_places(
+async def release_places(
     connection: AsyncConnection,
     *,
     booking: Booking,
     now: datetime,
     due_in: timedelta = timedelta(0),
 ) -> None:
-    """Owes the end of the booking's claim in the ledger, whether it is held or sold."""
+    """Enqueues the release of the booking's reservation, or the return of its sold places."""
     await enqueue(
         connection,
         booking.booking_id,
@@ -323,78 +325,27 @@ async def free_places(
 async def replace_reservation(
     connection: AsyncConnection, *, booking: Booking, reservation_id: UUID, now: datetime
 ) -> Booking:
-    """Gives a locked booking another claim, not yet made; the one before is freed if it lives.
+    """Gives a locked booking another reservation, not yet made. A step releases the previous one.
 
-    Not at once: a process that has stalled may still be at it.
+    The step waits for 60 s: a process that has stalled may still use the previous one.
     """
-    await free_places(connection, booking=booking, now=now, due_in=_STALLED)
-    await _update(connection, booking.booking_id, now=now, reservation_id=reservation_id)
+    await release_places(connection, booking=booking, now=now, due_in=_STALLED)
+    await connection.execute(
+        sa.update(bookings)
+        .where(bookings.c.booking_id == booking.booking_id)
+        .values(reservation_id=reservation_id, update_time=now)
+    )
     return replace(booking, reservation_id=reservation_id, update_time=now)
 
 
-async def lapsed(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[UUID]:
-    """Unpaid bookings whose hold is over, oldest first."""
-    found = await connection.execute(
-        _lapsed(now).order_by(bookings.c.hold_expire_time).limit(limit)
-    )
-    return found.scalars().all()
-
-
-async def expire(connection: AsyncConnection, *, booking_id: UUID, now: datetime) -> bool:
-    """Ends a booking whose hold is over. False when it is not, any more, or is worked on."""
-    locked = await connection.execute(
-        _lapsed(now).where(bookings.c.booking_id == booking_id).with_for_update(skip_locked=True)
-    )
-    if locked.one_or_none() is None:
-        return False
-    booking = await get(connection, booking_id=booking_id)
-    await end_unpaid(
-        connection, booking=booking, to=Status.EXPIRED, reason="not paid in time", now=now
-    )
-    return True
-
-
-def _lapsed(now: datetime) -> sa.Select[UUID]:
-    return (
-        sa.select(bookings.c.booking_id)
-        .where(bookings.c.status.in_(UNPAID))
-        .where(bookings.c.hold_expire_time <= now)
-        .where(bookings.c.payment_status.is_distinct_from(PaymentStatus.CAPTURED))
-    )
-
-
-async def _update(
-    connection: AsyncConnection, booking_id: UUID, *, now: datetime, **changes: object
-) -> None:
-    await connection.execute(
-        sa.update(bookings)
-        .where(bookings.c.booking_id == booking_id)
-        .values(update_time=now, **changes)
-    )
-
-
-async def _note(
-    connection: AsyncConnection,
-    booking_id: UUID,
-    status: Status,
-    reason: str,
-    by: By,
-    now: datetime,
-) -> None:
-    await connection.execute(
-        booking_timeline.insert().values(
-            booking_id=booking_id,
-            time=now,
-            status=status,
-            reason=reason,
-            actor=by.actor,
-            actor_id=by.user_id,
-        )
-    )
+def _payment_of(booking: Booking) -> Payment:
+    if booking.payment is None:
+        raise ValueError(f"booking {booking.booking_id} has no payment")
+    return booking.payment
 
 
 def _change(to: Status, reason: str, by: By, refund: Money | None) -> Change | None:
-    """What others are told of a move; nobody waits for the beginning of a checkout."""
+    """The domain event of a move; PENDING_PAYMENT has none."""
     match to:
         case Status.CONFIRMED:
             return outbox.Confirmed(reason)
@@ -408,3 +359,62 @@ def _change(to: Status, reason: str, by: By, refund: Money | None) -> Change | N
             return outbox.Completed()
         case _:
             return None
+
+
+def _row(transition: Transition) -> tuple[object, ...]:
+    before, after = transition.before, transition.after
+    payment = after.payment
+    return (
+        after.booking_id,
+        before.status.value,
+        before.payment and before.payment.payment_id,
+        before.payment and before.payment.status.value,
+        after.status.value,
+        after.hold_expire_time,
+        payment and payment.payment_id,
+        payment and payment.provider,
+        payment and payment.status.value,
+        payment and payment.payment_url,
+        after.update_time + FIRST_CHECK,
+        after.confirm_time,
+        after.update_time,
+    )
+
+
+# payment_check_time: reconciliation asks for a new payment, and no longer for a captured one.
+_UPDATE = """
+UPDATE bookings SET status = given.status, hold_expire_time = given.hold_expire_time,
+    payment_id = given.payment_id, payment_provider = given.payment_provider,
+    payment_status = given.payment_status, payment_url = given.payment_url,
+    payment_check_time = CASE
+        WHEN given.payment_status IN ('CAPTURED', 'REFUNDED') THEN NULL
+        WHEN given.payment_id IS DISTINCT FROM given.before_payment_id THEN given.first_check_time
+        ELSE bookings.payment_check_time END,
+    confirm_time = given.confirm_time, update_time = given.update_time
+FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::text[], %s::text[], %s::timestamptz[],
+    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[],
+    %s::timestamptz[])
+    AS given (booking_id, before_status, before_payment_id, before_payment_status, status,
+    hold_expire_time, payment_id, payment_provider, payment_status, payment_url,
+    first_check_time, confirm_time, update_time)
+WHERE bookings.booking_id = given.booking_id
+    AND bookings.status = given.before_status
+    AND bookings.payment_id IS NOT DISTINCT FROM given.before_payment_id
+    AND bookings.payment_status IS NOT DISTINCT FROM given.before_payment_status
+RETURNING bookings.booking_id
+"""
+
+_INSERT_ITEMS = """
+INSERT INTO booking_items
+    (booking_id, item_index, offer_id, seat_id, quantity, unit_price_minor)
+SELECT * FROM unnest(%s::uuid[], %s::int[], %s::uuid[], %s::uuid[], %s::int[], %s::bigint[])
+"""
+
+# In the order of the rows, which the entries' ids keep.
+_INSERT_TIMELINE = """
+INSERT INTO booking_timeline (booking_id, time, status, reason, actor, actor_id)
+SELECT booking_id, time, status, reason, actor, actor_id
+FROM unnest(%s::uuid[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::uuid[])
+    WITH ORDINALITY AS given (booking_id, time, status, reason, actor, actor_id, number)
+ORDER BY number
+"""

@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from booking_svc.bookings import saga_steps
-from booking_svc.bookings.exchange import Exchanges
-from booking_svc.bookings.saga_steps import Step, StepKind
-from booking_svc.bookings.step_handlers import StepHandlers
-from booking_svc.clients.ports import Payments, Stock
-from mesh.clock import Clock
-from mesh.db.database import Database
+from booking_svc.bookings.dependencies import Dependencies
+from booking_svc.bookings.saga_steps import Step
+from booking_svc.bookings.step_handlers import HANDLERS
 from mesh.db.jobs import Wakeup, Workers, run_forever
 from mesh.deadlines import deadline_in
 from mesh.errors import DomainError
@@ -32,32 +29,11 @@ _IDLE_SECONDS = 1.0
 
 
 class Steps:
-    """Runs due steps, several at a time. Any number of processes may do so."""
+    """Runs due steps, several at a time. `wake` rings when steps were enqueued."""
 
-    def __init__(
-        self, *, database: Database, stock: Stock, payments: Payments, clock: Clock
-    ) -> None:
-        self._database = database
-        self._clock = clock
-        self._wake = Wakeup()
-        handlers = StepHandlers(
-            database=database,
-            stock=stock,
-            payments=payments,
-            clock=clock,
-            on_steps_enqueued=self.wake,
-        )
-        self._handlers = {
-            StepKind.CONFIRM: handlers.confirm,
-            StepKind.RELEASE: handlers.release,
-            StepKind.VOID: handlers.void,
-            StepKind.REFUND: handlers.refund,
-            StepKind.EXCHANGE: Exchanges(database=database, stock=stock, clock=clock).take,
-        }
-
-    def wake(self) -> None:
-        """Steps were enqueued and committed: run them now."""
-        self._wake.ring()
+    def __init__(self, deps: Dependencies, wake: Wakeup) -> None:
+        self._deps = deps
+        self._wake = wake
 
     async def run(self) -> None:
         """Runs steps as they fall due, at most _AT_ONCE at a time. Runs until cancelled."""
@@ -72,8 +48,10 @@ class Steps:
 
     async def claim(self, *, limit: int) -> Sequence[Step]:
         """Leases due steps to this process."""
-        async with self._database.single() as connection:
-            return await saga_steps.lease(connection, now=self._clock(), limit=limit, lease=_LEASE)
+        async with self._deps.database.single() as connection:
+            return await saga_steps.lease(
+                connection, now=self._deps.clock(), limit=limit, lease=_LEASE
+            )
 
     async def attempt(self, step: Step) -> None:
         """Runs a leased step. A failure makes it due again after a pause."""
@@ -86,7 +64,7 @@ class Steps:
         try:
             with deadline_in(_ATTEMPT_SECONDS):
                 async with asyncio.timeout(_ATTEMPT_SECONDS):
-                    await self._handlers[step.kind](step)
+                    await HANDLERS[step.kind](self._deps, step)
             _log.info(
                 "step",
                 extra={
@@ -108,7 +86,7 @@ class Steps:
                     "error": repr(error) if expected else type(error).__name__,
                 },
             )
-            async with self._database.transaction() as connection:
+            async with self._deps.database.transaction() as connection:
                 await saga_steps.retry(
-                    connection, step, now=self._clock(), error=type(error).__name__
+                    connection, step, now=self._deps.clock(), error=type(error).__name__
                 )

@@ -1,9 +1,9 @@
-"""The bookings' tables. Each invariant is also a named constraint here."""
+"""The bookings' tables. Each invariant is a named constraint, too."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-# Bookings refer to events: their table must be known.
+# The foreign keys to events need its table.
 from booking_svc.catalogue import tables as _catalogue  # noqa: F401
 from booking_svc.tables import metadata
 from mesh.db.outbox import outbox_table
@@ -22,16 +22,16 @@ bookings = sa.Table(
     sa.Column("currency_code", sa.CHAR(3), nullable=False),
     sa.Column("total_minor", sa.BigInteger, nullable=False),
     sa.Column("hold_expire_time", _Time, nullable=False),
-    # The claim in the ledger: the booking's own id, or a later one after a late payment.
+    # In the ledger: the booking's own id, or another one after a late payment or a change.
     sa.Column("reservation_id", _Uuid, nullable=False, unique=True),
     sa.Column("payment_id", _Uuid, unique=True),
     sa.Column("payment_provider", sa.Text),
     sa.Column("payment_status", sa.Text),
     sa.Column("payment_url", sa.Text),
-    # When payment_svc is asked what became of the payment, in case its event never comes.
+    # When reconciliation asks payment_svc about the payment, in case its event never arrives.
     sa.Column("payment_check_time", _Time),
     sa.Column("cancellation_policy", JSONB, nullable=False),
-    # The policy grants no more than this: what it granted when the booking was last rescheduled.
+    # The limit of later refunds: what the policy granted when the booking was last rescheduled.
     sa.Column("max_refund_percent", sa.Integer, nullable=False, server_default="100"),
     sa.Column("attendees", JSONB, nullable=False, server_default="[]"),
     sa.Column("note", sa.Text, nullable=False, server_default=""),
@@ -65,7 +65,7 @@ bookings = sa.Table(
         "hold_expire_time",
         postgresql_where=sa.text("status IN ('HELD', 'PENDING_PAYMENT')"),
     ),
-    # Few events have ended or are cancelled and still have these: completion.py looks for them.
+    # For completion.py and event_cancellation.py: few bookings of past events are in these states.
     sa.Index(
         "bookings_live_event_id_idx",
         "event_id",
@@ -101,13 +101,13 @@ booking_timeline = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("actor", sa.Text, nullable=False, server_default="SYSTEM"),
-    # The customer or the one of the staff.
+    # The customer or the member of staff.
     sa.Column("actor_id", _Uuid),
     sa.CheckConstraint("actor IN ('CUSTOMER', 'STAFF', 'ORGANISER', 'SYSTEM')", name="actor"),
     sa.Index("booking_timeline_booking_id_idx", "booking_id"),
 )
 
-# Money that came for a booking. Never more goes back of a payment: money_back.py.
+# Captured payments. The refunds of a payment never exceed it: refunds.py.
 booking_payments = sa.Table(
     "booking_payments",
     metadata,
@@ -120,7 +120,7 @@ booking_payments = sa.Table(
     sa.Index("booking_payments_booking_id_idx", "booking_id"),
 )
 
-# Money that goes back, from its promise on. The id is payment_svc's too.
+# Refunds, from their promise on. payment_svc uses the same ids.
 booking_refunds = sa.Table(
     "booking_refunds",
     metadata,
@@ -133,7 +133,7 @@ booking_refunds = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
-    # When payment_svc is asked what became of it, in case its event never comes.
+    # When reconciliation asks payment_svc about it, in case its event never arrives.
     sa.Column("check_time", _Time),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     sa.CheckConstraint("status IN ('PENDING', 'PROCESSED', 'FAILED')", name="status"),
@@ -146,11 +146,11 @@ booking_refunds = sa.Table(
     ),
 )
 
-# Other items or another event for a booking, from the wish to its end: changes.py.
+# Changes of a booking to other items or another event: modification_store.py.
 booking_changes = sa.Table(
     "booking_changes",
     metadata,
-    # Also the new reservation's.
+    # Also the id of the new reservation.
     sa.Column("change_id", _Uuid, primary_key=True),
     sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
     sa.Column("state", sa.Text, nullable=False),
@@ -160,10 +160,10 @@ booking_changes = sa.Table(
     sa.Column("items", JSONB, nullable=False),
     sa.Column("total_minor", sa.BigInteger, nullable=False),
     sa.Column("currency_code", sa.CHAR(3), nullable=False),
-    # Owed to the customer once it is done.
+    # Refunded once the change is done.
     sa.Column("refund_minor", sa.BigInteger, nullable=False),
     sa.Column("max_refund_percent", sa.Integer, nullable=False),
-    # To be paid before it is done.
+    # Paid before the places are exchanged.
     sa.Column("difference_minor", sa.BigInteger, nullable=False),
     sa.Column("payment_id", _Uuid, unique=True),
     sa.Column("payment_provider", sa.Text),
@@ -180,7 +180,7 @@ booking_changes = sa.Table(
     ),
     sa.CheckConstraint("refund_minor >= 0 AND difference_minor >= 0", name="money"),
     sa.CheckConstraint("(difference_minor > 0) = (payment_id IS NOT NULL)", name="payment"),
-    # One at a time.
+    # A booking has one open change at a time.
     sa.Index(
         "booking_changes_open_key",
         "booking_id",
@@ -194,25 +194,25 @@ booking_changes = sa.Table(
     ),
 )
 
-# What a booking still owes to the other services; written with the change that owes it.
+# Saga steps: calls to other services, enqueued in the transaction that makes them necessary.
 booking_steps = sa.Table(
     "booking_steps",
     metadata,
     sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), primary_key=True),
     sa.Column("kind", sa.Text, primary_key=True),
-    # The reservation, payment or refund that the step is about.
+    # The id of a reservation, payment, refund or change.
     sa.Column("subject_id", _Uuid, primary_key=True),
-    # Where a reservation is: the booking may have moved to another event since.
+    # The reservation's event: the booking may have been rescheduled since.
     sa.Column("event_id", _Uuid),
     sa.Column("due_time", _Time, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("last_error", sa.Text),
     sa.Column("create_time", _Time, nullable=False),
-    # The request and the trace that made it necessary.
+    # The request and trace that enqueued it.
     sa.Column("origin", sa.Text, default=request_context.origin),
     sa.CheckConstraint("kind IN ('CONFIRM', 'RELEASE', 'VOID', 'REFUND', 'EXCHANGE')", name="kind"),
     sa.Index("booking_steps_due_time_idx", "due_time"),
 )
 
-# Domain events of bookings, for mails, webhooks and other consumers: outbox.py.
+# Domain events of bookings: outbox.py.
 outbox = outbox_table(metadata)

@@ -3,21 +3,26 @@
 from typing import Any
 from uuid import UUID
 
-from booking_svc.bookings import bookings, cancellation, proto
+from booking_svc.bookings import (
+    bookings,
+    cancellation,
+    checkout,
+    modification,
+    placement,
+    proto,
+)
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
 from booking_svc.bookings.checkout import Checkout
-from booking_svc.bookings.modification import BookingPatch, Changing
-from booking_svc.bookings.placement import Saga
+from booking_svc.bookings.dependencies import Dependencies
+from booking_svc.bookings.modification import BookingPatch
 from booking_svc.bookings.pricing import RequestedItem
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
 from mesh import paging
-from mesh.clock import Clock
-from mesh.db.database import Database
 from mesh.db.idempotent import key_for, key_of_call
 from mesh.rpc.call import caller, idempotency_key
 from mesh.tasks import shielded
 
-# Steps that touch stock or money go on for so long after the client has left.
+# Calls that change stock or money continue for this time after the client has disconnected.
 _PLACE_SECONDS = 9.5
 _CHECKOUT_SECONDS = 9.5
 _CANCEL_SECONDS = 4.5
@@ -25,22 +30,20 @@ _CHANGE_SECONDS = 9.5
 
 
 class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
-    def __init__(self, database: Database, saga: Saga, changing: Changing, clock: Clock) -> None:
-        self._database = database
-        self._saga = saga
-        self._changing = changing
-        self._clock = clock
+    def __init__(self, deps: Dependencies) -> None:
+        self._deps = deps
 
     async def PlaceBooking(
         self, request: booking_service_pb2.PlaceBookingRequest, context: Any
     ) -> booking_pb2.Booking:
         customer_id = caller().user()
         answer = await shielded(
-            self._saga.place(
+            placement.place(
+                self._deps,
                 key=key_for("PlaceBooking", customer_id, idempotency_key() or "", request),
                 customer_id=customer_id,
                 event_id=UUID(request.event_id),
-                wanted=[_wanted(item) for item in request.items],
+                items=[_requested(item) for item in request.items],
                 checkout=_checkout(request.checkout) if request.HasField("checkout") else None,
                 encode=_encode,
                 is_mail_wanted=request.mail_hold,
@@ -52,7 +55,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def GetBooking(
         self, request: booking_service_pb2.GetBookingRequest, context: Any
     ) -> booking_pb2.Booking:
-        async with self._database.reading() as connection:
+        async with self._deps.database.reading() as connection:
             return proto.booking(
                 await bookings.get(
                     connection, booking_id=UUID(request.booking_id), owner=caller().owner_scope
@@ -62,7 +65,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def ListBookings(
         self, request: booking_service_pb2.ListBookingsRequest, context: Any
     ) -> booking_service_pb2.ListBookingsResponse:
-        async with self._database.reading() as connection:
+        async with self._deps.database.reading() as connection:
             page = await bookings.list_page(
                 connection,
                 customer_id=caller().user(),
@@ -71,7 +74,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 page_token=request.page_token,
             )
         return booking_service_pb2.ListBookingsResponse(
-            bookings=[proto.booking(each) for each in page.bookings],
+            bookings=[proto.booking(booking) for booking in page.bookings],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
         )
@@ -79,7 +82,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def ListEventBookings(
         self, request: booking_service_pb2.ListEventBookingsRequest, context: Any
     ) -> booking_service_pb2.ListEventBookingsResponse:
-        async with self._database.reading() as connection:
+        async with self._deps.database.reading() as connection:
             page = await bookings.list_page(
                 connection,
                 event_id=UUID(request.event_id),
@@ -88,7 +91,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 page_token=request.page_token,
             )
         return booking_service_pb2.ListEventBookingsResponse(
-            bookings=[proto.booking(each) for each in page.bookings],
+            bookings=[proto.booking(booking) for booking in page.bookings],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
         )
@@ -97,7 +100,8 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
         self, request: booking_service_pb2.CheckoutBookingRequest, context: Any
     ) -> booking_pb2.Booking:
         answer = await shielded(
-            self._saga.checkout(
+            checkout.start(
+                self._deps,
                 key=key_of_call("CheckoutBooking", request),
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
@@ -113,7 +117,8 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
         self, request: booking_service_pb2.CancelBookingRequest, context: Any
     ) -> booking_pb2.Booking:
         answer = await shielded(
-            self._saga.cancel(
+            cancellation.cancel_booking(
+                self._deps,
                 key=key_of_call("CancelBooking", request),
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
@@ -128,14 +133,14 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def PreviewCancellation(
         self, request: booking_service_pb2.PreviewCancellationRequest, context: Any
     ) -> booking_service_pb2.CancellationPreview:
-        async with self._database.reading() as connection:
+        async with self._deps.database.reading() as connection:
             return proto.preview(
                 await cancellation.preview(
                     connection,
                     booking_id=UUID(request.booking_id),
                     owner=caller().owner_scope,
-                    keep=[_kept(each) for each in request.keep] or None,
-                    now=self._clock(),
+                    keep=[_kept(text) for text in request.keep] or None,
+                    now=self._deps.clock(),
                 )
             )
 
@@ -143,13 +148,14 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
         self, request: booking_service_pb2.UpdateBookingRequest, context: Any
     ) -> booking_pb2.Booking:
         answer = await shielded(
-            self._changing.update(
+            modification.update(
+                self._deps,
                 key=key_of_call("UpdateBooking", request),
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
                 by=_by(),
-                wish=BookingPatch(
-                    items=[_wanted(item) for item in request.items],
+                patch=BookingPatch(
+                    items=[_requested(item) for item in request.items],
                     attendees=request.attendees,
                     note=request.note if request.HasField("note") else None,
                 ),
@@ -163,13 +169,14 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
         self, request: booking_service_pb2.RescheduleBookingRequest, context: Any
     ) -> booking_pb2.Booking:
         answer = await shielded(
-            self._changing.reschedule(
+            modification.reschedule(
+                self._deps,
                 key=key_of_call("RescheduleBooking", request),
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
                 by=_by(),
                 event_id=UUID(request.event_id),
-                wanted=[_wanted(item) for item in request.items],
+                items=[_requested(item) for item in request.items],
                 checkout=_checkout(request.checkout) if request.HasField("checkout") else None,
                 encode=_encode,
             ),
@@ -179,16 +186,16 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
 
 
 def _by() -> By:
-    """Who calls: customers for themselves, staff for anybody."""
-    who = caller()
-    return By(Actor.STAFF if who.is_staff else Actor.CUSTOMER, who.user())
+    """The caller as an actor: staff, or the customer."""
+    user = caller()
+    return By(Actor.STAFF if user.is_staff else Actor.CUSTOMER, user.user())
 
 
 def _encode(booking: Booking) -> bytes:
     return proto.booking(booking).SerializeToString()
 
 
-def _wanted(item: booking_service_pb2.PlaceBookingRequest.Item) -> RequestedItem:
+def _requested(item: booking_service_pb2.PlaceBookingRequest.Item) -> RequestedItem:
     return RequestedItem(
         offer_id=UUID(item.offer_id) if item.HasField("offer_id") else None,
         quantity=1 if item.HasField("seat_id") else item.quantity,

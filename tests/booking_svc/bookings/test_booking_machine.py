@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy.dialects import postgresql
 
-from booking_svc.bookings import completion, expiry, tables
+from booking_svc.bookings import completion, expiry, reconciliation, tables
 from booking_svc.bookings.bookings import Booking, Status
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.state_machine import MOVES
@@ -307,7 +307,7 @@ class LifeMachine(RuleBasedStateMachine):
             case Loop.SWEEPER:
                 return await expiry.sweep(world.database, world.clock)
             case Loop.RECONCILIATION:
-                return await world.reconciliation.ask_payments()
+                return await reconciliation.ask_payments(world.deps)
             case Loop.COMPLETION:
                 async with world.database.transaction() as connection:
                     return await completion.complete(connection, now=world.clock(), limit=50)
@@ -352,7 +352,7 @@ class LifeMachine(RuleBasedStateMachine):
             while await self.turn(*Loop):
                 pass
         await world.process_refunds()
-        assert await world.reconciliation.compare_stock() == 0
+        assert await reconciliation.compare_stock(world.deps) == 0
         for life in self.model:
             await self.is_right(life)
         for event, capacity in zip(self.events, CAPACITIES, strict=True):

@@ -26,7 +26,7 @@ class Client:
     """Calls as one user; each call is a task of its own, as on the server."""
 
     def __init__(self, world: World, user_id: UUID, role: Access = Access.CUSTOMER) -> None:
-        self._servicer = BookingServicer(world.database, world.saga, world.changing, world.clock)
+        self._servicer = BookingServicer(world.deps)
         self._caller = Caller("gateway", user_id, role)
 
     async def __call__(self, method: str, request: Any, *, key: str | None = None) -> Any:

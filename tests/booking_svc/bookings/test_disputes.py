@@ -11,8 +11,8 @@ from testing.booking_harness import World
 @pytest.mark.parametrize(
     ("end", "text"),
     [
-        (DisputeStatus.WON, "the bank let the payment stand"),
-        (DisputeStatus.LOST, "the bank took the payment back"),
+        (DisputeStatus.WON, "dispute won: the payment is kept"),
+        (DisputeStatus.LOST, "dispute lost: the bank took the payment back"),
     ],
 )
 async def test_a_dispute_is_in_the_timeline(world: World, end: DisputeStatus, text: str) -> None:
@@ -33,7 +33,7 @@ async def test_a_dispute_is_in_the_timeline(world: World, end: DisputeStatus, te
         )
     found = await world.booking(booking.booking_id)
     assert [entry.reason for entry in found.timeline[-2:]] == [
-        "the customer's bank asks the payment back",
+        "payment disputed by the bank",
         text,
     ]
     assert found.status is Status.CONFIRMED

@@ -52,7 +52,7 @@ async def test_everybody_is_refunded_once_wherever_the_process_dies(
             if rng.random() < 0.3:
                 # Died in the middle of a batch: its transaction is undone.
                 async with world.database.transaction() as connection:
-                    await event_cancellation.go_on(connection, now=world.clock())
+                    await event_cancellation.cancel_batch(connection, now=world.clock())
                     raise ProcessDiedError
             await world.cancel_batch()
             await world.take_steps()

@@ -51,12 +51,12 @@ async def test_a_payment_whose_event_never_comes_is_asked_for(world: World) -> N
     assert refused.payment is not None
     world.payments.paid[paid.payment.payment_id] = paid.total
     world.payments.refused.add(refused.payment.payment_id)
-    assert await world.reconciliation.ask_payments() == 0
+    assert await reconciliation.ask_payments(world.deps) == 0
     world.clock.advance(timedelta(minutes=1))
     async with world.database.reading() as connection:
         assert await reconciliation.oldest_due(connection) == world.clock()
-    assert await world.reconciliation.ask_payments() == 3
-    assert await world.reconciliation.ask_payments() == 0
+    assert await reconciliation.ask_payments(world.deps) == 3
+    assert await reconciliation.ask_payments(world.deps) == 0
     await world.settle()
     assert (await world.booking(paid.booking_id)).status is Status.CONFIRMED
     assert (await world.booking(refused.booking_id)).status is Status.FAILED
@@ -69,7 +69,7 @@ async def test_a_payment_whose_event_never_comes_is_asked_for(world: World) -> N
     asked = 0
     for _ in range(24 * 12):
         world.clock.advance(timedelta(minutes=20))
-        asked += await world.reconciliation.ask_payments()
+        asked += await reconciliation.ask_payments(world.deps)
     assert 15 < asked < 60
     assert (await world.booking(idle.booking_id)).payment is not None
 
@@ -80,7 +80,7 @@ async def test_a_refund_whose_event_never_comes_is_asked_for(world: World) -> No
     await world.cancel(booking.booking_id)
     await world.settle()
     world.clock.advance(timedelta(minutes=5))
-    assert await world.reconciliation.ask_payments() == 1
+    assert await reconciliation.ask_payments(world.deps) == 1
     ended = await world.booking(booking.booking_id)
     assert [refund.status for refund in ended.refunds] == [RefundStatus.PROCESSED]
     assert ended.payment is not None
@@ -90,9 +90,9 @@ async def test_a_refund_whose_event_never_comes_is_asked_for(world: World) -> No
 async def test_a_booking_without_places_is_found(world: World) -> None:
     event = await world.an_event()
     good, bad = [await a_confirmed(world, event) for _ in range(2)]
-    assert await world.reconciliation.compare_stock() == 0
+    assert await reconciliation.compare_stock(world.deps) == 0
     await world.stock.return_sold(event_id=event.event_id, reservation_id=bad.reservation_id)
-    assert [await world.reconciliation.compare_stock() for _ in range(2)] == [1, 1]
+    assert [await reconciliation.compare_stock(world.deps) for _ in range(2)] == [1, 1]
     assert good.status is Status.CONFIRMED
 
 
@@ -119,7 +119,9 @@ async def test_a_step_waits_since_it_was_due(world: World) -> None:
 
     assert await oldest() is None
     async with world.database.transaction() as connection:
-        await state_machine.free_places(connection, booking=booking, now=world.clock(), due_in=late)
+        await state_machine.release_places(
+            connection, booking=booking, now=world.clock(), due_in=late
+        )
     due = world.clock() + late
     assert await oldest() == due
     async with world.database.transaction() as connection:

@@ -8,8 +8,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from booking_svc.bookings import state_machine, tables
-from booking_svc.bookings.batch_writer import Placing
-from booking_svc.bookings.bookings import Actor, Booking, By, Item, Status
+from booking_svc.bookings.batch_writer import BatchWriter
+from booking_svc.bookings.bookings import Actor, Booking, By, Item, PaymentStatus, Status
 from booking_svc.catalogue.events import Event
 from booking_svc.tables import idempotency_records
 from mesh.db import idempotent
@@ -49,8 +49,8 @@ def key_of(booking: Booking, key: str = "k") -> Key:
     return Key(f"PlaceBooking:{booking.customer_id}", key, b"")
 
 
-async def write(placing: Placing, booking: Booking, key: str = "k") -> bool:
-    return await placing.write(
+async def insert(writer: BatchWriter, booking: Booking, key: str = "k") -> bool:
+    return await writer.insert(
         key_of(booking, key),
         booking,
         By(Actor.CUSTOMER, booking.customer_id),
@@ -61,9 +61,9 @@ async def write(placing: Placing, booking: Booking, key: str = "k") -> bool:
 
 async def test_a_crowd_is_written_in_few_transactions(world: World) -> None:
     event = await world.an_event()
-    placing = Placing(world.database, world.clock)
+    writer = BatchWriter(world.database, world.clock)
     bookings = [a_booking(world, event) for _ in range(CROWD)]
-    assert all(await asyncio.gather(*(write(placing, booking) for booking in bookings)))
+    assert all(await asyncio.gather(*(insert(writer, booking) for booking in bookings)))
     # The first two find nobody under way; the others are the batches after them.
     assert await transactions(world) <= 4
     assert {booking.booking_id for booking in await world.all_bookings(event)} == {
@@ -88,10 +88,9 @@ async def test_each_of_a_crowd_has_its_own_outcome(world: World) -> None:
 async def test_crowds_of_two_processes_with_the_same_keys(world: World) -> None:
     """Each process has batches of its own; of each key one of them makes the booking."""
     event, customer = await world.an_event(), new_id()
-    other = World(world.database, world.ledger, clock=world.clock)
+    other = world.another_process()
 
     async def place(process: World, key: str) -> UUID:
-        process.writes._running.clear()
         booking = await process.place(event, key=key, customer_id=customer, checkout=None)
         return booking.booking_id
 
@@ -106,10 +105,10 @@ async def test_crowds_of_two_processes_with_the_same_keys(world: World) -> None:
 async def test_what_the_database_refuses_takes_nobody_with_it(world: World) -> None:
     event = await world.an_event()
     nowhere = replace(event, event_id=new_id())
-    placing = Placing(world.database, world.clock)
+    writer = BatchWriter(world.database, world.clock)
     bookings = [a_booking(world, nowhere if n == 7 else event) for n in range(CROWD)]
     outcomes = await asyncio.gather(
-        *(write(placing, booking) for booking in bookings), return_exceptions=True
+        *(insert(writer, booking) for booking in bookings), return_exceptions=True
     )
     [refusal] = [each for each in outcomes if isinstance(each, DomainError)]
     assert refusal.reason is Reason.INTERNAL
@@ -119,13 +118,13 @@ async def test_what_the_database_refuses_takes_nobody_with_it(world: World) -> N
 
 async def test_a_key_that_is_taken_writes_nothing(world: World) -> None:
     event = await world.an_event()
-    placing = Placing(world.database, world.clock)
+    writer = BatchWriter(world.database, world.clock)
     first = a_booking(world, event)
     second, third = (
         replace(first, booking_id=one, reservation_id=one) for one in (new_id(), new_id())
     )
-    assert await write(placing, first)
-    is_first = await asyncio.gather(write(placing, second), write(placing, third, "other"))
+    assert await insert(writer, first)
+    is_first = await asyncio.gather(insert(writer, second), insert(writer, third, "other"))
     assert tuple(is_first) == (False, True)
     known = {booking.booking_id for booking in await world.all_bookings(event)}
     assert known == {first.booking_id, third.booking_id}
@@ -133,12 +132,12 @@ async def test_a_key_that_is_taken_writes_nothing(world: World) -> None:
 
 async def test_what_is_written_together_keeps_who_asked_for_it(world: World) -> None:
     event = await world.an_event()
-    placing = Placing(world.database, world.clock)
+    writer = BatchWriter(world.database, world.clock)
 
     async def place(number: int) -> UUID:
         call.begin(request_id=f"request-{number}", idempotency_key=None)
         booking = a_booking(world, event)
-        await write(placing, booking)
+        await insert(writer, booking)
         return booking.booking_id
 
     made = await asyncio.gather(*map(place, range(CROWD)))
@@ -160,38 +159,54 @@ async def test_pages_are_written_with_their_answers_unless_another_payment_came(
     world: World,
 ) -> None:
     event = await world.an_event()
-    placing = Placing(world.database, world.clock)
+    writer = BatchWriter(world.database, world.clock)
     kept, lost = (a_booking(world, event, provider="sandbox") for _ in range(2))
-    assert all(await asyncio.gather(write(placing, kept), write(placing, lost)))
+    assert all(await asyncio.gather(insert(writer, kept), insert(writer, lost)))
     assert lost.payment is not None
     other = replace(lost, payment=replace(lost.payment, payment_id=new_id()))
-    paged = [state_machine.with_page(each, "https://pay.example", START) for each in (kept, other)]
-    is_it: Sequence[bool] = await asyncio.gather(
-        *(placing.open_page(key_of(each), each, b"paged") for each in paged)
+    opened = [
+        state_machine.payment_opened(booking, "https://pay.example", START)
+        for booking in (kept, other)
+    ]
+    is_written: Sequence[bool] = await asyncio.gather(
+        *(writer.write(key_of(t.after), t, b"opened") for t in opened)
     )
-    assert list(is_it) == [True, False]
-    assert await world.booking(kept.booking_id) == paged[0]
+    assert list(is_written) == [True, False]
+    assert await world.booking(kept.booking_id) == opened[0].after
     assert await world.booking(lost.booking_id) == lost
-    assert await answer_of(world, key_of(kept)) == b"paged"
+    assert await answer_of(world, key_of(kept)) == b"opened"
     assert await answer_of(world, key_of(lost)) is None
+
+
+async def test_a_payment_captured_before_its_url_is_stored_stays_captured(world: World) -> None:
+    event = await world.an_event()
+    writer = BatchWriter(world.database, world.clock)
+    booking = a_booking(world, event, provider="sandbox")
+    assert await insert(writer, booking)
+    await world.capture(booking)
+    opened = state_machine.payment_opened(booking, "https://pay.example", START)
+    assert not await writer.write(key_of(booking), opened, b"opened")
+    payment = (await world.booking(booking.booking_id)).payment
+    assert payment is not None
+    assert payment.status is PaymentStatus.CAPTURED
 
 
 async def test_what_is_free_is_confirmed_with_its_answer_while_it_is_held(world: World) -> None:
     event = await world.an_event(an_offer(price=Money(0, "INR")))
-    placing = Placing(world.database, world.clock)
+    writer = BatchWriter(world.database, world.clock)
     held, gone = (a_booking(world, event) for _ in range(2))
-    assert all(await asyncio.gather(write(placing, held), write(placing, gone)))
+    assert all(await asyncio.gather(insert(writer, held), insert(writer, gone)))
     await world.cancel(gone.booking_id)
     by = By(Actor.CUSTOMER, held.customer_id)
     confirmed = [
-        state_machine.moved(each, to=Status.CONFIRMED, reason="free", by=by, now=world.clock())
-        for each in (held, gone)
+        state_machine.moved(booking, to=Status.CONFIRMED, reason="free", by=by, now=world.clock())
+        for booking in (held, gone)
     ]
-    is_held: Sequence[bool] = await asyncio.gather(
-        *(placing.confirm(key_of(each), each, by, b"confirmed") for each in confirmed)
+    is_written: Sequence[bool] = await asyncio.gather(
+        *(writer.write(key_of(t.after), t, b"confirmed") for t in confirmed)
     )
-    assert list(is_held) == [True, False]
-    assert await world.booking(held.booking_id) == confirmed[0]
+    assert list(is_written) == [True, False]
+    assert await world.booking(held.booking_id) == confirmed[0].after
     assert (await world.booking(gone.booking_id)).status is Status.CANCELLED
     assert await answer_of(world, key_of(held)) == b"confirmed"
     assert await answer_of(world, key_of(gone)) is None

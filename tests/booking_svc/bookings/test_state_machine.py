@@ -37,14 +37,14 @@ async def test_a_booking_makes_these_moves_and_no_other(world: World) -> None:
     for source in Status:
         for target in Status:
             with suppress(DomainError):
-                after = state_machine.moved(
+                transition = state_machine.moved(
                     replace(booking, status=source),
                     to=target,
                     reason="",
                     by=By(Actor.SYSTEM),
                     now=world.clock(),
                 )
-                made.add((source, after.status))
+                made.add((source, transition.after.status))
     assert made == MOVES
 
 
@@ -61,6 +61,6 @@ async def test_of_two_cancellations_at_once_one_gives_money_back(world: World) -
     assert refusal.reason is Reason.ALREADY_CANCELLED
     await world.settle()
     assert booking.payment is not None
-    assert world.payments.returned(booking.payment.payment_id) == 582_000
+    assert world.payments.refunded_minor(booking.payment.payment_id) == 582_000
     assert await world.available(event) == 10
     assert await world.audit(event) == ()

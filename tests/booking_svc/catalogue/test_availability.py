@@ -17,7 +17,7 @@ from mesh.db.outbox import OutboxReader
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import tables as stock_tables
-from testing.booking_harness import World, an_offer
+from testing.booking_harness import World, an_offer, stock_stub
 from testing.stock_changes import Connection, CountedStock, Feed, a_feed
 from tests.booking_svc.catalogue.test_catalogue import an_auditorium
 
@@ -189,7 +189,7 @@ async def test_a_slow_read_without_seats_does_not_hide_them_either(world: World)
 async def test_two_reads_at_once_both_get_the_changes_during_them(world: World) -> None:
     event, seats = await a_seated_event(world)
     gate, reached = asyncio.Event(), asyncio.Event()
-    stock = CountedStock(world.ledger, world.clock, world.crashes)
+    stock = CountedStock(stock_stub(world.ledger, world.clock))
 
     async def wait() -> None:
         stock.gate = None

@@ -17,17 +17,18 @@ from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.clients.ports import Availability
+from booking_svc.clients.stock import StockClient
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from stock_svc import tables as stock_tables
 from testing.booking_harness import (
     START,
-    LedgerStock,
     ProcessDiedError,
     World,
     a_new_event,
     an_offer,
+    stock_stub,
 )
 from tests.booking_svc.catalogue.test_availability import a_seated_event
 
@@ -324,13 +325,13 @@ async def test_a_creation_that_crashes_leaves_no_stock(world: World, point: int)
 async def test_a_creation_that_takes_too_long_is_refused(world: World) -> None:
     """Its stock was removed as orphaned: no event may exist without stock."""
 
-    class SlowStock(LedgerStock):
+    class SlowStock(StockClient):
         async def define(self, **stock: Any) -> None:
             await super().define(**stock)
             world.clock.advance(orphaned_stock.CREATING)
             await orphaned_stock.remove_due(world.database, self, now=world.clock())
 
-    slow = SlowStock(world.ledger, world.clock, world.crashes)
+    slow = SlowStock(stock_stub(world.ledger, world.clock))
     slow_commands = EventCommands(
         database=world.database, writes=world.writes, stock=slow, clock=world.clock
     )
