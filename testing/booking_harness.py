@@ -216,7 +216,7 @@ class Payments:
 
 
 @dataclass
-class World:
+class BookingHarness:
     """A process of booking_svc, with its databases and the services it calls."""
 
     database: Database
@@ -244,9 +244,9 @@ class World:
         )
         self.steps = Steps(self.deps, steps_enqueued)
 
-    def another_process(self) -> "World":
+    def another_process(self) -> "BookingHarness":
         """A second process of booking_svc: the same databases and payment_svc, its own memory."""
-        return World(self.database, self.ledger, self.clock, payments=self.payments)
+        return BookingHarness(self.database, self.ledger, self.clock, payments=self.payments)
 
     async def die_at(self, point: int, work: Awaitable[object]) -> None:
         """Runs `work` until the process dies at a crash point, and fails if it does not die."""
@@ -393,7 +393,7 @@ class World:
         async with self.database.reading() as connection:
             return await bookings.get(connection, booking_id=booking_id)
 
-    async def happen(self, event: ports.PaymentEvent) -> None:
+    async def deliver(self, event: ports.PaymentEvent) -> None:
         """Something happened to a payment, and booking_svc has heard of it."""
         if isinstance(event, ports.Captured):
             self.payments.paid.setdefault(event.payment_id, event.amount)
@@ -402,19 +402,19 @@ class World:
 
     async def capture(self, booking: Booking, amount: Money | None = None) -> None:
         assert booking.payment is not None
-        await self.happen(
+        await self.deliver(
             ports.Captured(booking.booking_id, booking.payment.payment_id, amount or booking.total)
         )
 
     async def capture_payment(self, booking: Booking, payment_id: UUID, amount: Money) -> None:
         """Another payment than the booking's own was paid."""
-        await self.happen(ports.Captured(booking.booking_id, payment_id, amount))
+        await self.deliver(ports.Captured(booking.booking_id, payment_id, amount))
 
     async def process_refunds(self) -> None:
         """The provider has carried out all refunds that it was asked for."""
         for refund_id, (payment_id, amount) in self.payments.refunds.items():
             booking_id = await self._booking_of(refund_id)
-            await self.happen(ports.Refunded(booking_id, payment_id, refund_id, amount))
+            await self.deliver(ports.Refunded(booking_id, payment_id, refund_id, amount))
 
     async def _booking_of(self, refund_id: UUID) -> UUID:
         async with self.database.reading() as connection:
@@ -426,19 +426,19 @@ class World:
         assert isinstance(found, UUID)
         return found
 
-    async def settle(self) -> None:
+    async def run_until_idle(self) -> None:
         """Lets everything that is due run to its end: sweeper and steps."""
         for _ in range(20):
-            if not await self.turn():
+            if not await self.run_loops():
                 return
         raise AssertionError("there is always something left to do")
 
-    async def turn(self) -> int:
+    async def run_loops(self) -> int:
         """One turn of sweeper and steps. Returns how much there was to do."""
         expired = await expiry.sweep(self.database, self.clock)
-        return expired + await self.take_steps()
+        return expired + await self.run_steps()
 
-    async def take_steps(self) -> int:
+    async def run_steps(self) -> int:
         """Takes the steps that are due, once each. Returns how many there were."""
         due = await self.steps.claim(limit=100)
         # As many at a time as the loop takes: the pool has connections for so many.
@@ -478,7 +478,7 @@ class World:
             )
             return [await bookings.get(connection, booking_id=each) for each in found]
 
-    async def owned(self, event: Event) -> int:
+    async def sold_places(self, event: Event) -> int:
         """Places that confirmed bookings of an event have."""
         return sum(
             item.quantity
@@ -487,7 +487,7 @@ class World:
             for item in booking.items
         )
 
-    async def net(self, booking: Booking) -> int:
+    async def net_payments(self, booking: Booking) -> int:
         """What came for a booking and has not gone back, as payment_svc knows it."""
         async with self.database.reading() as connection:
             payments = await connection.scalars(

@@ -13,14 +13,14 @@ from booking_svc.catalogue.events import Event
 from boxoffice.catalogue.v1.event_service_pb2 import AvailabilityUpdate, SeatAvailability
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from testing.booking_harness import World
+from testing.booking_harness import BookingHarness
 from testing.stock_changes import Feed, a_feed
 from tests.booking_svc.catalogue.test_availability import a_seated_event
 
 
 @pytest.fixture
-async def feed(world: World) -> AsyncIterator[Feed]:
-    async with a_feed(world) as running:
+async def feed(harness: BookingHarness) -> AsyncIterator[Feed]:
+    async with a_feed(harness) as running:
         yield running
 
 
@@ -59,12 +59,14 @@ def kind(update: AvailabilityUpdate) -> str:
     return AvailabilityUpdate.Kind.Name(update.kind)
 
 
-async def test_a_snapshot_and_then_changes_with_their_versions(world: World, feed: Feed) -> None:
-    event, seats = await a_seated_event(world)
+async def test_a_snapshot_and_then_changes_with_their_versions(
+    harness: BookingHarness, feed: Feed
+) -> None:
+    event, seats = await a_seated_event(harness)
     watcher = Watcher(feed, event)
     first = await watcher.take()
     assert (kind(first), len(first.seats), len(first.offers)) == ("SNAPSHOT", 4, 2)
-    await world.place(event, wanted=[RequestedItem(None, 1, seats[0])])
+    await harness.place(event, wanted=[RequestedItem(None, 1, seats[0])])
     change = await watcher.take()
     assert (kind(change), len(change.seats), len(change.offers)) == ("CHANGE", 1, 1)
     assert change.version > first.version
@@ -73,12 +75,12 @@ async def test_a_snapshot_and_then_changes_with_their_versions(world: World, fee
     await watcher.leave()
 
 
-async def test_all_watchers_are_sent_the_same_bytes(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_all_watchers_are_sent_the_same_bytes(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     watchers = [Watcher(feed, event) for _ in range(100)]
     for watcher in watchers:
         await watcher.take()
-    await world.place(event, quantity=10)
+    await harness.place(event, quantity=10)
     await asyncio.gather(*(watcher.until(0) for watcher in watchers))
     for sent in zip(*(watcher.payloads for watcher in watchers), strict=True):
         assert len({id(payload) for payload in sent}) == 1
@@ -89,15 +91,15 @@ async def test_all_watchers_are_sent_the_same_bytes(world: World, feed: Feed) ->
 
 
 async def test_a_watcher_that_reconnects_receives_the_missed_changes(
-    world: World, feed: Feed
+    harness: BookingHarness, feed: Feed
 ) -> None:
-    event = await world.an_event()
+    event = await harness.an_event()
     staying, leaving = Watcher(feed, event), Watcher(feed, event)
     await staying.take()
     await leaving.take()
     await leaving.leave()
     for expected in (9, 8):
-        await world.place(event)
+        await harness.place(event)
         await staying.until(expected)
     resumed = Watcher(feed, event, after_version=leaving.version)
     assert [kind(await resumed.take()), kind(await resumed.take())] == ["CHANGE", "CHANGE"]
@@ -109,16 +111,16 @@ async def test_a_watcher_that_reconnects_receives_the_missed_changes(
 
 
 async def test_a_slow_watcher_gets_a_fresh_snapshot(
-    world: World, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    harness: BookingHarness, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The buffer is bounded; a watcher behind its oldest update gets a snapshot."""
     monkeypatch.setattr(availability_stream, "_MAX_UPDATES", 3)
-    event = await world.an_event()
+    event = await harness.an_event()
     fast, slow = Watcher(feed, event), Watcher(feed, event)
     await fast.take()
     await slow.take()
     for expected in range(9, 3, -1):
-        await world.place(event)
+        await harness.place(event)
         await fast.until(expected)
     assert kind(await slow.take()) == "SNAPSHOT"
     assert slow.offers == fast.offers
@@ -126,22 +128,22 @@ async def test_a_slow_watcher_gets_a_fresh_snapshot(
 
 
 async def test_watchers_stay_current_when_the_ledgers_stream_breaks(
-    world: World, feed: Feed
+    harness: BookingHarness, feed: Feed
 ) -> None:
-    event = await world.an_event()
+    event = await harness.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
     for expected in (9, 8, 7):
         feed.connection.cut()
-        await world.place(event)
+        await harness.place(event)
         await watcher.until(expected)
 
 
 async def test_without_changes_heartbeats_are_sent(
-    world: World, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    harness: BookingHarness, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(availability_stream, "HEARTBEAT_SECONDS", 0.01)
-    event = await world.an_event()
+    event = await harness.an_event()
     watcher = Watcher(feed, event)
     kinds = [kind(await watcher.take()) for _ in range(3)]
     assert kinds == ["SNAPSHOT", "HEARTBEAT", "HEARTBEAT"]
@@ -154,8 +156,8 @@ async def test_an_unknown_event_cannot_be_watched(feed: Feed) -> None:
     assert refusal.value.reason is Reason.EVENT_NOT_FOUND
 
 
-async def test_a_stopping_process_ends_its_streams(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_a_stopping_process_ends_its_streams(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
     running = asyncio.create_task(feed.streams.run())
@@ -167,8 +169,8 @@ async def test_a_stopping_process_ends_its_streams(world: World, feed: Feed) -> 
         await running
 
 
-async def test_an_event_without_watchers_is_dropped(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_an_event_without_watchers_is_dropped(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
     assert feed.streams.event_count == 1

@@ -31,20 +31,20 @@ from mesh.mail.sender import Sender
 from mesh.mail.smtp import SmtpTransport
 from mesh.mail_settings import SmtpServer, address_of
 from mesh.money import Money
-from testing.booking_harness import START, World, an_offer
+from testing.booking_harness import START, BookingHarness, an_offer
 from testing.smtp_server import MailServer, mail_server
 
 MIRA = Contact(new_id(), "mira@example.org", "Mira Rao")
 
 
-async def apply_accounts(world: World, *changes: Contact | Erased) -> None:
+async def apply_accounts(harness: BookingHarness, *changes: Contact | Erased) -> None:
     """Applies events of auth_svc's stream."""
-    async with world.database.transaction() as connection:
-        await consumer.apply_accounts(connection, changes, world.clock())
+    async with harness.database.transaction() as connection:
+        await consumer.apply_accounts(connection, changes, harness.clock())
 
 
-async def first_events(world: World, count: int) -> list[BookingEvent]:
-    events = BookingEvents(OutboxReader(world.database, tables.outbox))
+async def first_events(harness: BookingHarness, count: int) -> list[BookingEvent]:
+    events = BookingEvents(OutboxReader(harness.database, tables.outbox))
     collected: list[BookingEvent] = []
     async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
@@ -54,35 +54,35 @@ async def first_events(world: World, count: int) -> list[BookingEvent]:
     return collected
 
 
-async def apply_bookings(world: World, count: int) -> None:
+async def apply_bookings(harness: BookingHarness, count: int) -> None:
     """Applies the first `count` booking events."""
-    events = await first_events(world, count)
-    async with world.database.transaction() as connection:
-        await consumer.apply(connection, events, world.clock())
+    events = await first_events(harness, count)
+    async with harness.database.transaction() as connection:
+        await consumer.apply(connection, events, harness.clock())
 
 
-async def append(world: World, booking: Booking, *changes: Change) -> None:
-    async with world.database.transaction() as connection:
+async def append(harness: BookingHarness, booking: Booking, *changes: Change) -> None:
+    async with harness.database.transaction() as connection:
         for change in changes:
-            await outbox.append(connection, booking=booking, change=change, now=world.clock())
+            await outbox.append(connection, booking=booking, change=change, now=harness.clock())
 
 
-async def delivered(world: World) -> list[EmailMessage]:
+async def delivered(harness: BookingHarness) -> list[EmailMessage]:
     """Sends everything that is queued. Returns the mails that arrived."""
     async with mail_server() as server:
-        sender = a_sender(world, server)
+        sender = a_sender(harness, server)
         while await sender.send_due():
             pass
     return server.mails
 
 
-def a_sender(world: World, server: MailServer) -> Sender:
+def a_sender(harness: BookingHarness, server: MailServer) -> Sender:
     return Sender(
-        database=world.database,
+        database=harness.database,
         table=mails,
         transport=SmtpTransport(SmtpServer.parse(f"smtp://127.0.0.1:{server.port}")),
         sender=address_of("Boxoffice <noreply@example.com>"),
-        clock=world.clock,
+        clock=harness.clock,
     )
 
 
@@ -98,20 +98,22 @@ def text(mail: EmailMessage) -> str:
     return content
 
 
-async def confirmed(world: World, **changes: object) -> Booking:
-    event = await world.an_event(**changes)
-    booking = await world.place(event, quantity=2, customer_id=MIRA.user_id)
-    await world.capture(booking)
-    await world.settle()
-    return await world.booking(booking.booking_id)
+async def confirmed(harness: BookingHarness, **changes: object) -> Booking:
+    event = await harness.an_event(**changes)
+    booking = await harness.place(event, quantity=2, customer_id=MIRA.user_id)
+    await harness.capture(booking)
+    await harness.run_until_idle()
+    return await harness.booking(booking.booking_id)
 
 
-async def test_a_confirmed_booking_is_mailed_once_with_all_its_facts(world: World) -> None:
-    await apply_accounts(world, MIRA)
-    booking = await confirmed(world, venue_name="Bandra Amphitheatre")
-    await apply_bookings(world, 2)
-    await apply_bookings(world, 2)
-    [mail] = await delivered(world)
+async def test_a_confirmed_booking_is_mailed_once_with_all_its_facts(
+    harness: BookingHarness,
+) -> None:
+    await apply_accounts(harness, MIRA)
+    booking = await confirmed(harness, venue_name="Bandra Amphitheatre")
+    await apply_bookings(harness, 2)
+    await apply_bookings(harness, 2)
+    [mail] = await delivered(harness)
     assert mail["To"] == "mira@example.org"
     assert mail["Subject"] == "Confirmed: Monsoon Nights, 1 Jul 2030"
     content = text(mail)
@@ -125,18 +127,18 @@ async def test_a_confirmed_booking_is_mailed_once_with_all_its_facts(world: Worl
         str(booking.booking_id),
     ):
         assert expected in content
-    assert await delivered(world) == []
+    assert await delivered(harness) == []
 
 
 async def test_each_kind_of_event_has_its_mail_or_none(
-    world: World,
+    harness: BookingHarness,
 ) -> None:
-    await apply_accounts(world, MIRA)
-    booking = await confirmed(world)
-    later = await world.an_event(start_time=START + timedelta(days=40), end_time=None)
+    await apply_accounts(harness, MIRA)
+    booking = await confirmed(harness)
+    later = await harness.an_event(start_time=START + timedelta(days=40), end_time=None)
     refund = Money(50_000, "INR")
     await append(
-        world,
+        harness,
         booking,
         Cancelled(Actor.CUSTOMER, "", refund),
         Cancelled(Actor.ORGANISER, "The singer is ill", refund),
@@ -145,8 +147,8 @@ async def test_each_kind_of_event_has_its_mail_or_none(
         Updated(Money(350_000, "INR"), refund),
         Completed(),
     )
-    await apply_bookings(world, 8)
-    mails = await delivered(world)
+    await apply_bookings(harness, 8)
+    mails = await delivered(harness)
     assert sorted(subjects(mails)) == [
         "Cancelled: Monsoon Nights, 1 Jul 2030",
         "Changed: Monsoon Nights, 1 Jul 2030",
@@ -162,37 +164,37 @@ async def test_each_kind_of_event_has_its_mail_or_none(
 
 
 @pytest.mark.parametrize("is_wanted", [False, True])
-async def test_a_hold_is_mailed_only_if_requested(world: World, is_wanted: bool) -> None:
-    await apply_accounts(world, MIRA)
-    event = await world.an_event()
-    await world.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=is_wanted)
-    await apply_bookings(world, 1)
+async def test_a_hold_is_mailed_only_if_requested(harness: BookingHarness, is_wanted: bool) -> None:
+    await apply_accounts(harness, MIRA)
+    event = await harness.an_event()
+    await harness.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=is_wanted)
+    await apply_bookings(harness, 1)
     expected = ["Held until 1 Jun 2030, 5:40 pm: Monsoon Nights"] if is_wanted else []
-    assert subjects(await delivered(world)) == expected
+    assert subjects(await delivered(harness)) == expected
 
 
-async def test_a_mail_about_an_expired_hold_is_not_sent(world: World) -> None:
-    await apply_accounts(world, MIRA)
-    event = await world.an_event()
-    await world.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=True)
-    await apply_bookings(world, 1)
-    world.clock.advance(timedelta(minutes=10))
-    assert await delivered(world) == []
+async def test_a_mail_about_an_expired_hold_is_not_sent(harness: BookingHarness) -> None:
+    await apply_accounts(harness, MIRA)
+    event = await harness.an_event()
+    await harness.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=True)
+    await apply_bookings(harness, 1)
+    harness.clock.advance(timedelta(minutes=10))
+    assert await delivered(harness) == []
 
 
-async def test_reasons_of_the_system_are_not_mailed(world: World) -> None:
-    await apply_accounts(world, MIRA)
-    booking = await confirmed(world)
-    await append(world, booking, Cancelled(Actor.SYSTEM, "payment mismatch, flagged", None))
-    await apply_bookings(world, 3)
-    assert "flagged" not in "".join(map(text, await delivered(world)))
+async def test_reasons_of_the_system_are_not_mailed(harness: BookingHarness) -> None:
+    await apply_accounts(harness, MIRA)
+    booking = await confirmed(harness)
+    await append(harness, booking, Cancelled(Actor.SYSTEM, "payment mismatch, flagged", None))
+    await apply_bookings(harness, 3)
+    assert "flagged" not in "".join(map(text, await delivered(harness)))
 
 
-async def test_names_are_escaped_in_mails(world: World) -> None:
-    await apply_accounts(world, Contact(MIRA.user_id, MIRA.email, "<img src=x> Rao"))
-    await confirmed(world, name="Rock & <b>Roll</b>\nBcc: all@example.org")
-    await apply_bookings(world, 2)
-    [mail] = await delivered(world)
+async def test_names_are_escaped_in_mails(harness: BookingHarness) -> None:
+    await apply_accounts(harness, Contact(MIRA.user_id, MIRA.email, "<img src=x> Rao"))
+    await confirmed(harness, name="Rock & <b>Roll</b>\nBcc: all@example.org")
+    await apply_bookings(harness, 2)
+    [mail] = await delivered(harness)
     html = mail.get_body(("html",))
     assert html is not None
     assert "<img" not in html.get_content()
@@ -200,41 +202,43 @@ async def test_names_are_escaped_in_mails(world: World) -> None:
     assert mail["Bcc"] is None
 
 
-async def test_events_before_the_address_is_known_wait_for_it(world: World) -> None:
-    booking = await confirmed(world)
-    await append(world, booking, Refunded(new_id(), Money(100, "INR")))
-    await apply_bookings(world, 3)
-    assert await delivered(world) == []
-    await apply_accounts(world, MIRA)
-    assert subjects(await delivered(world)) == [
+async def test_events_before_the_address_is_known_wait_for_it(harness: BookingHarness) -> None:
+    booking = await confirmed(harness)
+    await append(harness, booking, Refunded(new_id(), Money(100, "INR")))
+    await apply_bookings(harness, 3)
+    assert await delivered(harness) == []
+    await apply_accounts(harness, MIRA)
+    assert subjects(await delivered(harness)) == [
         "Confirmed: Monsoon Nights, 1 Jul 2030",
         "₹1.00 refunded for Monsoon Nights",
     ]
-    await apply_accounts(world, MIRA)
-    assert await delivered(world) == []
+    await apply_accounts(harness, MIRA)
+    assert await delivered(harness) == []
 
 
-async def test_an_address_stored_by_a_concurrent_transaction_is_not_missed(world: World) -> None:
+async def test_an_address_stored_by_a_concurrent_transaction_is_not_missed(
+    harness: BookingHarness,
+) -> None:
     """The booking's mail is queued, whichever transaction commits first."""
-    await confirmed(world)
-    events = await first_events(world, 2)
-    async with world.database.transaction() as connection:
-        await consumer.apply_accounts(connection, [MIRA], world.clock())
+    await confirmed(harness)
+    events = await first_events(harness, 2)
+    async with harness.database.transaction() as connection:
+        await consumer.apply_accounts(connection, [MIRA], harness.clock())
 
         async def apply() -> None:
-            async with world.database.transaction() as other:
-                await consumer.apply(other, events, world.clock())
+            async with harness.database.transaction() as other:
+                await consumer.apply(other, events, harness.clock())
 
         applying = asyncio.create_task(apply())
-        await _until_a_lock_is_waited_for(world)
+        await _until_a_lock_is_waited_for(harness)
     await applying
-    assert len(await delivered(world)) == 1
+    assert len(await delivered(harness)) == 1
 
 
-async def _until_a_lock_is_waited_for(world: World) -> None:
+async def _until_a_lock_is_waited_for(harness: BookingHarness) -> None:
     async with asyncio.timeout(60):
         while True:
-            async with world.database.reading() as connection:
+            async with harness.database.reading() as connection:
                 waiting = await connection.execute(
                     sa.text(
                         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
@@ -246,58 +250,62 @@ async def _until_a_lock_is_waited_for(world: World) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_mails_go_to_the_changed_address(world: World) -> None:
-    await apply_accounts(world, MIRA, Contact(MIRA.user_id, "rao@example.org", "Mira Rao"))
-    await confirmed(world)
-    await apply_bookings(world, 2)
-    [mail] = await delivered(world)
+async def test_mails_go_to_the_changed_address(harness: BookingHarness) -> None:
+    await apply_accounts(harness, MIRA, Contact(MIRA.user_id, "rao@example.org", "Mira Rao"))
+    await confirmed(harness)
+    await apply_bookings(harness, 2)
+    [mail] = await delivered(harness)
     assert mail["To"] == "rao@example.org"
 
 
-async def test_an_erased_account_gets_no_mail_and_leaves_no_address(world: World) -> None:
-    await apply_accounts(world, MIRA)
-    await confirmed(world)
-    await apply_bookings(world, 2)
-    await apply_accounts(world, Erased(MIRA.user_id))
-    assert await delivered(world) == []
-    async with world.database.reading() as connection:
+async def test_an_erased_account_gets_no_mail_and_leaves_no_address(
+    harness: BookingHarness,
+) -> None:
+    await apply_accounts(harness, MIRA)
+    await confirmed(harness)
+    await apply_bookings(harness, 2)
+    await apply_accounts(harness, Erased(MIRA.user_id))
+    assert await delivered(harness) == []
+    async with harness.database.reading() as connection:
         assert await contacts.find(connection, user_id=MIRA.user_id) is None
         stored = await connection.execute(sa.select(mails))
         assert MIRA.email not in repr(stored.all())
 
 
-async def test_events_that_wait_too_long_for_an_address_are_deleted(world: World) -> None:
-    await confirmed(world)
-    await apply_bookings(world, 2)
-    world.clock.advance(contacts.WAIT_AT_MOST + timedelta(seconds=1))
-    async with world.database.transaction() as connection:
-        assert await contacts.delete_expired(connection, now=world.clock()) == 1
-    await apply_accounts(world, MIRA)
-    assert await delivered(world) == []
+async def test_events_that_wait_too_long_for_an_address_are_deleted(
+    harness: BookingHarness,
+) -> None:
+    await confirmed(harness)
+    await apply_bookings(harness, 2)
+    harness.clock.advance(contacts.WAIT_AT_MOST + timedelta(seconds=1))
+    async with harness.database.transaction() as connection:
+        assert await contacts.delete_expired(connection, now=harness.clock()) == 1
+    await apply_accounts(harness, MIRA)
+    assert await delivered(harness) == []
 
 
-async def test_the_consumer_resumes_at_its_cursor(world: World) -> None:
-    await apply_accounts(world, MIRA)
-    reader = OutboxReader(world.database, tables.outbox)
+async def test_the_consumer_resumes_at_its_cursor(harness: BookingHarness) -> None:
+    await apply_accounts(harness, MIRA)
+    reader = OutboxReader(harness.database, tables.outbox)
     queued = asyncio.Event()
     for _ in range(2):
-        await confirmed(world)
+        await confirmed(harness)
         running = asyncio.create_task(
             consumer.booking_consumer(
-                world.database, reader, world.clock, on_queued=queued.set
+                harness.database, reader, harness.clock, on_queued=queued.set
             ).run()
         )
-        await _until_queued(world)
+        await _until_queued(harness)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert len(await delivered(world)) == 1
+        assert len(await delivered(harness)) == 1
     assert queued.is_set()
 
 
-async def _until_queued(world: World) -> None:
+async def _until_queued(harness: BookingHarness) -> None:
     async with asyncio.timeout(60):
         while True:
-            async with world.database.reading() as connection:
+            async with harness.database.reading() as connection:
                 count = await connection.execute(
                     sa.select(sa.func.count()).where(mails.c.status == "QUEUED")
                 )
@@ -308,10 +316,10 @@ async def _until_queued(world: World) -> None:
 
 @pytest.mark.parametrize("customer_id", [MIRA.user_id, new_id()])
 async def test_a_customer_gets_mails_about_own_bookings_only(
-    world: World, customer_id: UUID
+    harness: BookingHarness, customer_id: UUID
 ) -> None:
-    await apply_accounts(world, MIRA)
-    event = await world.an_event(an_offer(price=Money(0, "INR")))
-    await world.place(event, customer_id=customer_id)
-    await apply_bookings(world, 2)
-    assert len(await delivered(world)) == (1 if customer_id == MIRA.user_id else 0)
+    await apply_accounts(harness, MIRA)
+    event = await harness.an_event(an_offer(price=Money(0, "INR")))
+    await harness.place(event, customer_id=customer_id)
+    await apply_bookings(harness, 2)
+    assert len(await delivered(harness)) == (1 if customer_id == MIRA.user_id else 0)

@@ -28,7 +28,7 @@ from mesh.ids import new_id
 from mesh.rpc import call
 from mesh.rpc.call import Caller
 from mesh.rpc.policy import Access
-from testing.booking_harness import World
+from testing.booking_harness import BookingHarness
 from testing.webhook_receiver import Receiver, receiver
 
 RULES = Rules(is_http_allowed=True, is_loopback_allowed=True)
@@ -44,22 +44,22 @@ async def outside() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def delivery_worker(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    harness: BookingHarness, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[DeliveryWorker]:
     monkeypatch.setattr(url_policy, "_RESOLVE_SECONDS", 60.0)
-    async with a_delivery_worker(world) as delivery_worker:
+    async with a_delivery_worker(harness) as delivery_worker:
         yield delivery_worker
 
 
-def a_delivery_worker(world: World) -> AbstractAsyncContextManager[DeliveryWorker]:
+def a_delivery_worker(harness: BookingHarness) -> AbstractAsyncContextManager[DeliveryWorker]:
     """A worker with a long timeout, so that tests pass on slow machines."""
     return DeliveryWorker.open(
-        world.database, world.clock, rules=RULES, seal=SECRET_BOX, attempt_seconds=60
+        harness.database, harness.clock, rules=RULES, seal=SECRET_BOX, attempt_seconds=60
     )
 
 
-async def subscribe(world: World, url: str, *event_types: str) -> Endpoint:
-    async with world.database.transaction() as connection:
+async def subscribe(harness: BookingHarness, url: str, *event_types: str) -> Endpoint:
+    async with harness.database.transaction() as connection:
         return await endpoints.create(
             connection,
             url=url,
@@ -67,19 +67,19 @@ async def subscribe(world: World, url: str, *event_types: str) -> Endpoint:
             event_types=event_types,
             rules=RULES,
             secret_box=SECRET_BOX,
-            now=world.clock(),
+            now=harness.clock(),
         )
 
 
-async def apply_bookings(world: World) -> None:
+async def apply_bookings(harness: BookingHarness) -> None:
     """Applies all booking events."""
-    events = BookingEvents(OutboxReader(world.database, tables.outbox))
+    events = BookingEvents(OutboxReader(harness.database, tables.outbox))
     stream = events.open("")
     async with asyncio.timeout(60):
         _, batch = await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
-    async with world.database.transaction() as connection:
-        await consumer.apply(connection, batch, world.clock())
+    async with harness.database.transaction() as connection:
+        await consumer.apply(connection, batch, harness.clock())
 
 
 async def deliver(delivery_worker: DeliveryWorker) -> int:
@@ -89,8 +89,8 @@ async def deliver(delivery_worker: DeliveryWorker) -> int:
     return count
 
 
-async def log(world: World, endpoint: Endpoint) -> Sequence[Delivery]:
-    async with world.database.reading() as connection:
+async def log(harness: BookingHarness, endpoint: Endpoint) -> Sequence[Delivery]:
+    async with harness.database.reading() as connection:
         page = await deliveries.list_page(
             connection,
             endpoint_id=endpoint.endpoint_id,
@@ -102,18 +102,18 @@ async def log(world: World, endpoint: Endpoint) -> Sequence[Delivery]:
 
 
 async def test_an_event_is_delivered_once_and_signed(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await subscribe(world, outside.url)
-    booking = await world.place(await world.an_event(), quantity=2)
-    await apply_bookings(world)
-    await apply_bookings(world)
+    endpoint = await subscribe(harness, outside.url)
+    booking = await harness.place(await harness.an_event(), quantity=2)
+    await apply_bookings(harness)
+    await apply_bookings(harness)
     assert await deliver(delivery_worker) == 1
     assert await deliver(delivery_worker) == 0
     [message] = outside.received
     assert message.is_signed_by(endpoint.new_secret)
     assert not message.is_signed_by(signature.new_secret())
-    assert message.headers["webhook-timestamp"] == str(int(world.clock().timestamp()))
+    assert message.headers["webhook-timestamp"] == str(int(harness.clock().timestamp()))
     assert message.headers["content-type"] == "application/json"
     assert message.headers["host"] == f"127.0.0.1:{outside.port}"
     assert message.headers[":request"] == "POST /hooks?of=boxoffice HTTP/1.1"
@@ -121,7 +121,7 @@ async def test_an_event_is_delivered_once_and_signed(
     data = message.content["data"]
     assert data["booking"]["bookingId"] == str(booking.booking_id)
     assert data["booking"]["total"] == {"currencyCode": "INR", "amountMinor": "300000"}
-    [delivery] = await log(world, endpoint)
+    [delivery] = await log(harness, endpoint)
     assert (delivery.status, str(delivery.message_id)) == (
         Status.DELIVERED,
         message.headers["webhook-id"],
@@ -145,155 +145,159 @@ async def test_the_signature_follows_the_standard() -> None:
 
 
 async def test_each_endpoint_receives_the_event_types_it_subscribes_to(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    everything = await subscribe(world, outside.url, "*", "booking.held")
-    confirmed = await subscribe(world, outside.url, "booking.confirmed")
-    disabled = await subscribe(world, outside.url)
-    await change(world, disabled, is_enabled=False)
-    booking = await world.place(await world.an_event())
-    await world.capture(booking)
-    await world.settle()
-    await apply_bookings(world)
+    everything = await subscribe(harness, outside.url, "*", "booking.held")
+    confirmed = await subscribe(harness, outside.url, "booking.confirmed")
+    disabled = await subscribe(harness, outside.url)
+    await change(harness, disabled, is_enabled=False)
+    booking = await harness.place(await harness.an_event())
+    await harness.capture(booking)
+    await harness.run_until_idle()
+    await apply_bookings(harness)
     await deliver(delivery_worker)
-    assert len(await log(world, everything)) == 2
-    assert [delivery.event_type for delivery in await log(world, confirmed)] == [
+    assert len(await log(harness, everything)) == 2
+    assert [delivery.event_type for delivery in await log(harness, confirmed)] == [
         "booking.confirmed"
     ]
-    assert await log(world, disabled) == ()
+    assert await log(harness, disabled) == ()
     ids = [message.headers["webhook-id"] for message in outside.received]
     assert (len(ids), len(set(ids))) == (3, 2)
 
 
-async def change(world: World, endpoint: Endpoint, **changes: object) -> Endpoint:
+async def change(harness: BookingHarness, endpoint: Endpoint, **changes: object) -> Endpoint:
     values: dict[str, object] = {
         "url": None, "description": None, "event_types": (), "is_enabled": None, **changes,
     }  # fmt: skip
-    async with world.database.transaction() as connection:
+    async with harness.database.transaction() as connection:
         return await endpoints.update(
             connection,
             endpoint_id=endpoint.endpoint_id,
             rules=RULES,
-            now=world.clock(),
+            now=harness.clock(),
             **values,  # type: ignore[arg-type]
         )
 
 
-async def with_one_message(world: World, outside: Receiver, *event_types: str) -> Endpoint:
+async def with_one_message(
+    harness: BookingHarness, outside: Receiver, *event_types: str
+) -> Endpoint:
     """An endpoint with one message to deliver."""
-    endpoint = await subscribe(world, outside.url, *event_types)
-    await world.place(await world.an_event())
-    await apply_bookings(world)
+    endpoint = await subscribe(harness, outside.url, *event_types)
+    await harness.place(await harness.an_event())
+    await apply_bookings(harness)
     return endpoint
 
 
 @pytest.mark.parametrize("answer", ["500 No", "404 No", "302 Moved", "429 Later", None])
 async def test_a_failed_delivery_is_retried_with_the_same_id(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver, answer: str | None
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver, answer: str | None
 ) -> None:
-    endpoint = await with_one_message(world, outside)
+    endpoint = await with_one_message(harness, outside)
     outside.answers = [answer, answer]
     for _ in range(2):
         assert await deliver(delivery_worker) == 1
         assert await deliver(delivery_worker) == 0
-        world.clock.advance(timedelta(minutes=2))
+        harness.clock.advance(timedelta(minutes=2))
     assert await deliver(delivery_worker) == 1
     assert len({message.headers["webhook-id"] for message in outside.received}) == 1
     # Each attempt has a new timestamp and signature: receivers reject old ones.
     assert len({message.headers["webhook-timestamp"] for message in outside.received}) == 3
     assert all(message.is_signed_by(endpoint.new_secret) for message in outside.received)
-    [delivery] = await log(world, endpoint)
+    [delivery] = await log(harness, endpoint)
     assert (delivery.status, delivery.attempt_count) == (Status.DELIVERED, 3)
 
 
 async def test_a_delivery_fails_after_three_days_of_attempts(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await with_one_message(world, outside)
+    endpoint = await with_one_message(harness, outside)
     outside.answers = ["500 No"] * 50
-    start, attempts = world.clock.now, 0
-    while (delivery := (await log(world, endpoint))[0]).due_time is not None:
-        world.clock.now = delivery.due_time
+    start, attempts = harness.clock.now, 0
+    while (delivery := (await log(harness, endpoint))[0]).due_time is not None:
+        harness.clock.now = delivery.due_time
         attempts += await deliver(delivery_worker)
     assert attempts == len(deliveries.PAUSES) + 1
-    assert timedelta(days=2.9) < world.clock.now - start < timedelta(days=3.4)
+    assert timedelta(days=2.9) < harness.clock.now - start < timedelta(days=3.4)
     assert (delivery.status, delivery.attempt_count) == (Status.FAILED, attempts)
     assert {attempt.status_code for attempt in delivery.attempts} == {500}
 
 
 async def test_a_redirect_is_not_followed(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await with_one_message(world, outside)
+    endpoint = await with_one_message(harness, outside)
     outside.answers = [f"307 Go\r\nlocation: http://127.0.0.1:{outside.port}/elsewhere"]
     await deliver(delivery_worker)
     assert len(outside.received) == 1
-    assert [attempt.status_code for attempt in (await log(world, endpoint))[0].attempts] == [307]
+    assert [attempt.status_code for attempt in (await log(harness, endpoint))[0].attempts] == [307]
 
 
 async def test_410_gone_disables_the_endpoint(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await with_one_message(world, outside)
+    endpoint = await with_one_message(harness, outside)
     outside.answers = ["410 Gone"]
     await deliver(delivery_worker)
-    [delivery] = await log(world, endpoint)
+    [delivery] = await log(harness, endpoint)
     assert delivery.status is Status.FAILED
-    async with world.database.reading() as connection:
+    async with harness.database.reading() as connection:
         stored = await endpoints.get(
-            connection, endpoint_id=endpoint.endpoint_id, now=world.clock()
+            connection, endpoint_id=endpoint.endpoint_id, now=harness.clock()
         )
     assert (stored.is_enabled, stored.disable_reason) == (False, "the endpoint is gone (410)")
     with pytest.raises(DomainError) as refused:
-        await resend(world, endpoint, delivery)
+        await resend(harness, endpoint, delivery)
     assert refused.value.reason is Reason.VALIDATION_FAILED
-    await change(world, endpoint, is_enabled=True)
-    await resend(world, endpoint, delivery)
+    await change(harness, endpoint, is_enabled=True)
+    await resend(harness, endpoint, delivery)
     assert await deliver(delivery_worker) == 1
-    assert (await log(world, endpoint))[0].status is Status.DELIVERED
+    assert (await log(harness, endpoint))[0].status is Status.DELIVERED
 
 
-async def resend(world: World, endpoint: Endpoint, delivery: Delivery) -> Delivery:
-    async with world.database.transaction() as connection:
+async def resend(harness: BookingHarness, endpoint: Endpoint, delivery: Delivery) -> Delivery:
+    async with harness.database.transaction() as connection:
         return await deliveries.resend(
             connection,
             endpoint_id=endpoint.endpoint_id,
             delivery_id=delivery.delivery_id,
-            now=world.clock(),
+            now=harness.clock(),
         )
 
 
-async def test_the_address_is_checked_before_every_attempt(world: World, outside: Receiver) -> None:
+async def test_the_address_is_checked_before_every_attempt(
+    harness: BookingHarness, outside: Receiver
+) -> None:
     """The endpoint was created while loopback was allowed; the worker does not call it."""
-    endpoint = await with_one_message(world, outside)
+    endpoint = await with_one_message(harness, outside)
     strict = Rules(is_http_allowed=True)
     async with DeliveryWorker.open(
-        world.database, world.clock, rules=strict, seal=SECRET_BOX
+        harness.database, harness.clock, rules=strict, seal=SECRET_BOX
     ) as delivery_worker:
         await deliver(delivery_worker)
     assert outside.connections == 0
-    [delivery] = await log(world, endpoint)
+    [delivery] = await log(harness, endpoint)
     assert [attempt.error for attempt in delivery.attempts] == ["the URL is not allowed"]
     assert delivery.status is Status.PENDING
 
 
 async def test_an_endpoint_that_hangs_does_not_delay_others(
-    world: World, outside: Receiver
+    harness: BookingHarness, outside: Receiver
 ) -> None:
     async with AsyncExitStack() as stack:
         hanging = await stack.enter_async_context(receiver())
         hanging.is_hanging = True
         delivery_worker = await stack.enter_async_context(
             DeliveryWorker.open(
-                world.database, world.clock, rules=RULES, seal=SECRET_BOX, attempt_seconds=10
+                harness.database, harness.clock, rules=RULES, seal=SECRET_BOX, attempt_seconds=10
             )
         )
-        slow = await subscribe(world, hanging.url)
-        quick = await subscribe(world, outside.url)
-        event = await world.an_event()
+        slow = await subscribe(harness, hanging.url)
+        quick = await subscribe(harness, outside.url)
+        event = await harness.an_event()
         for _ in range(8):
-            await world.place(event)
-        await apply_bookings(world)
+            await harness.place(event)
+        await apply_bookings(harness)
         async with asyncio.timeout(60):
             while len(outside.received) < 8:
                 await delivery_worker.start_due()
@@ -301,94 +305,98 @@ async def test_an_endpoint_that_hangs_does_not_delay_others(
         # At most four deliveries to an endpoint at a time; none has an answer or a second attempt.
         assert hanging.connections <= 4
         await delivery_worker.idle()
-        assert {delivery.status for delivery in await log(world, quick)} == {Status.DELIVERED}
-        assert {delivery.status for delivery in await log(world, slow)} == {Status.PENDING}
+        assert {delivery.status for delivery in await log(harness, quick)} == {Status.DELIVERED}
+        assert {delivery.status for delivery in await log(harness, slow)} == {Status.PENDING}
         errors = {
-            attempt.error for delivery in await log(world, slow) for attempt in delivery.attempts
+            attempt.error for delivery in await log(harness, slow) for attempt in delivery.attempts
         }
         assert errors <= {"TimeoutError", "ReadTimeout"}
 
 
 async def test_old_and_new_secret_both_sign_during_the_overlap(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await with_one_message(world, outside)
-    rotated = await rotate(world, endpoint, timedelta(hours=1))
+    endpoint = await with_one_message(harness, outside)
+    rotated = await rotate(harness, endpoint, timedelta(hours=1))
     await deliver(delivery_worker)
     [message] = outside.received
     assert message.is_signed_by(endpoint.new_secret)
     assert message.is_signed_by(rotated.new_secret)
-    world.clock.advance(timedelta(hours=1))
-    await resend(world, endpoint, (await log(world, endpoint))[0])
+    harness.clock.advance(timedelta(hours=1))
+    await resend(harness, endpoint, (await log(harness, endpoint))[0])
     await deliver(delivery_worker)
     assert not outside.received[1].is_signed_by(endpoint.new_secret)
     assert outside.received[1].is_signed_by(rotated.new_secret)
 
 
-async def rotate(world: World, endpoint: Endpoint, overlap: timedelta) -> Endpoint:
-    async with world.database.transaction() as connection:
+async def rotate(harness: BookingHarness, endpoint: Endpoint, overlap: timedelta) -> Endpoint:
+    async with harness.database.transaction() as connection:
         return await endpoints.rotate_secret(
             connection,
             endpoint_id=endpoint.endpoint_id,
             overlap=overlap,
             secret_box=SECRET_BOX,
-            now=world.clock(),
+            now=harness.clock(),
         )
 
 
-async def test_an_endpoint_has_at_most_four_secrets(world: World, outside: Receiver) -> None:
-    endpoint = await subscribe(world, outside.url)
+async def test_an_endpoint_has_at_most_four_secrets(
+    harness: BookingHarness, outside: Receiver
+) -> None:
+    endpoint = await subscribe(harness, outside.url)
     made = [endpoint.new_secret]
     for _ in range(6):
-        rotated = await rotate(world, endpoint, timedelta(days=1))
+        rotated = await rotate(harness, endpoint, timedelta(days=1))
         made.append(rotated.new_secret)
-    assert await valid_secrets(world, endpoint) == made[:-5:-1]
-    rotated = await rotate(world, endpoint, timedelta(0))
-    assert await valid_secrets(world, endpoint) == [rotated.new_secret]
+    assert await valid_secrets(harness, endpoint) == made[:-5:-1]
+    rotated = await rotate(harness, endpoint, timedelta(0))
+    assert await valid_secrets(harness, endpoint) == [rotated.new_secret]
 
 
 async def valid_secrets(
-    world: World, endpoint: Endpoint, secret_box: SecretBox = SECRET_BOX
+    harness: BookingHarness, endpoint: Endpoint, secret_box: SecretBox = SECRET_BOX
 ) -> Sequence[str]:
-    async with world.database.reading() as connection:
+    async with harness.database.reading() as connection:
         return await endpoints.signing_secrets(
-            connection, endpoint_id=endpoint.endpoint_id, secret_box=secret_box, now=world.clock()
+            connection, endpoint_id=endpoint.endpoint_id, secret_box=secret_box, now=harness.clock()
         )
 
 
-async def stored_secrets(world: World) -> Sequence[str]:
+async def stored_secrets(harness: BookingHarness) -> Sequence[str]:
     """The secrets as stored in the database."""
-    async with world.database.reading() as connection:
+    async with harness.database.reading() as connection:
         secrets = await connection.execute(
             sa.select(webhook_secrets.c.secret).order_by(webhook_secrets.c.secret_id)
         )
     return secrets.scalars().all()
 
 
-async def encrypt_with_newest_key(world: World, secret_box: SecretBox) -> int:
-    async with world.database.transaction() as connection:
+async def encrypt_with_newest_key(harness: BookingHarness, secret_box: SecretBox) -> int:
+    async with harness.database.transaction() as connection:
         return await endpoints.encrypt_with_newest_key(connection, secret_box=secret_box)
 
 
-async def test_secrets_are_encrypted_in_the_database(world: World, outside: Receiver) -> None:
-    endpoint = await subscribe(world, outside.url)
-    [encrypted] = await stored_secrets(world)
+async def test_secrets_are_encrypted_in_the_database(
+    harness: BookingHarness, outside: Receiver
+) -> None:
+    endpoint = await subscribe(harness, outside.url)
+    [encrypted] = await stored_secrets(harness)
     assert signature.PREFIX not in encrypted
     assert endpoint.new_secret.removeprefix(signature.PREFIX) not in encrypted
     with pytest.raises(UnknownKeyError):
-        await valid_secrets(world, endpoint, SecretBox(["k" * 32]))
+        await valid_secrets(harness, endpoint, SecretBox(["k" * 32]))
 
 
 async def test_the_stored_answer_of_an_idempotent_call_is_encrypted(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
     servicer = WebhookEndpointServicer(
-        database=world.database,
-        writes=world.writes,
+        database=harness.database,
+        writes=harness.writes,
         delivery_worker=delivery_worker,
         rules=RULES,
         secret_box=SECRET_BOX,
-        clock=world.clock,
+        clock=harness.clock,
     )
     request = pb2.CreateWebhookEndpointRequest(url=outside.url)
 
@@ -401,128 +409,130 @@ async def test_the_stored_answer_of_an_idempotent_call_is_encrypted(
     first, repeated = [await asyncio.create_task(create()) for _ in range(2)]
     assert first == repeated
     assert first.secret.startswith(signature.PREFIX)
-    async with world.database.reading() as connection:
+    async with harness.database.reading() as connection:
         response = await connection.scalar(sa.select(idempotency_records.c.response))
     assert isinstance(response, bytes)
     assert first.secret.encode() not in response
 
 
 async def test_plain_text_secrets_of_older_versions_are_encrypted(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
     """They stay valid for signing before and after."""
-    endpoint = await with_one_message(world, outside)
-    async with world.database.transaction() as connection:
+    endpoint = await with_one_message(harness, outside)
+    async with harness.database.transaction() as connection:
         await connection.execute(sa.update(webhook_secrets).values(secret=endpoint.new_secret))
-    assert await valid_secrets(world, endpoint) == [endpoint.new_secret]
-    assert [await encrypt_with_newest_key(world, SECRET_BOX) for _ in range(2)] == [1, 0]
-    assert endpoint.new_secret not in await stored_secrets(world)
+    assert await valid_secrets(harness, endpoint) == [endpoint.new_secret]
+    assert [await encrypt_with_newest_key(harness, SECRET_BOX) for _ in range(2)] == [1, 0]
+    assert endpoint.new_secret not in await stored_secrets(harness)
     await deliver(delivery_worker)
     assert outside.received[0].is_signed_by(endpoint.new_secret)
 
 
 async def test_an_encryption_key_is_replaced_by_a_newer_one(
-    world: World, outside: Receiver
+    harness: BookingHarness, outside: Receiver
 ) -> None:
-    endpoint = await subscribe(world, outside.url)
+    endpoint = await subscribe(harness, outside.url)
     older, newer = OLD_KEY, "a newer key, also of 32 characters"
     both = SecretBox([newer, older])
-    assert await valid_secrets(world, endpoint, both) == [endpoint.new_secret]
-    assert [await encrypt_with_newest_key(world, both) for _ in range(2)] == [1, 0]
-    assert await valid_secrets(world, endpoint, SecretBox([newer])) == [endpoint.new_secret]
+    assert await valid_secrets(harness, endpoint, both) == [endpoint.new_secret]
+    assert [await encrypt_with_newest_key(harness, both) for _ in range(2)] == [1, 0]
+    assert await valid_secrets(harness, endpoint, SecretBox([newer])) == [endpoint.new_secret]
     with pytest.raises(UnknownKeyError):
-        await encrypt_with_newest_key(world, SecretBox([older]))
+        await encrypt_with_newest_key(harness, SecretBox([older]))
 
 
 async def test_the_messages_of_a_crashed_process_are_delivered_by_others(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await with_one_message(world, outside)
-    async with world.database.transaction() as connection:
+    endpoint = await with_one_message(harness, outside)
+    async with harness.database.transaction() as connection:
         [leased] = await deliveries.lease_due(
-            connection, now=world.clock(), limit=9, per_endpoint=9, busy=[]
+            connection, now=harness.clock(), limit=9, per_endpoint=9, busy=[]
         )
     assert await deliver(delivery_worker) == 0
-    world.clock.advance(deliveries.LEASE)
+    harness.clock.advance(deliveries.LEASE)
     assert await deliver(delivery_worker) == 1
     # The first process reports an attempt after its lease has expired: it changes nothing.
-    async with world.database.transaction() as connection:
-        attempt = deliveries.Attempt(world.clock(), 500, "", 1)
+    async with harness.database.transaction() as connection:
+        attempt = deliveries.Attempt(harness.clock(), 500, "", 1)
         await deliveries.record_attempt(
-            connection, leased=leased, attempt=attempt, is_final=True, jitter=0, now=world.clock()
+            connection, leased=leased, attempt=attempt, is_final=True, jitter=0, now=harness.clock()
         )
-    assert [delivery.status for delivery in await log(world, endpoint)] == [Status.DELIVERED]
+    assert [delivery.status for delivery in await log(harness, endpoint)] == [Status.DELIVERED]
 
 
 async def test_concurrent_workers_send_each_message_once(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await subscribe(world, outside.url)
-    event = await world.an_event()
+    endpoint = await subscribe(harness, outside.url)
+    event = await harness.an_event()
     for _ in range(10):
-        await world.place(event)
-    await apply_bookings(world)
-    async with a_delivery_worker(world) as other:
+        await harness.place(event)
+    await apply_bookings(harness)
+    async with a_delivery_worker(harness) as other:
         while sum(await asyncio.gather(deliver(delivery_worker), deliver(other))):
             pass
     assert {
-        attempt.error for delivery in await log(world, endpoint) for attempt in delivery.attempts
+        attempt.error for delivery in await log(harness, endpoint) for attempt in delivery.attempts
     } == {""}
     ids = [message.headers["webhook-id"] for message in outside.received]
     assert len(ids) == len(set(ids)) == 10
 
 
 async def test_the_log_is_kept_for_thirty_days(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await with_one_message(world, outside)
+    endpoint = await with_one_message(harness, outside)
     await deliver(delivery_worker)
     for duration, expected in ((timedelta(days=29), 1), (timedelta(days=2), 0)):
-        world.clock.advance(duration)
-        async with world.database.transaction() as connection:
-            await deliveries.forget(connection, now=world.clock())
-        assert len(await log(world, endpoint)) == expected
+        harness.clock.advance(duration)
+        async with harness.database.transaction() as connection:
+            await deliveries.forget(connection, now=harness.clock())
+        assert len(await log(harness, endpoint)) == expected
 
 
 async def test_deleting_an_endpoint_deletes_its_deliveries(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
-    endpoint = await with_one_message(world, outside)
-    async with world.database.transaction() as connection:
+    endpoint = await with_one_message(harness, outside)
+    async with harness.database.transaction() as connection:
         await endpoints.delete(connection, endpoint_id=endpoint.endpoint_id)
     assert await deliver(delivery_worker) == 0
     with pytest.raises(DomainError) as refused:
-        async with world.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             await endpoints.delete(connection, endpoint_id=endpoint.endpoint_id)
     assert refused.value.reason is Reason.WEBHOOK_ENDPOINT_NOT_FOUND
 
 
-async def test_the_number_of_endpoints_is_limited(world: World, outside: Receiver) -> None:
+async def test_the_number_of_endpoints_is_limited(
+    harness: BookingHarness, outside: Receiver
+) -> None:
     for _ in range(endpoints.MAX_ENDPOINTS):
-        await subscribe(world, outside.url)
+        await subscribe(harness, outside.url)
     with pytest.raises(DomainError) as refused:
-        await subscribe(world, outside.url)
+        await subscribe(harness, outside.url)
     assert refused.value.reason is Reason.VALIDATION_FAILED
 
 
-async def test_an_unknown_delivery_is_not_found(world: World, outside: Receiver) -> None:
-    endpoint = await subscribe(world, outside.url)
+async def test_an_unknown_delivery_is_not_found(harness: BookingHarness, outside: Receiver) -> None:
+    endpoint = await subscribe(harness, outside.url)
     with pytest.raises(DomainError) as refused:
-        async with world.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             await deliveries.resend(
                 connection,
                 endpoint_id=endpoint.endpoint_id,
                 delivery_id=UUID(int=1),
-                now=world.clock(),
+                now=harness.clock(),
             )
     assert refused.value.reason is Reason.WEBHOOK_DELIVERY_NOT_FOUND
 
 
 async def test_the_worker_runs_until_cancelled(
-    world: World, delivery_worker: DeliveryWorker, outside: Receiver
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
     running = asyncio.create_task(delivery_worker.run())
-    await with_one_message(world, outside)
+    await with_one_message(harness, outside)
     delivery_worker.wake()
     async with asyncio.timeout(60):
         while not outside.received:
