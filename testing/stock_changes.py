@@ -18,7 +18,7 @@ from mesh.db.consumer import EventConsumer
 from mesh.db.outbox import OutboxReader
 from stock_svc import tables as stock_tables
 from stock_svc.servicers.stock_changes import StockChangeServicer
-from testing.booking_harness import World, stock_stub
+from testing.booking_harness import BookingHarness, stock_stub
 
 
 class Line:
@@ -70,19 +70,19 @@ class CountedStock(StockClient):
 class Feed:
     """What a process of booking_svc knows of the stock: its cache, its watchers, its tables."""
 
-    def __init__(self, world: World, line: Line) -> None:
-        self.world = world
+    def __init__(self, harness: BookingHarness, line: Line) -> None:
+        self.harness = harness
         self.line = line
-        self.stock = CountedStock(stock_stub(world.ledger, world.clock))
+        self.stock = CountedStock(stock_stub(harness.ledger, harness.clock))
         self.availability = AvailabilityCache(stock=self.stock, read=self._read)
         self.updates: list[Update] = []
         self.watch = Watch(availability=self.availability, encode=self._encode)
         self._changes = StockChanges(line)  # type: ignore[arg-type]
         self.consumer = EventConsumer(
             stream="stock_svc",
-            database=world.database,
+            database=harness.database,
             cursors=event_cursors,
-            clock=world.clock,
+            clock=harness.clock,
             open_stream=self._changes.open,
             apply=stock_projection.apply,
         )
@@ -97,7 +97,7 @@ class Feed:
         """Waits until the cache is what the ledger says."""
         async with asyncio.timeout(60):
             while True:
-                truth = await self.world.stock.availability(
+                truth = await self.harness.stock.availability(
                     event_id=event.event_id, with_seats=True
                 )
                 known = await self.availability.availability(
@@ -117,7 +117,7 @@ class Feed:
         return StockChange(event_id, (PoolChange(pool_id, 10, available, version, False),), {})
 
     async def _read(self, event_id: UUID) -> Event:
-        async with self.world.database.reading() as connection:
+        async with self.harness.database.reading() as connection:
             return await events.get(connection, event_id=event_id)
 
     def _encode(self, update: Update) -> bytes:
@@ -126,10 +126,10 @@ class Feed:
 
 
 @asynccontextmanager
-async def a_feed(world: World) -> AsyncIterator[Feed]:
+async def a_feed(harness: BookingHarness) -> AsyncIterator[Feed]:
     """A feed that follows the ledger."""
-    reader = OutboxReader(world.ledger, stock_tables.outbox)
-    feed = Feed(world, Line(reader))
+    reader = OutboxReader(harness.ledger, stock_tables.outbox)
+    feed = Feed(harness, Line(reader))
     running: list[asyncio.Task[Any]] = [
         asyncio.create_task(reader.listen()),
         asyncio.create_task(feed.follow()),

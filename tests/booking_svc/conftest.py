@@ -4,12 +4,12 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from mesh.db.database import Database
-from testing.booking_harness import World
+from testing.booking_harness import BookingHarness
 
 
 @pytest.fixture
-async def world(
+async def harness(
     open_database: Callable[[str], AbstractAsyncContextManager[Database]],
-) -> AsyncIterator[World]:
+) -> AsyncIterator[BookingHarness]:
     async with open_database("booking_svc") as database, open_database("stock_svc") as ledger:
-        yield World(database, ledger)
+        yield BookingHarness(database, ledger)

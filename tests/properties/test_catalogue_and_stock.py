@@ -34,7 +34,7 @@ from booking_svc.clients.ports import PoolChange, StockChange
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
-from testing.booking_harness import START, World, an_offer
+from testing.booking_harness import START, BookingHarness, an_offer
 from tests.booking_svc.catalogue.test_catalogue import an_auditorium
 
 _T = TypeVar("_T")
@@ -55,7 +55,7 @@ LEGAL = {before: set(after) for before, after in MOVES.items()}
 
 class CatalogueMachine(RuleBasedStateMachine):
     runner: asyncio.Runner
-    world: World
+    harness: BookingHarness
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         return self.runner.run(work)
@@ -71,11 +71,11 @@ class CatalogueMachine(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(1, 4))
     def begin(self, capacity: int) -> None:
-        self.world.clock.now = START - timedelta(hours=1)
-        auditorium = self.run(an_auditorium(self.world))
+        self.harness.clock.now = START - timedelta(hours=1)
+        auditorium = self.run(an_auditorium(self.harness))
         self.seats = [seat.seat_id for row in auditorium.rows for seat in row.seats]
         self.event: Event = self.run(
-            self.world.an_event(
+            self.harness.an_event(
                 an_offer(name="Floor", capacity=capacity),
                 an_offer(name="Regular", pool="r", capacity=None, seat_type="REGULAR"),
                 an_offer(name="Premium", pool="p", capacity=None, seat_type="PREMIUM"),
@@ -85,10 +85,10 @@ class CatalogueMachine(RuleBasedStateMachine):
             )
         )
         self.desk = EventCommands(
-            database=self.world.database,
-            writes=self.world.writes,
-            stock=self.world.stock,
-            clock=self.world.clock,
+            database=self.harness.database,
+            writes=self.harness.writes,
+            stock=self.harness.stock,
+            clock=self.harness.clock,
         )
         self.capacity = capacity
         self.on_sale = set(self.seats)
@@ -105,7 +105,7 @@ class CatalogueMachine(RuleBasedStateMachine):
         self._book([RequestedItem(None, 1, self.seats[index])])
 
     def _book(self, wanted: list[RequestedItem]) -> None:
-        booking = self.try_(self.world.place(self.event, wanted=wanted, checkout=None))
+        booking = self.try_(self.harness.place(self.event, items=wanted, checkout=None))
         if booking is not None:
             assert self._status() is Status.ON_SALE or self._left().available == 0
             self.bookings.append(booking.booking_id)
@@ -119,8 +119,8 @@ class CatalogueMachine(RuleBasedStateMachine):
     async def _cancel(self, booking_id: UUID) -> None:
         with suppress(DomainError):
             # It may have expired, or been cancelled with the event.
-            await self.world.cancel(booking_id)
-        await self.world.settle()
+            await self.harness.cancel(booking_id)
+        await self.harness.run_until_idle()
 
     @rule(capacity=st.integers(1, 6))
     def resize(self, capacity: int) -> None:
@@ -170,17 +170,17 @@ class CatalogueMachine(RuleBasedStateMachine):
 
     @rule(minutes=st.sampled_from([1, 11, 61, 300]))
     def wait(self, minutes: int) -> None:
-        self.world.clock.advance(timedelta(minutes=minutes))
-        self.run(self.world.settle())
+        self.harness.clock.advance(timedelta(minutes=minutes))
+        self.run(self.harness.run_until_idle())
 
     def _left(self) -> Any:
         return self.run(
-            self.world.stock.availability(event_id=self.event.event_id, with_seats=True)
+            self.harness.stock.availability(event_id=self.event.event_id, with_seats=True)
         )
 
     def _status(self) -> Status:
         """The model's."""
-        now = self.world.clock()
+        now = self.harness.clock()
         if self.said == "CANCELLED":
             return Status.CANCELLED
         if now >= CLOSES:
@@ -199,8 +199,8 @@ class CatalogueMachine(RuleBasedStateMachine):
         event = self.run(self._read())
         assert event.offers[0].capacity == self.capacity
         assert 0 <= left.available <= left.capacity
-        assert not self.run(self.world.audit(event))
-        assert event.status_at(self.world.clock(), available=left.available) is self._status()
+        assert not self.run(self.harness.audit(event))
+        assert event.status_at(self.harness.clock(), available=left.available) is self._status()
 
     @invariant()
     def lists_say_the_same_once_they_have_heard(self) -> None:
@@ -210,7 +210,7 @@ class CatalogueMachine(RuleBasedStateMachine):
         assert (listed.left.capacity, listed.left.available) == (left.capacity, left.available)
 
     async def _read(self) -> Event:
-        async with self.world.database.reading() as connection:
+        async with self.harness.database.reading() as connection:
             return await events.get(connection, event_id=self.event.event_id)
 
     async def _list(self, left: Any) -> event_listing.Page:
@@ -220,8 +220,8 @@ class CatalogueMachine(RuleBasedStateMachine):
             PoolChange(pool_id, pool.capacity, pool.available, pool.version + 1_000_000 + n, False)
             for n, (pool_id, pool) in enumerate(left.pools.items(), start=self._told())
         )
-        now = self.world.clock()
-        async with self.world.database.transaction() as connection:
+        now = self.harness.clock()
+        async with self.harness.database.transaction() as connection:
             await apply(connection, [StockChange(self.event.event_id, pools, {})], now)
             await event_status.apply_due_transitions(connection, now=now)
             return await event_listing.list_page(
@@ -234,7 +234,7 @@ class CatalogueMachine(RuleBasedStateMachine):
             )
 
     def _status_of(self, left: Any) -> Status:
-        return self.event.status_at(self.world.clock(), available=left.available)
+        return self.event.status_at(self.harness.clock(), available=left.available)
 
     def _told(self) -> int:
         self.tellings = getattr(self, "tellings", 0) + 10
@@ -257,7 +257,7 @@ def test_catalogue_and_stock_stay_in_step(open_database: Any, is_long: bool) -> 
         class Machine(CatalogueMachine):
             def __init__(self) -> None:
                 super().__init__()
-                self.runner, self.world = runner, World(database, ledger)
+                self.runner, self.harness = runner, BookingHarness(database, ledger)
 
         try:
             run_state_machine_as_test(

@@ -11,15 +11,15 @@ from booking_svc.catalogue.events import Event, StaffStatus
 from booking_svc.catalogue.tables import events, stock_levels
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from testing.booking_harness import START, World, a_new_event
+from testing.booking_harness import START, BookingHarness, a_new_event
 
 DAY = timedelta(days=1)
 PRODUCTION = new_id()
 
 
-async def a_slot(world: World, day: int, **changes: Any) -> Event:
+async def a_slot(harness: BookingHarness, day: int, **changes: Any) -> Event:
     start = START + day * DAY
-    return await world.an_event(
+    return await harness.an_event(
         name=f"day {day}",
         production_id=changes.pop("production_id", PRODUCTION),
         start_time=start,
@@ -28,9 +28,9 @@ async def a_slot(world: World, day: int, **changes: Any) -> Event:
     )
 
 
-async def refused(world: World, event: Event, quantity: int = 1) -> DomainError:
+async def refused(harness: BookingHarness, event: Event, quantity: int = 1) -> DomainError:
     with pytest.raises(DomainError) as refusal:
-        await world.place(event, quantity=quantity)
+        await harness.place(event, quantity=quantity)
     return refusal.value
 
 
@@ -39,13 +39,13 @@ def days(refusal: DomainError, made: dict[str, Event]) -> list[str]:
     return [made[each["eventId"]].name for each in listed]
 
 
-async def test_a_full_slot_names_the_next_ones_with_places(world: World) -> None:
-    slots = [await a_slot(world, day) for day in (3, 10, 11, 12, 13, 14, 15, 16)]
+async def test_a_full_slot_names_the_next_ones_with_places(harness: BookingHarness) -> None:
+    slots = [await a_slot(harness, day) for day in (3, 10, 11, 12, 13, 14, 15, 16)]
     made = {str(slot.event_id): slot for slot in slots}
     wanted = slots[1]
-    await world.place(wanted, quantity=10)
+    await harness.place(wanted, quantity=10)
     cancelled, full = slots[3], slots[4]
-    async with world.database.transaction() as connection:
+    async with harness.database.transaction() as connection:
         await connection.execute(
             sa.update(events)
             .where(events.c.event_id == cancelled.event_id)
@@ -56,31 +56,33 @@ async def test_a_full_slot_names_the_next_ones_with_places(world: World) -> None
             .where(stock_levels.c.event_id == full.event_id)
             .values(available=0)
         )
-    await a_slot(world, 11, production_id=new_id())
-    refusal = await refused(world, wanted)
+    await a_slot(harness, 11, production_id=new_id())
+    refusal = await refused(harness, wanted)
     assert refusal.reason is Reason.SLOT_CONFLICT
     assert days(refusal, made) == ["day 11", "day 14", "day 15", "day 16", "day 3"]
     first = json.loads(refusal.metadata["alternatives"])[0]
     assert (first["startTime"], first["available"]) == ("2030-06-12T12:00:00Z", 10)
 
 
-async def test_too_few_places_are_sold_out_and_name_events_with_enough(world: World) -> None:
-    wanted, small, large = [await a_slot(world, day) for day in (10, 11, 12)]
-    await world.place(wanted, quantity=9)
-    async with world.database.transaction() as connection:
+async def test_too_few_places_are_sold_out_and_name_events_with_enough(
+    harness: BookingHarness,
+) -> None:
+    wanted, small, large = [await a_slot(harness, day) for day in (10, 11, 12)]
+    await harness.place(wanted, quantity=9)
+    async with harness.database.transaction() as connection:
         await connection.execute(
             sa.update(stock_levels)
             .where(stock_levels.c.event_id == small.event_id)
             .values(available=1)
         )
-    refusal = await refused(world, wanted, quantity=2)
+    refusal = await refused(harness, wanted, quantity=2)
     assert refusal.reason is Reason.SOLD_OUT
     assert days(refusal, {str(each.event_id): each for each in (small, large)}) == ["day 12"]
 
 
-async def test_an_event_of_its_own_has_no_alternatives(world: World) -> None:
-    event = await world.an_event(offers=a_new_event().offers)
-    await world.place(event, quantity=10)
-    refusal = await refused(world, event)
+async def test_an_event_of_its_own_has_no_alternatives(harness: BookingHarness) -> None:
+    event = await harness.an_event(offers=a_new_event().offers)
+    await harness.place(event, quantity=10)
+    refusal = await refused(harness, event)
     assert refusal.reason is Reason.SOLD_OUT
     assert "alternatives" not in refusal.metadata

@@ -45,7 +45,7 @@ from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
-from testing.booking_harness import SANDBOX, START, ProcessDiedError, World, an_offer
+from testing.booking_harness import SANDBOX, START, BookingHarness, ProcessDiedError, an_offer
 from testing.databases import open_patiently
 
 _T = TypeVar("_T")
@@ -96,16 +96,16 @@ class LifeMachine(RuleBasedStateMachine):
         self.model: list[Life] = []
         self.messages: list[PaymentEvent] = []
         self.cancelled: set[UUID] = set()
-        self.world = World(*self.databases)
+        self.harness = BookingHarness(*self.databases)
         self.events = self.do(self.start())
 
     async def start(self) -> list[Event]:
         """Tables as empty as a new process's; the ledger keeps its own, of other events."""
-        world, production = self.world, new_id()
-        async with world.database.transaction() as connection:
+        harness, production = self.harness, new_id()
+        async with harness.database.transaction() as connection:
             await connection.execute(sa.text(EMPTY))
         return [
-            await world.an_event(
+            await harness.an_event(
                 an_offer(capacity=capacity, price=Money(price, "INR")),
                 production_id=production,
                 start_time=START + timedelta(days=days),
@@ -127,10 +127,10 @@ class LifeMachine(RuleBasedStateMachine):
         except (DomainError, ProcessDiedError) as error:
             return type(error)
         finally:
-            self.world.crashes.at = None
+            self.harness.crashes.at = None
 
     def now_of(self, life: Life) -> Booking:
-        return self.do(self.world.booking(life.booking.booking_id))
+        return self.do(self.harness.booking(life.booking.booking_id))
 
     def percent(self, booking: Booking) -> int | None:
         """The standard tiers, said once more; None when cancelling is closed."""
@@ -138,7 +138,7 @@ class LifeMachine(RuleBasedStateMachine):
             return 100
         start = next(e.start_time for e in self.events if e.event_id == booking.event_id)
         assert start is not None
-        left = start - self.world.clock()
+        left = start - self.harness.clock()
         granted = (
             97
             if left > timedelta(days=14)
@@ -158,7 +158,7 @@ class LifeMachine(RuleBasedStateMachine):
     def place(self, event: int, quantity: int, pays: bool) -> Life | MultipleResults[Life]:
         chosen = self.events[event]
         how = SANDBOX if pays else None
-        answer = self.attempt(self.world.place(chosen, quantity=quantity, checkout=how))
+        answer = self.attempt(self.harness.place(chosen, quantity=quantity, checkout=how))
         if not isinstance(answer, Booking):
             return multiple()
         life = Life(answer)
@@ -178,17 +178,17 @@ class LifeMachine(RuleBasedStateMachine):
             return multiple()
 
     def bought(self, event: int, quantity: int) -> Life:
-        world = self.world
-        world.crashes.at = None
-        life = Life(self.do(world.place(self.events[event], quantity=quantity)))
+        harness = self.harness
+        harness.crashes.at = None
+        life = Life(self.do(harness.place(self.events[event], quantity=quantity)))
         self.model.append(life)
-        self.do(world.capture(life.booking))
-        self.do(world.take_steps())
+        self.do(harness.capture(life.booking))
+        self.do(harness.run_steps())
         return life
 
     @rule(life=lives)
     def checkout(self, life: Life) -> None:
-        self.attempt(self.world.checkout(life.booking.booking_id))
+        self.attempt(self.harness.checkout(life.booking.booking_id))
 
     @rule(life=lives, off=st.sampled_from([0, 0, 0, 1]), is_refused=st.booleans())
     def pay(self, life: Life, off: int, is_refused: bool) -> None:
@@ -209,13 +209,13 @@ class LifeMachine(RuleBasedStateMachine):
         booking = self.now_of(life)
         amount = Money(booking.total.amount_minor + off, currency)
         payment_id = new_id()
-        self.world.payments.paid[payment_id] = amount
+        self.harness.payments.paid[payment_id] = amount
         self.messages.append(Captured(booking.booking_id, payment_id, amount))
 
     def pay_for(
         self, life: Life, payment_id: UUID, *, off: int = 0, is_refused: bool = False
     ) -> None:
-        payments = self.world.payments
+        payments = self.harness.payments
         amount = payments.opened.get(payment_id)
         if amount is None or payment_id in payments.paid or payment_id in payments.voided:
             return
@@ -236,7 +236,7 @@ class LifeMachine(RuleBasedStateMachine):
             return
         message = self.messages[number % len(self.messages)]
         if not is_lost:
-            self.do(self.world.happen(message))
+            self.do(self.harness.deliver(message))
         if is_lost or not again:
             self.messages.remove(message)
 
@@ -244,7 +244,7 @@ class LifeMachine(RuleBasedStateMachine):
     def cancel(self, life: Life) -> None:
         before = self.now_of(life)
         fee = self.fee(before, before.total.amount_minor)
-        answer = self.attempt(self.world.cancel(life.booking.booking_id))
+        answer = self.attempt(self.harness.cancel(life.booking.booking_id))
         if isinstance(answer, Booking) and before.status is Status.CONFIRMED:
             assert self.percent(before) is not None
             life.fees += fee
@@ -257,7 +257,7 @@ class LifeMachine(RuleBasedStateMachine):
         is_sold = before.status is Status.CONFIRMED
         fee = self.fee(before, given_up) if is_sold and given_up > 0 else 0
         wanted = [RequestedItem(event.offers[0].offer_id, quantity, None)]
-        answer = self.attempt(self.world.update(before, items=wanted))
+        answer = self.attempt(self.harness.update(before, items=wanted))
         if isinstance(answer, Booking):
             life.fees += fee
         elif answer is ProcessDiedError:
@@ -266,7 +266,7 @@ class LifeMachine(RuleBasedStateMachine):
     @rule(life=lives, event=st.integers(0, 2))
     def reschedule(self, life: Life, event: int) -> None:
         """What it costs less goes back in full: no fee."""
-        self.attempt(self.world.reschedule(life.booking, self.events[event]))
+        self.attempt(self.harness.reschedule(life.booking, self.events[event]))
 
     @precondition(lambda self: len(self.cancelled) < MAX_CANCELLED)
     @rule(life=lives, is_customer_quick=st.booleans())
@@ -274,18 +274,18 @@ class LifeMachine(RuleBasedStateMachine):
         """From then on nobody loses anything by it, whoever then cancels the booking."""
         event_id = self.now_of(life).event_id
         event = next(each for each in self.events if each.event_id == event_id)
-        if self.attempt(self.world.cancel_event(event)) is None:
+        if self.attempt(self.harness.cancel_event(event)) is None:
             self.cancelled.add(event_id)
         if is_customer_quick:
             self.cancel(life)
 
     @rule(call=st.integers(1, 6))
     def the_process_will_die(self, call: int) -> None:
-        self.world.crashes.at = self.world.crashes.passed + call
+        self.harness.crashes.at = self.harness.crashes.passed + call
 
     @rule(minutes=st.sampled_from([1, 6, 16, 60, 24 * 60, 8 * 24 * 60]))
     def time_goes_by(self, minutes: int) -> None:
-        self.world.clock.advance(timedelta(minutes=minutes))
+        self.harness.clock.advance(timedelta(minutes=minutes))
 
     @rule(loop=st.sampled_from(Loop))
     def a_loop_turns(self, loop: Loop) -> None:
@@ -300,19 +300,19 @@ class LifeMachine(RuleBasedStateMachine):
         return sum([await self.turn_one(loop) for loop in loops])
 
     async def turn_one(self, loop: Loop) -> int:
-        world = self.world
+        harness = self.harness
         match loop:
             case Loop.STEPS:
-                return await world.take_steps()
+                return await harness.run_steps()
             case Loop.SWEEPER:
-                return await expiry.sweep(world.database, world.clock)
+                return await expiry.sweep(harness.database, harness.clock)
             case Loop.RECONCILIATION:
-                return await reconciliation.ask_payments(world.deps)
+                return await reconciliation.ask_payments(harness.deps)
             case Loop.COMPLETION:
-                async with world.database.transaction() as connection:
-                    return await completion.complete(connection, now=world.clock(), limit=50)
+                async with harness.database.transaction() as connection:
+                    return await completion.complete(connection, now=harness.clock(), limit=50)
             case Loop.CANCELLATION:
-                return await world.cancel_batch() or 0
+                return await harness.cancel_batch() or 0
 
     @invariant()
     def only_legal_moves(self) -> None:
@@ -324,7 +324,7 @@ class LifeMachine(RuleBasedStateMachine):
     async def timelines(self) -> list[tuple[Status, list[Status]]]:
         """The status of each booking, and those that its timeline names."""
         entries = tables.booking_timeline.c
-        async with self.world.database.reading() as connection:
+        async with self.harness.database.reading() as connection:
             found = await connection.execute(
                 sa.select(
                     tables.bookings.c.status,
@@ -342,27 +342,27 @@ class LifeMachine(RuleBasedStateMachine):
 
     async def the_end(self) -> None:
         """Everybody is alive again, and all that is under way comes to its end."""
-        world = self.world
-        world.crashes.at = None
+        harness = self.harness
+        harness.crashes.at = None
         for message in self.messages:
-            await world.happen(message)
+            await harness.deliver(message)
         # Days in the end: the longer ago an event was cancelled, the rarer it is looked at again.
         for minutes in (20, 20, 4 * 24 * 60, 20):
-            world.clock.advance(timedelta(minutes=minutes))
+            harness.clock.advance(timedelta(minutes=minutes))
             while await self.turn(*Loop):
                 pass
-        await world.process_refunds()
-        assert await reconciliation.compare_stock(world.deps) == 0
+        await harness.process_refunds()
+        assert await reconciliation.compare_stock(harness.deps) == 0
         for life in self.model:
             await self.is_right(life)
         for event, capacity in zip(self.events, CAPACITIES, strict=True):
-            assert await world.audit(event) == ()
-            assert await world.available(event) == capacity - await world.owned(event)
+            assert await harness.audit(event) == ()
+            assert await harness.available(event) == capacity - await harness.sold_places(event)
 
     async def is_right(self, life: Life) -> None:
-        booking = await self.world.booking(life.booking.booking_id)
+        booking = await self.harness.booking(life.booking.booking_id)
         assert booking.change is None
-        kept = await self.world.net(booking)
+        kept = await self.harness.net_payments(booking)
         match booking.status:
             case Status.CONFIRMED | Status.COMPLETED:
                 assert booking.event_id not in self.cancelled, booking

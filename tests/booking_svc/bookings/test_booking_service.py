@@ -16,7 +16,7 @@ from mesh.money import Money
 from mesh.rpc import call
 from mesh.rpc.call import Caller
 from mesh.rpc.policy import Access
-from testing.booking_harness import World, an_offer
+from testing.booking_harness import BookingHarness, an_offer
 
 pb2 = booking_service_pb2
 Booking = booking_pb2.Booking
@@ -25,8 +25,10 @@ Booking = booking_pb2.Booking
 class Client:
     """Calls as one user; each call is a task of its own, as on the server."""
 
-    def __init__(self, world: World, user_id: UUID, role: Access = Access.CUSTOMER) -> None:
-        self._servicer = BookingServicer(world.deps)
+    def __init__(
+        self, harness: BookingHarness, user_id: UUID, role: Access = Access.CUSTOMER
+    ) -> None:
+        self._servicer = BookingServicer(harness.deps)
         self._caller = Caller("gateway", user_id, role)
 
     async def __call__(self, method: str, request: Any, *, key: str | None = None) -> Any:
@@ -44,15 +46,15 @@ async def refused(reason: Reason, work: Awaitable[Any]) -> None:
     assert refusal.value.reason is reason
 
 
-async def test_the_life_of_a_booking_in_messages(world: World) -> None:
+async def test_the_life_of_a_booking_in_messages(harness: BookingHarness) -> None:
     production = new_id()
     first, second = [
-        await world.an_event(an_offer(price=Money(price, "INR")), production_id=production)
+        await harness.an_event(an_offer(price=Money(price, "INR")), production_id=production)
         for price in (150_000, 200_000)
     ]
     user = new_id()
-    mine, other = Client(world, user), Client(world, new_id())
-    staff = Client(world, new_id(), Access.STAFF)
+    mine, other = Client(harness, user), Client(harness, new_id())
+    staff = Client(harness, new_id(), Access.STAFF)
     offer_id = str(first.offers[0].offer_id)
 
     def item(quantity: int) -> Any:
@@ -78,8 +80,8 @@ async def test_the_life_of_a_booking_in_messages(world: World) -> None:
         key="checkout",
     )
     assert paying.status == Booking.PENDING_PAYMENT
-    await world.capture(await world.booking(UUID(booking_id)))
-    await world.settle()
+    await harness.capture(await harness.booking(UUID(booking_id)))
+    await harness.run_until_idle()
     await refused(
         Reason.BOOKING_NOT_FOUND,
         other("CancelBooking", pb2.CancelBookingRequest(booking_id=booking_id)),
@@ -105,14 +107,14 @@ async def test_the_life_of_a_booking_in_messages(world: World) -> None:
     assert waiting.event_id == str(first.event_id)
     assert waiting.change.difference.amount_minor == 150_000
     assert waiting.change.payment.payment_url
-    await world.capture_payment(
-        await world.booking(UUID(booking_id)),
+    await harness.capture_payment(
+        await harness.booking(UUID(booking_id)),
         UUID(waiting.change.payment.payment_id),
         Money(150_000, "INR"),
     )
-    await world.settle()
+    await harness.run_until_idle()
     request = pb2.CancelBookingRequest(booking_id=booking_id, reason="cannot come")
-    world.clock.advance(timedelta(days=1))
+    harness.clock.advance(timedelta(days=1))
     cancelled = await staff("CancelBooking", request, key="c")
     assert await staff("CancelBooking", request, key="c") == cancelled
     await refused(Reason.ALREADY_CANCELLED, mine("CancelBooking", request))

@@ -30,7 +30,7 @@ from mesh.clock import rfc3339
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
-from testing.booking_harness import START, World, an_offer
+from testing.booking_harness import START, BookingHarness, an_offer
 from tests.booking_svc.bookings.test_outbox import happened
 
 SECOND = timedelta(seconds=1)
@@ -44,19 +44,19 @@ async def refused(reason: Reason, call: Any) -> DomainError:
     return refusal.value
 
 
-async def a_confirmed(world: World, event: Event, **wanted: Any) -> Booking:
-    booking = await world.place(event, **wanted)
-    await world.capture(booking)
-    await world.settle()
-    booking = await world.booking(booking.booking_id)
+async def a_confirmed(harness: BookingHarness, event: Event, **wanted: Any) -> Booking:
+    booking = await harness.place(event, **wanted)
+    await harness.capture(booking)
+    await harness.run_until_idle()
+    booking = await harness.booking(booking.booking_id)
     assert booking.status is Status.CONFIRMED
     return booking
 
 
-async def preview(world: World, booking: Booking) -> Preview:
-    async with world.database.reading() as connection:
+async def preview(harness: BookingHarness, booking: Booking) -> Preview:
+    async with harness.database.reading() as connection:
         return await cancellation.preview(
-            connection, booking_id=booking.booking_id, owner=None, now=world.clock()
+            connection, booking_id=booking.booking_id, owner=None, now=harness.clock()
         )
 
 
@@ -128,183 +128,184 @@ def test_terms_without_a_start_or_without_tiers() -> None:
     ("before", "refund"), [(14 * DAY + SECOND, 291_000), (14 * DAY, 150_000), (7 * DAY - SECOND, 0)]
 )
 async def test_cancelling_gives_back_what_the_preview_shows(
-    world: World, before: timedelta, refund: int
+    harness: BookingHarness, before: timedelta, refund: int
 ) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event, quantity=2)
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event, quantity=2)
     assert event.start_time is not None
-    world.clock.now = event.start_time - before
-    shown = await preview(world, booking)
+    harness.clock.now = event.start_time - before
+    shown = await preview(harness, booking)
     assert shown.amount == Money(refund, "INR")
     assert shown.refundable is (refund > 0)
-    cancelled = await world.cancel(booking.booking_id, reason="changed my mind")
+    cancelled = await harness.cancel(booking.booking_id, reason="changed my mind")
     assert cancelled.status is Status.CANCELLED
     assert [given.amount.amount_minor for given in cancelled.refunds] == (
         [refund] if refund else []
     )
-    await world.settle()
-    assert await world.available(event) == 10
-    assert await world.audit(event) == ()
+    await harness.run_until_idle()
+    assert await harness.available(event) == 10
+    assert await harness.audit(event) == ()
     assert booking.payment is not None
-    assert world.payments.refunded_minor(booking.payment.payment_id) == refund
+    assert harness.payments.refunded_minor(booking.payment.payment_id) == refund
     if refund:
         # payment_svc knows the refund by the id that the customer was told.
-        assert set(world.payments.refunds) == {cancelled.refunds[0].refund_id}
-        await world.process_refunds()
-    ended = await world.booking(booking.booking_id)
+        assert set(harness.payments.refunds) == {cancelled.refunds[0].refund_id}
+        await harness.process_refunds()
+    ended = await harness.booking(booking.booking_id)
     assert all(given.status is RefundStatus.PROCESSED for given in ended.refunds)
     assert ended.payment is not None
     assert ended.payment.status is PaymentStatus.CAPTURED
     last = next(entry for entry in ended.timeline if entry.status is Status.CANCELLED)
     assert (last.actor, last.reason) == (Actor.CUSTOMER, "changed my mind")
-    told = [each.change for each in await happened(world, 3)]
+    told = [each.change for each in await happened(harness, 3)]
     money = Money(refund, "INR") if refund else None
     assert told[2] == Cancelled(Actor.CUSTOMER, "changed my mind", money)
 
 
-async def test_too_late_is_refused_with_the_deadline(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event)
+async def test_too_late_is_refused_with_the_deadline(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
     assert event.start_time is not None
     closed = event.start_time - timedelta(hours=48)
-    world.clock.now = closed + SECOND
-    refusal = await refused(Reason.CANCELLATION_CLOSED, world.cancel(booking.booking_id))
+    harness.clock.now = closed + SECOND
+    refusal = await refused(Reason.CANCELLATION_CLOSED, harness.cancel(booking.booking_id))
     assert refusal.metadata["deadline"] == rfc3339(closed)
-    shown = await preview(world, booking)
+    shown = await preview(harness, booking)
     assert (shown.refundable, shown.percent, shown.deadline) == (False, 0, closed)
     # The staff is bound by what the customer has bought, too.
     staff = By(Actor.STAFF, new_id())
-    await refused(Reason.CANCELLATION_CLOSED, world.cancel(booking.booking_id, by=staff))
-    await world.settle()
-    assert (await world.booking(booking.booking_id)).status is Status.CONFIRMED
-    assert await world.available(event) == 9
+    await refused(Reason.CANCELLATION_CLOSED, harness.cancel(booking.booking_id, by=staff))
+    await harness.run_until_idle()
+    assert (await harness.booking(booking.booking_id)).status is Status.CONFIRMED
+    assert await harness.available(event) == 9
 
 
-async def test_goods_within_a_day(world: World) -> None:
-    event = await world.an_event(start_time=None, end_time=None)
-    booking = await a_confirmed(world, event)
-    world.clock.advance(timedelta(hours=24))
+async def test_goods_within_a_day(harness: BookingHarness) -> None:
+    event = await harness.an_event(start_time=None, end_time=None)
+    booking = await a_confirmed(harness, event)
+    harness.clock.advance(timedelta(hours=24))
     staff = By(Actor.STAFF, new_id())
-    cancelled = await world.cancel(booking.booking_id, by=staff)
+    cancelled = await harness.cancel(booking.booking_id, by=staff)
     assert [refund.amount for refund in cancelled.refunds] == [booking.total]
     assert cancelled.timeline[-1].actor is Actor.STAFF
 
 
-async def test_the_policy_is_the_one_of_when_it_was_booked(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event)
+async def test_the_policy_is_the_one_of_when_it_was_booked(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
     assert booking.cancellation_policy == STANDARD_TIERS
 
 
-async def test_what_cannot_be_cancelled(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event)
-    await refused(Reason.BOOKING_NOT_FOUND, world.cancel(booking.booking_id, owner=new_id()))
-    await world.cancel(booking.booking_id)
-    await refused(Reason.ALREADY_CANCELLED, world.cancel(booking.booking_id))
-    await refused(Reason.ALREADY_CANCELLED, preview(world, booking))
-    idle = await world.place(event)
-    shown = await preview(world, idle)
+async def test_what_cannot_be_cancelled(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
+    await refused(Reason.BOOKING_NOT_FOUND, harness.cancel(booking.booking_id, owner=new_id()))
+    await harness.cancel(booking.booking_id)
+    await refused(Reason.ALREADY_CANCELLED, harness.cancel(booking.booking_id))
+    await refused(Reason.ALREADY_CANCELLED, preview(harness, booking))
+    idle = await harness.place(event)
+    shown = await preview(harness, idle)
     assert (shown.refundable, shown.amount.amount_minor) == (False, 0)
-    world.clock.advance(timedelta(hours=1))
-    await world.settle()
-    await refused(Reason.BOOKING_STATE_INVALID, world.cancel(idle.booking_id))
-    await refused(Reason.BOOKING_STATE_INVALID, preview(world, idle))
+    harness.clock.advance(timedelta(hours=1))
+    await harness.run_until_idle()
+    await refused(Reason.BOOKING_STATE_INVALID, harness.cancel(idle.booking_id))
+    await refused(Reason.BOOKING_STATE_INVALID, preview(harness, idle))
 
 
-async def test_the_same_key_again_returns_the_first_answer(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event)
-    first = await world.cancel(booking.booking_id, key="k", reason="changed my mind")
-    assert await world.cancel(booking.booking_id, key="k", reason="changed my mind") == first
-    await refused(Reason.IDEMPOTENCY_KEY_REUSED, world.cancel(booking.booking_id, key="k"))
-    await refused(Reason.ALREADY_CANCELLED, world.cancel(booking.booking_id, key="other"))
-    assert len((await world.booking(booking.booking_id)).refunds) == 1
+async def test_the_same_key_again_returns_the_first_answer(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
+    first = await harness.cancel(booking.booking_id, key="k", reason="changed my mind")
+    assert await harness.cancel(booking.booking_id, key="k", reason="changed my mind") == first
+    await refused(Reason.IDEMPOTENCY_KEY_REUSED, harness.cancel(booking.booking_id, key="k"))
+    await refused(Reason.ALREADY_CANCELLED, harness.cancel(booking.booking_id, key="other"))
+    assert len((await harness.booking(booking.booking_id)).refunds) == 1
 
 
-async def test_a_hundred_cancel_with_the_same_key_at_once(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event)
+async def test_a_hundred_cancel_with_the_same_key_at_once(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
     answers = await asyncio.gather(
-        *(world.cancel(booking.booking_id, key="k") for _ in range(100)), return_exceptions=True
+        *(harness.cancel(booking.booking_id, key="k") for _ in range(100)), return_exceptions=True
     )
     reasons = {a.reason for a in answers if isinstance(a, DomainError)}
     assert reasons <= {Reason.IDEMPOTENCY_IN_PROGRESS}
     assert sum(isinstance(answer, Booking) for answer in answers) >= 1
-    assert len((await world.booking(booking.booking_id)).refunds) == 1
+    assert len((await harness.booking(booking.booking_id)).refunds) == 1
 
 
 @pytest.mark.parametrize("point", range(1, 6))
-async def test_dying_at_any_call_of_cancelling(world: World, point: int) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event, quantity=4)
-    await world.cancel(booking.booking_id)
-    await world.die_at(point, world.take_steps())
+async def test_dying_at_any_call_of_cancelling(harness: BookingHarness, point: int) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event, quantity=4)
+    await harness.cancel(booking.booking_id)
+    await harness.die_at(point, harness.run_steps())
     for _ in range(3):
-        world.clock.advance(timedelta(minutes=1))
-        await world.settle()
-    assert await world.available(event) == 10
+        harness.clock.advance(timedelta(minutes=1))
+        await harness.run_until_idle()
+    assert await harness.available(event) == 10
     assert booking.payment is not None
-    assert world.payments.refunded_minor(booking.payment.payment_id) == 582_000
-    assert await world.audit(event) == ()
+    assert harness.payments.refunded_minor(booking.payment.payment_id) == 582_000
+    assert await harness.audit(event) == ()
 
 
-async def test_the_staff_has_given_some_back_before(world: World) -> None:
+async def test_the_staff_has_given_some_back_before(harness: BookingHarness) -> None:
     """Not known here when the booking is cancelled: what is left goes back, and no more."""
-    event = await world.an_event()
-    booking = await a_confirmed(world, event)
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
     assert booking.payment is not None
     given = new_id()
-    world.payments.refunds[given] = (booking.payment.payment_id, Money(100_000, "INR"))
-    await world.cancel(booking.booking_id)
-    await world.happen(
+    harness.payments.refunds[given] = (booking.payment.payment_id, Money(100_000, "INR"))
+    await harness.cancel(booking.booking_id)
+    await harness.deliver(
         Refunded(booking.booking_id, booking.payment.payment_id, given, Money(100_000, "INR"))
     )
-    await world.settle()
-    await world.process_refunds()
-    ended = await world.booking(booking.booking_id)
+    await harness.run_until_idle()
+    await harness.process_refunds()
+    ended = await harness.booking(booking.booking_id)
     assert sorted(refund.amount.amount_minor for refund in ended.refunds) == [50_000, 100_000]
     assert ended.payment is not None
     assert ended.payment.status is PaymentStatus.REFUNDED
 
 
-async def test_the_organiser_cancels_for_all(world: World) -> None:
-    event = await world.an_event(an_offer(capacity=40))
-    other = await world.an_event()
-    untouched = await a_confirmed(world, other)
-    confirmed = [await a_confirmed(world, event, quantity=2) for _ in range(3)]
-    held = await world.place(event, checkout=None)
-    paying = await world.place(event)
-    paid = await world.place(event)
-    await world.capture(paid)
-    free = await world.place(event)
-    await world.cancel(free.booking_id)
+async def test_the_organiser_cancels_for_all(harness: BookingHarness) -> None:
+    event = await harness.an_event(an_offer(capacity=40))
+    other = await harness.an_event()
+    untouched = await a_confirmed(harness, other)
+    confirmed = [await a_confirmed(harness, event, quantity=2) for _ in range(3)]
+    held = await harness.place(event, checkout=None)
+    paying = await harness.place(event)
+    paid = await harness.place(event)
+    await harness.capture(paid)
+    free = await harness.place(event)
+    await harness.cancel(free.booking_id)
     assert event.start_time is not None
-    world.clock.now = event.start_time - timedelta(hours=1)
+    harness.clock.now = event.start_time - timedelta(hours=1)
     batches: list[cancellation.Progress] = []
     while not batches or batches[-1].remaining:
-        async with world.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             batches.append(
                 await cancellation.cancel_for_event(
                     connection,
                     event_id=event.event_id,
                     reason="the band is ill",
                     limit=4,
-                    now=world.clock(),
+                    now=harness.clock(),
                 )
             )
     assert [batch.cancelled for batch in batches] == [4, 2]
-    await world.settle()
+    await harness.run_until_idle()
     for booking in (*confirmed, held, paying, paid):
-        ended = await world.booking(booking.booking_id)
+        ended = await harness.booking(booking.booking_id)
         assert ended.status is Status.CANCELLED
         told = next(entry for entry in ended.timeline if entry.status is Status.CANCELLED)
         assert (told.actor, told.reason) == (Actor.ORGANISER, "the band is ill")
     for booking in (*confirmed, paid):
         assert booking.payment is not None
         assert (
-            world.payments.refunded_minor(booking.payment.payment_id) == booking.total.amount_minor
+            harness.payments.refunded_minor(booking.payment.payment_id)
+            == booking.total.amount_minor
         )
-    assert await world.available(event) == 40
-    assert await world.audit(event) == ()
-    assert (await world.booking(untouched.booking_id)).status is Status.CONFIRMED
+    assert await harness.available(event) == 40
+    assert await harness.audit(event) == ()
+    assert (await harness.booking(untouched.booking_id)).status is Status.CONFIRMED

@@ -18,7 +18,7 @@ from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
 from testing import crashes
-from testing.booking_harness import START, World, an_offer
+from testing.booking_harness import START, BookingHarness, an_offer
 from testing.databases import open_patiently
 
 Call = Coroutine[Any, Any, object]
@@ -29,51 +29,53 @@ Scene = Callable[["Stage"], Awaitable[tuple[Call, Check]]]
 
 @dataclass
 class Stage:
-    """`world` is the surviving process, `dying` another one on the same databases."""
+    """`harness` is the surviving process, `dying` another one on the same databases."""
 
-    world: World
+    harness: BookingHarness
     urls: tuple[str, str]
-    dying: World
+    dying: BookingHarness
 
     async def begin(self, stack: AsyncExitStack) -> None:
         """Two new processes with the same clock and the same payment_svc; one of them will die."""
-        self.world = self.world.another_process()
+        self.harness = self.harness.another_process()
         database, ledger = [
             await stack.enter_async_context(crashes.database(url)) for url in self.urls
         ]
-        self.dying = World(database, ledger, self.world.clock, payments=self.world.payments)
+        self.dying = BookingHarness(
+            database, ledger, self.harness.clock, payments=self.harness.payments
+        )
 
     async def recover(self) -> None:
         """Time passes and the loops run: leases end, steps are repeated, refunds are processed."""
         for _ in range(4):
-            self.world.clock.advance(timedelta(minutes=1))
-            await self.world.settle()
-        await self.world.process_refunds()
+            self.harness.clock.advance(timedelta(minutes=1))
+            await self.harness.run_until_idle()
+        await self.harness.process_refunds()
 
 
 @pytest.fixture
 async def stage(new_database: Callable[[str], str]) -> AsyncIterator[Stage]:
     urls = (new_database("booking_svc"), new_database("stock_svc"))
     async with open_patiently(urls[0]) as database, open_patiently(urls[1]) as ledger:
-        world = World(database, ledger)
-        yield Stage(world, urls, world)
+        harness = BookingHarness(database, ledger)
+        yield Stage(harness, urls, harness)
 
 
-async def confirmed(world: World, event: Event, quantity: int = 2) -> Booking:
-    booking = await world.place(event, quantity=quantity)
-    await world.capture(booking)
-    await world.settle()
-    return await world.booking(booking.booking_id)
+async def confirmed(harness: BookingHarness, event: Event, quantity: int = 2) -> Booking:
+    booking = await harness.place(event, quantity=quantity)
+    await harness.capture(booking)
+    await harness.run_until_idle()
+    return await harness.booking(booking.booking_id)
 
 
-async def whole(world: World, *events: Event) -> None:
+async def whole(harness: BookingHarness, *events: Event) -> None:
     """Stock, bookings and payments agree, in whatever state each booking has ended."""
     for event in events:
-        assert await world.audit(event) == ()
-        owned = await world.owned(event)
-        assert await world.available(event) == 10 - owned
-    for booking in await world.all_bookings(*events):
-        net = await world.net(booking)
+        assert await harness.audit(event) == ()
+        owned = await harness.sold_places(event)
+        assert await harness.available(event) == 10 - owned
+    for booking in await harness.all_bookings(*events):
+        net = await harness.net_payments(booking)
         expected = booking.total.amount_minor if booking.status is Status.CONFIRMED else 0
         if booking.status is not Status.CANCELLED:
             assert net == expected, booking
@@ -81,15 +83,15 @@ async def whole(world: World, *events: Event) -> None:
 
 
 async def place(stage: Stage) -> tuple[Call, Check]:
-    event, customer = await stage.world.an_event(), new_id()
+    event, customer = await stage.harness.an_event(), new_id()
 
     async def check() -> None:
-        booking = await stage.world.place(event, customer_id=customer, key="k", quantity=4)
-        assert await stage.world.available(event) == 6
-        await stage.world.capture(booking)
+        booking = await stage.harness.place(event, customer_id=customer, key="k", quantity=4)
+        assert await stage.harness.available(event) == 6
+        await stage.harness.capture(booking)
         await stage.recover()
-        assert (await stage.world.booking(booking.booking_id)).status is Status.CONFIRMED
-        await whole(stage.world, event)
+        assert (await stage.harness.booking(booking.booking_id)).status is Status.CONFIRMED
+        await whole(stage.harness, event)
 
     return stage.dying.place(event, customer_id=customer, key="k", quantity=4), check
 
@@ -98,76 +100,79 @@ async def place_for_good(
     stage: Stage,
 ) -> tuple[Call, Check]:
     """No call repeats the key: the hold expires."""
-    event = await stage.world.an_event()
+    event = await stage.harness.an_event()
 
     async def check() -> None:
-        stage.world.clock.advance(timedelta(minutes=15))
+        stage.harness.clock.advance(timedelta(minutes=15))
         await stage.recover()
-        assert await stage.world.available(event) == 10
-        await whole(stage.world, event)
+        assert await stage.harness.available(event) == 10
+        await whole(stage.harness, event)
 
     return stage.dying.place(event, quantity=4), check
 
 
 async def confirm(stage: Stage) -> tuple[Call, Check]:
-    event = await stage.world.an_event()
-    booking = await stage.world.place(event, quantity=4)
-    await stage.world.capture(booking)
+    event = await stage.harness.an_event()
+    booking = await stage.harness.place(event, quantity=4)
+    await stage.harness.capture(booking)
 
     async def check() -> None:
         await stage.recover()
-        assert (await stage.world.booking(booking.booking_id)).status is Status.CONFIRMED
-        await whole(stage.world, event)
+        assert (await stage.harness.booking(booking.booking_id)).status is Status.CONFIRMED
+        await whole(stage.harness, event)
 
-    return stage.dying.take_steps(), check
+    return stage.dying.run_steps(), check
 
 
 async def confirm_late(
     stage: Stage,
 ) -> tuple[Call, Check]:
-    event = await stage.world.an_event()
-    booking = await stage.world.place(event, quantity=4)
-    stage.world.clock.advance(timedelta(minutes=15))
-    await stage.world.settle()
-    await stage.world.capture(booking)
+    event = await stage.harness.an_event()
+    booking = await stage.harness.place(event, quantity=4)
+    stage.harness.clock.advance(timedelta(minutes=15))
+    await stage.harness.run_until_idle()
+    await stage.harness.capture(booking)
 
     async def check() -> None:
         await stage.recover()
-        assert (await stage.world.booking(booking.booking_id)).status is Status.CONFIRMED
-        assert await stage.world.available(event) == 6
-        await whole(stage.world, event)
+        assert (await stage.harness.booking(booking.booking_id)).status is Status.CONFIRMED
+        assert await stage.harness.available(event) == 6
+        await whole(stage.harness, event)
 
-    return stage.dying.take_steps(), check
+    return stage.dying.run_steps(), check
 
 
 async def cancel(stage: Stage) -> tuple[Call, Check]:
-    event = await stage.world.an_event()
-    booking = await confirmed(stage.world, event)
+    event = await stage.harness.an_event()
+    booking = await confirmed(stage.harness, event)
 
     async def check() -> None:
         # The client repeats the call with its key.
-        await stage.world.cancel(booking.booking_id, key=f"k{booking.booking_id}")
+        await stage.harness.cancel(booking.booking_id, key=f"k{booking.booking_id}")
         await stage.recover()
-        ended = await stage.world.booking(booking.booking_id)
+        ended = await stage.harness.booking(booking.booking_id)
         assert (ended.status, len(ended.refunds)) == (Status.CANCELLED, 1)
-        assert await stage.world.net(ended) == 9_000
-        assert await stage.world.available(event) == 10
-        await whole(stage.world, event)
+        assert await stage.harness.net_payments(ended) == 9_000
+        assert await stage.harness.available(event) == 10
+        await whole(stage.harness, event)
 
     return stage.dying.cancel(booking.booking_id, key=f"k{booking.booking_id}"), check
 
 
 async def refund(stage: Stage) -> tuple[Call, Check]:
     """The steps that follow a cancellation: refund and return."""
-    event = await stage.world.an_event()
-    booking = await confirmed(stage.world, event)
-    await stage.world.cancel(booking.booking_id)
+    event = await stage.harness.an_event()
+    booking = await confirmed(stage.harness, event)
+    await stage.harness.cancel(booking.booking_id)
 
     async def check() -> None:
         await stage.recover()
-        assert await stage.world.net(await stage.world.booking(booking.booking_id)) == 9_000
-        assert await stage.world.available(event) == 10
-        await whole(stage.world, event)
+        assert (
+            await stage.harness.net_payments(await stage.harness.booking(booking.booking_id))
+            == 9_000
+        )
+        assert await stage.harness.available(event) == 10
+        await whole(stage.harness, event)
 
     async def one_after_another() -> None:
         for step in await stage.dying.steps.claim(limit=9):
@@ -181,17 +186,17 @@ async def reschedule(
 ) -> tuple[Call, Check]:
     production = new_id()
     first, second = [
-        await stage.world.an_event(an_offer(price=Money(price, "INR")), production_id=production)
+        await stage.harness.an_event(an_offer(price=Money(price, "INR")), production_id=production)
         for price in (150_000, 100_000)
     ]
-    booking = await confirmed(stage.world, first)
+    booking = await confirmed(stage.harness, first)
 
     async def check() -> None:
-        await stage.world.reschedule(booking, second, key=f"k{booking.booking_id}")
+        await stage.harness.reschedule(booking, second, key=f"k{booking.booking_id}")
         await stage.recover()
-        moved = await stage.world.booking(booking.booking_id)
+        moved = await stage.harness.booking(booking.booking_id)
         assert (moved.event_id, len(moved.refunds)) == (second.event_id, 1)
-        await whole(stage.world, first, second)
+        await whole(stage.harness, first, second)
 
     return stage.dying.reschedule(booking, second, key=f"k{booking.booking_id}"), check
 
@@ -201,21 +206,21 @@ async def reschedule_dearer(
 ) -> tuple[Call, Check]:
     production = new_id()
     first, second = [
-        await stage.world.an_event(an_offer(price=Money(price, "INR")), production_id=production)
+        await stage.harness.an_event(an_offer(price=Money(price, "INR")), production_id=production)
         for price in (150_000, 200_000)
     ]
-    booking = await confirmed(stage.world, first)
+    booking = await confirmed(stage.harness, first)
 
     async def check() -> None:
-        waiting = await stage.world.reschedule(booking, second, key=f"k{booking.booking_id}")
+        waiting = await stage.harness.reschedule(booking, second, key=f"k{booking.booking_id}")
         if waiting.change is not None:
-            await stage.world.capture_payment(
+            await stage.harness.capture_payment(
                 booking, waiting.change.payment_id, waiting.change.difference
             )
         await stage.recover()
-        moved = await stage.world.booking(booking.booking_id)
+        moved = await stage.harness.booking(booking.booking_id)
         assert moved.event_id == second.event_id
-        await whole(stage.world, first, second)
+        await whole(stage.harness, first, second)
 
     async def both() -> None:
         waiting = await stage.dying.reschedule(booking, second, key=f"k{booking.booking_id}")
@@ -267,7 +272,7 @@ async def kill(stage: Stage, scene: Scene, at: int) -> None:
 
 
 async def play(stage: Stage, scene: Scene, *, at: int | None) -> tuple[bool, int]:
-    stage.world.clock.now = START
+    stage.harness.clock.now = START
     async with AsyncExitStack() as stack:
         await stage.begin(stack)
         work, check = await scene(stage)

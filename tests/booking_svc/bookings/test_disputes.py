@@ -5,7 +5,7 @@ import pytest
 from booking_svc.bookings.bookings import PaymentStatus, Status
 from booking_svc.clients import ports
 from booking_svc.clients.ports import DisputeStatus
-from testing.booking_harness import World
+from testing.booking_harness import BookingHarness
 
 
 @pytest.mark.parametrize(
@@ -15,14 +15,16 @@ from testing.booking_harness import World
         (DisputeStatus.LOST, "dispute lost: the bank took the payment back"),
     ],
 )
-async def test_a_dispute_is_in_the_timeline(world: World, end: DisputeStatus, text: str) -> None:
-    event = await world.an_event()
-    booking = await world.place(event)
-    await world.capture(booking)
-    await world.settle()
+async def test_a_dispute_is_in_the_timeline(
+    harness: BookingHarness, end: DisputeStatus, text: str
+) -> None:
+    event = await harness.an_event()
+    booking = await harness.place(event)
+    await harness.capture(booking)
+    await harness.run_until_idle()
     assert booking.payment is not None
     for status in (DisputeStatus.OPEN, end):
-        await world.happen(
+        await harness.deliver(
             ports.Disputed(
                 booking.booking_id,
                 booking.payment.payment_id,
@@ -31,7 +33,7 @@ async def test_a_dispute_is_in_the_timeline(world: World, end: DisputeStatus, te
                 status,
             )
         )
-    found = await world.booking(booking.booking_id)
+    found = await harness.booking(booking.booking_id)
     assert [entry.reason for entry in found.timeline[-2:]] == [
         "payment disputed by the bank",
         text,
@@ -40,4 +42,4 @@ async def test_a_dispute_is_in_the_timeline(world: World, end: DisputeStatus, te
     assert found.payment is not None
     assert found.payment.status is PaymentStatus.CAPTURED
     assert found.refunds == ()
-    assert await world.audit(event) == ()
+    assert await harness.audit(event) == ()

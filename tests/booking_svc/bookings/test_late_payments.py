@@ -6,33 +6,35 @@ from datetime import timedelta
 import pytest
 
 from booking_svc.bookings.bookings import RefundStatus, Status
-from testing.booking_harness import WINDOW, World, an_offer
+from testing.booking_harness import WINDOW, BookingHarness, an_offer
 
 
 @pytest.mark.timeout(1_800)
-async def test_half_of_the_late_payments_find_places(world: World, is_long: bool) -> None:
+async def test_half_of_the_late_payments_find_places(
+    harness: BookingHarness, is_long: bool
+) -> None:
     """None is left in doubt: confirmed with its places, or refunded in full."""
     count = 1_000 if is_long else 40
-    event = await world.an_event(an_offer(capacity=count))
+    event = await harness.an_event(an_offer(capacity=count))
     late = []
     for _ in range(0, count, 10):
-        late += await asyncio.gather(*(world.place(event) for _ in range(10)))
-    world.clock.advance(WINDOW)
-    while await world.turn():
+        late += await asyncio.gather(*(harness.place(event) for _ in range(10)))
+    harness.clock.advance(WINDOW)
+    while await harness.run_loops():
         pass
     # Others have bought half of what had become free.
     for _ in range(0, count // 2, 10):
-        await world.place(event, quantity=min(10, count // 2), checkout=None)
+        await harness.place(event, quantity=min(10, count // 2), checkout=None)
     for booking in late:
-        await world.capture(booking)
+        await harness.capture(booking)
     # A step that found the service busy is taken again a moment later. The rivals' holds
     # are over later than all of this.
     for _ in range(5):
-        world.clock.advance(timedelta(minutes=1))
-        while await world.turn():
+        harness.clock.advance(timedelta(minutes=1))
+        while await harness.run_loops():
             pass
-    await world.process_refunds()
-    ended = [await world.booking(booking.booking_id) for booking in late]
+    await harness.process_refunds()
+    ended = [await harness.booking(booking.booking_id) for booking in late]
     confirmed = [booking for booking in ended if booking.status is Status.CONFIRMED]
     refunded = [
         booking
@@ -43,5 +45,5 @@ async def test_half_of_the_late_payments_find_places(world: World, is_long: bool
     ]
     assert (len(confirmed), len(refunded)) == (count // 2, count // 2)
     assert all(booking.refunds == () for booking in confirmed)
-    assert await world.available(event) == 0
-    assert await world.audit(event) == ()
+    assert await harness.available(event) == 0
+    assert await harness.audit(event) == ()

@@ -10,127 +10,127 @@ from booking_svc.bookings.bookings import Actor, PaymentStatus, RefundStatus, St
 from booking_svc.bookings.saga_steps import StepKind
 from booking_svc.tables import idempotency_records
 from mesh.ids import new_id
-from testing.booking_harness import World
+from testing.booking_harness import BookingHarness
 from tests.booking_svc.bookings.test_cancellation import a_confirmed
 
 
-async def complete(world: World, limit: int = 100) -> int:
-    async with world.database.transaction() as connection:
-        return await completion.complete(connection, now=world.clock(), limit=limit)
+async def complete(harness: BookingHarness, limit: int = 100) -> int:
+    async with harness.database.transaction() as connection:
+        return await completion.complete(connection, now=harness.clock(), limit=limit)
 
 
-async def test_confirmed_bookings_are_completed_after_the_event(world: World) -> None:
-    event = await world.an_event()
-    endless = await world.an_event(end_time=None)
-    undated = await world.an_event(start_time=None, end_time=None)
-    attended = [await a_confirmed(world, event) for _ in range(3)]
-    given_up = await a_confirmed(world, event)
-    await world.cancel(given_up.booking_id)
-    others = [await a_confirmed(world, each) for each in (endless, undated)]
+async def test_confirmed_bookings_are_completed_after_the_event(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    endless = await harness.an_event(end_time=None)
+    undated = await harness.an_event(start_time=None, end_time=None)
+    attended = [await a_confirmed(harness, event) for _ in range(3)]
+    given_up = await a_confirmed(harness, event)
+    await harness.cancel(given_up.booking_id)
+    others = [await a_confirmed(harness, each) for each in (endless, undated)]
     assert event.end_time is not None
     assert event.start_time is not None
-    world.clock.now = event.end_time - timedelta(seconds=1)
-    assert await complete(world) == 0
-    world.clock.now = event.end_time
-    assert [await complete(world, limit=2) for _ in range(3)] == [2, 1, 0]
+    harness.clock.now = event.end_time - timedelta(seconds=1)
+    assert await complete(harness) == 0
+    harness.clock.now = event.end_time
+    assert [await complete(harness, limit=2) for _ in range(3)] == [2, 1, 0]
     for booking in attended:
-        ended = await world.booking(booking.booking_id)
+        ended = await harness.booking(booking.booking_id)
         assert ended.status is Status.COMPLETED
         assert ended.timeline[-1].actor is Actor.SYSTEM
-    assert (await world.booking(given_up.booking_id)).status is Status.CANCELLED
-    world.clock.now = event.start_time + timedelta(days=1)
-    assert await complete(world) == 1
-    found = [(await world.booking(booking.booking_id)).status for booking in others]
+    assert (await harness.booking(given_up.booking_id)).status is Status.CANCELLED
+    harness.clock.now = event.start_time + timedelta(days=1)
+    assert await complete(harness) == 1
+    found = [(await harness.booking(booking.booking_id)).status for booking in others]
     assert found == [Status.COMPLETED, Status.CONFIRMED]
 
 
-async def test_a_payment_whose_event_never_comes_is_asked_for(world: World) -> None:
-    event = await world.an_event()
-    paid, refused, idle = [await world.place(event) for _ in range(3)]
+async def test_a_payment_whose_event_never_comes_is_asked_for(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    paid, refused, idle = [await harness.place(event) for _ in range(3)]
     assert paid.payment is not None
     assert refused.payment is not None
-    world.payments.paid[paid.payment.payment_id] = paid.total
-    world.payments.refused.add(refused.payment.payment_id)
-    assert await reconciliation.ask_payments(world.deps) == 0
-    world.clock.advance(timedelta(minutes=1))
-    async with world.database.reading() as connection:
-        assert await reconciliation.oldest_due(connection, now=world.clock()) == world.clock()
-    assert await reconciliation.ask_payments(world.deps) == 3
-    assert await reconciliation.ask_payments(world.deps) == 0
-    await world.settle()
-    assert (await world.booking(paid.booking_id)).status is Status.CONFIRMED
-    assert (await world.booking(refused.booking_id)).status is Status.FAILED
+    harness.payments.paid[paid.payment.payment_id] = paid.total
+    harness.payments.refused.add(refused.payment.payment_id)
+    assert await reconciliation.ask_payments(harness.deps) == 0
+    harness.clock.advance(timedelta(minutes=1))
+    async with harness.database.reading() as connection:
+        assert await reconciliation.oldest_due(connection, now=harness.clock()) == harness.clock()
+    assert await reconciliation.ask_payments(harness.deps) == 3
+    assert await reconciliation.ask_payments(harness.deps) == 0
+    await harness.run_until_idle()
+    assert (await harness.booking(paid.booking_id)).status is Status.CONFIRMED
+    assert (await harness.booking(refused.booking_id)).status is Status.FAILED
     # The event comes after all: nothing changes.
-    await world.capture(paid)
-    await world.settle()
-    assert (await world.booking(paid.booking_id)).status is Status.CONFIRMED
-    assert world.payments.refunds == {}
+    await harness.capture(paid)
+    await harness.run_until_idle()
+    assert (await harness.booking(paid.booking_id)).status is Status.CONFIRMED
+    assert harness.payments.refunds == {}
     # The one that is open is asked for less and less often, and after days no more.
     asked = 0
     for _ in range(24 * 12):
-        world.clock.advance(timedelta(minutes=20))
-        asked += await reconciliation.ask_payments(world.deps)
+        harness.clock.advance(timedelta(minutes=20))
+        asked += await reconciliation.ask_payments(harness.deps)
     assert 15 < asked < 60
-    assert (await world.booking(idle.booking_id)).payment is not None
+    assert (await harness.booking(idle.booking_id)).payment is not None
 
 
-async def test_a_refund_whose_event_never_comes_is_asked_for(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event)
-    await world.cancel(booking.booking_id)
-    await world.settle()
-    world.clock.advance(timedelta(minutes=5))
-    assert await reconciliation.ask_payments(world.deps) == 1
-    ended = await world.booking(booking.booking_id)
+async def test_a_refund_whose_event_never_comes_is_asked_for(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
+    await harness.cancel(booking.booking_id)
+    await harness.run_until_idle()
+    harness.clock.advance(timedelta(minutes=5))
+    assert await reconciliation.ask_payments(harness.deps) == 1
+    ended = await harness.booking(booking.booking_id)
     assert [refund.status for refund in ended.refunds] == [RefundStatus.PROCESSED]
     assert ended.payment is not None
     assert ended.payment.status is PaymentStatus.CAPTURED
 
 
-async def test_a_booking_without_places_is_found(world: World) -> None:
-    event = await world.an_event()
-    good, bad = [await a_confirmed(world, event) for _ in range(2)]
-    assert await reconciliation.compare_stock(world.deps) == 0
-    await world.stock.return_sold(event_id=event.event_id, reservation_id=bad.reservation_id)
-    assert [await reconciliation.compare_stock(world.deps) for _ in range(2)] == [1, 1]
+async def test_a_booking_without_places_is_found(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    good, bad = [await a_confirmed(harness, event) for _ in range(2)]
+    assert await reconciliation.compare_stock(harness.deps) == 0
+    await harness.stock.return_sold(event_id=event.event_id, reservation_id=bad.reservation_id)
+    assert [await reconciliation.compare_stock(harness.deps) for _ in range(2)] == [1, 1]
     assert good.status is Status.CONFIRMED
 
 
-async def test_answers_are_kept_for_three_days(world: World) -> None:
-    event = await world.an_event()
-    await world.place(event, key="k")
-    world.clock.advance(timedelta(days=3))
-    assert await housekeeping.sweep(world.database, world.clock) == 0
-    world.clock.advance(timedelta(seconds=1))
-    assert await housekeeping.sweep(world.database, world.clock) == 1
-    async with world.database.reading() as connection:
+async def test_answers_are_kept_for_three_days(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    await harness.place(event, key="k")
+    harness.clock.advance(timedelta(days=3))
+    assert await housekeeping.sweep(harness.database, harness.clock) == 0
+    harness.clock.advance(timedelta(seconds=1))
+    assert await housekeeping.sweep(harness.database, harness.clock) == 1
+    async with harness.database.reading() as connection:
         left = await connection.scalar(sa.select(sa.func.count()).select_from(idempotency_records))
     assert left == 0
 
 
-async def test_a_step_waits_since_it_was_due(world: World) -> None:
+async def test_a_step_waits_since_it_was_due(harness: BookingHarness) -> None:
     """Not since it was written down for later, and not since its last try."""
-    booking = await world.place(await world.an_event())
+    booking = await harness.place(await harness.an_event())
     late = timedelta(seconds=60)
 
     async def oldest() -> datetime | None:
-        async with world.database.reading() as connection:
+        async with harness.database.reading() as connection:
             return await saga_steps.oldest_due(connection)
 
     assert await oldest() is None
-    async with world.database.transaction() as connection:
+    async with harness.database.transaction() as connection:
         await state_machine.release_places(
-            connection, booking=booking, now=world.clock(), due_in=late
+            connection, booking=booking, now=harness.clock(), due_in=late
         )
-    due = world.clock() + late
+    due = harness.clock() + late
     assert await oldest() == due
-    async with world.database.transaction() as connection:
+    async with harness.database.transaction() as connection:
         payment_id = new_id()
         await saga_steps.enqueue(
-            connection, booking.booking_id, StepKind.VOID, payment_id, now=world.clock()
+            connection, booking.booking_id, StepKind.VOID, payment_id, now=harness.clock()
         )
-    owed_at = world.clock()
+    owed_at = harness.clock()
     assert await oldest() == owed_at
-    world.clock.advance(timedelta(seconds=1))
-    assert len(await world.steps.claim(limit=9)) == 1
+    harness.clock.advance(timedelta(seconds=1))
+    assert len(await harness.steps.claim(limit=9)) == 1
     assert await oldest() == owed_at

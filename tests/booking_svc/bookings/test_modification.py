@@ -15,7 +15,7 @@ from booking_svc.clients.ports import Failed
 from mesh.errors import Reason
 from mesh.ids import new_id
 from mesh.money import Money
-from testing.booking_harness import HOLD, START, WINDOW, World, an_offer
+from testing.booking_harness import HOLD, START, WINDOW, BookingHarness, an_offer
 from tests.booking_svc.bookings.test_cancellation import DAY, a_confirmed, refused
 from tests.booking_svc.bookings.test_outbox import happened
 
@@ -27,13 +27,13 @@ def places(event: Event, quantity: int) -> list[RequestedItem]:
 
 
 async def two_nights(
-    world: World, price: int = 150_000, *, first_price: int = 150_000, **changes: Any
+    harness: BookingHarness, price: int = 150_000, *, first_price: int = 150_000, **changes: Any
 ) -> tuple[Event, Event]:
     production = new_id()
-    first = await world.an_event(
+    first = await harness.an_event(
         an_offer(price=Money(first_price, "INR")), production_id=production
     )
-    second = await world.an_event(
+    second = await harness.an_event(
         an_offer(price=Money(price, "INR")),
         production_id=production,
         start_time=START + timedelta(days=40),
@@ -43,243 +43,247 @@ async def two_nights(
     return first, second
 
 
-def net(world: World, booking: Booking) -> int:
+def net(harness: BookingHarness, booking: Booking) -> int:
     """What came for a booking and has not gone back; nobody else pays in these tests."""
-    returned = sum(amount.amount_minor for _, amount in world.payments.refunds.values())
-    return sum(amount.amount_minor for amount in world.payments.paid.values()) - returned
+    returned = sum(amount.amount_minor for _, amount in harness.payments.refunds.values())
+    return sum(amount.amount_minor for amount in harness.payments.paid.values()) - returned
 
 
-async def pay_difference(world: World, booking: Booking) -> None:
-    change = (await world.booking(booking.booking_id)).change
+async def pay_difference(harness: BookingHarness, booking: Booking) -> None:
+    change = (await harness.booking(booking.booking_id)).change
     assert change is not None
-    await world.capture_payment(booking, change.payment_id, change.difference)
+    await harness.capture_payment(booking, change.payment_id, change.difference)
 
 
-async def test_other_items_while_held(world: World) -> None:
-    event = await world.an_event(an_offer(), an_offer(name="Balcony", pool="balcony"))
-    held = await world.place(event, checkout=None, quantity=2)
-    world.clock.advance(timedelta(minutes=2))
+async def test_other_items_while_held(harness: BookingHarness) -> None:
+    event = await harness.an_event(an_offer(), an_offer(name="Balcony", pool="balcony"))
+    held = await harness.place(event, checkout=None, quantity=2)
+    harness.clock.advance(timedelta(minutes=2))
     balcony = RequestedItem(event.offers[1].offer_id, 3, None)
-    changed = await world.update(held, items=[balcony])
+    changed = await harness.update(held, items=[balcony])
     assert changed.status is Status.HELD
     assert changed.total == Money(450_000, "INR")
     assert changed.hold_expire_time == held.hold_expire_time
-    left = (await world.stock.availability(event_id=event.event_id, with_seats=False)).offers
+    left = (await harness.stock.availability(event_id=event.event_id, with_seats=False)).offers
     assert [left[offer.offer_id] for offer in event.offers] == [10, 7]
-    paying = await world.checkout(held.booking_id)
-    await world.capture(paying)
-    await world.settle()
-    assert (await world.booking(held.booking_id)).status is Status.CONFIRMED
-    assert await world.audit(event) == ()
+    paying = await harness.checkout(held.booking_id)
+    await harness.capture(paying)
+    await harness.run_until_idle()
+    assert (await harness.booking(held.booking_id)).status is Status.CONFIRMED
+    assert await harness.audit(event) == ()
 
 
-async def test_more_than_there_is_changes_nothing(world: World) -> None:
-    event = await world.an_event(an_offer(capacity=5))
-    held = await world.place(event, checkout=None, quantity=2)
-    await world.place(event, checkout=None, quantity=2)
-    await refused(Reason.SOLD_OUT, world.update(held, items=places(event, 4)))
-    assert (await world.booking(held.booking_id)).items == held.items
+async def test_more_than_there_is_changes_nothing(harness: BookingHarness) -> None:
+    event = await harness.an_event(an_offer(capacity=5))
+    held = await harness.place(event, checkout=None, quantity=2)
+    await harness.place(event, checkout=None, quantity=2)
+    await refused(Reason.SOLD_OUT, harness.update(held, items=places(event, 4)))
+    assert (await harness.booking(held.booking_id)).items == held.items
     # Its own places count as free: all that is left and its own can be had.
-    changed = await world.update(held, items=places(event, 3))
+    changed = await harness.update(held, items=places(event, 3))
     assert changed.items[0].quantity == 3
-    assert await world.available(event) == 0
-    world.clock.advance(HOLD)
-    await world.settle()
-    assert await world.available(event) == 5
-    await refused(Reason.BOOKING_STATE_INVALID, world.update(held, items=places(event, 1)))
+    assert await harness.available(event) == 0
+    harness.clock.advance(HOLD)
+    await harness.run_until_idle()
+    assert await harness.available(event) == 5
+    await refused(Reason.BOOKING_STATE_INVALID, harness.update(held, items=places(event, 1)))
 
 
 @pytest.mark.parametrize(("days", "refund"), [(20, 291_000), (10, 150_000), (5, 0)])
-async def test_fewer_items_of_a_confirmed_booking(world: World, days: int, refund: int) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event, quantity=3)
+async def test_fewer_items_of_a_confirmed_booking(
+    harness: BookingHarness, days: int, refund: int
+) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event, quantity=3)
     assert event.start_time is not None
-    world.clock.now = event.start_time - days * DAY
-    async with world.database.reading() as connection:
+    harness.clock.now = event.start_time - days * DAY
+    async with harness.database.reading() as connection:
         shown = await cancellation.preview(
             connection,
             booking_id=booking.booking_id,
             owner=None,
-            now=world.clock(),
+            now=harness.clock(),
             keep=places(event, 1),
         )
     assert shown.amount == Money(refund, "INR")
-    changed = await world.update(booking, items=places(event, 1))
+    changed = await harness.update(booking, items=places(event, 1))
     assert (changed.status, changed.total) == (Status.CONFIRMED, Money(150_000, "INR"))
-    await world.settle()
-    assert await world.available(event) == 9
-    assert net(world, booking) == 450_000 - refund
-    told = (await happened(world, 3))[2].change
+    await harness.run_until_idle()
+    assert await harness.available(event) == 9
+    assert net(harness, booking) == 450_000 - refund
+    told = (await happened(harness, 3))[2].change
     assert told == Updated(Money(450_000, "INR"), Money(refund, "INR") if refund else None)
     # The rest is cancelled by the same policy, of what it cost.
-    world.clock.now = START
-    await world.cancel(booking.booking_id)
-    await world.settle()
-    assert net(world, booking) == 450_000 - refund - 145_500
-    assert await world.available(event) == 10
-    assert await world.audit(event) == ()
+    harness.clock.now = START
+    await harness.cancel(booking.booking_id)
+    await harness.run_until_idle()
+    assert net(harness, booking) == 450_000 - refund - 145_500
+    assert await harness.available(event) == 10
+    assert await harness.audit(event) == ()
 
 
-async def test_what_cannot_be_changed(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event, quantity=2)
-    await refused(Reason.BOOKING_NOT_FOUND, world.update(booking, owner=new_id(), note="x"))
-    await refused(Reason.BOOKING_STATE_INVALID, world.update(booking, items=places(event, 3)))
-    paying = await world.place(event)
-    await refused(Reason.BOOKING_STATE_INVALID, world.update(paying, items=places(event, 3)))
+async def test_what_cannot_be_changed(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event, quantity=2)
+    await refused(Reason.BOOKING_NOT_FOUND, harness.update(booking, owner=new_id(), note="x"))
+    await refused(Reason.BOOKING_STATE_INVALID, harness.update(booking, items=places(event, 3)))
+    paying = await harness.place(event)
+    await refused(Reason.BOOKING_STATE_INVALID, harness.update(paying, items=places(event, 3)))
     assert event.start_time is not None
-    world.clock.now = event.start_time - timedelta(hours=1)
-    await refused(Reason.CANCELLATION_CLOSED, world.update(booking, note="late"))
-    noted = await world.update(booking, note="late", attendees=["Asha Rao"], by=STAFF)
+    harness.clock.now = event.start_time - timedelta(hours=1)
+    await refused(Reason.CANCELLATION_CLOSED, harness.update(booking, note="late"))
+    noted = await harness.update(booking, note="late", attendees=["Asha Rao"], by=STAFF)
     assert (noted.note, noted.attendees) == ("late", ("Asha Rao",))
-    fewer = await world.update(booking, items=places(event, 1), by=STAFF)
+    fewer = await harness.update(booking, items=places(event, 1), by=STAFF)
     assert (fewer.total, fewer.refunds) == (Money(150_000, "INR"), ())
 
 
-async def test_the_same_key_changes_once(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event, quantity=3)
-    first = await world.update(booking, items=places(event, 2), key="k")
-    assert await world.update(booking, items=places(event, 2), key="k") == first
+async def test_the_same_key_changes_once(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event, quantity=3)
+    first = await harness.update(booking, items=places(event, 2), key="k")
+    assert await harness.update(booking, items=places(event, 2), key="k") == first
     await refused(
-        Reason.IDEMPOTENCY_KEY_REUSED, world.update(booking, items=places(event, 1), key="k")
+        Reason.IDEMPOTENCY_KEY_REUSED, harness.update(booking, items=places(event, 1), key="k")
     )
-    assert len((await world.booking(booking.booking_id)).refunds) == 1
+    assert len((await harness.booking(booking.booking_id)).refunds) == 1
 
 
-async def test_to_a_cheaper_night(world: World) -> None:
-    first, second = await two_nights(world, price=100_000)
-    booking = await a_confirmed(world, first, quantity=2)
-    moved = await world.reschedule(booking, second, checkout=None)
+async def test_to_a_cheaper_night(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness, price=100_000)
+    booking = await a_confirmed(harness, first, quantity=2)
+    moved = await harness.reschedule(booking, second, checkout=None)
     assert (moved.event_id, moved.total) == (second.event_id, Money(200_000, "INR"))
-    await world.settle()
-    assert net(world, booking) == 200_000
-    assert (await world.available(first), await world.available(second)) == (10, 8)
-    told = (await happened(world, 3))[2].change
+    await harness.run_until_idle()
+    assert net(harness, booking) == 200_000
+    assert (await harness.available(first), await harness.available(second)) == (10, 8)
+    told = (await happened(harness, 3))[2].change
     assert told == Rescheduled(first.event_id, booking.total, Money(100_000, "INR"))
     assert moved.cancellation_policy == booking.cancellation_policy
-    assert [*await world.audit(first), *await world.audit(second)] == []
+    assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
-async def test_from_a_free_night_to_a_dearer_one_needs_a_provider(world: World) -> None:
-    first, second = await two_nights(world, price=100_000, first_price=0)
-    booking = await world.place(first)
+async def test_from_a_free_night_to_a_dearer_one_needs_a_provider(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness, price=100_000, first_price=0)
+    booking = await harness.place(first)
     assert booking.status is Status.CONFIRMED
-    await refused(Reason.VALIDATION_FAILED, world.reschedule(booking, second, checkout=None))
-    waiting = await world.reschedule(booking, second)
+    await refused(Reason.VALIDATION_FAILED, harness.reschedule(booking, second, checkout=None))
+    waiting = await harness.reschedule(booking, second)
     assert waiting.change is not None
     assert waiting.change.difference == Money(100_000, "INR")
 
 
-async def test_to_a_dearer_night(world: World) -> None:
-    first, second = await two_nights(world, price=200_000)
-    booking = await a_confirmed(world, first, quantity=2)
+async def test_to_a_dearer_night(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness, price=200_000)
+    booking = await a_confirmed(harness, first, quantity=2)
     # Without `checkout`: where the booking was paid.
-    waiting = await world.reschedule(booking, second, checkout=None)
+    waiting = await harness.reschedule(booking, second, checkout=None)
     assert waiting.event_id == first.event_id
     assert waiting.change is not None
     assert waiting.change.difference == Money(100_000, "INR")
     assert waiting.change.payment_url
-    assert (await world.available(first), await world.available(second)) == (8, 8)
-    await refused(Reason.BOOKING_STATE_INVALID, world.reschedule(booking, second))
+    assert (await harness.available(first), await harness.available(second)) == (8, 8)
+    await refused(Reason.BOOKING_STATE_INVALID, harness.reschedule(booking, second))
     for _ in range(2):
-        await world.capture_payment(booking, waiting.change.payment_id, waiting.change.difference)
-        await world.settle()
-    moved = await world.booking(booking.booking_id)
+        await harness.capture_payment(booking, waiting.change.payment_id, waiting.change.difference)
+        await harness.run_until_idle()
+    moved = await harness.booking(booking.booking_id)
     assert (moved.event_id, moved.total, moved.change) == (
         second.event_id,
         Money(400_000, "INR"),
         None,
     )
-    assert (await world.available(first), await world.available(second)) == (10, 8)
+    assert (await harness.available(first), await harness.available(second)) == (10, 8)
     # Two payments have brought the money; both give back.
-    world.clock.advance(timedelta(days=30))
-    await world.cancel(booking.booking_id)
-    await world.settle()
-    assert net(world, booking) == 200_000
-    assert sorted(amount.amount_minor for _, amount in world.payments.refunds.values()) == [
+    harness.clock.advance(timedelta(days=30))
+    await harness.cancel(booking.booking_id)
+    await harness.run_until_idle()
+    assert net(harness, booking) == 200_000
+    assert sorted(amount.amount_minor for _, amount in harness.payments.refunds.values()) == [
         100_000,
         100_000,
     ]
-    assert [*await world.audit(first), *await world.audit(second)] == []
+    assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
 @pytest.mark.parametrize("how", ["expires", "fails", "late", "wrong", "cancelled"])
-async def test_a_difference_that_is_not_paid_leaves_the_booking(world: World, how: str) -> None:
-    first, second = await two_nights(world, price=200_000)
-    booking = await a_confirmed(world, first)
-    waiting = await world.reschedule(booking, second)
+async def test_a_difference_that_is_not_paid_leaves_the_booking(
+    harness: BookingHarness, how: str
+) -> None:
+    first, second = await two_nights(harness, price=200_000)
+    booking = await a_confirmed(harness, first)
+    waiting = await harness.reschedule(booking, second)
     assert waiting.change is not None
     payment_id, difference = waiting.change.payment_id, waiting.change.difference
     kept = Status.CONFIRMED
     if how == "fails":
-        await world.happen(Failed(booking.booking_id, payment_id, "card_declined"))
+        await harness.deliver(Failed(booking.booking_id, payment_id, "card_declined"))
     elif how == "wrong":
-        await world.capture_payment(booking, payment_id, Money(49_999, "INR"))
+        await harness.capture_payment(booking, payment_id, Money(49_999, "INR"))
     elif how == "cancelled":
-        await world.cancel(booking.booking_id)
+        await harness.cancel(booking.booking_id)
         kept = Status.CANCELLED
-    world.clock.advance(WINDOW)
-    await world.settle()
+    harness.clock.advance(WINDOW)
+    await harness.run_until_idle()
     if how == "late":
-        await world.capture_payment(booking, payment_id, difference)
-    await world.settle()
-    after = await world.booking(booking.booking_id)
+        await harness.capture_payment(booking, payment_id, difference)
+    await harness.run_until_idle()
+    after = await harness.booking(booking.booking_id)
     assert (after.status, after.event_id, after.total) == (kept, first.event_id, booking.total)
     assert after.change is None
-    assert net(world, booking) == (4_500 if kept is Status.CANCELLED else 150_000)
-    assert await world.available(second) == 10
-    assert [*await world.audit(first), *await world.audit(second)] == []
+    assert net(harness, booking) == (4_500 if kept is Status.CANCELLED else 150_000)
+    assert await harness.available(second) == 10
+    assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
-async def test_a_full_night_leaves_the_booking(world: World) -> None:
-    first, second = await two_nights(world)
-    booking = await a_confirmed(world, first, quantity=4)
-    await world.place(second, quantity=7)
-    await refused(Reason.SOLD_OUT, world.reschedule(booking, second, key="k"))
-    await refused(Reason.SOLD_OUT, world.reschedule(booking, second, key="k"))
-    after = await world.booking(booking.booking_id)
+async def test_a_full_night_leaves_the_booking(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness)
+    booking = await a_confirmed(harness, first, quantity=4)
+    await harness.place(second, quantity=7)
+    await refused(Reason.SOLD_OUT, harness.reschedule(booking, second, key="k"))
+    await refused(Reason.SOLD_OUT, harness.reschedule(booking, second, key="k"))
+    after = await harness.booking(booking.booking_id)
     assert (after.event_id, after.status) == (first.event_id, Status.CONFIRMED)
-    assert (await world.available(first), await world.available(second)) == (6, 3)
+    assert (await harness.available(first), await harness.available(second)) == (6, 3)
 
 
-async def test_a_later_night_is_no_way_around_the_policy(world: World) -> None:
-    first, second = await two_nights(world)
-    booking = await a_confirmed(world, first)
+async def test_a_later_night_is_no_way_around_the_policy(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness)
+    booking = await a_confirmed(harness, first)
     assert first.start_time is not None
-    world.clock.now = first.start_time - 10 * DAY
-    moved = await world.reschedule(booking, second)
+    harness.clock.now = first.start_time - 10 * DAY
+    moved = await harness.reschedule(booking, second)
     assert moved.max_refund_percent == 50
-    await world.cancel(booking.booking_id)
-    await world.settle()
-    assert net(world, booking) == 75_000
+    await harness.cancel(booking.booking_id)
+    await harness.run_until_idle()
+    assert net(harness, booking) == 75_000
 
 
-async def test_where_a_booking_cannot_go(world: World) -> None:
-    first, second = await two_nights(world)
-    other = await world.an_event(production_id=new_id())
-    booking = await a_confirmed(world, first)
-    await refused(Reason.VALIDATION_FAILED, world.reschedule(booking, other))
-    await refused(Reason.VALIDATION_FAILED, world.reschedule(booking, first))
-    held = await world.place(first, checkout=None)
-    await refused(Reason.BOOKING_STATE_INVALID, world.reschedule(held, second))
+async def test_where_a_booking_cannot_go(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness)
+    other = await harness.an_event(production_id=new_id())
+    booking = await a_confirmed(harness, first)
+    await refused(Reason.VALIDATION_FAILED, harness.reschedule(booking, other))
+    await refused(Reason.VALIDATION_FAILED, harness.reschedule(booking, first))
+    held = await harness.place(first, checkout=None)
+    await refused(Reason.BOOKING_STATE_INVALID, harness.reschedule(held, second))
     assert first.start_time is not None
-    world.clock.now = first.start_time - timedelta(hours=1)
-    await refused(Reason.CANCELLATION_CLOSED, world.reschedule(booking, second))
-    moved = await world.reschedule(booking, second, by=STAFF)
+    harness.clock.now = first.start_time - timedelta(hours=1)
+    await refused(Reason.CANCELLATION_CLOSED, harness.reschedule(booking, second))
+    moved = await harness.reschedule(booking, second, by=STAFF)
     assert (moved.event_id, moved.max_refund_percent) == (second.event_id, 0)
 
 
-async def test_two_reschedule_one_booking_at_once(world: World) -> None:
-    first, second = await two_nights(world)
-    booking = await a_confirmed(world, first)
+async def test_two_reschedule_one_booking_at_once(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness)
+    booking = await a_confirmed(harness, first)
     answers = await asyncio.gather(
-        *(world.reschedule(booking, second) for _ in range(5)), return_exceptions=True
+        *(harness.reschedule(booking, second) for _ in range(5)), return_exceptions=True
     )
     assert sum(isinstance(answer, Booking) for answer in answers) >= 1
-    await world.settle()
-    assert (await world.available(first), await world.available(second)) == (10, 9)
-    assert [*await world.audit(first), *await world.audit(second)] == []
+    await harness.run_until_idle()
+    assert (await harness.available(first), await harness.available(second)) == (10, 9)
+    assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
 # Each call of another service has a crash point before it and one after it. A lower price is
@@ -291,44 +295,46 @@ async def test_two_reschedule_one_booking_at_once(world: World) -> None:
     [*((100_000, point) for point in (1, 2)), *((200_000, point) for point in (1, 2, 3, 4))],
 )
 async def test_dying_at_any_call_of_rescheduling(
-    world: World, price: int, point: int, step_point: int
+    harness: BookingHarness, price: int, point: int, step_point: int
 ) -> None:
-    first, second = await two_nights(world, price=price)
-    booking = await a_confirmed(world, first)
-    await world.die_at(point, world.reschedule(booking, second, key="k"))
-    await world.reschedule(booking, second, key="k")
+    first, second = await two_nights(harness, price=price)
+    booking = await a_confirmed(harness, first)
+    await harness.die_at(point, harness.reschedule(booking, second, key="k"))
+    await harness.reschedule(booking, second, key="k")
     if price > 150_000:
-        await pay_difference(world, booking)
-    await world.die_at(step_point, world.take_steps())
+        await pay_difference(harness, booking)
+    await harness.die_at(step_point, harness.run_steps())
     for _ in range(3):
-        world.clock.advance(timedelta(minutes=1))
-        await world.settle()
-    moved = await world.booking(booking.booking_id)
+        harness.clock.advance(timedelta(minutes=1))
+        await harness.run_until_idle()
+    moved = await harness.booking(booking.booking_id)
     assert (moved.event_id, moved.total) == (second.event_id, Money(price, "INR"))
-    assert net(world, booking) == price
-    assert (await world.available(first), await world.available(second)) == (10, 9)
-    assert [*await world.audit(first), *await world.audit(second)] == []
+    assert net(harness, booking) == price
+    assert (await harness.available(first), await harness.available(second)) == (10, 9)
+    assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
-async def test_a_difference_whose_news_come_after_the_hold_goes_back(world: World) -> None:
-    first, second = await two_nights(world, price=200_000)
-    booking = await a_confirmed(world, first)
-    await world.reschedule(booking, second)
-    world.clock.advance(WINDOW + timedelta(minutes=45))
-    await pay_difference(world, booking)
-    await world.settle()
-    stayed = await world.booking(booking.booking_id)
+async def test_a_difference_whose_news_come_after_the_hold_goes_back(
+    harness: BookingHarness,
+) -> None:
+    first, second = await two_nights(harness, price=200_000)
+    booking = await a_confirmed(harness, first)
+    await harness.reschedule(booking, second)
+    harness.clock.advance(WINDOW + timedelta(minutes=45))
+    await pay_difference(harness, booking)
+    await harness.run_until_idle()
+    stayed = await harness.booking(booking.booking_id)
     assert (stayed.event_id, stayed.change) == (first.event_id, None)
-    assert net(world, booking) == 150_000
-    assert await world.cancel(booking.booking_id)
+    assert net(harness, booking) == 150_000
+    assert await harness.cancel(booking.booking_id)
 
 
-async def test_an_exchange_is_taken_up_however_late(world: World) -> None:
+async def test_an_exchange_is_taken_up_however_late(harness: BookingHarness) -> None:
     """Every process was away for longer than the change has time."""
-    first, second = await two_nights(world)
-    booking = await a_confirmed(world, first)
-    await world.die_at(1, world.reschedule(booking, second))
-    world.clock.advance(timedelta(days=1))
-    await world.settle()
-    assert (await world.booking(booking.booking_id)).event_id == second.event_id
-    assert (await world.available(first), await world.available(second)) == (10, 9)
+    first, second = await two_nights(harness)
+    booking = await a_confirmed(harness, first)
+    await harness.die_at(1, harness.reschedule(booking, second))
+    harness.clock.advance(timedelta(days=1))
+    await harness.run_until_idle()
+    assert (await harness.booking(booking.booking_id)).event_id == second.event_id
+    assert (await harness.available(first), await harness.available(second)) == (10, 9)

@@ -31,12 +31,12 @@ from mesh.db.consumer import EventConsumer
 from mesh.db.outbox import OutboxReader
 from mesh.ids import new_id
 from mesh.money import Money
-from testing.booking_harness import WINDOW, World
+from testing.booking_harness import WINDOW, BookingHarness
 
 
-async def happened(world: World, count: int) -> list[BookingEvent]:
+async def happened(harness: BookingHarness, count: int) -> list[BookingEvent]:
     """The first `count` events of the outbox."""
-    events = BookingEvents(OutboxReader(world.database, tables.outbox))
+    events = BookingEvents(OutboxReader(harness.database, tables.outbox))
     found: list[BookingEvent] = []
     async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
@@ -46,21 +46,21 @@ async def happened(world: World, count: int) -> list[BookingEvent]:
     return found
 
 
-async def test_each_move_is_told_once_in_its_order(world: World) -> None:
-    event = await world.an_event()
-    paid, left, refused = [await world.place(event) for _ in range(3)]
+async def test_each_move_is_told_once_in_its_order(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    paid, left, refused = [await harness.place(event) for _ in range(3)]
     for _ in range(2):
-        await world.capture(paid)
-        await world.settle()
+        await harness.capture(paid)
+        await harness.run_until_idle()
     assert refused.payment is not None
-    await world.happen(
+    await harness.deliver(
         ports.Failed(refused.booking_id, refused.payment.payment_id, "card_declined")
     )
-    await world.cancel(left.booking_id, reason="changed my mind")
-    idle = await world.place(event, checkout=None)
-    world.clock.advance(WINDOW)
-    await world.settle()
-    told = await happened(world, 8)
+    await harness.cancel(left.booking_id, reason="changed my mind")
+    idle = await harness.place(event, checkout=None)
+    harness.clock.advance(WINDOW)
+    await harness.run_until_idle()
+    told = await happened(harness, 8)
     by_booking: dict[UUID, list[Change]] = {}
     for each in told:
         by_booking.setdefault(each.booking_id, []).append(each.change)
@@ -75,9 +75,9 @@ async def test_each_move_is_told_once_in_its_order(world: World) -> None:
     assert {each.total for each in told} == {paid.total}
 
 
-async def test_a_consumer_inside_the_service_has_each_effect_once(world: World) -> None:
-    event = await world.an_event()
-    placed = [await world.place(event) for _ in range(3)]
+async def test_a_consumer_inside_the_service_has_each_effect_once(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    placed = [await harness.place(event) for _ in range(3)]
     seen: list[UUID] = []
 
     async def apply(
@@ -88,10 +88,10 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(world: World) 
     def consumer() -> EventConsumer[BookingEvent]:
         return EventConsumer(
             stream="bookings for this test",
-            database=world.database,
+            database=harness.database,
             cursors=event_cursors,
-            clock=world.clock,
-            open_stream=BookingEvents(OutboxReader(world.database, tables.outbox)).open,
+            clock=harness.clock,
+            open_stream=BookingEvents(OutboxReader(harness.database, tables.outbox)).open,
             apply=apply,
         )
 
@@ -103,7 +103,7 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(world: World) 
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         if number == 3:
-            placed.append(await world.place(event))
+            placed.append(await harness.place(event))
     assert seen == [booking.booking_id for booking in placed]
 
 
@@ -123,10 +123,10 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(world: World) 
     ],
     ids=lambda change: type(change).__name__,
 )
-async def test_what_is_written_is_read_back(world: World, change: Change) -> None:
-    booking = await world.place(await world.an_event())
-    now = world.clock()
-    async with world.database.transaction() as connection:
+async def test_what_is_written_is_read_back(harness: BookingHarness, change: Change) -> None:
+    booking = await harness.place(await harness.an_event())
+    now = harness.clock()
+    async with harness.database.transaction() as connection:
         await outbox.append(connection, booking=booking, change=change, now=now)
-    [_, event] = await happened(world, 2)
+    [_, event] = await happened(harness, 2)
     assert (event.change, event.time, event.customer_id) == (change, now, booking.customer_id)

@@ -18,30 +18,30 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from mesh.rpc import call
-from testing.booking_harness import HOLD, START, World, an_offer
+from testing.booking_harness import HOLD, START, BookingHarness, an_offer
 
 CROWD = 40
 # Of a ledger whose transactions wait for each other: no more than it has connections.
 FEW = 10
 
 
-async def transactions(world: World) -> int:
+async def transactions(harness: BookingHarness) -> int:
     """In how many transactions bookings have begun."""
     counted = sa.select(sa.func.count(tables.outbox.c.transaction_id.distinct()))
-    async with world.database.reading() as connection:
+    async with harness.database.reading() as connection:
         return int((await connection.execute(counted)).scalar_one())
 
 
-def a_booking(world: World, event: Event, *, provider: str | None = None) -> Booking:
+def a_booking(harness: BookingHarness, event: Event, *, provider: str | None = None) -> Booking:
     offer = event.offers[0]
     return state_machine.placed(
         booking_id=new_id(),
         event=event,
         customer_id=new_id(),
         items=(Item(offer.offer_id, None, 1, offer.price),),
-        hold_expire_time=world.clock() + HOLD,
+        hold_expire_time=harness.clock() + HOLD,
         provider=provider,
-        now=world.clock(),
+        now=harness.clock(),
     )
 
 
@@ -59,89 +59,89 @@ async def insert(writer: BatchWriter, booking: Booking, key: str = "k") -> bool:
     )
 
 
-async def test_a_crowd_is_written_in_few_transactions(world: World) -> None:
-    event = await world.an_event()
-    writer = BatchWriter(world.database, world.clock)
-    bookings = [a_booking(world, event) for _ in range(CROWD)]
+async def test_a_crowd_is_written_in_few_transactions(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    writer = BatchWriter(harness.database, harness.clock)
+    bookings = [a_booking(harness, event) for _ in range(CROWD)]
     assert all(await asyncio.gather(*(insert(writer, booking) for booking in bookings)))
     # The first two find nobody under way; the others are the batches after them.
-    assert await transactions(world) <= 4
-    assert {booking.booking_id for booking in await world.all_bookings(event)} == {
+    assert await transactions(harness) <= 4
+    assert {booking.booking_id for booking in await harness.all_bookings(event)} == {
         booking.booking_id for booking in bookings
     }
 
 
-async def test_each_of_a_crowd_has_its_own_outcome(world: World) -> None:
-    event = await world.an_event(an_offer(capacity=2))
+async def test_each_of_a_crowd_has_its_own_outcome(harness: BookingHarness) -> None:
+    event = await harness.an_event(an_offer(capacity=2))
     missing = replace(event, event_id=new_id())
     outcomes = await asyncio.gather(
-        *(world.place(event if n % 2 else missing, checkout=None) for n in range(FEW)),
+        *(harness.place(event if n % 2 else missing, checkout=None) for n in range(FEW)),
         return_exceptions=True,
     )
     reasons = [each.reason for each in outcomes if isinstance(each, DomainError)]
     assert reasons.count(Reason.EVENT_NOT_FOUND) == FEW / 2
     assert reasons.count(Reason.SOLD_OUT) == FEW / 2 - 2
     assert sum(isinstance(each, Booking) for each in outcomes) == 2
-    assert await world.audit(event) == ()
+    assert await harness.audit(event) == ()
 
 
-async def test_crowds_of_two_processes_with_the_same_keys(world: World) -> None:
+async def test_crowds_of_two_processes_with_the_same_keys(harness: BookingHarness) -> None:
     """Each process has batches of its own; of each key one of them makes the booking."""
-    event, customer = await world.an_event(), new_id()
-    other = world.another_process()
+    event, customer = await harness.an_event(), new_id()
+    other = harness.another_process()
 
-    async def place(process: World, key: str) -> UUID:
+    async def place(process: BookingHarness, key: str) -> UUID:
         booking = await process.place(event, key=key, customer_id=customer, checkout=None)
         return booking.booking_id
 
     keys = [str(number) for number in range(FEW // 2)]
-    both = [place(process, key) for key in keys for process in (world, other)]
+    both = [place(process, key) for key in keys for process in (harness, other)]
     made = await asyncio.gather(*both)
     assert made[::2] == made[1::2]
     assert len(set(made)) == len(keys)
-    assert await world.available(event) == 10 - len(keys)
+    assert await harness.available(event) == 10 - len(keys)
 
 
-async def test_what_the_database_refuses_takes_nobody_with_it(world: World) -> None:
-    event = await world.an_event()
+async def test_what_the_database_refuses_takes_nobody_with_it(harness: BookingHarness) -> None:
+    event = await harness.an_event()
     nowhere = replace(event, event_id=new_id())
-    writer = BatchWriter(world.database, world.clock)
-    bookings = [a_booking(world, nowhere if n == 7 else event) for n in range(CROWD)]
+    writer = BatchWriter(harness.database, harness.clock)
+    bookings = [a_booking(harness, nowhere if n == 7 else event) for n in range(CROWD)]
     outcomes = await asyncio.gather(
         *(insert(writer, booking) for booking in bookings), return_exceptions=True
     )
     [refusal] = [each for each in outcomes if isinstance(each, DomainError)]
     assert refusal.reason is Reason.INTERNAL
     assert outcomes.count(True) == CROWD - 1
-    assert (await world.booking(bookings[-1].booking_id)).items == bookings[-1].items
+    assert (await harness.booking(bookings[-1].booking_id)).items == bookings[-1].items
 
 
-async def test_a_key_that_is_taken_writes_nothing(world: World) -> None:
-    event = await world.an_event()
-    writer = BatchWriter(world.database, world.clock)
-    first = a_booking(world, event)
+async def test_a_key_that_is_taken_writes_nothing(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    writer = BatchWriter(harness.database, harness.clock)
+    first = a_booking(harness, event)
     second, third = (
         replace(first, booking_id=one, reservation_id=one) for one in (new_id(), new_id())
     )
     assert await insert(writer, first)
     is_first = await asyncio.gather(insert(writer, second), insert(writer, third, "other"))
     assert tuple(is_first) == (False, True)
-    known = {booking.booking_id for booking in await world.all_bookings(event)}
+    known = {booking.booking_id for booking in await harness.all_bookings(event)}
     assert known == {first.booking_id, third.booking_id}
 
 
-async def test_what_is_written_together_keeps_who_asked_for_it(world: World) -> None:
-    event = await world.an_event()
-    writer = BatchWriter(world.database, world.clock)
+async def test_what_is_written_together_keeps_who_asked_for_it(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    writer = BatchWriter(harness.database, harness.clock)
 
     async def place(number: int) -> UUID:
         call.begin(request_id=f"request-{number}", idempotency_key=None)
-        booking = a_booking(world, event)
+        booking = a_booking(harness, event)
         await insert(writer, booking)
         return booking.booking_id
 
     made = await asyncio.gather(*map(place, range(CROWD)))
-    async with world.database.reading() as connection:
+    async with harness.database.reading() as connection:
         rows = await connection.execute(
             sa.select(tables.outbox.c.aggregate_id, tables.outbox.c.origin)
         )
@@ -149,18 +149,18 @@ async def test_what_is_written_together_keeps_who_asked_for_it(world: World) -> 
     assert asked_by == {one: f"request-{number}" for number, one in enumerate(made)}
 
 
-async def answer_of(world: World, key: Key) -> bytes | None:
-    async with world.database.reading() as connection:
+async def answer_of(harness: BookingHarness, key: Key) -> bytes | None:
+    async with harness.database.reading() as connection:
         record = await idempotent.find(connection, idempotency_records, key)
     return None if record is None else record.response
 
 
 async def test_pages_are_written_with_their_answers_unless_another_payment_came(
-    world: World,
+    harness: BookingHarness,
 ) -> None:
-    event = await world.an_event()
-    writer = BatchWriter(world.database, world.clock)
-    kept, lost = (a_booking(world, event, provider="sandbox") for _ in range(2))
+    event = await harness.an_event()
+    writer = BatchWriter(harness.database, harness.clock)
+    kept, lost = (a_booking(harness, event, provider="sandbox") for _ in range(2))
     assert all(await asyncio.gather(insert(writer, kept), insert(writer, lost)))
     assert lost.payment is not None
     other = replace(lost, payment=replace(lost.payment, payment_id=new_id()))
@@ -172,45 +172,49 @@ async def test_pages_are_written_with_their_answers_unless_another_payment_came(
         *(writer.write(key_of(t.after), t, b"opened") for t in opened)
     )
     assert list(is_written) == [True, False]
-    assert await world.booking(kept.booking_id) == opened[0].after
-    assert await world.booking(lost.booking_id) == lost
-    assert await answer_of(world, key_of(kept)) == b"opened"
-    assert await answer_of(world, key_of(lost)) is None
+    assert await harness.booking(kept.booking_id) == opened[0].after
+    assert await harness.booking(lost.booking_id) == lost
+    assert await answer_of(harness, key_of(kept)) == b"opened"
+    assert await answer_of(harness, key_of(lost)) is None
 
 
-async def test_a_payment_captured_before_its_url_is_stored_stays_captured(world: World) -> None:
-    event = await world.an_event()
-    writer = BatchWriter(world.database, world.clock)
-    booking = a_booking(world, event, provider="sandbox")
+async def test_a_payment_captured_before_its_url_is_stored_stays_captured(
+    harness: BookingHarness,
+) -> None:
+    event = await harness.an_event()
+    writer = BatchWriter(harness.database, harness.clock)
+    booking = a_booking(harness, event, provider="sandbox")
     assert await insert(writer, booking)
-    await world.capture(booking)
+    await harness.capture(booking)
     opened = state_machine.payment_opened(booking, "https://pay.example", START)
     assert not await writer.write(key_of(booking), opened, b"opened")
-    payment = (await world.booking(booking.booking_id)).payment
+    payment = (await harness.booking(booking.booking_id)).payment
     assert payment is not None
     assert payment.status is PaymentStatus.CAPTURED
 
 
-async def test_what_is_free_is_confirmed_with_its_answer_while_it_is_held(world: World) -> None:
-    event = await world.an_event(an_offer(price=Money(0, "INR")))
-    writer = BatchWriter(world.database, world.clock)
-    held, gone = (a_booking(world, event) for _ in range(2))
+async def test_what_is_free_is_confirmed_with_its_answer_while_it_is_held(
+    harness: BookingHarness,
+) -> None:
+    event = await harness.an_event(an_offer(price=Money(0, "INR")))
+    writer = BatchWriter(harness.database, harness.clock)
+    held, gone = (a_booking(harness, event) for _ in range(2))
     assert all(await asyncio.gather(insert(writer, held), insert(writer, gone)))
-    await world.cancel(gone.booking_id)
+    await harness.cancel(gone.booking_id)
     by = By(Actor.CUSTOMER, held.customer_id)
     confirmed = [
-        state_machine.moved(booking, to=Status.CONFIRMED, reason="free", by=by, now=world.clock())
+        state_machine.moved(booking, to=Status.CONFIRMED, reason="free", by=by, now=harness.clock())
         for booking in (held, gone)
     ]
     is_written: Sequence[bool] = await asyncio.gather(
         *(writer.write(key_of(t.after), t, b"confirmed") for t in confirmed)
     )
     assert list(is_written) == [True, False]
-    assert await world.booking(held.booking_id) == confirmed[0].after
-    assert (await world.booking(gone.booking_id)).status is Status.CANCELLED
-    assert await answer_of(world, key_of(held)) == b"confirmed"
-    assert await answer_of(world, key_of(gone)) is None
-    async with world.database.reading() as connection:
+    assert await harness.booking(held.booking_id) == confirmed[0].after
+    assert (await harness.booking(gone.booking_id)).status is Status.CANCELLED
+    assert await answer_of(harness, key_of(held)) == b"confirmed"
+    assert await answer_of(harness, key_of(gone)) is None
+    async with harness.database.reading() as connection:
         types = await connection.scalars(
             sa.select(tables.outbox.c.event_type).order_by(tables.outbox.c.sequence)
         )

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from booking_svc.bookings import state_machine, tables
 from booking_svc.bookings.bookings import Actor, By, Status
 from mesh.errors import DomainError, Reason
-from testing.booking_harness import World
+from testing.booking_harness import BookingHarness
 from testing.locks import somebody_waits
 from tests.booking_svc.bookings.test_cancellation import a_confirmed
 
@@ -31,8 +31,8 @@ MOVES = {
 }
 
 
-async def test_a_booking_makes_these_moves_and_no_other(world: World) -> None:
-    booking = await world.place(await world.an_event())
+async def test_a_booking_makes_these_moves_and_no_other(harness: BookingHarness) -> None:
+    booking = await harness.place(await harness.an_event())
     made = set()
     for source in Status:
         for target in Status:
@@ -42,25 +42,25 @@ async def test_a_booking_makes_these_moves_and_no_other(world: World) -> None:
                     to=target,
                     reason="",
                     by=By(Actor.SYSTEM),
-                    now=world.clock(),
+                    now=harness.clock(),
                 )
                 made.add((source, transition.after.status))
     assert made == MOVES
 
 
-async def test_of_two_cancellations_at_once_one_gives_money_back(world: World) -> None:
-    event = await world.an_event()
-    booking = await a_confirmed(world, event, quantity=4)
-    async with world.database.transaction() as connection:
+async def test_of_two_cancellations_at_once_one_gives_money_back(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event, quantity=4)
+    async with harness.database.transaction() as connection:
         is_it = tables.bookings.c.booking_id == booking.booking_id
         await connection.execute(sa.select(tables.bookings).where(is_it).with_for_update())
-        both = [asyncio.create_task(world.cancel(booking.booking_id)) for _ in range(2)]
-        await somebody_waits(world.database, how_many=2)
+        both = [asyncio.create_task(harness.cancel(booking.booking_id)) for _ in range(2)]
+        await somebody_waits(harness.database, how_many=2)
     outcomes = await asyncio.gather(*both, return_exceptions=True)
     [refusal] = [one for one in outcomes if isinstance(one, DomainError)]
     assert refusal.reason is Reason.ALREADY_CANCELLED
-    await world.settle()
+    await harness.run_until_idle()
     assert booking.payment is not None
-    assert world.payments.refunded_minor(booking.payment.payment_id) == 582_000
-    assert await world.available(event) == 10
-    assert await world.audit(event) == ()
+    assert harness.payments.refunded_minor(booking.payment.payment_id) == 582_000
+    assert await harness.available(event) == 10
+    assert await harness.audit(event) == ()

@@ -17,20 +17,20 @@ from mesh.db.outbox import OutboxReader
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import tables as stock_tables
-from testing.booking_harness import World, an_offer
+from testing.booking_harness import BookingHarness, an_offer
 from testing.stock_changes import Feed, Line, a_feed
 from tests.booking_svc.catalogue.test_catalogue import an_auditorium
 
 
 @pytest.fixture
-async def feed(world: World) -> AsyncIterator[Feed]:
-    async with a_feed(world) as running:
+async def feed(harness: BookingHarness) -> AsyncIterator[Feed]:
+    async with a_feed(harness) as running:
         yield running
 
 
-async def a_seated_event(world: World) -> tuple[Event, list[UUID]]:
-    auditorium = await an_auditorium(world)
-    event = await world.an_event(
+async def a_seated_event(harness: BookingHarness) -> tuple[Event, list[UUID]]:
+    auditorium = await an_auditorium(harness)
+    event = await harness.an_event(
         an_offer(name="Regular", pool="r", capacity=None, seat_type="REGULAR"),
         an_offer(name="Premium", pool="p", capacity=None, seat_type="PREMIUM"),
         auditorium_id=auditorium.auditorium_id,
@@ -38,8 +38,8 @@ async def a_seated_event(world: World) -> tuple[Event, list[UUID]]:
     return event, [seat.seat_id for row in auditorium.rows for seat in row.seats]
 
 
-async def test_many_looks_ask_the_ledger_once(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_many_looks_ask_the_ledger_once(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     availability_of = await asyncio.gather(
         *(
             feed.availability.availability(event_id=event.event_id, with_seats=True)
@@ -47,33 +47,35 @@ async def test_many_looks_ask_the_ledger_once(world: World, feed: Feed) -> None:
         )
     )
     assert {left.available for left in availability_of} == {10}
-    await world.place(event, quantity=3)
+    await harness.place(event, quantity=3)
     await feed.caught_up(event)
     assert feed.stock.looks == 1
 
 
-async def test_seats_and_offers_follow_the_ledger(world: World, feed: Feed) -> None:
-    event, seats = await a_seated_event(world)
+async def test_seats_and_offers_follow_the_ledger(harness: BookingHarness, feed: Feed) -> None:
+    event, seats = await a_seated_event(harness)
     first = await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert set(first.seats.values()) == {"AVAILABLE"}
-    booking = await world.place(
-        event, wanted=[RequestedItem(None, 1, seats[0]), RequestedItem(None, 1, seats[3])]
+    booking = await harness.place(
+        event, items=[RequestedItem(None, 1, seats[0]), RequestedItem(None, 1, seats[3])]
     )
     await feed.caught_up(event)
     left = await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert left.seats[seats[0]] == left.seats[seats[3]] == "HELD"
     assert left.available == 2
-    await world.capture(booking)
-    await world.settle()
+    await harness.capture(booking)
+    await harness.run_until_idle()
     await feed.caught_up(event)
     left = await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert left.seats[seats[0]] == "SOLD"
     assert feed.stock.looks == 1
 
 
-async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed: Feed) -> None:
+async def test_what_changes_during_the_first_look_is_not_lost(
+    harness: BookingHarness, feed: Feed
+) -> None:
     """The look has read the ledger, then a booking is made and told of, then the look ends."""
-    event = await world.an_event()
+    event = await harness.an_event()
     gate, reached = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
@@ -85,7 +87,7 @@ async def test_what_changes_during_the_first_look_is_not_lost(world: World, feed
         feed.availability.availability(event_id=event.event_id, with_seats=False)
     )
     await reached.wait()
-    await world.place(event, quantity=4)
+    await harness.place(event, quantity=4)
     async with asyncio.timeout(60):
         # The event's own beginning may be told of now, too.
         while not any(
@@ -133,13 +135,15 @@ async def following(availability: AvailabilityCache) -> AsyncIterator[Late]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def hold_two(world: World, event: Event, seats: Sequence[UUID]) -> list[StockChange]:
+async def hold_two(
+    harness: BookingHarness, event: Event, seats: Sequence[UUID]
+) -> list[StockChange]:
     """Holds two seats of a pool, one after the other. What the stream is going to tell of it."""
     changes = []
     for seat_id in seats:
-        before = await world.stock.availability(event_id=event.event_id, with_seats=False)
-        await world.place(event, wanted=[RequestedItem(None, 1, seat_id)])
-        left = await world.stock.availability(event_id=event.event_id, with_seats=False)
+        before = await harness.stock.availability(event_id=event.event_id, with_seats=False)
+        await harness.place(event, items=[RequestedItem(None, 1, seat_id)])
+        left = await harness.stock.availability(event_id=event.event_id, with_seats=False)
         [(pool_id, pool)] = left.pools.items() - before.pools.items()
         told = PoolChange(pool_id, pool.capacity, pool.available, pool.version, False)
         changes.append(StockChange(event.event_id, (told,), {seat_id: "HELD"}))
@@ -147,13 +151,15 @@ async def hold_two(world: World, event: Event, seats: Sequence[UUID]) -> list[St
 
 
 async def test_a_look_without_seats_does_not_hide_what_the_stream_has_still_to_tell(
-    world: World,
+    harness: BookingHarness,
 ) -> None:
-    event, seats = await a_seated_event(world)
-    availability = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox))).availability
+    event, seats = await a_seated_event(harness)
+    availability = Feed(
+        harness, Line(OutboxReader(harness.ledger, stock_tables.outbox))
+    ).availability
     async with following(availability) as late:
         level = await availability.level(event_id=event.event_id, with_seats=True)
-        changes = await hold_two(world, event, seats[:2])
+        changes = await hold_two(harness, event, seats[:2])
         # It was looked at long ago, and who looks now wants no seats.
         level.read_at -= 3600
         await availability.availability(event_id=event.event_id, with_seats=False)
@@ -162,8 +168,8 @@ async def test_a_look_without_seats_does_not_hide_what_the_stream_has_still_to_t
     assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
 
 
-async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
-    event, seats = await a_seated_event(world)
+async def test_a_slow_look_without_seats_does_not_either(harness: BookingHarness) -> None:
+    event, seats = await a_seated_event(harness)
     gate, reached = asyncio.Event(), asyncio.Event()
 
     async def read(_: UUID) -> Event:
@@ -172,14 +178,14 @@ async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
             await gate.wait()
         return event
 
-    availability = AvailabilityCache(stock=world.stock, read=read)
+    availability = AvailabilityCache(stock=harness.stock, read=read)
     async with following(availability) as late:
         slow = asyncio.create_task(
             availability.availability(event_id=event.event_id, with_seats=False)
         )
         await reached.wait()
         await availability.availability(event_id=event.event_id, with_seats=True)
-        changes = await hold_two(world, event, seats[:2])
+        changes = await hold_two(harness, event, seats[:2])
         gate.set()
         await slow
         await late.tell(*changes)
@@ -187,10 +193,10 @@ async def test_a_slow_look_without_seats_does_not_either(world: World) -> None:
     assert [left.seats[seat_id] for seat_id in seats[:3]] == ["HELD", "HELD", "AVAILABLE"]
 
 
-async def test_an_older_change_does_not_win(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_an_older_change_does_not_win(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     await feed.availability.availability(event_id=event.event_id, with_seats=True)
-    await world.place(event, quantity=1)
+    await harness.place(event, quantity=1)
     await feed.caught_up(event)
     level = await feed.availability.level(event_id=event.event_id, with_seats=True)
     version = level.version
@@ -200,19 +206,19 @@ async def test_an_older_change_does_not_win(world: World, feed: Feed) -> None:
     assert (level.version, level.availability().available) == (version, 9)
 
 
-async def test_a_lost_stream_makes_every_look_new(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_a_lost_stream_makes_every_look_new(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     await feed.availability.availability(event_id=event.event_id, with_seats=True)
     for _ in range(3):
         feed.line.cut()
-        await world.place(event)
+        await harness.place(event)
         await feed.caught_up(event)
     assert feed.stock.looks > 1
 
 
-async def test_without_the_stream_the_ledger_is_asked_and_spared(world: World) -> None:
-    feed = Feed(world, Line(OutboxReader(world.ledger, stock_tables.outbox)))
-    event = await world.an_event()
+async def test_without_the_stream_the_ledger_is_asked_and_spared(harness: BookingHarness) -> None:
+    feed = Feed(harness, Line(OutboxReader(harness.ledger, stock_tables.outbox)))
+    event = await harness.an_event()
     for _ in range(20):
         await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert feed.stock.looks == 1
@@ -224,23 +230,23 @@ async def test_an_unknown_event_has_no_availability(feed: Feed) -> None:
     assert refusal.value.reason is Reason.EVENT_NOT_FOUND
 
 
-async def test_lists_follow_the_stock(world: World, feed: Feed) -> None:
+async def test_lists_follow_the_stock(harness: BookingHarness, feed: Feed) -> None:
     """Durable levels: what is left, and ON_SALE ⇄ SOLD_OUT."""
-    event = await world.an_event()
-    await world.an_event(name="another")
+    event = await harness.an_event()
+    await harness.an_event(name="another")
     consumer = asyncio.create_task(feed.consumer.run())
 
     async def listed(status: Status, available: int) -> Listed:
         async with asyncio.timeout(60):
             while True:
-                async with world.database.reading() as connection:
+                async with harness.database.reading() as connection:
                     page = await event_listing.list_page(
                         connection,
                         filters=Filters(status=status, query="monsoon"),
                         page_size=10,
                         page_token="",
                         totals=Totals(),
-                        now=world.clock(),
+                        now=harness.clock(),
                     )
                 if [each.left.available for each in page.events] == [available]:
                     return page.events[0]
@@ -248,18 +254,20 @@ async def test_lists_follow_the_stock(world: World, feed: Feed) -> None:
 
     try:
         assert (await listed(Status.ON_SALE, 10)).event == event
-        booking = await world.place(event, quantity=10)
+        booking = await harness.place(event, quantity=10)
         await listed(Status.SOLD_OUT, 0)
-        await world.cancel(booking.booking_id)
-        await world.settle()
+        await harness.cancel(booking.booking_id)
+        await harness.run_until_idle()
         await listed(Status.ON_SALE, 10)
     finally:
         consumer.cancel()
         await asyncio.gather(consumer, return_exceptions=True)
 
 
-async def test_levels_of_unknown_events_and_old_levels_are_left_out(world: World) -> None:
-    event = await world.an_event()
+async def test_levels_of_unknown_events_and_old_levels_are_left_out(
+    harness: BookingHarness,
+) -> None:
+    event = await harness.an_event()
     [pool_id] = {offer.pool_id for offer in event.offers}
     changes = [
         Feed.a_change(event.event_id, pool_id, available=4, version=7),
@@ -267,9 +275,9 @@ async def test_levels_of_unknown_events_and_old_levels_are_left_out(world: World
         Feed.a_change(new_id(), new_id(), available=3, version=8),
     ]
     for batch in (changes, [Feed.a_change(event.event_id, pool_id, available=9, version=5)]):
-        async with world.database.transaction() as connection:
-            await stock_projection.apply(connection, batch, world.clock())
-    async with world.database.reading() as connection:
+        async with harness.database.transaction() as connection:
+            await stock_projection.apply(connection, batch, harness.clock())
+    async with harness.database.reading() as connection:
         availability_of = await stock_projection.availability_of(connection, events=[event])
         assert await events.get(connection, event_id=event.event_id) == event
     assert availability_of[event.event_id].available == 3

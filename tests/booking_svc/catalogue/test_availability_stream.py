@@ -13,14 +13,14 @@ from booking_svc.catalogue.events import Event
 from boxoffice.catalogue.v1.event_service_pb2 import AvailabilityUpdate, SeatAvailability
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from testing.booking_harness import World
+from testing.booking_harness import BookingHarness
 from testing.stock_changes import Feed, a_feed
 from tests.booking_svc.catalogue.test_availability import a_seated_event
 
 
 @pytest.fixture
-async def feed(world: World) -> AsyncIterator[Feed]:
-    async with a_feed(world) as running:
+async def feed(harness: BookingHarness) -> AsyncIterator[Feed]:
+    async with a_feed(harness) as running:
         yield running
 
 
@@ -59,12 +59,14 @@ def kind(update: AvailabilityUpdate) -> str:
     return AvailabilityUpdate.Kind.Name(update.kind)
 
 
-async def test_a_snapshot_and_then_changes_with_their_versions(world: World, feed: Feed) -> None:
-    event, seats = await a_seated_event(world)
+async def test_a_snapshot_and_then_changes_with_their_versions(
+    harness: BookingHarness, feed: Feed
+) -> None:
+    event, seats = await a_seated_event(harness)
     watcher = Watcher(feed, event)
     first = await watcher.take()
     assert (kind(first), len(first.seats), len(first.offers)) == ("SNAPSHOT", 4, 2)
-    await world.place(event, wanted=[RequestedItem(None, 1, seats[0])])
+    await harness.place(event, items=[RequestedItem(None, 1, seats[0])])
     change = await watcher.take()
     assert (kind(change), len(change.seats), len(change.offers)) == ("CHANGE", 1, 1)
     assert change.version > first.version
@@ -73,12 +75,12 @@ async def test_a_snapshot_and_then_changes_with_their_versions(world: World, fee
     await watcher.leave()
 
 
-async def test_all_watchers_are_sent_the_same_bytes(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_all_watchers_are_sent_the_same_bytes(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     watchers = [Watcher(feed, event) for _ in range(100)]
     for watcher in watchers:
         await watcher.take()
-    await world.place(event, quantity=10)
+    await harness.place(event, quantity=10)
     await asyncio.gather(*(watcher.until(0) for watcher in watchers))
     for sent in zip(*(watcher.payloads for watcher in watchers), strict=True):
         assert len({id(payload) for payload in sent}) == 1
@@ -88,14 +90,16 @@ async def test_all_watchers_are_sent_the_same_bytes(world: World, feed: Feed) ->
         await watcher.leave()
 
 
-async def test_whoever_comes_back_gets_what_they_missed(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_whoever_comes_back_gets_what_they_missed(
+    harness: BookingHarness, feed: Feed
+) -> None:
+    event = await harness.an_event()
     staying, leaving = Watcher(feed, event), Watcher(feed, event)
     await staying.take()
     await leaving.take()
     await leaving.leave()
     for expected in (9, 8):
-        await world.place(event)
+        await harness.place(event)
         await staying.until(expected)
     back = Watcher(feed, event, after_version=leaving.version)
     assert [kind(await back.take()), kind(await back.take())] == ["CHANGE", "CHANGE"]
@@ -107,37 +111,37 @@ async def test_whoever_comes_back_gets_what_they_missed(world: World, feed: Feed
 
 
 async def test_a_slow_watcher_gets_a_fresh_snapshot(
-    world: World, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    harness: BookingHarness, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept for all is bounded; whoever falls behind it starts anew."""
     monkeypatch.setattr(watching, "_MAX_TICKS", 3)
-    event = await world.an_event()
+    event = await harness.an_event()
     fast, slow = Watcher(feed, event), Watcher(feed, event)
     await fast.take()
     await slow.take()
     for expected in range(9, 3, -1):
-        await world.place(event)
+        await harness.place(event)
         await fast.until(expected)
     assert kind(await slow.take()) == "SNAPSHOT"
     assert slow.offers == fast.offers
     assert slow.version == fast.version
 
 
-async def test_the_stream_of_the_ledger_may_break(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_the_stream_of_the_ledger_may_break(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
     for expected in (9, 8, 7):
         feed.line.cut()
-        await world.place(event)
+        await harness.place(event)
         await watcher.until(expected)
 
 
 async def test_silence_is_broken_by_heartbeats(
-    world: World, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    harness: BookingHarness, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "HEARTBEAT_SECONDS", 0.01)
-    event = await world.an_event()
+    event = await harness.an_event()
     watcher = Watcher(feed, event)
     kinds = [kind(await watcher.take()) for _ in range(3)]
     assert kinds == ["SNAPSHOT", "HEARTBEAT", "HEARTBEAT"]
@@ -150,8 +154,8 @@ async def test_an_unknown_event_is_not_watched(feed: Feed) -> None:
     assert refusal.value.reason is Reason.EVENT_NOT_FOUND
 
 
-async def test_a_stopping_process_lets_its_watchers_go(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_a_stopping_process_lets_its_watchers_go(harness: BookingHarness, feed: Feed) -> None:
+    event = await harness.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
     running = asyncio.create_task(feed.watch.run())
@@ -163,8 +167,10 @@ async def test_a_stopping_process_lets_its_watchers_go(world: World, feed: Feed)
         await running
 
 
-async def test_nothing_is_kept_of_an_event_that_nobody_watches(world: World, feed: Feed) -> None:
-    event = await world.an_event()
+async def test_nothing_is_kept_of_an_event_that_nobody_watches(
+    harness: BookingHarness, feed: Feed
+) -> None:
+    event = await harness.an_event()
     watcher = Watcher(feed, event)
     await watcher.take()
     assert feed.watch.shows == 1

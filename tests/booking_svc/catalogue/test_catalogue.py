@@ -15,15 +15,15 @@ from mesh.db.database import alembic_config
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
-from testing.booking_harness import START, World, a_new_event, an_offer
+from testing.booking_harness import START, BookingHarness, a_new_event, an_offer
 
 
 def a_row(label: str, *numbers: str, seat_type: str = "REGULAR") -> Row:
     return Row(label, tuple(Seat(new_id(), number, seat_type, None, None) for number in numbers))
 
 
-async def an_auditorium(world: World) -> Auditorium:
-    async with world.database.transaction() as connection:
+async def an_auditorium(harness: BookingHarness) -> Auditorium:
+    async with harness.database.transaction() as connection:
         venue = await venues.create_venue(
             connection, name="Regal", time_zone="Asia/Kolkata", address="", now=START
         )
@@ -36,28 +36,28 @@ async def an_auditorium(world: World) -> Auditorium:
         )
 
 
-async def faults_of(world: World, **changes: Any) -> set[str]:
+async def faults_of(harness: BookingHarness, **changes: Any) -> set[str]:
     with pytest.raises(DomainError) as refusal:
-        await world.an_event(**changes)
+        await harness.an_event(**changes)
     assert refusal.value.reason is Reason.VALIDATION_FAILED
     return {fault.field for fault in refusal.value.violations}
 
 
-async def test_the_migrations_make_what_tables_say(world: World) -> None:
+async def test_the_migrations_make_what_tables_say(harness: BookingHarness) -> None:
     await asyncio.to_thread(
-        alembic.command.check, alembic_config("booking_svc", world.database.url)
+        alembic.command.check, alembic_config("booking_svc", harness.database.url)
     )
 
 
-async def test_an_auditorium_reads_back_as_it_was_made(world: World) -> None:
-    made = await an_auditorium(world)
-    async with world.database.transaction() as connection:
+async def test_an_auditorium_reads_back_as_it_was_made(harness: BookingHarness) -> None:
+    made = await an_auditorium(harness)
+    async with harness.database.transaction() as connection:
         read = await venues.get_auditorium(connection, auditorium_id=made.auditorium_id)
     assert read == made
 
 
-async def test_every_duplicate_row_and_seat_is_named(world: World) -> None:
-    async with world.database.transaction() as connection:
+async def test_every_duplicate_row_and_seat_is_named(harness: BookingHarness) -> None:
+    async with harness.database.transaction() as connection:
         venue = await venues.create_venue(
             connection, name="Regal", time_zone="Asia/Kolkata", address="", now=START
         )
@@ -77,32 +77,32 @@ async def test_every_duplicate_row_and_seat_is_named(world: World) -> None:
     ]
 
 
-async def test_an_event_reads_back_as_it_was_made(world: World) -> None:
-    made = await world.an_event()
-    async with world.database.transaction() as connection:
+async def test_an_event_reads_back_as_it_was_made(harness: BookingHarness) -> None:
+    made = await harness.an_event()
+    async with harness.database.transaction() as connection:
         assert await events.get(connection, event_id=made.event_id) == made
 
 
-async def test_offers_that_share_a_pool_share_its_places(world: World) -> None:
-    event = await world.an_event(
+async def test_offers_that_share_a_pool_share_its_places(harness: BookingHarness) -> None:
+    event = await harness.an_event(
         an_offer(name="Standard", capacity=10),
         an_offer(name="Early bird", capacity=None, price=Money(100_000, "INR")),
     )
     assert event.total_capacity == 10
-    await world.place(
+    await harness.place(
         event,
-        wanted=[
+        items=[
             RequestedItem(event.offers[0].offer_id, 3, None),
             RequestedItem(event.offers[1].offer_id, 4, None),
         ],
     )
-    left = await world.stock.availability(event_id=event.event_id, with_seats=False)
+    left = await harness.stock.availability(event_id=event.event_id, with_seats=False)
     assert set(left.offers.values()) == {3}
 
 
-async def test_seats_are_sold_by_the_offer_of_their_type(world: World) -> None:
-    auditorium = await an_auditorium(world)
-    event = await world.an_event(
+async def test_seats_are_sold_by_the_offer_of_their_type(harness: BookingHarness) -> None:
+    auditorium = await an_auditorium(harness)
+    event = await harness.an_event(
         an_offer(name="Regular", pool="r", capacity=None, seat_type="REGULAR"),
         an_offer(
             name="Premium",
@@ -116,51 +116,53 @@ async def test_seats_are_sold_by_the_offer_of_their_type(world: World) -> None:
     )
     assert (event.total_capacity, event.venue_name, event.time_zone) == (4, "Regal", "Asia/Kolkata")
     front, back = auditorium.rows[0].seats[0].seat_id, auditorium.rows[1].seats[0].seat_id
-    booking = await world.place(
-        event, wanted=[RequestedItem(None, 1, front), RequestedItem(None, 1, back)]
+    booking = await harness.place(
+        event, items=[RequestedItem(None, 1, front), RequestedItem(None, 1, back)]
     )
     assert booking.total == Money(400_000, "INR")
 
     async def reason_of(*seats: UUID) -> Reason:
         with pytest.raises(DomainError) as refusal:
-            await world.place(event, wanted=[RequestedItem(None, 1, seat) for seat in seats])
+            await harness.place(event, items=[RequestedItem(None, 1, seat) for seat in seats])
         return refusal.value.reason
 
     free = auditorium.rows[0].seats[1].seat_id
     assert await reason_of(front, free) is Reason.SEAT_UNAVAILABLE
     assert await reason_of(free, free) is Reason.VALIDATION_FAILED
-    assert await world.available(event) == 2
+    assert await harness.available(event) == 2
 
 
-async def test_what_cannot_be_put_on_sale(world: World) -> None:
+async def test_what_cannot_be_put_on_sale(harness: BookingHarness) -> None:
     day = timedelta(days=1)
     start = a_new_event().start_time
     assert start is not None
-    assert await faults_of(world, end_time=start) == {"event.end_time"}
-    assert await faults_of(world, sale_start_time=start + day) == {"event.sale_start_time"}
-    assert await faults_of(world, time_zone="Mars/Olympus") == {"event.time_zone"}
-    assert await faults_of(world, currency_code="USD") == {"event.offers[0].price.currency_code"}
-    assert await faults_of(world, offers=(an_offer(capacity=None),)) == {"event.offers[0].capacity"}
-    assert await faults_of(world, offers=(an_offer(), an_offer())) == {"event.offers[1].capacity"}
-    assert await faults_of(world, offers=(an_offer(capacity=None, seat_type="REGULAR"),)) == {
+    assert await faults_of(harness, end_time=start) == {"event.end_time"}
+    assert await faults_of(harness, sale_start_time=start + day) == {"event.sale_start_time"}
+    assert await faults_of(harness, time_zone="Mars/Olympus") == {"event.time_zone"}
+    assert await faults_of(harness, currency_code="USD") == {"event.offers[0].price.currency_code"}
+    assert await faults_of(harness, offers=(an_offer(capacity=None),)) == {
+        "event.offers[0].capacity"
+    }
+    assert await faults_of(harness, offers=(an_offer(), an_offer())) == {"event.offers[1].capacity"}
+    assert await faults_of(harness, offers=(an_offer(capacity=None, seat_type="REGULAR"),)) == {
         "event.auditorium_id"
     }
-    auditorium = await an_auditorium(world)
+    auditorium = await an_auditorium(harness)
     wheelchair = an_offer(capacity=None, seat_type="WHEELCHAIR")
-    assert await faults_of(world, offers=(wheelchair,), auditorium_id=auditorium.auditorium_id) == {
-        "event.offers[0].seat_type"
-    }
+    assert await faults_of(
+        harness, offers=(wheelchair,), auditorium_id=auditorium.auditorium_id
+    ) == {"event.offers[0].seat_type"}
     with pytest.raises(DomainError) as refusal:
-        await world.an_event(auditorium_id=new_id())
+        await harness.an_event(auditorium_id=new_id())
     assert refusal.value.reason is Reason.AUDITORIUM_NOT_FOUND
 
 
-async def test_an_auditorium_is_never_used_twice_at_a_time(world: World) -> None:
+async def test_an_auditorium_is_never_used_twice_at_a_time(harness: BookingHarness) -> None:
     """Fifty at once: the constraint decides, not a query before it."""
-    auditorium = await an_auditorium(world)
+    auditorium = await an_auditorium(harness)
     answers = await asyncio.gather(
         *(
-            world.an_event(
+            harness.an_event(
                 an_offer(capacity=None, seat_type="REGULAR"),
                 auditorium_id=auditorium.auditorium_id,
             )
@@ -178,8 +180,8 @@ async def test_an_auditorium_is_never_used_twice_at_a_time(world: World) -> None
     [(-1, 5, "UPCOMING"), (0, 5, "ON_SALE"), (0, 0, "SOLD_OUT"), (720, 5, "ENDED")],
 )
 async def test_the_status_follows_the_clock_and_the_stock(
-    world: World, hours: int, available: int, expected: str
+    harness: BookingHarness, hours: int, available: int, expected: str
 ) -> None:
-    event = await world.an_event(sale_start_time=START)
+    event = await harness.an_event(sale_start_time=START)
     now = START + timedelta(hours=hours)
     assert event.status_at(now, available=available) == expected

@@ -11,7 +11,7 @@ import pytest
 from booking_svc.catalogue import event_status, events
 from booking_svc.catalogue.events import Status
 from booking_svc.catalogue.tables import events as events_table
-from testing.booking_harness import World
+from testing.booking_harness import BookingHarness
 from tests.booking_svc.catalogue.test_event_listing import names
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -22,9 +22,9 @@ def berlin(month: int, day: int, hour: int, minute: int = 0, *, fold: int = 0) -
     return datetime(2030, month, day, hour, minute, tzinfo=BERLIN, fold=fold).astimezone(UTC)
 
 
-async def status_at(world: World, now: datetime) -> list[Status]:
+async def status_at(harness: BookingHarness, now: datetime) -> list[Status]:
     """What the list says of all events, once the loop has turned them."""
-    async with world.database.transaction() as connection:
+    async with harness.database.transaction() as connection:
         await event_status.apply_due_transitions(connection, now=now)
         found = await connection.scalars(
             events_table.select().with_only_columns(events_table.c.current_status)
@@ -43,10 +43,10 @@ async def status_at(world: World, now: datetime) -> list[Status]:
     ],
 )
 async def test_a_sale_lasts_as_long_as_it_does(
-    world: World, opens: datetime, closes: datetime, hours: int
+    harness: BookingHarness, opens: datetime, closes: datetime, hours: int
 ) -> None:
-    world.clock.now = opens - HOUR
-    event = await world.an_event(
+    harness.clock.now = opens - HOUR
+    event = await harness.an_event(
         time_zone="Europe/Berlin",
         start_time=None,
         end_time=None,
@@ -62,12 +62,12 @@ async def test_a_sale_lasts_as_long_as_it_does(
         (opens + hours * HOUR, Status.ENDED),
     ):
         assert event.status_at(now, available=1) is expected
-        assert await status_at(world, now) == [expected]
+        assert await status_at(harness, now) == [expected]
 
 
-async def test_lists_are_in_the_order_in_which_events_happen(world: World) -> None:
+async def test_lists_are_in_the_order_in_which_events_happen(harness: BookingHarness) -> None:
     """By local time the second 02:15 would come before the first 02:45."""
-    world.clock.now = berlin(10, 1, 0)
+    harness.clock.now = berlin(10, 1, 0)
     starts = {
         "first 02:15": berlin(10, 27, 2, 15),
         "first 02:45": berlin(10, 27, 2, 45),
@@ -75,48 +75,48 @@ async def test_lists_are_in_the_order_in_which_events_happen(world: World) -> No
         "second 02:45": berlin(10, 27, 2, 45, fold=1),
     }
     for name in ("second 02:45", "first 02:45", "second 02:15", "first 02:15"):
-        await world.an_event(
+        await harness.an_event(
             name=name,
             time_zone="Europe/Berlin",
             start_time=starts[name],
             end_time=None,
-            sale_start_time=world.clock.now - HOUR,
+            sale_start_time=harness.clock.now - HOUR,
         )
-    assert await names(world) == list(starts)
+    assert await names(harness) == list(starts)
     assert await names(
-        world, starts_after=starts["first 02:45"], starts_before=starts["second 02:45"]
+        harness, starts_after=starts["first 02:45"], starts_before=starts["second 02:45"]
     ) == ["first 02:45", "second 02:15"]
 
 
 @pytest.mark.parametrize(("month", "day", "length"), [(10, 27, 25), (3, 31, 23)])
 async def test_a_day_of_the_calendar_has_all_its_events(
-    world: World, month: int, day: int, length: int
+    harness: BookingHarness, month: int, day: int, length: int
 ) -> None:
     midnight = berlin(month, day, 0)
     following = (datetime(2030, month, day, tzinfo=BERLIN) + timedelta(days=1)).astimezone(UTC)
     assert following - midnight == length * HOUR
-    world.clock.now = midnight - timedelta(days=1)
+    harness.clock.now = midnight - timedelta(days=1)
     for hour in range(-1, length + 1):
-        await world.an_event(
+        await harness.an_event(
             name=f"hour {hour}",
             time_zone="Europe/Berlin",
             start_time=midnight + hour * HOUR,
             end_time=None,
-            sale_start_time=world.clock.now - HOUR,
+            sale_start_time=harness.clock.now - HOUR,
         )
-    listed = await names(world, starts_after=midnight, starts_before=following)
+    listed = await names(harness, starts_after=midnight, starts_before=following)
     assert listed == [f"hour {hour}" for hour in range(length)]
 
 
-async def test_an_event_reads_back_in_its_instant_and_zone(world: World) -> None:
-    world.clock.now = berlin(10, 1, 0)
+async def test_an_event_reads_back_in_its_instant_and_zone(harness: BookingHarness) -> None:
+    harness.clock.now = berlin(10, 1, 0)
     for fold in (0, 1):
-        made = await world.an_event(
+        made = await harness.an_event(
             time_zone="Europe/Berlin",
             start_time=berlin(10, 27, 2, 30, fold=fold),
             end_time=berlin(10, 27, 5),
         )
-        async with world.database.reading() as connection:
+        async with harness.database.reading() as connection:
             read = await events.get(connection, event_id=made.event_id)
         assert read.start_time == berlin(10, 27, 2, 30, fold=fold)
         assert read.time_zone == "Europe/Berlin"

@@ -11,7 +11,7 @@ from booking_svc.catalogue.event_status import MOVES
 from booking_svc.catalogue.events import Event, StaffStatus, Status
 from booking_svc.catalogue.tables import events as events_table
 from mesh.errors import DomainError, Reason
-from testing.booking_harness import START, World
+from testing.booking_harness import START, BookingHarness
 
 DAY = timedelta(days=1)
 OPENS, CLOSES = START - DAY, START + DAY
@@ -28,11 +28,11 @@ EXAMPLES: dict[Status, tuple[StaffStatus, datetime, int]] = {
 }
 
 
-async def in_status(world: World, status: Status) -> tuple[Event, datetime, int]:
+async def in_status(harness: BookingHarness, status: Status) -> tuple[Event, datetime, int]:
     """An event in a status, with the time and the stock at which it is."""
     staff_status, now, available = EXAMPLES[status]
-    event = await world.an_event(sale_start_time=OPENS, sale_end_time=CLOSES)
-    async with world.database.transaction() as connection:
+    event = await harness.an_event(sale_start_time=OPENS, sale_end_time=CLOSES)
+    async with harness.database.transaction() as connection:
         await connection.execute(
             sa.update(events_table)
             .where(events_table.c.event_id == event.event_id)
@@ -43,8 +43,8 @@ async def in_status(world: World, status: Status) -> tuple[Event, datetime, int]
     return event, now, available
 
 
-async def listed_status(world: World, event_id: UUID) -> tuple[Status, datetime | None]:
-    async with world.database.reading() as connection:
+async def listed_status(harness: BookingHarness, event_id: UUID) -> tuple[Status, datetime | None]:
+    async with harness.database.reading() as connection:
         row = (
             await connection.execute(
                 sa.select(events_table.c.current_status, events_table.c.next_transition_time).where(
@@ -61,15 +61,15 @@ def test_every_status_has_its_moves_and_its_example() -> None:
 
 @pytest.mark.parametrize("before", Status)
 async def test_the_staff_may_do_what_is_listed_and_nothing_else(
-    world: World, before: Status
+    harness: BookingHarness, before: Status
 ) -> None:
     for to in Status:
-        event, now, available = await in_status(world, before)
+        event, now, available = await in_status(harness, before)
 
         async def say(
             event: Event = event, to: Status = to, now: datetime = now, available: int = available
         ) -> Event:
-            async with world.database.transaction() as connection:
+            async with harness.database.transaction() as connection:
                 return await event_status.set_status(
                     connection, event_id=event.event_id, to=to, available=available, now=now
                 )
@@ -80,7 +80,7 @@ async def test_the_staff_may_do_what_is_listed_and_nothing_else(
             changed = await say()
             assert changed.staff_status is MOVES[before][to]
             assert changed.revision == event.revision + 1
-            assert await listed_status(world, event.event_id) == (
+            assert await listed_status(harness, event.event_id) == (
                 changed.status_at(now, available=available),
                 changed.next_transition_after(now),
             )
@@ -98,14 +98,14 @@ async def test_the_staff_may_do_what_is_listed_and_nothing_else(
 @pytest.mark.parametrize("closes", [CLOSES, None])
 @pytest.mark.parametrize("available", [0, 1])
 async def test_the_database_follows_the_clock_as_the_event_does(
-    world: World, staff_status: StaffStatus, closes: datetime | None, available: int
+    harness: BookingHarness, staff_status: StaffStatus, closes: datetime | None, available: int
 ) -> None:
-    event = await world.an_event(
+    event = await harness.an_event(
         sale_start_time=OPENS, sale_end_time=closes, start_time=None, end_time=None
     )
     tick = timedelta(microseconds=1)
     for now in (OPENS - tick, OPENS, START, CLOSES - tick, CLOSES):
-        async with world.database.transaction() as connection:
+        async with harness.database.transaction() as connection:
             is_it = events_table.c.event_id == event.event_id
             await connection.execute(
                 sa.update(events_table)
@@ -115,4 +115,4 @@ async def test_the_database_follows_the_clock_as_the_event_does(
             assert await event_status.apply_due_transitions(connection, now=now) == 1
             event = await events.get(connection, event_id=event.event_id)
         expected = (event.status_at(now, available=available), event.next_transition_after(now))
-        assert await listed_status(world, event.event_id) == expected
+        assert await listed_status(harness, event.event_id) == expected

@@ -31,20 +31,20 @@ from mesh.mail.sender import Sender
 from mesh.mail.smtp import SmtpTransport
 from mesh.mail_settings import SmtpServer, address_of
 from mesh.money import Money
-from testing.booking_harness import START, World, an_offer
+from testing.booking_harness import START, BookingHarness, an_offer
 from testing.smtp_server import MailServer, mail_server
 
 MIRA = Contact(new_id(), "mira@example.org", "Mira Rao")
 
 
-async def know(world: World, *changes: Contact | Erased) -> None:
+async def know(harness: BookingHarness, *changes: Contact | Erased) -> None:
     """The accounts' stream has told this."""
-    async with world.database.transaction() as connection:
-        await consumer.apply_accounts(connection, changes, world.clock())
+    async with harness.database.transaction() as connection:
+        await consumer.apply_accounts(connection, changes, harness.clock())
 
 
-async def happened(world: World, count: int) -> list[BookingEvent]:
-    events = BookingEvents(OutboxReader(world.database, tables.outbox))
+async def happened(harness: BookingHarness, count: int) -> list[BookingEvent]:
+    events = BookingEvents(OutboxReader(harness.database, tables.outbox))
     found: list[BookingEvent] = []
     async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
@@ -54,35 +54,35 @@ async def happened(world: World, count: int) -> list[BookingEvent]:
     return found
 
 
-async def follow(world: World, count: int) -> None:
+async def follow(harness: BookingHarness, count: int) -> None:
     """The follower has heard of the first `count` events."""
-    events = await happened(world, count)
-    async with world.database.transaction() as connection:
-        await consumer.apply(connection, events, world.clock())
+    events = await happened(harness, count)
+    async with harness.database.transaction() as connection:
+        await consumer.apply(connection, events, harness.clock())
 
 
-async def happen(world: World, booking: Booking, *changes: Change) -> None:
-    async with world.database.transaction() as connection:
+async def happen(harness: BookingHarness, booking: Booking, *changes: Change) -> None:
+    async with harness.database.transaction() as connection:
         for change in changes:
-            await outbox.append(connection, booking=booking, change=change, now=world.clock())
+            await outbox.append(connection, booking=booking, change=change, now=harness.clock())
 
 
-async def delivered(world: World) -> list[EmailMessage]:
+async def delivered(harness: BookingHarness) -> list[EmailMessage]:
     """What arrives when everything that is queued is sent."""
     async with mail_server() as server:
-        sender = a_sender(world, server)
+        sender = a_sender(harness, server)
         while await sender.send_due():
             pass
     return server.mails
 
 
-def a_sender(world: World, server: MailServer) -> Sender:
+def a_sender(harness: BookingHarness, server: MailServer) -> Sender:
     return Sender(
-        database=world.database,
+        database=harness.database,
         table=mails,
         transport=SmtpTransport(SmtpServer.parse(f"smtp://127.0.0.1:{server.port}")),
         sender=address_of("Boxoffice <noreply@example.com>"),
-        clock=world.clock,
+        clock=harness.clock,
     )
 
 
@@ -98,20 +98,22 @@ def text(mail: EmailMessage) -> str:
     return content
 
 
-async def confirmed(world: World, **changes: object) -> Booking:
-    event = await world.an_event(**changes)
-    booking = await world.place(event, quantity=2, customer_id=MIRA.user_id)
-    await world.capture(booking)
-    await world.settle()
-    return await world.booking(booking.booking_id)
+async def confirmed(harness: BookingHarness, **changes: object) -> Booking:
+    event = await harness.an_event(**changes)
+    booking = await harness.place(event, quantity=2, customer_id=MIRA.user_id)
+    await harness.capture(booking)
+    await harness.run_until_idle()
+    return await harness.booking(booking.booking_id)
 
 
-async def test_a_confirmed_booking_is_mailed_once_with_all_that_matters(world: World) -> None:
-    await know(world, MIRA)
-    booking = await confirmed(world, venue_name="Bandra Amphitheatre")
-    await follow(world, 2)
-    await follow(world, 2)
-    [mail] = await delivered(world)
+async def test_a_confirmed_booking_is_mailed_once_with_all_that_matters(
+    harness: BookingHarness,
+) -> None:
+    await know(harness, MIRA)
+    booking = await confirmed(harness, venue_name="Bandra Amphitheatre")
+    await follow(harness, 2)
+    await follow(harness, 2)
+    [mail] = await delivered(harness)
     assert mail["To"] == "mira@example.org"
     assert mail["Subject"] == "Confirmed: Monsoon Nights, 1 Jul 2030"
     staff_status = text(mail)
@@ -125,18 +127,18 @@ async def test_a_confirmed_booking_is_mailed_once_with_all_that_matters(world: W
         str(booking.booking_id),
     ):
         assert expected in staff_status
-    assert await delivered(world) == []
+    assert await delivered(harness) == []
 
 
 async def test_every_event_that_is_written_about_has_its_mail_and_the_others_none(
-    world: World,
+    harness: BookingHarness,
 ) -> None:
-    await know(world, MIRA)
-    booking = await confirmed(world)
-    later = await world.an_event(start_time=START + timedelta(days=40), end_time=None)
+    await know(harness, MIRA)
+    booking = await confirmed(harness)
+    later = await harness.an_event(start_time=START + timedelta(days=40), end_time=None)
     refund = Money(50_000, "INR")
     await happen(
-        world,
+        harness,
         booking,
         Cancelled(Actor.CUSTOMER, "", refund),
         Cancelled(Actor.ORGANISER, "The singer is ill", refund),
@@ -145,8 +147,8 @@ async def test_every_event_that_is_written_about_has_its_mail_and_the_others_non
         Updated(Money(350_000, "INR"), refund),
         Completed(),
     )
-    await follow(world, 8)
-    mails = await delivered(world)
+    await follow(harness, 8)
+    mails = await delivered(harness)
     assert sorted(subjects(mails)) == [
         "Cancelled: Monsoon Nights, 1 Jul 2030",
         "Changed: Monsoon Nights, 1 Jul 2030",
@@ -163,38 +165,38 @@ async def test_every_event_that_is_written_about_has_its_mail_and_the_others_non
 
 @pytest.mark.parametrize("is_wanted", [False, True])
 async def test_a_hold_is_mailed_about_when_that_was_asked_for(
-    world: World, is_wanted: bool
+    harness: BookingHarness, is_wanted: bool
 ) -> None:
-    await know(world, MIRA)
-    event = await world.an_event()
-    await world.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=is_wanted)
-    await follow(world, 1)
+    await know(harness, MIRA)
+    event = await harness.an_event()
+    await harness.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=is_wanted)
+    await follow(harness, 1)
     expected = ["Held until 1 Jun 2030, 5:40 pm: Monsoon Nights"] if is_wanted else []
-    assert subjects(await delivered(world)) == expected
+    assert subjects(await delivered(harness)) == expected
 
 
-async def test_a_mail_about_a_hold_that_is_over_is_not_sent(world: World) -> None:
-    await know(world, MIRA)
-    event = await world.an_event()
-    await world.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=True)
-    await follow(world, 1)
-    world.clock.advance(timedelta(minutes=10))
-    assert await delivered(world) == []
+async def test_a_mail_about_a_hold_that_is_over_is_not_sent(harness: BookingHarness) -> None:
+    await know(harness, MIRA)
+    event = await harness.an_event()
+    await harness.place(event, customer_id=MIRA.user_id, checkout=None, is_mail_wanted=True)
+    await follow(harness, 1)
+    harness.clock.advance(timedelta(minutes=10))
+    assert await delivered(harness) == []
 
 
-async def test_our_own_reasons_are_not_for_the_customer(world: World) -> None:
-    await know(world, MIRA)
-    booking = await confirmed(world)
-    await happen(world, booking, Cancelled(Actor.SYSTEM, "payment mismatch, flagged", None))
-    await follow(world, 3)
-    assert "flagged" not in "".join(map(text, await delivered(world)))
+async def test_our_own_reasons_are_not_for_the_customer(harness: BookingHarness) -> None:
+    await know(harness, MIRA)
+    booking = await confirmed(harness)
+    await happen(harness, booking, Cancelled(Actor.SYSTEM, "payment mismatch, flagged", None))
+    await follow(harness, 3)
+    assert "flagged" not in "".join(map(text, await delivered(harness)))
 
 
-async def test_a_name_in_a_mail_is_text(world: World) -> None:
-    await know(world, Contact(MIRA.user_id, MIRA.email, "<img src=x> Rao"))
-    await confirmed(world, name="Rock & <b>Roll</b>\nBcc: all@example.org")
-    await follow(world, 2)
-    [mail] = await delivered(world)
+async def test_a_name_in_a_mail_is_text(harness: BookingHarness) -> None:
+    await know(harness, Contact(MIRA.user_id, MIRA.email, "<img src=x> Rao"))
+    await confirmed(harness, name="Rock & <b>Roll</b>\nBcc: all@example.org")
+    await follow(harness, 2)
+    [mail] = await delivered(harness)
     html = mail.get_body(("html",))
     assert html is not None
     assert "<img" not in html.get_content()
@@ -202,41 +204,45 @@ async def test_a_name_in_a_mail_is_text(world: World) -> None:
     assert mail["Bcc"] is None
 
 
-async def test_what_happens_before_the_address_is_known_waits_for_it(world: World) -> None:
-    booking = await confirmed(world)
-    await happen(world, booking, Refunded(new_id(), Money(100, "INR")))
-    await follow(world, 3)
-    assert await delivered(world) == []
-    await know(world, MIRA)
-    assert subjects(await delivered(world)) == [
+async def test_what_happens_before_the_address_is_known_waits_for_it(
+    harness: BookingHarness,
+) -> None:
+    booking = await confirmed(harness)
+    await happen(harness, booking, Refunded(new_id(), Money(100, "INR")))
+    await follow(harness, 3)
+    assert await delivered(harness) == []
+    await know(harness, MIRA)
+    assert subjects(await delivered(harness)) == [
         "Confirmed: Monsoon Nights, 1 Jul 2030",
         "₹1.00 refunded for Monsoon Nights",
     ]
-    await know(world, MIRA)
-    assert await delivered(world) == []
+    await know(harness, MIRA)
+    assert await delivered(harness) == []
 
 
-async def test_an_address_on_its_way_in_another_transaction_is_not_missed(world: World) -> None:
+async def test_an_address_on_its_way_in_another_transaction_is_not_missed(
+    harness: BookingHarness,
+) -> None:
     """Whichever commits first, the booking's mail is queued: neither overlooks the other."""
-    await confirmed(world)
-    events = await happened(world, 2)
-    async with world.database.transaction() as telling:
-        await consumer.apply_accounts(telling, [MIRA], world.clock())
+    await confirmed(harness)
+    events = await happened(harness, 2)
+    async with harness.database.transaction() as telling:
+        await consumer.apply_accounts(telling, [MIRA], harness.clock())
 
         async def hear() -> None:
-            async with world.database.transaction() as hearing:
-                await consumer.apply(hearing, events, world.clock())
+            async with harness.database.transaction() as hearing:
+                await consumer.apply(hearing, events, harness.clock())
 
         following = asyncio.create_task(hear())
-        await _until_somebody_waits_for_a_lock(world)
+        await _until_somebody_waits_for_a_lock(harness)
     await following
-    assert len(await delivered(world)) == 1
+    assert len(await delivered(harness)) == 1
 
 
-async def _until_somebody_waits_for_a_lock(world: World) -> None:
+async def _until_somebody_waits_for_a_lock(harness: BookingHarness) -> None:
     async with asyncio.timeout(60):
         while True:
-            async with world.database.reading() as connection:
+            async with harness.database.reading() as connection:
                 waiting = await connection.execute(
                     sa.text(
                         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
@@ -248,56 +254,58 @@ async def _until_somebody_waits_for_a_lock(world: World) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_changed_address_is_the_one_that_is_written_to(world: World) -> None:
-    await know(world, MIRA, Contact(MIRA.user_id, "rao@example.org", "Mira Rao"))
-    await confirmed(world)
-    await follow(world, 2)
-    [mail] = await delivered(world)
+async def test_a_changed_address_is_the_one_that_is_written_to(harness: BookingHarness) -> None:
+    await know(harness, MIRA, Contact(MIRA.user_id, "rao@example.org", "Mira Rao"))
+    await confirmed(harness)
+    await follow(harness, 2)
+    [mail] = await delivered(harness)
     assert mail["To"] == "rao@example.org"
 
 
-async def test_an_erased_account_gets_no_mail_and_leaves_no_address(world: World) -> None:
-    await know(world, MIRA)
-    await confirmed(world)
-    await follow(world, 2)
-    await know(world, Erased(MIRA.user_id))
-    assert await delivered(world) == []
-    async with world.database.reading() as connection:
+async def test_an_erased_account_gets_no_mail_and_leaves_no_address(
+    harness: BookingHarness,
+) -> None:
+    await know(harness, MIRA)
+    await confirmed(harness)
+    await follow(harness, 2)
+    await know(harness, Erased(MIRA.user_id))
+    assert await delivered(harness) == []
+    async with harness.database.reading() as connection:
         assert await contacts.find(connection, user_id=MIRA.user_id) is None
         stored = await connection.execute(sa.select(mails))
         assert MIRA.email not in repr(stored.all())
 
 
-async def test_what_waits_too_long_is_given_up(world: World) -> None:
-    await confirmed(world)
-    await follow(world, 2)
-    world.clock.advance(contacts.WAIT_AT_MOST + timedelta(seconds=1))
-    async with world.database.transaction() as connection:
-        assert await contacts.forget_waiting(connection, now=world.clock()) == 1
-    await know(world, MIRA)
-    assert await delivered(world) == []
+async def test_what_waits_too_long_is_given_up(harness: BookingHarness) -> None:
+    await confirmed(harness)
+    await follow(harness, 2)
+    harness.clock.advance(contacts.WAIT_AT_MOST + timedelta(seconds=1))
+    async with harness.database.transaction() as connection:
+        assert await contacts.forget_waiting(connection, now=harness.clock()) == 1
+    await know(harness, MIRA)
+    assert await delivered(harness) == []
 
 
-async def test_the_follower_runs_and_resumes_where_it_was(world: World) -> None:
-    await know(world, MIRA)
-    reader = OutboxReader(world.database, tables.outbox)
+async def test_the_follower_runs_and_resumes_where_it_was(harness: BookingHarness) -> None:
+    await know(harness, MIRA)
+    reader = OutboxReader(harness.database, tables.outbox)
     queued = asyncio.Event()
     for _ in range(2):
-        await confirmed(world)
+        await confirmed(harness)
         running = asyncio.create_task(
-            consumer.consumer(world.database, reader, world.clock, on_queued=queued.set).run()
+            consumer.consumer(harness.database, reader, harness.clock, on_queued=queued.set).run()
         )
-        await _until_queued(world)
+        await _until_queued(harness)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert len(await delivered(world)) == 1
+        assert len(await delivered(harness)) == 1
     assert queued.is_set()
 
 
-async def _until_queued(world: World) -> None:
+async def _until_queued(harness: BookingHarness) -> None:
     async with asyncio.timeout(60):
         while True:
-            async with world.database.reading() as connection:
+            async with harness.database.reading() as connection:
                 count = await connection.execute(
                     sa.select(sa.func.count()).where(mails.c.status == "QUEUED")
                 )
@@ -307,9 +315,11 @@ async def _until_queued(world: World) -> None:
 
 
 @pytest.mark.parametrize("mark", [MIRA.user_id, new_id()])
-async def test_a_customer_gets_mails_about_own_bookings_only(world: World, mark: UUID) -> None:
-    await know(world, MIRA)
-    event = await world.an_event(an_offer(price=Money(0, "INR")))
-    await world.place(event, customer_id=mark)
-    await follow(world, 2)
-    assert len(await delivered(world)) == (1 if mark == MIRA.user_id else 0)
+async def test_a_customer_gets_mails_about_own_bookings_only(
+    harness: BookingHarness, mark: UUID
+) -> None:
+    await know(harness, MIRA)
+    event = await harness.an_event(an_offer(price=Money(0, "INR")))
+    await harness.place(event, customer_id=mark)
+    await follow(harness, 2)
+    assert len(await delivered(harness)) == (1 if mark == MIRA.user_id else 0)
