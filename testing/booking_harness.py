@@ -260,7 +260,7 @@ class BookingHarness:
         raise AssertionError(f"it passed {self.crashes.passed} crash points and did not die")
 
     async def an_event(self, *offers: NewOffer, **changes: Any) -> Event:
-        """An event that is on sale, of one offer with 10 places unless told otherwise."""
+        """An event that is on sale. By default it has one offer with 10 places."""
         new = replace(a_new_event(), **changes)
         if offers:
             new = replace(new, offers=offers)
@@ -286,11 +286,11 @@ class BookingHarness:
         key: str | None = None,
         customer_id: UUID | None = None,
         checkout: Checkout | None = SANDBOX,
-        wanted: Sequence[RequestedItem] | None = None,
+        items: Sequence[RequestedItem] | None = None,
         is_mail_wanted: bool = False,
     ) -> Booking:
         customer = customer_id or new_id()
-        lines = wanted or [RequestedItem(event.offers[0].offer_id, quantity, None)]
+        lines = items or [RequestedItem(event.offers[0].offer_id, quantity, None)]
         fingerprint = repr((event.event_id, lines, checkout)).encode()
         answer = await placement.place(
             self.deps,
@@ -313,7 +313,7 @@ class BookingHarness:
         reason: str = "",
         key: str | None = None,
     ) -> Booking:
-        """As the customer does it, unless told otherwise."""
+        """Cancels as the customer, unless `by` says otherwise."""
         answer = await cancellation.cancel_booking(
             self.deps,
             key=a_key("CancelBooking", key, booking_id, reason),
@@ -352,19 +352,19 @@ class BookingHarness:
         booking: Booking,
         event: Event,
         *,
-        wanted: Sequence[RequestedItem] = (),
+        items: Sequence[RequestedItem] = (),
         checkout: Checkout | None = SANDBOX,
         by: By | None = None,
         key: str | None = None,
     ) -> Booking:
         answer = await modification.reschedule(
             self.deps,
-            key=a_key("RescheduleBooking", key, booking.booking_id, event.event_id, wanted),
+            key=a_key("RescheduleBooking", key, booking.booking_id, event.event_id, items),
             booking_id=booking.booking_id,
             owner=None,
             by=by or By(Actor.CUSTOMER),
             event_id=event.event_id,
-            items=wanted,
+            items=items,
             checkout=checkout,
             encode=pickle.dumps,
         )
@@ -394,7 +394,7 @@ class BookingHarness:
             return await bookings.get(connection, booking_id=booking_id)
 
     async def deliver(self, event: ports.PaymentEvent) -> None:
-        """Something happened to a payment, and booking_svc has heard of it."""
+        """Applies an event of payment_svc, once it is true there."""
         if isinstance(event, ports.Captured):
             self.payments.paid.setdefault(event.payment_id, event.amount)
         async with self.database.transaction() as connection:
@@ -407,57 +407,56 @@ class BookingHarness:
         )
 
     async def capture_payment(self, booking: Booking, payment_id: UUID, amount: Money) -> None:
-        """Another payment than the booking's own was paid."""
+        """Captures a payment that is not the booking's own, e.g. a price difference."""
         await self.deliver(ports.Captured(booking.booking_id, payment_id, amount))
 
     async def process_refunds(self) -> None:
-        """The provider has carried out all refunds that it was asked for."""
+        """Delivers the event of every refund that payment_svc has started."""
         for refund_id, (payment_id, amount) in self.payments.refunds.items():
             booking_id = await self._booking_of(refund_id)
             await self.deliver(ports.Refunded(booking_id, payment_id, refund_id, amount))
 
     async def _booking_of(self, refund_id: UUID) -> UUID:
         async with self.database.reading() as connection:
-            found = await connection.scalar(
+            booking_id = await connection.scalar(
                 sa.select(tables.booking_refunds.c.booking_id).where(
                     tables.booking_refunds.c.refund_id == refund_id
                 )
             )
-        assert isinstance(found, UUID)
-        return found
+        assert isinstance(booking_id, UUID)
+        return booking_id
 
     async def run_until_idle(self) -> None:
-        """Lets everything that is due run to its end: sweeper and steps."""
+        """Runs sweeper and steps until none is due."""
         for _ in range(20):
             if not await self.run_loops():
                 return
-        raise AssertionError("there is always something left to do")
+        raise AssertionError("sweeper and steps still have work after 20 turns")
 
     async def run_loops(self) -> int:
-        """One turn of sweeper and steps. Returns how much there was to do."""
+        """One turn of sweeper and steps. Returns the number of rows and steps that were due."""
         expired = await expiry.sweep(self.database, self.clock)
         return expired + await self.run_steps()
 
     async def run_steps(self) -> int:
-        """Takes the steps that are due, once each. Returns how many there were."""
+        """Runs the due steps, once each. Returns how many there were."""
         due = await self.steps.claim(limit=100)
-        # As many at a time as the loop takes: the pool has connections for so many.
-        for first in range(0, len(due), 8):
-            taken = await asyncio.gather(
-                *(self.steps.attempt(step) for step in due[first : first + 8]),
+        for first in range(0, len(due), STEPS_AT_ONCE):
+            outcomes = await asyncio.gather(
+                *(self.steps.attempt(step) for step in due[first : first + STEPS_AT_ONCE]),
                 return_exceptions=True,
             )
-            for error in taken:
+            for error in outcomes:
                 if error is not None:
                     raise error
         return len(due)
 
     async def cancel_event(self, event: Event, reason: str = "") -> None:
-        """As the organiser does it; its bookings follow, see `cancel_batch`."""
-        desk = EventCommands(
+        """Cancels an event; `cancel_batch` cancels its bookings."""
+        commands = EventCommands(
             database=self.database, writes=self.writes, stock=self.stock, clock=self.clock
         )
-        await desk.set_status(event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason)
+        await commands.set_status(event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason)
 
     async def cancel_batch(self) -> int | None:
         """One turn of the loop that cancels bookings of cancelled events."""
@@ -465,21 +464,23 @@ class BookingHarness:
             return await event_cancellation.cancel_batch(connection, now=self.clock())
 
     async def available(self, event: Event) -> int:
-        left = await self.stock.availability(event_id=event.event_id, with_seats=False)
-        return left.available
+        availability = await self.stock.availability(event_id=event.event_id, with_seats=False)
+        return availability.available
 
     async def all_bookings(self, *of: Event) -> list[Booking]:
         """All bookings of some events."""
         async with self.database.reading() as connection:
-            found = await connection.scalars(
+            booking_ids = await connection.scalars(
                 sa.select(tables.bookings.c.booking_id).where(
                     tables.bookings.c.event_id.in_([event.event_id for event in of])
                 )
             )
-            return [await bookings.get(connection, booking_id=each) for each in found]
+            return [
+                await bookings.get(connection, booking_id=booking_id) for booking_id in booking_ids
+            ]
 
     async def sold_places(self, event: Event) -> int:
-        """Places that confirmed bookings of an event have."""
+        """The number of places of an event's confirmed and completed bookings."""
         return sum(
             item.quantity
             for booking in await self.all_bookings(event)
@@ -488,27 +489,27 @@ class BookingHarness:
         )
 
     async def net_payments(self, booking: Booking) -> int:
-        """What came for a booking and has not gone back, as payment_svc knows it."""
+        """What payment_svc has captured for a booking and not refunded, in minor units."""
         async with self.database.reading() as connection:
-            payments = await connection.scalars(
+            payment_ids = await connection.scalars(
                 sa.select(tables.booking_payments.c.payment_id).where(
                     tables.booking_payments.c.booking_id == booking.booking_id
                 )
             )
         return sum(
-            self.payments.paid[each].amount_minor - self.payments.refunded_minor(each)
-            for each in payments
+            self.payments.paid[payment_id].amount_minor - self.payments.refunded_minor(payment_id)
+            for payment_id in payment_ids
         )
 
     async def audit(self, event: Event) -> Sequence[str]:
-        """Differences that the ledger finds in itself."""
+        """The differences that the ledger's audit of an event finds."""
         async with self.ledger.transaction() as connection:
             audit = await stock_audit.audit(connection, event_id=event.event_id)
         return audit.differences
 
 
 def a_key(method: str, key: str | None, *request: object) -> Key | None:
-    """The client's key, if it sends one, with what it asks for."""
+    """The idempotency key of a request; None if the client sends none."""
     return None if key is None else Key(method, key, repr(request).encode())
 
 

@@ -105,7 +105,7 @@ class CatalogueMachine(RuleBasedStateMachine):
         self._book([RequestedItem(None, 1, self.seats[index])])
 
     def _book(self, items: list[RequestedItem]) -> None:
-        booking = self.try_(self.harness.place(self.event, wanted=items, checkout=None))
+        booking = self.try_(self.harness.place(self.event, items=items, checkout=None))
         if booking is not None:
             assert self._status() is Status.ON_SALE or self._stock().available == 0
             self.bookings.append(booking.booking_id)

@@ -72,13 +72,13 @@ async def whole(harness: BookingHarness, *events: Event) -> None:
     """Stock, bookings and payments agree, in whatever state each booking has ended."""
     for event in events:
         assert await harness.audit(event) == ()
-        sold_places = await harness.sold_places(event)
-        assert await harness.available(event) == 10 - sold_places
+        owned = await harness.sold_places(event)
+        assert await harness.available(event) == 10 - owned
     for booking in await harness.all_bookings(*events):
-        net_payments = await harness.net_payments(booking)
+        net = await harness.net_payments(booking)
         expected = booking.total.amount_minor if booking.status is Status.CONFIRMED else 0
         if booking.status is not Status.CANCELLED:
-            assert net_payments == expected, booking
+            assert net == expected, booking
         assert booking.status not in (Status.HELD, Status.PENDING_PAYMENT)
 
 

@@ -43,7 +43,7 @@ async def two_nights(
     return first, second
 
 
-def net_payments(harness: BookingHarness, booking: Booking) -> int:
+def net(harness: BookingHarness, booking: Booking) -> int:
     """What came for a booking and has not gone back; nobody else pays in these tests."""
     returned = sum(amount.amount_minor for _, amount in harness.payments.refunds.values())
     return sum(amount.amount_minor for amount in harness.payments.paid.values()) - returned
@@ -110,14 +110,14 @@ async def test_fewer_items_of_a_confirmed_booking(
     assert (changed.status, changed.total) == (Status.CONFIRMED, Money(150_000, "INR"))
     await harness.run_until_idle()
     assert await harness.available(event) == 9
-    assert net_payments(harness, booking) == 450_000 - refund
+    assert net(harness, booking) == 450_000 - refund
     told = (await happened(harness, 3))[2].change
     assert told == Updated(Money(450_000, "INR"), Money(refund, "INR") if refund else None)
     # The rest is cancelled by the same policy, of what it cost.
     harness.clock.now = START
     await harness.cancel(booking.booking_id)
     await harness.run_until_idle()
-    assert net_payments(harness, booking) == 450_000 - refund - 145_500
+    assert net(harness, booking) == 450_000 - refund - 145_500
     assert await harness.available(event) == 10
     assert await harness.audit(event) == ()
 
@@ -155,7 +155,7 @@ async def test_to_a_cheaper_night(harness: BookingHarness) -> None:
     moved = await harness.reschedule(booking, second, checkout=None)
     assert (moved.event_id, moved.total) == (second.event_id, Money(200_000, "INR"))
     await harness.run_until_idle()
-    assert net_payments(harness, booking) == 200_000
+    assert net(harness, booking) == 200_000
     assert (await harness.available(first), await harness.available(second)) == (10, 8)
     told = (await happened(harness, 3))[2].change
     assert told == Rescheduled(first.event_id, booking.total, Money(100_000, "INR"))
@@ -198,7 +198,7 @@ async def test_to_a_dearer_night(harness: BookingHarness) -> None:
     harness.clock.advance(timedelta(days=30))
     await harness.cancel(booking.booking_id)
     await harness.run_until_idle()
-    assert net_payments(harness, booking) == 200_000
+    assert net(harness, booking) == 200_000
     assert sorted(amount.amount_minor for _, amount in harness.payments.refunds.values()) == [
         100_000,
         100_000,
@@ -231,7 +231,7 @@ async def test_a_difference_that_is_not_paid_leaves_the_booking(
     after = await harness.booking(booking.booking_id)
     assert (after.status, after.event_id, after.total) == (kept, first.event_id, booking.total)
     assert after.change is None
-    assert net_payments(harness, booking) == (4_500 if kept is Status.CANCELLED else 150_000)
+    assert net(harness, booking) == (4_500 if kept is Status.CANCELLED else 150_000)
     assert await harness.available(second) == 10
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
@@ -256,7 +256,7 @@ async def test_a_later_night_is_no_way_around_the_policy(harness: BookingHarness
     assert moved.max_refund_percent == 50
     await harness.cancel(booking.booking_id)
     await harness.run_until_idle()
-    assert net_payments(harness, booking) == 75_000
+    assert net(harness, booking) == 75_000
 
 
 async def test_where_a_booking_cannot_go(harness: BookingHarness) -> None:
@@ -309,7 +309,7 @@ async def test_dying_at_any_call_of_rescheduling(
         await harness.run_until_idle()
     moved = await harness.booking(booking.booking_id)
     assert (moved.event_id, moved.total) == (second.event_id, Money(price, "INR"))
-    assert net_payments(harness, booking) == price
+    assert net(harness, booking) == price
     assert (await harness.available(first), await harness.available(second)) == (10, 9)
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
@@ -325,7 +325,7 @@ async def test_a_difference_whose_news_come_after_the_hold_goes_back(
     await harness.run_until_idle()
     stayed = await harness.booking(booking.booking_id)
     assert (stayed.event_id, stayed.change) == (first.event_id, None)
-    assert net_payments(harness, booking) == 150_000
+    assert net(harness, booking) == 150_000
     assert await harness.cancel(booking.booking_id)
 
 

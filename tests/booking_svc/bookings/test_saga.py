@@ -373,13 +373,13 @@ async def test_lines_that_cannot_be(harness: BookingHarness) -> None:
     refusal = await refused(Reason.VALIDATION_FAILED, harness.place(event, quantity=5))
     assert [fault.field for fault in refusal.violations] == ["items[0].quantity"]
     two_lines = [RequestedItem(offer_id, 3, None), RequestedItem(offer_id, 2, None)]
-    refusal = await refused(Reason.VALIDATION_FAILED, harness.place(event, wanted=two_lines))
+    refusal = await refused(Reason.VALIDATION_FAILED, harness.place(event, items=two_lines))
     assert [fault.field for fault in refusal.violations] == ["items[1].quantity"]
     await refused(
-        Reason.OFFER_NOT_FOUND, harness.place(event, wanted=[RequestedItem(new_id(), 1, None)])
+        Reason.OFFER_NOT_FOUND, harness.place(event, items=[RequestedItem(new_id(), 1, None)])
     )
     await refused(
-        Reason.SEAT_NOT_FOUND, harness.place(event, wanted=[RequestedItem(None, 1, new_id())])
+        Reason.SEAT_NOT_FOUND, harness.place(event, items=[RequestedItem(None, 1, new_id())])
     )
     assert await harness.available(event) == 10
 

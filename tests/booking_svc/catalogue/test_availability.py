@@ -57,7 +57,7 @@ async def test_seats_and_offers_follow_the_ledger(harness: BookingHarness, feed:
     first = await feed.availability.availability(event_id=event.event_id, with_seats=True)
     assert set(first.seats.values()) == {"AVAILABLE"}
     booking = await harness.place(
-        event, wanted=[RequestedItem(None, 1, seats[0]), RequestedItem(None, 1, seats[3])]
+        event, items=[RequestedItem(None, 1, seats[0]), RequestedItem(None, 1, seats[3])]
     )
     await feed.caught_up(event)
     held = await feed.availability.availability(event_id=event.event_id, with_seats=True)
@@ -142,7 +142,7 @@ async def hold_two(
     changes = []
     for seat_id in seats:
         before = await harness.stock.availability(event_id=event.event_id, with_seats=False)
-        await harness.place(event, wanted=[RequestedItem(None, 1, seat_id)])
+        await harness.place(event, items=[RequestedItem(None, 1, seat_id)])
         after = await harness.stock.availability(event_id=event.event_id, with_seats=False)
         [(pool_id, pool)] = after.pools.items() - before.pools.items()
         pool_change = PoolChange(pool_id, pool.capacity, pool.available, pool.version, False)

@@ -66,7 +66,7 @@ async def test_a_snapshot_and_then_changes_with_their_versions(
     watcher = Watcher(feed, event)
     first = await watcher.take()
     assert (kind(first), len(first.seats), len(first.offers)) == ("SNAPSHOT", 4, 2)
-    await harness.place(event, wanted=[RequestedItem(None, 1, seats[0])])
+    await harness.place(event, items=[RequestedItem(None, 1, seats[0])])
     change = await watcher.take()
     assert (kind(change), len(change.seats), len(change.offers)) == ("CHANGE", 1, 1)
     assert change.version > first.version

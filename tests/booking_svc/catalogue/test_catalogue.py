@@ -91,7 +91,7 @@ async def test_offers_that_share_a_pool_share_its_places(harness: BookingHarness
     assert event.total_capacity == 10
     await harness.place(
         event,
-        wanted=[
+        items=[
             RequestedItem(event.offers[0].offer_id, 3, None),
             RequestedItem(event.offers[1].offer_id, 4, None),
         ],
@@ -117,13 +117,13 @@ async def test_seats_are_sold_by_the_offer_of_their_type(harness: BookingHarness
     assert (event.total_capacity, event.venue_name, event.time_zone) == (4, "Regal", "Asia/Kolkata")
     front, back = auditorium.rows[0].seats[0].seat_id, auditorium.rows[1].seats[0].seat_id
     booking = await harness.place(
-        event, wanted=[RequestedItem(None, 1, front), RequestedItem(None, 1, back)]
+        event, items=[RequestedItem(None, 1, front), RequestedItem(None, 1, back)]
     )
     assert booking.total == Money(400_000, "INR")
 
     async def reason_of(*seats: UUID) -> Reason:
         with pytest.raises(DomainError) as refusal:
-            await harness.place(event, wanted=[RequestedItem(None, 1, seat) for seat in seats])
+            await harness.place(event, items=[RequestedItem(None, 1, seat) for seat in seats])
         return refusal.value.reason
 
     free = auditorium.rows[0].seats[1].seat_id

@@ -164,7 +164,7 @@ async def test_offers_are_added_to_existing_and_new_pools(harness: BookingHarnes
     assert list(stock.offers.values()) == [10, 10, 5]
     assert changed == await read(harness, event.event_id)
     booking = await harness.place(
-        changed, wanted=[RequestedItem(offer.offer_id, 2, None) for offer in changed.offers]
+        changed, items=[RequestedItem(offer.offer_id, 2, None) for offer in changed.offers]
     )
     assert booking.total == Money(2 * (150_000 + 1 + 2), "INR")
     again, _ = await change(
@@ -175,17 +175,17 @@ async def test_offers_are_added_to_existing_and_new_pools(harness: BookingHarnes
 
 async def test_a_booked_seat_is_not_removed(harness: BookingHarness) -> None:
     event, seats = await a_seated_event(harness)
-    await harness.place(event, wanted=[RequestedItem(None, 1, seats[0])])
+    await harness.place(event, items=[RequestedItem(None, 1, seats[0])])
     refusal = await refusal_of(harness, event, remove_seat_ids=(seats[1], seats[0]))
     assert fields(refusal) == ["event.remove_seat_ids[1]"]
     _, stock = await change(harness, event, remove_seat_ids=(seats[1],))
     assert stock.capacity == 3
     with pytest.raises(DomainError) as gone:
-        await harness.place(event, wanted=[RequestedItem(None, 1, seats[1])])
+        await harness.place(event, items=[RequestedItem(None, 1, seats[1])])
     assert gone.value.reason is Reason.SEAT_NOT_FOUND
     _, stock = await change(harness, event, add_seat_ids=(seats[1],))
     assert stock.capacity == 4
-    await harness.place(event, wanted=[RequestedItem(None, 1, seats[1])])
+    await harness.place(event, items=[RequestedItem(None, 1, seats[1])])
     unknown = await refusal_of(harness, event, add_seat_ids=(new_id(),))
     assert fields(unknown) == ["event.add_seat_ids[0]"]
 
