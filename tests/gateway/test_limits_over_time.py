@@ -206,12 +206,15 @@ async def test_one_gateway_admits_the_limit(tmp_path: Path, seconds: float) -> N
 
 async def test_two_gateways_share_one_limit(tmp_path: Path, seconds: float) -> None:
     async with two_gateways(tmp_path) as (gateway, urls, _, _):
+        # A slow start adds calls: the fixture polls the gateways until they count.
+        gateway.upstream.calls.clear()
         sent = await flood(urls, seconds)
+        calls = len(gateway.upstream.calls)
         headers = await _counted(urls)
     assert set(sent.statuses) == {200, 429}
     assert sent.least < sent.statuses[200] <= most(sent.seconds) + sent.late()
     assert headers["ratelimit-limit"] == str(10 * PER_SECOND)
-    assert len(gateway.upstream.calls) <= most(sent.seconds) + sent.late() + 10
+    assert calls <= most(sent.seconds) + sent.late()
 
 
 async def test_users_behind_one_address_have_separate_limits(tmp_path: Path) -> None:
