@@ -68,7 +68,7 @@ async def take_due(connection: AsyncConnection, *, now: datetime, limit: int) ->
 
 
 async def oldest_due(connection: AsyncConnection, *, now: datetime) -> datetime | None:
-    """Since when the longest waiting payment or refund is due; None when none is."""
+    """When the payment or refund that waits longest fell due; None when none is due."""
     times = [
         await connection.scalar(sa.select(sa.func.min(column)).where(column <= now))
         for column in (bookings.c.payment_check_time, booking_refunds.c.check_time)
