@@ -116,7 +116,7 @@ _CALLED: dict[str, Sequence[ServiceDescriptor]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Common:
-    """What several parts of the service share."""
+    """Resources that the parts of the service share."""
 
     settings: Settings
     database: Database
@@ -129,7 +129,7 @@ class _Common:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of the service: what it answers, and what it does by itself."""
+    """A part of the service: its servicers and its background loops."""
 
     servicers: Sequence[Servicer] = ()
     loops: Sequence[Callable[[], Awaitable[None]]] = ()
@@ -352,7 +352,7 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
 
 
 async def _health(common: _Common, stack: AsyncExitStack) -> _Part:
-    """Tells who answers, Redis too; nothing that sells depends on that."""
+    """The health of all services and of Redis, for clients; bookings do not depend on it."""
     client = redis.asyncio.from_url(
         common.settings.required("redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5
     )
@@ -361,7 +361,7 @@ async def _health(common: _Common, stack: AsyncExitStack) -> _Part:
     async def ping() -> None:
         await client.ping()
 
-    stubs = {name: health_pb2_grpc.HealthStub(each) for name, each in common.channels.items()}
+    stubs = {name: health_pb2_grpc.HealthStub(channel) for name, channel in common.channels.items()}
     return _Part(
         [
             Servicer(
@@ -395,7 +395,7 @@ def _forever(name: str, turn: Callable[[], Awaitable[None]]) -> Callable[[], Awa
 def _alone(
     database: Database, name: str, run_once: Callable[..., Awaitable[None]], *more: object
 ) -> Callable[[], Awaitable[None]]:
-    """A loop that one process runs for all."""
+    """A loop that runs in one process at a time."""
     return partial(forever_alone, database, name, partial(run_once, database, system_clock, *more))
 
 

@@ -1,4 +1,4 @@
-"""Deletes what nobody needs any more."""
+"""Deletes rows that are no longer needed."""
 
 import asyncio
 from datetime import timedelta
@@ -13,7 +13,7 @@ _INTERVAL_SECONDS = 3600.0
 
 
 async def sweep(database: Database, clock: Clock) -> int:
-    """Forgets the answers to keys that are older than the API promises. Returns how many."""
+    """Deletes idempotency records after the 3 days that the API promises. Returns how many."""
     async with database.transaction() as connection:
         return await idempotent.forget(
             connection, idempotency_records, before=clock() - IDEMPOTENCY_RETENTION

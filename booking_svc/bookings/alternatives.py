@@ -1,4 +1,4 @@
-"""Other events of a production that still have places, for a customer whose event has none."""
+"""Alternatives to an event without enough places: other events of its production."""
 
 import json
 from datetime import datetime

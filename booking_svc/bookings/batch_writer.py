@@ -32,9 +32,9 @@ from mesh.observability import request_context
 
 _MAX_BATCH = 256
 _MAX_QUEUED = 4096
-# Two at once: one waits for the database while the other computes.
+# Two: one waits for the database while the other computes.
 _MAX_IN_FLIGHT = 2
-# Of a whole PlaceBooking's 9.5 s.
+# Part of the 9.5 s of PlaceBooking.
 _SECONDS = 4.5
 
 _RequestT = TypeVar("_RequestT")

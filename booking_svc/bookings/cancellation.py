@@ -147,7 +147,7 @@ def refuse_if_closed(terms: Terms) -> None:
     if not terms.is_open:
         raise DomainError(
             Reason.CANCELLATION_CLOSED,
-            "the cancellation policy does not allow it any more",
+            "the cancellation policy no longer allows to cancel or change the booking",
             deadline=rfc3339(terms.deadline) if terms.deadline else "",
         )
 
@@ -223,8 +223,7 @@ async def cancel_for_event(
 
 
 async def _cancel_change(connection: AsyncConnection, booking: Booking, now: datetime) -> None:
-    """Cancels the open change of a booking that ends. Raises BOOKING_STATE_INVALID while its
-    places are being exchanged."""
+    """Cancels the open change of a booking. Raises BOOKING_STATE_INVALID during its exchange."""
     change = await modification_store.find_open(connection, booking_id=booking.booking_id)
     if change is None:
         return

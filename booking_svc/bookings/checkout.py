@@ -72,7 +72,7 @@ async def start(
     checkout: Checkout,
     encode: Callable[[Booking], bytes],
 ) -> bytes:
-    """Starts the payment of a held booking, or returns the one that was started.
+    """Starts the payment of a held booking, or returns the booking if it was started before.
 
     Raises BOOKING_NOT_FOUND, HOLD_EXPIRED, ALREADY_CONFIRMED, PAYMENT_FAILED,
     BOOKING_STATE_INVALID, EVENT_STATE_INVALID, and as stock_svc and payment_svc do.
@@ -96,7 +96,7 @@ async def confirm_or_open_payment(
     by: By,
     answer: Answer,
 ) -> Booking:
-    """Confirms a free booking, opens the payment of another; stores the answer with the last write.
+    """Confirms a free booking, or opens the payment of another; stores the answer.
 
     Raises as `start` does.
     """
@@ -168,7 +168,7 @@ async def _confirm_free(deps: Dependencies, booking: Booking, by: By, answer: An
 async def _begin_payment(deps: Dependencies, booking: Booking, provider: str, by: By) -> Booking:
     """Gives a booking a payment, not yet created in payment_svc, and the time to pay it, once.
 
-    A payment with a URL stays; one without a URL is replaced if its provider is another one.
+    A payment that has a URL stays. One without a URL is replaced if it has another provider.
     """
     now = deps.clock()
     hold_expire_time = booking.hold_expire_time

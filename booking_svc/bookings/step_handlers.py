@@ -236,7 +236,7 @@ async def _sell(deps: Dependencies, booking: Booking) -> tuple[Booking, str]:
     async with deps.database.transaction() as connection:
         locked = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
         if locked.reservation_id == booking.reservation_id:
-            # Stored before it is made: after a crash, the step continues with the same one.
+            # Stored before it is made: a repeated step continues with the same reservation.
             locked = await state_machine.replace_reservation(
                 connection, booking=locked, reservation_id=new_id(), now=now
             )

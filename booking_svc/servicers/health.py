@@ -1,4 +1,4 @@
-"""HealthService: asks every service's standard health service and adds up the answers."""
+"""HealthService: calls the standard health service of every service and combines the states."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,11 +14,11 @@ from mesh.rpc.server import DATABASE
 
 _TIMEOUT_SECONDS = 2.0
 _SERVING = "SERVING"
-_AWAY = "UNREACHABLE"
+_UNREACHABLE = "UNREACHABLE"
 
 
 class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
-    """`services` are the health stubs of all services by name; `ping_cache` raises when it is away."""
+    """`services`: health stubs by service name. `ping_cache` raises if Redis does not answer."""
 
     def __init__(
         self,
@@ -31,12 +31,12 @@ class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
     async def GetHealth(
         self, request: health_service_pb2.GetHealthRequest, context: Any
     ) -> health_service_pb2.Health:
-        return _health(await self._ask(""))
+        return _health(await self._states(""))
 
     async def GetDatabaseHealth(
         self, request: health_service_pb2.GetDatabaseHealthRequest, context: Any
     ) -> health_service_pb2.Health:
-        return _health(await self._ask(DATABASE))
+        return _health(await self._states(DATABASE))
 
     async def GetCacheHealth(
         self, request: health_service_pb2.GetCacheHealthRequest, context: Any
@@ -46,22 +46,22 @@ class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
                 await self._ping_cache()
             state = _SERVING
         except (OSError, TimeoutError, RedisError):
-            state = _AWAY
+            state = _UNREACHABLE
         return _health({"redis": state})
 
-    async def _ask(self, part: str) -> dict[str, str]:
+    async def _states(self, part: str) -> dict[str, str]:
         states = await asyncio.gather(*(_state(stub, part) for stub in self._services.values()))
         return dict(zip(self._services, states, strict=True))
 
 
 async def _state(stub: health_pb2_grpc.HealthStub, part: str) -> str:
     try:
-        answer = await stub.Check(  # type: ignore[attr-defined]
+        response = await stub.Check(  # type: ignore[attr-defined]
             health_pb2.HealthCheckRequest(service=part), timeout=_TIMEOUT_SECONDS
         )
     except (aio.AioRpcError, DomainError):
-        return _AWAY
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        return _UNREACHABLE
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
 
 
 def _health(states: dict[str, str]) -> health_service_pb2.Health:

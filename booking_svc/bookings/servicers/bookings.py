@@ -1,5 +1,6 @@
-"""BookingService: proto → one domain call → proto."""
+"""BookingService: message → one domain call → message."""
 
+from collections.abc import Coroutine
 from typing import Any
 from uuid import UUID
 
@@ -37,7 +38,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
         self, request: booking_service_pb2.PlaceBookingRequest, context: Any
     ) -> booking_pb2.Booking:
         customer_id = caller().user()
-        answer = await shielded(
+        return await _shielded(
             placement.place(
                 self._deps,
                 key=key_for("PlaceBooking", customer_id, idempotency_key() or "", request),
@@ -50,7 +51,6 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
             ),
             seconds=_PLACE_SECONDS,
         )
-        return booking_pb2.Booking.FromString(answer)
 
     async def GetBooking(
         self, request: booking_service_pb2.GetBookingRequest, context: Any
@@ -99,7 +99,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def CheckoutBooking(
         self, request: booking_service_pb2.CheckoutBookingRequest, context: Any
     ) -> booking_pb2.Booking:
-        answer = await shielded(
+        return await _shielded(
             checkout.start(
                 self._deps,
                 key=key_of_call("CheckoutBooking", request),
@@ -111,12 +111,11 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
             ),
             seconds=_CHECKOUT_SECONDS,
         )
-        return booking_pb2.Booking.FromString(answer)
 
     async def CancelBooking(
         self, request: booking_service_pb2.CancelBookingRequest, context: Any
     ) -> booking_pb2.Booking:
-        answer = await shielded(
+        return await _shielded(
             cancellation.cancel_booking(
                 self._deps,
                 key=key_of_call("CancelBooking", request),
@@ -128,7 +127,6 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
             ),
             seconds=_CANCEL_SECONDS,
         )
-        return booking_pb2.Booking.FromString(answer)
 
     async def PreviewCancellation(
         self, request: booking_service_pb2.PreviewCancellationRequest, context: Any
@@ -147,7 +145,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def UpdateBooking(
         self, request: booking_service_pb2.UpdateBookingRequest, context: Any
     ) -> booking_pb2.Booking:
-        answer = await shielded(
+        return await _shielded(
             modification.update(
                 self._deps,
                 key=key_of_call("UpdateBooking", request),
@@ -163,12 +161,11 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
             ),
             seconds=_CHANGE_SECONDS,
         )
-        return booking_pb2.Booking.FromString(answer)
 
     async def RescheduleBooking(
         self, request: booking_service_pb2.RescheduleBookingRequest, context: Any
     ) -> booking_pb2.Booking:
-        answer = await shielded(
+        return await _shielded(
             modification.reschedule(
                 self._deps,
                 key=key_of_call("RescheduleBooking", request),
@@ -182,7 +179,11 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
             ),
             seconds=_CHANGE_SECONDS,
         )
-        return booking_pb2.Booking.FromString(answer)
+
+
+async def _shielded(call: Coroutine[Any, Any, bytes], *, seconds: float) -> booking_pb2.Booking:
+    """The answer of a call that continues if the client disconnects."""
+    return booking_pb2.Booking.FromString(await shielded(call, seconds=seconds))
 
 
 def _by() -> By:

@@ -1,4 +1,4 @@
-"""Who comes too late hears where else there are places."""
+"""The refusal of an event without enough places names other events that have them."""
 
 import json
 from datetime import timedelta
@@ -36,14 +36,14 @@ async def refused(harness: BookingHarness, event: Event, quantity: int = 1) -> D
 
 def days(refusal: DomainError, made: dict[str, Event]) -> list[str]:
     listed = json.loads(refusal.metadata["alternatives"])
-    return [made[each["eventId"]].name for each in listed]
+    return [made[entry["eventId"]].name for entry in listed]
 
 
-async def test_a_full_slot_names_the_next_ones_with_places(harness: BookingHarness) -> None:
+async def test_a_full_slot_names_the_next_slots_with_places(harness: BookingHarness) -> None:
     slots = [await a_slot(harness, day) for day in (3, 10, 11, 12, 13, 14, 15, 16)]
     made = {str(slot.event_id): slot for slot in slots}
-    wanted = slots[1]
-    await harness.place(wanted, quantity=10)
+    requested = slots[1]
+    await harness.place(requested, quantity=10)
     cancelled, full = slots[3], slots[4]
     async with harness.database.transaction() as connection:
         await connection.execute(
@@ -57,7 +57,7 @@ async def test_a_full_slot_names_the_next_ones_with_places(harness: BookingHarne
             .values(available=0)
         )
     await a_slot(harness, 11, production_id=new_id())
-    refusal = await refused(harness, wanted)
+    refusal = await refused(harness, requested)
     assert refusal.reason is Reason.SLOT_CONFLICT
     assert days(refusal, made) == ["day 11", "day 14", "day 15", "day 16", "day 3"]
     first = json.loads(refusal.metadata["alternatives"])[0]
@@ -67,20 +67,20 @@ async def test_a_full_slot_names_the_next_ones_with_places(harness: BookingHarne
 async def test_too_few_places_are_sold_out_and_name_events_with_enough(
     harness: BookingHarness,
 ) -> None:
-    wanted, small, large = [await a_slot(harness, day) for day in (10, 11, 12)]
-    await harness.place(wanted, quantity=9)
+    requested, small, large = [await a_slot(harness, day) for day in (10, 11, 12)]
+    await harness.place(requested, quantity=9)
     async with harness.database.transaction() as connection:
         await connection.execute(
             sa.update(stock_levels)
             .where(stock_levels.c.event_id == small.event_id)
             .values(available=1)
         )
-    refusal = await refused(harness, wanted, quantity=2)
+    refusal = await refused(harness, requested, quantity=2)
     assert refusal.reason is Reason.SOLD_OUT
-    assert days(refusal, {str(each.event_id): each for each in (small, large)}) == ["day 12"]
+    assert days(refusal, {str(slot.event_id): slot for slot in (small, large)}) == ["day 12"]
 
 
-async def test_an_event_of_its_own_has_no_alternatives(harness: BookingHarness) -> None:
+async def test_an_event_without_a_production_has_no_alternatives(harness: BookingHarness) -> None:
     event = await harness.an_event(offers=a_new_event().offers)
     await harness.place(event, quantity=10)
     refusal = await refused(harness, event)

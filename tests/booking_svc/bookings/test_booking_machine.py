@@ -1,10 +1,9 @@
-"""Any order of calls, payments, messages, clock moves and deaths, against a small model.
+"""Any order of calls, payments, messages, clock moves and crashes, against a small model.
 
-Messages of payment_svc come twice, in any order, late or never; money comes twice or does
-not fit; organisers cancel events; the process dies at any call to another service and
-between any two turns of its loops. After every step only legal moves stand in the
-timelines. At the end stock, bookings and money agree, with the fees as the model counts
-them.
+Messages of payment_svc arrive twice, in any order, late or never; payments are made twice or
+with another amount; organisers cancel events; the process dies at any call of another service
+and between any two turns of its loops. After every step the timelines have legal moves only. At
+the end stock, bookings and payments agree, with the fees that the model expects.
 """
 
 import asyncio
@@ -53,13 +52,13 @@ _T = TypeVar("_T")
 CAPACITIES = (8, 6, 6)
 PRICES = (150_000, 100_001, 200_000)
 DAYS = (30, 35, 40)
-# One is always left to move to.
+# At least one event stays to reschedule to.
 MAX_CANCELLED = len(CAPACITIES) - 1
 EMPTY = f"TRUNCATE {', '.join(metadata.tables)}"
 
 
 class Loop(Enum):
-    """What booking_svc does by itself, one turn after another in any order."""
+    """The background loops of booking_svc, whose turns run in any order."""
 
     STEPS = "steps"
     SWEEPER = "sweeper"
@@ -69,15 +68,15 @@ class Loop(Enum):
 
 
 @dataclass
-class Life:
-    """What the model knows of a booking: fees that were kept, for sure or perhaps."""
+class ModelBooking:
+    """A booking in the model. `perhaps` are fees of calls during which the process died."""
 
     booking: Booking
     fees: int = 0
     perhaps: list[int] = field(default_factory=list)
 
     def may_keep(self, amount: int) -> bool:
-        """Whether so much may be kept beyond what the booking costs."""
+        """Whether the fees can add up to `amount`."""
         return any(
             self.fees + sum(some) == amount
             for count in range(len(self.perhaps) + 1)
@@ -85,22 +84,22 @@ class Life:
         )
 
 
-class LifeMachine(RuleBasedStateMachine):
+class BookingMachine(RuleBasedStateMachine):
     runner: asyncio.Runner
     databases: tuple[Database, Database]
 
-    lives = Bundle[Life]("lives")
+    model_bookings = Bundle[ModelBooking]("model_bookings")
 
     def __init__(self) -> None:
         super().__init__()
-        self.model: list[Life] = []
+        self.model: list[ModelBooking] = []
         self.messages: list[PaymentEvent] = []
         self.cancelled: set[UUID] = set()
         self.harness = BookingHarness(*self.databases)
         self.events = self.do(self.start())
 
     async def start(self) -> list[Event]:
-        """Tables as empty as a new process's; the ledger keeps its own, of other events."""
+        """Empties the tables of booking_svc. The ledger keeps the events of earlier examples."""
         harness, production = self.harness, new_id()
         async with harness.database.transaction() as connection:
             await connection.execute(sa.text(EMPTY))
@@ -121,7 +120,7 @@ class LifeMachine(RuleBasedStateMachine):
         return self.runner.run(run())
 
     def attempt(self, work: Awaitable[_T]) -> _T | type[BaseException]:
-        """The answer, or the kind of error: a refusal, or the death of the process."""
+        """The answer, or the type of the error: a refusal, or the death of the process."""
         try:
             return self.do(work)
         except (DomainError, ProcessDiedError) as error:
@@ -129,97 +128,113 @@ class LifeMachine(RuleBasedStateMachine):
         finally:
             self.harness.crashes.at = None
 
-    def now_of(self, life: Life) -> Booking:
-        return self.do(self.harness.booking(life.booking.booking_id))
+    def current(self, model_booking: ModelBooking) -> Booking:
+        return self.do(self.harness.booking(model_booking.booking.booking_id))
 
     def percent(self, booking: Booking) -> int | None:
-        """The standard tiers, said once more; None when cancelling is closed."""
+        """The standard tiers, implemented a second time; None when cancellation is closed."""
         if booking.event_id in self.cancelled:
             return 100
         start = next(e.start_time for e in self.events if e.event_id == booking.event_id)
         assert start is not None
-        left = start - self.harness.clock()
-        granted = (
+        remaining = start - self.harness.clock()
+        percent = (
             97
-            if left > timedelta(days=14)
+            if remaining > timedelta(days=14)
             else 50
-            if left >= timedelta(days=7)
+            if remaining >= timedelta(days=7)
             else 0
-            if left >= timedelta(hours=48)
+            if remaining >= timedelta(hours=48)
             else None
         )
-        return None if granted is None else min(granted, booking.max_refund_percent)
+        return None if percent is None else min(percent, booking.max_refund_percent)
 
-    def fee(self, booking: Booking, given_up: int) -> int:
+    def fee(self, booking: Booking, removed: int) -> int:
         percent = self.percent(booking) or 0
-        return given_up - (given_up * percent + 50) // 100
+        return removed - (removed * percent + 50) // 100
 
-    @rule(target=lives, event=st.integers(0, 2), quantity=st.integers(1, 4), pays=st.booleans())
-    def place(self, event: int, quantity: int, pays: bool) -> Life | MultipleResults[Life]:
+    @rule(
+        target=model_bookings,
+        event=st.integers(0, 2),
+        quantity=st.integers(1, 4),
+        pays=st.booleans(),
+    )
+    def place(
+        self, event: int, quantity: int, pays: bool
+    ) -> ModelBooking | MultipleResults[ModelBooking]:
         chosen = self.events[event]
-        how = SANDBOX if pays else None
-        answer = self.attempt(self.harness.place(chosen, quantity=quantity, checkout=how))
+        checkout = SANDBOX if pays else None
+        answer = self.attempt(self.harness.place(chosen, quantity=quantity, checkout=checkout))
         if not isinstance(answer, Booking):
             return multiple()
-        life = Life(answer)
-        self.model.append(life)
-        return life
+        model_booking = ModelBooking(answer)
+        self.model.append(model_booking)
+        return model_booking
 
-    @initialize(target=lives, event=st.integers(0, 2), quantity=st.integers(1, 4))
-    def buy_first(self, event: int, quantity: int) -> Life:
+    @initialize(target=model_bookings, event=st.integers(0, 2), quantity=st.integers(1, 4))
+    def buy_first(self, event: int, quantity: int) -> ModelBooking:
         return self.bought(event, quantity)
 
-    @rule(target=lives, event=st.integers(0, 2), quantity=st.integers(1, 2))
-    def buy(self, event: int, quantity: int) -> Life | MultipleResults[Life]:
-        """All goes well, as it mostly does: most of what can go wrong comes after that."""
+    @rule(target=model_bookings, event=st.integers(0, 2), quantity=st.integers(1, 2))
+    def buy(self, event: int, quantity: int) -> ModelBooking | MultipleResults[ModelBooking]:
+        """A booking that is placed, paid and confirmed: most failures happen after that."""
         try:
             return self.bought(event, quantity)
         except DomainError:
             return multiple()
 
-    def bought(self, event: int, quantity: int) -> Life:
+    def bought(self, event: int, quantity: int) -> ModelBooking:
         harness = self.harness
         harness.crashes.at = None
-        life = Life(self.do(harness.place(self.events[event], quantity=quantity)))
-        self.model.append(life)
-        self.do(harness.capture(life.booking))
+        model_booking = ModelBooking(self.do(harness.place(self.events[event], quantity=quantity)))
+        self.model.append(model_booking)
+        self.do(harness.capture(model_booking.booking))
         self.do(harness.run_steps())
-        return life
+        return model_booking
 
-    @rule(life=lives)
-    def checkout(self, life: Life) -> None:
-        self.attempt(self.harness.checkout(life.booking.booking_id))
+    @rule(model_booking=model_bookings)
+    def checkout(self, model_booking: ModelBooking) -> None:
+        self.attempt(self.harness.checkout(model_booking.booking.booking_id))
 
-    @rule(life=lives, off=st.sampled_from([0, 0, 0, 1]), is_refused=st.booleans())
-    def pay(self, life: Life, off: int, is_refused: bool) -> None:
-        """The customer pays the booking, on the page that is open, if it takes money."""
-        payment = self.now_of(life).payment
+    @rule(model_booking=model_bookings, off=st.sampled_from([0, 0, 0, 1]), is_refused=st.booleans())
+    def pay(self, model_booking: ModelBooking, off: int, is_refused: bool) -> None:
+        """The customer pays the booking, if its payment is open."""
+        payment = self.current(model_booking).payment
         if payment is not None:
-            self.pay_for(life, payment.payment_id, off=off, is_refused=is_refused)
+            self.pay_for(model_booking, payment.payment_id, off=off, is_refused=is_refused)
 
-    @rule(life=lives, off=st.sampled_from([0, 0, 0, -1]))
-    def pay_difference(self, life: Life, off: int) -> None:
-        change = self.now_of(life).change
+    @rule(model_booking=model_bookings, off=st.sampled_from([0, 0, 0, -1]))
+    def pay_difference(self, model_booking: ModelBooking, off: int) -> None:
+        change = self.current(model_booking).change
         if change is not None:
-            self.pay_for(life, change.payment_id, off=off)
+            self.pay_for(model_booking, change.payment_id, off=off)
 
-    @rule(life=lives, off=st.sampled_from([0, 0, -1, 1]), currency=st.sampled_from(["INR", "EUR"]))
-    def pay_otherwise(self, life: Life, off: int, currency: str) -> None:
-        """Money that nobody asked for: a second payment, perhaps of another amount."""
-        booking = self.now_of(life)
+    @rule(
+        model_booking=model_bookings,
+        off=st.sampled_from([0, 0, -1, 1]),
+        currency=st.sampled_from(["INR", "EUR"]),
+    )
+    def pay_otherwise(self, model_booking: ModelBooking, off: int, currency: str) -> None:
+        """A second payment of the booking, perhaps with another amount or currency."""
+        booking = self.current(model_booking)
         amount = Money(booking.total.amount_minor + off, currency)
         payment_id = new_id()
         self.harness.payments.paid[payment_id] = amount
         self.messages.append(Captured(booking.booking_id, payment_id, amount))
 
     def pay_for(
-        self, life: Life, payment_id: UUID, *, off: int = 0, is_refused: bool = False
+        self,
+        model_booking: ModelBooking,
+        payment_id: UUID,
+        *,
+        off: int = 0,
+        is_refused: bool = False,
     ) -> None:
         payments = self.harness.payments
         amount = payments.opened.get(payment_id)
         if amount is None or payment_id in payments.paid or payment_id in payments.voided:
             return
-        booking_id = life.booking.booking_id
+        booking_id = model_booking.booking.booking_id
         if is_refused:
             payments.refused.add(payment_id)
             self.messages.append(Failed(booking_id, payment_id, "declined"))
@@ -230,8 +245,8 @@ class LifeMachine(RuleBasedStateMachine):
             self.messages.append(Captured(booking_id, payment_id, paid))
 
     @rule(number=st.integers(0, 20), again=st.booleans(), is_lost=st.booleans())
-    def a_message_comes(self, number: int, again: bool, is_lost: bool) -> None:
-        """Any of those under way, perhaps to come again; or it never comes."""
+    def a_message_arrives(self, number: int, again: bool, is_lost: bool) -> None:
+        """Any undelivered message arrives, perhaps again later, or never."""
         if not self.messages:
             return
         message = self.messages[number % len(self.messages)]
@@ -240,51 +255,51 @@ class LifeMachine(RuleBasedStateMachine):
         if is_lost or not again:
             self.messages.remove(message)
 
-    @rule(life=lives)
-    def cancel(self, life: Life) -> None:
-        before = self.now_of(life)
+    @rule(model_booking=model_bookings)
+    def cancel(self, model_booking: ModelBooking) -> None:
+        before = self.current(model_booking)
         fee = self.fee(before, before.total.amount_minor)
-        answer = self.attempt(self.harness.cancel(life.booking.booking_id))
+        answer = self.attempt(self.harness.cancel(model_booking.booking.booking_id))
         if isinstance(answer, Booking) and before.status is Status.CONFIRMED:
             assert self.percent(before) is not None
-            life.fees += fee
+            model_booking.fees += fee
 
-    @rule(life=lives, quantity=st.integers(1, 4))
-    def update(self, life: Life, quantity: int) -> None:
-        before = self.now_of(life)
+    @rule(model_booking=model_bookings, quantity=st.integers(1, 4))
+    def update(self, model_booking: ModelBooking, quantity: int) -> None:
+        before = self.current(model_booking)
         event = next(e for e in self.events if e.event_id == before.event_id)
-        given_up = before.total.amount_minor - quantity * before.items[0].unit_price.amount_minor
+        removed = before.total.amount_minor - quantity * before.items[0].unit_price.amount_minor
         is_sold = before.status is Status.CONFIRMED
-        fee = self.fee(before, given_up) if is_sold and given_up > 0 else 0
-        wanted = [RequestedItem(event.offers[0].offer_id, quantity, None)]
-        answer = self.attempt(self.harness.update(before, items=wanted))
+        fee = self.fee(before, removed) if is_sold and removed > 0 else 0
+        items = [RequestedItem(event.offers[0].offer_id, quantity, None)]
+        answer = self.attempt(self.harness.update(before, items=items))
         if isinstance(answer, Booking):
-            life.fees += fee
+            model_booking.fees += fee
         elif answer is ProcessDiedError:
-            life.perhaps.append(fee)
+            model_booking.perhaps.append(fee)
 
-    @rule(life=lives, event=st.integers(0, 2))
-    def reschedule(self, life: Life, event: int) -> None:
-        """What it costs less goes back in full: no fee."""
-        self.attempt(self.harness.reschedule(life.booking, self.events[event]))
+    @rule(model_booking=model_bookings, event=st.integers(0, 2))
+    def reschedule(self, model_booking: ModelBooking, event: int) -> None:
+        """A lower price is refunded in full, without a fee."""
+        self.attempt(self.harness.reschedule(model_booking.booking, self.events[event]))
 
     @precondition(lambda self: len(self.cancelled) < MAX_CANCELLED)
-    @rule(life=lives, is_customer_quick=st.booleans())
-    def the_organiser_cancels(self, life: Life, is_customer_quick: bool) -> None:
-        """From then on nobody loses anything by it, whoever then cancels the booking."""
-        event_id = self.now_of(life).event_id
-        event = next(each for each in self.events if each.event_id == event_id)
+    @rule(model_booking=model_bookings, cancels_first=st.booleans())
+    def the_organiser_cancels(self, model_booking: ModelBooking, cancels_first: bool) -> None:
+        """From then on every cancellation is refunded in full, also the customer's own."""
+        event_id = self.current(model_booking).event_id
+        event = next(e for e in self.events if e.event_id == event_id)
         if self.attempt(self.harness.cancel_event(event)) is None:
             self.cancelled.add(event_id)
-        if is_customer_quick:
-            self.cancel(life)
+        if cancels_first:
+            self.cancel(model_booking)
 
     @rule(call=st.integers(1, 6))
     def the_process_will_die(self, call: int) -> None:
         self.harness.crashes.at = self.harness.crashes.passed + call
 
     @rule(minutes=st.sampled_from([1, 6, 16, 60, 24 * 60, 8 * 24 * 60]))
-    def time_goes_by(self, minutes: int) -> None:
+    def time_passes(self, minutes: int) -> None:
         self.harness.clock.advance(timedelta(minutes=minutes))
 
     @rule(loop=st.sampled_from(Loop))
@@ -296,7 +311,7 @@ class LifeMachine(RuleBasedStateMachine):
         self.attempt(self.run_loops(*Loop))
 
     async def run_loops(self, *loops: Loop) -> int:
-        """Returns how much there was to do."""
+        """Returns the number of rows and steps that were due."""
         return sum([await self.turn_one(loop) for loop in loops])
 
     async def turn_one(self, loop: Loop) -> int:
@@ -322,10 +337,10 @@ class LifeMachine(RuleBasedStateMachine):
             assert timeline[-1] is status
 
     async def timelines(self) -> list[tuple[Status, list[Status]]]:
-        """The status of each booking, and those that its timeline names."""
+        """The status of each booking, and the statuses of its timeline."""
         entries = tables.booking_timeline.c
         async with self.harness.database.reading() as connection:
-            found = await connection.execute(
+            rows = await connection.execute(
                 sa.select(
                     tables.bookings.c.status,
                     sa.func.array_agg(
@@ -335,59 +350,59 @@ class LifeMachine(RuleBasedStateMachine):
                 .join_from(tables.bookings, tables.booking_timeline)
                 .group_by(tables.bookings.c.booking_id)
             )
-        return [(Status(status), [Status(each) for each in past]) for status, past in found]
+        return [(Status(status), list(map(Status, past))) for status, past in rows]
 
     def teardown(self) -> None:
-        self.do(self.the_end())
+        self.do(self.finish())
 
-    async def the_end(self) -> None:
-        """Everybody is alive again, and all that is under way comes to its end."""
+    async def finish(self) -> None:
+        """All messages arrive, and the loops run until nothing is due."""
         harness = self.harness
         harness.crashes.at = None
         for message in self.messages:
             await harness.deliver(message)
-        # Days in the end: the longer ago an event was cancelled, the rarer it is looked at again.
+        # Days: the pause between the checks of a cancelled event grows with its age.
         for minutes in (20, 20, 4 * 24 * 60, 20):
             harness.clock.advance(timedelta(minutes=minutes))
             while await self.run_loops(*Loop):
                 pass
         await harness.process_refunds()
         assert await reconciliation.compare_stock(harness.deps) == 0
-        for life in self.model:
-            await self.is_right(life)
+        for model_booking in self.model:
+            await self.check(model_booking)
         for event, capacity in zip(self.events, CAPACITIES, strict=True):
             assert await harness.audit(event) == ()
             assert await harness.available(event) == capacity - await harness.sold_places(event)
 
-    async def is_right(self, life: Life) -> None:
-        booking = await self.harness.booking(life.booking.booking_id)
+    async def check(self, model_booking: ModelBooking) -> None:
+        booking = await self.harness.booking(model_booking.booking.booking_id)
         assert booking.change is None
         kept = await self.harness.net_payments(booking)
         match booking.status:
             case Status.CONFIRMED | Status.COMPLETED:
                 assert booking.event_id not in self.cancelled, booking
-                assert life.may_keep(kept - booking.total.amount_minor), (booking, kept)
+                assert model_booking.may_keep(kept - booking.total.amount_minor), (booking, kept)
             case Status.CANCELLED:
-                assert life.may_keep(kept), (booking, kept)
+                assert model_booking.may_keep(kept), (booking, kept)
             case Status.EXPIRED | Status.FAILED:
                 assert kept == 0, booking
             case _:
-                raise AssertionError(f"{booking.booking_id} is {booking.status} for ever")
+                raise AssertionError(f"{booking.booking_id} stays {booking.status}")
         assert all(refund.status == "PROCESSED" for refund in booking.refunds)
 
 
-# Half a minute on an idle machine, and an hour at full length.
+# Half a minute on an idle machine, and an hour with --long.
 @pytest.mark.timeout(7_200)
-def test_the_life_is_the_model(new_database: Callable[[str], str], is_long: bool) -> None:
+def test_bookings_follow_the_model(new_database: Callable[[str], str], is_long: bool) -> None:
     resources = AsyncExitStack()
     with asyncio.Runner() as runner:
-        LifeMachine.runner = runner
-        LifeMachine.databases = runner.run(
+        BookingMachine.runner = runner
+        BookingMachine.databases = runner.run(
             opened(resources, new_database("booking_svc"), new_database("stock_svc"))
         )
         try:
             run_state_machine_as_test(
-                LifeMachine,
+                BookingMachine,
                 settings=settings(
                     max_examples=2_000 if is_long else 100,
                     stateful_step_count=40 if is_long else 15,
@@ -400,7 +415,7 @@ def test_the_life_is_the_model(new_database: Callable[[str], str], is_long: bool
 
 
 async def opened(resources: AsyncExitStack, booking: str, stock: str) -> tuple[Database, Database]:
-    """For all examples: connecting takes as long as an example."""
+    """Opened once for all examples: connecting takes as long as an example."""
     return (
         await resources.enter_async_context(open_patiently(booking)),
         await resources.enter_async_context(open_patiently(stock)),

@@ -46,7 +46,7 @@ async def refused(reason: Reason, work: Awaitable[Any]) -> None:
     assert refusal.value.reason is reason
 
 
-async def test_the_life_of_a_booking_in_messages(harness: BookingHarness) -> None:
+async def test_a_booking_from_placing_to_cancellation_in_messages(harness: BookingHarness) -> None:
     production = new_id()
     first, second = [
         await harness.an_event(an_offer(price=Money(price, "INR")), production_id=production)
@@ -94,7 +94,7 @@ async def test_the_life_of_a_booking_in_messages(harness: BookingHarness) -> Non
     fewer = await mine(
         "UpdateBooking", pb2.UpdateBookingRequest(booking_id=booking_id, items=[item(3)]), key="f"
     )
-    assert [each.amount.amount_minor for each in fewer.refunds] == [145_500]
+    assert [refund.amount.amount_minor for refund in fewer.refunds] == [145_500]
     waiting = await mine(
         "RescheduleBooking",
         pb2.RescheduleBookingRequest(
@@ -121,7 +121,7 @@ async def test_the_life_of_a_booking_in_messages(harness: BookingHarness) -> Non
     assert cancelled.event_id == str(second.event_id)
     assert cancelled.status == Booking.CANCELLED
     assert cancelled.timeline[-1].actor == booking_pb2.TimelineEntry.STAFF
-    assert sum(each.amount.amount_minor for each in cancelled.refunds) == 145_500 + 582_000
+    assert sum(refund.amount.amount_minor for refund in cancelled.refunds) == 145_500 + 582_000
     assert cancelled.refund == cancelled.refunds[-1]
     await refused(
         Reason.ALREADY_CANCELLED,

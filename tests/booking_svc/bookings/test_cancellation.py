@@ -1,4 +1,4 @@
-"""Giving up bookings that are confirmed: what the policy grants, and what follows."""
+"""Cancellation of confirmed bookings: what the policy grants, and the steps that follow."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,7 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from testing.booking_harness import START, BookingHarness, an_offer
-from tests.booking_svc.bookings.test_outbox import happened
+from tests.booking_svc.bookings.test_outbox import outbox_events
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
@@ -44,8 +44,8 @@ async def refused(reason: Reason, call: Any) -> DomainError:
     return refusal.value
 
 
-async def a_confirmed(harness: BookingHarness, event: Event, **wanted: Any) -> Booking:
-    booking = await harness.place(event, **wanted)
+async def a_confirmed(harness: BookingHarness, event: Event, **options: Any) -> Booking:
+    booking = await harness.place(event, **options)
     await harness.capture(booking)
     await harness.run_until_idle()
     booking = await harness.booking(booking.booking_id)
@@ -61,7 +61,7 @@ async def preview(harness: BookingHarness, booking: Booking) -> Preview:
 
 
 # Clocks go back in Berlin on 2030-10-27 and forward in New York on 2030-03-10; in Kolkata,
-# Apia and Honolulu never. The deadline is an instant, whatever the clocks show.
+# Apia and Honolulu never. The deadline is an instant, independent of time zones.
 STARTS = [
     datetime(2030, 11, 2, 20, tzinfo=ZoneInfo("Europe/Berlin")),
     datetime(2030, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
@@ -92,7 +92,7 @@ TABLE = [
 def test_the_tiers_by_the_time_left(
     start: datetime, before: timedelta, percent: int | None
 ) -> None:
-    # In instants: subtracting in a zone would be by its clocks.
+    # In UTC: subtracting in a zone would be in local time.
     now = start.astimezone(UTC) - before
     granted = terms(STANDARD_TIERS, start_time=start.astimezone(UTC), confirm_time=now, now=now)
     assert granted.is_open is (percent is not None)
@@ -127,7 +127,7 @@ def test_terms_without_a_start_or_without_tiers() -> None:
 @pytest.mark.parametrize(
     ("before", "refund"), [(14 * DAY + SECOND, 291_000), (14 * DAY, 150_000), (7 * DAY - SECOND, 0)]
 )
-async def test_cancelling_gives_back_what_the_preview_shows(
+async def test_cancelling_refunds_what_the_preview_shows(
     harness: BookingHarness, before: timedelta, refund: int
 ) -> None:
     event = await harness.an_event()
@@ -139,27 +139,25 @@ async def test_cancelling_gives_back_what_the_preview_shows(
     assert shown.refundable is (refund > 0)
     cancelled = await harness.cancel(booking.booking_id, reason="changed my mind")
     assert cancelled.status is Status.CANCELLED
-    assert [given.amount.amount_minor for given in cancelled.refunds] == (
-        [refund] if refund else []
-    )
+    assert [item.amount.amount_minor for item in cancelled.refunds] == ([refund] if refund else [])
     await harness.run_until_idle()
     assert await harness.available(event) == 10
     assert await harness.audit(event) == ()
     assert booking.payment is not None
     assert harness.payments.refunded_minor(booking.payment.payment_id) == refund
     if refund:
-        # payment_svc knows the refund by the id that the customer was told.
+        # payment_svc uses the refund id that the customer sees.
         assert set(harness.payments.refunds) == {cancelled.refunds[0].refund_id}
         await harness.process_refunds()
     ended = await harness.booking(booking.booking_id)
-    assert all(given.status is RefundStatus.PROCESSED for given in ended.refunds)
+    assert all(item.status is RefundStatus.PROCESSED for item in ended.refunds)
     assert ended.payment is not None
     assert ended.payment.status is PaymentStatus.CAPTURED
     last = next(entry for entry in ended.timeline if entry.status is Status.CANCELLED)
     assert (last.actor, last.reason) == (Actor.CUSTOMER, "changed my mind")
-    told = [each.change for each in await happened(harness, 3)]
+    changes = [event.change for event in await outbox_events(harness, 3)]
     money = Money(refund, "INR") if refund else None
-    assert told[2] == Cancelled(Actor.CUSTOMER, "changed my mind", money)
+    assert changes[2] == Cancelled(Actor.CUSTOMER, "changed my mind", money)
 
 
 async def test_too_late_is_refused_with_the_deadline(harness: BookingHarness) -> None:
@@ -172,7 +170,7 @@ async def test_too_late_is_refused_with_the_deadline(harness: BookingHarness) ->
     assert refusal.metadata["deadline"] == rfc3339(closed)
     shown = await preview(harness, booking)
     assert (shown.refundable, shown.percent, shown.deadline) == (False, 0, closed)
-    # The staff is bound by what the customer has bought, too.
+    # The policy also applies to cancellations by staff.
     staff = By(Actor.STAFF, new_id())
     await refused(Reason.CANCELLATION_CLOSED, harness.cancel(booking.booking_id, by=staff))
     await harness.run_until_idle()
@@ -180,7 +178,7 @@ async def test_too_late_is_refused_with_the_deadline(harness: BookingHarness) ->
     assert await harness.available(event) == 9
 
 
-async def test_goods_within_a_day(harness: BookingHarness) -> None:
+async def test_an_undated_event_can_be_cancelled_within_a_day(harness: BookingHarness) -> None:
     event = await harness.an_event(start_time=None, end_time=None)
     booking = await a_confirmed(harness, event)
     harness.clock.advance(timedelta(hours=24))
@@ -190,7 +188,7 @@ async def test_goods_within_a_day(harness: BookingHarness) -> None:
     assert cancelled.timeline[-1].actor is Actor.STAFF
 
 
-async def test_the_policy_is_the_one_of_when_it_was_booked(harness: BookingHarness) -> None:
+async def test_a_booking_has_the_policy_of_the_time_of_booking(harness: BookingHarness) -> None:
     event = await harness.an_event()
     booking = await a_confirmed(harness, event)
     assert booking.cancellation_policy == STANDARD_TIERS
@@ -222,7 +220,9 @@ async def test_the_same_key_again_returns_the_first_answer(harness: BookingHarne
     assert len((await harness.booking(booking.booking_id)).refunds) == 1
 
 
-async def test_a_hundred_cancel_with_the_same_key_at_once(harness: BookingHarness) -> None:
+async def test_a_hundred_concurrent_cancellations_with_the_same_key(
+    harness: BookingHarness,
+) -> None:
     event = await harness.an_event()
     booking = await a_confirmed(harness, event)
     answers = await asyncio.gather(
@@ -249,16 +249,16 @@ async def test_dying_at_any_call_of_cancelling(harness: BookingHarness, point: i
     assert await harness.audit(event) == ()
 
 
-async def test_the_staff_has_given_some_back_before(harness: BookingHarness) -> None:
-    """Not known here when the booking is cancelled: what is left goes back, and no more."""
+async def test_after_a_refund_by_staff_only_the_rest_is_refunded(harness: BookingHarness) -> None:
+    """booking_svc does not know of that refund when the booking is cancelled."""
     event = await harness.an_event()
     booking = await a_confirmed(harness, event)
     assert booking.payment is not None
-    given = new_id()
-    harness.payments.refunds[given] = (booking.payment.payment_id, Money(100_000, "INR"))
+    by_staff = new_id()
+    harness.payments.refunds[by_staff] = (booking.payment.payment_id, Money(100_000, "INR"))
     await harness.cancel(booking.booking_id)
     await harness.deliver(
-        Refunded(booking.booking_id, booking.payment.payment_id, given, Money(100_000, "INR"))
+        Refunded(booking.booking_id, booking.payment.payment_id, by_staff, Money(100_000, "INR"))
     )
     await harness.run_until_idle()
     await harness.process_refunds()
@@ -268,7 +268,7 @@ async def test_the_staff_has_given_some_back_before(harness: BookingHarness) -> 
     assert ended.payment.status is PaymentStatus.REFUNDED
 
 
-async def test_the_organiser_cancels_for_all(harness: BookingHarness) -> None:
+async def test_the_organiser_cancels_all_bookings_of_an_event(harness: BookingHarness) -> None:
     event = await harness.an_event(an_offer(capacity=40))
     other = await harness.an_event()
     untouched = await a_confirmed(harness, other)
@@ -298,8 +298,8 @@ async def test_the_organiser_cancels_for_all(harness: BookingHarness) -> None:
     for booking in (*confirmed, held, paying, paid):
         ended = await harness.booking(booking.booking_id)
         assert ended.status is Status.CANCELLED
-        told = next(entry for entry in ended.timeline if entry.status is Status.CANCELLED)
-        assert (told.actor, told.reason) == (Actor.ORGANISER, "the band is ill")
+        last = next(entry for entry in ended.timeline if entry.status is Status.CANCELLED)
+        assert (last.actor, last.reason) == (Actor.ORGANISER, "the band is ill")
     for booking in (*confirmed, paid):
         assert booking.payment is not None
         assert (

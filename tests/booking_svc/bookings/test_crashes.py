@@ -278,7 +278,7 @@ async def play(stage: Stage, scene: Scene, *, at: int | None) -> tuple[bool, int
         work, check = await scene(stage)
         died, awaits = await crashes.run(work, at=at)
         for url in stage.urls:
-            await crashes.cut(url)
+            await crashes.terminate_connections(url)
     try:
         await check()
     except (AssertionError, DomainError) as error:

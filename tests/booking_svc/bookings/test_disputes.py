@@ -1,4 +1,4 @@
-"""A customer's bank asks a payment back: seen in the booking's timeline, and nothing moves."""
+"""A dispute of a payment is in the booking's timeline and changes nothing else."""
 
 import pytest
 
@@ -33,13 +33,13 @@ async def test_a_dispute_is_in_the_timeline(
                 status,
             )
         )
-    found = await harness.booking(booking.booking_id)
-    assert [entry.reason for entry in found.timeline[-2:]] == [
+    disputed = await harness.booking(booking.booking_id)
+    assert [entry.reason for entry in disputed.timeline[-2:]] == [
         "payment disputed by the bank",
         text,
     ]
-    assert found.status is Status.CONFIRMED
-    assert found.payment is not None
-    assert found.payment.status is PaymentStatus.CAPTURED
-    assert found.refunds == ()
+    assert disputed.status is Status.CONFIRMED
+    assert disputed.payment is not None
+    assert disputed.payment.status is PaymentStatus.CAPTURED
+    assert disputed.refunds == ()
     assert await harness.audit(event) == ()

@@ -1,4 +1,4 @@
-"""A cancelled event gives everybody their money back, once, wherever a process dies."""
+"""All bookings of a cancelled event are refunded, once, wherever a process dies."""
 
 import random
 from datetime import timedelta
@@ -17,7 +17,7 @@ from testing.booking_harness import BookingHarness, ProcessDiedError, an_offer
 
 
 async def a_sold_event(harness: BookingHarness, count: int) -> tuple[Event, list[Booking]]:
-    """An event with so many confirmed bookings."""
+    """An event with `count` confirmed bookings."""
     event = await harness.an_event(an_offer(capacity=count + 10, per_customer_limit=count))
     bookings = []
     for _ in range(count):
@@ -34,7 +34,7 @@ async def progress(harness: BookingHarness, event: Event) -> Progress:
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_everybody_is_refunded_once_wherever_the_process_dies(
+async def test_all_bookings_are_refunded_once_wherever_the_process_dies(
     harness: BookingHarness, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(event_cancellation, "BATCH", 4)
@@ -50,7 +50,7 @@ async def test_everybody_is_refunded_once_wherever_the_process_dies(
         harness.crashes.at = rng.randrange(1, 6) if deaths < 3 else None
         try:
             if rng.random() < 0.3:
-                # Died in the middle of a batch: its transaction is undone.
+                # Died in the middle of a batch: its transaction is rolled back.
                 async with harness.database.transaction() as connection:
                     await event_cancellation.cancel_batch(connection, now=harness.clock())
                     raise ProcessDiedError
@@ -58,7 +58,7 @@ async def test_everybody_is_refunded_once_wherever_the_process_dies(
             await harness.run_steps()
         except ProcessDiedError:
             deaths += 1
-            # Its steps are taken by another one, once their claims have lapsed.
+            # Its steps are due again when their leases end.
             harness.clock.advance(timedelta(minutes=2))
         if not state.bookings_left:
             deaths = 3
@@ -83,8 +83,8 @@ async def test_everybody_is_refunded_once_wherever_the_process_dies(
     assert not await harness.audit(event)
 
 
-async def test_a_booking_that_comes_up_late_is_cancelled_too(harness: BookingHarness) -> None:
-    """It was under way when the event was cancelled."""
+async def test_a_booking_that_is_inserted_late_is_cancelled_too(harness: BookingHarness) -> None:
+    """It was in flight when the event was cancelled."""
     event, _ = await a_sold_event(harness, 1)
     other = await harness.an_event()
     await harness.cancel_event(event)
@@ -104,10 +104,10 @@ async def test_a_booking_that_comes_up_late_is_cancelled_too(harness: BookingHar
         assert await harness.cancel_batch() is None
 
 
-async def test_whoever_cancels_before_the_loop_comes_gets_everything_back(
+async def test_a_customer_who_cancels_before_the_loop_is_refunded_in_full(
     harness: BookingHarness,
 ) -> None:
-    """Also when the policy would grant nothing any more."""
+    """Also when the policy would no longer grant a refund."""
     event, [booking] = await a_sold_event(harness, 1)
     assert event.start_time is not None
     harness.clock.now = event.start_time - timedelta(hours=1)
@@ -124,8 +124,8 @@ async def test_whoever_cancels_before_the_loop_comes_gets_everything_back(
     assert [amount for _, amount in harness.payments.refunds.values()] == [booking.total]
 
 
-async def test_what_is_cancelled_is_never_completed(harness: BookingHarness) -> None:
-    """The event's end comes before the loop does."""
+async def test_bookings_of_a_cancelled_event_are_never_completed(harness: BookingHarness) -> None:
+    """The event ends before the loop runs."""
     event, [booking] = await a_sold_event(harness, 1)
     await harness.cancel_event(event)
     harness.clock.advance(timedelta(days=60))

@@ -1,4 +1,4 @@
-"""Payments that come when their holds are over and there are places for half of them."""
+"""Payments that arrive after their holds have expired, with places for half of them."""
 
 import asyncio
 from datetime import timedelta
@@ -13,7 +13,7 @@ from testing.booking_harness import WINDOW, BookingHarness, an_offer
 async def test_half_of_the_late_payments_find_places(
     harness: BookingHarness, is_long: bool
 ) -> None:
-    """None is left in doubt: confirmed with its places, or refunded in full."""
+    """Each is confirmed with its places, or refunded in full."""
     count = 1_000 if is_long else 40
     event = await harness.an_event(an_offer(capacity=count))
     late = []
@@ -22,13 +22,13 @@ async def test_half_of_the_late_payments_find_places(
     harness.clock.advance(WINDOW)
     while await harness.run_loops():
         pass
-    # Others have bought half of what had become free.
+    # Other customers have held half of the places.
     for _ in range(0, count // 2, 10):
         await harness.place(event, quantity=min(10, count // 2), checkout=None)
     for booking in late:
         await harness.capture(booking)
-    # A step that found the service busy is taken again a moment later. The rivals' holds
-    # are over later than all of this.
+    # A step that failed because the service was busy is repeated. The other customers' holds
+    # expire later than that.
     for _ in range(5):
         harness.clock.advance(timedelta(minutes=1))
         while await harness.run_loops():
@@ -40,7 +40,7 @@ async def test_half_of_the_late_payments_find_places(
         booking
         for booking in ended
         if booking.status is Status.EXPIRED
-        and [(each.amount, each.status) for each in booking.refunds]
+        and [(refund.amount, refund.status) for refund in booking.refunds]
         == [(booking.total, RefundStatus.PROCESSED)]
     ]
     assert (len(confirmed), len(refunded)) == (count // 2, count // 2)

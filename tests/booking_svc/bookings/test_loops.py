@@ -1,4 +1,4 @@
-"""What happens by itself: the end of events, lost messages, old records."""
+"""Background loops: completion, reconciliation, housekeeping."""
 
 from datetime import datetime, timedelta
 
@@ -24,9 +24,9 @@ async def test_confirmed_bookings_are_completed_after_the_event(harness: Booking
     endless = await harness.an_event(end_time=None)
     undated = await harness.an_event(start_time=None, end_time=None)
     attended = [await a_confirmed(harness, event) for _ in range(3)]
-    given_up = await a_confirmed(harness, event)
-    await harness.cancel(given_up.booking_id)
-    others = [await a_confirmed(harness, each) for each in (endless, undated)]
+    cancelled = await a_confirmed(harness, event)
+    await harness.cancel(cancelled.booking_id)
+    others = [await a_confirmed(harness, other) for other in (endless, undated)]
     assert event.end_time is not None
     assert event.start_time is not None
     harness.clock.now = event.end_time - timedelta(seconds=1)
@@ -37,14 +37,16 @@ async def test_confirmed_bookings_are_completed_after_the_event(harness: Booking
         ended = await harness.booking(booking.booking_id)
         assert ended.status is Status.COMPLETED
         assert ended.timeline[-1].actor is Actor.SYSTEM
-    assert (await harness.booking(given_up.booking_id)).status is Status.CANCELLED
+    assert (await harness.booking(cancelled.booking_id)).status is Status.CANCELLED
     harness.clock.now = event.start_time + timedelta(days=1)
     assert await complete(harness) == 1
-    found = [(await harness.booking(booking.booking_id)).status for booking in others]
-    assert found == [Status.COMPLETED, Status.CONFIRMED]
+    statuses = [(await harness.booking(booking.booking_id)).status for booking in others]
+    assert statuses == [Status.COMPLETED, Status.CONFIRMED]
 
 
-async def test_a_payment_whose_event_never_comes_is_asked_for(harness: BookingHarness) -> None:
+async def test_reconciliation_finds_the_outcome_of_a_payment_whose_event_is_lost(
+    harness: BookingHarness,
+) -> None:
     event = await harness.an_event()
     paid, refused, idle = [await harness.place(event) for _ in range(3)]
     assert paid.payment is not None
@@ -60,12 +62,12 @@ async def test_a_payment_whose_event_never_comes_is_asked_for(harness: BookingHa
     await harness.run_until_idle()
     assert (await harness.booking(paid.booking_id)).status is Status.CONFIRMED
     assert (await harness.booking(refused.booking_id)).status is Status.FAILED
-    # The event comes after all: nothing changes.
+    # The event arrives after all: nothing changes.
     await harness.capture(paid)
     await harness.run_until_idle()
     assert (await harness.booking(paid.booking_id)).status is Status.CONFIRMED
     assert harness.payments.refunds == {}
-    # The one that is open is asked for less and less often, and after days no more.
+    # The pauses between checks of the open payment grow; after 3 days there are none.
     asked = 0
     for _ in range(24 * 12):
         harness.clock.advance(timedelta(minutes=20))
@@ -74,7 +76,9 @@ async def test_a_payment_whose_event_never_comes_is_asked_for(harness: BookingHa
     assert (await harness.booking(idle.booking_id)).payment is not None
 
 
-async def test_a_refund_whose_event_never_comes_is_asked_for(harness: BookingHarness) -> None:
+async def test_reconciliation_finds_the_outcome_of_a_refund_whose_event_is_lost(
+    harness: BookingHarness,
+) -> None:
     event = await harness.an_event()
     booking = await a_confirmed(harness, event)
     await harness.cancel(booking.booking_id)
@@ -87,7 +91,7 @@ async def test_a_refund_whose_event_never_comes_is_asked_for(harness: BookingHar
     assert ended.payment.status is PaymentStatus.CAPTURED
 
 
-async def test_a_booking_without_places_is_found(harness: BookingHarness) -> None:
+async def test_a_confirmed_booking_without_places_is_reported(harness: BookingHarness) -> None:
     event = await harness.an_event()
     good, bad = [await a_confirmed(harness, event) for _ in range(2)]
     assert await reconciliation.compare_stock(harness.deps) == 0
@@ -104,12 +108,14 @@ async def test_answers_are_kept_for_three_days(harness: BookingHarness) -> None:
     harness.clock.advance(timedelta(seconds=1))
     assert await housekeeping.sweep(harness.database, harness.clock) == 1
     async with harness.database.reading() as connection:
-        left = await connection.scalar(sa.select(sa.func.count()).select_from(idempotency_records))
-    assert left == 0
+        remaining = await connection.scalar(
+            sa.select(sa.func.count()).select_from(idempotency_records)
+        )
+    assert remaining == 0
 
 
 async def test_a_step_waits_since_it_was_due(harness: BookingHarness) -> None:
-    """Not since it was written down for later, and not since its last try."""
+    """Not since it was enqueued for later, and not since its last attempt."""
     booking = await harness.place(await harness.an_event())
     late = timedelta(seconds=60)
 
@@ -129,8 +135,8 @@ async def test_a_step_waits_since_it_was_due(harness: BookingHarness) -> None:
         await saga_steps.enqueue(
             connection, booking.booking_id, StepKind.VOID, payment_id, now=harness.clock()
         )
-    owed_at = harness.clock()
-    assert await oldest() == owed_at
+    enqueued_at = harness.clock()
+    assert await oldest() == enqueued_at
     harness.clock.advance(timedelta(seconds=1))
     assert len(await harness.steps.claim(limit=9)) == 1
-    assert await oldest() == owed_at
+    assert await oldest() == enqueued_at

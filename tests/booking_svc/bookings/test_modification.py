@@ -1,4 +1,4 @@
-"""Other items, another event: what is exchanged, refunded, and paid on top."""
+"""Changes of items and event: what is exchanged, refunded, and paid in addition."""
 
 import asyncio
 from datetime import timedelta
@@ -17,7 +17,7 @@ from mesh.ids import new_id
 from mesh.money import Money
 from testing.booking_harness import HOLD, START, WINDOW, BookingHarness, an_offer
 from tests.booking_svc.bookings.test_cancellation import DAY, a_confirmed, refused
-from tests.booking_svc.bookings.test_outbox import happened
+from tests.booking_svc.bookings.test_outbox import outbox_events
 
 STAFF = By(Actor.STAFF, new_id())
 
@@ -44,7 +44,7 @@ async def two_nights(
 
 
 def net(harness: BookingHarness, booking: Booking) -> int:
-    """What came for a booking and has not gone back; nobody else pays in these tests."""
+    """The captured minus the refunded amount; the booking is the only one that is paid."""
     returned = sum(amount.amount_minor for _, amount in harness.payments.refunds.values())
     return sum(amount.amount_minor for amount in harness.payments.paid.values()) - returned
 
@@ -55,7 +55,7 @@ async def pay_difference(harness: BookingHarness, booking: Booking) -> None:
     await harness.capture_payment(booking, change.payment_id, change.difference)
 
 
-async def test_other_items_while_held(harness: BookingHarness) -> None:
+async def test_a_held_booking_gets_other_items(harness: BookingHarness) -> None:
     event = await harness.an_event(an_offer(), an_offer(name="Balcony", pool="balcony"))
     held = await harness.place(event, checkout=None, quantity=2)
     harness.clock.advance(timedelta(minutes=2))
@@ -64,8 +64,8 @@ async def test_other_items_while_held(harness: BookingHarness) -> None:
     assert changed.status is Status.HELD
     assert changed.total == Money(450_000, "INR")
     assert changed.hold_expire_time == held.hold_expire_time
-    left = (await harness.stock.availability(event_id=event.event_id, with_seats=False)).offers
-    assert [left[offer.offer_id] for offer in event.offers] == [10, 7]
+    available = (await harness.stock.availability(event_id=event.event_id, with_seats=False)).offers
+    assert [available[offer.offer_id] for offer in event.offers] == [10, 7]
     paying = await harness.checkout(held.booking_id)
     await harness.capture(paying)
     await harness.run_until_idle()
@@ -73,13 +73,13 @@ async def test_other_items_while_held(harness: BookingHarness) -> None:
     assert await harness.audit(event) == ()
 
 
-async def test_more_than_there_is_changes_nothing(harness: BookingHarness) -> None:
+async def test_more_places_than_available_change_nothing(harness: BookingHarness) -> None:
     event = await harness.an_event(an_offer(capacity=5))
     held = await harness.place(event, checkout=None, quantity=2)
     await harness.place(event, checkout=None, quantity=2)
     await refused(Reason.SOLD_OUT, harness.update(held, items=places(event, 4)))
     assert (await harness.booking(held.booking_id)).items == held.items
-    # Its own places count as free: all that is left and its own can be had.
+    # Its own places count as available.
     changed = await harness.update(held, items=places(event, 3))
     assert changed.items[0].quantity == 3
     assert await harness.available(event) == 0
@@ -90,7 +90,7 @@ async def test_more_than_there_is_changes_nothing(harness: BookingHarness) -> No
 
 
 @pytest.mark.parametrize(("days", "refund"), [(20, 291_000), (10, 150_000), (5, 0)])
-async def test_fewer_items_of_a_confirmed_booking(
+async def test_removed_items_of_a_confirmed_booking_are_refunded_by_the_policy(
     harness: BookingHarness, days: int, refund: int
 ) -> None:
     event = await harness.an_event()
@@ -111,9 +111,9 @@ async def test_fewer_items_of_a_confirmed_booking(
     await harness.run_until_idle()
     assert await harness.available(event) == 9
     assert net(harness, booking) == 450_000 - refund
-    told = (await happened(harness, 3))[2].change
-    assert told == Updated(Money(450_000, "INR"), Money(refund, "INR") if refund else None)
-    # The rest is cancelled by the same policy, of what it cost.
+    change = (await outbox_events(harness, 3))[2].change
+    assert change == Updated(Money(450_000, "INR"), Money(refund, "INR") if refund else None)
+    # The rest is cancelled by the same policy, with its own price.
     harness.clock.now = START
     await harness.cancel(booking.booking_id)
     await harness.run_until_idle()
@@ -149,7 +149,7 @@ async def test_the_same_key_changes_once(harness: BookingHarness) -> None:
     assert len((await harness.booking(booking.booking_id)).refunds) == 1
 
 
-async def test_to_a_cheaper_night(harness: BookingHarness) -> None:
+async def test_a_cheaper_event_is_refunded_in_full(harness: BookingHarness) -> None:
     first, second = await two_nights(harness, price=100_000)
     booking = await a_confirmed(harness, first, quantity=2)
     moved = await harness.reschedule(booking, second, checkout=None)
@@ -157,13 +157,13 @@ async def test_to_a_cheaper_night(harness: BookingHarness) -> None:
     await harness.run_until_idle()
     assert net(harness, booking) == 200_000
     assert (await harness.available(first), await harness.available(second)) == (10, 8)
-    told = (await happened(harness, 3))[2].change
-    assert told == Rescheduled(first.event_id, booking.total, Money(100_000, "INR"))
+    change = (await outbox_events(harness, 3))[2].change
+    assert change == Rescheduled(first.event_id, booking.total, Money(100_000, "INR"))
     assert moved.cancellation_policy == booking.cancellation_policy
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
-async def test_from_a_free_night_to_a_dearer_one_needs_a_provider(harness: BookingHarness) -> None:
+async def test_from_a_free_event_to_a_paid_one_needs_a_provider(harness: BookingHarness) -> None:
     first, second = await two_nights(harness, price=100_000, first_price=0)
     booking = await harness.place(first)
     assert booking.status is Status.CONFIRMED
@@ -173,10 +173,10 @@ async def test_from_a_free_night_to_a_dearer_one_needs_a_provider(harness: Booki
     assert waiting.change.difference == Money(100_000, "INR")
 
 
-async def test_to_a_dearer_night(harness: BookingHarness) -> None:
+async def test_a_dearer_event_is_paid_first(harness: BookingHarness) -> None:
     first, second = await two_nights(harness, price=200_000)
     booking = await a_confirmed(harness, first, quantity=2)
-    # Without `checkout`: where the booking was paid.
+    # Without `checkout`: the provider of the booking's payment.
     waiting = await harness.reschedule(booking, second, checkout=None)
     assert waiting.event_id == first.event_id
     assert waiting.change is not None
@@ -194,7 +194,7 @@ async def test_to_a_dearer_night(harness: BookingHarness) -> None:
         None,
     )
     assert (await harness.available(first), await harness.available(second)) == (10, 8)
-    # Two payments have brought the money; both give back.
+    # The booking was paid with two payments; both are refunded.
     harness.clock.advance(timedelta(days=30))
     await harness.cancel(booking.booking_id)
     await harness.run_until_idle()
@@ -207,7 +207,7 @@ async def test_to_a_dearer_night(harness: BookingHarness) -> None:
 
 
 @pytest.mark.parametrize("how", ["expires", "fails", "late", "wrong", "cancelled"])
-async def test_a_difference_that_is_not_paid_leaves_the_booking(
+async def test_an_unpaid_difference_leaves_the_booking_as_it_is(
     harness: BookingHarness, how: str
 ) -> None:
     first, second = await two_nights(harness, price=200_000)
@@ -236,7 +236,7 @@ async def test_a_difference_that_is_not_paid_leaves_the_booking(
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
-async def test_a_full_night_leaves_the_booking(harness: BookingHarness) -> None:
+async def test_a_sold_out_event_leaves_the_booking_as_it_is(harness: BookingHarness) -> None:
     first, second = await two_nights(harness)
     booking = await a_confirmed(harness, first, quantity=4)
     await harness.place(second, quantity=7)
@@ -247,7 +247,7 @@ async def test_a_full_night_leaves_the_booking(harness: BookingHarness) -> None:
     assert (await harness.available(first), await harness.available(second)) == (6, 3)
 
 
-async def test_a_later_night_is_no_way_around_the_policy(harness: BookingHarness) -> None:
+async def test_a_later_event_does_not_improve_the_refund(harness: BookingHarness) -> None:
     first, second = await two_nights(harness)
     booking = await a_confirmed(harness, first)
     assert first.start_time is not None
@@ -259,7 +259,7 @@ async def test_a_later_night_is_no_way_around_the_policy(harness: BookingHarness
     assert net(harness, booking) == 75_000
 
 
-async def test_where_a_booking_cannot_go(harness: BookingHarness) -> None:
+async def test_events_that_a_booking_cannot_be_rescheduled_to(harness: BookingHarness) -> None:
     first, second = await two_nights(harness)
     other = await harness.an_event(production_id=new_id())
     booking = await a_confirmed(harness, first)
@@ -274,7 +274,7 @@ async def test_where_a_booking_cannot_go(harness: BookingHarness) -> None:
     assert (moved.event_id, moved.max_refund_percent) == (second.event_id, 0)
 
 
-async def test_two_reschedule_one_booking_at_once(harness: BookingHarness) -> None:
+async def test_concurrent_reschedules_of_one_booking(harness: BookingHarness) -> None:
     first, second = await two_nights(harness)
     booking = await a_confirmed(harness, first)
     answers = await asyncio.gather(
@@ -314,7 +314,7 @@ async def test_dying_at_any_call_of_rescheduling(
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
-async def test_a_difference_whose_news_come_after_the_hold_goes_back(
+async def test_a_difference_captured_after_the_hold_is_refunded(
     harness: BookingHarness,
 ) -> None:
     first, second = await two_nights(harness, price=200_000)
@@ -329,8 +329,8 @@ async def test_a_difference_whose_news_come_after_the_hold_goes_back(
     assert await harness.cancel(booking.booking_id)
 
 
-async def test_an_exchange_is_taken_up_however_late(harness: BookingHarness) -> None:
-    """Every process was away for longer than the change has time."""
+async def test_an_exchange_is_finished_however_late(harness: BookingHarness) -> None:
+    """No process ran for longer than the change was valid."""
     first, second = await two_nights(harness)
     booking = await a_confirmed(harness, first)
     await harness.die_at(1, harness.reschedule(booking, second))

@@ -1,4 +1,4 @@
-"""What happens to bookings, as mails and webhooks follow it."""
+"""The domain events of bookings, as mails and webhooks read them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -34,21 +34,21 @@ from mesh.money import Money
 from testing.booking_harness import WINDOW, BookingHarness
 
 
-async def happened(harness: BookingHarness, count: int) -> list[BookingEvent]:
+async def outbox_events(harness: BookingHarness, count: int) -> list[BookingEvent]:
     """The first `count` events of the outbox."""
     events = BookingEvents(OutboxReader(harness.database, tables.outbox))
-    found: list[BookingEvent] = []
+    received: list[BookingEvent] = []
     async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
-            found += batch
-            if len(found) >= count:
+            received += batch
+            if len(received) >= count:
                 break
-    return found
+    return received
 
 
-async def test_each_move_is_told_once_in_its_order(harness: BookingHarness) -> None:
+async def test_each_move_is_published_once_and_in_order(harness: BookingHarness) -> None:
     event = await harness.an_event()
-    paid, left, refused = [await harness.place(event) for _ in range(3)]
+    paid, cancelled, refused = [await harness.place(event) for _ in range(3)]
     for _ in range(2):
         await harness.capture(paid)
         await harness.run_until_idle()
@@ -56,23 +56,23 @@ async def test_each_move_is_told_once_in_its_order(harness: BookingHarness) -> N
     await harness.deliver(
         ports.Failed(refused.booking_id, refused.payment.payment_id, "card_declined")
     )
-    await harness.cancel(left.booking_id, reason="changed my mind")
+    await harness.cancel(cancelled.booking_id, reason="changed my mind")
     idle = await harness.place(event, checkout=None)
     harness.clock.advance(WINDOW)
     await harness.run_until_idle()
-    told = await happened(harness, 8)
+    published = await outbox_events(harness, 8)
     by_booking: dict[UUID, list[Change]] = {}
-    for each in told:
-        by_booking.setdefault(each.booking_id, []).append(each.change)
+    for entry in published:
+        by_booking.setdefault(entry.booking_id, []).append(entry.change)
     assert by_booking == {
         paid.booking_id: [Held(), Confirmed("payment captured")],
-        left.booking_id: [Held(), Cancelled(Actor.CUSTOMER, "changed my mind", None)],
+        cancelled.booking_id: [Held(), Cancelled(Actor.CUSTOMER, "changed my mind", None)],
         refused.booking_id: [Held(), Failed("payment failed: card_declined")],
         idle.booking_id: [Held(), Expired("not paid in time")],
     }
-    assert len({each.key for each in told}) == len(told)
-    assert {each.event_id for each in told} == {event.event_id}
-    assert {each.total for each in told} == {paid.total}
+    assert len({entry.key for entry in published}) == len(published)
+    assert {entry.event_id for entry in published} == {event.event_id}
+    assert {entry.total for entry in published} == {paid.total}
 
 
 async def test_a_consumer_inside_the_service_has_each_effect_once(harness: BookingHarness) -> None:
@@ -83,7 +83,7 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(harness: Booki
     async def apply(
         connection: AsyncConnection, events: Sequence[BookingEvent], now: datetime
     ) -> None:
-        seen.extend(each.booking_id for each in events)
+        seen.extend(entry.booking_id for entry in events)
 
     def consumer() -> EventConsumer[BookingEvent]:
         return EventConsumer(
@@ -123,10 +123,10 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(harness: Booki
     ],
     ids=lambda change: type(change).__name__,
 )
-async def test_what_is_written_is_read_back(harness: BookingHarness, change: Change) -> None:
+async def test_an_event_is_read_as_it_was_written(harness: BookingHarness, change: Change) -> None:
     booking = await harness.place(await harness.an_event())
     now = harness.clock()
     async with harness.database.transaction() as connection:
         await outbox.append(connection, booking=booking, change=change, now=now)
-    [_, event] = await happened(harness, 2)
+    [_, event] = await outbox_events(harness, 2)
     assert (event.change, event.time, event.customer_id) == (change, now, booking.customer_id)

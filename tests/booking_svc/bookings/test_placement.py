@@ -1,4 +1,4 @@
-"""Bookings that are placed at once: written together, each with its own outcome."""
+"""Concurrent placing: bookings are written in batches, each with its own outcome."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,13 +20,12 @@ from mesh.money import Money
 from mesh.rpc import call
 from testing.booking_harness import HOLD, START, BookingHarness, an_offer
 
-CROWD = 40
-# Of a ledger whose transactions wait for each other: no more than it has connections.
+BATCH = 40
 FEW = 10
 
 
 async def transactions(harness: BookingHarness) -> int:
-    """In how many transactions bookings have begun."""
+    """The number of transactions that inserted bookings."""
     counted = sa.select(sa.func.count(tables.outbox.c.transaction_id.distinct()))
     async with harness.database.reading() as connection:
         return int((await connection.execute(counted)).scalar_one())
@@ -59,34 +58,36 @@ async def insert(writer: BatchWriter, booking: Booking, key: str = "k") -> bool:
     )
 
 
-async def test_a_crowd_is_written_in_few_transactions(harness: BookingHarness) -> None:
+async def test_concurrent_bookings_are_written_in_few_transactions(harness: BookingHarness) -> None:
     event = await harness.an_event()
     writer = BatchWriter(harness.database, harness.clock)
-    bookings = [a_booking(harness, event) for _ in range(CROWD)]
+    bookings = [a_booking(harness, event) for _ in range(BATCH)]
     assert all(await asyncio.gather(*(insert(writer, booking) for booking in bookings)))
-    # The first two find nobody under way; the others are the batches after them.
+    # At most two batches are in flight; the others queue and form the next ones.
     assert await transactions(harness) <= 4
     assert {booking.booking_id for booking in await harness.all_bookings(event)} == {
         booking.booking_id for booking in bookings
     }
 
 
-async def test_each_of_a_crowd_has_its_own_outcome(harness: BookingHarness) -> None:
+async def test_each_of_several_concurrent_calls_has_its_own_outcome(
+    harness: BookingHarness,
+) -> None:
     event = await harness.an_event(an_offer(capacity=2))
     missing = replace(event, event_id=new_id())
     outcomes = await asyncio.gather(
         *(harness.place(event if n % 2 else missing, checkout=None) for n in range(FEW)),
         return_exceptions=True,
     )
-    reasons = [each.reason for each in outcomes if isinstance(each, DomainError)]
+    reasons = [outcome.reason for outcome in outcomes if isinstance(outcome, DomainError)]
     assert reasons.count(Reason.EVENT_NOT_FOUND) == FEW / 2
     assert reasons.count(Reason.SOLD_OUT) == FEW / 2 - 2
-    assert sum(isinstance(each, Booking) for each in outcomes) == 2
+    assert sum(isinstance(outcome, Booking) for outcome in outcomes) == 2
     assert await harness.audit(event) == ()
 
 
-async def test_crowds_of_two_processes_with_the_same_keys(harness: BookingHarness) -> None:
-    """Each process has batches of its own; of each key one of them makes the booking."""
+async def test_batches_of_two_processes_with_the_same_keys(harness: BookingHarness) -> None:
+    """Each process has its own batches; for each key one of them inserts the booking."""
     event, customer = await harness.an_event(), new_id()
     other = harness.another_process()
 
@@ -102,26 +103,26 @@ async def test_crowds_of_two_processes_with_the_same_keys(harness: BookingHarnes
     assert await harness.available(event) == 10 - len(keys)
 
 
-async def test_what_the_database_refuses_takes_nobody_with_it(harness: BookingHarness) -> None:
+async def test_a_booking_that_the_database_refuses_fails_alone(harness: BookingHarness) -> None:
     event = await harness.an_event()
     nowhere = replace(event, event_id=new_id())
     writer = BatchWriter(harness.database, harness.clock)
-    bookings = [a_booking(harness, nowhere if n == 7 else event) for n in range(CROWD)]
+    bookings = [a_booking(harness, nowhere if n == 7 else event) for n in range(BATCH)]
     outcomes = await asyncio.gather(
         *(insert(writer, booking) for booking in bookings), return_exceptions=True
     )
-    [refusal] = [each for each in outcomes if isinstance(each, DomainError)]
+    [refusal] = [outcome for outcome in outcomes if isinstance(outcome, DomainError)]
     assert refusal.reason is Reason.INTERNAL
-    assert outcomes.count(True) == CROWD - 1
+    assert outcomes.count(True) == BATCH - 1
     assert (await harness.booking(bookings[-1].booking_id)).items == bookings[-1].items
 
 
-async def test_a_key_that_is_taken_writes_nothing(harness: BookingHarness) -> None:
+async def test_a_key_that_is_used_writes_nothing(harness: BookingHarness) -> None:
     event = await harness.an_event()
     writer = BatchWriter(harness.database, harness.clock)
     first = a_booking(harness, event)
     second, third = (
-        replace(first, booking_id=one, reservation_id=one) for one in (new_id(), new_id())
+        replace(first, booking_id=new, reservation_id=new) for new in (new_id(), new_id())
     )
     assert await insert(writer, first)
     is_first = await asyncio.gather(insert(writer, second), insert(writer, third, "other"))
@@ -130,7 +131,9 @@ async def test_a_key_that_is_taken_writes_nothing(harness: BookingHarness) -> No
     assert known == {first.booking_id, third.booking_id}
 
 
-async def test_what_is_written_together_keeps_who_asked_for_it(harness: BookingHarness) -> None:
+async def test_each_event_of_a_batch_has_the_origin_of_its_own_call(
+    harness: BookingHarness,
+) -> None:
     event = await harness.an_event()
     writer = BatchWriter(harness.database, harness.clock)
 
@@ -140,13 +143,13 @@ async def test_what_is_written_together_keeps_who_asked_for_it(harness: BookingH
         await insert(writer, booking)
         return booking.booking_id
 
-    made = await asyncio.gather(*map(place, range(CROWD)))
+    made = await asyncio.gather(*map(place, range(BATCH)))
     async with harness.database.reading() as connection:
         rows = await connection.execute(
             sa.select(tables.outbox.c.aggregate_id, tables.outbox.c.origin)
         )
-        asked_by = {row.aggregate_id: row.origin.partition(" ")[0] for row in rows}
-    assert asked_by == {one: f"request-{number}" for number, one in enumerate(made)}
+        origins = {row.aggregate_id: row.origin.partition(" ")[0] for row in rows}
+    assert origins == {booking_id: f"request-{number}" for number, booking_id in enumerate(made)}
 
 
 async def answer_of(harness: BookingHarness, key: Key) -> bytes | None:
@@ -155,7 +158,7 @@ async def answer_of(harness: BookingHarness, key: Key) -> bytes | None:
     return None if record is None else record.response
 
 
-async def test_pages_are_written_with_their_answers_unless_another_payment_came(
+async def test_a_payment_url_and_its_answer_are_written_unless_the_payment_was_replaced(
     harness: BookingHarness,
 ) -> None:
     event = await harness.an_event()
@@ -193,7 +196,7 @@ async def test_a_payment_captured_before_its_url_is_stored_stays_captured(
     assert payment.status is PaymentStatus.CAPTURED
 
 
-async def test_what_is_free_is_confirmed_with_its_answer_while_it_is_held(
+async def test_a_free_booking_and_its_answer_are_written_while_it_is_held(
     harness: BookingHarness,
 ) -> None:
     event = await harness.an_event(an_offer(price=Money(0, "INR")))

@@ -1,4 +1,4 @@
-"""Placing, paying and ending bookings, with the real ledger."""
+"""Placing, payment and the end of bookings, with the real ledger."""
 
 import asyncio
 from datetime import timedelta
@@ -101,7 +101,7 @@ async def test_the_same_key_has_one_booking(harness: BookingHarness) -> None:
     assert await harness.available(event) == 9
 
 
-async def test_a_hundred_times_the_same_key_at_once(harness: BookingHarness) -> None:
+async def test_a_hundred_concurrent_calls_with_the_same_key(harness: BookingHarness) -> None:
     event, customer = await harness.an_event(), new_id()
     answers = await asyncio.gather(
         *(harness.place(event, key="k", customer_id=customer) for _ in range(100)),
@@ -130,7 +130,7 @@ async def test_several_processes_with_the_same_key(harness: BookingHarness) -> N
 
 @pytest.mark.parametrize("point", range(1, 5))
 async def test_dying_at_any_call_of_placing(harness: BookingHarness, point: int) -> None:
-    """Reserve and create each have a point before and after them."""
+    """Reserve and create have a crash point before and one after them."""
     event, customer = await harness.an_event(), new_id()
     await harness.die_at(point, harness.place(event, key="k", customer_id=customer, quantity=4))
     booking = await harness.place(event, key="k", customer_id=customer, quantity=4)
@@ -144,7 +144,7 @@ async def test_dying_at_any_call_of_placing(harness: BookingHarness, point: int)
     assert await harness.audit(event) == ()
 
 
-async def test_a_hold_whose_caller_died_for_good_frees_itself(harness: BookingHarness) -> None:
+async def test_a_hold_without_a_booking_expires(harness: BookingHarness) -> None:
     event = await harness.an_event()
     await harness.die_at(2, harness.place(event, quantity=10))
     assert await harness.available(event) == 0
@@ -184,7 +184,9 @@ async def test_a_hold_expires(harness: BookingHarness) -> None:
     )
 
 
-async def test_a_lapsed_hold_cannot_be_paid_before_it_is_swept(harness: BookingHarness) -> None:
+async def test_an_expired_hold_cannot_be_checked_out_before_the_sweeper_ends_it(
+    harness: BookingHarness,
+) -> None:
     event = await harness.an_event()
     held = await harness.place(event, checkout=None)
     harness.clock.advance(HOLD)
@@ -194,7 +196,9 @@ async def test_a_lapsed_hold_cannot_be_paid_before_it_is_swept(harness: BookingH
     )
 
 
-async def test_a_late_payment_gets_its_places_again(harness: BookingHarness) -> None:
+async def test_a_late_payment_gets_its_places_if_they_are_available(
+    harness: BookingHarness,
+) -> None:
     event = await harness.an_event()
     booking = await harness.place(event, quantity=10)
     harness.clock.advance(WINDOW)
@@ -209,7 +213,7 @@ async def test_a_late_payment_gets_its_places_again(harness: BookingHarness) -> 
     assert await harness.audit(event) == ()
 
 
-async def test_a_late_payment_whose_places_are_gone_is_refunded(harness: BookingHarness) -> None:
+async def test_a_late_payment_without_places_is_refunded(harness: BookingHarness) -> None:
     event = await harness.an_event()
     late = await harness.place(event, quantity=10)
     harness.clock.advance(WINDOW)
@@ -230,7 +234,7 @@ async def test_a_late_payment_whose_places_are_gone_is_refunded(harness: Booking
     assert refunded.payment.status is PaymentStatus.REFUNDED
 
 
-async def test_the_refund_is_processed_before_its_request_is_answered(
+async def test_a_refund_is_processed_before_its_request_is_answered(
     harness: BookingHarness,
 ) -> None:
     event = await harness.an_event()
@@ -292,7 +296,7 @@ async def test_a_refused_payment_fails_the_booking(harness: BookingHarness) -> N
     assert failed.status is Status.FAILED
     assert failed.timeline[-1].reason == "payment failed: card_declined"
     assert await harness.available(event) == 10
-    # The customer's second try on the same page went through before the page was closed.
+    # The customer paid on the same page before the payment was voided.
     await harness.capture(booking)
     await harness.run_until_idle()
     assert (await harness.booking(booking.booking_id)).status is Status.CONFIRMED
@@ -302,7 +306,9 @@ async def test_a_refused_payment_fails_the_booking(harness: BookingHarness) -> N
 @pytest.mark.parametrize(
     "amount", [Money(149_999, "INR"), Money(150_001, "INR"), Money(150_000, "USD")]
 )
-async def test_the_wrong_money_never_confirms(harness: BookingHarness, amount: Money) -> None:
+async def test_another_amount_or_currency_never_confirms(
+    harness: BookingHarness, amount: Money
+) -> None:
     event = await harness.an_event()
     booking = await harness.place(event)
     await harness.capture(booking, amount)
@@ -310,7 +316,7 @@ async def test_the_wrong_money_never_confirms(harness: BookingHarness, amount: M
     ended = await harness.booking(booking.booking_id)
     assert (ended.status, ended.confirm_time) == (Status.FAILED, None)
     assert [refund.amount for refund in ended.refunds] == [amount]
-    assert [given for _, given in harness.payments.refunds.values()] == [amount]
+    assert [refunded for _, refunded in harness.payments.refunds.values()] == [amount]
     assert await harness.available(event) == 10
 
 
@@ -318,14 +324,14 @@ async def test_another_payment_of_the_booking_is_refunded(harness: BookingHarnes
     event = await harness.an_event()
     booking = await harness.place(event)
     await harness.capture(booking)
-    stray = new_id()
-    await harness.deliver(ports.Captured(booking.booking_id, stray, booking.total))
+    other = new_id()
+    await harness.deliver(ports.Captured(booking.booking_id, other, booking.total))
     await harness.run_until_idle()
     assert (await harness.booking(booking.booking_id)).status is Status.CONFIRMED
-    assert [payment for payment, _ in harness.payments.refunds.values()] == [stray]
+    assert [payment for payment, _ in harness.payments.refunds.values()] == [other]
 
 
-async def test_what_happens_twice_has_one_effect(harness: BookingHarness) -> None:
+async def test_an_event_that_arrives_twice_has_one_effect(harness: BookingHarness) -> None:
     event = await harness.an_event()
     booking = await harness.place(event)
     for _ in range(3):
@@ -335,7 +341,7 @@ async def test_what_happens_twice_has_one_effect(harness: BookingHarness) -> Non
     assert await harness.available(event) == 9
 
 
-async def test_who_may_cancel_what(harness: BookingHarness) -> None:
+async def test_cancellation_of_unpaid_bookings(harness: BookingHarness) -> None:
     event = await harness.an_event()
     booking = await harness.place(event)
     await refused(
@@ -352,7 +358,7 @@ async def test_who_may_cancel_what(harness: BookingHarness) -> None:
     )
     paid = await harness.place(event)
     await harness.capture(paid)
-    # Paid and about to be confirmed: a moment later it can be cancelled by its policy.
+    # Captured but not yet confirmed. Once confirmed, it can be cancelled by its policy.
     await refused(Reason.BOOKING_STATE_INVALID, harness.cancel(paid.booking_id))
 
 
@@ -367,7 +373,7 @@ async def test_the_sale_must_be_open(harness: BookingHarness) -> None:
     await refused(Reason.SALE_NOT_ACTIVE, harness.place(event))
 
 
-async def test_lines_that_cannot_be(harness: BookingHarness) -> None:
+async def test_invalid_items_are_refused(harness: BookingHarness) -> None:
     event = await harness.an_event(an_offer(max_per_booking=4))
     offer_id = event.offers[0].offer_id
     refusal = await refused(Reason.VALIDATION_FAILED, harness.place(event, quantity=5))
@@ -411,20 +417,20 @@ async def test_bookings_are_listed_page_by_page_newest_first(harness: BookingHar
 
     listed, token = [], ""
     for _ in range(3):
-        found = await page(token)
-        assert found.total_size == 5
-        listed += [booking.booking_id for booking in found.bookings]
-        token = found.next_page_token
+        shown = await page(token)
+        assert shown.total_size == 5
+        listed += [booking.booking_id for booking in shown.bookings]
+        token = shown.next_page_token
     assert token == ""
     assert listed == [booking.booking_id for booking in reversed(placed)]
     await refused(Reason.VALIDATION_FAILED, page(to_token("not an id")))
     await refused(Reason.VALIDATION_FAILED, page("not a token"))
 
 
-async def test_steps_that_hang_hold_up_no_other_booking(harness: BookingHarness) -> None:
-    """payment_svc is away while bookings are given up; another one's payment came before."""
+async def test_steps_that_hang_do_not_delay_other_bookings(harness: BookingHarness) -> None:
+    """payment_svc does not answer while bookings are cancelled and another is paid."""
     event = await harness.an_event()
-    given_up = [await harness.place(event) for _ in range(3)]
+    cancelled = [await harness.place(event) for _ in range(3)]
     paid = await harness.place(event)
     voiding, back = asyncio.Event(), asyncio.Event()
 
@@ -437,7 +443,7 @@ async def test_steps_that_hang_hold_up_no_other_booking(harness: BookingHarness)
     running = asyncio.create_task(harness.steps.run())
     try:
         async with asyncio.timeout(60):
-            for booking in given_up:
+            for booking in cancelled:
                 await harness.cancel(booking.booking_id, reason="")
             harness.deps.on_steps_enqueued()
             await voiding.wait()
@@ -450,7 +456,7 @@ async def test_steps_that_hang_hold_up_no_other_booking(harness: BookingHarness)
         running.cancel()
 
 
-async def test_more_steps_than_fit_at_once_are_taken_without_a_pause(
+async def test_more_steps_than_run_at_once_are_run_without_a_pause(
     harness: BookingHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step_runner, "_IDLE_SECONDS", 3600)

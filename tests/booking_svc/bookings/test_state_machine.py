@@ -1,4 +1,4 @@
-"""The moves of a booking: these and no other, and one at a time."""
+"""The allowed moves of a booking, and that concurrent moves exclude each other."""
 
 import asyncio
 from contextlib import suppress
@@ -13,8 +13,7 @@ from testing.booking_harness import BookingHarness
 from testing.locks import somebody_waits
 from tests.booking_svc.bookings.test_cancellation import a_confirmed
 
-# HELD → CONFIRMED is a booking without anything to pay; what ended unpaid is confirmed by a
-# payment that came late.
+# HELD → CONFIRMED is a free booking; EXPIRED and FAILED are confirmed by a late payment.
 MOVES = {
     (Status.HELD, Status.PENDING_PAYMENT),
     (Status.HELD, Status.CONFIRMED),
@@ -31,7 +30,7 @@ MOVES = {
 }
 
 
-async def test_a_booking_makes_these_moves_and_no_other(harness: BookingHarness) -> None:
+async def test_a_booking_makes_only_the_allowed_moves(harness: BookingHarness) -> None:
     booking = await harness.place(await harness.an_event())
     made = set()
     for source in Status:
@@ -48,16 +47,16 @@ async def test_a_booking_makes_these_moves_and_no_other(harness: BookingHarness)
     assert made == MOVES
 
 
-async def test_of_two_cancellations_at_once_one_gives_money_back(harness: BookingHarness) -> None:
+async def test_of_two_concurrent_cancellations_one_refunds(harness: BookingHarness) -> None:
     event = await harness.an_event()
     booking = await a_confirmed(harness, event, quantity=4)
     async with harness.database.transaction() as connection:
-        is_it = tables.bookings.c.booking_id == booking.booking_id
-        await connection.execute(sa.select(tables.bookings).where(is_it).with_for_update())
+        matches = tables.bookings.c.booking_id == booking.booking_id
+        await connection.execute(sa.select(tables.bookings).where(matches).with_for_update())
         both = [asyncio.create_task(harness.cancel(booking.booking_id)) for _ in range(2)]
         await somebody_waits(harness.database, how_many=2)
     outcomes = await asyncio.gather(*both, return_exceptions=True)
-    [refusal] = [one for one in outcomes if isinstance(one, DomainError)]
+    [refusal] = [outcome for outcome in outcomes if isinstance(outcome, DomainError)]
     assert refusal.reason is Reason.ALREADY_CANCELLED
     await harness.run_until_idle()
     assert booking.payment is not None
