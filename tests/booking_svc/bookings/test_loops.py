@@ -132,3 +132,18 @@ async def test_a_step_waits_since_it_was_due(world: World) -> None:
     world.clock.advance(timedelta(seconds=1))
     assert len(await world.steps.claim(limit=9)) == 1
     assert await oldest() == owed_at
+
+
+async def test_a_step_that_another_process_leased_is_not_postponed(world: World) -> None:
+    booking = await world.place(await world.an_event())
+    async with world.database.transaction() as connection:
+        await saga_steps.enqueue(
+            connection, booking.booking_id, StepKind.VOID, new_id(), now=world.clock()
+        )
+    [late] = await world.steps.claim(limit=9)
+    world.clock.now = late.lease_end
+    [current] = await world.steps.claim(limit=9)
+    for step, due_steps in ((late, 0), (current, 1)):
+        async with world.database.transaction() as connection:
+            await saga_steps.postpone(connection, step, until=world.clock(), error="busy")
+        assert len(await world.steps.claim(limit=9)) == due_steps

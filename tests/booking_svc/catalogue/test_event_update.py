@@ -338,6 +338,27 @@ async def test_a_creation_that_comes_too_late_is_refused(world: World) -> None:
     assert await defined(world) == set()
 
 
+async def test_a_creation_is_refused_once_the_removal_of_its_stock_has_begun(world: World) -> None:
+    """The removal does not succeed yet: a customer holds some of the stock."""
+
+    class HeldStock(LedgerStock):
+        async def define(self, **stock: Any) -> None:
+            await super().define(**stock)
+            world.clock.advance(orphaned_stock.CREATING)
+            await orphaned_stock.remove_due(world.database, self, now=world.clock())
+
+        async def remove(self, *, event_id: UUID) -> None:
+            raise DomainError(Reason.EVENT_STATE_INVALID, "places are held", event_id=event_id)
+
+    held = HeldStock(world.ledger, world.clock, world.crashes)
+    late = EventCommands(
+        database=world.database, writes=world.writes, stock=held, clock=world.clock
+    )
+    with pytest.raises(DomainError) as refusal:
+        await late.create(new=a_new_event(), key=None, encode=encode)
+    assert refusal.value.reason is Reason.DEPENDENCY_UNAVAILABLE
+
+
 async def test_an_event_is_removed_with_its_stock(world: World) -> None:
     event = await world.an_event()
     await desk(world).delete(event_id=event.event_id)

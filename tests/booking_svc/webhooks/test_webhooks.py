@@ -438,6 +438,37 @@ async def test_a_process_that_dies_leaves_its_messages_to_others(
     assert [each.status for each in await log(world, endpoint)] == [Status.DELIVERED]
 
 
+async def test_an_outcome_after_another_process_leased_the_message_is_refused(
+    world: World, outside: Receiver
+) -> None:
+    endpoint = await told_once(world, outside)
+
+    async def lease() -> deliveries.Leased:
+        async with world.database.transaction() as connection:
+            [leased] = await deliveries.lease_due(
+                connection, now=world.clock(), limit=9, per_endpoint=9, busy=[]
+            )
+        return leased
+
+    async def fail(leased: deliveries.Leased) -> Status:
+        async with world.database.transaction() as connection:
+            await deliveries.record_attempt(
+                connection,
+                leased=leased,
+                attempt=deliveries.Attempt(world.clock(), 500, "", 1),
+                is_final=True,
+                jitter=0,
+                now=world.clock(),
+            )
+        [delivery] = await log(world, endpoint)
+        return delivery.status
+
+    late = await lease()
+    world.clock.advance(deliveries.LEASE)
+    current = await lease()
+    assert [await fail(late), await fail(current)] == [Status.PENDING, Status.FAILED]
+
+
 async def test_many_couriers_send_each_message_once(
     world: World, courier: DeliveryWorker, outside: Receiver
 ) -> None:
