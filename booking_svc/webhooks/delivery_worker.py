@@ -91,7 +91,7 @@ class DeliveryWorker:
         """Posts messages as they fall due. Runs until cancelled; then other processes post them."""
         async with self._workers:
             await run_forever(
-                "webhook courier", self.start_due, wake=self._queued, idle_seconds=_IDLE_SECONDS
+                "webhook deliveries", self.start_due, wake=self._queued, idle_seconds=_IDLE_SECONDS
             )
 
     async def start_due(self) -> int:

@@ -140,3 +140,20 @@ async def test_a_step_waits_since_it_was_due(harness: BookingHarness) -> None:
     harness.clock.advance(timedelta(seconds=1))
     assert len(await harness.steps.claim(limit=9)) == 1
     assert await oldest() == enqueued_at
+
+
+async def test_a_step_that_another_process_leased_is_not_postponed(
+    harness: BookingHarness,
+) -> None:
+    booking = await harness.place(await harness.an_event())
+    async with harness.database.transaction() as connection:
+        await saga_steps.enqueue(
+            connection, booking.booking_id, StepKind.VOID, new_id(), now=harness.clock()
+        )
+    [late] = await harness.steps.claim(limit=9)
+    harness.clock.now = late.lease_end
+    [current] = await harness.steps.claim(limit=9)
+    for step, due_steps in ((late, 0), (current, 1)):
+        async with harness.database.transaction() as connection:
+            await saga_steps.postpone(connection, step, until=harness.clock(), error="busy")
+        assert len(await harness.steps.claim(limit=9)) == due_steps

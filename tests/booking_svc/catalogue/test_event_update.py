@@ -349,6 +349,29 @@ async def test_a_creation_that_takes_too_long_is_refused(harness: BookingHarness
     assert await defined(harness) == set()
 
 
+async def test_a_creation_is_refused_once_the_removal_of_its_stock_has_begun(
+    harness: BookingHarness,
+) -> None:
+    """The removal does not succeed yet: a customer holds some of the stock."""
+
+    class HeldStock(StockClient):
+        async def define(self, **stock: Any) -> None:
+            await super().define(**stock)
+            harness.clock.advance(orphaned_stock.CREATING)
+            await orphaned_stock.remove_due(harness.database, self, now=harness.clock())
+
+        async def remove(self, *, event_id: UUID) -> None:
+            raise DomainError(Reason.EVENT_STATE_INVALID, "places are held", event_id=event_id)
+
+    held = HeldStock(stock_stub(harness.ledger, harness.clock))
+    late_commands = EventCommands(
+        database=harness.database, writes=harness.writes, stock=held, clock=harness.clock
+    )
+    with pytest.raises(DomainError) as refusal:
+        await late_commands.create(new=a_new_event(), key=None, encode=encode)
+    assert refusal.value.reason is Reason.DEPENDENCY_UNAVAILABLE
+
+
 async def test_an_event_is_deleted_with_its_stock(harness: BookingHarness) -> None:
     event = await harness.an_event()
     await commands(harness).delete(event_id=event.event_id)

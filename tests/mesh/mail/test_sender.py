@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
+from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from mesh.mail.files import FileTransport
 from mesh.mail.queue import Mail, Status
 from mesh.mail.sender import Sender
 from mesh.mail.smtp import SmtpTransport
-from mesh.mail.transport import Transport
+from mesh.mail.transport import Outcome, Transport, Verdict
 from mesh.mail_settings import SmtpServer, address_of
 from mesh.settings import MeshSettings
 from testing.smtp_server import MailServer, mail_server
@@ -248,17 +250,20 @@ async def test_a_process_that_dies_while_sending_leaves_its_mails_to_others(
 async def test_an_outcome_after_the_lease_was_lost_is_refused(
     database: Database, clock: Clock
 ) -> None:
+    class SlowTransport:
+        """Answers after the lease has ended and another process has leased the mails."""
+
+        async def send(self, messages: Sequence[EmailMessage]) -> Sequence[Outcome]:
+            clock.advance(queue.LEASE)
+            async with database.transaction() as connection:
+                await queue.lease_due(connection, mails, now=clock(), limit=9)
+            return [Outcome(Verdict.DEFERRED, "451") for _ in messages]
+
     await enqueue(database, clock)
-    async with database.transaction() as connection:
-        [late] = await queue.lease_due(connection, mails, now=clock(), limit=9)
-    clock.advance(queue.LEASE)
-    async with database.transaction() as connection:
-        await queue.lease_due(connection, mails, now=clock(), limit=9)
-        await queue.jobs(mails).reschedule(
-            connection, late.mail_id, due_time=clock(), lease_end=late.lease_end
-        )
+    assert await a_sender(database, clock, SlowTransport()).send_due() == 1
     [row] = await rows(database)
     assert row.due_time == clock.now + queue.LEASE
+    assert row.last_answer is None
 
 
 async def test_the_queued_mails_of_an_erased_account_are_withdrawn(
