@@ -1,4 +1,4 @@
-"""The whole mesh, started as a newcomer starts it, and clients of its gateway."""
+"""The whole mesh, started with `make up`, and clients of its gateway."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, running_mesh
 
 @pytest.fixture(scope="package")
 def mesh() -> Iterator[RunningMesh]:
-    """`make up` with open limits and cheap passwords, as a process of its own."""
+    """`make up` with high rate limits and a low password cost, as a separate process."""
     with running_mesh() as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""Messages of any type of the contract, made from its descriptor: valid, odd and broken ones."""
+"""Hypothesis strategies for messages of any type of the contract: valid, unusual and broken ones."""
 
 import string
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
-_DEEPEST = 4
+_MAX_DEPTH = 4
 _KINDS = FieldDescriptor
 _RANGES = {
     _KINDS.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -17,7 +17,7 @@ _RANGES = {
     _KINDS.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
     _KINDS.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
-# What brings a request past the first check, by the names of fields.
+# Valid values by field name, so that requests get past validation.
 _GOOD = {
     "currency_code": "INR",
     "email": "mira@example.com",
@@ -27,7 +27,7 @@ _GOOD = {
     "time_zone": "Asia/Kolkata",
     "url": "http://127.0.0.1:1/hook",
 }
-# What has broken others before.
+# Texts that are known to break software.
 _TEXTS = [
     *("", " ", "\x00", "a\x00b", "\u202e", "\ufeff", "\U0001f39f" * 40, "x" * 300, "x" * 20_000),
     *("' OR 1=1 --", "%s{0}", "../../etc/passwd", "http://127.0.0.1:1/", "https://[::1", "-1"),
@@ -35,16 +35,16 @@ _TEXTS = [
 ]
 
 Known = Mapping[str, str]
-"""Ids of things that there are, by the names of fields that hold them; half of the time they do."""
+"""Ids of existing resources by field name. They are used half of the time."""
 
 
 def messages(descriptor: Descriptor, known: Known, depth: int = 0) -> st.SearchStrategy[Message]:
-    """Messages with any of their fields set, each to anything that its type can hold."""
+    """Messages with any of their fields set to any value of its type."""
     kind = GetMessageClass(descriptor)
     fields = [
         field
         for field in descriptor.fields
-        if depth < _DEEPEST or field.cpp_type != _KINDS.CPPTYPE_MESSAGE
+        if depth < _MAX_DEPTH or field.cpp_type != _KINDS.CPPTYPE_MESSAGE
     ]
     if not fields:
         return st.builds(kind)
@@ -53,16 +53,16 @@ def messages(descriptor: Descriptor, known: Known, depth: int = 0) -> st.SearchS
     def build(draw: st.DrawFn) -> Message:
         message = kind()
         for field in fields:
-            # Rarely left out: most requests need most of their fields.
+            # Fields are rarely omitted: most requests need most of them.
             if draw(st.integers(0, 5)):
-                _set(message, field, draw(_of_field(field, known, depth)))
+                _set(message, field, draw(_values(field, known, depth)))
         return message
 
     return build()
 
 
 def broken(message: Message) -> st.SearchStrategy[bytes]:
-    """A message's bytes cut off, turned around or followed by something else."""
+    """A message's bytes truncated, reversed or followed by other bytes."""
     whole = message.SerializeToString()
     return st.one_of(
         st.integers(0, len(whole)).map(lambda end: whole[:end]),
@@ -76,11 +76,11 @@ def broken(message: Message) -> st.SearchStrategy[bytes]:
 def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         values = field.message_type.fields_by_name["value"]
-        for key, one in value:
+        for key, entry in value:
             if values.message_type is not None:
-                getattr(message, field.name)[key].CopyFrom(one)
+                getattr(message, field.name)[key].CopyFrom(entry)
             else:
-                getattr(message, field.name)[key] = one
+                getattr(message, field.name)[key] = entry
     elif field.is_repeated:
         getattr(message, field.name).extend(value)
     elif field.message_type is not None:
@@ -89,15 +89,15 @@ def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
         setattr(message, field.name, value)
 
 
-def _of_field(field: FieldDescriptor, known: Known, depth: int) -> st.SearchStrategy[Any]:
+def _values(field: FieldDescriptor, known: Known, depth: int) -> st.SearchStrategy[Any]:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         entry = field.message_type.fields_by_name
         pair = st.tuples(
             _single(entry["key"], known, depth + 1), _single(entry["value"], known, depth + 1)
         )
         return st.lists(pair, max_size=3)
-    one = _single(field, known, depth)
-    return st.lists(one, max_size=3) if field.is_repeated else one
+    value = _single(field, known, depth)
+    return st.lists(value, max_size=3) if field.is_repeated else value
 
 
 def _single(field: FieldDescriptor, known: Known, depth: int) -> st.SearchStrategy[Any]:
@@ -130,12 +130,12 @@ def _texts(field: FieldDescriptor, known: Known) -> st.SearchStrategy[str]:
     return st.tuples(st.booleans(), anything).map(lambda drawn: drawn[1] if drawn[0] else good)
 
 
-# Surrogates have no UTF-8: protobuf refuses to hold them.
+# Surrogates have no UTF-8 encoding: protobuf refuses them.
 _UTF_8 = st.characters(exclude_categories=["Cs"])
 
 
 def _timestamps(descriptor: Descriptor) -> st.SearchStrategy[Message]:
-    """In years that databases and calendars know, at their ends, and beyond."""
+    """Timestamps within and outside of the years that databases and calendars support."""
     kind: Any = GetMessageClass(descriptor)
     seconds = st.one_of(
         st.integers(1_577_836_800, 4_102_444_800),

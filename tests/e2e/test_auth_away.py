@@ -1,4 +1,4 @@
-"""auth_svc is away: who is signed in goes on buying, and who signs in hears why not."""
+"""auth_svc is unavailable: signed-in users continue to buy; calls to auth_svc get an error."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ import pytest
 
 from testing.running_mesh import Api, RunningMesh, items, reason
 
-# Longer than the gateway keeps its keys: it must not forget those that it cannot fetch anew.
+# Longer than the gateway caches keys: it must keep keys that it cannot fetch again.
 _LONG_SECONDS = 75.0
 
 
 @contextmanager
 def hung(mesh: RunningMesh, process: str) -> Iterator[None]:
-    """A process that answers nothing, also not that it is gone."""
+    """Stops a process, which keeps its connections open and answers nothing."""
     pid = mesh.pid(process)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -26,7 +26,7 @@ def hung(mesh: RunningMesh, process: str) -> Iterator[None]:
 
 
 @pytest.mark.timeout(300)
-def test_the_mesh_goes_on_without_auth_svc(
+def test_signed_in_users_can_book_without_auth_svc(
     mesh: RunningMesh, admin: Api, customer: Api, is_long: bool
 ) -> None:
     event = admin.create_event()
@@ -41,8 +41,8 @@ def test_the_mesh_goes_on_without_auth_svc(
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
-        away = customer.get("/api/v1/auth/me")
-        assert (away.status_code, reason(away)) in {
+        unavailable = customer.get("/api/v1/auth/me")
+        assert (unavailable.status_code, reason(unavailable)) in {
             (503, "DEPENDENCY_UNAVAILABLE"),
             (504, "DEADLINE_EXCEEDED"),
         }
@@ -50,7 +50,7 @@ def test_the_mesh_goes_on_without_auth_svc(
     while customer.get("/api/v1/auth/me").status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    # What was revoked meanwhile is heard of: the streams go on by themselves.
+    # The revocation streams resume by themselves.
     customer.post("/api/v1/auth/logout", {})
     while customer.get("/api/v1/bookings").status_code != 401:
         assert time.monotonic() < deadline + 30

@@ -1,4 +1,4 @@
-"""What is refused, how it says so, and that nothing changes by it."""
+"""Refused requests: their errors, and that they change nothing."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from testing.running_mesh import PASSWORD, Api, items, reason, violated_fields
 
 @pytest.fixture(scope="module")
 def sale(mesh: Any) -> Any:
-    """An event with places, with a customer who will be refused; checked for changes in the end."""
+    """An admin, a customer whose requests are refused, and an event whose state must not change."""
     with httpx.Client(base_url=mesh.url, timeout=20) as client:
         from testing.running_mesh import ADMIN_SECRET
 
@@ -23,7 +23,7 @@ def sale(mesh: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def unchanged(sale: Any) -> Any:
-    """Stock and money are the same after each refusal."""
+    """Checks that stock, bookings and money are the same after each test."""
     admin, _, event = sale
 
     def state() -> Any:
@@ -41,14 +41,14 @@ def unchanged(sale: Any) -> Any:
 
 
 @pytest.mark.parametrize("quantity", [0, -1, 11, 1001, 2_147_483_648, "two", 1.5])
-def test_quantities_that_cannot_be(sale: Any, quantity: Any) -> None:
+def test_invalid_quantities(sale: Any, quantity: Any) -> None:
     _, customer, event = sale
     refused = customer.book(items(event, quantity))
     assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
     assert "quantity" in refused.json()["message"]
 
 
-def test_a_refused_field_is_named_as_data(sale: Any) -> None:
+def test_an_invalid_field_is_named_in_the_violations(sale: Any) -> None:
     _, customer, event = sale
     assert violated_fields(customer.book(items(event, 0))) == {"items[0].quantity"}
     assert violated_fields(customer.book(items(event, 11))) == {"items[0].quantity"}
@@ -93,7 +93,7 @@ def test_sold_out(sale: Any) -> None:
     assert (metadata["requested"], metadata["available"]) == ("3", "2")
 
 
-def test_more_than_a_customer_may_own(sale: Any) -> None:
+def test_the_purchase_limit_of_a_customer(sale: Any) -> None:
     admin, customer, _ = sale
     event = admin.create_event()
     event = admin.create_event(offers=[{**event["offers"][0], "perCustomerLimit": 3, "poolId": ""}])
@@ -102,7 +102,7 @@ def test_more_than_a_customer_may_own(sale: Any) -> None:
     assert (refused.status_code, reason(refused)) == (409, "PURCHASE_LIMIT_EXCEEDED")
 
 
-def test_a_key_used_for_something_else(sale: Any) -> None:
+def test_a_key_used_for_another_request(sale: Any) -> None:
     admin, customer, _ = sale
     event = admin.create_event()
     assert customer.book(items(event), key="mine").status_code == 201
@@ -124,7 +124,7 @@ def test_another_customers_booking(sale: Any) -> None:
     assert admin.get(path).status_code == 200
 
 
-def test_customers_are_not_staff(sale: Any) -> None:
+def test_methods_for_staff_refuse_customers(sale: Any) -> None:
     _, customer, event = sale
     for refused in (
         customer.post("/api/v1/events", {}),
@@ -134,7 +134,7 @@ def test_customers_are_not_staff(sale: Any) -> None:
         assert (refused.status_code, reason(refused)) == (403, "STAFF_REQUIRED")
 
 
-def test_tokens_that_do_not_hold(sale: Any) -> None:
+def test_invalid_tokens(sale: Any) -> None:
     _, customer, event = sale
     head, payload, signature = customer.token.split(".")
     forged = f"{head}.{payload}.{signature[:-4]}AAAA"
@@ -145,7 +145,7 @@ def test_tokens_that_do_not_hold(sale: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"not json", b"[]", b'"text"', b"\xff\xfe"])
-def test_a_body_that_is_no_json_object(sale: Any, body: bytes) -> None:
+def test_a_body_that_is_not_a_json_object(sale: Any, body: bytes) -> None:
     _, customer, _ = sale
     refused = customer.client.post(
         "/api/v1/bookings",
@@ -165,14 +165,14 @@ def test_a_body_that_is_too_large(sale: Any) -> None:
     assert (refused.status_code, reason(refused)) == (413, "REQUEST_TOO_LARGE")
 
 
-def test_paths_that_lead_nowhere(sale: Any) -> None:
+def test_unknown_paths(sale: Any) -> None:
     _, customer, _ = sale
     for path in ("/", "/api/v1/nothing", "/api/v2/bookings", "/boxoffice.bookings.v1.Nothing/Do"):
         refused = customer.get(path)
         assert (refused.status_code, reason(refused)) == (404, "ROUTE_NOT_FOUND")
 
 
-def test_events_that_cannot_be(sale: Any) -> None:
+def test_invalid_events(sale: Any) -> None:
     admin, _, event = sale
     faulty = {"name": "", "saleStartTime": "2020-01-01T00:00:00Z", "offers": []}
     refused = admin.post("/api/v1/events", faulty)
@@ -189,7 +189,7 @@ def test_events_that_cannot_be(sale: Any) -> None:
     }
 
 
-def test_a_webhook_that_nobody_signed(sale: Any) -> None:
+def test_a_webhook_without_a_signature(sale: Any) -> None:
     _, customer, _ = sale
     refused = customer.client.post("/webhooks/sandbox", content=b'{"type": "payment.captured"}')
     assert (refused.status_code, reason(refused)) == (401, "WEBHOOK_SIGNATURE_INVALID")
@@ -214,7 +214,7 @@ AN_ACCOUNT = {"password": PASSWORD, "fullName": "Mira Rao", "phone": "+919876543
         ({"email": "@", "fullName": "M", "phone": "+0"}, {"email", "fullName", "phone"}),
     ],
 )
-def test_accounts_that_cannot_be(sale: Any, changes: Any, fields: set[str]) -> None:
+def test_invalid_accounts(sale: Any, changes: Any, fields: set[str]) -> None:
     _, customer, _ = sale
     account = {"email": f"{new_id()}@example.com", **AN_ACCOUNT, **changes}
     refused = customer.post("/api/v1/auth/register", account)
@@ -234,7 +234,7 @@ def test_a_text_that_is_not_utf_8(sale: Any, path: str) -> None:
     assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
 
 
-def test_every_rule_that_a_password_does_not_meet(sale: Any) -> None:
+def test_all_unmet_rules_of_a_password_are_reported(sale: Any) -> None:
     _, customer, _ = sale
     account = {"email": f"{new_id()}@example.com", **AN_ACCOUNT, "password": "\x01"}
     refused = customer.post("/api/v1/auth/register", account)
@@ -249,21 +249,21 @@ def test_every_rule_that_a_password_does_not_meet(sale: Any) -> None:
     for word in ("characters", "upper-case", "lower-case", "digit", "special", "control"):
         assert len([rule for rule in unmet if word in rule]) >= 1, (word, unmet)
     assert len(unmet) == 6, unmet
-    # A common one, and one's own name, are no better for signs around them.
+    # Signs around a common password or the own name do not help.
     for password in ("Password-123!", "Mira-Rao-2026!"):
         refused = customer.post("/api/v1/auth/register", {**account, "password": password})
         assert (refused.status_code, reason(refused)) == (400, "PASSWORD_TOO_WEAK"), password
 
 
 @pytest.mark.parametrize("password", ["Aa1!" * 25, "Ää1!" * 20], ids=["ascii", "utf-8"])
-def test_a_password_counts_beyond_its_72nd_byte(sale: Any, password: str) -> None:
-    """72 bytes are all that bcrypt reads."""
+def test_bytes_after_the_72nd_of_a_password_are_significant(sale: Any, password: str) -> None:
+    """bcrypt itself reads 72 bytes at most."""
     _, customer, _ = sale
     email = f"{new_id()}@example.com"
-    made = customer.post(
+    created = customer.post(
         "/api/v1/auth/register", {**AN_ACCOUNT, "email": email, "password": password}
     )
-    assert made.status_code == 201, made.text
+    assert created.status_code == 201, created.text
     prefix = password.encode()[:72].decode()
     for wrong in (prefix, password[:-1], password + "x"):
         refused = customer.post("/api/v1/auth/login", {"email": email, "password": wrong})
@@ -271,7 +271,7 @@ def test_a_password_counts_beyond_its_72nd_byte(sale: Any, password: str) -> Non
     customer.sign_in(email, password)
 
 
-def test_nobody_learns_who_has_an_account(sale: Any) -> None:
+def test_a_refused_sign_in_does_not_reveal_whether_an_account_exists(sale: Any) -> None:
     _, customer, _ = sale
     answers = [
         customer.post("/api/v1/auth/login", {"email": email, "password": "Wrong-Door-58"})
@@ -280,7 +280,9 @@ def test_nobody_learns_who_has_an_account(sale: Any) -> None:
     assert [answer.status_code for answer in answers] == [401, 401]
     known, unknown = (answer.json() for answer in answers)
     for body in (known, unknown):
-        # Each request has its own.
-        body["details"] = [one for one in body["details"] if "RequestInfo" not in one["@type"]]
+        # RequestInfo differs between requests.
+        body["details"] = [
+            detail for detail in body["details"] if "RequestInfo" not in detail["@type"]
+        ]
     assert known == unknown
     assert answers[0].headers.keys() == answers[1].headers.keys()

@@ -1,4 +1,4 @@
-"""A confirmed booking shrinks, moves to other nights and is cancelled, over REST."""
+"""A confirmed booking is reduced, rescheduled twice and cancelled, over REST."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from mesh.ids import new_id
 from testing.running_mesh import Api, items, reason, until
 
 
-def a_night(admin: Api, production: str, price: int, **changes: Any) -> dict[str, Any]:
+def an_event(admin: Api, production: str, price: int, **changes: Any) -> dict[str, Any]:
     offer = {
         "name": "Floor",
         "price": {"currencyCode": "INR", "amountMinor": str(price)},
@@ -32,7 +32,7 @@ def amounts(refunds: list[dict[str, Any]]) -> list[str]:
 
 
 def kept(admin: Api, payment_ids: set[str]) -> int:
-    """What the provider took for the payments and did not give back, by its own ledger."""
+    """Captures minus refunds of the payments, from the provider's ledger."""
     total, token = 0, ""
     while True:
         page = admin.get(f"/sandbox/ledger?page_size=1000&page_token={token}").json()
@@ -44,11 +44,11 @@ def kept(admin: Api, payment_ids: set[str]) -> int:
             return total
 
 
-def test_fewer_places_another_night_and_the_end(admin: Api, customer: Api) -> None:
+def test_a_booking_is_reduced_rescheduled_and_cancelled(admin: Api, customer: Api) -> None:
     production = str(new_id())
-    first = a_night(admin, production, 150_000)
-    dearer = a_night(admin, production, 200_000, startTime="2099-08-04T14:00:00Z")
-    cheaper = a_night(admin, production, 100_000, startTime="2099-09-04T14:00:00Z")
+    first = an_event(admin, production, 150_000)
+    costlier = an_event(admin, production, 200_000, startTime="2099-08-04T14:00:00Z")
+    cheaper = an_event(admin, production, 100_000, startTime="2099-09-04T14:00:00Z")
     booking = confirmed(customer, first, 3)
     path = f"/api/v1/bookings/{booking['bookingId']}"
     payments = {booking["payment"]["paymentId"]}
@@ -63,30 +63,30 @@ def test_fewer_places_another_night_and_the_end(admin: Api, customer: Api) -> No
     assert fewer.json()["total"]["amountMinor"] == "300000"
     assert amounts(fewer.json()["refunds"]) == ["145500"]
 
-    # Without `checkout` the difference is paid where the booking was.
-    waiting = customer.post(f"{path}/reschedule", {"eventId": dearer["eventId"]}).json()
-    assert (waiting["eventId"], waiting["status"]) == (first["eventId"], "CONFIRMED")
-    difference = waiting["change"]["payment"]
+    # Without `checkout`, the price difference is paid with the booking's provider.
+    pending = customer.post(f"{path}/reschedule", {"eventId": costlier["eventId"]}).json()
+    assert (pending["eventId"], pending["status"]) == (first["eventId"], "CONFIRMED")
+    difference = pending["change"]["payment"]
     payments.add(difference["paymentId"])
     pay(customer, difference)
-    moved = _once_at(customer, path, dearer)
+    moved = _wait_until_at(customer, path, costlier)
     assert moved["total"]["amountMinor"] == "400000"
 
-    back = customer.post(f"{path}/reschedule", {"event_id": cheaper["eventId"]})
-    assert back.status_code == 200, back.text
-    moved = _once_at(customer, path, cheaper)
+    rescheduled = customer.post(f"{path}/reschedule", {"event_id": cheaper["eventId"]})
+    assert rescheduled.status_code == 200, rescheduled.text
+    moved = _wait_until_at(customer, path, cheaper)
     assert moved["total"]["amountMinor"] == "200000"
 
     cancelled = customer.post(f"{path}/cancel", {"reason": "a change of plans"})
     assert cancelled.status_code == 200, cancelled.text
     assert cancelled.json()["status"] == "CANCELLED"
-    again = customer.post(f"{path}/cancel", {})
-    assert (again.status_code, reason(again)) == (409, "ALREADY_CANCELLED")
+    repeated = customer.post(f"{path}/cancel", {})
+    assert (repeated.status_code, reason(repeated)) == (409, "ALREADY_CANCELLED")
 
-    # 4,500 and 1,000 paid; 1,455, 2,000 and 97 % of 2,000 given back.
-    left = 450_000 + 100_000 - 145_500 - 200_000 - 194_000
-    until(lambda: kept(admin, payments) == left, "the provider keeps another sum")
-    for event in (first, dearer, cheaper):
+    # 4,500 and 1,000 paid; 1,455, 2,000 and 97 % of 2,000 refunded.
+    expected = 450_000 + 100_000 - 145_500 - 200_000 - 194_000
+    until(lambda: kept(admin, payments) == expected, "the provider keeps another amount")
+    for event in (first, costlier, cheaper):
         audit = admin.get(f"/api/v1/events/{event['eventId']}/stock/audit").json()
         assert audit["differences"] == []
         assert [(pool["sold"], pool["held"]) for pool in audit["pools"]] == [(0, 0)]
@@ -94,8 +94,8 @@ def test_fewer_places_another_night_and_the_end(admin: Api, customer: Api) -> No
     assert customer.get(f"/api/v1/refunds/{refund['refundId']}").json()["status"] == "PROCESSED"
 
 
-def _once_at(customer: Api, path: str, event: dict[str, Any]) -> dict[str, Any]:
-    return until(lambda: _at(customer, path, event), "the booking does not move")
+def _wait_until_at(customer: Api, path: str, event: dict[str, Any]) -> dict[str, Any]:
+    return until(lambda: _at(customer, path, event), "the booking was not rescheduled")
 
 
 def _at(customer: Api, path: str, event: dict[str, Any]) -> dict[str, Any] | None:

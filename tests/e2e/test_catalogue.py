@@ -1,4 +1,4 @@
-"""The catalogue through the gateway: lists, the life of an event, and watching it."""
+"""The catalogue through the gateway: lists, changes of events, WatchAvailability, import, export."""
 
 import json
 import queue
@@ -26,7 +26,7 @@ from tools.catalogue.__main__ import main as catalogue
 
 @contextmanager
 def watched(mesh: RunningMesh, event_id: str, query: str = "") -> Iterator["queue.Queue[Any]"]:
-    """What text/event-stream tells of an event, update by update."""
+    """The updates of an event's availability over text/event-stream."""
     updates: queue.Queue[Any] = queue.Queue()
     client = httpx.Client(base_url=mesh.url, timeout=httpx.Timeout(10, read=30))
     path = f"/api/v1/events/{event_id}/availability/watch{query}"
@@ -53,8 +53,8 @@ def watched(mesh: RunningMesh, event_id: str, query: str = "") -> Iterator["queu
 
 
 def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
-    """All pages of a list, three at a time."""
-    found: list[dict[str, Any]] = []
+    """The events of all pages of a list, three per page."""
+    collected: list[dict[str, Any]] = []
     token = ""
     while True:
         answer = api.client.get(
@@ -62,31 +62,31 @@ def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
         )
         assert answer.status_code == 200, answer.text
         page = answer.json()
-        found += page["events"]
+        collected += page["events"]
         token = page["nextPageToken"]
         if not token:
-            assert page["totalSize"] == len(found)
-            return found
+            assert page["totalSize"] == len(collected)
+            return collected
 
 
-def test_events_are_listed_page_by_page_and_found(api: Api, admin: Api) -> None:
+def test_events_are_listed_in_pages_filtered_and_searched(api: Api, admin: Api) -> None:
     production = str(new_id())
     names = [f"Zarzuela {n}" for n in range(7)]
     for n, name in enumerate(names):
         admin.create_event(
             name=name, productionId=production, startTime=f"2099-07-0{n + 1}T14:00:00Z"
         )
-    assert [each["name"] for each in listed(api, productionId=production)] == names
-    assert [each["name"] for each in listed(api, production_id=production)] == names
+    assert [event["name"] for event in listed(api, productionId=production)] == names
+    assert [event["name"] for event in listed(api, production_id=production)] == names
     dated = listed(
         api,
         productionId=production,
         startsAfter="2099-07-03T14:00:00Z",
         startsBefore="2099-07-05T14:00:00Z",
     )
-    assert [each["name"] for each in dated] == names[2:4]
-    found = listed(api, query="zarzeula", productionId=production, status="ON_SALE")
-    assert [each["available"] for each in found] == [10] * 7
+    assert [event["name"] for event in dated] == names[2:4]
+    matches = listed(api, query="zarzeula", productionId=production, status="ON_SALE")
+    assert [event["available"] for event in matches] == [10] * 7
     assert listed(api, productionId=production, status="CANCELLED") == []
 
 
@@ -100,16 +100,16 @@ def test_events_are_listed_page_by_page_and_found(api: Api, admin: Api) -> None:
         ({"query": "x" * 201}, "query"),
     ],
 )
-def test_a_list_says_which_field_is_wrong(api: Api, query: dict[str, Any], field: str) -> None:
+def test_a_list_names_the_invalid_field(api: Api, query: dict[str, Any], field: str) -> None:
     answer = api.client.get("/api/v1/events", params=query)
     assert answer.status_code == 400
     assert violated_fields(answer) == {field}
 
 
 def test_venues_are_listed(api: Api, admin: Api) -> None:
-    made = admin.post("/api/v1/venues", {"name": " first", "timeZone": "Asia/Kolkata"}).json()
+    created = admin.post("/api/v1/venues", {"name": " first", "timeZone": "Asia/Kolkata"}).json()
     first = api.get("/api/v1/venues?pageSize=1").json()
-    assert first["venues"] == [made]
+    assert first["venues"] == [created]
     assert first["totalSize"] >= 1
 
 
@@ -117,26 +117,26 @@ def test_an_event_is_paused_resumed_and_cancelled(api: Api, admin: Api, customer
     event = admin.create_event()
     path = f"/api/v1/events/{event['eventId']}"
 
-    def to(status: str) -> httpx.Response:
+    def set_status(status: str) -> httpx.Response:
         return admin.send("PUT", f"{path}/status", {"status": status})
 
-    paused = to("PAUSED").json()
+    paused = set_status("PAUSED").json()
     assert paused["status"] == "PAUSED"
     assert paused["etag"] != event["etag"]
     refused = customer.book(items(event))
     assert (refused.status_code, reason(refused)) == (409, "SALE_NOT_ACTIVE")
-    assert to("ON_SALE").json()["status"] == "ON_SALE"
+    assert set_status("ON_SALE").json()["status"] == "ON_SALE"
     assert customer.book(items(event)).status_code == 201
-    illegal = to("UPCOMING")
+    illegal = set_status("UPCOMING")
     assert (illegal.status_code, reason(illegal)) == (409, "EVENT_STATE_INVALID")
-    [info] = [each for each in illegal.json()["details"] if "reason" in each]
+    [info] = [detail for detail in illegal.json()["details"] if "reason" in detail]
     assert info["metadata"] == {"status": "ON_SALE", "allowed": "CANCELLED,PAUSED"}
-    assert to("CANCELLED").json()["status"] == "CANCELLED"
+    assert set_status("CANCELLED").json()["status"] == "CANCELLED"
     assert api.get(path).json()["status"] == "CANCELLED"
     assert customer.send("PUT", f"{path}/status", {"status": "ON_SALE"}).status_code == 403
 
 
-def test_a_sold_event_changes_unless_it_has_changed_meanwhile(admin: Api, customer: Api) -> None:
+def test_a_sold_event_can_change_unless_the_etag_is_stale(admin: Api, customer: Api) -> None:
     event = admin.create_event()
     path = f"/api/v1/events/{event['eventId']}"
     assert customer.book(items(event, 4)).status_code == 201
@@ -166,12 +166,12 @@ def test_a_sold_event_changes_unless_it_has_changed_meanwhile(admin: Api, custom
     assert customer.send("PATCH", path, {"name": "x"}).status_code == 403
 
 
-def test_an_event_is_removed_only_unbooked(admin: Api, customer: Api) -> None:
+def test_only_an_event_without_bookings_can_be_deleted(admin: Api, customer: Api) -> None:
     event = admin.create_event()
     path = f"/api/v1/events/{event['eventId']}"
     assert customer.delete(path).status_code == 403
-    gone = admin.delete(path)
-    assert (gone.status_code, gone.content) == (204, b"")
+    deleted = admin.delete(path)
+    assert (deleted.status_code, deleted.content) == (204, b"")
     assert reason(admin.get(path)) == "EVENT_NOT_FOUND"
     booked = admin.create_event()
     customer.book(items(booked))
@@ -194,7 +194,7 @@ def test_a_cancelled_event_cancels_its_bookings(admin: Api, customer: Api) -> No
     assert customer.get(f"{path}/cancellation").status_code == 403
 
 
-def test_a_draft_is_sold_once_it_is_published(admin: Api, customer: Api) -> None:
+def test_a_draft_can_be_booked_after_publication(admin: Api, customer: Api) -> None:
     draft = admin.create_event(status="DRAFT")
     assert draft["status"] == "DRAFT"
     assert reason(customer.book(items(draft))) == "SALE_NOT_ACTIVE"
@@ -203,11 +203,11 @@ def test_a_draft_is_sold_once_it_is_published(admin: Api, customer: Api) -> None
     assert customer.book(items(draft)).status_code == 201
 
 
-def test_creating_with_a_key_happens_once(admin: Api) -> None:
+def test_creating_an_event_with_a_key_is_idempotent(admin: Api) -> None:
     key = str(new_id())
     first = admin.post("/api/v1/events", an_event(), idempotency_key=key)
-    again = admin.post("/api/v1/events", an_event(), idempotency_key=key)
-    assert (again.status_code, again.json()) == (201, first.json())
+    repeated = admin.post("/api/v1/events", an_event(), idempotency_key=key)
+    assert (repeated.status_code, repeated.json()) == (201, first.json())
     other = admin.post("/api/v1/events", an_event(name="Other"), idempotency_key=key)
     assert reason(other) == "IDEMPOTENCY_KEY_REUSED"
 
@@ -234,7 +234,7 @@ def test_an_event_is_watched_while_it_sells(mesh: RunningMesh, admin: Api, custo
     assert customer.get(f"/api/v1/events/{event_id}").json()["status"] == "SOLD_OUT"
 
 
-def test_nothing_is_there_to_watch(api: Api) -> None:
+def test_an_unknown_event_cannot_be_watched(api: Api) -> None:
     answer = api.get(f"/api/v1/events/{new_id()}/availability/watch")
     assert (answer.status_code, reason(answer)) == (404, "EVENT_NOT_FOUND")
 
@@ -269,10 +269,12 @@ def test_a_catalogue_is_imported_once_and_exported(
     email = admin.session["user"]["email"]
     for _ in range(2):
         assert catalogue(["import", str(file), "--url", mesh.url, "--email", email]) == 0
-    [made] = listed(api, query=name)
-    assert (made["venueName"], made["totalCapacity"]) == (name, 1)
+    [imported] = listed(api, query=name)
+    assert (imported["venueName"], imported["totalCapacity"]) == (name, 1)
     exported = tmp_path / "exported.jsonl"
     assert catalogue(["export", str(exported), "--url", mesh.url, "--email", email]) == 0
     assert catalogue(["import", str(exported), "--dry-run"]) == 0
-    again = [json.loads(line) for line in exported.read_text().splitlines()]
-    assert made["eventId"] in [line["event"]["eventId"] for line in again if "event" in line]
+    exported_lines = [json.loads(line) for line in exported.read_text().splitlines()]
+    assert imported["eventId"] in [
+        line["event"]["eventId"] for line in exported_lines if "event" in line
+    ]

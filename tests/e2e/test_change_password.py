@@ -1,4 +1,4 @@
-"""Changing one's password through the gateway."""
+"""Password changes through the gateway."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ def test_a_new_password_ends_the_other_sessions(customer: Api) -> None:
     assert answer.json().keys() == {"message", "changeTime"}
     assert answer.json()["changeTime"] == customer.get("/api/v1/auth/me").json()["updateTime"]
     outcomes = [
-        one.post("/api/v1/auth/refresh", {"refreshToken": one.session["refreshToken"]})
-        for one in (other, customer)
+        client.post("/api/v1/auth/refresh", {"refreshToken": client.session["refreshToken"]})
+        for client in (other, customer)
     ]
     assert [outcome.status_code for outcome in outcomes] == [401, 200]
     old = customer.post("/api/v1/auth/login", {"email": email, "password": PASSWORD})
@@ -37,7 +37,7 @@ def test_a_new_password_ends_the_other_sessions(customer: Api) -> None:
         ("x" * 1025, NEXT_PASSWORD, "VALIDATION_FAILED", "currentPassword"),
     ],
 )
-def test_what_is_refused_names_the_field(
+def test_a_refused_change_names_the_field(
     customer: Api, current: Any, new: Any, why: str, field: str
 ) -> None:
     refused = customer.post(PATH, {"currentPassword": current, "newPassword": new})
@@ -46,6 +46,6 @@ def test_what_is_refused_names_the_field(
     customer.sign_in(customer.session["user"]["email"])
 
 
-def test_without_a_token_there_is_no_password(api: Api) -> None:
+def test_a_token_is_required(api: Api) -> None:
     refused = api.post(PATH, {"currentPassword": PASSWORD, "newPassword": NEXT_PASSWORD})
     assert (refused.status_code, reason(refused)) == (401, "TOKEN_INVALID")

@@ -1,4 +1,4 @@
-"""A customer pays and declines in a real browser, on the running mesh: the booking follows."""
+"""Payments and declines in a real browser, on the running mesh, change the booking."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ pytestmark = needs_chromium
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    """A phone's page, on which nothing may go wrong: no script error, no refused source."""
+    """A page on a phone. Script errors and blocked sources fail the test."""
     problems: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -24,7 +24,7 @@ def page() -> Iterator[Page]:
             device_scale_factor=2,
             has_touch=True,
         )
-        # Browsers ask for one by themselves; the gateway has none, and says so.
+        # Browsers request a favicon, which the gateway does not have.
         opened.route("**/favicon.ico", lambda route: route.fulfill(status=204))
         opened.on("pageerror", lambda error: problems.append(str(error)))
         opened.on(
@@ -42,7 +42,7 @@ def shot(page: Page, folder: Path, name: str) -> None:
 
 
 def place(admin: Api, customer: Api) -> dict[str, Any]:
-    """A booking of two places that waits for its payment."""
+    """A booking of two places that is PENDING_PAYMENT."""
     order = {**items(admin.create_event(), 2), "checkout": {"provider": "sandbox"}}
     placed = customer.book(order)
     assert placed.status_code == 201, placed.text
@@ -51,21 +51,21 @@ def place(admin: Api, customer: Api) -> dict[str, Any]:
 
 
 def ledger_of(admin: Api, booking: dict[str, Any]) -> list[str]:
-    """What the sandbox took and gave back for a booking."""
+    """The sandbox's ledger entries for a booking."""
     entries = admin.get("/sandbox/ledger?page_size=1000").json()["entries"]
     payment_id = booking["payment"]["paymentId"]
     return [entry["kind"] for entry in entries if entry["paymentId"] == payment_id]
 
 
-def wait_until_given_up(page: Page) -> None:
-    """A booking that ends unpaid gives its payment up by a step of its own."""
-    given_up = page.get_by_text("This payment was cancelled. Nothing was charged.")
+def wait_until_voided(page: Page) -> None:
+    """A saga step voids the payment of a booking that ends unpaid."""
+    voided = page.get_by_text("This payment was cancelled. Nothing was charged.")
     for _ in range(60):
         page.reload()
-        if given_up.is_visible():
+        if voided.is_visible():
             break
         page.wait_for_timeout(250)
-    expect(given_up).to_be_visible()
+    expect(voided).to_be_visible()
     expect(page.get_by_role("button")).to_have_count(0)
 
 
@@ -95,7 +95,7 @@ def test_declining_ends_the_booking_and_charges_nothing(
     )
     shot(page, tmp_path, "declined")
     customer.wait_for_status(booking["bookingId"], "FAILED")
-    wait_until_given_up(page)
+    wait_until_voided(page)
     assert ledger_of(admin, booking) == []
 
 
@@ -106,6 +106,6 @@ def test_a_cancelled_booking_cannot_be_paid(
     page.goto(booking["payment"]["paymentUrl"])
     cancelled = customer.post(f"/api/v1/bookings/{booking['bookingId']}/cancel", {})
     assert cancelled.status_code == 200, cancelled.text
-    wait_until_given_up(page)
-    shot(page, tmp_path, "given-up")
+    wait_until_voided(page)
+    shot(page, tmp_path, "voided")
     assert ledger_of(admin, booking) == []

@@ -1,8 +1,7 @@
-"""Every method of every service, by every way in, refuses whoever may not call it.
+"""Every method of every service refuses callers without permission, over REST and gRPC.
 
-The list comes from the compiled contract: an RPC that is added tomorrow is in it. What
-cannot be derived, a body that a new RPC needs or whose thing an id names, fails here
-until it is said.
+The methods come from the compiled contract, so new RPCs are included. A new RPC that needs a body,
+or has a new kind of id, fails here until it is added below.
 """
 
 import asyncio
@@ -36,10 +35,10 @@ from testing.tokens import TokenKey, a_payload, signed_by_hmac, unsigned
 from tests.architecture.contract import policies
 
 ALL = list(policies().values())
-SIGNED_IN = [one for one in ALL if one.needs_token]
-REST = [(one, binding) for one in SIGNED_IN for binding in one.bindings]
+SIGNED_IN = [method for method in ALL if method.needs_token]
+REST = [(method, binding) for method in SIGNED_IN for binding in method.bindings]
 
-_AT_ONCE = 16
+_MAX_CONCURRENT = 16
 _SERVED_BY = {"auth": 0, "catalogue": 1, "bookings": 1, "stock": 2, "payments": 3}
 
 Outcome = tuple[int | str, str]
@@ -49,8 +48,8 @@ Attempt = Callable[[], Awaitable[Outcome]]
 
 
 @dataclass
-class Ways:
-    """The ways in: REST and gRPC at the gateway, and gRPC at each service itself."""
+class Clients:
+    """Clients of the gateway over REST and gRPC, and of each service over gRPC."""
 
     rest: httpx.AsyncClient
     gateway: grpc.aio.Channel
@@ -73,17 +72,17 @@ class Ways:
     async def over_grpc(
         self,
         channel: grpc.aio.Channel,
-        one: MethodPolicy,
+        method: MethodPolicy,
         token: str | None,
         request: bytes = b"",
     ) -> Outcome:
         metadata = [("idempotency-key", str(new_id()))]
         if token is not None:
             metadata.append(("authorization", f"Bearer {token}"))
-        streaming: Any = channel.unary_stream(one.path)
-        unary: Any = channel.unary_unary(one.path)
+        streaming: Any = channel.unary_stream(method.path)
+        unary: Any = channel.unary_unary(method.path)
         try:
-            if one.server_streaming:
+            if method.server_streaming:
                 await anext(aiter(streaming(request, metadata=metadata, timeout=10)), None)
             else:
                 await unary(request, metadata=metadata, timeout=10)
@@ -91,24 +90,24 @@ class Ways:
             return error.code().name, reason_of(error)
         return "OK", ""
 
-    def service_of(self, one: MethodPolicy) -> grpc.aio.Channel:
+    def service_of(self, method: MethodPolicy) -> grpc.aio.Channel:
         """The service that serves a method, called with an operator's certificate."""
-        return self.services[one.path.split(".")[1]]
+        return self.services[method.path.split(".")[1]]
 
 
 @pytest_asyncio.fixture
-async def ways(mesh: RunningMesh) -> AsyncIterator[Ways]:
+async def clients(mesh: RunningMesh) -> AsyncIterator[Clients]:
     async with AsyncExitStack() as stack:
         rest = await stack.enter_async_context(
             httpx.AsyncClient(
-                base_url=mesh.url, timeout=20, limits=httpx.Limits(max_connections=_AT_ONCE)
+                base_url=mesh.url, timeout=20, limits=httpx.Limits(max_connections=_MAX_CONCURRENT)
             )
         )
         gateway = await stack.enter_async_context(
             grpc.aio.insecure_channel(mesh.url.removeprefix("http://"))
         )
         services = {}
-        for area, number in {**_SERVED_BY, **_served_besides()}.items():
+        for area, number in {**_SERVED_BY, **_other_areas()}.items():
             service = SERVICES[number]
             services[area] = await stack.enter_async_context(
                 grpc.aio.secure_channel(
@@ -117,11 +116,11 @@ async def ways(mesh: RunningMesh) -> AsyncIterator[Ways]:
                     options=[("grpc.ssl_target_name_override", server_name(service))],
                 )
             )
-        yield Ways(rest, gateway, services)
+        yield Clients(rest, gateway, services)
 
 
-def _served_besides() -> dict[str, int]:
-    """Areas that this file does not know, by the gateway's own table."""
+def _other_areas() -> dict[str, int]:
+    """Areas that are not in _SERVED_BY, from the gateway's table."""
     from gateway.clusters import SERVED_BY
 
     return {
@@ -134,37 +133,41 @@ def _served_besides() -> dict[str, int]:
 async def outcomes(
     calls: Iterable[tuple[str, Attempt]],
 ) -> dict[str, Outcome]:
-    """What all calls ended with, by their names; so many at once."""
-    places = asyncio.Semaphore(_AT_ONCE)
+    """The outcomes of all calls by name, at most _MAX_CONCURRENT at a time."""
+    slots = asyncio.Semaphore(_MAX_CONCURRENT)
 
-    async def one(call: Attempt) -> Outcome:
-        async with places:
+    async def limited(call: Attempt) -> Outcome:
+        async with slots:
             return await call()
 
     named = list(calls)
-    results = await asyncio.gather(*(one(call) for _, call in named))
+    results = await asyncio.gather(*(limited(call) for _, call in named))
     return dict(zip([name for name, _ in named], results, strict=True))
 
 
-def by_every_way(
-    ways: Ways, methods: Iterable[MethodPolicy], token: str | None
+def calls_of(
+    clients: Clients, methods: Iterable[MethodPolicy], token: str | None
 ) -> dict[str, list[tuple[str, Attempt]]]:
-    found = list(methods)
+    listed = list(methods)
     return {
         "rest": [
-            (f"{b.verb} {b.path}", partial(ways.over_rest, b, token, {}, {}))
-            for one in found
-            for b in one.bindings
+            (f"{b.verb} {b.path}", partial(clients.over_rest, b, token, {}, {}))
+            for method in listed
+            for b in method.bindings
         ],
-        "gateway": [(one.path, partial(ways.over_grpc, ways.gateway, one, token)) for one in found],
+        "gateway": [
+            (method.path, partial(clients.over_grpc, clients.gateway, method, token))
+            for method in listed
+        ],
         "service": [
-            (one.path, partial(ways.over_grpc, ways.service_of(one), one, token)) for one in found
+            (method.path, partial(clients.over_grpc, clients.service_of(method), method, token))
+            for method in listed
         ],
     }
 
 
-def wrong(found: dict[str, Outcome], *expected: Outcome) -> dict[str, Outcome]:
-    return {name: outcome for name, outcome in found.items() if outcome not in expected}
+def unexpected(actual: dict[str, Outcome], *expected: Outcome) -> dict[str, Outcome]:
+    return {name: outcome for name, outcome in actual.items() if outcome not in expected}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +176,7 @@ def signing(mesh: RunningMesh) -> SigningKey:
 
 
 def signed(key: SigningKey, *, typ: str = "at+jwt", **claims: Any) -> str:
-    """A token signed by the mesh's own key; its session is nobody's."""
+    """A token signed by the mesh's key, of a session that does not exist."""
     return jwt.encode(
         a_payload(**claims),
         key.private,
@@ -203,26 +206,28 @@ BAD_TOKENS: dict[str, tuple[Callable[[SigningKey], str | None], str]] = {
         lambda key: signed_by_hmac(public_pem(key), a_payload()),
         "TOKEN_INVALID",
     ),
-    "a stranger's signature": (stolen_kid, "TOKEN_INVALID"),
+    "signature of another key": (stolen_kid, "TOKEN_INVALID"),
     "no token at all": (lambda key: "nonsense", "TOKEN_INVALID"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_TOKENS)
-async def test_a_bad_token_opens_nothing(ways: Ways, signing: SigningKey, kind: str) -> None:
+async def test_an_invalid_token_is_refused_by_all_methods(
+    clients: Clients, signing: SigningKey, kind: str
+) -> None:
     make, expected = BAD_TOKENS[kind]
-    calls = by_every_way(ways, SIGNED_IN, make(signing))
+    calls = calls_of(clients, SIGNED_IN, make(signing))
     assert len(calls["rest"]) > 25
-    assert wrong(await outcomes(calls["rest"]), (401, expected)) == {}
-    assert wrong(await outcomes(calls["gateway"]), ("UNAUTHENTICATED", expected)) == {}
-    assert wrong(await outcomes(calls["service"]), ("UNAUTHENTICATED", expected)) == {}
+    assert unexpected(await outcomes(calls["rest"]), (401, expected)) == {}
+    assert unexpected(await outcomes(calls["gateway"]), ("UNAUTHENTICATED", expected)) == {}
+    assert unexpected(await outcomes(calls["service"]), ("UNAUTHENTICATED", expected)) == {}
 
 
-async def test_a_refresh_token_is_no_access_token(ways: Ways, customer: Api) -> None:
-    calls = by_every_way(ways, SIGNED_IN, customer.session["refreshToken"])
-    assert wrong(await outcomes(calls["rest"]), (401, "TOKEN_WRONG_TYPE")) == {}
+async def test_a_refresh_token_is_refused_as_access_token(clients: Clients, customer: Api) -> None:
+    calls = calls_of(clients, SIGNED_IN, customer.session["refreshToken"])
+    assert unexpected(await outcomes(calls["rest"]), (401, "TOKEN_WRONG_TYPE")) == {}
     for way in ("gateway", "service"):
-        assert wrong(await outcomes(calls[way]), ("UNAUTHENTICATED", "TOKEN_WRONG_TYPE")) == {}
+        assert unexpected(await outcomes(calls[way]), ("UNAUTHENTICATED", "TOKEN_WRONG_TYPE")) == {}
 
 
 @pytest.mark.parametrize(
@@ -233,42 +238,42 @@ async def test_a_refresh_token_is_no_access_token(ways: Ways, customer: Api) -> 
         ("STAFF", Access.ADMIN, "ADMIN_REQUIRED"),
     ],
 )
-async def test_a_lower_role_opens_nothing(
-    ways: Ways, signing: SigningKey, role: str, access: Access, reason: str
+async def test_a_lower_role_is_refused(
+    clients: Clients, signing: SigningKey, role: str, access: Access, reason: str
 ) -> None:
-    methods = [one for one in ALL if one.access is access]
+    methods = [method for method in ALL if method.access is access]
     assert methods
-    calls = by_every_way(ways, methods, signed(signing, role=role))
-    assert wrong(await outcomes(calls["rest"]), (403, reason)) == {}
+    calls = calls_of(clients, methods, signed(signing, role=role))
+    assert unexpected(await outcomes(calls["rest"]), (403, reason)) == {}
     for way in ("gateway", "service"):
-        assert wrong(await outcomes(calls[way]), ("PERMISSION_DENIED", reason)) == {}
+        assert unexpected(await outcomes(calls[way]), ("PERMISSION_DENIED", reason)) == {}
 
 
 @pytest.mark.parametrize("role", ["OWNER", "", None, 3, ["ADMIN"]])
-async def test_a_role_that_is_none_opens_nothing(
-    ways: Ways, signing: SigningKey, role: Any
+async def test_an_unknown_role_is_refused(clients: Clients, signing: SigningKey, role: Any) -> None:
+    calls = calls_of(clients, SIGNED_IN, signed(signing, role=role))
+    assert unexpected(await outcomes(calls["rest"]), (401, "TOKEN_INVALID")) == {}
+    assert unexpected(await outcomes(calls["service"]), ("UNAUTHENTICATED", "TOKEN_INVALID")) == {}
+
+
+async def test_internal_methods_are_for_services_only(
+    clients: Clients, signing: SigningKey
 ) -> None:
-    calls = by_every_way(ways, SIGNED_IN, signed(signing, role=role))
-    assert wrong(await outcomes(calls["rest"]), (401, "TOKEN_INVALID")) == {}
-    assert wrong(await outcomes(calls["service"]), ("UNAUTHENTICATED", "TOKEN_INVALID")) == {}
-
-
-async def test_what_is_internal_is_for_services_only(ways: Ways, signing: SigningKey) -> None:
-    """Not even an admin: the gateway does not know the way, the service not the caller."""
-    methods = [one for one in ALL if one.access is Access.INTERNAL]
-    calls = by_every_way(ways, methods, signed(signing, role="ADMIN"))
+    """Also admins are refused: the gateway has no route, and the service does not allow the caller."""
+    methods = [method for method in ALL if method.access is Access.INTERNAL]
+    calls = calls_of(clients, methods, signed(signing, role="ADMIN"))
     assert calls["rest"] == []
     for refused in (await outcomes(calls["gateway"])).values():
         assert refused[0] in ("UNIMPLEMENTED", "UNAUTHENTICATED"), refused
-    found = await outcomes(calls["service"])
-    assert wrong(found, ("PERMISSION_DENIED", "CALLER_NOT_ALLOWED")) == {}
+    direct = await outcomes(calls["service"])
+    assert unexpected(direct, ("PERMISSION_DENIED", "CALLER_NOT_ALLOWED")) == {}
 
 
-# Whose thing an id in a path names: the customer's who made it, or everybody's.
+# Ids in paths, of resources that belong to a customer, and of public ones.
 OWNED = {"booking_id", "payment_id", "refund_id", "session_id"}
-EVERYBODYS = {"event_id", "venue_id", "auditorium_id", "production_id"}
+PUBLIC = {"event_id", "venue_id", "auditorium_id", "production_id"}
 
-# What a method needs besides its ids to be looked at at all, so that the owner decides.
+# Bodies that make a request valid, so that ownership decides.
 BODIES: dict[str, Any] = {
     "RescheduleBooking": {"eventId": str(uuid4())},
     "CheckoutBooking": {"provider": "sandbox"},
@@ -276,22 +281,22 @@ BODIES: dict[str, Any] = {
 }
 
 
-def variables(one: MethodPolicy) -> set[str]:
-    return {name for binding in one.bindings for name in re.findall(r"\{(\w+)\}", binding.path)}
+def variables(method: MethodPolicy) -> set[str]:
+    return {name for binding in method.bindings for name in re.findall(r"\{(\w+)\}", binding.path)}
 
 
-OF_CUSTOMERS = [one for one in ALL if one.access is Access.CUSTOMER]
-WITH_OWNER = [one for one in OF_CUSTOMERS if variables(one) & OWNED]
+OF_CUSTOMERS = [method for method in ALL if method.access is Access.CUSTOMER]
+WITH_OWNER = [method for method in OF_CUSTOMERS if variables(method) & OWNED]
 
 
-def test_of_every_id_it_is_known_whose_it_is() -> None:
-    """A new id in a customer's path: say here whether it has an owner."""
-    assert {name for one in OF_CUSTOMERS for name in variables(one)} <= OWNED | EVERYBODYS
+def test_every_id_is_known_as_owned_or_public() -> None:
+    """Add a new id in a customer's path to OWNED or PUBLIC."""
+    assert {name for method in OF_CUSTOMERS for name in variables(method)} <= OWNED | PUBLIC
 
 
 @pytest.fixture
-def things(admin: Api, customer: Api) -> dict[str, str]:
-    """One thing of each kind that the customer owns."""
+def resources(admin: Api, customer: Api) -> dict[str, str]:
+    """One resource of each kind that the customer owns."""
     event = admin.create_event(offers=[{**_OFFER, "capacity": 100}])
     placed = customer.book({**items(event, 2), "checkout": {"provider": "sandbox"}}).json()
     payment_id = placed["payment"]["paymentId"]
@@ -316,50 +321,50 @@ def things(admin: Api, customer: Api) -> dict[str, str]:
 _OFFER = {"name": "Floor", "price": {"currencyCode": "INR", "amountMinor": "150000"}}
 
 
-async def test_another_customers_things_do_not_exist(
-    ways: Ways, api: Api, customer: Api, things: dict[str, str]
+async def test_resources_of_another_customer_are_not_found(
+    clients: Clients, api: Api, customer: Api, resources: dict[str, str]
 ) -> None:
     stranger = api.sign_up()
     assert len(WITH_OWNER) >= 6
     over_rest = await outcomes(
         (
             f"{b.verb} {b.path}",
-            partial(ways.over_rest, b, stranger.token, things, BODIES.get(_name(one), {})),
+            partial(clients.over_rest, b, stranger.token, resources, BODIES.get(_name(method), {})),
         )
-        for one in WITH_OWNER
-        for b in one.bindings
+        for method in WITH_OWNER
+        for b in method.bindings
     )
     assert {n: o for n, o in over_rest.items() if not _is_not_found(o, 404)} == {}
     for channel in ("gateway", "service"):
         over_grpc = await outcomes(
             (
-                one.path,
+                method.path,
                 partial(
-                    ways.over_grpc,
-                    ways.gateway if channel == "gateway" else ways.service_of(one),
-                    one,
+                    clients.over_grpc,
+                    clients.gateway if channel == "gateway" else clients.service_of(method),
+                    method,
                     stranger.token,
-                    a_request(one, things).SerializeToString(),
+                    a_request(method, resources).SerializeToString(),
                 ),
             )
-            for one in WITH_OWNER
+            for method in WITH_OWNER
         )
         assert {n: o for n, o in over_grpc.items() if not _is_not_found(o, "NOT_FOUND")} == {}
-    # Theirs all along, and unharmed.
+    # The owner still has access.
     for path in ("bookings/{booking_id}", "payments/{payment_id}", "refunds/{refund_id}"):
-        assert customer.get(f"/api/v1/{path.format(**things)}").status_code == 200, path
+        assert customer.get(f"/api/v1/{path.format(**resources)}").status_code == 200, path
 
 
-def a_request(one: MethodPolicy, things: dict[str, str]) -> Message:
-    service, method = one.path.removeprefix("/").split("/")
-    message = GetMessageClass(contract_services()[service].methods_by_name[method].input_type)()
-    ids = {name: things[name] for name in variables(one) if name in things}
-    json_format.ParseDict({**BODIES.get(_name(one), {}), **ids}, message)
+def a_request(method: MethodPolicy, resources: dict[str, str]) -> Message:
+    service, name = method.path.removeprefix("/").split("/")
+    message = GetMessageClass(contract_services()[service].methods_by_name[name].input_type)()
+    ids = {name: resources[name] for name in variables(method) if name in resources}
+    json_format.ParseDict({**BODIES.get(_name(method), {}), **ids}, message)
     return message
 
 
-def _name(one: MethodPolicy) -> str:
-    return one.path.rpartition("/")[2]
+def _name(method: MethodPolicy) -> str:
+    return method.path.rpartition("/")[2]
 
 
 def _is_not_found(outcome: Outcome, status: int | str) -> bool:

@@ -1,4 +1,4 @@
-"""The page at /docs in a real browser: it shows the API, and its "try it" makes a booking."""
+"""The page at /docs in a real browser shows the API, and "Try it" places a booking."""
 
 import json
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ pytestmark = [needs_chromium, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    """On it nothing may go wrong: no script error, no refused source, nothing from elsewhere."""
+    """A page. Script errors and blocked or external sources fail the test."""
     problems: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -32,7 +32,7 @@ def page() -> Iterator[Page]:
     assert problems == []
 
 
-def test_a_booking_made_by_try_it(
+def test_try_it_places_a_booking(
     mesh: RunningMesh, admin: Api, customer: Api, page: Page, tmp_path: Path
 ) -> None:
     order = items(admin.create_event(), 2)

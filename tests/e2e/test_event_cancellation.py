@@ -1,4 +1,4 @@
-"""An event is cancelled: everybody gets their money back, once, whatever dies on the way."""
+"""A cancelled event refunds every booking exactly once, although booking_svc is killed meanwhile."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ _SECONDS = 600
 
 
 def buy(customer: Api, event: dict[str, Any]) -> str:
-    """A confirmed booking's id."""
+    """Places and pays a booking. Returns its id."""
     booked = customer.book({**items(event), "checkout": {"provider": "sandbox"}})
     assert booked.status_code == 201, booked.text
     booking = booked.json()
@@ -27,21 +27,21 @@ def buy(customer: Api, event: dict[str, Any]) -> str:
 
 
 def kill(mesh: RunningMesh) -> None:
-    """kill -9 of booking_svc, and wait until there is another one."""
+    """Kills booking_svc with SIGKILL, and waits for the next process."""
     pid = mesh.pid("booking_svc")
     os.kill(pid, signal.SIGKILL)
 
-    def is_another() -> bool:
-        # Between two processes there is no file.
+    def is_restarted() -> bool:
+        # Between two processes there is no pid file.
         with suppress(FileNotFoundError, JSONDecodeError):
             return mesh.pid("booking_svc") != pid
         return False
 
-    until(is_another, "booking_svc does not come back")
+    until(is_restarted, "booking_svc was not restarted")
 
 
 @pytest.mark.timeout(1800)
-def test_everybody_is_refunded_once_though_booking_svc_is_killed_three_times(
+def test_every_booking_is_refunded_once_while_booking_svc_is_killed_three_times(
     mesh: RunningMesh, admin: Api, customer: Api, is_long: bool
 ) -> None:
     count = 2_000 if is_long else 60
@@ -60,7 +60,7 @@ def test_everybody_is_refunded_once_though_booking_svc_is_killed_three_times(
         answer = admin.get(f"{path}/bookings?status=CONFIRMED&pageSize=1")
         return int(answer.json()["totalSize"]) if answer.status_code == 200 else 0
 
-    until(lambda: confirmed() == count, "not all are confirmed", seconds=_SECONDS)
+    until(lambda: confirmed() == count, "not all bookings are confirmed", seconds=_SECONDS)
     body = {"status": "CANCELLED", "reason": "Monsoon"}
     assert admin.send("PUT", f"{path}/status", body).status_code == 200
 
@@ -73,11 +73,13 @@ def test_everybody_is_refunded_once_though_booking_svc_is_killed_three_times(
         goal = count * (part + 1) // 4
         until(
             lambda goal=goal: progress().get("bookingsCancelled", 0) >= goal,  # type: ignore[misc]
-            "the cancellation does not go on",
+            "the cancellation does not proceed",
             seconds=_SECONDS,
         )
         kill(mesh)
-    until(lambda: progress().get("state") == "DONE", "not done", seconds=_SECONDS)
+    until(
+        lambda: progress().get("state") == "DONE", "the cancellation is not done", seconds=_SECONDS
+    )
     done = progress()
     assert (done["bookingsFound"], done["bookingsCancelled"]) == (count, count)
     assert (done["refundsProcessed"], done["refundsFailed"]) == (count, 0)
@@ -92,11 +94,11 @@ def test_everybody_is_refunded_once_though_booking_svc_is_killed_three_times(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(check, bookings))
 
-    # What the killed one was about to give back waits until its lease has ended.
+    # Steps of a killed process wait for the end of their lease.
     def available() -> int:
         answer = admin.get(path)
         return int(answer.json()["available"]) if answer.status_code == 200 else -1
 
-    until(lambda: available() == count, "places did not come back", seconds=60)
-    # Whoever tests next finds a mesh that is up.
-    until(lambda: admin.get("/health").status_code == 200, "not healthy", seconds=60)
+    until(lambda: available() == count, "the places are not available again", seconds=60)
+    # Other tests use the same mesh.
+    until(lambda: admin.get("/health").status_code == 200, "the mesh is not healthy", seconds=60)

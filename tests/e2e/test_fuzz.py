@@ -1,8 +1,8 @@
-"""Nothing that a client sends makes the mesh fail: no 5xx, no UNKNOWN, no INTERNAL.
+"""No request makes the mesh fail with a 5xx, UNKNOWN or INTERNAL.
 
-REST requests are made by schemathesis from the served /openapi.json, as it describes them and
-against it; gRPC messages are made from the contract's descriptors. Each method is called by a
-customer, by staff, by an admin and by nobody. `--long` sends 20,000 in all.
+schemathesis generates valid and invalid REST requests from the served /openapi.json; gRPC messages
+are generated from the contract's descriptors. Each method is called by a customer, by staff, by an
+admin and without a token. `--long` sends 20,000 requests.
 """
 
 import random
@@ -30,15 +30,15 @@ from tests.e2e.messages import broken, messages
 
 ROLES = ["CUSTOMER", "STAFF", "ADMIN", None]
 LONG = 10_000
-# Asks the sandbox to fail, which it then does.
-ASKS_FOR_FAILURES = "/sandbox/faults"
+# Makes the sandbox fail.
+FAULT_INJECTION_PATH = "/sandbox/faults"
 METHODS = [
-    one
-    for one in policies().values()
-    if one.is_routed and all(binding.path != ASKS_FOR_FAILURES for binding in one.bindings)
+    method
+    for method in policies().values()
+    if method.is_routed and all(binding.path != FAULT_INJECTION_PATH for binding in method.bindings)
 ]
 BUSY = {503, 504, "UNAVAILABLE", "DEADLINE_EXCEEDED"}
-"""No fault of the request, unless it happens twice in a row."""
+"""Statuses that count as failures only when repeated at once."""
 FAILURES = {"UNKNOWN", "INTERNAL", "DATA_LOSS", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 GOOD = {200, 201, 204, "OK"}
 _SECONDS = 30
@@ -46,7 +46,7 @@ _SECONDS = 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """An HTTP status or gRPC code, the reason, and what is wrong with the answer, if anything."""
+    """An HTTP status or gRPC code, the reason, and the fault of the answer, if any."""
 
     status: int | str
     reason: str = ""
@@ -54,12 +54,12 @@ class Outcome:
 
 
 Send = Callable[[str | None], Outcome]
-"""Sends one case, with a token or without."""
+"""Sends a request, with or without a token."""
 
 
 @dataclass
 class People:
-    """One account of each role; a new one when a case has ended its session."""
+    """One account per role; a new one after a request ended its session."""
 
     api: Api
     tokens: dict[str, str] = field(default_factory=dict)
@@ -72,23 +72,23 @@ class People:
         return self.tokens[role]
 
     def forget(self, role: str | None) -> None:
-        """The role's session has ended, or its token."""
+        """Drops the role's account, after its session ended or its token expired."""
         self.tokens.pop(role or "", None)
 
     def _new(self, role: str) -> str:
         admin = self.api.sign_up(admin_secret=ADMIN_SECRET)
         if role == "ADMIN":
             return str(admin.token)
-        one = self.api.sign_up()
+        account = self.api.sign_up()
         if role == "STAFF":
-            admin.send("PATCH", f"/api/v1/users/{one.user_id}", {"role": role})
-            one = one.sign_in(one.session["user"]["email"])
-        return str(one.token)
+            admin.send("PATCH", f"/api/v1/users/{account.user_id}", {"role": role})
+            account = account.sign_in(account.session["user"]["email"])
+        return str(account.token)
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[RunningMesh]:
-    """A mesh of its own: nobody else wants to see what is left behind."""
+    """A separate mesh, because the requests leave arbitrary data."""
     with running_mesh() as mesh:
         yield mesh
 
@@ -101,7 +101,7 @@ def people(running: RunningMesh) -> Iterator[People]:
 
 @pytest.fixture
 def known(people: People) -> dict[str, str]:
-    """One thing of each kind, by the name of its id."""
+    """Ids of one resource of each kind, by field name."""
     admin = Api(people.api.client, people.token("ADMIN"))
     customer = Api(people.api.client, people.token("CUSTOMER"))
     event = admin.create_event(offers=[{**_OFFER, "capacity": 1_000_000}])
@@ -128,12 +128,12 @@ _OFFER = {"name": "Floor", "price": {"currencyCode": "INR", "amountMinor": "1500
 @pytest.mark.timeout(7200)
 def test_rest(running: RunningMesh, people: People, known: dict[str, str], is_long: bool) -> None:
     schema = openapi.from_url(f"{running.url}/openapi.json")
-    operations: list[Any] = [found.ok() for found in schema.get_all_operations()]  # type: ignore[union-attr]  # or it raises
+    operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]  # or it raises
     with requests.Session() as session:
         cases = {
-            one.label: _rest_cases(one, known, running.url, session)
-            for one in operations
-            if one.path != ASKS_FOR_FAILURES
+            operation.label: _rest_cases(operation, known, running.url, session)
+            for operation in operations
+            if operation.path != FAULT_INJECTION_PATH
         }
         fuzz(people, cases, is_long)
 
@@ -141,41 +141,45 @@ def test_rest(running: RunningMesh, people: People, known: dict[str, str], is_lo
 @pytest.mark.timeout(7200)
 def test_grpc(running: RunningMesh, people: People, known: dict[str, str], is_long: bool) -> None:
     with grpc.insecure_channel(running.url.removeprefix("http://")) as channel:
-        fuzz(people, {one.path: _grpc_cases(one, known, channel) for one in METHODS}, is_long)
+        fuzz(
+            people,
+            {method.path: _grpc_cases(method, known, channel) for method in METHODS},
+            is_long,
+        )
 
 
 def fuzz(people: People, methods: dict[str, st.SearchStrategy[Send]], is_long: bool) -> None:
-    """Sends cases of each method; fails with all that were answered wrongly.
+    """Sends requests to each method; fails with all faults.
 
-    The same cases each time, so that nothing fails which did not before; others when long.
+    The requests are the same in every run, so that failures are reproducible; random with --long.
     """
-    each = 20 if is_long else 4
-    rounds = LONG // (len(methods) * each) + 1 if is_long else 1
+    count = 20 if is_long else 4
+    rounds = LONG // (len(methods) * count) + 1 if is_long else 1
     faults: list[str] = []
     statuses: Counter[int | str] = Counter()
     for start in [random.randrange(2**32) for _ in range(rounds)] if is_long else [0]:
         for name, cases in methods.items():
-            for role, outcome in _outcomes(people, cases, each, start):
+            for role, outcome in _outcomes(people, cases, count, start):
                 statuses[outcome.status] += 1
                 if outcome.fault:
                     faults.append(f"{name} as {role}, {start}: {outcome.status} {outcome.fault}")
         print(f"{statuses.total()} cases, {len(faults)} faults, {dict(statuses)}", flush=True)
         if faults:
-            # Said at once: a long run may be ended before it ends.
+            # Printed at once: a long run may be interrupted.
             print(*faults, sep="\n", flush=True)
     assert faults == []
-    # Not blind: much gets in.
-    assert sum(count for status, count in statuses.items() if status in GOOD) > len(methods) / 4
+    # Control: many requests succeed.
+    assert sum(number for status, number in statuses.items() if status in GOOD) > len(methods) / 4
 
 
 def _outcomes(
-    people: People, cases: st.SearchStrategy[Send], each: int, start: int
+    people: People, cases: st.SearchStrategy[Send], count: int, start: int
 ) -> list[tuple[str | None, Outcome]]:
-    found: list[tuple[str | None, Outcome]] = []
+    collected: list[tuple[str | None, Outcome]] = []
 
     @seed(start)
     @settings(
-        max_examples=each,
+        max_examples=count,
         phases=[Phase.generate],
         deadline=None,
         database=None,
@@ -188,39 +192,39 @@ def _outcomes(
             outcome = send(people.token(role))
         if outcome.reason.startswith("TOKEN_"):
             people.forget(role)
-        found.append((role, outcome))
+        collected.append((role, outcome))
 
     run()
-    return found
+    return collected
 
 
 def _rest_cases(
     operation: Any, known: dict[str, str], url: str, session: requests.Session
 ) -> st.SearchStrategy[Send]:
     ids = {name: value for name, value in known.items() if f"{{{name}}}" in operation.path}
-    right, wrong = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+    valid, invalid = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 
     def sending(case: Any) -> Send:
         def send(token: str | None) -> Outcome:
             headers = {"authorization": f"Bearer {token}"} if token is not None else {}
             request = case.as_transport_kwargs(url, headers=headers)
-            # Streams have no end: what their answers say is in their heads.
+            # Streams do not end: only the headers of their answers are read.
             answer = session.request(**request, stream=True, timeout=_SECONDS)
             with answer:
                 if answer.status_code < 400:
                     return Outcome(answer.status_code)
-                found = _reason_in(answer)
-                if answer.status_code < 500 and found:
-                    return Outcome(answer.status_code, found)
+                reason = _reason_in(answer)
+                if answer.status_code < 500 and reason:
+                    return Outcome(answer.status_code, reason)
                 return Outcome(
-                    answer.status_code, found, f"{answer.text[:300]}\n{case.as_curl_command()}"
+                    answer.status_code, reason, f"{answer.text[:300]}\n{case.as_curl_command()}"
                 )
 
         return send
 
-    ways = [operation.as_strategy(right), operation.as_strategy(wrong)]
+    ways = [operation.as_strategy(valid), operation.as_strategy(invalid)]
     if ids:
-        ways.append(operation.as_strategy(right, path_parameters=ids))
+        ways.append(operation.as_strategy(valid, path_parameters=ids))
     return st.one_of(ways).map(sending)
 
 
@@ -229,7 +233,7 @@ def _reason_in(answer: requests.Response) -> str:
     try:
         error = answer.json()
         assert set(error) == {"code", "message", "details"}
-        [info] = [one for one in error["details"] if one["@type"].endswith("ErrorInfo")]
+        [info] = [detail for detail in error["details"] if detail["@type"].endswith("ErrorInfo")]
         assert info["domain"] == "boxoffice"
     except (ValueError, AssertionError, KeyError, TypeError):
         return ""
@@ -237,11 +241,11 @@ def _reason_in(answer: requests.Response) -> str:
 
 
 def _grpc_cases(
-    one: MethodPolicy, known: dict[str, str], channel: grpc.Channel
+    method: MethodPolicy, known: dict[str, str], channel: grpc.Channel
 ) -> st.SearchStrategy[Send]:
-    service, name = one.path.removeprefix("/").split("/")
+    service, name = method.path.removeprefix("/").split("/")
     whole = messages(contract_services()[service].methods_by_name[name].input_type, known)
-    # Mostly whole: what is broken is looked at by nobody else.
+    # Mostly complete messages: broken ones only reach the parser.
     requests_ = st.one_of(
         *[whole.map(lambda message: message.SerializeToString())] * 4, whole.flatmap(broken)
     )
@@ -251,7 +255,7 @@ def _grpc_cases(
             metadata = [("idempotency-key", key)] if key is not None else []
             if token is not None:
                 metadata.append(("authorization", f"Bearer {token}"))
-            code, reason = _call(channel, one, request, metadata)
+            code, reason = _call(channel, method, request, metadata)
             if code in FAILURES or (code != "OK" and not reason):
                 return Outcome(code, reason, f"{reason} {request.hex()[:2000]} {key!r}")
             return Outcome(code, reason)
@@ -263,12 +267,12 @@ def _grpc_cases(
 
 
 def _call(
-    channel: grpc.Channel, one: MethodPolicy, request: bytes, metadata: list[tuple[str, str]]
+    channel: grpc.Channel, method: MethodPolicy, request: bytes, metadata: list[tuple[str, str]]
 ) -> tuple[str, str]:
-    unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(one.path)
-    streaming: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(one.path)
+    unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method.path)
+    streaming: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(method.path)
     try:
-        if one.server_streaming:
+        if method.server_streaming:
             stream = streaming(request, metadata=tuple(metadata), timeout=_SECONDS)
             next(stream, None)
             stream.cancel()

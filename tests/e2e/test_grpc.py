@@ -1,4 +1,4 @@
-"""The same mesh over gRPC: through the gateway with a token, directly with a certificate."""
+"""The mesh over gRPC: through the gateway with a token, and directly with a certificate."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ def directly(mesh: RunningMesh, service: str, *, process: str) -> grpc.aio.Chann
 
 
 def call_raw(channel: grpc.aio.Channel, path: str, metadata: Any) -> Any:
-    """A call with an empty request; refused before anybody reads it."""
+    """A call with an empty request, which is refused before it is parsed."""
     method: Any = channel.unary_unary(path)
     return method(b"", metadata=metadata)
 
@@ -155,18 +155,18 @@ def in_rest(text: str) -> str:
     return re.sub("_(.)", lambda letter: letter[1].upper(), text.replace("event.", ""))
 
 
-async def test_reflection_is_not_at_the_gateway(mesh: RunningMesh, customer: Api) -> None:
+async def test_the_gateway_does_not_route_reflection(mesh: RunningMesh, customer: Api) -> None:
     async with at_gateway(mesh) as channel:
         token = (("authorization", f"Bearer {customer.token}"),)
         code, _ = await code_of(call_raw(channel, REFLECTION, token))
     assert code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
 
 
-@pytest.mark.parametrize("method", INTERNAL, ids=lambda each: each.path)
-async def test_internal_methods_are_for_the_callers_they_name(
+@pytest.mark.parametrize("method", INTERNAL, ids=lambda method: method.path)
+async def test_internal_methods_are_for_their_named_callers_only(
     mesh: RunningMesh, admin: Api, method: MethodPolicy
 ) -> None:
-    """Not at the gateway, not with the certificate of another process."""
+    """The gateway has no route, and other certificates are refused."""
     token = (("authorization", f"Bearer {admin.token}"),)
     async with at_gateway(mesh) as channel:
         code, _ = await code_of(call_raw(channel, method.path, token))
@@ -180,7 +180,7 @@ async def test_internal_methods_are_for_the_callers_they_name(
         assert code is grpc.StatusCode.PERMISSION_DENIED, (process, details)
 
 
-async def test_the_named_caller_gets_through(mesh: RunningMesh, admin: Api) -> None:
+async def test_the_named_caller_is_allowed(mesh: RunningMesh, admin: Api) -> None:
     event = admin.create_event()
     request = stock_service_pb2.GetStockRequest(event_id=event["eventId"])
     async with directly(mesh, "stock_svc", process="booking_svc") as channel:
@@ -188,7 +188,7 @@ async def test_the_named_caller_gets_through(mesh: RunningMesh, admin: Api) -> N
     assert [pool.capacity for pool in stock.pools] == [10]
 
 
-async def test_without_a_certificate_there_is_no_connection(mesh: RunningMesh) -> None:
+async def test_a_client_certificate_is_required(mesh: RunningMesh) -> None:
     ca = (mesh.home / "certificates" / "ca.pem").read_bytes()
     async with grpc.aio.secure_channel(
         f"127.0.0.1:{mesh.port('stock_svc')}",
@@ -201,7 +201,7 @@ async def test_without_a_certificate_there_is_no_connection(mesh: RunningMesh) -
     assert code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_operators_use_buf_curl(mesh: RunningMesh, admin: Api) -> None:
+def test_operators_can_use_buf_curl(mesh: RunningMesh, admin: Api) -> None:
     event = admin.create_event()
     certificates = mesh.home / "certificates"
     server = f"https://localhost:{mesh.port('booking_svc')}"

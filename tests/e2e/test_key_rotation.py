@@ -1,7 +1,7 @@
-"""A new signing key, from its publication to the end of the old one: nobody is refused.
+"""A key rotation, from the publication of the new key to the end of the old one, refuses no call.
 
-Envoy 1.40 does not fetch keys anew for a `kid` that it does not know, so a key must have
-reached the gateway before it signs.
+Envoy 1.40 does not fetch the key set again for an unknown `kid`, so the gateway must have a key
+before it signs.
 """
 
 import subprocess
@@ -29,7 +29,7 @@ SKEW = timedelta(seconds=CLOCK_SKEW_SECONDS)
 
 @pytest.fixture
 def rotating() -> Iterator[RunningMesh]:
-    """A mesh of its own, whose keys no other test has in hand."""
+    """A separate mesh, so that the rotation does not affect other tests."""
     seconds = str(int(LIFE.total_seconds()))
     with running_mesh(BOXOFFICE_ACCESS_TOKEN_TTL_SECONDS=seconds) as running:
         yield running
@@ -37,44 +37,44 @@ def rotating() -> Iterator[RunningMesh]:
 
 @dataclass
 class Customers:
-    """People who sign in all the time and use each token for as long as it lives."""
+    """Customers who sign in repeatedly and use each token until it expires."""
 
     first: Api
     held: list[tuple[float, Api]] = field(default_factory=list)
 
-    def all_pass(self) -> str:
-        """Signs one more in; the newest and the oldest call. Returns the newest token's key."""
+    def check(self) -> str:
+        """Signs in again, and calls with the newest and oldest token. Returns the newest kid."""
         fresh = self.first.sign_in(self.first.session["user"]["email"])
         self.held.append((time.monotonic(), fresh))
-        # Half of its life: what a slow machine takes to send it must not let it expire.
-        youngest = time.monotonic() - LIFE.total_seconds() / 2
-        self.held = [one for one in self.held if one[0] > youngest]
+        # Half of the lifetime, so that tokens do not expire during a call on a slow machine.
+        oldest = time.monotonic() - LIFE.total_seconds() / 2
+        self.held = [held for held in self.held if held[0] > oldest]
         for _, caller in (self.held[0], self.held[-1]):
             answer = caller.get("/api/v1/auth/me")
             assert answer.status_code == 200, answer.text
         return kid_of(fresh)
 
 
-def kid_of(one: Api) -> str:
-    assert one.token is not None
-    return str(jwt.get_unverified_header(one.token)["kid"])
+def kid_of(client: Api) -> str:
+    assert client.token is not None
+    return str(jwt.get_unverified_header(client.token)["kid"])
 
 
-def resigned(one: Api, key: SigningKey) -> Api:
-    """The caller's token as a key would have signed it, for longer than any test takes."""
-    assert one.token is not None
-    claims = jwt.decode(one.token, options={"verify_signature": False})
+def resigned(client: Api, key: SigningKey) -> Api:
+    """The client with its token signed by another key, valid for longer than the test."""
+    assert client.token is not None
+    claims = jwt.decode(client.token, options={"verify_signature": False})
     claims["exp"] = int(time.time()) + 3600
     headers = {"typ": "at+jwt", "kid": key.public.kid}
-    return Api(one.client, jwt.encode(claims, key.private, algorithm="RS256", headers=headers))
+    return Api(client.client, jwt.encode(claims, key.private, algorithm="RS256", headers=headers))
 
 
-def status(one: Api) -> int:
-    return one.get("/api/v1/auth/me").status_code
+def status(client: Api) -> int:
+    return client.get("/api/v1/auth/me").status_code
 
 
 def rotate(mesh: RunningMesh) -> Path:
-    """What `make keys-rotate` does. Returns the new key's file."""
+    """Rotates as `make keys-rotate` does. Returns the new key's file."""
     command = [sys.executable, "-m", "launcher", "keys", "rotate"]
     environment = {**clean_environment(), **mesh.variables}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
@@ -83,38 +83,47 @@ def rotate(mesh: RunningMesh) -> Path:
 
 
 def published(path: Path, *, ago: timedelta) -> Path:
-    """The key's file as if it had been there for so long: its time is in its name."""
-    time_of_name = datetime.now(UTC) - ago
-    return path.rename(path.with_name(f"access_token-{time_of_name:%Y%m%dT%H%M%SZ}.pem"))
+    """Renames the key's file, so that it counts as published this long ago."""
+    time_in_name = datetime.now(UTC) - ago
+    return path.rename(path.with_name(f"access_token-{time_in_name:%Y%m%dT%H%M%SZ}.pem"))
 
 
 @pytest.mark.timeout(900)
-def test_a_rotation_refuses_nobody(rotating: RunningMesh, is_long: bool) -> None:
-    """With --long the time passes; without it the file's name says that it has."""
-    patience = 60.0 + (LEAD + LIFE + SKEW).total_seconds() * is_long
+def test_a_rotation_refuses_no_valid_token(rotating: RunningMesh, is_long: bool) -> None:
+    """With --long in real time; otherwise the file is renamed to simulate elapsed time."""
+    timeout = 60.0 + (LEAD + LIFE + SKEW).total_seconds() * is_long
     old_path = rotating.home / "keys" / "access_token.pem"
     with httpx.Client(base_url=rotating.url, timeout=20) as client:
         customers = Customers(Api(client).sign_up())
         old = load_key(old_path)
-        assert customers.all_pass() == old.public.kid
+        assert customers.check() == old.public.kid
         path = rotate(rotating)
         new = load_key(path)
-        # The gateway knows the key before it signs.
+        # The gateway accepts the key before it signs.
         early = resigned(customers.first, new)
-        until(lambda: customers.all_pass() and status(early) == 200, "not fetched")
-        assert customers.all_pass() == old.public.kid
+        until(
+            lambda: customers.check() and status(early) == 200,
+            "the gateway has not fetched the key",
+        )
+        assert customers.check() == old.public.kid
         if not is_long:
             path = published(path, ago=LEAD)
-        until(lambda: customers.all_pass() == new.public.kid, "does not sign", seconds=patience)
-        # Two keys are good now.
+        until(
+            lambda: customers.check() == new.public.kid,
+            "the new key does not sign",
+            seconds=timeout,
+        )
+        # Both keys are accepted.
         late = resigned(customers.first, old)
         assert (status(early), status(late)) == (200, 200)
         if not is_long:
-            # Tokens of the old key that would have expired by then.
-            customers.held = [one for one in customers.held if kid_of(one[1]) == new.public.kid]
+            # Drops tokens of the old key, which expire before the key is retired.
+            customers.held = [held for held in customers.held if kid_of(held[1]) == new.public.kid]
             published(path, ago=LEAD + LIFE + SKEW)
         until(
-            lambda: customers.all_pass() and not old_path.exists(), "not retired", seconds=patience
+            lambda: customers.check() and not old_path.exists(),
+            "the old key was not retired",
+            seconds=timeout,
         )
-        until(lambda: customers.all_pass() and status(late) == 401, "still known")
+        until(lambda: customers.check() and status(late) == 401, "the old key is still accepted")
         assert status(early) == 200

@@ -1,4 +1,4 @@
-"""A customer hears of a booking by mail: here as a file, because no mail server is set."""
+"""Mails about bookings, written to files because the mesh has no mail server."""
 
 import time
 from email import message_from_bytes

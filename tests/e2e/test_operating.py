@@ -1,4 +1,4 @@
-"""One booking, found everywhere from its request id: its trace, its log lines, its metrics."""
+"""Trace, log lines and metrics of a booking, found by its request id."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from tests.deploy.queries import metrics_of
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps every span that it is sent, with the name of the service that made it."""
+    """Stores every received span with the name of its service."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,34 +47,34 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         with self._lock:
             for resource in request.resource_spans:
                 service = next(
-                    each.value.string_value
-                    for each in resource.resource.attributes
-                    if each.key == "service.name"
+                    attribute.value.string_value
+                    for attribute in resource.resource.attributes
+                    if attribute.key == "service.name"
                 )
                 for scope in resource.scope_spans:
                     self._spans += ((service, span) for span in scope.spans)
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def trace_of(self, request_id: str) -> list[tuple[str, trace_pb2.Span]]:
-        """All spans of the trace that the request belongs to."""
+        """All spans of the trace of a request, or with an attribute of this value."""
         with self._lock:
             ids = {
                 span.trace_id
                 for _, span in self._spans
-                for each in span.attributes
-                if each.value.string_value == request_id
+                for attribute in span.attributes
+                if attribute.value.string_value == request_id
             }
             return [(service, span) for service, span in self._spans if span.trace_id in ids]
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[tuple[Collector, str]]:
-    kept = Collector()
+    receiver = Collector()
     server = grpc.server(futures.ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)  # type: ignore[no-untyped-call]
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    yield kept, f"http://127.0.0.1:{port}"
+    yield receiver, f"http://127.0.0.1:{port}"
     server.stop(None)
 
 
@@ -119,7 +119,11 @@ def total(
     labels: set[tuple[str, str]],
 ) -> float:
     """The sum of a metric's samples that have the labels."""
-    return sum(value for (each, own), value in page.items() if each == name and labels <= own)
+    return sum(
+        value
+        for (sample, own_labels), value in page.items()
+        if sample == name and labels <= own_labels
+    )
 
 
 def test_a_paid_booking_is_one_trace_across_all_processes(
@@ -150,18 +154,18 @@ def test_a_paid_booking_is_one_trace_across_all_processes(
         ("booking_svc", "PIPELINE"),
         ("payment_svc", "INSERT"),
     } <= names
-    # One tree: all but the gateway's own first span hang on another one of it.
+    # One tree: only the gateway's first span has no parent in the trace.
     roots = [(service, span.name) for service, span in spans if span.parent_span_id not in by_id]
     assert [service for service, _ in roots] == ["gateway"], roots
 
-    # Paying happens later, in traces of its own; the event stream carries them on.
+    # The payment has traces of its own, which the event stream continues.
     payment_id = placed.json()["payment"]["paymentId"]
     paid = customer.post(f"/sandbox/pay/{payment_id}", {"outcome": "SUCCEEDED"})
     assert paid.status_code == 200, paid.text
     customer.wait_for_status(placed.json()["bookingId"], "CONFIRMED")
     booking_id = placed.json()["bookingId"]
 
-    def followed() -> list[tuple[str, trace_pb2.Span]]:
+    def consumer_spans() -> list[tuple[str, trace_pb2.Span]]:
         return [
             (service, span)
             for service, span in collector[0].trace_of(booking_id)
@@ -169,7 +173,8 @@ def test_a_paid_booking_is_one_trace_across_all_processes(
         ]
 
     hops = until(
-        lambda: found if len(found := followed()) >= 3 else None, "the event's hop is not traced"
+        lambda: spans if len(spans := consumer_spans()) >= 3 else None,
+        "the consumption of the event is not traced",
     )
     applied = next(span for _, span in hops if span.name == "apply Captured")
     assert applied.links
@@ -182,14 +187,14 @@ def test_a_paid_booking_is_one_trace_across_all_processes(
             if span.span_id == applied.parent_span_id
         }
 
-    assert until(causes, "what the event came from is not traced") == {"payment_svc"}
+    assert until(causes, "the cause of the event is not traced") == {"payment_svc"}
     sold = ("boxoffice_booking_money_minor_total", {("kind", "sold"), ("currency", "INR")})
     captured = ("boxoffice_payment_money_minor_total", {("kind", "captured"), ("currency", "INR")})
     assert total(samples(watched, "booking_svc"), *sold) == 150_000
     assert total(samples(watched, "payment_svc"), *captured) == 150_000
 
 
-def test_its_log_lines_metrics_and_trace_are_found_by_one_id(
+def test_log_lines_metrics_and_trace_have_the_request_id(
     api: Api, collector: tuple[Collector, str], watched: RunningMesh
 ) -> None:
     admin = api.sign_up(admin_secret=ADMIN_SECRET)
@@ -208,24 +213,26 @@ def test_its_log_lines_metrics_and_trace_are_found_by_one_id(
     assert placed_total() == before + 1
 
     def lines() -> list[dict[str, Any]]:
-        found = [each for each in log_lines(watched.home) if each.get("request_id") == request_id]
+        of_request = [
+            line for line in log_lines(watched.home) if line.get("request_id") == request_id
+        ]
         return (
-            found
-            if {"gateway", "booking_svc", "stock_svc"} <= {each["process"] for each in found}
+            of_request
+            if {"gateway", "booking_svc", "stock_svc"} <= {line["process"] for line in of_request}
             else []
         )
 
-    found = until(lines, "no log lines of the request in all processes")
-    served = [each for each in found if each.get("message") == "rpc"]
-    assert {each["service"] for each in served} == {"booking_svc", "stock_svc"}
-    assert len({each["trace_id"] for each in served}) == 1
-    assert all(each["code"] == "OK" and each["duration_ms"] > 0 for each in served)
+    of_request = until(lines, "no log lines of the request in all processes")
+    served = [line for line in of_request if line.get("message") == "rpc"]
+    assert {line["service"] for line in served} == {"booking_svc", "stock_svc"}
+    assert len({line["trace_id"] for line in served}) == 1
+    assert all(line["code"] == "OK" and line["duration_ms"] > 0 for line in served)
     spans = until(lambda: collector[0].trace_of(request_id), "no trace of the request")
-    assert {span.trace_id.hex() for _, span in spans} == {each["trace_id"] for each in served}
+    assert {span.trace_id.hex() for _, span in spans} == {line["trace_id"] for line in served}
 
 
-def test_no_log_holds_a_password_an_address_or_a_token(api: Api, watched: RunningMesh) -> None:
-    """At DEBUG, which shows requests."""
+def test_logs_contain_no_password_address_or_token(api: Api, watched: RunningMesh) -> None:
+    """At DEBUG, which logs requests."""
     customer = api.sign_up()
     refused = api.post(
         "/api/v1/auth/login", {"email": "canary-7@example.com", "password": "canary-password-7"}
@@ -246,7 +253,7 @@ def test_every_process_has_its_metrics_and_probes(watched: RunningMesh) -> None:
         assert samples(watched, service)[("boxoffice_ready", frozenset())] == 1
 
 
-def test_every_metric_of_a_panel_or_an_alert_is_there(watched: RunningMesh) -> None:
+def test_every_metric_of_panels_and_alerts_exists(watched: RunningMesh) -> None:
     queries = [
         query
         for dashboard in dashboards.DASHBOARDS
@@ -255,8 +262,8 @@ def test_every_metric_of_a_panel_or_an_alert_is_there(watched: RunningMesh) -> N
     ]
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())
     queries += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
-    # Prometheus makes `up` itself.
-    named = {metric for query in queries for metric in metrics_of(query)} - {"up"}
+    # Prometheus creates `up` itself.
+    used = {metric for query in queries for metric in metrics_of(query)} - {"up"}
     settings = MeshSettings(port_base=watched.port_base)
     pages = [
         httpx.get(f"http://127.0.0.1:{settings.metrics_port(service)}/metrics").text
@@ -264,16 +271,16 @@ def test_every_metric_of_a_panel_or_an_alert_is_there(watched: RunningMesh) -> N
     ]
     admin = watched.variables["BOXOFFICE_ENVOY_ADMIN_PORT"]
     pages.append(httpx.get(f"http://127.0.0.1:{admin}/stats/prometheus").text)
-    offered: set[str] = set()
+    exported: set[str] = set()
     for page in pages:
         for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE):
-            endings = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
-            offered.update(name + ending for ending in endings)
-    assert sorted(named - offered) == []
+            suffixes = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+            exported.update(name + suffix for suffix in suffixes)
+    assert sorted(used - exported) == []
 
 
 def test_the_databases_of_a_running_mesh_are_migrated(watched: RunningMesh) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "launcher", "migrate"],
         cwd=ROOT,
         env={**os.environ, **watched.variables},
@@ -281,6 +288,6 @@ def test_the_databases_of_a_running_mesh_are_migrated(watched: RunningMesh) -> N
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "The databases have this version's schema.\n"
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert completed.stdout == "The databases have this version's schema.\n"
     assert httpx.get(f"{watched.url}/health").status_code == 200

@@ -1,4 +1,4 @@
-"""A forgotten password: a real mail server gets the link, also when it was away for a while."""
+"""Password reset: the mail with the link, also after an outage of the mail server."""
 
 import asyncio
 import re
@@ -21,8 +21,8 @@ from testing.running_mesh import PASSWORD, Api, RunningMesh, reason, until, viol
 from testing.smtp_server import MailServer, mail_server
 from tests.auth_svc.conftest import GOOD_PASSWORD, PEPPER
 
-ASK = "/api/v1/auth/reset-password"
-CONFIRM = f"{ASK}/confirm"
+REQUEST = "/api/v1/auth/reset-password"
+CONFIRM = f"{REQUEST}/confirm"
 NEW_PASSWORD = "Quiet-Harbour-58"
 SUBJECT = "Choose a new password"
 LINK = re.compile(r"#token=([\w-]{43})")
@@ -31,9 +31,9 @@ LINK = re.compile(r"#token=([\w-]{43})")
 def token_in(mail: EmailMessage, kind: str) -> str:
     body = mail.get_body((kind,))
     assert body is not None
-    found = LINK.search(body.get_content())
-    assert found is not None
-    return found[1]
+    link = LINK.search(body.get_content())
+    assert link is not None
+    return link[1]
 
 
 def mailed_token(mesh: RunningMesh, email: str) -> str:
@@ -47,14 +47,14 @@ def mailed_token(mesh: RunningMesh, email: str) -> str:
                 return token_in(mail, "plain")
         return None
 
-    # Queued, found and sent by loops of their own: a slow machine takes its time.
-    return until(newest, "no mail came", seconds=60)
+    # Background loops queue and send the mail, which takes time on a slow machine.
+    return until(newest, "no mail arrived", seconds=60)
 
 
-def test_from_forgotten_to_signed_in(mesh: RunningMesh, customer: Api) -> None:
+def test_a_forgotten_password_is_reset(mesh: RunningMesh, customer: Api) -> None:
     email = customer.session["user"]["email"]
-    asked = customer.post(ASK, {"email": email.upper()})
-    assert asked.status_code == 200, asked.text
+    requested = customer.post(REQUEST, {"email": email.upper()})
+    assert requested.status_code == 200, requested.text
     token = mailed_token(mesh, email)
     changed = customer.post(CONFIRM, {"token": token, "newPassword": NEW_PASSWORD})
     assert changed.status_code == 200, changed.text
@@ -62,8 +62,8 @@ def test_from_forgotten_to_signed_in(mesh: RunningMesh, customer: Api) -> None:
     customer.sign_in(email, NEW_PASSWORD)
     old = customer.post("/api/v1/auth/login", {"email": email, "password": PASSWORD})
     assert (old.status_code, reason(old)) == (401, "INVALID_CREDENTIALS")
-    again = customer.post(CONFIRM, {"token": token, "newPassword": PASSWORD})
-    assert (again.status_code, reason(again)) == (401, "TOKEN_INVALID")
+    repeated = customer.post(CONFIRM, {"token": token, "newPassword": PASSWORD})
+    assert (repeated.status_code, reason(repeated)) == (401, "TOKEN_INVALID")
     ended = customer.post(
         "/api/v1/auth/refresh", {"refreshToken": customer.session["refreshToken"]}
     )
@@ -71,34 +71,36 @@ def test_from_forgotten_to_signed_in(mesh: RunningMesh, customer: Api) -> None:
 
 
 def test_an_unknown_address_gets_the_same_answer(api: Api, customer: Api) -> None:
-    known = api.post(ASK, {"email": customer.session["user"]["email"]})
-    unknown = api.post(ASK, {"email": "nobody-at-all@example.com"})
+    known = api.post(REQUEST, {"email": customer.session["user"]["email"]})
+    unknown = api.post(REQUEST, {"email": "nobody-at-all@example.com"})
     assert (known.status_code, known.json()) == (unknown.status_code, unknown.json())
 
 
 @pytest.mark.parametrize("has_account", [True, False])
-def test_asking_again_with_a_key(api: Api, customer: Api, has_account: bool) -> None:
-    """A key tells nobody who has an account."""
+def test_a_repeated_request_with_a_key_gets_the_same_answer(
+    api: Api, customer: Api, has_account: bool
+) -> None:
+    """Keys do not reveal which accounts exist."""
     email = customer.session["user"]["email"] if has_account else f"{new_id()}@example.com"
-    answers = [api.post(ASK, {"email": email}, idempotency_key="ask") for _ in range(2)]
+    answers = [api.post(REQUEST, {"email": email}, idempotency_key="ask") for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert answers[0].json() == answers[1].json()
-    # Another address's key of the same text is another key.
-    assert api.post(ASK, {"email": f"x{email}"}, idempotency_key="ask").status_code == 200
+    # The same key for another address is a different key.
+    assert api.post(REQUEST, {"email": f"x{email}"}, idempotency_key="ask").status_code == 200
 
 
 @pytest.mark.parametrize(
     ("path", "body", "fields"),
     [
-        (ASK, {}, {"email"}),
-        (ASK, {"email": "mira"}, {"email"}),
-        (ASK, {"email": "mira\x00@example.com"}, {"email"}),
-        (ASK, {"email": f"{'m' * 250}@example.com"}, {"email"}),
+        (REQUEST, {}, {"email"}),
+        (REQUEST, {"email": "mira"}, {"email"}),
+        (REQUEST, {"email": "mira\x00@example.com"}, {"email"}),
+        (REQUEST, {"email": f"{'m' * 250}@example.com"}, {"email"}),
         (CONFIRM, {}, {"token", "newPassword"}),
         (CONFIRM, {"token": "x" * 1025, "newPassword": NEW_PASSWORD}, {"token"}),
     ],
 )
-def test_bad_input_names_its_fields(api: Api, path: str, body: Any, fields: set[str]) -> None:
+def test_invalid_input_names_its_fields(api: Api, path: str, body: Any, fields: set[str]) -> None:
     refused = api.post(path, body)
     assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
     assert violated_fields(refused) == fields
@@ -113,9 +115,9 @@ def smtp() -> MailServer:
 async def auth(
     tmp_path: Path, new_database: Callable[[str], str], smtp: MailServer
 ) -> AsyncIterator[AuthServiceStub]:
-    """auth_svc with its loops, and the mail server that it was told of; not up yet."""
+    """auth_svc with its background loops; the mail server of its settings is not running yet."""
     async with mail_server(at=smtp):
-        pass  # a port that is free
+        pass  # chooses a free port
     settings = Settings(
         home=tmp_path,
         auth_database_url=new_database("auth_svc"),
@@ -138,10 +140,10 @@ async def auth(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("down_seconds", [0, 3])
-async def test_a_mail_server_that_was_down_loses_no_mail(
+async def test_no_mail_is_lost_while_the_mail_server_is_down(
     auth: AuthServiceStub, smtp: MailServer, down_seconds: float, is_long: bool
 ) -> None:
-    """Down for three seconds, or with --long for a minute, which is what was promised."""
+    """Down for three seconds, or with --long for a minute."""
     if is_long:
         down_seconds *= 20
     await auth.Register(
@@ -151,7 +153,7 @@ async def test_a_mail_server_that_was_down_loses_no_mail(
     )
     request = auth_service_pb2.RequestPasswordResetRequest(email="mira@example.com")
     await auth.RequestPasswordReset(request)
-    # The time for which nobody is there is what is tested.
+    # The duration of the outage is part of the test.
     await asyncio.sleep(down_seconds)
     async with mail_server(at=smtp), asyncio.timeout(100):
         while not smtp.mails:

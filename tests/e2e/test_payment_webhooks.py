@@ -1,4 +1,4 @@
-"""Webhooks through the gateway: other senders', forged ones, and who is listened to."""
+"""Webhooks through the gateway: of other senders, forged ones, and the configured providers."""
 
 import hashlib
 import hmac
@@ -10,20 +10,22 @@ FORGERIES = 300
 INBOUND = "/webhooks/inbound/crm"
 
 
-def test_a_handshake_is_sent_back(api: Api) -> None:
+def test_a_validation_token_is_returned(api: Api) -> None:
     answer = api.client.post(INBOUND, headers={"Validation-Token": "0f3c-a-token"})
     assert (answer.status_code, answer.headers["validation-token"]) == (200, "0f3c-a-token")
-    stranger = api.client.post("/webhooks/inbound/nobody", headers={"Validation-Token": "t"})
-    assert (stranger.status_code, reason(stranger)) == (404, "PROVIDER_NOT_FOUND")
-    assert "validation-token" not in stranger.headers
+    unknown = api.client.post("/webhooks/inbound/nobody", headers={"Validation-Token": "t"})
+    assert (unknown.status_code, reason(unknown)) == (404, "PROVIDER_NOT_FOUND")
+    assert "validation-token" not in unknown.headers
 
 
-def test_another_senders_webhook_counts_by_its_signature(api: Api) -> None:
+def test_a_webhook_of_another_sender_needs_a_valid_signature(api: Api) -> None:
     body = b'{ "lead":\r\n 1.10 }'
     signature = hmac.new(INBOUND_SECRET.encode(), body, hashlib.sha256).hexdigest()
     for _ in range(2):
-        taken = api.client.post(INBOUND, content=body, headers={"X-Webhook-Signature": signature})
-        assert taken.status_code == 200, taken.text
+        accepted = api.client.post(
+            INBOUND, content=body, headers={"X-Webhook-Signature": signature}
+        )
+        assert accepted.status_code == 200, accepted.text
     for content, headers in (
         (body, {}),
         (body + b" ", {"X-Webhook-Signature": signature}),
@@ -33,24 +35,24 @@ def test_another_senders_webhook_counts_by_its_signature(api: Api) -> None:
         assert (refused.status_code, reason(refused)) == (401, "WEBHOOK_SIGNATURE_INVALID")
 
 
-def test_health_says_whose_webhooks_are_taken(api: Api) -> None:
+def test_health_lists_the_providers(api: Api) -> None:
     answer = api.client.get("/webhooks/health")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok", "providers": ["sandbox"]})
 
 
-def test_no_forged_webhook_pays_a_booking(admin: Api, customer: Api) -> None:
+def test_forged_webhooks_are_refused_and_pay_nothing(admin: Api, customer: Api) -> None:
     order = {**items(admin.create_event()), "checkout": {"provider": "sandbox"}}
     payment_id = customer.book(order).json()["payment"]["paymentId"]
     forger = Forger("x-sandbox-signature", timed, seed=17)
     assert SECRET == SANDBOX_SECRET
     good = {forger.header: forger.good}
-    # What they are made of counts: a type that nobody knows, taken.
+    # Control: the unforged webhook is accepted; its type is unknown and ignored.
     assert customer.client.post("/webhooks/sandbox", content=BODY, headers=good).is_success
     for _ in range(FORGERIES):
         body, headers = forger.next()
         if body == BODY and headers.get(forger.header) == forger.good:
             continue
-        # What cannot be in a header at all does not get as far as the gateway.
+        # HTTP clients refuse some characters in headers.
         sendable = {name: text for name, text in headers.items() if is_sendable(text)}
         refused = customer.client.post("/webhooks/sandbox", content=body, headers=sendable)
         assert (refused.status_code, reason(refused)) == (401, "WEBHOOK_SIGNATURE_INVALID")

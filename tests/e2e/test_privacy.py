@@ -1,4 +1,4 @@
-"""Nothing personal and no secret is in any log, metric, trace, error or report of a whole run."""
+"""Logs, metrics, traces, errors and reports of a whole run contain no personal data or secret."""
 
 import re
 import threading
@@ -24,7 +24,7 @@ from tests.e2e.test_password_reset import SUBJECT, token_in
 
 EMAIL = "canary.bird@canary-mail.example"
 ADMIN_SECRET = "kanarie-geheim-van-de-beheerder-0001"
-# In every field that can hold something personal, or that opens something.
+# Values for every field that can contain personal data or a secret.
 CANARIES = {
     "email": "canary.bird",
     "domain": "canary-mail",
@@ -41,19 +41,19 @@ CANARIES = {
     "wrong admin secret": "kanarie-geraden-geheim-van-een-ander",
     "wrong reset token": "kanarie-geraden-token-voor-een-ander",
 }
-# What the contract marks with debug_redact: each has its canary above, or is a secret that
-# the run is given and searches for.
+# Fields that the contract marks with debug_redact: each has a canary above, or is a secret that the
+# run receives and searches for.
 REDACTED = {
     *("email", "full_name", "phone", "address", "note", "attendees", "reason"),
     *("password", "current_password", "new_password", "admin_secret", "token"),
     *("access_token", "refresh_token", "secret"),
 }
-# In what a client sends wrongly: nobody repeats it either.
+# Part of invalid requests, which must not be repeated either.
 UNREADABLE = "kanarie-onleesbaar"
 
 
 class Traces(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes every span, of the services and of the gateway, as text."""
+    """Stores the spans of services and gateway as text."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,12 +74,12 @@ class Traces(trace_service_pb2_grpc.TraceServiceServicer):
 
 @pytest.fixture
 def traces() -> Iterator[tuple[Traces, str]]:
-    kept = Traces()
+    receiver = Traces()
     server = grpc.server(futures.ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)  # type: ignore[no-untyped-call]
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    yield kept, f"http://127.0.0.1:{port}"
+    yield receiver, f"http://127.0.0.1:{port}"
     server.stop(None)
 
 
@@ -96,10 +96,10 @@ def reports() -> Iterator[ErrorTracker]:
 
 
 @pytest.fixture
-def lonely(
+def private_mesh(
     traces: tuple[Traces, str], mails: MailServer, reports: ErrorTracker
 ) -> Iterator[RunningMesh]:
-    """A mesh of its own: what other tests log is not this test's."""
+    """A separate mesh, without the logs of other tests."""
     with running_mesh(
         BOXOFFICE_SMTP_URL=f"smtp://127.0.0.1:{mails.port}",
         BOXOFFICE_SENTRY_DSN=reports.dsn,
@@ -114,7 +114,7 @@ def lonely(
 def a_whole_run(
     mails: MailServer, reports: ErrorTracker, api: Api, admin: Api
 ) -> list[tuple[str, str]]:
-    """What a customer does, well and badly. Returns secrets made on the way, and all errors."""
+    """Valid and invalid calls of a customer. Returns the secrets created, and all errors."""
     account = {
         "email": EMAIL,
         "password": CANARIES["password"],
@@ -142,17 +142,17 @@ def a_whole_run(
     profile = {"address": CANARIES["address"], "fullName": CANARIES["full name"]}
     assert me.send("PATCH", "/api/v1/auth/profile", profile).status_code == 200
     note(me.send("PATCH", "/api/v1/auth/profile", {"address": CANARIES["address"] + "\x00"}))
-    # A mail server that names the customer in its answers, and takes nothing for good.
+    # The mail server refuses the mail for good, with the customer's name in its answer.
     mails.answers[EMAIL] = f"550 5.1.1 <{EMAIL}>: {CANARIES['full name']} is unknown"
     event = admin.create_event()
     booking = me.book({**items(event, 2), "checkout": {"provider": "sandbox"}}).json()
     me.post(f"/sandbox/pay/{booking['payment']['paymentId']}", {"outcome": "SUCCEEDED"})
     me.wait_for_status(booking["bookingId"], "CONFIRMED")
-    until(lambda: "a mail cannot be delivered" in reports.raw, "no report came", seconds=60)
+    until(lambda: "a mail cannot be delivered" in reports.raw, "no report arrived", seconds=60)
     mails.answers.clear()
     path = f"/api/v1/bookings/{booking['bookingId']}"
-    told = {"note": CANARIES["note"], "attendees": [CANARIES["attendee"]] * 2}
-    assert me.send("PATCH", path, told).status_code == 200
+    changes = {"note": CANARIES["note"], "attendees": [CANARIES["attendee"]] * 2}
+    assert me.send("PATCH", path, changes).status_code == 200
     note(me.post(f"{path}/cancel", {"reason": CANARIES["reason"]}))
     note(me.get(f"/api/v1/bookings/{UNREADABLE}?access_token={UNREADABLE}"))
     note(me.post("/api/v1/bookings", UNREADABLE))
@@ -175,7 +175,7 @@ def a_whole_run(
     note(me.get("/api/v1/auth/me"))
     for session in (me.session, refreshed):
         seen.append(("secret", session["refreshToken"]))
-        # The signature: the rest of it is not secret, but the whole opens doors.
+        # Only the signature: the rest of the token is not secret.
         seen.append(("secret", session["accessToken"].rpartition(".")[2]))
     return seen
 
@@ -183,26 +183,26 @@ def a_whole_run(
 def a_forgotten_password(
     mails: MailServer, api: Api, note: Callable[[httpx.Response], httpx.Response]
 ) -> list[str]:
-    """Resets it to what it was, after a few wrong tries. Returns the tokens."""
-    asked, confirmed = "/api/v1/auth/reset-password", "/api/v1/auth/reset-password/confirm"
-    api.post(asked, {"email": EMAIL})
+    """Resets the password to the same one, after invalid attempts. Returns the tokens."""
+    request, confirm = "/api/v1/auth/reset-password", "/api/v1/auth/reset-password/confirm"
+    api.post(request, {"email": EMAIL})
 
     def mailed() -> str | None:
-        asked_for = (mail for mail in mails.mails if mail["Subject"] == SUBJECT)
-        return next((token_in(mail, "plain") for mail in asked_for), None)
+        matching = (mail for mail in mails.mails if mail["Subject"] == SUBJECT)
+        return next((token_in(mail, "plain") for mail in matching), None)
 
-    token = until(mailed, "no mail came", seconds=60)
+    token = until(mailed, "no mail arrived", seconds=60)
     reset = {"token": token, "newPassword": CANARIES["password"]}
-    note(api.post(asked, {"email": f"{EMAIL}\x00"}))
-    note(api.post(confirmed, {**reset, "token": CANARIES["wrong reset token"]}))
-    note(api.post(confirmed, {**reset, "newPassword": "Kanarie"}))
-    assert api.post(confirmed, reset).status_code == 200
-    note(api.post(confirmed, reset))
+    note(api.post(request, {"email": f"{EMAIL}\x00"}))
+    note(api.post(confirm, {**reset, "token": CANARIES["wrong reset token"]}))
+    note(api.post(confirm, {**reset, "newPassword": "Kanarie"}))
+    assert api.post(confirm, reset).status_code == 200
+    note(api.post(confirm, reset))
     return [token]
 
 
-def test_every_field_that_the_contract_hides_has_a_canary() -> None:
-    """A new one: put something into it in `a_whole_run`, then name it here."""
+def test_every_redacted_field_has_a_canary() -> None:
+    """For a new field, send a canary in it in `a_whole_run`, and add it to REDACTED."""
 
     def hidden(message: DescriptorProto) -> Iterator[str]:
         yield from (field.name for field in message.field if field.options.debug_redact)
@@ -210,73 +210,75 @@ def test_every_field_that_the_contract_hides_has_a_canary() -> None:
             yield from hidden(inner)
 
     files = [file for file in contract().file if file.package.startswith(PACKAGE)]
-    found = {name for file in files for one in file.message_type for name in hidden(one)}
-    assert found == REDACTED
+    redacted = {name for file in files for message in file.message_type for name in hidden(message)}
+    assert redacted == REDACTED
 
 
 @pytest.mark.timeout(400)
-def test_no_canary_sings(
-    lonely: RunningMesh, traces: tuple[Traces, str], mails: MailServer, reports: ErrorTracker
+def test_no_canary_is_in_logs_metrics_traces_errors_or_reports(
+    private_mesh: RunningMesh, traces: tuple[Traces, str], mails: MailServer, reports: ErrorTracker
 ) -> None:
-    with httpx.Client(base_url=lonely.url, timeout=20) as client:
+    with httpx.Client(base_url=private_mesh.url, timeout=20) as client:
         api = Api(client)
-        admin = api.sign_up(admin_secret=lonely.variables["BOXOFFICE_ADMIN_REGISTRATION_SECRET"])
+        admin = api.sign_up(
+            admin_secret=private_mesh.variables["BOXOFFICE_ADMIN_REGISTRATION_SECRET"]
+        )
         seen = a_whole_run(mails, reports, api, admin)
-        metrics = "".join(_metrics(lonely))
-        # Spans are sent in batches; those of the last calls show that all have come.
+        metrics = "".join(_metrics(private_mesh))
+        # Spans are sent in batches: those of the last calls arrive last.
         paths = ("/api/v1/auth/me", "/api/v1/events")
         last = [admin.get(path).headers["x-request-id"] for path in paths]
         until(
-            # Of the gateway and of the service.
-            lambda: all(traces[0].text.count(each) > 1 for each in last),
-            "the spans have not come",
+            # A span of the gateway and one of the service.
+            lambda: all(traces[0].text.count(request_id) > 1 for request_id in last),
+            "the spans have not arrived",
         )
     errors = [text for kind, text in seen if kind == "error"]
     assert len(errors) > 17
     secrets = [text for kind, text in seen if kind == "secret"]
     places = {"errors": "\n".join(errors), "metrics": metrics, "traces": traces[0].text}
     places["reports"] = reports.raw
-    places |= _logs(lonely.home)
+    places |= _logs(private_mesh.home)
     for service in (*SERVICES, "SELECT"):
         assert service in places["traces"]
-    # Else the search would prove nothing: the logs are there and name what was done.
+    # Control: the logs exist and name the calls.
     assert "AuthService/Login" in "".join(places.values())
     assert len(places) > 6
     needles = [*CANARIES.values(), UNREADABLE, *secrets]
-    found = [
+    leaks = [
         (place, needle, line.strip()[:300])
         for place, text in places.items()
         for needle in needles
         for line in text.splitlines()
         if needle in line and not _is_own_query(line, needle)
     ]
-    assert found == []
+    assert leaks == []
 
 
 def _is_own_query(line: str, needle: str) -> bool:
-    """The path of a call that found nothing is logged as it was asked for, without its query."""
+    """The log contains the requested path of a call, without its query."""
     return needle == UNREADABLE and f"/api/v1/bookings/{UNREADABLE}" in line and "?" not in line
 
 
 def _logs(home: Path) -> dict[str, str]:
-    found = {
+    logs = {
         str(path.relative_to(home)): path.read_text(errors="replace")
         for path in sorted((home / "logs").rglob("*"))
         if path.is_file()
     }
-    return {**found, "up.log": (home / "up.log").read_text(errors="replace")}
+    return {**logs, "up.log": (home / "up.log").read_text(errors="replace")}
 
 
 def _metrics(mesh: RunningMesh) -> Iterator[str]:
-    """The metrics pages of all processes, at the ports that their logs tell or the run folder."""
+    """The metrics pages of all processes."""
     settings: dict[str, Any] = {}
     for name, value in mesh.variables.items():
         settings[name.removeprefix("BOXOFFICE_").lower()] = value
     from mesh.settings import MeshSettings
 
-    known = MeshSettings.model_validate(settings)
+    mesh_settings = MeshSettings.model_validate(settings)
     for service in SERVICES:
-        answer = httpx.get(f"http://127.0.0.1:{known.metrics_port(service, 0)}/metrics")
+        answer = httpx.get(f"http://127.0.0.1:{mesh_settings.metrics_port(service, 0)}/metrics")
         assert answer.status_code == 200
         assert re.search(r"^boxoffice_", answer.text, re.MULTILINE), service
         yield answer.text
@@ -284,8 +286,8 @@ def _metrics(mesh: RunningMesh) -> Iterator[str]:
     yield httpx.get(f"http://127.0.0.1:{admin}/stats/prometheus").text
 
 
-def test_a_canary_would_be_heard(tmp_path: Path) -> None:
-    """Control: what is logged is found."""
+def test_control_a_logged_canary_is_found(tmp_path: Path) -> None:
+    """The search finds a canary in a log."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "auth_svc.log").write_text(f'{{"email": "{EMAIL}", "id": "{new_id()}"}}')
     (tmp_path / "up.log").write_text("")

@@ -1,4 +1,4 @@
-"""One's own profile through the gateway."""
+"""Profile updates through the gateway."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ ME = "/api/v1/auth/me"
 
 
 @pytest.mark.parametrize("verb", ["PATCH", "PUT"])
-def test_only_what_is_sent_changes(customer: Api, verb: str) -> None:
+def test_only_the_sent_fields_change(customer: Api, verb: str) -> None:
     before = customer.get(ME).json()
     changed = customer.send(verb, PROFILE, {"phone": "+919876543210", "address": "1 Road\nPune"})
     assert changed.status_code == 200, changed.text
@@ -23,7 +23,7 @@ def test_only_what_is_sent_changes(customer: Api, verb: str) -> None:
     assert cleared["address"] == "1 Road\nPune"
 
 
-def test_neither_the_address_nor_the_role_is_ones_own_to_change(customer: Api) -> None:
+def test_users_cannot_change_their_email_role_or_activity(customer: Api) -> None:
     before = customer.get(ME).json()
     customer.send(
         "PATCH",
@@ -49,9 +49,7 @@ def test_neither_the_address_nor_the_role_is_ones_own_to_change(customer: Api) -
         ),
     ],
 )
-def test_fields_that_break_a_rule_are_named_together(
-    customer: Api, body: Any, fields: set[str]
-) -> None:
+def test_all_invalid_fields_are_named_together(customer: Api, body: Any, fields: set[str]) -> None:
     before = customer.get(ME).json()
     refused = customer.send("PATCH", PROFILE, body)
     assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
@@ -59,6 +57,6 @@ def test_fields_that_break_a_rule_are_named_together(
     assert customer.get(ME).json() == before
 
 
-def test_without_a_token_there_is_no_profile(api: Api) -> None:
+def test_a_token_is_required(api: Api) -> None:
     refused = api.send("PATCH", PROFILE, {"address": "here"})
     assert (refused.status_code, reason(refused)) == (401, "TOKEN_INVALID")

@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there."""
+"""Runs the README's commands unchanged."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def shell(mesh: RunningMesh) -> "Shell":
 
 
 class Shell:
-    """Runs README text against the tests' mesh, whose ports and folder are others."""
+    """Runs README text against the tests' mesh, with its ports and folder."""
 
     def __init__(self, mesh: RunningMesh) -> None:
         self._replacements = {
@@ -44,8 +44,8 @@ class Shell:
         return self._run([sys.executable, "-c", self._adapt(script)], variables)
 
     def _adapt(self, script: str) -> str:
-        for theirs, ours in self._replacements.items():
-            script = script.replace(theirs, ours)
+        for text, replacement in self._replacements.items():
+            script = script.replace(text, replacement)
         return script
 
     def _run(self, command: list[str], variables: dict[str, str]) -> str:
@@ -62,9 +62,9 @@ class Shell:
         return completed.stdout
 
 
-def test_the_first_booking_and_what_follows(shell: Shell) -> None:
+def test_the_commands_of_the_readme_work(shell: Shell) -> None:
     first = "".join(blocks("first booking"))
-    # The README waits a second for the webhook; a busy machine may need more.
+    # The README waits a second for the webhook; a slow machine may need more.
     first = first.replace("sleep 1", "sleep 5")
     output = shell.bash(first + '\necho "$EVENT_ID $OFFER_ID"').splitlines()
     assert output[-2] == "CONFIRMED", output

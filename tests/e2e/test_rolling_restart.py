@@ -1,4 +1,4 @@
-"""Every process of a mesh with two of each is restarted while customers book: none notices."""
+"""No call fails while every process of a mesh with two replicas each is restarted."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ from mesh.settings import SERVICES
 from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
 
 _CUSTOMERS = 8
-# Each of them; together about 30 calls a second, which leaves the machine time to start processes.
+# Per customer; together about 30 calls per second, which leaves CPU time for starting processes.
 _PAUSE_SECONDS = 0.25
 _RESTARTS = re.compile(r"(\S+): stopped after (\S+) s, healthy after (\S+) s")
 
@@ -39,14 +39,14 @@ def gateways(mesh: RunningMesh) -> list[str]:
 
 @dataclass
 class Load:
-    """What customers saw: calls that went well, and everything that did not."""
+    """The customers' calls: successes by kind, and failures."""
 
-    well: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    successes: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
 
 
 class Customer:
-    """Books and cancels, each call through the next gateway; no call is ever repeated."""
+    """Books and cancels, each call through the next gateway, without retries."""
 
     def __init__(self, clients: list[httpx.AsyncClient], api: Api, event: Any, load: Load) -> None:
         self._clients = itertools.cycle(clients)
@@ -63,34 +63,34 @@ class Customer:
                 await self._call("cancel", "POST", f"{path}/cancel", {"reason": "changed plans"})
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _call(self, what: str, verb: str, path: str, body: Any) -> Any:
+    async def _call(self, kind: str, verb: str, path: str, body: Any) -> Any:
         headers = {**self._headers, "idempotency-key": str(new_id())}
         client = next(self._clients)
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             answer = await client.request(verb, path, json=body, headers=headers)
         except httpx.ConnectError:
-            # A gateway that is away: every balancer and every client asks the other one.
+            # The gateway refuses connections: balancers and clients use the other one.
             client = next(self._clients)
             try:
                 answer = await client.request(verb, path, json=body, headers=headers)
             except httpx.TransportError as error:
-                self._load.wrong.append(f"{what}: neither gateway: {error!r}")
+                self._load.failures.append(f"{kind}: neither gateway: {error!r}")
                 return None
         except httpx.TransportError as error:
-            self._load.wrong.append(
-                f"{what}: {error!r} after {time.monotonic() - began:.2f} s at {client.base_url}"
+            self._load.failures.append(
+                f"{kind}: {error!r} after {time.monotonic() - start:.2f} s at {client.base_url}"
             )
             return None
         if answer.status_code not in (200, 201):
-            self._load.wrong.append(f"{what}: {answer.status_code} {answer.text}")
+            self._load.failures.append(f"{kind}: {answer.status_code} {answer.text}")
             return None
-        self._load.well[what] += 1
+        self._load.successes[kind] += 1
         return answer.json()
 
 
 async def restart(mesh: RunningMesh, *names: str) -> dict[str, tuple[float, float]]:
-    """Restarts as an operator would. Returns the seconds until each was gone and back."""
+    """Runs `make restart`. Returns the seconds until each process was stopped and started."""
     command = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -109,8 +109,8 @@ async def restart(mesh: RunningMesh, *names: str) -> dict[str, tuple[float, floa
 
 
 def audit(admin: Api, event: dict[str, Any]) -> None:
-    found = admin.get(f"/api/v1/events/{event['eventId']}/stock/audit").json()
-    assert found["differences"] == [], found
+    stock = admin.get(f"/api/v1/events/{event['eventId']}/stock/audit").json()
+    assert stock["differences"] == [], stock
 
 
 @pytest.mark.timeout(1800)
@@ -136,18 +136,18 @@ async def test_no_call_fails_while_everything_is_restarted(
         ]
         rounds: list[dict[str, tuple[float, float]]] = []
         for _ in range(5 if is_long else 1):
-            # The short version takes one of each, beside a replica that goes on.
-            names = () if is_long else (*(f"{each}-1" for each in SERVICES), "gateway-1")
+            # The short version restarts one replica of each.
+            names = () if is_long else (*(f"{service}-1" for service in SERVICES), "gateway-1")
             rounds.append(await restart(pair, *names))
         for task in tasks:
             task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks)
-    print(f"\ncalls that went well: {dict(load.well)}")
-    for each in rounds:
-        print(each)
-    assert load.wrong == []
-    assert load.well["place"] > 5 * sum(map(len, rounds))
+    print(f"\nsuccessful calls: {dict(load.successes)}")
+    for durations in rounds:
+        print(durations)
+    assert load.failures == []
+    assert load.successes["place"] > 5 * sum(map(len, rounds))
     with httpx.Client(base_url=pair.url, timeout=20) as client:
         admin = Api(client).sign_up(admin_secret=ADMIN_SECRET)
         audit(admin, event)

@@ -10,7 +10,7 @@ from testing.running_mesh import Api, items, reason, violated_fields
 
 @pytest.fixture
 def seated(admin: Api) -> dict[str, Any]:
-    """An event with two seats, and their ids."""
+    """An event with two seats, with their ids in `seatIds`."""
     venue = admin.post("/api/v1/venues", {"name": "Rang Mandir", "timeZone": "Asia/Kolkata"})
     assert venue.status_code == 201, venue.text
     hall = admin.post(
@@ -30,8 +30,8 @@ def seated(admin: Api) -> dict[str, Any]:
     return {**event, "seatIds": [seat["seatId"] for seat in hall.json()["rows"][0]["seats"]]}
 
 
-def stock_path(event: dict[str, Any], what: str) -> str:
-    return f"/api/v1/events/{event['eventId']}/stock/{what}"
+def stock_path(event: dict[str, Any], name: str) -> str:
+    return f"/api/v1/events/{event['eventId']}/stock/{name}"
 
 
 def test_places_are_added_once_per_key(admin: Api) -> None:
@@ -45,18 +45,18 @@ def test_places_are_added_once_per_key(admin: Api) -> None:
     other = admin.post(stock_path(event, "restock"), {**body, "quantity": 6}, idempotency_key=key)
     assert reason(other) == "IDEMPOTENCY_KEY_REUSED"
     movements = admin.get(stock_path(event, "movements")).json()
-    kinds = [(each["kind"], each["capacityDelta"]) for each in movements["movements"]]
+    kinds = [(entry["kind"], entry["capacityDelta"]) for entry in movements["movements"]]
     assert kinds == [("RESTOCK", 5), ("DEFINE", 10)]
     assert movements["totalSize"] == 2
     audit = admin.get(stock_path(event, "audit")).json()
     assert (audit["differences"], audit["pools"][0]["capacity"]) == ([], 15)
 
 
-def test_a_blocked_seat_is_off_sale_until_it_is_unblocked(
+def test_a_blocked_seat_cannot_be_booked_until_unblocked(
     admin: Api, customer: Api, seated: dict[str, Any]
 ) -> None:
     first, second = seated["seatIds"]
-    wanted = {
+    order = {
         "eventId": seated["eventId"],
         "items": [{"seatId": first}],
     }
@@ -65,21 +65,21 @@ def test_a_blocked_seat_is_off_sale_until_it_is_unblocked(
         assert blocked.status_code == 200, blocked.text
         assert blocked.json()["seats"] == [{"seatId": first, "state": "BLOCKED"}]
         assert blocked.json()["pools"][0]["available"] == 1
-    assert reason(customer.book(wanted)) == "SEAT_UNAVAILABLE"
+    assert reason(customer.book(order)) == "SEAT_UNAVAILABLE"
     for _ in range(2):
         unblocked = admin.post(stock_path(seated, "unblock"), {"seatIds": [first, second]})
         assert unblocked.status_code == 200, unblocked.text
         assert {seat["state"] for seat in unblocked.json()["seats"]} == {"AVAILABLE"}
-    assert customer.book(wanted).status_code == 201
+    assert customer.book(order).status_code == 201
     taken = admin.post(stock_path(seated, "block"), {"seatIds": [first, second]})
     assert reason(taken) == "SEAT_UNAVAILABLE"
     movements = admin.get(stock_path(seated, "movements")).json()["movements"]
-    kinds = [each["kind"] for each in movements]
+    kinds = [movement["kind"] for movement in movements]
     assert kinds == ["RESERVE", "UNBLOCK", "BLOCK", "DEFINE"]
     assert admin.get(stock_path(seated, "audit")).json()["differences"] == []
 
 
-def test_customers_and_strangers_are_refused(
+def test_customers_and_anonymous_callers_are_refused(
     api: Api, customer: Api, admin: Api, seated: dict[str, Any]
 ) -> None:
     event = admin.create_event()
@@ -90,46 +90,46 @@ def test_customers_and_strangers_are_refused(
         (stock_path(seated, "block"), seats),
         (stock_path(seated, "unblock"), seats),
     ]
-    for who, status in ((customer, 403), (api, 401)):
-        answers = [who.post(path, body) for path, body in writes]
-        answers += [who.get(stock_path(event, what)) for what in ("movements", "audit")]
+    for client, status in ((customer, 403), (api, 401)):
+        answers = [client.post(path, body) for path, body in writes]
+        answers += [client.get(stock_path(event, name)) for name in ("movements", "audit")]
         assert [answer.status_code for answer in answers] == [status] * 5
-    for one in (event, seated):
-        assert admin.get(stock_path(one, "movements")).json()["totalSize"] == 1
+    for unchanged in (event, seated):
+        assert admin.get(stock_path(unchanged, "movements")).json()["totalSize"] == 1
 
 
-def test_bad_input_is_named(admin: Api, seated: dict[str, Any]) -> None:
+def test_invalid_input_names_its_fields(admin: Api, seated: dict[str, Any]) -> None:
     event = admin.create_event()
-    pool_id, stranger = event["offers"][0]["poolId"], str(new_id())
+    pool_id, unknown_id = event["offers"][0]["poolId"], str(new_id())
     restock = stock_path(event, "restock")
     for quantity in (0, -1, 1_000_001):
         answer = admin.post(restock, {"poolId": pool_id, "quantity": quantity})
         assert (answer.status_code, violated_fields(answer)) == (400, {"quantity"})
     answer = admin.post(restock, {"poolId": "floor", "quantity": 1})
     assert (answer.status_code, violated_fields(answer)) == (400, {"poolId"})
-    assert reason(admin.post(restock, {"poolId": stranger, "quantity": 1})) == "POOL_NOT_FOUND"
+    assert reason(admin.post(restock, {"poolId": unknown_id, "quantity": 1})) == "POOL_NOT_FOUND"
     seated_pool = {"poolId": seated["offers"][0]["poolId"], "quantity": 1}
     answer = admin.post(stock_path(seated, "restock"), seated_pool)
     assert (answer.status_code, violated_fields(answer)) == (400, {"poolId"})
     first = seated["seatIds"][0]
-    for what in ("block", "unblock"):
-        path = stock_path(seated, what)
-        for bad in ([], [first, first], ["A1"]):
-            answer = admin.post(path, {"seatIds": bad})
+    for name in ("block", "unblock"):
+        path = stock_path(seated, name)
+        for seat_ids in ([], [first, first], ["A1"]):
+            answer = admin.post(path, {"seatIds": seat_ids})
             assert answer.status_code == 400
             assert {field.partition("[")[0] for field in violated_fields(answer)} == {"seatIds"}
-        # All or none: the known seat stays as it is.
-        assert reason(admin.post(path, {"seatIds": [first, stranger]})) == "SEAT_NOT_FOUND"
-        nowhere = f"/api/v1/events/{stranger}/stock/{what}"
-        assert reason(admin.post(nowhere, {"seatIds": [first]})) == "EVENT_NOT_FOUND"
-    for what in ("movements", "audit"):
-        assert reason(admin.get(f"/api/v1/events/{stranger}/stock/{what}")) == "EVENT_NOT_FOUND"
+        # All or none: the known seat does not change.
+        assert reason(admin.post(path, {"seatIds": [first, unknown_id]})) == "SEAT_NOT_FOUND"
+        unknown_event = f"/api/v1/events/{unknown_id}/stock/{name}"
+        assert reason(admin.post(unknown_event, {"seatIds": [first]})) == "EVENT_NOT_FOUND"
+    for name in ("movements", "audit"):
+        assert reason(admin.get(f"/api/v1/events/{unknown_id}/stock/{name}")) == "EVENT_NOT_FOUND"
     answer = admin.get(stock_path(event, "movements") + "?pageToken=nonsense")
     assert (answer.status_code, violated_fields(answer)) == (400, {"pageToken"})
     assert admin.get(stock_path(seated, "movements")).json()["totalSize"] == 1
 
 
-def test_the_purchase_limit_of_an_event(admin: Api, customer: Api) -> None:
+def test_the_purchase_limit_of_an_event_can_be_raised(admin: Api, customer: Api) -> None:
     event = admin.create_event(perCustomerLimit=3)
     assert event["perCustomerLimit"] == 3
     assert customer.book(items(event, 2)).status_code == 201

@@ -1,4 +1,4 @@
-"""Accounts as admins look after them, through the gateway."""
+"""Accounts as admins list and change them, through the gateway."""
 
 from typing import Any
 
@@ -10,28 +10,28 @@ from testing.running_mesh import PASSWORD, Api, reason, violated_fields
 USERS = "/api/v1/users"
 
 
-def test_an_admin_finds_an_account_and_lists_by_role(admin: Api, customer: Api) -> None:
+def test_an_admin_reads_an_account_and_lists_by_role(admin: Api, customer: Api) -> None:
     user = customer.session["user"]
     assert admin.get(f"{USERS}/{customer.user_id}").json() == user
     newest = admin.get(f"{USERS}?page_size=1&role=CUSTOMER&is_active=true").json()
     assert newest["users"] == [user]
     assert newest["totalSize"] >= 1
     admins = admin.get(f"{USERS}?role=ADMIN&page_size=100").json()["users"]
-    assert {one["role"] for one in admins} == {"ADMIN"}
+    assert {user["role"] for user in admins} == {"ADMIN"}
 
 
-def test_a_customer_becomes_staff_with_the_next_token(admin: Api, customer: Api) -> None:
+def test_a_new_role_applies_with_the_next_token(admin: Api, customer: Api) -> None:
     path = f"{USERS}/{customer.user_id}"
     assert customer.post("/api/v1/events", {}).status_code == 403
     changed = admin.send("PATCH", path, {"role": "STAFF"})
     assert (changed.status_code, changed.json()["role"]) == (200, "STAFF")
     refresh = {"refreshToken": customer.session["refreshToken"]}
     token = customer.post("/api/v1/auth/refresh", refresh).json()["accessToken"]
-    # Let in: it is the body that is refused now.
+    # The caller is allowed: now the empty body is refused.
     assert Api(customer.client, token).post("/api/v1/events", {}).status_code == 400
 
 
-def test_a_deactivated_account(admin: Api, customer: Api) -> None:
+def test_a_deactivated_account_is_refused_until_reactivated(admin: Api, customer: Api) -> None:
     path, email = f"{USERS}/{customer.user_id}", customer.session["user"]["email"]
     changed = admin.send("PATCH", path, {"isActive": False}).json()
     assert (changed["isActive"], changed["role"]) == (False, "CUSTOMER")
@@ -46,13 +46,13 @@ def test_a_deactivated_account(admin: Api, customer: Api) -> None:
 
 
 @pytest.mark.parametrize("body", [{"role": "OWNER"}, {"role": 0}, {"role": 9}])
-def test_a_role_that_is_none(admin: Api, customer: Api, body: Any) -> None:
+def test_an_unknown_role_is_refused(admin: Api, customer: Api, body: Any) -> None:
     refused = admin.send("PATCH", f"{USERS}/{customer.user_id}", body)
     assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
     assert admin.get(f"{USERS}/{customer.user_id}").json() == customer.session["user"]
 
 
-def test_nobodys_account(admin: Api) -> None:
+def test_an_unknown_account_is_not_found(admin: Api) -> None:
     path = f"{USERS}/{new_id()}"
     for refused in (admin.get(path), admin.send("PATCH", path, {"isActive": False})):
         assert (refused.status_code, reason(refused)) == (404, "USER_NOT_FOUND")

@@ -1,4 +1,4 @@
-"""An outside system is told what happens to bookings: set up by an admin, over the gateway."""
+"""Webhook endpoints through the gateway: set-up by an admin, deliveries to an external system."""
 
 import base64
 import hashlib
@@ -19,50 +19,51 @@ ENDPOINTS = "/api/v1/webhook-endpoints"
 
 
 @dataclass
-class Outside:
-    """A system that listens on this machine, and what it was told."""
+class Receiver:
+    """An HTTP server on this machine, and the messages it received."""
 
     url: str = ""
-    told: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    messages: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     status: int = 204
 
     def wait_for(self, count: int, seconds: float = 20) -> tuple[dict[str, str], bytes]:
         """The `count`-th message."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if len(self.told) >= count:
-                return self.told[count - 1]
+            if len(self.messages) >= count:
+                return self.messages[count - 1]
             time.sleep(0.05)
-        raise AssertionError(f"only {len(self.told)} of {count} messages came")
+        raise AssertionError(f"only {len(self.messages)} of {count} messages arrived")
 
 
 @pytest.fixture
-def outside() -> Iterator[Outside]:
-    here = Outside()
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
 
-    class Door(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            here.told.append(({name.lower(): text for name, text in self.headers.items()}, body))
-            self.send_response(here.status)
+            headers = {name.lower(): text for name, text in self.headers.items()}
+            receiver.messages.append((headers, body))
+            self.send_response(receiver.status)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
             return
 
-    with HTTPServer(("127.0.0.1", 0), Door) as server:
-        here.url = f"http://127.0.0.1:{server.server_port}/hooks"
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        receiver.url = f"http://127.0.0.1:{server.server_port}/hooks"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield here
+        yield receiver
         server.shutdown()
         thread.join()
 
 
-def create(admin: Api, outside: Outside, **changes: Any) -> dict[str, Any]:
-    made = admin.post(ENDPOINTS, {"url": outside.url, **changes})
-    assert made.status_code == 201, made.text
-    endpoint: dict[str, Any] = made.json()
+def create(admin: Api, receiver: Receiver, **changes: Any) -> dict[str, Any]:
+    created = admin.post(ENDPOINTS, {"url": receiver.url, **changes})
+    assert created.status_code == 201, created.text
+    endpoint: dict[str, Any] = created.json()
     return endpoint
 
 
@@ -73,11 +74,13 @@ def is_signed(headers: dict[str, str], body: bytes, secret: str) -> bool:
     return expected in headers["webhook-signature"].split(" ")
 
 
-def test_a_booking_is_told_and_told_again(admin: Api, customer: Api, outside: Outside) -> None:
-    endpoint = create(admin, outside, eventTypes=["booking.held"], description="CRM")
+def test_a_booking_event_is_delivered_and_resent(
+    admin: Api, customer: Api, receiver: Receiver
+) -> None:
+    endpoint = create(admin, receiver, eventTypes=["booking.held"], description="CRM")
     path = f"{ENDPOINTS}/{endpoint['webhookEndpointId']}"
     booking = customer.book(items(admin.create_event(), 2)).json()
-    headers, body = outside.wait_for(1)
+    headers, body = receiver.wait_for(1)
     assert is_signed(headers, body, endpoint["secret"])
     content = json.loads(body)
     assert content["type"] == "booking.held"
@@ -85,18 +88,18 @@ def test_a_booking_is_told_and_told_again(admin: Api, customer: Api, outside: Ou
     assert {**content["data"]["booking"], "timeline": None} == shown
 
     deliveries = admin.get(f"{path}/deliveries").json()["deliveries"]
-    assert [each["webhookId"] for each in deliveries] == [headers["webhook-id"]]
-    again = admin.post(f"{path}/deliveries/{deliveries[0]['deliveryId']}/resend", {})
-    assert again.status_code == 200, again.text
-    repeated, same = outside.wait_for(2)
-    assert (repeated["webhook-id"], same) == (headers["webhook-id"], body)
+    assert [delivery["webhookId"] for delivery in deliveries] == [headers["webhook-id"]]
+    resent = admin.post(f"{path}/deliveries/{deliveries[0]['deliveryId']}/resend", {})
+    assert resent.status_code == 200, resent.text
+    repeated_headers, repeated_body = receiver.wait_for(2)
+    assert (repeated_headers["webhook-id"], repeated_body) == (headers["webhook-id"], body)
 
     assert admin.delete(path).status_code == 204
     assert reason(admin.get(path)) == "WEBHOOK_ENDPOINT_NOT_FOUND"
 
 
-def test_the_secret_is_told_once_and_rotates(admin: Api, outside: Outside) -> None:
-    endpoint = create(admin, outside)
+def test_the_secret_is_returned_once_and_rotates(admin: Api, receiver: Receiver) -> None:
+    endpoint = create(admin, receiver)
     path = f"{ENDPOINTS}/{endpoint['webhookEndpointId']}"
     assert endpoint["secret"].startswith("whsec_")
     assert admin.get(path).json()["secret"] == ""
@@ -104,22 +107,22 @@ def test_the_secret_is_told_once_and_rotates(admin: Api, outside: Outside) -> No
     assert rotated["secret"] not in ("", endpoint["secret"])
     assert len(rotated["secrets"]) == 2
     listed = admin.get(ENDPOINTS).json()["webhookEndpoints"]
-    assert {each["secret"] for each in listed} == {""}
+    assert {endpoint["secret"] for endpoint in listed} == {""}
 
 
-def test_what_is_left_out_stays(admin: Api, outside: Outside) -> None:
-    endpoint = create(admin, outside, eventTypes=["booking.confirmed"])
+def test_omitted_fields_do_not_change(admin: Api, receiver: Receiver) -> None:
+    endpoint = create(admin, receiver, eventTypes=["booking.confirmed"])
     path = f"{ENDPOINTS}/{endpoint['webhookEndpointId']}"
     changed = admin.send("PATCH", path, {"enabled": False}).json()
     assert (changed["enabled"], changed["eventTypes"]) == (False, ["booking.confirmed"])
     everything = admin.send("PATCH", path, {"eventTypes": ["*"], "description": "all"}).json()
     assert (everything["enabled"], everything["eventTypes"]) == (False, [])
-    assert everything["url"] == outside.url
+    assert everything["url"] == receiver.url
 
 
-def test_the_same_key_makes_one_endpoint(admin: Api, outside: Outside) -> None:
+def test_a_repeated_key_creates_one_endpoint(admin: Api, receiver: Receiver) -> None:
     made = [
-        admin.post(ENDPOINTS, {"url": outside.url}, idempotency_key="one-endpoint").json()
+        admin.post(ENDPOINTS, {"url": receiver.url}, idempotency_key="one-endpoint").json()
         for _ in range(2)
     ]
     assert made[0] == made[1]
@@ -139,11 +142,11 @@ def test_an_address_that_is_not_public_is_refused(admin: Api, url: str) -> None:
     assert (refused.status_code, violated_fields(refused)) == (400, {"url"})
 
 
-def test_an_unknown_event_type_is_refused(admin: Api, outside: Outside) -> None:
-    refused = admin.post(ENDPOINTS, {"url": outside.url, "eventTypes": ["booking.eaten"]})
+def test_an_unknown_event_type_is_refused(admin: Api, receiver: Receiver) -> None:
+    refused = admin.post(ENDPOINTS, {"url": receiver.url, "eventTypes": ["booking.eaten"]})
     assert (refused.status_code, violated_fields(refused)) == (400, {"eventTypes[0]"})
 
 
-def test_endpoints_are_the_admins(customer: Api, outside: Outside) -> None:
-    refused = customer.post(ENDPOINTS, {"url": outside.url})
+def test_endpoints_are_for_admins(customer: Api, receiver: Receiver) -> None:
+    refused = customer.post(ENDPOINTS, {"url": receiver.url})
     assert (refused.status_code, reason(refused)) == (403, "ADMIN_REQUIRED")
