@@ -117,8 +117,8 @@ def test_every_field_of_a_request_has_an_upper_bound(request_name: str) -> None:
     ],
 )
 def test_what_counts_as_a_bound(field: str, rules: str, expected: list[str]) -> None:
-    found = [fault.partition(": ")[2] for fault in unbounded(a_message(field, rules))]
-    assert found == expected
+    descriptions = [fault.partition(": ")[2] for fault in unbounded(a_message(field, rules))]
+    assert descriptions == expected
 
 
 def a_message(field: str, rules: str) -> Descriptor:

@@ -50,7 +50,7 @@ def catches_everything(module: Module) -> Iterator[str]:
 
 def _is_everything(caught: ast.expr | None) -> bool:
     if isinstance(caught, ast.Tuple):
-        return any(_is_everything(each) for each in caught.elts)
+        return any(_is_everything(module) for module in caught.elts)
     return caught is None or (
         isinstance(caught, ast.Name) and caught.id in {"Exception", "BaseException"}
     )
@@ -62,7 +62,7 @@ def test_there_is_domain_code_to_look_at(service: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [each for each in ALL if each.is_domain], ids=lambda module: module.name
+    "module", [module for module in ALL if module.is_domain], ids=lambda module: module.name
 )
 def test_domain_code_knows_no_wire(module: Module) -> None:
     assert list(of_wire(module)) == []
@@ -70,7 +70,7 @@ def test_domain_code_knows_no_wire(module: Module) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [each for each in ALL if "servicers" in each.name.split(".")],
+    [module for module in ALL if "servicers" in module.name.split(".")],
     ids=lambda module: module.name,
 )
 def test_servicers_and_clients_know_no_tables(module: Module) -> None:
@@ -79,7 +79,7 @@ def test_servicers_and_clients_know_no_tables(module: Module) -> None:
 
 def test_the_translators_exist_and_translate() -> None:
     for name in TRANSLATORS:
-        [module] = [each for each in ALL if each.name == name]
+        [module] = [module for module in ALL if module.name == name]
         assert list(of_wire(module)) != []
 
 
@@ -91,12 +91,12 @@ def test_no_service_knows_another(module: Module) -> None:
 @pytest.mark.parametrize("module", ALL, ids=lambda module: module.name)
 def test_everything_is_caught_in_the_named_places_only(module: Module) -> None:
     allowed = 1 if module.name in CATCH_ALL else 0
-    assert len(found := list(catches_everything(module))) <= allowed, found
+    assert len(lines := list(catches_everything(module))) <= allowed, lines
 
 
 def test_the_named_places_exist() -> None:
     for name in CATCH_ALL:
-        [module] = [each for each in ALL if each.name == name]
+        [module] = [module for module in ALL if module.name == name]
         assert len(list(catches_everything(module))) == 1
 
 

@@ -65,13 +65,13 @@ def test_a_policy_that_cannot_be_enforced_does_not_load(change: Change) -> None:
 
 def test_an_internal_rpc_has_no_rest_path() -> None:
     changed = contract()
-    found = dict(methods(changed))
+    definitions = dict(methods(changed))
     path = "/boxoffice.stock.v1.StockService/Reserve"
-    rest = found["/boxoffice.stock.v1.StockService/Audit"].options
+    rest = definitions["/boxoffice.stock.v1.StockService/Audit"].options
     raw = descriptor_pb2.MethodOptions()
     raw.CopyFrom(rest)
     raw.ClearExtension(POLICY)
-    found[path].options.MergeFrom(raw)
+    definitions[path].options.MergeFrom(raw)
     with pytest.raises(PolicyError, match=path):
         policy.of_contract(changed)
 
@@ -98,11 +98,13 @@ def test_no_policy_names_a_reason_that_is_never_sent(path: str) -> None:
 
 
 def test_an_answer_of_204_is_empty() -> None:
-    found = dict(methods(contract()))
+    definitions = dict(methods(contract()))
     filled = [
         path
-        for path, one in policies().items()
-        if one.success_status == 204
-        and not found[path].output_type.endswith((".Empty", f".{found[path].name}Response"))
+        for path, policy in policies().items()
+        if policy.success_status == 204
+        and not definitions[path].output_type.endswith(
+            (".Empty", f".{definitions[path].name}Response")
+        )
     ]
     assert filled == []

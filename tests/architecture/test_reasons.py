@@ -51,16 +51,16 @@ def reasons_named(module: Module) -> Iterator[str]:
 def used_of_mesh(service: str) -> set[Module]:
     """The modules of mesh/ that a service imports, and those that they import."""
     by_name = {module.name: module for module in modules(SHARED)}
-    found: set[Module] = set()
+    visited: set[Module] = set()
     waiting = list(modules(service))
     while waiting:
         for _, imported in waiting.pop().imports():
             for name in (imported, imported.rpartition(".")[0]):
                 module = by_name.get(name)
-                if module is not None and module not in found:
-                    found.add(module)
+                if module is not None and module not in visited:
+                    visited.add(module)
                     waiting.append(module)
-    return found
+    return visited
 
 
 @cache
@@ -76,9 +76,9 @@ def passed_on(service: str) -> set[str]:
     """Reasons of the methods that the service may call."""
     return {
         reason
-        for path, one in policies().items()
-        if service in one.callers and implementing(path) != service
-        for reason in one.reasons
+        for path, policy in policies().items()
+        if service in policy.callers and implementing(path) != service
+        for reason in policy.reasons
     }
 
 

@@ -48,7 +48,7 @@ VERBS = {
 }
 WITH_BODY = {"POST", "PUT", "PATCH"}
 
-BINDINGS = [(one, binding) for one in policies().values() for binding in one.bindings]
+BINDINGS = [(policy, binding) for policy in policies().values() for binding in policy.bindings]
 
 
 def faults(path: str) -> Iterator[str]:
@@ -82,7 +82,9 @@ def _one_of(plural: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "binding", [binding for _, binding in BINDINGS], ids=lambda each: f"{each.verb} {each.path}"
+    "binding",
+    [binding for _, binding in BINDINGS],
+    ids=lambda binding: f"{binding.verb} {binding.path}",
 )
 def test_every_path_has_the_form(binding: HttpBinding) -> None:
     assert list(faults(binding.path)) == []
@@ -95,12 +97,12 @@ def test_every_path_has_the_form(binding: HttpBinding) -> None:
 def test_every_variable_is_a_field_of_the_request(
     policy: MethodPolicy, binding: HttpBinding
 ) -> None:
-    wanted = dict(methods(contract()))[policy.path].input_type.removeprefix(".")
+    expected = dict(methods(contract()))[policy.path].input_type.removeprefix(".")
     [fields] = [
         {field.name for field in message.field}
         for file in contract().file
         for message in file.message_type
-        if f"{file.package}.{message.name}" == wanted
+        if f"{file.package}.{message.name}" == expected
     ]
     assert set(re.findall(r"\{(\w+)\}", binding.path)) <= fields
 
@@ -111,7 +113,9 @@ def test_no_two_methods_share_a_path() -> None:
 
 
 def test_a_method_that_only_reads_is_a_get() -> None:
-    reading = [binding for one, binding in BINDINGS if binding.verb == "GET" and not one.retryable]
+    reading = [
+        binding for policy, binding in BINDINGS if binding.verb == "GET" and not policy.retryable
+    ]
     assert reading == []
 
 

@@ -2,11 +2,9 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from mesh.paths import ROOT
 from tests.architecture.sources import Module, module_of, modules
 
 REPLACED = {
@@ -22,11 +20,6 @@ FOLDERS = (
     *("mesh", "auth_svc", "booking_svc", "stock_svc", "payment_svc", "limit_svc"),
     *("envoy", "launcher", "demo", "bench", "deploy", "tools", "testing", "tests"),
 )
-
-# Not yet changed. The list only gets shorter.
-EXEMPT: set[str] = {
-    *("booking_svc", "bench", "testing", "tests"),
-}
 
 
 def defined(module: Module) -> Iterator[tuple[int, str]]:
@@ -54,7 +47,7 @@ def replaced_words(module: Module) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("folder", sorted({*FOLDERS} - EXEMPT) or ["protos"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_identifiers_use_the_vocabulary(folder: str) -> None:
     assert [word for module in modules(folder) for word in replaced_words(module)] == []
 
@@ -64,7 +57,3 @@ def test_identifiers_use_the_vocabulary(folder: str) -> None:
 )
 def test_a_replaced_word_is_noticed(source: str) -> None:
     assert len(replaced_words(module_of(source))) == 1
-
-
-def test_exempt_folders_exist() -> None:
-    assert all(Path(ROOT / folder).is_dir() for folder in EXEMPT)

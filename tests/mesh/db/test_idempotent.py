@@ -44,7 +44,9 @@ async def find(database: Database, key: Key) -> Record | None:
 
 async def test_of_many_at_once_one_is_first_and_all_find_it(database: Database) -> None:
     attempts = [uuid4() for _ in range(10)]
-    results = await asyncio.gather(*(claim(database, a_key(), each) for each in attempts))
+    results = await asyncio.gather(
+        *(claim(database, a_key(), resource_id) for resource_id in attempts)
+    )
     assert sorted(results) == [False] * 9 + [True]
     first = attempts[results.index(True)]
     assert await find(database, a_key()) == Record(first, None)
