@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from mesh.db.database import Database, libpq_url
@@ -107,6 +108,8 @@ async def database(url: str) -> AsyncIterator[Database]:
         execution_options={"preserve_rowcount": True},
     )
     _ABANDONED.append(engine)
+    # The garbage collector would close a connection that nothing refers to.
+    sa.event.listen(engine.sync_engine, "checkout", lambda *held: _ABANDONED.append(held))
     yield Database(engine, Notifier(_no_connection), url)
 
 

@@ -189,7 +189,7 @@ def items(event: dict[str, Any], quantity: Any = 1) -> dict[str, Any]:
     }
 
 
-def until(condition: Callable[[], T | None], what: str, *, seconds: float = 30) -> T:
+def until(condition: Callable[[], T | None], what: str, *, seconds: float = 60) -> T:
     """Calls `condition` until its result is true and returns that; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

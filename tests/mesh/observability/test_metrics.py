@@ -202,7 +202,7 @@ async def test_turns_of_a_loop_are_counted() -> None:
             raise error
 
     with pytest.raises(GeneratorExit):
-        await tasks.forever("test", turn, retry_seconds=0)
-    assert value("loop_turns_total", loop="test") == 2
-    assert value("loop_failures_total", loop="test") == 1
-    assert value("loop_last_turn_timestamp_seconds", loop="test") > 1_600_000_000
+        await tasks.forever("counted loop", turn, retry_seconds=0)
+    assert value("loop_turns_total", loop="counted loop") == 2
+    assert value("loop_failures_total", loop="counted loop") == 1
+    assert value("loop_last_turn_timestamp_seconds", loop="counted loop") > 1_600_000_000
