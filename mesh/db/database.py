@@ -8,8 +8,8 @@ import importlib
 import re
 import select
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class Database:
         self._engine = engine
         self._notifier = notifier
         self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._users = 0
+        self._is_closed = False
         self.url = url
 
     @classmethod
@@ -76,7 +78,11 @@ class Database:
     async def open(
         cls, url: str, *, pool_size: int = _POOL_SIZE, pool_seconds: float = _POOL_TIMEOUT_SECONDS
     ) -> AsyncIterator["Database"]:
-        """A call that gets no connection within `pool_seconds` fails with OVERLOADED."""
+        """A call that gets no connection within `pool_seconds` fails with OVERLOADED.
+
+        At the end of the block, waits up to 2 s for the callers that hold a connection or wait
+        for one. Later callers get a ClosedError: nothing would close their connection.
+        """
         engine = create_async_engine(
             url,
             pool_size=pool_size,
@@ -97,9 +103,12 @@ class Database:
         )
         try:
             async with Notifier.open(connect) as notifier:
-                yield cls(engine, notifier, url)
+                database = cls(engine, notifier, url)
+                try:
+                    yield database
+                finally:
+                    await database._close()
         finally:
-            await _wait_for_connections(engine)
             await engine.dispose()
 
     @asynccontextmanager
@@ -109,9 +118,10 @@ class Database:
         Saves BEGIN and COMMIT, which cost as much as a read.
         """
         began = time.perf_counter()
-        async with self._reading.connect() as connection:
-            database_metrics.pool_wait.observe(time.perf_counter() - began)
-            yield connection
+        with self._use():
+            async with self._reading.connect() as connection:
+                database_metrics.pool_wait.observe(time.perf_counter() - began)
+                yield connection
 
     @asynccontextmanager
     async def single(self) -> AsyncIterator[AsyncConnection]:
@@ -123,19 +133,20 @@ class Database:
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block and rolls back on any error."""
         began = time.perf_counter()
-        async with self._engine.begin() as connection:
-            database_metrics.pool_wait.observe(time.perf_counter() - began)
-            committed: list[Callable[[], None]] = []
-            info = connection.info
-            info[_ON_COMMIT] = committed
-            info[_NOTIFIER] = self._notifier
-            try:
-                yield connection
-            finally:
-                info.pop(_ON_COMMIT, None)
-                info.pop(_NOTIFIER, None)
-        for call in committed:
-            call()
+        with self._use():
+            async with self._engine.begin() as connection:
+                database_metrics.pool_wait.observe(time.perf_counter() - began)
+                committed: list[Callable[[], None]] = []
+                info = connection.info
+                info[_ON_COMMIT] = committed
+                info[_NOTIFIER] = self._notifier
+                try:
+                    yield connection
+                finally:
+                    info.pop(_ON_COMMIT, None)
+                    info.pop(_NOTIFIER, None)
+            for call in committed:
+                call()
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
@@ -169,6 +180,31 @@ class Database:
         async with self.reading() as connection:
             await connection.execute(sa.text("SELECT 1"))
 
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        """Counts a caller from before it waits for a connection until it has returned it."""
+        if self._is_closed:
+            raise ClosedError
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+
+    async def _close(self) -> None:
+        """Refuses new callers and waits for the others: dispose() closes only what is in the pool."""
+        self._is_closed = True
+        pool: Any = self._engine.pool
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETURN_SECONDS):
+                # A cancelled caller returns its connection a moment later, in a task of its own.
+                while self._users or pool.checkedout():
+                    await asyncio.sleep(_RETURN_PAUSE_SECONDS)
+
+
+class ClosedError(Exception):
+    """A call came after the process had closed its database."""
+
 
 def on_commit(connection: AsyncConnection, call: Callable[[], None]) -> None:
     """Calls `call` when the transaction of `Database.transaction()` has committed.
@@ -188,15 +224,6 @@ def notify_on_commit(connection: AsyncConnection, channel: str) -> None:
     notifier: Notifier | None = connection.info.get(_NOTIFIER)
     if notifier is not None:
         on_commit(connection, partial(notifier.notify, channel))
-
-
-async def _wait_for_connections(engine: AsyncEngine) -> None:
-    """Waits up to 2 s for checked-out connections: dispose() closes only those in the pool."""
-    pool: Any = engine.pool
-    with suppress(TimeoutError):
-        async with asyncio.timeout(RETURN_SECONDS):
-            while pool.checkedout():
-                await asyncio.sleep(_RETURN_PAUSE_SECONDS)
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:

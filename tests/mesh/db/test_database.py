@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from mesh.db.database import Database
+from mesh.db.database import ClosedError, Database
 from mesh.ids import new_id
 from stock_svc.tables import events
 
@@ -78,6 +78,18 @@ async def test_closing_waits_for_a_cancelled_call(open_database: Open) -> None:
     assert pool.checkedout() == 0
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_closed_database_refuses_callers(open_database: Open) -> None:
+    """Otherwise nothing would close their connections."""
+    async with open_database("stock_svc") as database:
+        pass
+    with pytest.raises(ClosedError):
+        async with database.reading():
+            pass
+    with pytest.raises(ClosedError):
+        async with database.transaction():
+            pass
 
 
 async def test_all_reads_of_a_snapshot_see_the_same_state(open_database: Open) -> None:
