@@ -125,7 +125,7 @@ def test_each_rule_finds_what_it_forbids(rule: object, source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "import sqlalchemy as sa\nfrom mesh.errors import DomainError\nfrom stock_svc import claims",
+        "import sqlalchemy as sa\nfrom mesh.errors import DomainError\nfrom stock_svc import ledger",
         "try:\n    f()\nexcept (ValueError, KeyError):\n    pass",
     ],
 )

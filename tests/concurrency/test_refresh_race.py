@@ -14,7 +14,7 @@ from auth_svc.tables import refresh_tokens
 from mesh.db.database import Database
 from mesh.ids import new_id
 from testing.databases import open_patiently
-from testing.locks import somebody_waits
+from testing.waiting import wait_for_blocked
 from tests.auth_svc.conftest import NOW
 
 TABS = 8
@@ -107,6 +107,6 @@ async def test_a_refresh_waits_for_the_end_of_its_session(database: Database) ->
     async with database.transaction() as ending:
         await ending.execute(sa.text("UPDATE sessions SET revoke_time = now()"))
         waiting = asyncio.create_task(refresh(database, token))
-        await somebody_waits(database)
+        await wait_for_blocked(database)
     [outcome] = await asyncio.gather(waiting, return_exceptions=True)
     assert "sign in again" in str(outcome)

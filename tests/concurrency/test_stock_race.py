@@ -23,8 +23,8 @@ from stock_svc.reservations import Line, Reservation, State
 from stock_svc.tables import pools, reservations, seat_claims
 from stock_svc.transitions import Move, Order
 from testing.databases import open_patiently
-from testing.locks import somebody_waits
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, move_one, on_sale
+from testing.waiting import wait_for_blocked
 
 CONNECTIONS = 16
 BUYERS = 50
@@ -446,7 +446,7 @@ async def test_a_request_waits_for_a_lapsed_hold_that_a_sweep_has_locked(
     async with database.transaction() as sweeping:
         await lock(sweeping, reservations, reservation_id=lapsed.reservation_id)
         buyer = asyncio.create_task(sale.reserve(now=LAPSED))
-        await somebody_waits(database)
+        await wait_for_blocked(database)
         assert await expiry.expire(sweeping, event_id=sale.event_id, limit=9, now=LAPSED) == 1
     assert (await buyer).state is State.ACTIVE
     await sale.assert_clean()
@@ -462,7 +462,7 @@ async def test_a_hold_that_is_extended_while_a_request_waits_for_it_does_not_exp
         order = Order(Move.EXTEND, sale.event_id, made.reservation_id, LAPSED + HOLD)
         await move_one(extending, order, now=LAPSED - timedelta(milliseconds=1))
         buyer = asyncio.create_task(sale.reserve(now=LAPSED))
-        await somebody_waits(database)
+        await wait_for_blocked(database)
     with pytest.raises(DomainError) as refused:
         await buyer
     assert refused.value.reason is Reason.SOLD_OUT
@@ -486,9 +486,9 @@ async def test_clearing_lapsed_holds_locks_pools_in_sorted_order(
             both = [sale.line("first"), sale.line("second")]
             buyer = asyncio.create_task(sale.reserve(*both, now=LAPSED))
             # The request waits for the lapsed hold, which it must expire.
-            await somebody_waits(database)
+            await wait_for_blocked(database)
             await lock(other, pools, pool_id=earlier)
-        await somebody_waits(database)
+        await wait_for_blocked(database)
         await lock(other, pools, pool_id=later)
     assert (await buyer).state is State.ACTIVE
     await sale.assert_clean()

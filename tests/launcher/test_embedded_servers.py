@@ -81,7 +81,7 @@ async def test_data_survives_a_kill_and_the_server_restarts(home: Path, postgres
         # Killed while a connection is open, whose backend lives slightly longer than the server.
         os.kill(postgres.pid, signal.SIGKILL)
         await until(lambda: postgres.restarts > restarts)
-        await until(lambda: postgres.state is State.HEALTHY, seconds=30)
+        await until(lambda: postgres.state is State.HEALTHY)
     async with await connect(home, "booking") as connection:
         count = await connection.execute("SELECT count(*) FROM kept")
         assert await count.fetchone() == (1000,)

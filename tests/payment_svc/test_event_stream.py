@@ -13,8 +13,8 @@ from mesh.db.outbox import OutboxReader
 from mesh.errors import DomainError, Reason
 from payment_svc import outbox, payments, tables
 from payment_svc.servicers.payment_events import PaymentEventServicer
-from testing.listening import is_listening
 from testing.payment_harness import NOW, SandboxHarness, an_order
+from testing.waiting import wait_for_listener
 
 SOON_SECONDS = 60.0
 _ROUNDS = 8
@@ -74,7 +74,7 @@ async def test_a_written_event_wakes_all_streams(
     reader = OutboxReader(harness.database, tables.outbox)
     listening = asyncio.create_task(reader.listen())
     followers = [Follower(harness, reader=reader) for _ in range(3)]
-    await is_listening(harness.database)
+    await wait_for_listener(harness.database)
     for _ in range(_ROUNDS):
         waiting = [asyncio.create_task(follower.take(1)) for follower in followers]
         await captured(harness, 1)

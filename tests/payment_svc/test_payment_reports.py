@@ -19,8 +19,8 @@ from payment_svc.payments import Payment, Status
 from payment_svc.providers.base import Authorized, Captured, ProviderReport, RefundProcessed
 from payment_svc.providers.sandbox import NAME
 from payment_svc.refunds import Status as RefundStatus
-from testing.locks import somebody_waits
 from testing.payment_harness import NOW, PRICE, SandboxHarness, a_capture, a_failure, an_order
+from testing.waiting import wait_for_blocked
 
 REFERENCE = "cs_1"
 NOTHING = Money(0, "INR")
@@ -90,7 +90,7 @@ async def test_of_two_concurrent_captures_one_is_accepted_and_the_other_refunded
             asyncio.create_task(harness.apply_reports(a_capture(payment, reference)))
             for reference in ("ch_1", "ch_2")
         ]
-        await somebody_waits(harness.database, how_many=2)
+        await wait_for_blocked(harness.database, count=2)
     await asyncio.gather(*both)
     assert set(await harness.verdicts(payment)) == {Verdict.ACCEPTED, Verdict.SECOND}
     # Stored, and not carried out.

@@ -13,8 +13,8 @@ from stock_svc import batches, stock, stock_update
 from stock_svc.reservations import Line
 from stock_svc.reserve import reserve_all
 from stock_svc.stock_update import TargetStock
-from testing.locks import somebody_waits
 from testing.stock_harness import LAPSED, NOW, Sale, on_sale, refusal_of
+from testing.waiting import wait_for_blocked
 
 LIMIT = 3
 
@@ -172,7 +172,7 @@ async def test_a_limit_that_is_set_while_a_request_waits_applies_to_it(database:
         await stock_update.update(changing, event_id=sale.event_id, target=target, now=NOW)
         request = sale.request(sale.line("adult"), customer_id=customer_id)
         buyer = asyncio.create_task(together.submit(request))
-        await somebody_waits(database)
+        await wait_for_blocked(database)
     with pytest.raises(DomainError) as error:
         await buyer
     assert error.value.reason is Reason.PURCHASE_LIMIT_EXCEEDED

@@ -18,9 +18,9 @@ from stock_svc.expiry import sweep
 from stock_svc.settings import Settings
 from stock_svc.stock import Pool, Seat
 from stock_svc.stock_update import TargetStock
-from testing.listening import is_listening
 from testing.network import Network, reason_of, refusal
 from testing.stock_harness import LAPSED, Sale, on_sale
+from testing.waiting import wait_for_listener
 
 SERVICE = stock_change_service_pb2.DESCRIPTOR.services_by_name["StockChangeService"]
 Change = stock_change_service_pb2.StockChange
@@ -70,7 +70,7 @@ async def stub(
         network.mesh_channel("booking_svc", "stock_svc", port, SERVICE) as channel,
     ):
         loops = [asyncio.ensure_future(loop()) for loop in service.loops]
-        await is_listening(database)
+        await wait_for_listener(database)
         yield StockChangeServiceStub(channel)
         for loop in loops:
             loop.cancel()

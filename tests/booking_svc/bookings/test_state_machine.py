@@ -10,7 +10,7 @@ from booking_svc.bookings import state_machine, tables
 from booking_svc.bookings.bookings import Actor, By, Status
 from mesh.errors import DomainError, Reason
 from testing.booking_harness import BookingHarness
-from testing.locks import somebody_waits
+from testing.waiting import wait_for_blocked
 from tests.booking_svc.bookings.test_cancellation import a_confirmed
 
 # HELD → CONFIRMED is a free booking; EXPIRED and FAILED are confirmed by a late payment.
@@ -54,7 +54,7 @@ async def test_of_two_concurrent_cancellations_one_refunds(harness: BookingHarne
         matches = tables.bookings.c.booking_id == booking.booking_id
         await connection.execute(sa.select(tables.bookings).where(matches).with_for_update())
         both = [asyncio.create_task(harness.cancel(booking.booking_id)) for _ in range(2)]
-        await somebody_waits(harness.database, how_many=2)
+        await wait_for_blocked(harness.database, count=2)
     outcomes = await asyncio.gather(*both, return_exceptions=True)
     [refusal] = [outcome for outcome in outcomes if isinstance(outcome, DomainError)]
     assert refusal.reason is Reason.ALREADY_CANCELLED

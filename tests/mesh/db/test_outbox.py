@@ -16,7 +16,7 @@ from mesh.db import outbox
 from mesh.db.database import Database, libpq_url
 from mesh.db.outbox import Event, NewEvent, OutboxReader
 from mesh.errors import DomainError, Reason
-from testing.listening import is_listening
+from testing.waiting import wait_for_listener
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -249,7 +249,7 @@ async def test_a_listening_reader_is_woken(
     reader = OutboxReader(database, events)
     listening = asyncio.create_task(reader.listen())
     async with asyncio.timeout(60), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
-        await is_listening(database)
+        await wait_for_listener(database)
         for number in range(10):
             batch = asyncio.ensure_future(anext(stream))
             done, _ = await asyncio.wait({batch}, timeout=0.05)
