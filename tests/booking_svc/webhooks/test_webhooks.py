@@ -446,20 +446,45 @@ async def test_the_messages_of_a_crashed_process_are_delivered_by_others(
     harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
 ) -> None:
     endpoint = await with_one_message(harness, outside)
-    async with harness.database.transaction() as connection:
-        [leased] = await deliveries.lease_due(
-            connection, now=harness.clock(), limit=9, per_endpoint=9, busy=[]
-        )
+    leased = await lease(harness)
     assert await deliver(delivery_worker) == 0
     harness.clock.advance(deliveries.LEASE)
     assert await deliver(delivery_worker) == 1
     # The first process reports an attempt after its lease has expired: it changes nothing.
+    await record(harness, leased, 500)
+    assert [delivery.status for delivery in await log(harness, endpoint)] == [Status.DELIVERED]
+
+
+async def test_a_late_outcome_is_refused_while_another_process_holds_the_lease(
+    harness: BookingHarness, outside: Receiver
+) -> None:
+    endpoint = await with_one_message(harness, outside)
+    first = await lease(harness)
+    harness.clock.advance(deliveries.LEASE)
+    second = await lease(harness)
+    await record(harness, first, 500)
+    assert [delivery.status for delivery in await log(harness, endpoint)] == [Status.PENDING]
+    await record(harness, second, 204)
+    [delivery] = await log(harness, endpoint)
+    assert delivery.status is Status.DELIVERED
+    assert [attempt.status_code for attempt in delivery.attempts] == [204]
+
+
+async def lease(harness: BookingHarness) -> deliveries.Leased:
     async with harness.database.transaction() as connection:
-        attempt = deliveries.Attempt(harness.clock(), 500, "", 1)
+        [leased] = await deliveries.lease_due(
+            connection, now=harness.clock(), limit=9, per_endpoint=9, busy=[]
+        )
+    return leased
+
+
+async def record(harness: BookingHarness, leased: deliveries.Leased, status_code: int) -> None:
+    """The outcome of an attempt after which there is no other."""
+    async with harness.database.transaction() as connection:
+        attempt = deliveries.Attempt(harness.clock(), status_code, "", 1)
         await deliveries.record_attempt(
             connection, leased=leased, attempt=attempt, is_final=True, jitter=0, now=harness.clock()
         )
-    assert [delivery.status for delivery in await log(harness, endpoint)] == [Status.DELIVERED]
 
 
 async def test_concurrent_workers_send_each_message_once(
