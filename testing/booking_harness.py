@@ -33,7 +33,7 @@ from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification import BookingPatch
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.step_runner import Steps
-from booking_svc.catalogue import event_creation, events
+from booking_svc.catalogue import event_creation, events, productions
 from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.event_creation import NewEvent, NewOffer
 from booking_svc.catalogue.events import Event
@@ -258,6 +258,14 @@ class BookingHarness:
         finally:
             self.crashes.at = None
         raise AssertionError(f"it passed {self.crashes.passed} crash points and did not die")
+
+    async def a_production(self) -> UUID:
+        texts = ("title", "description", "poster_url", "age_rating", "language")
+        async with self.database.transaction() as connection:
+            production = await productions.create(
+                connection, values={**dict.fromkeys(texts, ""), "tags": []}, now=self.clock()
+            )
+        return production.production_id
 
     async def an_event(self, *offers: NewOffer, **changes: Any) -> Event:
         """An event that is on sale. By default it has one offer with 10 places."""

@@ -140,6 +140,12 @@ class Api:
     def book(self, body: Any, *, key: str | None = None) -> httpx.Response:
         return self.post("/api/v1/bookings", body, idempotency_key=key or str(new_id()))
 
+    def create_production(self, **changes: Any) -> str:
+        """The id of a new production."""
+        created = self.post("/api/v1/productions", {"title": "Monsoon Nights", **changes})
+        assert created.status_code == 201, created.text
+        return str(created.json()["productionId"])
+
     def create_event(self, **changes: Any) -> dict[str, Any]:
         created = self.post("/api/v1/events", an_event(**changes))
         assert created.status_code == 201, created.text

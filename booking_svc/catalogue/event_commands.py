@@ -19,6 +19,7 @@ from booking_svc.catalogue import (
     event_update,
     events,
     orphaned_stock,
+    productions,
     stock_projection,
     venues,
 )
@@ -62,8 +63,8 @@ class EventCommands:
     async def create(self, *, new: NewEvent, key: Key | None, encode: Encode) -> bytes:
         """Creates an event with its stock, once per key. Returns it as `encode` serialises it.
 
-        Raises VALIDATION_FAILED with every violation, AUDITORIUM_NOT_FOUND, SHOWTIME_OVERLAP, or
-        DEPENDENCY_UNAVAILABLE when defining the stock took too long.
+        Raises VALIDATION_FAILED with every violation, AUDITORIUM_NOT_FOUND, PRODUCTION_NOT_FOUND,
+        SHOWTIME_OVERLAP, or DEPENDENCY_UNAVAILABLE when defining the stock took too long.
         """
         return await self._writes.run_steps_once(
             key, lambda store: self._create(new, encode, store)
@@ -73,6 +74,7 @@ class EventCommands:
         now = self._clock()
         async with self._database.transaction() as connection:
             plan = await event_creation.plan(connection, new=new, now=now)
+            await productions.require(connection, new.production_id)
             await orphaned_stock.schedule_removal(
                 connection,
                 event_id=plan.event.event_id,
@@ -98,6 +100,7 @@ class EventCommands:
         event, now = plan.event, self._clock()
         answer = encode(event, plan.availability())
         async with self._database.transaction() as connection:
+            await productions.require(connection, event.production_id)
             await orphaned_stock.keep(connection, event_id=event.event_id)
             await events.insert(connection, event=event, capacities=plan.capacities(), now=now)
             await store(connection, event.event_id, answer)
@@ -108,8 +111,8 @@ class EventCommands:
     ) -> tuple[Event, Availability]:
         """Changes an event in the catalogue and its stock in the ledger.
 
-        Raises EVENT_NOT_FOUND, EVENT_CHANGED, EVENT_STATE_INVALID, SHOWTIME_OVERLAP, or
-        VALIDATION_FAILED with every violation.
+        Raises EVENT_NOT_FOUND, PRODUCTION_NOT_FOUND, EVENT_CHANGED, EVENT_STATE_INVALID,
+        SHOWTIME_OVERLAP, or VALIDATION_FAILED with every violation.
         """
         now = self._clock()
         async with self._database.transaction() as connection:
@@ -121,6 +124,7 @@ class EventCommands:
                 seat_types=await _seat_types(connection, event),
                 now=now,
             )
+            await productions.require(connection, change.production_id)
             if plan.changes_stock:
                 await _lock_for_stock_change(connection, plan, now)
             else:

@@ -20,12 +20,17 @@ from mesh.paging import from_token, to_token
 COUNTED_EXACTLY = 1_000
 """Totals up to this number are counted for each page."""
 
+MAX_UPCOMING = 20
+"""How many events a production shows."""
+
 TOTAL_LIFETIME = timedelta(seconds=10)
 """Age limit of a larger total: counting 100,000 rows takes longer than reading the page."""
 
 _MAX_CACHED_TOTALS = 1_000
 _UNDATED = "infinity"
 _LISTED = [status for status in Status if status is not Status.DRAFT]
+
+_TO_COME = [status for status in _LISTED if status not in (Status.ENDED, Status.CANCELLED)]
 
 _Columns = sa.ColumnCollection[str, sa.ColumnElement[Any]]
 
@@ -106,12 +111,35 @@ async def list_page(
         )
     ).all()
     shown = [events.from_row(row) for row in rows[:page_size]]
-    availability_of = await stock_projection.availability_of(connection, events=shown)
     return Page(
-        tuple(ListedEvent(event, availability_of[event.event_id]) for event in shown),
+        await _with_availability(connection, shown),
         _token(shown[-1], scope) if len(rows) > page_size else "",
         total,
     )
+
+
+async def upcoming(
+    connection: AsyncConnection, *, production_id: UUID, now: datetime
+) -> tuple[ListedEvent, ...]:
+    """The next MAX_UPCOMING events of a production that are not over, by start time."""
+    table = events_table.c
+    rows = await connection.execute(
+        events.selected.where(
+            table.production_id == production_id,
+            table.sort_time >= now,
+            table.current_status.in_(_TO_COME),
+        )
+        .order_by(table.sort_time, table.event_id)
+        .limit(MAX_UPCOMING)
+    )
+    return await _with_availability(connection, [events.from_row(row) for row in rows])
+
+
+async def _with_availability(
+    connection: AsyncConnection, shown: Sequence[Event]
+) -> tuple[ListedEvent, ...]:
+    availability_of = await stock_projection.availability_of(connection, events=shown)
+    return tuple(ListedEvent(event, availability_of[event.event_id]) for event in shown)
 
 
 def _token(last: Event, scope: str) -> str:

@@ -13,9 +13,10 @@ from booking_svc.catalogue.event_creation import DEFAULT_CURRENCY, NewEvent, New
 from booking_svc.catalogue.event_listing import Filters
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
+from booking_svc.catalogue.productions import Production
 from booking_svc.catalogue.venues import Auditorium, Row, Seat, Venue
 from booking_svc.clients.ports import Availability
-from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, venue_pb2
+from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, production_pb2, venue_pb2
 from mesh.conversions import (
     id_to_proto,
     money_to_proto,
@@ -33,6 +34,45 @@ def venue(value: Venue) -> venue_pb2.Venue:
         time_zone=value.time_zone,
         address=value.address,
     )
+
+
+def production(value: Production) -> production_pb2.Production:
+    return production_pb2.Production(
+        production_id=str(value.production_id),
+        title=value.title,
+        description=value.description,
+        duration_minutes=value.duration_minutes,
+        poster_url=value.poster_url,
+        age_rating=value.age_rating,
+        language=value.language,
+        tags=value.tags,
+        create_time=time_to_proto(value.create_time),
+        update_time=time_to_proto(value.update_time),
+    )
+
+
+_PRODUCTION_TEXTS = ("title", "description", "poster_url", "age_rating", "language")
+
+
+def production_values(message: production_pb2.Production) -> dict[str, Any]:
+    """The fields of a new production that staff set, by name."""
+    return {
+        **{name: getattr(message, name) for name in _PRODUCTION_TEXTS},
+        "duration_minutes": message.duration_minutes
+        if message.HasField("duration_minutes")
+        else None,
+        "tags": list(message.tags),
+    }
+
+
+def changed_production_values(message: production_pb2.ProductionChange) -> dict[str, Any]:
+    """The new values of the fields that change, by name."""
+    values = {field.name: value for field, value in message.ListFields()}
+    values.pop("clear", None)
+    if message.tags:
+        values["tags"] = list(message.tags)
+    empty = production_values(production_pb2.Production())
+    return {name: empty[name] for name in message.clear} | values
 
 
 def auditorium(value: Auditorium) -> venue_pb2.Auditorium:

@@ -19,6 +19,29 @@ venues = sa.Table(
     sa.Index("venues_name_venue_id_idx", "name", "venue_id"),
 )
 
+productions = sa.Table(
+    "productions",
+    metadata,
+    sa.Column("production_id", _Uuid, primary_key=True),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("duration_minutes", sa.Integer),
+    sa.Column("poster_url", sa.Text, nullable=False),
+    sa.Column("age_rating", sa.Text, nullable=False),
+    sa.Column("language", sa.Text, nullable=False),
+    sa.Column("tags", ARRAY(sa.Text), nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False),
+    sa.Column("delete_time", _Time),
+    sa.CheckConstraint("duration_minutes > 0", name="duration"),
+    sa.Index(
+        "productions_title_production_id_idx",
+        "title",
+        "production_id",
+        postgresql_where=sa.text("delete_time IS NULL"),
+    ),
+)
+
 auditoriums = sa.Table(
     "auditoriums",
     metadata,

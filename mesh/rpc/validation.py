@@ -22,6 +22,7 @@ PATTERNS = {
         "must contain a character other than white space, and no control characters"
     ),
     r"^([^\p{Cc}]|[\r\n])*$": "must not contain control characters other than line breaks",
+    r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$": "must be a BCP 47 language tag such as hi or pt-BR",
     r"^https?://": "must begin with https:// or http://",
     r"^[a-z]{1,32}$": "must consist of 1–32 lower-case letters",
     r"^[a-z][a-z0-9-]{0,31}$": (

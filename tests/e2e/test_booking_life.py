@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from mesh.ids import new_id
 from testing.running_mesh import Api, items, reason, until
 
 
@@ -45,7 +44,7 @@ def kept(admin: Api, payment_ids: set[str]) -> int:
 
 
 def test_a_booking_is_reduced_rescheduled_and_cancelled(admin: Api, customer: Api) -> None:
-    production = str(new_id())
+    production = admin.create_production()
     first = an_event(admin, production, 150_000)
     costlier = an_event(admin, production, 200_000, startTime="2099-08-04T14:00:00Z")
     cheaper = an_event(admin, production, 100_000, startTime="2099-09-04T14:00:00Z")

@@ -70,7 +70,7 @@ def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
 
 
 def test_events_are_listed_in_pages_filtered_and_searched(api: Api, admin: Api) -> None:
-    production = str(new_id())
+    production = admin.create_production()
     names = [f"Zarzuela {n}" for n in range(7)]
     for n, name in enumerate(names):
         admin.create_event(
@@ -239,6 +239,104 @@ def test_an_unknown_event_cannot_be_watched(api: Api) -> None:
     assert (answer.status_code, reason(answer)) == (404, "EVENT_NOT_FOUND")
 
 
+PRODUCTION = {
+    "title": "Monsoon Nights",
+    "description": "A concert in the rain.",
+    "durationMinutes": 142,
+    "posterUrl": "https://cdn.example/monsoon.jpg",
+    "ageRating": "UA 13+",
+    "language": "hi",
+    "tags": ["music", "open air"],
+}
+
+
+def test_a_production_is_created_listed_and_changed(api: Api, admin: Api, customer: Api) -> None:
+    assert customer.post("/api/v1/productions", PRODUCTION).status_code == 403
+    key = str(new_id())
+    created = admin.post("/api/v1/productions", PRODUCTION, idempotency_key=key)
+    assert created.status_code == 201
+    production = created.json()
+    assert production.items() >= {**PRODUCTION, "upcomingEvents": []}.items()
+    assert admin.post("/api/v1/productions", PRODUCTION, idempotency_key=key).json() == production
+    path = f"/api/v1/productions/{production['productionId']}"
+    assert api.get(path).json() == production
+    ids: list[str] = []
+    token = ""
+    while not ids or token:
+        page = api.get(f"/api/v1/productions?pageSize=2&pageToken={token}").json()
+        ids += [listed["productionId"] for listed in page["productions"]]
+        token = page["nextPageToken"]
+    assert ids.count(production["productionId"]) == 1
+    assert page["totalSize"] == len(ids)
+    changed = admin.send("PATCH", path, {"title": "Winter Nights", "tags": ["music"]}).json()
+    kept = ("description", "durationMinutes", "posterUrl", "ageRating", "language", "createTime")
+    assert {name: changed[name] for name in kept} == {name: production[name] for name in kept}
+    assert (changed["title"], changed["tags"]) == ("Winter Nights", ["music"])
+    clear = ["poster_url", "language", "duration_minutes", "tags"]
+    emptied = admin.send("PATCH", path, {"clear": clear}).json()
+    assert (emptied["posterUrl"], emptied["language"], emptied["tags"]) == ("", "", [])
+    assert "durationMinutes" not in emptied
+    assert api.get(path).json() == emptied
+    assert customer.send("PATCH", path, {"title": "Mine"}).status_code == 403
+    assert customer.delete(path).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"title": ""}, "title"),
+        ({"durationMinutes": 0}, "durationMinutes"),
+        ({"posterUrl": "http://cdn.example/a.jpg"}, "posterUrl"),
+        ({"posterUrl": "a picture"}, "posterUrl"),
+        ({"language": "Hindi!"}, "language"),
+        ({"tags": ["a", "a"]}, "tags"),
+        ({"tags": [""]}, "tags[0]"),
+    ],
+)
+def test_a_production_names_the_invalid_field(
+    admin: Api, changes: dict[str, Any], field: str
+) -> None:
+    path = f"/api/v1/productions/{admin.create_production()}"
+    for answer in (
+        admin.post("/api/v1/productions", {**PRODUCTION, **changes}),
+        admin.send("PATCH", path, changes),
+    ):
+        assert (answer.status_code, violated_fields(answer)) == (400, {field})
+
+
+def test_a_production_shows_its_next_events_and_outlives_them(api: Api, admin: Api) -> None:
+    production = admin.create_production()
+    path = f"/api/v1/productions/{production}"
+    late, early = (
+        admin.create_event(productionId=production, startTime=f"2099-0{month}-04T14:00:00Z")
+        for month in (8, 7)
+    )
+    admin.create_event(productionId=production, status="DRAFT")
+    assert api.get(path).json()["upcomingEvents"] == [early, late]
+    refused = admin.delete(path)
+    assert (refused.status_code, reason(refused)) == (409, "EVENT_STATE_INVALID")
+    other = admin.create_production()
+    for event in listed(admin, productionId=production):
+        # An event may move to another production.
+        event_path = f"/api/v1/events/{event['eventId']}"
+        assert admin.send("PATCH", event_path, {"productionId": other}).status_code == 200
+    [draft] = listed(admin, productionId=production, status="DRAFT")
+    assert admin.delete(f"/api/v1/events/{draft['eventId']}").status_code == 204
+    assert admin.delete(path).status_code == 204
+    for answer in (
+        api.get(path),
+        admin.send("PATCH", path, {"title": "Again"}),
+        admin.delete(path),
+        admin.post("/api/v1/events", an_event(productionId=production)),
+        admin.send("PATCH", f"/api/v1/events/{early['eventId']}", {"productionId": production}),
+    ):
+        assert (answer.status_code, reason(answer)) == (404, "PRODUCTION_NOT_FOUND")
+    assert [event["eventId"] for event in listed(api, productionId=other)] == [
+        early["eventId"],
+        late["eventId"],
+    ]
+
+
 def test_a_catalogue_is_imported_once_and_exported(
     mesh: RunningMesh,
     api: Api,
@@ -261,7 +359,8 @@ def test_a_catalogue_is_imported_once_and_exported(
                 "rows": [{"label": "A", "seats": [seat]}],
             }
         },
-        {"event": event},
+        {"production": {"productionId": "opera", "title": name}},
+        {"event": {**event, "productionId": "opera"}},
     ]
     file = tmp_path / "catalogue.jsonl"
     file.write_text("\n".join(json.dumps(line) for line in content))
@@ -271,6 +370,8 @@ def test_a_catalogue_is_imported_once_and_exported(
         assert catalogue(["import", str(file), "--url", mesh.url, "--email", email]) == 0
     [imported] = listed(api, query=name)
     assert (imported["venueName"], imported["totalCapacity"]) == (name, 1)
+    production = api.get(f"/api/v1/productions/{imported['productionId']}").json()
+    assert (production["title"], production["upcomingEvents"]) == (name, [imported])
     exported = tmp_path / "exported.jsonl"
     assert catalogue(["export", str(exported), "--url", mesh.url, "--email", email]) == 0
     assert catalogue(["import", str(exported), "--dry-run"]) == 0

@@ -18,6 +18,7 @@ AUDITORIUM = {
         "rows": [{"label": "A", "seats": [{"number": "1", "seatType": "REGULAR"}]}],
     }
 }
+PRODUCTION = {"production": {"productionId": "monsoon", "title": "Monsoon Nights"}}
 EVENT: dict[str, Any] = {
     "event": {
         "name": "Monsoon Nights",
@@ -67,6 +68,8 @@ def test_a_good_file_has_no_faults() -> None:
         (changed(AUDITORIUM, venueId="other"), "auditorium.venueId"),
         (changed(AUDITORIUM, rows=[]), "rows"),
         (changed(EVENT, auditoriumId="other"), "event.auditoriumId"),
+        (changed(EVENT, productionId="other"), "event.productionId"),
+        (changed(PRODUCTION, title=""), "production.title"),
         (changed(EVENT, offers=[]), "event.offers"),
         (changed(EVENT, startTime="tomorrow"), "event"),
         ("{", ""),
@@ -102,10 +105,12 @@ def test_fields_that_the_server_sets_are_not_sent() -> None:
         totalCapacity=4,
         status="ON_SALE",
         createTime="2020-01-01T00:00:00Z",
+        productionId="monsoon",
     )
     exported["event"]["offers"] = [{**EVENT["event"]["offers"][0], "offerId": "x", "available": 3}]
-    line = lines.read(texts(VENUE, AUDITORIUM, exported))[0][2]
-    assert body_of(line, {"venue": "v", "auditorium": "a"}) == changed(EVENT, auditoriumId="a")
+    line = lines.read(texts(VENUE, AUDITORIUM, PRODUCTION, exported))[0][3]
+    ids = {"venue": "v", "auditorium": "a", "production": "p"}
+    assert body_of(line, ids) == changed(EVENT, auditoriumId="a", productionId="p")
 
 
 def test_a_dry_run_prints_every_fault(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:

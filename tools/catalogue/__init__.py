@@ -4,8 +4,9 @@ A file has one JSON object per line, with messages of the API:
 
     {"venue": {"venueId": "regal", "name": "Regal", "timeZone": "Asia/Kolkata"}}
     {"auditorium": {"auditoriumId": "screen-1", "venueId": "regal", "name": "Screen 1", "rows": […]}}
-    {"event": {"name": "Monsoon Nights", "auditoriumId": "screen-1", …}}
+    {"production": {"productionId": "monsoon", "title": "Monsoon Nights"}}
+    {"event": {"name": "Monsoon Nights", "auditoriumId": "screen-1", "productionId": "monsoon", …}}
 
-Ids of venues and auditoriums are names within the file: any text, including the ids of an export.
+Ids of venues, auditoriums and productions are names within the file: any text, including the ids of an export.
 Lines are imported in order; a line may only refer to earlier lines.
 """

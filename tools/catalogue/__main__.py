@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _import(api: Api, parsed: list[Line], *, digest: str) -> int:
     """Creates the content of the lines. Repeated after an error, it continues where it stopped."""
-    ids: dict[str, dict[str, str]] = {"venue": {}, "auditorium": {}}
+    ids: dict[str, dict[str, str]] = {kind: {} for kind in lines.REFERRED_TO}
     for line in track(parsed, description="Importing", console=_console):
         references = {
             kind: created.get(str(line.content.get(f"{kind}Id")), "")
@@ -64,6 +64,9 @@ def _import(api: Api, parsed: list[Line], *, digest: str) -> int:
                 path = f"/api/v1/venues/{body.pop('venueId')}/auditoriums"
                 resource = api.create(path, body, key=key)
                 ids["auditorium"][line.ref] = resource["auditoriumId"]
+            elif line.kind == "production":
+                resource = api.create("/api/v1/productions", body["production"], key=key)
+                ids["production"][line.ref] = resource["productionId"]
             else:
                 api.create("/api/v1/events", body["event"], key=key)
         except RefusedError as refusal:
@@ -75,7 +78,10 @@ def _import(api: Api, parsed: list[Line], *, digest: str) -> int:
 
 
 def _export(api: Api, file: Path) -> None:
-    """Writes all venues, the auditoriums with events, and all events that are not cancelled."""
+    """Writes all venues and productions, the auditoriums with events, and the events.
+
+    Cancelled events are left out.
+    """
     events = [
         event
         for event in track(
@@ -89,6 +95,9 @@ def _export(api: Api, file: Path) -> None:
     with file.open("w", encoding="utf-8") as output:
         for venue in api.all("/api/v1/venues", "venues"):
             _write(output, "venue", venue)
+        productions = list(api.all("/api/v1/productions", "productions"))
+        for production in productions:
+            _write(output, "production", production)
         for auditorium_id in track(
             list(auditorium_ids), description="Auditoriums", console=_console
         ):
@@ -97,7 +106,11 @@ def _export(api: Api, file: Path) -> None:
                 for seat in row["seats"]:
                     seat.pop("seatId", None)
             _write(output, "auditorium", auditorium)
+        known = {production["productionId"] for production in productions}
         for event in events:
+            if event.get("productionId") not in known:
+                # The production was deleted after its last event.
+                event.pop("productionId", None)
             _write(output, "event", event)
     _console.print(f"{len(events)} events exported to {file}.")
 

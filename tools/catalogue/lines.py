@@ -9,13 +9,20 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from boxoffice.catalogue.v1 import event_service_pb2, venue_service_pb2
+from boxoffice.catalogue.v1 import (
+    event_service_pb2,
+    production_service_pb2,
+    venue_service_pb2,
+)
 from mesh.errors import DomainError, FieldViolation
 from mesh.ids import new_id
 from mesh.rpc.validation import validate
 
 MAX_LINES = 100_000
-_KINDS = ("venue", "auditorium", "event")
+REFERRED_TO = ("venue", "auditorium", "production")
+"""Kinds of lines that other lines refer to by id."""
+
+_KINDS = (*REFERRED_TO, "event")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A venue, an auditorium or an event. `content` is its JSON, `ref` its id in the file."""
+    """A venue, an auditorium, a production or an event. `content` is its JSON, `ref` its id in the file."""
 
     number: int
     kind: str
@@ -66,7 +73,7 @@ def read(texts: Iterable[str]) -> tuple[list[Line], list[Fault]]:
 
 def _line(number: int, content: Any) -> Line:
     if not isinstance(content, dict) or len(content) != 1 or not content.keys() <= set(_KINDS):
-        raise ValueError("must be an object with one of venue, auditorium, event")
+        raise ValueError("must be an object with one of venue, auditorium, production, event")
     [(kind, inner)] = content.items()
     if not isinstance(inner, dict):
         raise ValueError(f"{kind} must be an object")
@@ -87,7 +94,7 @@ def _faults(line: Line, known: dict[str, set[str]]) -> Iterator[Fault]:
         )
     if line.ref and line.ref in known[line.kind] and line.kind != "event":
         yield Fault(line.number, f"{line.kind}.{line.kind}Id", f"{line.ref!r} occurs twice")
-    for kind in ("venue", "auditorium"):
+    for kind in REFERRED_TO:
         if kind == line.kind:
             continue
         ref = line.content.get(f"{kind}Id")
@@ -100,7 +107,7 @@ def _faults(line: Line, known: dict[str, set[str]]) -> Iterator[Fault]:
                 line.number, f"{line.kind}.{kind}Id", f"no earlier line has the {kind} {ref!r}"
             )
     try:
-        message = request_of(line, dict.fromkeys(("venue", "auditorium"), str(new_id())))
+        message = request_of(line, dict.fromkeys(REFERRED_TO, str(new_id())))
     except json_format.ParseError as error:
         yield Fault(line.number, line.kind, str(error))
         return
@@ -120,13 +127,15 @@ def body_of(line: Line, ids: dict[str, str]) -> dict[str, Any]:
     """The request as JSON."""
     content = {name: value for name, value in line.content.items() if name not in _OUTPUT_FIELDS}
     content.pop(f"{line.kind}Id", None)
-    if line.kind == "venue":
-        return {"venue": content}
+    if line.kind in ("venue", "production"):
+        return {line.kind: content}
     if line.kind == "auditorium":
         return {**content, "venueId": ids["venue"]}
     content.pop("venueId", None)
     if "auditoriumId" in content:
         content["auditoriumId"] = ids["auditorium"]
+    if "productionId" in content:
+        content["productionId"] = ids["production"]
     if content.get("status") != "DRAFT":
         content.pop("status", None)
     content["offers"] = [
@@ -142,8 +151,15 @@ def body_of(line: Line, ids: dict[str, str]) -> dict[str, Any]:
     return {"event": content}
 
 
-# Fields of an exported event that the server sets.
-_OUTPUT_FIELDS = {"totalCapacity", "available", "createTime", "updateTime", "etag"}
+# Fields of an exported resource that the server sets.
+_OUTPUT_FIELDS = {
+    "totalCapacity",
+    "available",
+    "createTime",
+    "updateTime",
+    "etag",
+    "upcomingEvents",
+}
 
 
 def _request_type(kind: str) -> type[Message]:
@@ -151,6 +167,8 @@ def _request_type(kind: str) -> type[Message]:
         return venue_service_pb2.CreateVenueRequest
     if kind == "auditorium":
         return venue_service_pb2.CreateAuditoriumRequest
+    if kind == "production":
+        return production_service_pb2.CreateProductionRequest
     return event_service_pb2.CreateEventRequest
 
 

@@ -81,7 +81,8 @@ async def defined(harness: BookingHarness) -> set[UUID]:
 
 async def test_only_the_sent_fields_change(harness: BookingHarness) -> None:
     event = await harness.an_event()
-    changed, _ = await change(harness, event, name="Winter Nights", production_id=new_id())
+    production_id = await harness.a_production()
+    changed, _ = await change(harness, event, name="Winter Nights", production_id=production_id)
     assert changed.revision == event.revision + 1
     assert changed == await read(harness, event.event_id)
     assert changed == replace(

@@ -1,0 +1,45 @@
+"""Productions, with one for each production id that events have."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0013"
+down_revision = "0012"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    time = sa.DateTime(timezone=True)
+    op.create_table(
+        "productions",
+        sa.Column("production_id", sa.Uuid(), primary_key=True),
+        sa.Column("title", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
+        sa.Column("duration_minutes", sa.Integer()),
+        sa.Column("poster_url", sa.Text(), nullable=False),
+        sa.Column("age_rating", sa.Text(), nullable=False),
+        sa.Column("language", sa.Text(), nullable=False),
+        sa.Column("tags", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("create_time", time, nullable=False),
+        sa.Column("update_time", time, nullable=False),
+        sa.Column("delete_time", time),
+        sa.CheckConstraint("duration_minutes > 0", name="duration"),
+    )
+    op.create_index(
+        "productions_title_production_id_idx",
+        "productions",
+        ["title", "production_id"],
+        postgresql_where=sa.text("delete_time IS NULL"),
+    )
+    # Until now clients chose the id. The title is the name of the production's newest event.
+    op.execute(
+        "INSERT INTO productions SELECT DISTINCT ON (production_id)"
+        " production_id, name, '', NULL, '', '', '', '{}', create_time, create_time, NULL"
+        " FROM events WHERE production_id IS NOT NULL ORDER BY production_id, create_time DESC"
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("productions")
