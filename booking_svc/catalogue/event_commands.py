@@ -101,6 +101,7 @@ class EventCommands:
         answer = encode(event, plan.availability())
         async with self._database.transaction() as connection:
             await productions.require(connection, event.production_id)
+            await venues.require_auditorium(connection, event.auditorium_id)
             await orphaned_stock.keep(connection, event_id=event.event_id)
             await events.insert(connection, event=event, capacities=plan.capacities(), now=now)
             await store(connection, event.event_id, answer)

@@ -163,7 +163,7 @@ async def _at_venue(connection: AsyncConnection, event: Event, auditorium_id: UU
     rows = await connection.execute(
         sa.select(venues_table.c.venue_id, venues_table.c.name, venues_table.c.time_zone)
         .join(auditoriums, auditoriums.c.venue_id == venues_table.c.venue_id)
-        .where(auditoriums.c.auditorium_id == auditorium_id)
+        .where(auditoriums.c.auditorium_id == auditorium_id, auditoriums.c.delete_time.is_(None))
     )
     venue = rows.one_or_none()
     if venue is None:

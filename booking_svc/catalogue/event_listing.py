@@ -30,8 +30,6 @@ _MAX_CACHED_TOTALS = 1_000
 _UNDATED = "infinity"
 _LISTED = [status for status in Status if status is not Status.DRAFT]
 
-_TO_COME = [status for status in _LISTED if status not in (Status.ENDED, Status.CANCELLED)]
-
 _Columns = sa.ColumnCollection[str, sa.ColumnElement[Any]]
 
 
@@ -121,13 +119,14 @@ async def list_page(
 async def upcoming(
     connection: AsyncConnection, *, production_id: UUID, now: datetime
 ) -> tuple[ListedEvent, ...]:
-    """The next MAX_UPCOMING events of a production that are not over, by start time."""
+    """The next MAX_UPCOMING events of a production, by start time."""
     table = events_table.c
     rows = await connection.execute(
         events.selected.where(
             table.production_id == production_id,
             table.sort_time >= now,
-            table.current_status.in_(_TO_COME),
+            table.current_status.in_(_LISTED),
+            events.is_to_come(now),
         )
         .order_by(table.sort_time, table.event_id)
         .limit(MAX_UPCOMING)

@@ -325,6 +325,31 @@ async def get(connection: AsyncConnection, *, event_id: UUID, lock: bool = False
     return from_row(row)
 
 
+def is_to_come(now: datetime) -> sa.ColumnElement[bool]:
+    """Whether an event is neither cancelled nor over; one without a start until its sale ends."""
+    end = sa.func.coalesce(events.c.end_time, events.c.start_time)
+    return (events.c.current_status != Status.CANCELLED) & sa.case(
+        (end.is_(None), events.c.current_status != Status.ENDED), else_=end > now
+    )
+
+
+async def refuse_to_come(
+    connection: AsyncConnection,
+    selected_by: sa.ColumnElement[bool],
+    *,
+    owner: str,
+    now: datetime,
+) -> None:
+    """Raises EVENT_STATE_INVALID when a selected event is to come; `owner` is what has them."""
+    event_id = await connection.scalar(
+        sa.select(events.c.event_id).where(selected_by, is_to_come(now)).limit(1)
+    )
+    if event_id is not None:
+        raise DomainError(
+            Reason.EVENT_STATE_INVALID, f"the {owner} has events to come", event_id=event_id
+        )
+
+
 def not_found(event_id: UUID) -> DomainError:
     return DomainError(Reason.EVENT_NOT_FOUND, "no such event", event_id=event_id)
 

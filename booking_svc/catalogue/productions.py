@@ -9,14 +9,15 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.catalogue.tables import events, productions
+from booking_svc.catalogue import events
+from booking_svc.catalogue.tables import events as events_table
+from booking_svc.catalogue.tables import productions
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.paging import from_token, to_token
 
 _SCOPE = "productions"
 _IS_LISTED = productions.c.delete_time.is_(None)
-_OVER = ("ENDED", "CANCELLED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Production:
     tags: tuple[str, ...]
     create_time: datetime
     update_time: datetime
+    delete_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,9 @@ async def create(
 
 
 async def get(connection: AsyncConnection, *, production_id: UUID) -> Production:
-    """Raises PRODUCTION_NOT_FOUND."""
+    """A production, also a deleted one. Raises PRODUCTION_NOT_FOUND."""
     rows = await connection.execute(
-        sa.select(productions).where(productions.c.production_id == production_id, _IS_LISTED)
+        sa.select(productions).where(productions.c.production_id == production_id)
     )
     return _existing(rows.one_or_none(), production_id)
 
@@ -128,15 +130,9 @@ async def delete(connection: AsyncConnection, *, production_id: UUID, now: datet
         .with_for_update()
     )
     _existing(locked.one_or_none(), production_id)
-    event_id = await connection.scalar(
-        sa.select(events.c.event_id)
-        .where(events.c.production_id == production_id, events.c.current_status.not_in(_OVER))
-        .limit(1)
+    await events.refuse_to_come(
+        connection, events_table.c.production_id == production_id, owner="production", now=now
     )
-    if event_id is not None:
-        raise DomainError(
-            Reason.EVENT_STATE_INVALID, "the production has events to come", event_id=event_id
-        )
     await connection.execute(
         sa.update(productions)
         .where(productions.c.production_id == production_id)
@@ -164,4 +160,5 @@ def _production(row: sa.Row[Any]) -> Production:
         tuple(row.tags),
         row.create_time,
         row.update_time,
+        row.delete_time,
     )

@@ -14,7 +14,7 @@ from booking_svc.catalogue.event_listing import Filters
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.productions import Production
-from booking_svc.catalogue.venues import Auditorium, Row, Seat, Venue
+from booking_svc.catalogue.venues import Auditorium, Row, Seat, SeatChange, Venue
 from booking_svc.clients.ports import Availability
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, production_pb2, venue_pb2
 from mesh.conversions import (
@@ -33,6 +33,9 @@ def venue(value: Venue) -> venue_pb2.Venue:
         name=value.name,
         time_zone=value.time_zone,
         address=value.address,
+        create_time=time_to_proto(value.create_time),
+        update_time=time_to_proto(value.update_time),
+        delete_time=time_to_proto(value.delete_time),
     )
 
 
@@ -48,6 +51,7 @@ def production(value: Production) -> production_pb2.Production:
         tags=value.tags,
         create_time=time_to_proto(value.create_time),
         update_time=time_to_proto(value.update_time),
+        delete_time=time_to_proto(value.delete_time),
     )
 
 
@@ -80,22 +84,35 @@ def auditorium(value: Auditorium) -> venue_pb2.Auditorium:
         auditorium_id=str(value.auditorium_id),
         venue_id=str(value.venue_id),
         name=value.name,
-        rows=[
-            venue_pb2.Row(
-                label=row.label,
-                seats=[
-                    venue_pb2.Seat(
-                        seat_id=str(seat.seat_id),
-                        number=seat.number,
-                        seat_type=venue_pb2.Seat.Type.Value(seat.seat_type),
-                        x=seat.x,
-                        y=seat.y,
-                    )
-                    for seat in row.seats
-                ],
-            )
-            for row in value.rows
-        ],
+        rows=map(row, value.rows),
+        seat_count=value.seat_count,
+        create_time=time_to_proto(value.create_time),
+        update_time=time_to_proto(value.update_time),
+        delete_time=time_to_proto(value.delete_time),
+    )
+
+
+def row(value: Row) -> venue_pb2.Row:
+    return venue_pb2.Row(label=value.label, seats=map(seat, value.seats))
+
+
+def seat(value: Seat) -> venue_pb2.Seat:
+    return venue_pb2.Seat(
+        seat_id=str(value.seat_id),
+        number=value.number,
+        seat_type=venue_pb2.Seat.Type.Value(value.seat_type),
+        x=value.x,
+        y=value.y,
+        is_active=value.is_active,
+    )
+
+
+def to_seat_change(message: venue_pb2.SeatChange) -> SeatChange:
+    return SeatChange(
+        UUID(message.seat_id),
+        message.is_active if message.HasField("is_active") else None,
+        message.x if message.HasField("x") else None,
+        message.y if message.HasField("y") else None,
     )
 
 
@@ -110,6 +127,7 @@ def to_row(message: venue_pb2.Row) -> Row:
                 venue_pb2.Seat.Type.Name(seat.seat_type),
                 seat.x if seat.HasField("x") else None,
                 seat.y if seat.HasField("y") else None,
+                seat.is_active if seat.HasField("is_active") else True,
             )
             for seat in message.seats
         ),

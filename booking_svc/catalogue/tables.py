@@ -16,6 +16,8 @@ venues = sa.Table(
     sa.Column("time_zone", sa.Text, nullable=False),
     sa.Column("address", sa.Text, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False, server_default=sa.func.now()),
+    sa.Column("delete_time", _Time),
     sa.Index("venues_name_venue_id_idx", "name", "venue_id"),
 )
 
@@ -49,6 +51,9 @@ auditoriums = sa.Table(
     sa.Column("venue_id", _Uuid, sa.ForeignKey("venues.venue_id"), nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("create_time", _Time, nullable=False),
+    sa.Column("update_time", _Time, nullable=False, server_default=sa.func.now()),
+    sa.Column("delete_time", _Time),
+    sa.Index("auditoriums_venue_id_name_idx", "venue_id", "name", "auditorium_id"),
 )
 
 seats = sa.Table(
@@ -63,6 +68,7 @@ seats = sa.Table(
     sa.Column("seat_type", sa.Text, nullable=False),
     sa.Column("x", sa.Double),
     sa.Column("y", sa.Double),
+    sa.Column("is_active", sa.Boolean, nullable=False, server_default="true"),
     sa.UniqueConstraint("auditorium_id", "row_label", "number"),
     sa.CheckConstraint("seat_type IN ('REGULAR', 'PREMIUM', 'WHEELCHAIR')", name="seat_type"),
 )

@@ -1,21 +1,37 @@
 """Venues, and auditoriums with their seats. Events in them belong to events.py."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.catalogue import time_zones
+from booking_svc.catalogue import events, time_zones
 from booking_svc.catalogue.tables import auditoriums, seats, venues
+from booking_svc.catalogue.tables import events as events_table
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.paging import from_token, to_token
+
+_T = TypeVar("_T")
+
+MAX_SEATS = 100_000
+"""Of an auditorium."""
+
+_AUDITORIUMS = sa.select(
+    auditoriums,
+    sa.select(sa.func.count())
+    .select_from(seats)
+    .where(seats.c.auditorium_id == auditoriums.c.auditorium_id)
+    .scalar_subquery()
+    .label("seat_count"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +40,9 @@ class Venue:
     name: str
     time_zone: str
     address: str
+    create_time: datetime
+    update_time: datetime
+    delete_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +54,7 @@ class Seat:
     seat_type: str
     x: float | None
     y: float | None
+    is_active: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,72 +65,115 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Auditorium:
+    """`rows` are empty in lists."""
+
     auditorium_id: UUID
     venue_id: UUID
     name: str
+    seat_count: int
     rows: tuple[Row, ...]
+    create_time: datetime
+    update_time: datetime
+    delete_time: datetime | None
 
 
-_VENUES = sa.select(venues.c.venue_id, venues.c.name, venues.c.time_zone, venues.c.address)
+@dataclass(frozen=True, slots=True)
+class SeatChange:
+    """Changes of a seat; None keeps a value."""
+
+    seat_id: UUID
+    is_active: bool | None
+    x: float | None
+    y: float | None
+
+    def applied_to(self, seat: Seat) -> Seat:
+        return replace(
+            seat,
+            is_active=seat.is_active if self.is_active is None else self.is_active,
+            x=seat.x if self.x is None else self.x,
+            y=seat.y if self.y is None else self.y,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[_T]):
+    """Venues or auditoriums by name. `next_page_token` is empty on the last page."""
+
+    resources: tuple[_T, ...]
+    next_page_token: str
+    total_size: int
 
 
 async def create_venue(
     connection: AsyncConnection, *, name: str, time_zone: str, address: str, now: datetime
 ) -> Venue:
     """Adds a venue. Raises VALIDATION_FAILED for an unknown time zone."""
-    if violations := time_zones.violations("venue.time_zone", time_zone):
-        raise invalid(*violations)
-    venue = Venue(new_id(), name, time_zone, address)
-    await connection.execute(
-        venues.insert().values(
-            venue_id=venue.venue_id,
+    _refuse_unknown_time_zone(time_zone)
+    rows = await connection.execute(
+        sa.insert(venues)
+        .values(
+            venue_id=new_id(),
             name=name,
             time_zone=time_zone,
             address=address,
             create_time=now,
+            update_time=now,
         )
+        .returning(venues)
     )
-    return venue
+    return Venue(**rows.one()._mapping)
 
 
 async def get_venue(connection: AsyncConnection, *, venue_id: UUID) -> Venue:
-    """Raises VENUE_NOT_FOUND."""
-    rows = await connection.execute(_VENUES.where(venues.c.venue_id == venue_id))
-    row = rows.one_or_none()
-    if row is None:
-        raise DomainError(Reason.VENUE_NOT_FOUND, "no such venue", venue_id=venue_id)
-    return Venue(*row)
+    """A venue, also a deleted one. Raises VENUE_NOT_FOUND."""
+    rows = await connection.execute(sa.select(venues).where(venues.c.venue_id == venue_id))
+    return _venue(rows.one_or_none(), venue_id)
 
 
-@dataclass(frozen=True, slots=True)
-class VenuePage:
-    """Venues by name. `next_page_token` is empty on the last page."""
-
-    venues: tuple[Venue, ...]
-    next_page_token: str
-    total_size: int
-
-
-async def list_venues(connection: AsyncConnection, *, page_size: int, page_token: str) -> VenuePage:
+async def list_venues(
+    connection: AsyncConnection, *, page_size: int, page_token: str
+) -> Page[Venue]:
     """A page of venues by name. Raises VALIDATION_FAILED for a page token of another list."""
-    after = from_token(page_token, 2, scope="venues")
-    query = _VENUES
-    if after is not None:
-        name, venue_id = after
-        query = query.where(
-            sa.tuple_(venues.c.name, venues.c.venue_id)
-            > sa.tuple_(sa.literal(name), sa.literal(UUID(venue_id), sa.UUID()))
-        )
-    query = query.order_by(venues.c.name, venues.c.venue_id).limit(page_size + 1)
-    rows = (await connection.execute(query)).all()
-    shown = tuple(Venue(*row) for row in rows[:page_size])
-    total = await connection.execute(sa.select(sa.func.count()).select_from(venues))
-    more = len(rows) > page_size
-    return VenuePage(
-        shown,
-        to_token(shown[-1].name, str(shown[-1].venue_id), scope="venues") if more else "",
-        total.scalar_one(),
+    rows, token, total = await _page(
+        connection, sa.select(venues), venues.c.venue_id, "venues", page_size, page_token
     )
+    return Page(tuple(Venue(**row._mapping) for row in rows), token, total)
+
+
+async def update_venue(
+    connection: AsyncConnection, *, venue_id: UUID, values: Mapping[str, str], now: datetime
+) -> Venue:
+    """Changes the fields in `values`. Raises VENUE_NOT_FOUND, or VALIDATION_FAILED."""
+    if "time_zone" in values:
+        _refuse_unknown_time_zone(values["time_zone"])
+    rows = await connection.execute(
+        sa.update(venues)
+        .where(venues.c.venue_id == venue_id, venues.c.delete_time.is_(None))
+        .values(update_time=now, **values)
+        .returning(venues)
+    )
+    return _venue(rows.one_or_none(), venue_id)
+
+
+async def delete_venue(connection: AsyncConnection, *, venue_id: UUID, now: datetime) -> None:
+    """Marks a venue and its auditoriums as deleted.
+
+    Raises VENUE_NOT_FOUND, or EVENT_STATE_INVALID when one has an event to come.
+    """
+    rows = await connection.execute(
+        sa.update(venues)
+        .where(venues.c.venue_id == venue_id, venues.c.delete_time.is_(None))
+        .values(delete_time=now)
+        .returning(venues)
+    )
+    _venue(rows.one_or_none(), venue_id)
+    auditorium_ids = await connection.scalars(
+        sa.select(auditoriums.c.auditorium_id)
+        .where(auditoriums.c.venue_id == venue_id, auditoriums.c.delete_time.is_(None))
+        .order_by(auditoriums.c.auditorium_id)
+    )
+    for auditorium_id in auditorium_ids.all():
+        await delete_auditorium(connection, auditorium_id=auditorium_id, now=now)
 
 
 async def create_auditorium(
@@ -126,46 +189,35 @@ async def create_auditorium(
     Raises VENUE_NOT_FOUND, or VALIDATION_FAILED with every duplicate row label and seat number.
     """
     _refuse_duplicates(rows)
-    await get_venue(connection, venue_id=venue_id)
-    auditorium = Auditorium(new_id(), venue_id, name, rows)
+    # Locks the venue: it is not deleted before the commit.
+    locked = await connection.execute(
+        sa.select(venues)
+        .where(venues.c.venue_id == venue_id, venues.c.delete_time.is_(None))
+        .with_for_update(read=True)
+    )
+    _venue(locked.one_or_none(), venue_id)
+    auditorium_id = new_id()
     await connection.execute(
-        auditoriums.insert().values(
-            auditorium_id=auditorium.auditorium_id, venue_id=venue_id, name=name, create_time=now
+        sa.insert(auditoriums).values(
+            auditorium_id=auditorium_id,
+            venue_id=venue_id,
+            name=name,
+            create_time=now,
+            update_time=now,
         )
     )
-    await connection.execute(
-        seats.insert(),
-        [
-            {
-                "seat_id": seat.seat_id,
-                "auditorium_id": auditorium.auditorium_id,
-                "row_index": row_index,
-                "seat_index": seat_index,
-                "row_label": row.label,
-                "number": seat.number,
-                "seat_type": seat.seat_type,
-                "x": seat.x,
-                "y": seat.y,
-            }
-            for row_index, row in enumerate(rows)
-            for seat_index, seat in enumerate(row.seats)
-        ],
-    )
-    return auditorium
+    await _insert_seats(connection, auditorium_id, enumerate(rows), {})
+    return await get_auditorium(connection, auditorium_id=auditorium_id)
 
 
 async def get_auditorium(connection: AsyncConnection, *, auditorium_id: UUID) -> Auditorium:
-    """Raises AUDITORIUM_NOT_FOUND."""
-    auditorium_rows = await connection.execute(
-        sa.select(auditoriums.c.venue_id, auditoriums.c.name).where(
-            auditoriums.c.auditorium_id == auditorium_id
-        )
+    """An auditorium, also a deleted one. Raises AUDITORIUM_NOT_FOUND."""
+    found = await connection.execute(
+        _AUDITORIUMS.where(auditoriums.c.auditorium_id == auditorium_id)
     )
-    auditorium = auditorium_rows.one_or_none()
+    auditorium = found.one_or_none()
     if auditorium is None:
-        raise DomainError(
-            Reason.AUDITORIUM_NOT_FOUND, "no such auditorium", auditorium_id=auditorium_id
-        )
+        raise _no_auditorium(auditorium_id)
     seat_rows = await connection.execute(
         sa.select(seats)
         .where(seats.c.auditorium_id == auditorium_id)
@@ -174,11 +226,157 @@ async def get_auditorium(connection: AsyncConnection, *, auditorium_id: UUID) ->
     rows = tuple(
         Row(
             label,
-            tuple(Seat(seat.seat_id, seat.number, seat.seat_type, seat.x, seat.y) for seat in row),
+            tuple(
+                Seat(seat.seat_id, seat.number, seat.seat_type, seat.x, seat.y, seat.is_active)
+                for seat in row
+            ),
         )
         for label, row in groupby(seat_rows, key=lambda seat: str(seat.row_label))
     )
-    return Auditorium(auditorium_id, auditorium.venue_id, auditorium.name, rows)
+    return _auditorium(auditorium, rows)
+
+
+async def list_auditoriums(
+    connection: AsyncConnection, *, venue_id: UUID, page_size: int, page_token: str
+) -> Page[Auditorium]:
+    """A page of a venue's auditoriums by name, without rows.
+
+    Raises VENUE_NOT_FOUND, or VALIDATION_FAILED for a page token of another list.
+    """
+    await get_venue(connection, venue_id=venue_id)
+    rows, token, total = await _page(
+        connection,
+        _AUDITORIUMS.where(auditoriums.c.venue_id == venue_id),
+        auditoriums.c.auditorium_id,
+        f"auditoriums of {venue_id}",
+        page_size,
+        page_token,
+    )
+    return Page(tuple(_auditorium(row, ()) for row in rows), token, total)
+
+
+async def rename_auditorium(
+    connection: AsyncConnection, *, auditorium_id: UUID, name: str, now: datetime
+) -> Auditorium:
+    """Raises AUDITORIUM_NOT_FOUND."""
+    await _change_auditorium(connection, auditorium_id, name=name, update_time=now)
+    return await get_auditorium(connection, auditorium_id=auditorium_id)
+
+
+async def delete_auditorium(
+    connection: AsyncConnection, *, auditorium_id: UUID, now: datetime
+) -> None:
+    """Marks an auditorium as deleted.
+
+    Raises AUDITORIUM_NOT_FOUND, or EVENT_STATE_INVALID when it has an event to come.
+    """
+    # Locks the row: `require_auditorium` waits, so no event is added between check and commit.
+    await _change_auditorium(connection, auditorium_id, delete_time=now)
+    await events.refuse_to_come(
+        connection, events_table.c.auditorium_id == auditorium_id, owner="auditorium", now=now
+    )
+
+
+async def require_auditorium(connection: AsyncConnection, auditorium_id: UUID | None) -> None:
+    """Keeps an auditorium, if there is an id, from being deleted until the transaction ends.
+
+    Raises AUDITORIUM_NOT_FOUND.
+    """
+    if auditorium_id is None:
+        return
+    rows = await connection.execute(
+        sa.select(auditoriums.c.auditorium_id)
+        .where(auditoriums.c.auditorium_id == auditorium_id, auditoriums.c.delete_time.is_(None))
+        .with_for_update(read=True)
+    )
+    if rows.one_or_none() is None:
+        raise _no_auditorium(auditorium_id)
+
+
+async def add_seats(
+    connection: AsyncConnection, *, auditorium_id: UUID, rows: tuple[Row, ...], now: datetime
+) -> int:
+    """Adds seats at the end of the rows with their labels, or in new rows behind the others.
+
+    Returns the number of seats that the auditorium has then. Raises AUDITORIUM_NOT_FOUND, or
+    VALIDATION_FAILED with every seat that exists.
+    """
+    _refuse_duplicates(rows)
+    # Locks the row: another call waits before it reads the seats.
+    await _change_auditorium(connection, auditorium_id, update_time=now)
+    existing = await get_auditorium(connection, auditorium_id=auditorium_id)
+    numbers = {row.label: {seat.number for seat in row.seats} for row in existing.rows}
+    violations = [
+        FieldViolation(
+            f"rows[{index}].seats[{seat_index}].number",
+            f"the seat {seat.number!r} exists in row {row.label!r}",
+        )
+        for index, row in enumerate(rows)
+        for seat_index, seat in enumerate(row.seats)
+        if seat.number in numbers.get(row.label, ())
+    ]
+    total = existing.seat_count + sum(len(row.seats) for row in rows)
+    if total > MAX_SEATS:
+        violations.append(
+            FieldViolation("rows", f"the auditorium would have {total:,} of {MAX_SEATS:,} seats")
+        )
+    if violations:
+        raise invalid(*violations)
+    row_indexes = {row.label: index for index, row in enumerate(existing.rows)}
+    new_labels = [row.label for row in rows if row.label not in row_indexes]
+    row_indexes |= {label: len(existing.rows) + n for n, label in enumerate(new_labels)}
+    await _insert_seats(
+        connection,
+        auditorium_id,
+        ((row_indexes[row.label], row) for row in rows),
+        {row.label: len(row.seats) for row in existing.rows},
+    )
+    return total
+
+
+async def update_seats(
+    connection: AsyncConnection,
+    *,
+    auditorium_id: UUID,
+    changes: Sequence[SeatChange],
+    now: datetime,
+) -> tuple[Seat, ...]:
+    """Changes seats and returns them, in the order of the changes.
+
+    Raises AUDITORIUM_NOT_FOUND, or VALIDATION_FAILED with every other seat.
+    """
+    await _change_auditorium(connection, auditorium_id, update_time=now)
+    auditorium = await get_auditorium(connection, auditorium_id=auditorium_id)
+    known = {seat.seat_id: seat for row in auditorium.rows for seat in row.seats}
+    violations = [
+        FieldViolation(f"seats[{index}].seat_id", "is not a seat of this auditorium")
+        for index, change in enumerate(changes)
+        if change.seat_id not in known
+    ]
+    counts = Counter(change.seat_id for change in changes)
+    violations += [
+        FieldViolation(f"seats[{index}].seat_id", f"occurs {counts[change.seat_id]} times")
+        for index, change in enumerate(changes)
+        if counts[change.seat_id] > 1
+    ]
+    if violations:
+        raise invalid(*violations)
+    changed = [change.applied_to(known[change.seat_id]) for change in changes]
+    await connection.execute(
+        sa.update(seats)
+        .where(seats.c.seat_id == sa.bindparam("changed_id"))
+        .values(is_active=sa.bindparam("active"), x=sa.bindparam("left"), y=sa.bindparam("front")),
+        [
+            {
+                "changed_id": seat.seat_id,
+                "active": seat.is_active,
+                "left": seat.x,
+                "front": seat.y,
+            }
+            for seat in changed
+        ],
+    )
+    return tuple(changed)
 
 
 async def seat_types(
@@ -187,12 +385,14 @@ async def seat_types(
     auditorium_id: UUID,
     seat_ids: Collection[UUID] | None = None,
 ) -> Mapping[UUID, str]:
-    """Seat types of an auditorium by seat id; with `seat_ids` only of those that exist."""
+    """Types of an auditorium's active seats by seat id.
+
+    With `seat_ids`, of those that exist, active or not: an event may still sell a retired seat.
+    """
     query = sa.select(seats.c.seat_id, seats.c.seat_type).where(
         seats.c.auditorium_id == auditorium_id
     )
-    if seat_ids is not None:
-        query = query.where(seats.c.seat_id.in_(seat_ids))
+    query = query.where(seats.c.is_active if seat_ids is None else seats.c.seat_id.in_(seat_ids))
     rows = await connection.execute(query.order_by(seats.c.row_index, seats.c.seat_index))
     return {row.seat_id: row.seat_type for row in rows}
 
@@ -210,6 +410,108 @@ async def seats_of_any(
         )
     )
     return {row.seat_id: (row.auditorium_id, row.seat_type) for row in rows}
+
+
+async def _page(
+    connection: AsyncConnection,
+    query: sa.Select[Any],
+    id_column: sa.Column[UUID],
+    scope: str,
+    page_size: int,
+    page_token: str,
+) -> tuple[Sequence[sa.Row[Any]], str, int]:
+    """The rows of a page that are not deleted, by name; the next page's token; the total."""
+    table: sa.FromClause = id_column.table
+    listed = query.where(table.c.delete_time.is_(None))
+    total = await connection.execute(
+        sa.select(sa.func.count()).select_from(listed.with_only_columns(id_column).subquery())
+    )
+    if (after := from_token(page_token, 2, scope=scope)) is not None:
+        name, last_id = after
+        listed = listed.where(
+            sa.tuple_(table.c.name, id_column)
+            > sa.tuple_(sa.literal(name), sa.literal(UUID(last_id), sa.UUID()))
+        )
+    rows = (
+        await connection.execute(listed.order_by(table.c.name, id_column).limit(page_size + 1))
+    ).all()
+    shown = rows[:page_size]
+    token = ""
+    if len(rows) > page_size:
+        last = shown[-1]
+        token = to_token(last.name, str(getattr(last, id_column.name)), scope=scope)
+    return shown, token, total.scalar_one()
+
+
+async def _insert_seats(
+    connection: AsyncConnection,
+    auditorium_id: UUID,
+    rows: Iterable[tuple[int, Row]],
+    seat_counts: Mapping[str, int],
+) -> None:
+    """Adds rows, given with their index, behind the `seat_counts` seats of their labels."""
+    await connection.execute(
+        seats.insert(),
+        [
+            {
+                "seat_id": seat.seat_id,
+                "auditorium_id": auditorium_id,
+                "row_index": row_index,
+                "seat_index": seat_counts.get(row.label, 0) + index,
+                "row_label": row.label,
+                "number": seat.number,
+                "seat_type": seat.seat_type,
+                "x": seat.x,
+                "y": seat.y,
+                "is_active": seat.is_active,
+            }
+            for row_index, row in rows
+            for index, seat in enumerate(row.seats)
+        ],
+    )
+
+
+async def _change_auditorium(
+    connection: AsyncConnection, auditorium_id: UUID, **values: Any
+) -> None:
+    """Raises AUDITORIUM_NOT_FOUND, also for a deleted one."""
+    changed = await connection.execute(
+        sa.update(auditoriums)
+        .where(auditoriums.c.auditorium_id == auditorium_id, auditoriums.c.delete_time.is_(None))
+        .values(**values)
+    )
+    if changed.rowcount == 0:
+        raise _no_auditorium(auditorium_id)
+
+
+def _no_auditorium(auditorium_id: UUID) -> DomainError:
+    return DomainError(
+        Reason.AUDITORIUM_NOT_FOUND, "no such auditorium", auditorium_id=auditorium_id
+    )
+
+
+def _venue(row: sa.Row[Any] | None, venue_id: UUID) -> Venue:
+    if row is None:
+        raise DomainError(Reason.VENUE_NOT_FOUND, "no such venue", venue_id=venue_id)
+    return Venue(**row._mapping)
+
+
+def _auditorium(row: sa.Row[Any], rows: tuple[Row, ...]) -> Auditorium:
+    return Auditorium(
+        row.auditorium_id,
+        row.venue_id,
+        row.name,
+        row.seat_count,
+        rows,
+        row.create_time,
+        row.update_time,
+        row.delete_time,
+    )
+
+
+def _refuse_unknown_time_zone(time_zone: str) -> None:
+    if violations := time_zones.violations("venue.time_zone", time_zone):
+        raise invalid(*violations)
 
 
 def _refuse_duplicates(rows: tuple[Row, ...]) -> None:

@@ -250,6 +250,23 @@ PRODUCTION = {
 }
 
 
+def productions(api: Api) -> list[dict[str, Any]]:
+    """The productions of all pages of the list."""
+    return all_pages(api, "/api/v1/productions", "productions")
+
+
+def all_pages(api: Api, path: str, field: str) -> list[dict[str, Any]]:
+    collected: list[dict[str, Any]] = []
+    token = ""
+    while True:
+        page = api.get(f"{path}?pageSize=2&pageToken={token}").json()
+        collected += page[field]
+        token = page["nextPageToken"]
+        if not token:
+            assert page["totalSize"] == len(collected)
+            return collected
+
+
 def test_a_production_is_created_listed_and_changed(api: Api, admin: Api, customer: Api) -> None:
     assert customer.post("/api/v1/productions", PRODUCTION).status_code == 403
     key = str(new_id())
@@ -260,14 +277,7 @@ def test_a_production_is_created_listed_and_changed(api: Api, admin: Api, custom
     assert admin.post("/api/v1/productions", PRODUCTION, idempotency_key=key).json() == production
     path = f"/api/v1/productions/{production['productionId']}"
     assert api.get(path).json() == production
-    ids: list[str] = []
-    token = ""
-    while not ids or token:
-        page = api.get(f"/api/v1/productions?pageSize=2&pageToken={token}").json()
-        ids += [listed["productionId"] for listed in page["productions"]]
-        token = page["nextPageToken"]
-    assert ids.count(production["productionId"]) == 1
-    assert page["totalSize"] == len(ids)
+    assert productions(api).count(production) == 1
     changed = admin.send("PATCH", path, {"title": "Winter Nights", "tags": ["music"]}).json()
     kept = ("description", "durationMinutes", "posterUrl", "ageRating", "language", "createTime")
     assert {name: changed[name] for name in kept} == {name: production[name] for name in kept}
@@ -323,8 +333,9 @@ def test_a_production_shows_its_next_events_and_outlives_them(api: Api, admin: A
     [draft] = listed(admin, productionId=production, status="DRAFT")
     assert admin.delete(f"/api/v1/events/{draft['eventId']}").status_code == 204
     assert admin.delete(path).status_code == 204
+    assert production not in [listed["productionId"] for listed in productions(api)]
+    assert api.get(path).json()["deleteTime"]
     for answer in (
-        api.get(path),
         admin.send("PATCH", path, {"title": "Again"}),
         admin.delete(path),
         admin.post("/api/v1/events", an_event(productionId=production)),
@@ -335,6 +346,121 @@ def test_a_production_shows_its_next_events_and_outlives_them(api: Api, admin: A
         early["eventId"],
         late["eventId"],
     ]
+
+
+def a_row(label: str, *numbers: str) -> dict[str, Any]:
+    seats = [{"number": number, "seatType": "REGULAR"} for number in numbers]
+    return {"label": label, "seats": seats}
+
+
+def a_hall(admin: Api, *rows: dict[str, Any]) -> tuple[str, str]:
+    """The paths of a venue and of its auditorium."""
+    venue = {"name": f"Regal {new_id()}", "timeZone": "Asia/Kolkata"}
+    path = f"/api/v1/venues/{admin.post('/api/v1/venues', venue).json()['venueId']}"
+    auditorium = admin.post(f"{path}/auditoriums", {"name": "Screen 1", "rows": list(rows)})
+    assert auditorium.status_code == 201, auditorium.text
+    return path, f"/api/v1/auditoriums/{auditorium.json()['auditoriumId']}"
+
+
+def a_seated_event(auditorium: str, **changes: Any) -> dict[str, Any]:
+    """The body of CreateEvent for an event that sells the regular seats of an auditorium."""
+    event = an_event(
+        auditoriumId=auditorium.rpartition("/")[2], endTime="2099-07-04T17:00:00Z", **changes
+    )
+    del event["offers"][0]["capacity"]
+    event["offers"][0]["seatType"] = "REGULAR"
+    return event
+
+
+def test_a_venue_changes_and_is_deleted_with_its_auditoriums(
+    api: Api, admin: Api, customer: Api
+) -> None:
+    venue, screen = a_hall(admin, a_row("A", "1"))
+    created = api.get(venue).json()
+    assert created["createTime"] == created["updateTime"]
+    changed = admin.send("PATCH", venue, {"name": "Royal", "address": "1 Main Road"}).json()
+    assert (changed["name"], changed["address"]) == ("Royal", "1 Main Road")
+    assert changed["timeZone"] == created["timeZone"]
+    assert changed["updateTime"] > created["updateTime"]
+    assert api.get(venue).json() == changed
+    unknown = admin.send("PATCH", venue, {"timeZone": "Asia/Kolkatta"})
+    assert (unknown.status_code, violated_fields(unknown)) == (400, {"timeZone"})
+    second = admin.post(f"{venue}/auditoriums", {"name": "Screen 0", "rows": [a_row("A", "1")]})
+    rooms = all_pages(api, f"{venue}/auditoriums", "auditoriums")
+    assert [(room["name"], room["seatCount"], room["rows"]) for room in rooms] == [
+        ("Screen 0", 1, []),
+        ("Screen 1", 1, []),
+    ]
+    renamed = admin.send("PATCH", screen, {"name": "Screen 2"}).json()
+    assert (renamed["name"], api.get(screen).json()) == ("Screen 2", renamed)
+    event = admin.post("/api/v1/events", a_seated_event(screen)).json()
+    for path in (venue, screen):
+        refused = admin.delete(path)
+        assert (refused.status_code, reason(refused)) == (409, "EVENT_STATE_INVALID")
+        assert "deleteTime" not in api.get(path).json()
+        assert customer.delete(path).status_code == 403
+    status = f"/api/v1/events/{event['eventId']}/status"
+    assert admin.send("PUT", status, {"status": "CANCELLED"}).status_code == 200
+    assert admin.delete(screen).status_code == 204
+    assert len(all_pages(api, f"{venue}/auditoriums", "auditoriums")) == 1
+    assert admin.delete(venue).status_code == 204
+    assert api.get(venue).json()["deleteTime"]
+    assert api.get(f"/api/v1/auditoriums/{second.json()['auditoriumId']}").json()["deleteTime"]
+    assert changed["venueId"] not in [
+        listed["venueId"] for listed in all_pages(api, "/api/v1/venues", "venues")
+    ]
+    for answer in (
+        admin.delete(venue),
+        admin.send("PATCH", venue, {"name": "Regal"}),
+        admin.post(f"{venue}/auditoriums", {"name": "Screen 3", "rows": [a_row("A", "1")]}),
+    ):
+        assert (answer.status_code, reason(answer)) == (404, "VENUE_NOT_FOUND")
+    for answer in (
+        admin.delete(screen),
+        admin.send("PATCH", screen, {"name": "Screen 4"}),
+        admin.post(f"{screen}/seats", {"rows": [a_row("B", "1")]}),
+        admin.post("/api/v1/events", a_seated_event(screen)),
+    ):
+        assert (answer.status_code, reason(answer)) == (404, "AUDITORIUM_NOT_FOUND")
+
+
+def test_seats_are_added_and_retired_while_an_event_sells_the_others(
+    api: Api, admin: Api, customer: Api
+) -> None:
+    _, screen = a_hall(admin, a_row("A", "1", "2"))
+    [first, retired] = api.get(screen).json()["rows"][0]["seats"]
+    event = admin.post("/api/v1/events", a_seated_event(screen)).json()
+    more = {"rows": [a_row("B", "1"), a_row("A", "3")]}
+    key = str(new_id())
+    added = admin.post(f"{screen}/seats", more, idempotency_key=key)
+    assert (added.status_code, added.json()["seatCount"]) == (201, 4)
+    assert admin.post(f"{screen}/seats", more, idempotency_key=key).json() == added.json()
+    rows = api.get(screen).json()["rows"]
+    assert [(row["label"], [seat["number"] for seat in row["seats"]]) for row in rows] == [
+        ("A", ["1", "2", "3"]),
+        ("B", ["1"]),
+    ]
+    again = admin.post(f"{screen}/seats", {"rows": [a_row("C", "1"), a_row("A", "4", "3")]})
+    assert (again.status_code, violated_fields(again)) == (400, {"rows[1].seats[1].number"})
+    change = {"seatId": retired["seatId"], "isActive": False, "x": 2.5}
+    updated = admin.send("PATCH", f"{screen}/seats", {"seats": [change]})
+    assert updated.json()["seats"] == [{**retired, "isActive": False, "x": 2.5}]
+    other = admin.send("PATCH", f"{screen}/seats", {"seats": [{"seatId": str(new_id())}]})
+    assert (other.status_code, violated_fields(other)) == (400, {"seats[0].seatId"})
+    # The event goes on selling both of its seats; a new one has the new seats, not the retired one.
+    seat_ids = [first["seatId"], retired["seatId"]]
+    body = {"eventId": event["eventId"], "items": [{"seatId": seat_id} for seat_id in seat_ids]}
+    assert customer.book(body).status_code == 201
+    next_day = {"startTime": "2099-07-05T14:00:00Z", "endTime": "2099-07-05T17:00:00Z"}
+    second = admin.post("/api/v1/events", {**a_seated_event(screen), **next_day}).json()
+    assert second["totalCapacity"] == 3
+    path = f"/api/v1/events/{event['eventId']}"
+    new_seat = added.json()["rows"][0]["seats"][0]["seatId"]
+    assert admin.send("PATCH", path, {"addSeatIds": [new_seat]}).json()["totalCapacity"] == 3
+    bad = admin.send(
+        "PATCH", f"/api/v1/events/{second['eventId']}", {"addSeatIds": [retired["seatId"]]}
+    )
+    assert (bad.status_code, violated_fields(bad)) == (400, {"addSeatIds[0]"})
 
 
 def test_a_catalogue_is_imported_once_and_exported(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,30 +90,40 @@ def _export(api: Api, file: Path) -> None:
         )
         if event["status"] != "CANCELLED"
     ]
-    auditorium_ids = dict.fromkeys(
-        event["auditoriumId"] for event in events if event.get("auditoriumId")
-    )
-    with file.open("w", encoding="utf-8") as output:
-        for venue in api.all("/api/v1/venues", "venues"):
-            _write(output, "venue", venue)
-        productions = list(api.all("/api/v1/productions", "productions"))
-        for production in productions:
-            _write(output, "production", production)
+    auditoriums = [
+        api.get(f"/api/v1/auditoriums/{auditorium_id}")
         for auditorium_id in track(
-            list(auditorium_ids), description="Auditoriums", console=_console
-        ):
-            auditorium = api.get(f"/api/v1/auditoriums/{auditorium_id}")
+            _referred_to("auditorium", events), description="Auditoriums", console=_console
+        )
+    ]
+    with file.open("w", encoding="utf-8") as output:
+        for venue in _all("venue", api, auditoriums):
+            _write(output, "venue", venue)
+        for production in _all("production", api, events):
+            _write(output, "production", production)
+        for auditorium in auditoriums:
             for row in auditorium["rows"]:
                 for seat in row["seats"]:
                     seat.pop("seatId", None)
             _write(output, "auditorium", auditorium)
-        known = {production["productionId"] for production in productions}
         for event in events:
-            if event.get("productionId") not in known:
-                # The production was deleted after its last event.
-                event.pop("productionId", None)
             _write(output, "event", event)
     _console.print(f"{len(events)} events exported to {file}.")
+
+
+def _all(kind: str, api: Api, referring: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The listed resources of a kind, then the deleted ones that others refer to."""
+    listed = set()
+    for resource in api.all(f"/api/v1/{kind}s", f"{kind}s"):
+        listed.add(resource[f"{kind}Id"])
+        yield resource
+    for resource_id in _referred_to(kind, referring):
+        if resource_id not in listed:
+            yield api.get(f"/api/v1/{kind}s/{resource_id}")
+
+
+def _referred_to(kind: str, referring: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(filter(None, (resource.get(f"{kind}Id") for resource in referring))))
 
 
 def _write(output: Any, kind: str, content: dict[str, Any]) -> None:

@@ -153,12 +153,14 @@ def body_of(line: Line, ids: dict[str, str]) -> dict[str, Any]:
 
 # Fields of an exported resource that the server sets.
 _OUTPUT_FIELDS = {
-    "totalCapacity",
     "available",
     "createTime",
-    "updateTime",
+    "deleteTime",
     "etag",
+    "seatCount",
+    "totalCapacity",
     "upcomingEvents",
+    "updateTime",
 }
 
 

@@ -53,7 +53,7 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
                 page_token=request.page_token,
             )
         return venue_service_pb2.ListVenuesResponse(
-            venues=[proto.venue(venue) for venue in page.venues],
+            venues=[proto.venue(venue) for venue in page.resources],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
         )
@@ -83,3 +83,95 @@ class VenueServicer(venue_service_pb2_grpc.VenueServiceServicer):
             return proto.auditorium(
                 await venues.get_auditorium(connection, auditorium_id=UUID(request.auditorium_id))
             )
+
+    async def UpdateVenue(
+        self, request: venue_service_pb2.UpdateVenueRequest, context: Any
+    ) -> venue_pb2.Venue:
+        async with self._database.transaction() as connection:
+            return proto.venue(
+                await venues.update_venue(
+                    connection,
+                    venue_id=UUID(request.venue_id),
+                    values={field.name: value for field, value in request.venue.ListFields()},
+                    now=self._clock(),
+                )
+            )
+
+    async def DeleteVenue(
+        self, request: venue_service_pb2.DeleteVenueRequest, context: Any
+    ) -> venue_service_pb2.DeleteVenueResponse:
+        async with self._database.transaction() as connection:
+            await venues.delete_venue(
+                connection, venue_id=UUID(request.venue_id), now=self._clock()
+            )
+        return venue_service_pb2.DeleteVenueResponse()
+
+    async def ListAuditoriums(
+        self, request: venue_service_pb2.ListAuditoriumsRequest, context: Any
+    ) -> venue_service_pb2.ListAuditoriumsResponse:
+        async with self._database.reading() as connection:
+            page = await venues.list_auditoriums(
+                connection,
+                venue_id=UUID(request.venue_id),
+                page_size=paging.page_size(request.page_size),
+                page_token=request.page_token,
+            )
+        return venue_service_pb2.ListAuditoriumsResponse(
+            auditoriums=[proto.auditorium(auditorium) for auditorium in page.resources],
+            next_page_token=page.next_page_token,
+            total_size=page.total_size,
+        )
+
+    async def UpdateAuditorium(
+        self, request: venue_service_pb2.UpdateAuditoriumRequest, context: Any
+    ) -> venue_pb2.Auditorium:
+        async with self._database.transaction() as connection:
+            return proto.auditorium(
+                await venues.rename_auditorium(
+                    connection,
+                    auditorium_id=UUID(request.auditorium_id),
+                    name=request.name,
+                    now=self._clock(),
+                )
+            )
+
+    async def DeleteAuditorium(
+        self, request: venue_service_pb2.DeleteAuditoriumRequest, context: Any
+    ) -> venue_service_pb2.DeleteAuditoriumResponse:
+        async with self._database.transaction() as connection:
+            await venues.delete_auditorium(
+                connection, auditorium_id=UUID(request.auditorium_id), now=self._clock()
+            )
+        return venue_service_pb2.DeleteAuditoriumResponse()
+
+    async def AddSeats(
+        self, request: venue_service_pb2.AddSeatsRequest, context: Any
+    ) -> venue_service_pb2.AddSeatsResponse:
+        auditorium_id = UUID(request.auditorium_id)
+        rows = tuple(map(proto.to_row, request.rows))
+
+        async def add(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            seat_count = await venues.add_seats(
+                connection, auditorium_id=auditorium_id, rows=rows, now=self._clock()
+            )
+            added = venue_service_pb2.AddSeatsResponse(
+                auditorium_id=request.auditorium_id,
+                rows=map(proto.row, rows),
+                seat_count=seat_count,
+            )
+            return auditorium_id, added.SerializeToString()
+
+        answer = await self._writes.run_once(key_of_call("AddSeats", request), add)
+        return venue_service_pb2.AddSeatsResponse.FromString(answer)
+
+    async def UpdateSeats(
+        self, request: venue_service_pb2.UpdateSeatsRequest, context: Any
+    ) -> venue_service_pb2.UpdateSeatsResponse:
+        async with self._database.transaction() as connection:
+            changed = await venues.update_seats(
+                connection,
+                auditorium_id=UUID(request.auditorium_id),
+                changes=[proto.to_seat_change(change) for change in request.seats],
+                now=self._clock(),
+            )
+        return venue_service_pb2.UpdateSeatsResponse(seats=map(proto.seat, changed))

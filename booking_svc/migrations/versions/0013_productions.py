@@ -1,4 +1,4 @@
-"""Productions, with one for each production id that events have."""
+"""Productions, one for each production id that events have; changes of venues and auditoriums."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -39,7 +39,26 @@ def upgrade() -> None:
         " production_id, name, '', NULL, '', '', '', '{}', create_time, create_time, NULL"
         " FROM events WHERE production_id IS NOT NULL ORDER BY production_id, create_time DESC"
     )
+    for table in ("venues", "auditoriums"):
+        # The running version inserts rows without it.
+        op.add_column(
+            table,
+            sa.Column("update_time", time, nullable=False, server_default=sa.func.now()),
+        )
+        op.execute(f"UPDATE {table} SET update_time = create_time")
+        op.add_column(table, sa.Column("delete_time", time))
+    op.add_column(
+        "seats", sa.Column("is_active", sa.Boolean(), nullable=False, server_default="true")
+    )
+    op.create_index(
+        "auditoriums_venue_id_name_idx", "auditoriums", ["venue_id", "name", "auditorium_id"]
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("auditoriums_venue_id_name_idx")
+    op.drop_column("seats", "is_active")
+    for table in ("venues", "auditoriums"):
+        op.drop_column(table, "delete_time")
+        op.drop_column(table, "update_time")
     op.drop_table("productions")
