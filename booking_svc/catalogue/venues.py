@@ -212,10 +212,9 @@ async def create_auditorium(
 
 async def get_auditorium(connection: AsyncConnection, *, auditorium_id: UUID) -> Auditorium:
     """An auditorium, also a deleted one. Raises AUDITORIUM_NOT_FOUND."""
-    found = await connection.execute(
-        _AUDITORIUMS.where(auditoriums.c.auditorium_id == auditorium_id)
-    )
-    auditorium = found.one_or_none()
+    auditorium = (
+        await connection.execute(_AUDITORIUMS.where(auditoriums.c.auditorium_id == auditorium_id))
+    ).one_or_none()
     if auditorium is None:
         raise _no_auditorium(auditorium_id)
     seat_rows = await connection.execute(
