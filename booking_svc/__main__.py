@@ -35,6 +35,7 @@ from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.servicers.events import EventServicer
+from booking_svc.catalogue.servicers.favourites import FavouriteServicer
 from booking_svc.catalogue.servicers.productions import ProductionServicer
 from booking_svc.catalogue.servicers.venues import VenueServicer
 from booking_svc.clients.accounts import AccountEvents
@@ -56,6 +57,8 @@ from boxoffice.bookings.v1 import booking_service_pb2, booking_service_pb2_grpc
 from boxoffice.catalogue.v1 import (
     event_service_pb2,
     event_service_pb2_grpc,
+    favourite_service_pb2,
+    favourite_service_pb2_grpc,
     production_service_pb2,
     production_service_pb2_grpc,
     venue_service_pb2,
@@ -209,6 +212,11 @@ def _catalogue(common: _Common) -> _Part:
                 ProductionServicer(database, common.writes, system_clock),
                 production_service_pb2_grpc.add_ProductionServiceServicer_to_server,
                 production_service_pb2.DESCRIPTOR.services_by_name["ProductionService"],
+            ),
+            Servicer(
+                FavouriteServicer(database, system_clock),
+                favourite_service_pb2_grpc.add_FavouriteServiceServicer_to_server,
+                favourite_service_pb2.DESCRIPTOR.services_by_name["FavouriteService"],
             ),
             Servicer(
                 EventServicer(

@@ -110,7 +110,7 @@ async def list_page(
     ).all()
     shown = [events.from_row(row) for row in rows[:page_size]]
     return Page(
-        await _with_availability(connection, shown),
+        await with_availability(connection, shown),
         _token(shown[-1], scope) if len(rows) > page_size else "",
         total,
     )
@@ -131,12 +131,13 @@ async def upcoming(
         .order_by(table.sort_time, table.event_id)
         .limit(MAX_UPCOMING)
     )
-    return await _with_availability(connection, [events.from_row(row) for row in rows])
+    return await with_availability(connection, [events.from_row(row) for row in rows])
 
 
-async def _with_availability(
+async def with_availability(
     connection: AsyncConnection, shown: Sequence[Event]
 ) -> tuple[ListedEvent, ...]:
+    """The events as a list shows them."""
     availability_of = await stock_projection.availability_of(connection, events=shown)
     return tuple(ListedEvent(event, availability_of[event.event_id]) for event in shown)
 

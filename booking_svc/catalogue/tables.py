@@ -148,6 +148,21 @@ events = sa.Table(
     ),
 )
 
+favourites = sa.Table(
+    "favourites",
+    metadata,
+    sa.Column("user_id", _Uuid, primary_key=True),
+    sa.Column(
+        "event_id",
+        _Uuid,
+        sa.ForeignKey("events.event_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Index("favourites_user_id_create_time_idx", "user_id", "create_time", "event_id"),
+    sa.Index("favourites_event_id_idx", "event_id"),
+)
+
 # The words of all events, to correct misspelt queries (search.py).
 search_words = sa.Table(
     "search_words",

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import outbox
 from booking_svc.bookings.outbox import BookingEvent, BookingEvents
+from booking_svc.catalogue import favourites
 from booking_svc.clients.ports import Contact, Erased
 from booking_svc.notifications import contacts, content
 from booking_svc.notifications.tables import mails
@@ -48,10 +49,14 @@ async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now
 async def apply_accounts(
     connection: AsyncConnection, changes: Sequence[Contact | Erased], now: datetime
 ) -> None:
-    """Stores and erases addresses, and queues the mails that waited for a stored one."""
+    """Stores and erases addresses, and queues the mails that waited for a stored one.
+
+    An erased account loses its favourites, too.
+    """
     for change in changes:
         if isinstance(change, Erased):
             await contacts.erase(connection, user_id=change.user_id, now=now)
+            await favourites.erase(connection, user_id=change.user_id)
             continue
         for payload in await contacts.store(connection, contact=change, now=now):
             event = outbox.from_payload(payload)

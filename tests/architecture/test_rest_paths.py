@@ -78,6 +78,9 @@ def _faults_of_segment(segment: str, before: str) -> Iterator[str]:
 
 
 def _one_of(plural: str) -> str:
+    if plural == "favourites":
+        # A favourite is known by its event.
+        return "event"
     return re.sub(r"ies$", "y", plural).removesuffix("s")
 
 

@@ -463,6 +463,31 @@ def test_seats_are_added_and_retired_while_an_event_sells_the_others(
     assert (bad.status_code, violated_fields(bad)) == (400, {"addSeatIds[0]"})
 
 
+def test_a_user_marks_events_and_lists_the_last_marked_first(
+    api: Api, admin: Api, customer: Api
+) -> None:
+    events = [admin.create_event() for _ in range(3)]
+    draft = admin.create_event(status="DRAFT")
+    paths = [f"/api/v1/favourites/{event['eventId']}" for event in events]
+
+    def marked() -> list[str]:
+        favourites = all_pages(customer, "/api/v1/favourites", "events")
+        return [event["eventId"] for event in favourites]
+
+    for path in (*paths, paths[0]):
+        assert customer.send("PUT", path, None).status_code == 204
+    assert marked() == [event["eventId"] for event in reversed(events)]
+    assert all_pages(admin, "/api/v1/favourites", "events") == []
+    for _ in range(2):
+        assert customer.delete(paths[1]).status_code == 204
+    assert admin.delete(f"/api/v1/events/{events[2]['eventId']}").status_code == 204
+    assert marked() == [events[0]["eventId"]]
+    for event_id in (new_id(), draft["eventId"]):
+        refused = customer.send("PUT", f"/api/v1/favourites/{event_id}", None)
+        assert (refused.status_code, reason(refused)) == (404, "EVENT_NOT_FOUND")
+    assert api.get("/api/v1/favourites").status_code == 401
+
+
 def test_a_catalogue_is_imported_once_and_exported(
     mesh: RunningMesh,
     api: Api,

@@ -1,4 +1,4 @@
-"""Productions, one for each production id that events have; changes of venues and auditoriums."""
+"""Favourites; productions, one for each production id that events have; changes of venues and auditoriums."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -39,6 +39,21 @@ def upgrade() -> None:
         " production_id, name, '', NULL, '', '', '', '{}', create_time, create_time, NULL"
         " FROM events WHERE production_id IS NOT NULL ORDER BY production_id, create_time DESC"
     )
+    op.create_table(
+        "favourites",
+        sa.Column("user_id", sa.Uuid(), primary_key=True),
+        sa.Column(
+            "event_id",
+            sa.Uuid(),
+            sa.ForeignKey("events.event_id", ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        sa.Column("create_time", time, nullable=False),
+    )
+    op.create_index(
+        "favourites_user_id_create_time_idx", "favourites", ["user_id", "create_time", "event_id"]
+    )
+    op.create_index("favourites_event_id_idx", "favourites", ["event_id"])
     for table in ("venues", "auditoriums"):
         # The running version inserts rows without it.
         op.add_column(
@@ -56,6 +71,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.drop_table("favourites")
     op.drop_index("auditoriums_venue_id_name_idx")
     op.drop_column("seats", "is_active")
     for table in ("venues", "auditoriums"):
