@@ -68,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 def _up(_: argparse.Namespace) -> int:
     settings = _settings()
     _compile()
-    from launcher import up
+    from launcher import settings_listing, up
 
+    settings_listing.refuse_unknown(os.environ)
     return up.run(settings)
 
 

@@ -32,6 +32,27 @@ def test_every_invalid_setting_is_one_line_with_an_example() -> None:
     assert "geheim" not in str(caught.value)
 
 
+def test_every_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("BOXOFFICE_GATEWAY_PRT=9090\nBOXOFFICE_HOME=here\nOTHER=1\n")
+    environment = {
+        "BOXOFFICE_HOLD_TTL": "60",
+        "BOXOFFICE_ZZZ": "1",
+        "BOXOFFICE_STAFF_PASSWORD": "x",
+        "BOXOFFICE_STOCK_DATABASE_URL": "postgresql+psycopg://host/stock",
+        "PATH": "/bin",
+    }
+    with pytest.raises(LaunchError) as caught:
+        settings_listing.refuse_unknown(environment, file)
+    assert caught.value.problem.splitlines() == [
+        "BOXOFFICE_HOLD_TTL in the environment is not a setting."
+        " Did you mean BOXOFFICE_HOLD_TTL_SECONDS?",
+        "BOXOFFICE_ZZZ in the environment is not a setting.",
+        "BOXOFFICE_GATEWAY_PRT in .env is not a setting. Did you mean BOXOFFICE_GATEWAY_PORT?",
+    ]
+    settings_listing.refuse_unknown({"BOXOFFICE_HOME": "here"}, tmp_path / "none")
+
+
 def test_a_missing_setting_is_named() -> None:
     with pytest.raises(LaunchError) as caught:
         settings_listing.load(Sample)
