@@ -100,15 +100,25 @@ async def run(work: Coroutine[Any, Any, Any], *, at: int | None) -> tuple[bool, 
 @asynccontextmanager
 async def database(url: str) -> AsyncIterator[Database]:
     """The database of a process that may die: its pool is never closed."""
+
+    async def connect() -> Connection:
+        connection = await psycopg.AsyncConnection.connect(
+            libpq_url(url), application_name=APPLICATION_NAME
+        )
+        # From its first moment: the process may die while SQLAlchemy sets the connection up. An
+        # open connection that the garbage collector finds would fail another test.
+        _ABANDONED.append(connection)
+        return connection
+
     engine = create_async_engine(
         url,
         pool_size=4,
         max_overflow=0,
-        connect_args={"application_name": APPLICATION_NAME},
+        async_creator=connect,
         execution_options={"preserve_rowcount": True},
     )
     _ABANDONED.append(engine)
-    # The garbage collector would close a connection that nothing refers to.
+    # SQLAlchemy's part of a connection, which would be collected by itself.
     sa.event.listen(engine.sync_engine, "checkout", lambda *held: _ABANDONED.append(held))
     yield Database(engine, Notifier(_no_connection), url)
 

@@ -170,8 +170,9 @@ class Database:
             connect_args=_CONNECT_ARGS,
         )
         try:
-            async with engine.connect() as connection:
-                yield connection
+            with self._use():
+                async with engine.connect() as connection:
+                    yield connection
         finally:
             await engine.dispose()
 

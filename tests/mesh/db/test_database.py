@@ -1,14 +1,16 @@
 """The connection pool, transactions and snapshots."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
-from mesh.db.database import ClosedError, Database
+from mesh.db.database import ClosedError, Database, notify_on_commit
 from mesh.ids import new_id
 from stock_svc.tables import events
 
@@ -84,12 +86,35 @@ async def test_a_closed_database_refuses_callers(open_database: Open) -> None:
     """Otherwise nothing would close their connections."""
     async with open_database("stock_svc") as database:
         pass
-    with pytest.raises(ClosedError):
-        async with database.reading():
-            pass
-    with pytest.raises(ClosedError):
-        async with database.transaction():
-            pass
+    for use in (database.reading, database.transaction, database.session):
+        with pytest.raises(ClosedError):
+            async with use():
+                pass
+
+
+async def test_a_transaction_that_outlives_the_block_leaves_no_connection(
+    open_database: Open,
+) -> None:
+    """Its notification is sent by a connection that is closed after the last caller."""
+    began = asyncio.Event()
+
+    async def write(database: Database) -> None:
+        async with database.transaction() as connection:
+            notify_on_commit(connection, "test")
+            began.set()
+            await connection.execute(sa.select(sa.func.pg_sleep(0.1)))
+
+    async with open_database("stock_svc") as database:
+        task = asyncio.create_task(write(database))
+        await began.wait()
+    await task
+    assert [
+        connection
+        for connection in gc.get_objects()
+        if isinstance(connection, psycopg.AsyncConnection)
+        and not connection.closed
+        and connection.info.dbname in database.url
+    ] == []
 
 
 async def test_all_reads_of_a_snapshot_see_the_same_state(open_database: Open) -> None:
