@@ -8,7 +8,7 @@ WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
 
 .DEFAULT_GOAL := help
-.PHONY: help up down restart migrate logs backup restore demo protos check test browser settings env-example keys-rotate mails format manifests lock clean bootstrap bootstrap-dev
+.PHONY: help up down restart migrate logs backup restore demo protos check test test-long browser settings env-example keys-rotate mails format manifests lock clean bootstrap bootstrap-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,15 @@ protos: bootstrap ## Compile the contract to stubs and a descriptor set in build
 check: bootstrap-dev ## Run linters, type checks, import contracts and contract checks
 	@$(LAUNCHER) check
 
-test: bootstrap-dev protos check ## Run all checks and tests of CI; WORKERS=4 uses more cores
-	@$(VENV)/pytest --numprocesses $(WORKERS)
+# With CHANGED=1, or the name of a branch: only the tests of the packages that differ from main, or
+# from that branch, and of the packages that import them.
+SELECTED = $(if $(CHANGED),--changed $(if $(filter 1,$(CHANGED)),main,$(CHANGED)))
+
+test: bootstrap-dev protos check ## Run all checks and tests of CI; WORKERS=4 uses more cores, CHANGED=1 runs what differs from main
+	@$(VENV)/pytest --numprocesses $(WORKERS) $(SELECTED)
+
+test-long: bootstrap-dev protos ## Run the tests at full length (hours); shows what ran and for how long
+	@$(VENV)/pytest --numprocesses $(WORKERS) --long $(SELECTED)
 
 browser: bootstrap-dev protos ## Test the web pages in Chromium
 	@command -v $${CHROMIUM:-chromium} >/dev/null || { echo "Chromium is not installed. Install it (apt install chromium) or select one: CHROMIUM=/path make browser" >&2; exit 1; }

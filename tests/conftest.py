@@ -1,5 +1,6 @@
 """A real PostgreSQL for all tests, and an empty, migrated database for each that asks."""
 
+import gc
 import itertools
 import shutil
 import tempfile
@@ -19,7 +20,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from mesh.db import database
 from mesh.db.database import Database, migrate
+from testing import selection
 from testing.databases import open_patiently
+from testing.durations import Durations
 
 # For runs that only ask whether something fails.
 hypothesis.settings.register_profile(
@@ -33,11 +36,17 @@ database.RETURN_SECONDS = 60.0
 _numbers = itertools.count(1)
 _MANY_DATABASES = 4 * 2**30
 _END_TO_END = "tests/e2e/"
+_durations = Durations()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="run long tests at their full length, e.g. 50 restarts"
+    )
+    parser.addoption(
+        "--changed",
+        metavar="BRANCH",
+        help="run the tests of the packages that differ from a branch and of their importers",
     )
 
 
@@ -46,15 +55,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Those that may take longest begin first, so that no worker waits for another in the end.
     """
+    left_out: set[pytest.Item] = set()
     if not config.getoption("--long"):
-        long = [item for item in items if item.get_closest_marker("long")]
-        items[:] = [item for item in items if item not in long]
-        config.hook.pytest_deselected(items=long)
+        left_out |= {item for item in items if item.get_closest_marker("long")}
+    if branch := config.getoption("--changed"):
+        files = {_file(item.nodeid) for item in items}
+        needed = selection.affected(selection.changed_files(branch), files)
+        left_out |= {item for item in items if _file(item.nodeid) not in needed}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
     longest: dict[str, float] = {}
     for item in items:
         together = _together(item.nodeid)
         longest[together] = max(longest.get(together, 0.0), _timeout(item))
     items.sort(key=lambda item: longest[_together(item.nodeid)], reverse=True)
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of collected tests and imported modules stay; looking through them takes seconds."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _durations.add(report)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    terminalreporter.section("durations")
+    terminalreporter.line(_durations.by_worker())
+    if config.getoption("--long"):
+        for line in _durations.table():
+            terminalreporter.line(line)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
@@ -70,8 +104,12 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 def _together(nodeid: str) -> str:
     """What one worker runs: a file, or the tests of the whole mesh, which share one."""
-    file = nodeid.partition("::")[0]
+    file = _file(nodeid)
     return _END_TO_END if file.startswith(_END_TO_END) else file
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 def _timeout(item: pytest.Item) -> float:

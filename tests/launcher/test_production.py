@@ -1,9 +1,5 @@
 """With BOXOFFICE_ENVIRONMENT=production settings for development are refused."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,6 +8,7 @@ from pydantic import SecretStr, ValidationError
 from launcher.settings_listing import settings_of
 from mesh.paths import ROOT
 from mesh.settings import LIMIT_SERVICE, PUBLISHED_SECRETS, SERVICES, MeshSettings
+from testing.start_errors import error_at_start
 
 PROCESSES = {service: settings_of(service) for service in (*SERVICES, LIMIT_SERVICE)}
 SECRETS = sorted(
@@ -92,25 +89,14 @@ def test_development_only_values_are_refused(service: str, field: str, value: An
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_secret_that_replicas_share_must_be_set(service: str, tmp_path: Path) -> None:
+def test_a_secret_that_replicas_share_must_be_set(service: str) -> None:
     database = service.removesuffix("_svc").upper()
-    completed = subprocess.run(
-        [sys.executable, "-m", service],
-        cwd=tmp_path,
-        env={
-            **{name: text for name, text in os.environ.items() if "BOXOFFICE" not in name},
-            "PYTHONPATH": str(ROOT),
-            "BOXOFFICE_HOME": str(tmp_path),
-            "BOXOFFICE_ENVIRONMENT": "production",
-            "BOXOFFICE_REDIS_URL": "redis://cache.example.com",
-            "BOXOFFICE_PASSWORD_PEPPER": "a-pepper-that-was-drawn-by-a-machine-0815",
-            "BOXOFFICE_WEBHOOK_SECRET_KEYS": "a-key-that-was-drawn-by-a-machine-0815-4711",
-            f"BOXOFFICE_{database}_DATABASE_URL": "postgresql+psycopg://db.example.com/one",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
+    error = error_at_start(
+        service,
+        ENVIRONMENT="production",
+        REDIS_URL="redis://cache.example.com",
+        PASSWORD_PEPPER="a-pepper-that-was-drawn-by-a-machine-0815",
+        WEBHOOK_SECRET_KEYS="a-key-that-was-drawn-by-a-machine-0815-4711",
+        **{f"{database}_DATABASE_URL": "postgresql+psycopg://db.example.com/one"},
     )
-    assert completed.returncode != 0
-    error = "cannot start: BOXOFFICE_PAGE_TOKEN_SECRET is not set"
-    assert error in completed.stderr, completed.stderr
+    assert "cannot start: BOXOFFICE_PAGE_TOKEN_SECRET is not set" in error

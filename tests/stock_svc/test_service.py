@@ -2,9 +2,6 @@
 
 import base64
 import json
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,6 +22,7 @@ from mesh.rpc.errors import from_status
 from stock_svc.__main__ import open_service
 from stock_svc.settings import Settings
 from testing.network import Network, details_of, reason_of, refusal
+from testing.start_errors import error_at_start
 from testing.stock_harness import HOLD, LAPSED, NOW
 
 SERVICE = stock_service_pb2.DESCRIPTOR.services_by_name["StockService"]
@@ -364,19 +362,9 @@ async def test_expiry_follows_the_clock_of_the_service(served: Served) -> None:
     assert refused.value.reason is Reason.HOLD_EXPIRED
 
 
-def test_a_missing_setting_is_named_at_start(tmp_path: Path) -> None:
-    environment = os.environ | {"BOXOFFICE_STOCK_DATABASE_URL": ""}
-    started = subprocess.run(
-        [sys.executable, "-m", "stock_svc"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert started.returncode == 1
-    assert started.stderr == (
-        "stock_svc cannot start: BOXOFFICE_STOCK_DATABASE_URL is not set; `make up` sets it\n"
+def test_a_missing_setting_is_named_at_start() -> None:
+    assert error_at_start("stock_svc", STOCK_DATABASE_URL="") == (
+        "stock_svc cannot start: BOXOFFICE_STOCK_DATABASE_URL is not set; `make up` sets it"
     )
 
 
