@@ -148,7 +148,7 @@ class Gateway:
         path: str,
         request: bytes = b"",
         metadata: dict[str, str] | None = None,
-        timeout: float = 10,
+        timeout: float = 60,
     ) -> bytes:
         """Calls a method as a gRPC client, with serialised messages."""
         method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(path)
@@ -204,7 +204,7 @@ def running_gateway(
 def rest_client(settings: MeshSettings, *, http2: bool = False) -> httpx.Client:
     return httpx.Client(
         base_url=settings.gateway_url,
-        timeout=10,
+        timeout=60,
         verify=settings.gateway_trust,
         http1=not http2,
         http2=http2,
@@ -213,7 +213,7 @@ def rest_client(settings: MeshSettings, *, http2: bool = False) -> httpx.Client:
 
 def connection(settings: MeshSettings) -> socket.socket:
     """A connection to the gateway for raw bytes."""
-    plain = socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=10)
+    plain = socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=60)
     if not settings.gateway_tls:
         return plain
     authority = str(settings.certificates / "ca.pem")
@@ -291,7 +291,7 @@ def _envoy(path: Path, log: Path, workers: int) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(timeout=10)
+            process.wait(timeout=60)
 
 
 @contextmanager

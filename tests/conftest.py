@@ -68,7 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         together = _together(item.nodeid)
         longest[together] = max(longest.get(together, 0.0), _timeout(item))
-    items.sort(key=lambda item: longest[_together(item.nodeid)], reverse=True)
+    # By name among equals, so that no test comes between those of one group.
+    items.sort(key=lambda item: (-longest[together := _together(item.nodeid)], together))
 
 
 def pytest_collection_finish() -> None:

@@ -57,7 +57,7 @@ async def redis_server(tmp_path: Path) -> AsyncIterator[Process]:
     """A Redis for one test."""
     supervisor = Supervisor(tmp_path)
     [process] = supervisor.start([RedisServer(tmp_path).program()])
-    await wait_healthy([process], 20)
+    await wait_healthy([process], 60)
     yield process
     await supervisor.stop()
     sockets.folder(tmp_path).rmdir()

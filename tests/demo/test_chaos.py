@@ -43,7 +43,7 @@ async def test_redis_is_emptied_and_frozen_and_resumes(tmp_path: Path) -> None:
     supervisor = Supervisor(tmp_path)
     [process] = supervisor.start([RedisServer(tmp_path).program()])
     try:
-        await wait_healthy([process], 30)
+        await wait_healthy([process], 60)
         _write_pid_file(tmp_path, process)
         await _empty_and_freeze(tmp_path, process)
     finally:

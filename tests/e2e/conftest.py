@@ -8,6 +8,11 @@ import pytest
 from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, running_mesh
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that leave arbitrary data in the shared mesh come last."""
+    items.sort(key=lambda item: "e2e/test_fuzz" in item.nodeid)
+
+
 @pytest.fixture(scope="package")
 def mesh() -> Iterator[RunningMesh]:
     """`make up` with high rate limits and a low password cost, as a separate process."""
@@ -17,7 +22,7 @@ def mesh() -> Iterator[RunningMesh]:
 
 @pytest.fixture
 def api(mesh: RunningMesh) -> Iterator[Api]:
-    with httpx.Client(base_url=mesh.url, timeout=20) as client:
+    with httpx.Client(base_url=mesh.url, timeout=60) as client:
         yield Api(client)
 
 

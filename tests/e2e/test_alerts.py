@@ -31,7 +31,7 @@ from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items, running_
 pytestmark = pytest.mark.timeout(600)
 
 _SCRAPE_SECONDS = 2.0
-_DEADLINE_SECONDS = 100.0
+_DEADLINE_SECONDS = 180.0
 CAUSED = {
     "BookingIsSlow",
     "BookingStepsWait",
@@ -65,7 +65,7 @@ def mesh() -> Iterator[RunningMesh]:
 
 @pytest.fixture
 def api(mesh: RunningMesh) -> Iterator[Api]:
-    with httpx.Client(base_url=mesh.url, timeout=30) as client:
+    with httpx.Client(base_url=mesh.url, timeout=60) as client:
         yield Api(client)
 
 
@@ -204,58 +204,50 @@ def test_a_working_mesh_has_no_alerts(watch: Watch) -> None:
     assert [alert for alert in others if watch.holds(alert, {})] == []
 
 
-def test_changed_stock_counters(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
-    event_id = admin.create_event()["eventId"]
+def test_backlogs_and_stock_differences(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
+    """Caused together, because each is measured every 10 to 15 seconds only.
+
+    The queued work is real; its age is written into its row.
+    """
+    booking, unchecked = [Booking.placed(admin, admin.create_event()) for _ in range(2)]
+    with database(mesh, "booking") as connection, database(mesh, "payment") as payments:
+        with (
+            stopped(mesh, "stock_svc"),
+            database(mesh, "booking") as blocking,
+            blocking.transaction(),
+        ):
+            # Reconciliation updates this table with each batch; reads of it are not blocked.
+            blocking.execute("LOCK TABLE booking_refunds IN EXCLUSIVE MODE")
+            booking.pay()
+            age(connection, f"booking_steps WHERE booking_id = '{booking.booking_id}'", "3 minutes")
+            age(connection, "mails WHERE status = 'QUEUED'", "40 minutes")
+            due = connection.execute(
+                "UPDATE bookings SET payment_check_time = now() - interval '20 minutes'"
+                " WHERE booking_id = %s AND payment_check_time IS NOT NULL",
+                (unchecked.booking_id,),
+            )
+            # A refund that its provider does not make.
+            inserted = payments.execute(
+                "INSERT INTO refunds (refund_id, capture_id, payment_id, amount_minor,"
+                " currency_code, status, reason, due_time, create_time, update_time)"
+                " SELECT gen_random_uuid(), capture_id, payment_id, amount_minor,"
+                " currency_code, 'FAILED', 'none', now() + interval '1 hour',"
+                " now() - interval '20 minutes', now() FROM captures LIMIT 1"
+            )
+            assert (due.rowcount, inserted.rowcount) == (1, 1)
+            for alert in ("BookingStepsWait", "MailsWait", "ReconciliationOverdue"):
+                watch.until(alert)
+            watch.until("RefundBacklog")
+        payments.execute("DELETE FROM refunds WHERE reason = 'none'")
     change = "UPDATE pools SET sold = sold + %s WHERE event_id = %s"
+    event_id = admin.create_event()["eventId"]
     with database(mesh, "stock") as connection:
         connection.execute(change, (1, event_id))
         watch.until("StockAuditMismatch")
         connection.execute(change, (-1, event_id))
+    for alert in ("BookingStepsWait", "ReconciliationOverdue", "RefundBacklog"):
+        watch.until_over(alert)
     watch.until_over("StockAuditMismatch")
-
-
-def test_backlogs(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
-    """The queued work is real; its age is written into its row."""
-    booking = Booking.placed(admin, admin.create_event())
-    with stopped(mesh, "stock_svc"), database(mesh, "booking") as connection:
-        booking.pay()
-        age(connection, f"booking_steps WHERE booking_id = '{booking.booking_id}'", "3 minutes")
-        age(connection, "mails WHERE status = 'QUEUED'", "40 minutes")
-        watch.until("BookingStepsWait")
-        watch.until("MailsWait")
-    watch.until_over("BookingStepsWait")
-    with database(mesh, "payment") as connection:
-        # A refund that its provider does not make.
-        inserted = connection.execute(
-            "INSERT INTO refunds (refund_id, capture_id, payment_id, amount_minor,"
-            " currency_code, status, reason, due_time, create_time, update_time)"
-            " SELECT gen_random_uuid(), capture_id, payment_id, amount_minor,"
-            " currency_code, 'FAILED', 'none', now() + interval '1 hour',"
-            " now() - interval '20 minutes', now() FROM captures LIMIT 1"
-        )
-        assert inserted.rowcount == 1
-        watch.until("RefundBacklog")
-        connection.execute("DELETE FROM refunds WHERE reason = 'none'")
-    watch.until_over("RefundBacklog")
-
-
-def test_reconciliation_that_is_blocked(mesh: RunningMesh, admin: Api, watch: Watch) -> None:
-    booking = Booking.placed(admin, admin.create_event())
-    with (
-        database(mesh, "booking") as connection,
-        database(mesh, "booking") as blocking,
-        blocking.transaction(),
-    ):
-        # Reconciliation updates this table with each batch; reads of it are not blocked.
-        blocking.execute("LOCK TABLE booking_refunds IN EXCLUSIVE MODE")
-        due = connection.execute(
-            "UPDATE bookings SET payment_check_time = now() - interval '20 minutes'"
-            " WHERE booking_id = %s AND payment_check_time IS NOT NULL",
-            (booking.booking_id,),
-        )
-        assert due.rowcount == 1
-        watch.until("ReconciliationOverdue")
-    watch.until_over("ReconciliationOverdue")
 
 
 def age(connection: "psycopg.Connection[Any]", rows: str, by: str) -> None:
@@ -335,14 +327,13 @@ def test_more_concurrent_calls_than_connections(
 
 def test_a_domain_event_whose_transaction_commits_late(mesh: RunningMesh, watch: Watch) -> None:
     def commit_late() -> None:
-        with database(mesh, "payment") as connection, connection.transaction():
+        with database(mesh, "payment") as connection:
             # A copy of an event that was applied: applying it again has no effect.
             connection.execute(
                 "INSERT INTO outbox (aggregate_id, event_type, payload, create_time)"
-                " SELECT aggregate_id, event_type, payload, now() FROM outbox"
-                " ORDER BY sequence LIMIT 1"
+                " SELECT aggregate_id, event_type, payload, now() - interval '7 seconds'"
+                " FROM outbox ORDER BY sequence LIMIT 1"
             )
-            time.sleep(7)
 
     watch.until("StreamIsLate", cause=commit_late, job="payment_svc")
 

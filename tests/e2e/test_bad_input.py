@@ -12,7 +12,7 @@ from testing.running_mesh import PASSWORD, Api, items, reason, violated_fields
 @pytest.fixture(scope="module")
 def sale(mesh: Any) -> Any:
     """An admin, a customer whose requests are refused, and an event whose state must not change."""
-    with httpx.Client(base_url=mesh.url, timeout=20) as client:
+    with httpx.Client(base_url=mesh.url, timeout=60) as client:
         from testing.running_mesh import ADMIN_SECRET
 
         api = Api(client)

@@ -216,19 +216,19 @@ def test_an_event_is_watched_while_it_sells(mesh: RunningMesh, admin: Api, custo
     event = admin.create_event()
     event_id, offer_id = event["eventId"], event["offers"][0]["offerId"]
     with watched(mesh, event_id) as updates:
-        first = updates.get(timeout=10)
+        first = updates.get(timeout=60)
         assert first["kind"] == "SNAPSHOT"
         assert first["offers"] == [{"offerId": offer_id, "available": 10}]
         assert customer.book(items(event, 4)).status_code == 201
-        change = updates.get(timeout=10)
+        change = updates.get(timeout=60)
         assert (change["kind"], change["offers"]) == (
             "CHANGE",
             [{"offerId": offer_id, "available": 6}],
         )
     with watched(mesh, event_id, f"?afterVersion={change['version']}") as updates:
-        assert updates.get(timeout=10)["kind"] in ("HEARTBEAT", "SNAPSHOT")
+        assert updates.get(timeout=60)["kind"] in ("HEARTBEAT", "SNAPSHOT")
         assert customer.book(items(event, 6)).status_code == 201
-        assert updates.get(timeout=10)["offers"] == [{"offerId": offer_id, "available": 0}]
+        assert updates.get(timeout=60)["offers"] == [{"offerId": offer_id, "available": 0}]
     availability = customer.get(f"/api/v1/events/{event_id}/availability").json()
     assert availability["offers"] == [{"offerId": offer_id, "available": 0}]
     assert customer.get(f"/api/v1/events/{event_id}").json()["status"] == "SOLD_OUT"

@@ -83,9 +83,9 @@ class Clients:
         unary: Any = channel.unary_unary(method.path)
         try:
             if method.server_streaming:
-                await anext(aiter(streaming(request, metadata=metadata, timeout=10)), None)
+                await anext(aiter(streaming(request, metadata=metadata, timeout=60)), None)
             else:
-                await unary(request, metadata=metadata, timeout=10)
+                await unary(request, metadata=metadata, timeout=60)
         except grpc.aio.AioRpcError as error:
             return error.code().name, reason_of(error)
         return "OK", ""
@@ -100,7 +100,7 @@ async def clients(mesh: RunningMesh) -> AsyncIterator[Clients]:
     async with AsyncExitStack() as stack:
         rest = await stack.enter_async_context(
             httpx.AsyncClient(
-                base_url=mesh.url, timeout=20, limits=httpx.Limits(max_connections=_MAX_CONCURRENT)
+                base_url=mesh.url, timeout=60, limits=httpx.Limits(max_connections=_MAX_CONCURRENT)
             )
         )
         gateway = await stack.enter_async_context(

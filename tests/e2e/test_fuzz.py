@@ -24,7 +24,7 @@ from schemathesis.generation import GenerationMode
 
 from mesh.rpc.policy import MethodPolicy
 from testing.network import contract_services
-from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
+from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items
 from tests.architecture.contract import policies
 from tests.e2e.messages import broken, messages
 
@@ -87,15 +87,8 @@ class People:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[RunningMesh]:
-    """A separate mesh, because the requests leave arbitrary data."""
-    with running_mesh() as mesh:
-        yield mesh
-
-
-@pytest.fixture(scope="module")
-def people(running: RunningMesh) -> Iterator[People]:
-    with httpx.Client(base_url=running.url, timeout=_SECONDS) as client:
+def people(mesh: RunningMesh) -> Iterator[People]:
+    with httpx.Client(base_url=mesh.url, timeout=_SECONDS) as client:
         yield People(Api(client))
 
 
@@ -126,12 +119,12 @@ _OFFER = {"name": "Floor", "price": {"currencyCode": "INR", "amountMinor": "1500
 
 
 @pytest.mark.timeout(7200)
-def test_rest(running: RunningMesh, people: People, known: dict[str, str], is_long: bool) -> None:
-    schema = openapi.from_url(f"{running.url}/openapi.json")
+def test_rest(mesh: RunningMesh, people: People, known: dict[str, str], is_long: bool) -> None:
+    schema = openapi.from_url(f"{mesh.url}/openapi.json")
     operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]  # or it raises
     with requests.Session() as session:
         cases = {
-            operation.label: _rest_cases(operation, known, running.url, session)
+            operation.label: _rest_cases(operation, known, mesh.url, session)
             for operation in operations
             if operation.path != FAULT_INJECTION_PATH
         }
@@ -139,8 +132,8 @@ def test_rest(running: RunningMesh, people: People, known: dict[str, str], is_lo
 
 
 @pytest.mark.timeout(7200)
-def test_grpc(running: RunningMesh, people: People, known: dict[str, str], is_long: bool) -> None:
-    with grpc.insecure_channel(running.url.removeprefix("http://")) as channel:
+def test_grpc(mesh: RunningMesh, people: People, known: dict[str, str], is_long: bool) -> None:
+    with grpc.insecure_channel(mesh.url.removeprefix("http://")) as channel:
         fuzz(
             people,
             {method.path: _grpc_cases(method, known, channel) for method in METHODS},

@@ -197,7 +197,7 @@ async def test_a_client_certificate_is_required(mesh: RunningMesh) -> None:
     ) as channel:
         stub = stock_service_pb2_grpc.StockServiceStub(channel)
         request = stock_service_pb2.GetStockRequest(event_id=str(new_id()))
-        code, _ = await code_of(stub.GetStock(request, timeout=10))
+        code, _ = await code_of(stub.GetStock(request, timeout=60))
     assert code is grpc.StatusCode.UNAVAILABLE
 
 

@@ -93,7 +93,7 @@ def test_a_rotation_refuses_no_valid_token(rotating: RunningMesh, is_long: bool)
     """With --long in real time; otherwise the file is renamed to simulate elapsed time."""
     timeout = 60.0 + (LEAD + LIFE + SKEW).total_seconds() * is_long
     old_path = rotating.home / "keys" / "access_token.pem"
-    with httpx.Client(base_url=rotating.url, timeout=20) as client:
+    with httpx.Client(base_url=rotating.url, timeout=60) as client:
         customers = Customers(Api(client).sign_up())
         old = load_key(old_path)
         assert customers.check() == old.public.kid

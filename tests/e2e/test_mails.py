@@ -23,7 +23,7 @@ def test_a_confirmed_booking_is_mailed(mesh: RunningMesh, admin: Api, customer: 
     assert booking["bookingId"] in text.get_content()
 
 
-def wait_for_mail(folder: Path, *, to: str, seconds: float = 20) -> EmailMessage:
+def wait_for_mail(folder: Path, *, to: str, seconds: float = 60) -> EmailMessage:
     """The first mail to an address."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

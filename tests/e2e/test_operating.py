@@ -90,7 +90,7 @@ def watched(collector: tuple[Collector, str]) -> Iterator[RunningMesh]:
 
 @pytest.fixture
 def api(watched: RunningMesh) -> Iterator[Api]:
-    with httpx.Client(base_url=watched.url, timeout=20) as client:
+    with httpx.Client(base_url=watched.url, timeout=60) as client:
         yield Api(client)
 
 

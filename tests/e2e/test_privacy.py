@@ -218,7 +218,7 @@ def test_every_redacted_field_has_a_canary() -> None:
 def test_no_canary_is_in_logs_metrics_traces_errors_or_reports(
     private_mesh: RunningMesh, traces: tuple[Traces, str], mails: MailServer, reports: ErrorTracker
 ) -> None:
-    with httpx.Client(base_url=private_mesh.url, timeout=20) as client:
+    with httpx.Client(base_url=private_mesh.url, timeout=60) as client:
         api = Api(client)
         admin = api.sign_up(
             admin_secret=private_mesh.variables["BOXOFFICE_ADMIN_REGISTRATION_SECRET"]

@@ -17,7 +17,6 @@ import pytest
 
 from mesh.ids import new_id
 from mesh.paths import ROOT
-from mesh.settings import SERVICES
 from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items, running_mesh
 
 _CUSTOMERS = 8
@@ -118,7 +117,7 @@ async def test_no_call_fails_while_everything_is_restarted(
     pair: RunningMesh, is_long: bool
 ) -> None:
     load = Load()
-    with httpx.Client(base_url=pair.url, timeout=20) as client:
+    with httpx.Client(base_url=pair.url, timeout=60) as client:
         api = Api(client)
         admin = api.sign_up(admin_secret=ADMIN_SECRET)
         offer = {
@@ -128,7 +127,7 @@ async def test_no_call_fails_while_everything_is_restarted(
         }
         event = admin.create_event(offers=[offer])
         customers = [api.sign_up() for _ in range(_CUSTOMERS)]
-    clients = [httpx.AsyncClient(base_url=url, timeout=20) for url in gateways(pair)]
+    clients = [httpx.AsyncClient(base_url=url, timeout=60) for url in gateways(pair)]
     async with clients[0], clients[1]:
         tasks = [
             asyncio.create_task(Customer(clients, customer, event, load).book())
@@ -136,8 +135,8 @@ async def test_no_call_fails_while_everything_is_restarted(
         ]
         rounds: list[dict[str, tuple[float, float]]] = []
         for _ in range(5 if is_long else 1):
-            # The short version restarts one replica of each.
-            names = () if is_long else (*(f"{service}-1" for service in SERVICES), "gateway-1")
+            # The short version restarts one process of each kind that the customers' calls reach.
+            names = () if is_long else ("auth_svc-1", "stock_svc-1", "booking_svc-1", "gateway-1")
             rounds.append(await restart(pair, *names))
         for task in tasks:
             task.cancel()
@@ -148,6 +147,6 @@ async def test_no_call_fails_while_everything_is_restarted(
         print(durations)
     assert load.failures == []
     assert load.successes["place"] > 5 * sum(map(len, rounds))
-    with httpx.Client(base_url=pair.url, timeout=20) as client:
+    with httpx.Client(base_url=pair.url, timeout=60) as client:
         admin = Api(client).sign_up(admin_secret=ADMIN_SECRET)
         audit(admin, event)

@@ -28,7 +28,7 @@ def test_creating_returns_the_location_of_the_resource(gateway: Gateway) -> None
 def test_grpc_has_no_location(gateway: Gateway) -> None:
     gateway.upstream.answers[PLACE] = lambda *_: booking_pb2.Booking(booking_id=ID)
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = gateway.channel.unary_unary(PLACE)
-    _, details = call.with_call(b"", metadata=tuple(bearer().items()), timeout=10)
+    _, details = call.with_call(b"", metadata=tuple(bearer().items()), timeout=60)
     assert "location" not in dict(details.initial_metadata())
 
 

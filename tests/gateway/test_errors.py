@@ -136,7 +136,7 @@ def test_headers_with_underscores_are_refused(gateway: Gateway) -> None:
 
 def test_bytes_that_are_not_http_are_refused(gateway: Gateway) -> None:
     address = ("127.0.0.1", gateway.settings.gateway_port)
-    with socket.create_connection(address, timeout=30) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(b"GARBAGE\r\n\r\n")
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 400")

@@ -122,10 +122,10 @@ def test_the_probes_listener_serves_no_other_path(running_by_tls: Gateway, targe
     """Its upstream is the admin port, which can end the process."""
     address = ("127.0.0.1", running_by_tls.settings.gateway_metrics_port or 0)
     for verb in VERBS:
-        connection = socket.create_connection(address, timeout=10)
+        connection = socket.create_connection(address, timeout=60)
         status = ask_over(connection, f"{verb} {target} HTTP/1.1").split()[1:2]
         assert status == [] or status[0] in (b"400", b"404"), (verb, target, status)
-    ready = socket.create_connection(address, timeout=10)
+    ready = socket.create_connection(address, timeout=60)
     assert b" 200 " in ask_over(ready, "GET /ready HTTP/1.1")
 
 

@@ -50,7 +50,7 @@ def test_every_answer_has_the_security_headers(secure: Gateway) -> None:
 
 def test_plain_text_is_refused(secure: Gateway) -> None:
     address = ("127.0.0.1", secure.settings.gateway_port)
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
         try:
             answered = connection.recv(100)
@@ -67,7 +67,7 @@ def test_old_tls_is_refused(secure: Gateway) -> None:
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     address = ("127.0.0.1", secure.settings.gateway_port)
     with (
-        socket.create_connection(address, timeout=5) as connection,
+        socket.create_connection(address, timeout=60) as connection,
         pytest.raises((ssl.SSLError, ConnectionError)),
     ):
         context.wrap_socket(connection)
@@ -75,7 +75,7 @@ def test_old_tls_is_refused(secure: Gateway) -> None:
 
 def test_the_gateway_closes_an_unfinished_handshake(secure: Gateway) -> None:
     address = ("127.0.0.1", secure.settings.gateway_port)
-    with socket.create_connection(address, timeout=30) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         # The first bytes of a handshake record.
         connection.sendall(b"\x16\x03\x01\x02")
         assert connection.recv(100) == b""

@@ -28,7 +28,7 @@ async def running(home: Path) -> AsyncIterator[psycopg.AsyncConnection]:
     server.initialise()
     supervisor = Supervisor(home)
     try:
-        await wait_healthy(supervisor.start([server.program()]), 30)
+        await wait_healthy(supervisor.start([server.program()]), 60)
         await server.provision(("stock", "booking"))
         async with await psycopg.AsyncConnection.connect(
             host=str(sockets.folder(home)), user=ROLE, dbname="stock", autocommit=True

@@ -39,7 +39,7 @@ async def postgres(home: Path) -> AsyncIterator[Process]:
     supervisor = Supervisor(home)
     [process] = supervisor.start([PostgresServer(home).program()])
     try:
-        await wait_healthy([process], 30)
+        await wait_healthy([process], 60)
         yield process
     finally:
         await supervisor.stop()
@@ -101,7 +101,7 @@ async def test_a_server_that_a_killed_launcher_left_running_is_replaced(home: Pa
     supervisor = Supervisor(home)
     [process] = supervisor.start([program])
     try:
-        await wait_healthy([process], 30)
+        await wait_healthy([process], 60)
         assert process.pid != orphan.pid
         await orphan.wait()
     finally:
@@ -116,7 +116,7 @@ async def test_a_lock_file_with_a_reused_pid_does_not_block_the_start(home: Path
     supervisor = Supervisor(home)
     [process] = supervisor.start([PostgresServer(home).program()])
     try:
-        await wait_healthy([process], 30)
+        await wait_healthy([process], 60)
         assert stranger.returncode is None
         assert process.restarts == 0
     finally:
@@ -140,7 +140,7 @@ async def test_redis_serves_from_memory_on_its_socket_only(tmp_path: Path) -> No
     supervisor = Supervisor(tmp_path)
     [process] = supervisor.start([server.program()])
     try:
-        await wait_healthy([process], 10)
+        await wait_healthy([process], 60)
         async with redis.asyncio.from_url(server.url) as client:
             await client.set("key", "value")
             assert await client.config_get("maxmemory-policy") == {

@@ -80,7 +80,7 @@ def test_processes_of_a_killed_launcher_are_stopped(
     assert all(process.is_running() for process in orphans)
     with leftovers.hold(tmp_path):
         assert leftovers.stop_all(tmp_path, 0.5) == ["meek", "stubborn"]
-    assert psutil.wait_procs(orphans, timeout=5)[1] == []
+    assert psutil.wait_procs(orphans, timeout=60)[1] == []
     assert leftovers.stop_all(tmp_path, 0.5) == []
 
 

@@ -99,7 +99,7 @@ async def test_a_process_that_ignores_its_stop_signal_is_killed_with_its_childre
     await until(lambda: len(family.children()) == 1)
     members = [family, *family.children()]
     await watched.supervisor.stop()
-    assert psutil.wait_procs(members, timeout=5)[1] == []
+    assert psutil.wait_procs(members, timeout=60)[1] == []
 
 
 async def test_a_process_gets_its_stop_signal_and_its_grace(

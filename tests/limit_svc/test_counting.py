@@ -52,11 +52,12 @@ async def test_no_second_burst_at_the_edge_of_a_window(counter: Counter) -> None
     """A fixed window would admit 40 around its edge."""
     demand = a_demand(20, 1.0)
     started, admitted = time.monotonic(), 0
-    while time.monotonic() - started < 2.2:
+    # A slow machine needs longer to consume the burst and a part of what follows.
+    while time.monotonic() - started < 2.2 or admitted <= 20:
         admitted += (await counter.count([demand]))[0].has_room
         await asyncio.sleep(0.002)
     elapsed = time.monotonic() - started
-    assert 20 < admitted <= 20 + 20 * elapsed + 1
+    assert admitted <= 20 + 20 * elapsed + 1
 
 
 async def test_a_burst_smaller_than_the_limit(counter: Counter) -> None:

@@ -54,7 +54,7 @@ async def count(channel: grpc.aio.Channel, **headers: str) -> pb.RateLimitRespon
         COUNT, pb.RateLimitRequest.SerializeToString, pb.RateLimitResponse.FromString
     )
     metadata = [(name.replace("_", "-"), value) for name, value in headers.items()]
-    return await stub(request, metadata=metadata, timeout=10)
+    return await stub(request, metadata=metadata, timeout=60)
 
 
 async def counted(redis: RedisProcess) -> int:

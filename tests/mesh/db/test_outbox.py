@@ -312,9 +312,9 @@ async def test_commits_share_a_notification(database: Database) -> None:
         async with asyncio.timeout(60), a_slow_commit(database):
             for number in range(20):
                 await write_beside(database, str(number))
-        received = [notify.payload async for notify in listener.notifies(timeout=20, stop_after=2)]
+        received = [notify.payload async for notify in listener.notifies(timeout=60, stop_after=2)]
         await listener.execute("NOTIFY outbox, 'end'")
-        received += [notify.payload async for notify in listener.notifies(timeout=20, stop_after=1)]
+        received += [notify.payload async for notify in listener.notifies(timeout=60, stop_after=1)]
     assert received == ["", "", "end"]
 
 
