@@ -34,13 +34,24 @@ class Received:
 
 @dataclass
 class Receiver:
-    """Sends `answers` in turn, then 204. None closes the connection; `is_hanging` never answers."""
+    """Sends `answers` in turn, then 204; None closes the connection."""
 
     port: int = 0
     received: list[Received] = field(default_factory=list)
     answers: list[str | None] = field(default_factory=list)
-    is_hanging: bool = False
     connections: int = 0
+    _answers: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._answers.set()
+
+    def hang(self) -> None:
+        """Accepts connections and requests and answers nothing."""
+        self._answers.clear()
+
+    def close_connections(self) -> None:
+        """Ends the connections that hang, without an answer."""
+        self._answers.set()
 
     @property
     def url(self) -> str:
@@ -49,8 +60,8 @@ class Receiver:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            if self.is_hanging:
-                await reader.read()
+            if not self._answers.is_set():
+                await self._answers.wait()
                 return
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             lines = head.split("\r\n")

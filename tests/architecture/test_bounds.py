@@ -92,9 +92,8 @@ def test_every_request_is_looked_at() -> None:
     assert named == set(REQUESTS)
 
 
-@pytest.mark.parametrize("request_name", REQUESTS)
-def test_every_field_of_a_request_has_an_upper_bound(request_name: str) -> None:
-    assert list(unbounded(REQUESTS[request_name])) == []
+def test_every_field_of_a_request_has_an_upper_bound() -> None:
+    assert {name: found for name in REQUESTS if (found := list(unbounded(REQUESTS[name])))} == {}
 
 
 @pytest.mark.parametrize(

@@ -87,11 +87,13 @@ def implementing(path: str) -> str:
     return IMPLEMENTED_BY[path.split(".")[1]]
 
 
-@pytest.mark.parametrize("path", policies())
-def test_every_reason_that_a_policy_names_is_reachable(path: str) -> None:
-    service = implementing(path)
-    unreachable = policies()[path].reasons - reachable(service) - passed_on(service)
-    assert unreachable == set(), f"{service} never answers with {sorted(unreachable)}"
+def test_every_reason_that_a_policy_names_is_reachable() -> None:
+    unreachable = {}
+    for path, named in policies().items():
+        service = implementing(path)
+        if never := named.reasons - reachable(service) - passed_on(service):
+            unreachable[path] = sorted(never)
+    assert unreachable == {}
 
 
 @pytest.mark.parametrize("service", SERVICES)

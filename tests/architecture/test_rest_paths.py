@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from mesh.rpc.policy import HttpBinding, MethodPolicy
 from tests.architecture.contract import contract, methods, policies
 
 LITERAL = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -84,30 +83,24 @@ def _one_of(plural: str) -> str:
     return re.sub(r"ies$", "y", plural).removesuffix("s")
 
 
-@pytest.mark.parametrize(
-    "binding",
-    [binding for _, binding in BINDINGS],
-    ids=lambda binding: f"{binding.verb} {binding.path}",
-)
-def test_every_path_has_the_form(binding: HttpBinding) -> None:
-    assert list(faults(binding.path)) == []
-    assert (binding.body != "") == (binding.verb in WITH_BODY)
+def test_every_path_has_the_form(subtests: pytest.Subtests) -> None:
+    for _, binding in BINDINGS:
+        with subtests.test(f"{binding.verb} {binding.path}"):
+            assert list(faults(binding.path)) == []
+            assert (binding.body != "") == (binding.verb in WITH_BODY)
 
 
-@pytest.mark.parametrize(
-    ("policy", "binding"), BINDINGS, ids=[f"{b.verb} {b.path}" for _, b in BINDINGS]
-)
-def test_every_variable_is_a_field_of_the_request(
-    policy: MethodPolicy, binding: HttpBinding
-) -> None:
-    expected = dict(methods(contract()))[policy.path].input_type.removeprefix(".")
-    [fields] = [
-        {field.name for field in message.field}
+def test_every_variable_is_a_field_of_the_request(subtests: pytest.Subtests) -> None:
+    requests = {path: method.input_type for path, method in methods(contract())}
+    fields = {
+        f".{file.package}.{message.name}": {field.name for field in message.field}
         for file in contract().file
         for message in file.message_type
-        if f"{file.package}.{message.name}" == expected
-    ]
-    assert set(re.findall(r"\{(\w+)\}", binding.path)) <= fields
+    }
+    for policy, binding in BINDINGS:
+        with subtests.test(f"{binding.verb} {binding.path}"):
+            variables = set(re.findall(r"\{(\w+)\}", binding.path))
+            assert variables <= fields[requests[policy.path]]
 
 
 def test_no_two_methods_share_a_path() -> None:

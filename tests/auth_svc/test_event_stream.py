@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import grpc
 import pytest
 
 from auth_svc.__main__ import open_service
+from auth_svc.servicers import auth_events
 from auth_svc.settings import Settings
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
 from boxoffice.auth.v1 import auth_service_pb2, user_pb2, user_service_pb2
@@ -179,7 +181,10 @@ async def test_a_new_role_and_deactivation_revoke_tokens_at_once(mesh: Mesh) -> 
     await mesh.wait_refused(renewed)
 
 
-async def test_revocations_are_streamed_from_the_past_and_as_they_happen(mesh: Mesh) -> None:
+async def test_revocations_are_streamed_from_the_past_and_as_they_happen(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth_events, "_PULSE", timedelta(0))
     await register(mesh)
     tab, phone = await mesh.sign_in(), await mesh.sign_in()
     current = auth_service_pb2.LogoutRequest(scope=auth_service_pb2.LogoutRequest.CURRENT_SESSION)

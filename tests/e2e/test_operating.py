@@ -5,87 +5,33 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import pytest
 import yaml
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy import dashboards
 from mesh.paths import ROOT
 from mesh.settings import SERVICES, MeshSettings
-from testing.running_mesh import (
-    ADMIN_SECRET,
-    PASSWORD,
-    Api,
-    RunningMesh,
-    items,
-    running_mesh,
-    until,
-)
+from testing.running_mesh import PASSWORD, Api, RunningMesh, items, until
+from testing.trace_collector import TraceCollector
 from tests.deploy.queries import metrics_of
+from tests.e2e.conftest import ADMIN_SECRET_CANARY, ObservedMesh
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Stores every received span with the name of its service."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._spans: list[tuple[str, trace_pb2.Span]] = []
-
-    def Export(
-        self, request: trace_service_pb2.ExportTraceServiceRequest, context: Any
-    ) -> trace_service_pb2.ExportTraceServiceResponse:
-        with self._lock:
-            for resource in request.resource_spans:
-                service = next(
-                    attribute.value.string_value
-                    for attribute in resource.resource.attributes
-                    if attribute.key == "service.name"
-                )
-                for scope in resource.scope_spans:
-                    self._spans += ((service, span) for span in scope.spans)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def trace_of(self, request_id: str) -> list[tuple[str, trace_pb2.Span]]:
-        """All spans of the trace of a request, or with an attribute of this value."""
-        with self._lock:
-            ids = {
-                span.trace_id
-                for _, span in self._spans
-                for attribute in span.attributes
-                if attribute.value.string_value == request_id
-            }
-            return [(service, span) for service, span in self._spans if span.trace_id in ids]
+@pytest.fixture
+def watched(observed: ObservedMesh) -> RunningMesh:
+    return observed.mesh
 
 
-@pytest.fixture(scope="module")
-def collector() -> Iterator[tuple[Collector, str]]:
-    receiver = Collector()
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield receiver, f"http://127.0.0.1:{port}"
-    server.stop(None)
-
-
-@pytest.fixture(scope="module")
-def watched(collector: tuple[Collector, str]) -> Iterator[RunningMesh]:
-    with running_mesh(
-        BOXOFFICE_TRACE_ENDPOINT=collector[1],
-        BOXOFFICE_TRACE_SAMPLE="1",
-        BOXOFFICE_LOG_LEVEL="DEBUG",
-    ) as running:
-        yield running
+@pytest.fixture
+def collector(observed: ObservedMesh) -> TraceCollector:
+    return observed.traces
 
 
 @pytest.fixture
@@ -127,16 +73,16 @@ def total(
 
 
 def test_a_paid_booking_is_one_trace_across_all_processes(
-    api: Api, collector: tuple[Collector, str], watched: RunningMesh
+    api: Api, collector: TraceCollector, watched: RunningMesh
 ) -> None:
-    admin = api.sign_up(admin_secret=ADMIN_SECRET)
+    admin = api.sign_up(admin_secret=ADMIN_SECRET_CANARY)
     customer = api.sign_up()
     placed = customer.book({**items(admin.create_event()), "checkout": {"provider": "sandbox"}})
     assert placed.status_code == 201, placed.text
     request_id = placed.headers["x-request-id"]
 
     def complete() -> list[tuple[str, trace_pb2.Span]]:
-        spans = collector[0].trace_of(request_id)
+        spans = collector.trace_of(request_id)
         return (
             spans
             if {"gateway", "booking_svc", "stock_svc", "payment_svc"}
@@ -170,7 +116,7 @@ def test_a_paid_booking_is_one_trace_across_all_processes(
     def consumer_spans() -> list[tuple[str, trace_pb2.Span]]:
         return [
             (service, span)
-            for service, span in collector[0].trace_of(booking_id)
+            for service, span in collector.trace_of(booking_id)
             if span.name in ("apply Captured", "step CONFIRM", "StockService/CommitReservation")
         ]
 
@@ -185,7 +131,7 @@ def test_a_paid_booking_is_one_trace_across_all_processes(
     def causes() -> set[str]:
         return {
             service
-            for service, span in collector[0].trace_of(booking_id)
+            for service, span in collector.trace_of(booking_id)
             if span.span_id == applied.parent_span_id
         }
 
@@ -197,9 +143,9 @@ def test_a_paid_booking_is_one_trace_across_all_processes(
 
 
 def test_log_lines_metrics_and_trace_have_the_request_id(
-    api: Api, collector: tuple[Collector, str], watched: RunningMesh
+    api: Api, collector: TraceCollector, watched: RunningMesh
 ) -> None:
-    admin = api.sign_up(admin_secret=ADMIN_SECRET)
+    admin = api.sign_up(admin_secret=ADMIN_SECRET_CANARY)
     customer = api.sign_up()
     event = admin.create_event()
 
@@ -229,7 +175,7 @@ def test_log_lines_metrics_and_trace_have_the_request_id(
     assert {line["service"] for line in served} == {"booking_svc", "stock_svc"}
     assert len({line["trace_id"] for line in served}) == 1
     assert all(line["code"] == "OK" and line["duration_ms"] > 0 for line in served)
-    spans = until(lambda: collector[0].trace_of(request_id), "no trace of the request")
+    spans = until(lambda: collector.trace_of(request_id), "no trace of the request")
     assert {span.trace_id.hex() for _, span in spans} == {line["trace_id"] for line in served}
 
 

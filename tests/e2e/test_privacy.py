@@ -1,29 +1,25 @@
 """Logs, metrics, traces, errors and reports of a whole run contain no personal data or secret."""
 
 import re
-import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from mesh.ids import new_id
 from mesh.rpc.policy import PACKAGE
 from mesh.settings import SERVICES
-from testing.error_tracker import ErrorTracker, error_tracker
-from testing.running_mesh import Api, RunningMesh, items, running_mesh, until
-from testing.smtp_server import MailServer, mail_server_aside
+from testing.error_tracker import ErrorTracker
+from testing.running_mesh import Api, RunningMesh, items, until
+from testing.smtp_server import MailServer
 from tests.architecture.contract import contract
+from tests.e2e.conftest import ADMIN_SECRET_CANARY, ObservedMesh
 from tests.e2e.test_password_reset import SUBJECT, token_in
 
 EMAIL = "canary.bird@canary-mail.example"
-ADMIN_SECRET = "kanarie-geheim-van-de-beheerder-0001"
 # Values for every field that can contain personal data or a secret.
 CANARIES = {
     "email": "canary.bird",
@@ -37,7 +33,7 @@ CANARIES = {
     "note": "kanarie bij de deur",
     "reason": "kanarie is ziek",
     "attendee": "Sylvester Katerman",
-    "admin secret": ADMIN_SECRET,
+    "admin secret": ADMIN_SECRET_CANARY,
     "wrong admin secret": "kanarie-geraden-geheim-van-een-ander",
     "wrong reset token": "kanarie-geraden-token-voor-een-ander",
 }
@@ -50,65 +46,6 @@ REDACTED = {
 }
 # Part of invalid requests, which must not be repeated either.
 UNREADABLE = "kanarie-onleesbaar"
-
-
-class Traces(trace_service_pb2_grpc.TraceServiceServicer):
-    """Stores the spans of services and gateway as text."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._texts: list[str] = []
-
-    def Export(
-        self, request: trace_service_pb2.ExportTraceServiceRequest, context: Any
-    ) -> trace_service_pb2.ExportTraceServiceResponse:
-        with self._lock:
-            self._texts.append(str(request))
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    @property
-    def text(self) -> str:
-        with self._lock:
-            return "\n".join(self._texts)
-
-
-@pytest.fixture
-def traces() -> Iterator[tuple[Traces, str]]:
-    receiver = Traces()
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield receiver, f"http://127.0.0.1:{port}"
-    server.stop(None)
-
-
-@pytest.fixture
-def mails() -> Iterator[MailServer]:
-    with mail_server_aside() as server:
-        yield server
-
-
-@pytest.fixture
-def reports() -> Iterator[ErrorTracker]:
-    with error_tracker() as tracker:
-        yield tracker
-
-
-@pytest.fixture
-def private_mesh(
-    traces: tuple[Traces, str], mails: MailServer, reports: ErrorTracker
-) -> Iterator[RunningMesh]:
-    """A separate mesh, without the logs of other tests."""
-    with running_mesh(
-        BOXOFFICE_SMTP_URL=f"smtp://127.0.0.1:{mails.port}",
-        BOXOFFICE_SENTRY_DSN=reports.dsn,
-        BOXOFFICE_LOG_LEVEL="DEBUG",
-        BOXOFFICE_TRACE_ENDPOINT=traces[1],
-        BOXOFFICE_TRACE_SAMPLE="1",
-        BOXOFFICE_ADMIN_REGISTRATION_SECRET=ADMIN_SECRET,
-    ) as running:
-        yield running
 
 
 def a_whole_run(
@@ -216,29 +153,28 @@ def test_every_redacted_field_has_a_canary() -> None:
 
 @pytest.mark.timeout(400)
 def test_no_canary_is_in_logs_metrics_traces_errors_or_reports(
-    private_mesh: RunningMesh, traces: tuple[Traces, str], mails: MailServer, reports: ErrorTracker
+    observed: ObservedMesh,
 ) -> None:
-    with httpx.Client(base_url=private_mesh.url, timeout=60) as client:
+    mesh, traces, reports = observed.mesh, observed.traces, observed.reports
+    with httpx.Client(base_url=mesh.url, timeout=60) as client:
         api = Api(client)
-        admin = api.sign_up(
-            admin_secret=private_mesh.variables["BOXOFFICE_ADMIN_REGISTRATION_SECRET"]
-        )
-        seen = a_whole_run(mails, reports, api, admin)
-        metrics = "".join(_metrics(private_mesh))
+        admin = api.sign_up(admin_secret=ADMIN_SECRET_CANARY)
+        seen = a_whole_run(observed.mails, reports, api, admin)
+        metrics = "".join(_metrics(mesh))
         # Spans are sent in batches: those of the last calls arrive last.
         paths = ("/api/v1/auth/me", "/api/v1/events")
         last = [admin.get(path).headers["x-request-id"] for path in paths]
         until(
             # A span of the gateway and one of the service.
-            lambda: all(traces[0].text.count(request_id) > 1 for request_id in last),
+            lambda: all(traces.text.count(request_id) > 1 for request_id in last),
             "the spans have not arrived",
         )
     errors = [text for kind, text in seen if kind == "error"]
     assert len(errors) > 17
     secrets = [text for kind, text in seen if kind == "secret"]
-    places = {"errors": "\n".join(errors), "metrics": metrics, "traces": traces[0].text}
+    places = {"errors": "\n".join(errors), "metrics": metrics, "traces": traces.text}
     places["reports"] = reports.raw
-    places |= _logs(private_mesh.home)
+    places |= _logs(mesh.home)
     for service in (*SERVICES, "SELECT"):
         assert service in places["traces"]
     # Control: the logs exist and name the calls.

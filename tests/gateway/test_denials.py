@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from mesh.rpc import policy
 from mesh.rpc.identity import AUDIENCE, ISSUER
-from mesh.rpc.policy import HttpBinding, MethodPolicy
+from mesh.rpc.policy import HttpBinding
 from testing import gateway_harness
 from testing.gateway_harness import KEY, KEY_ID, Gateway, bearer, token
 
@@ -44,10 +44,6 @@ def gateway(each_listener: Gateway) -> Gateway:
     return each_listener
 
 
-def path_of(rpc: MethodPolicy) -> str:
-    return rpc.path
-
-
 def rest(gateway: Gateway, binding: HttpBinding, headers: dict[str, str]) -> Any:
     path = re.sub(r"\{[^}]*\}", "x", binding.path)
     content = b"{}" if binding.body else None
@@ -67,50 +63,59 @@ def denial(gateway: Gateway, path: str, metadata: dict[str, str]) -> tuple[grpc.
     return failure.value.code(), str(info.reason)
 
 
-@pytest.mark.parametrize("rpc", PROTECTED, ids=path_of)
-def test_a_protected_rpc_requires_a_token(gateway: Gateway, rpc: MethodPolicy) -> None:
-    unauthenticated = (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
-    assert denial(gateway, rpc.path, {}) == unauthenticated
-    assert gateway.web(rpc.path).headers["grpc-status"] == "16"
-    for binding in rpc.bindings:
-        answer = rest(gateway, binding, {})
-        assert (answer.status_code, answer.json()["code"]) == (401, 16)
-    assert gateway.upstream.calls == []
+def test_a_protected_rpc_requires_a_token(gateway: Gateway, subtests: pytest.Subtests) -> None:
+    for rpc in PROTECTED:
+        with subtests.test(rpc.path):
+            unauthenticated = (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+            assert denial(gateway, rpc.path, {}) == unauthenticated
+            assert gateway.web(rpc.path).headers["grpc-status"] == "16"
+            for binding in rpc.bindings:
+                answer = rest(gateway, binding, {})
+                assert (answer.status_code, answer.json()["code"]) == (401, 16)
+            assert gateway.upstream.calls == []
 
 
-@pytest.mark.parametrize("rpc", PUBLIC, ids=path_of)
-def test_a_public_rpc_requires_no_token(gateway: Gateway, rpc: MethodPolicy) -> None:
-    gateway.unary(rpc.path)
-    for binding in rpc.bindings:
-        assert rest(gateway, binding, {}).status_code == rpc.success_status
+def test_a_public_rpc_requires_no_token(gateway: Gateway, subtests: pytest.Subtests) -> None:
+    for rpc in PUBLIC:
+        with subtests.test(rpc.path):
+            gateway.unary(rpc.path)
+            for binding in rpc.bindings:
+                assert rest(gateway, binding, {}).status_code == rpc.success_status
 
 
-@pytest.mark.parametrize("rpc", INTERNAL, ids=path_of)
-def test_an_internal_rpc_cannot_be_reached(gateway: Gateway, rpc: MethodPolicy) -> None:
-    assert denial(gateway, rpc.path, {})[0] is grpc.StatusCode.UNAUTHENTICATED
-    unknown = (grpc.StatusCode.UNIMPLEMENTED, "ROUTE_NOT_FOUND")
-    assert denial(gateway, rpc.path, bearer()) == unknown
-    assert gateway.web(rpc.path, headers=bearer()).headers["grpc-status"] == "12"
-    answer = gateway.rest.post(rpc.path, json={}, headers=bearer())
-    assert answer.status_code == 404
-    assert answer.json()["details"][0]["reason"] == "ROUTE_NOT_FOUND"
-    assert gateway.upstream.calls == []
+def test_an_internal_rpc_cannot_be_reached(gateway: Gateway, subtests: pytest.Subtests) -> None:
+    for rpc in INTERNAL:
+        with subtests.test(rpc.path):
+            assert denial(gateway, rpc.path, {})[0] is grpc.StatusCode.UNAUTHENTICATED
+            unknown = (grpc.StatusCode.UNIMPLEMENTED, "ROUTE_NOT_FOUND")
+            assert denial(gateway, rpc.path, bearer()) == unknown
+            assert gateway.web(rpc.path, headers=bearer()).headers["grpc-status"] == "12"
+            answer = gateway.rest.post(rpc.path, json={}, headers=bearer())
+            assert answer.status_code == 404
+            assert answer.json()["details"][0]["reason"] == "ROUTE_NOT_FOUND"
+            assert gateway.upstream.calls == []
 
 
-@pytest.mark.parametrize("path", ELSEWHERE)
-def test_methods_outside_the_contract_cannot_be_reached(gateway: Gateway, path: str) -> None:
-    assert denial(gateway, path, {})[0] is grpc.StatusCode.UNAUTHENTICATED
-    assert denial(gateway, path, bearer())[0] is grpc.StatusCode.UNIMPLEMENTED
-    assert gateway.rest.get(path, headers=bearer()).status_code == 404
-    assert gateway.upstream.calls == []
+def test_methods_outside_the_contract_cannot_be_reached(
+    gateway: Gateway, subtests: pytest.Subtests
+) -> None:
+    for path in ELSEWHERE:
+        with subtests.test(path):
+            assert denial(gateway, path, {})[0] is grpc.StatusCode.UNAUTHENTICATED
+            assert denial(gateway, path, bearer())[0] is grpc.StatusCode.UNIMPLEMENTED
+            assert gateway.rest.get(path, headers=bearer()).status_code == 404
+            assert gateway.upstream.calls == []
 
 
-@pytest.mark.parametrize("rpc", [*PROTECTED, *PUBLIC], ids=path_of)
-def test_a_grpc_path_does_not_accept_rest_calls(gateway: Gateway, rpc: MethodPolicy) -> None:
-    for verb in ("GET", "POST"):
-        answer = gateway.rest.request(verb, rpc.path, headers=bearer())
-        assert answer.status_code == 404
-    assert gateway.upstream.calls == []
+def test_a_grpc_path_does_not_accept_rest_calls(
+    gateway: Gateway, subtests: pytest.Subtests
+) -> None:
+    for rpc in (*PROTECTED, *PUBLIC):
+        with subtests.test(rpc.path):
+            for verb in ("GET", "POST"):
+                answer = gateway.rest.request(verb, rpc.path, headers=bearer())
+                assert answer.status_code == 404
+            assert gateway.upstream.calls == []
 
 
 PUBLIC_PEM = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -144,16 +149,19 @@ BAD_TOKENS: dict[str, tuple[Callable[[], str], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_TOKENS)
-def test_a_bad_token_is_refused(gateway: Gateway, name: str) -> None:
-    make, reason = BAD_TOKENS[name]
-    headers = bearer(make())
-    answer = gateway.rest.get("/api/v1/bookings", headers=headers)
-    assert (answer.status_code, answer.json()["details"][0]["reason"]) == (401, reason)
-    assert answer.headers["www-authenticate"] == 'Bearer realm="boxoffice", error="invalid_token"'
-    native = denial(gateway, "/boxoffice.bookings.v1.BookingService/ListBookings", headers)
-    assert native == (grpc.StatusCode.UNAUTHENTICATED, reason)
-    assert gateway.upstream.calls == []
+def test_a_bad_token_is_refused(gateway: Gateway, subtests: pytest.Subtests) -> None:
+    for name, (make, reason) in BAD_TOKENS.items():
+        with subtests.test(name):
+            headers = bearer(make())
+            answer = gateway.rest.get("/api/v1/bookings", headers=headers)
+            assert (answer.status_code, answer.json()["details"][0]["reason"]) == (401, reason)
+            assert (
+                answer.headers["www-authenticate"]
+                == 'Bearer realm="boxoffice", error="invalid_token"'
+            )
+            native = denial(gateway, "/boxoffice.bookings.v1.BookingService/ListBookings", headers)
+            assert native == (grpc.StatusCode.UNAUTHENTICATED, reason)
+            assert gateway.upstream.calls == []
 
 
 def test_a_token_outside_of_the_header_is_ignored(gateway: Gateway) -> None:
@@ -181,16 +189,19 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_no_spelling_of_a_path_bypasses_the_rules(gateway: Gateway, path: str) -> None:
-    assert gateway.rest.get(path).status_code in {400, 401, 404}
-    grpc_headers = {"content-type": "application/grpc", "te": "trailers"}
-    refused = gateway.rest.post(path, headers=grpc_headers)
-    if "%" in path:
-        assert gateway.rest.get(path, headers=bearer()).status_code in {400, 404}
-    # INVALID_ARGUMENT or UNAUTHENTICATED.
-    assert refused.headers["grpc-status"] in {"3", "16"}
-    assert gateway.upstream.calls == []
+def test_no_spelling_of_a_path_bypasses_the_rules(
+    gateway: Gateway, subtests: pytest.Subtests
+) -> None:
+    for path in PATHS:
+        with subtests.test(path):
+            assert gateway.rest.get(path).status_code in {400, 401, 404}
+            grpc_headers = {"content-type": "application/grpc", "te": "trailers"}
+            refused = gateway.rest.post(path, headers=grpc_headers)
+            if "%" in path:
+                assert gateway.rest.get(path, headers=bearer()).status_code in {400, 404}
+            # INVALID_ARGUMENT or UNAUTHENTICATED.
+            assert refused.headers["grpc-status"] in {"3", "16"}
+            assert gateway.upstream.calls == []
 
 
 def test_tokens_of_the_harness_have_the_meshs_issuer_and_audience() -> None:

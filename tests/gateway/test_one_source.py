@@ -87,21 +87,20 @@ def test_a_changed_policy_changes_everything_at_once(checkout: Path) -> None:
     assert '"max_tokens": 7,' not in before["envoy"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "import runpy; runpy.run_module('gateway', run_name='__main__')",
-        "from mesh.rpc import server; server.run('x', None, None)",
-    ],
-    ids=["gateway", "service"],
-)
-def test_processes_do_not_start_with_stale_generated_files(checkout: Path, command: str) -> None:
+def test_processes_do_not_start_with_stale_generated_files(
+    checkout: Path, subtests: pytest.Subtests
+) -> None:
     made(checkout)
     path = checkout / "protos" / SERVICE
     path.write_text(path.read_text() + "\n// Changed.\n")
-    completed = run(checkout, command)
-    assert completed.returncode != 0
-    assert "run `make protos`" in completed.stderr
+    for command in (
+        "import runpy; runpy.run_module('gateway', run_name='__main__')",
+        "from mesh.rpc import server; server.run('x', None, None)",
+    ):
+        with subtests.test(command):
+            completed = run(checkout, command)
+            assert completed.returncode != 0
+            assert "run `make protos`" in completed.stderr
 
 
 def test_a_renamed_proto_counts_as_changed(tmp_path: Path) -> None:

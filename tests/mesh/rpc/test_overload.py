@@ -11,8 +11,8 @@ from mesh.rpc import client
 from testing.network import Network, a_service, standing_in
 
 AUTH = "boxoffice.auth.v1.AuthService"
-CALLS = 3_000
-CHANNELS = 4
+CALLS = 1_800
+CHANNELS = 2
 
 
 async def test_a_burst_of_calls_is_queued(network: Network) -> None:

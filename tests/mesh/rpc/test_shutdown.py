@@ -145,26 +145,31 @@ async def test_a_call_that_never_ends_does_not_keep_the_process_running(home: Pa
         assert await running.process.wait() == 0
 
 
-@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "sending"])
-async def test_a_stream_without_end_is_ended_at_once_with_a_reason(home: Path, waits: bool) -> None:
-    """Not after the grace, which is longer here than the test's timeout."""
+async def test_streams_without_end_are_ended_at_once_with_a_reason(home: Path) -> None:
+    """One waits, one sends. Not after the grace, which is longer than the test's timeout."""
     network = Network(home)
     async with (
         asyncio.timeout(60),
         a_process(home, grace_seconds=300) as running,
         network.plain_channel("booking_svc", "stock_svc", running.port) as channel,
     ):
-        stream = channel.unary_stream(
+        method = channel.unary_stream(
             f"/{CHANGES}/StreamChanges",
             request_serializer=stock_change_service_pb2.StreamChangesRequest.SerializeToString,
             response_deserializer=stock_change_service_pb2.StreamChangesResponse.FromString,
-        )(stock_change_service_pb2.StreamChangesRequest(from_now=waits))
-        assert await stream.read() == stock_change_service_pb2.StreamChangesResponse()
+        )
+        streams = [
+            method(stock_change_service_pb2.StreamChangesRequest(from_now=waits))
+            for waits in (True, False)
+        ]
+        for stream in streams:
+            assert await stream.read() == stock_change_service_pb2.StreamChangesResponse()
         running.process.send_signal(signal.SIGTERM)
-        error = await refusal(end_of(stream))
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert reason_of(error) == "DEPENDENCY_UNAVAILABLE"
-        assert error.details() == "the service is stopping"
+        for stream in streams:
+            error = await refusal(end_of(stream))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert reason_of(error) == "DEPENDENCY_UNAVAILABLE"
+            assert error.details() == "the service is stopping"
         assert await running.process.wait() == 0
 
 
