@@ -27,7 +27,8 @@ JWKS_CLUSTER = "jwks"
 
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _HEALTH_INTERVAL_SECONDS = 1.0
-_MAX_CONNECTIONS = 256
+# Enough for the calls of 20 replicas, _CALLS_PER_CONNECTION on each.
+_MAX_CONNECTIONS = 1024
 # Concurrent calls that one process on a slow core completes within their deadlines. Calls with
 # effects also wait for other services and have longer deadlines. The numbers leave room for bursts.
 _MAX_READS_PER_REPLICA = 64
