@@ -98,8 +98,7 @@ class Interceptor:
             raise TypeError(f"{policy.path}: only unary and server-streaming methods are served")
         return grpc.unary_stream_rpc_method_handler(self._stream(handler, policy), None, None)
 
-    # Each is one flat function: nested context managers and coroutines around a call cost as much as
-    # all other work of this module (docs/performance.md).
+    # Each is one flat function, because it runs for every call (docs/performance.md).
 
     def _unary(
         self, handler: _Handler, policy: MethodPolicy
@@ -230,7 +229,7 @@ class _Method:
 class _Call:
     """A call that is being served, as a context manager around all of its work.
 
-    At the end it counts and logs the call and keeps the refusal of a failed one for `abort`. The
+    At the end it counts and logs the call and keeps the refusal of a failed one for `abort`. That
     answer comes last: a client that has it finds the call in metrics, log and trace.
     """
 

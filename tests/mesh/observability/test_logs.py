@@ -12,18 +12,18 @@ logs.configure("stock_svc", "INFO", replica=1)
 calls, other = logging.getLogger(logs.CALLS), logging.getLogger("other")
 
 async def main():
-    calls.info("rpc", extra={"method": "/first", "user_id": uuid.UUID(int=7)})
+    calls.info("rpc", extra={"code": "OK", "method": "/first", "user_id": uuid.UUID(int=7)})
     other.info("stopping %s", "\u00fc")
-    calls.info("rpc", extra={"method": "/second"})
+    calls.info("rpc", extra={"code": "OK", "method": "/second"})
     try:
         raise ValueError("no room for mira@example.com")
     except ValueError:
         calls.exception("a call failed")
-    calls.info("rpc", extra={"method": "/third"})
+    calls.info("rpc", extra={"code": "OK", "method": "/third"})
 
 asyncio.run(main())
 other.info("stopped")
-calls.info("rpc", extra={"method": "/fourth"})
+calls.info("rpc", extra={"code": "OK", "method": "/fourth"})
 """
 
 
