@@ -4,7 +4,7 @@ Sign-up and sign-in are in sign_up.py and sign_in.py.
 """
 
 import unicodedata
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -122,8 +122,21 @@ async def get_user(connection: AsyncConnection, *, user_id: UUID, lock: bool = F
     """
     user = await _find(connection, _has_id(user_id), lock=lock)
     if user is None:
-        raise DomainError(Reason.USER_NOT_FOUND, "no such user")
+        raise no_such_user()
     return user
+
+
+def no_such_user() -> DomainError:
+    return DomainError(Reason.USER_NOT_FOUND, "no such user")
+
+
+async def find_users(
+    connection: AsyncConnection, *, user_ids: Collection[UUID]
+) -> Mapping[UUID, User]:
+    """The accounts with these ids; unknown ids are left out."""
+    ids = sa.literal(list(user_ids), postgresql.ARRAY(sa.UUID()))
+    rows = await connection.execute(_USERS.where(users.c.user_id == sa.any_(ids)))
+    return {row.user_id: to_user(row) for row in rows}
 
 
 async def lock_verified(connection: AsyncConnection, *, credentials: Credentials) -> User | None:
@@ -187,6 +200,7 @@ USER_COLUMNS = (
     users.c.access_version,
 )
 
+_USERS = sa.select(*USER_COLUMNS)
 _CREDENTIALS = sa.select(users.c.user_id, users.c.password_hash, users.c.password_change_time)
 
 

@@ -27,13 +27,12 @@ from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.reconciliation import oldest_due
 from booking_svc.bookings.servicers.bookings import BookingServicer
 from booking_svc.bookings.step_runner import Steps
-from booking_svc.catalogue import event_status, events, orphaned_stock, proto, stock_projection
+from booking_svc.catalogue import event_status, orphaned_stock, proto, stock_projection
 from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.availability_stream import AvailabilityStreams
 from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
-from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.servicers.events import EventServicer
 from booking_svc.catalogue.servicers.favourites import FavouriteServicer
 from booking_svc.catalogue.servicers.productions import ProductionServicer
@@ -184,7 +183,8 @@ def _catalogue(common: _Common) -> _Part:
     changes = StockChanges(
         stock_change_service_pb2_grpc.StockChangeServiceStub(common.channels["stock_svc"])
     )
-    availability = AvailabilityCache(stock=stock, read_event=partial(_read_event, database))
+    cache = EventCache(database, Cache(common.link))
+    availability = AvailabilityCache(stock=stock, read_event=cache.get)
     streams = AvailabilityStreams(availability=availability, encode=proto.availability_update)
     commands = EventCommands(
         database=database,
@@ -224,7 +224,7 @@ def _catalogue(common: _Common) -> _Part:
                     commands=commands,
                     availability=availability,
                     streams=streams,
-                    cache=EventCache(database, Cache(common.link)),
+                    cache=cache,
                     cancellation_progress=partial(_cancellation_progress, database),
                     clock=system_clock,
                 ),
@@ -413,11 +413,6 @@ def _alone(
 ) -> Callable[[], Awaitable[None]]:
     """A loop that runs in one process at a time."""
     return partial(forever_alone, database, name, partial(run_once, database, system_clock, *more))
-
-
-async def _read_event(database: Database, event_id: UUID) -> Event:
-    async with database.reading() as connection:
-        return await events.get(connection, event_id=event_id)
 
 
 async def _cancellation_progress(database: Database, event_id: UUID) -> Progress:

@@ -1,6 +1,7 @@
 """Health checks of services (grpc.health.v1) and of HTTP endpoints."""
 
 import ssl
+from functools import cache
 from pathlib import Path
 
 import grpc
@@ -54,5 +55,12 @@ class ServiceHealth:
 async def answers_ok(url: str, trust: ssl.SSLContext | bool = True) -> bool:
     """Whether GET returns 200. Raises httpx.HTTPError when nothing answers."""
     # A new connection each time: an open one would delay the gateway's drain.
-    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, verify=trust) as http:
+    verify = _default_trust() if trust is True else trust
+    async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, verify=verify) as http:
         return (await http.get(url)).status_code == httpx.codes.OK
+
+
+@cache
+def _default_trust() -> ssl.SSLContext:
+    """Loading the certificates takes longer than a check."""
+    return ssl.create_default_context()

@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -25,10 +26,10 @@ _REFUSED = metrics.counter(
     "batch_refused", "Requests refused because the queue was full.", "batches"
 )
 
-# grpc.aio accepts one call of a method every few turns of the event loop, so calls that arrived at
-# the same time are seen one after the other. No new request in this many turns ends the wait.
-_GATHER_TURNS = 32
-# Upper bound for the wait when the event loop is busy.
+# grpc.aio accepts a few calls in several turns of the event loop, so calls that arrived at the same
+# time are seen one after the other. No new request in this time ends the wait.
+_GATHER_PAUSE_SECONDS = 0.002
+# Upper bound for the wait.
 _GATHER_SECONDS = 0.05
 # This many requests in this time are a burst. Only in a burst a batch waits for further requests.
 _BURST_REQUESTS = 4
@@ -67,7 +68,7 @@ class Coalescer(Generic[RequestT, ResultT]):
         seconds: float,
         burst_seconds: float = _BURST_SECONDS,
         gather_seconds: float = _GATHER_SECONDS,
-        gather_turns: int = _GATHER_TURNS,
+        gather_pause_seconds: float = _GATHER_PAUSE_SECONDS,
     ) -> None:
         self._name = name
         self._send = send
@@ -78,10 +79,11 @@ class Coalescer(Generic[RequestT, ResultT]):
         self._queue: deque[_Waiting[RequestT, ResultT]] = deque()
         self._burst_seconds = burst_seconds
         self._gather_seconds = gather_seconds
-        self._gather_turns = gather_turns
+        self._gather_pause_seconds = gather_pause_seconds
         self._arrivals: deque[float] = deque(maxlen=_BURST_REQUESTS)
         self._arrived = 0
         self._is_gathering = False
+        self._is_complete = asyncio.Event()
         self._senders: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: RequestT) -> ResultT:
@@ -104,6 +106,8 @@ class Coalescer(Generic[RequestT, ResultT]):
         self._queue.append(waiting)
         self._arrivals.append(loop.time())
         self._arrived += 1
+        if self._has_all():
+            self._is_complete.set()
         self._start_sender()
         return await waiting.outcome
 
@@ -138,19 +142,25 @@ class Coalescer(Generic[RequestT, ResultT]):
             return
         self._is_gathering = True
         try:
-            while len(self._queue) < min(self._max_batch, call.running()):
-                if not await self._another_arrives(before=began + self._gather_seconds):
-                    return
+            while not self._has_all() and await self._another_arrives(
+                before=began + self._gather_seconds
+            ):
+                pass
         finally:
             self._is_gathering = False
 
+    def _has_all(self) -> bool:
+        """Whether the batch is full or every running call has submitted its request."""
+        return len(self._queue) >= min(self._max_batch, call.running())
+
     async def _another_arrives(self, *, before: float) -> bool:
+        """Waits a pause, with a timer: the event loop and the other processes have work to do."""
         arrived, loop = self._arrived, asyncio.get_running_loop()
-        for _ in range(self._gather_turns):
-            await asyncio.sleep(0)
-            if loop.time() > before or len(self._queue) >= self._max_batch:
-                return False
-        return self._arrived > arrived
+        self._is_complete.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(min(before, loop.time() + self._gather_pause_seconds)):
+                await self._is_complete.wait()
+        return self._arrived > arrived and loop.time() < before
 
     async def _send_batch(self, batch: Sequence[_Waiting[RequestT, ResultT]]) -> None:
         outcomes: Sequence[ResultT | Exception]

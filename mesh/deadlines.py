@@ -14,12 +14,16 @@ def remaining_seconds() -> float | None:
     return None if deadline is None else deadline - asyncio.get_running_loop().time()
 
 
+def set_deadline(seconds: float | None) -> None:
+    """Sets the deadline of the current task to `seconds` from now; None removes it."""
+    _deadline.set(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+
 @contextmanager
 def deadline_in(seconds: float | None) -> Iterator[None]:
     """Sets the deadline inside the block to `seconds` from now; None removes it."""
-    at = None if seconds is None else asyncio.get_running_loop().time() + seconds
     before = _deadline.get()
-    _deadline.set(at)
+    set_deadline(seconds)
     try:
         yield
     finally:

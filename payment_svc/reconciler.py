@@ -22,7 +22,7 @@ from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import LIST_SECONDS, Movement, MovementKind, Provider
 
 _CHECK_BATCH = 16
-_CHECK_IDLE_SECONDS = 1.0
+_CHECK_IDLE_SECONDS = 3.0
 _CHECK_BATCH_SECONDS = 20.0
 _COMPARE_SECONDS = 300.0
 # Longer than the pause between two comparisons: they overlap.

@@ -10,7 +10,7 @@ class Settings(MeshSettings):
         None, description="stock_svc's PostgreSQL in place of the embedded one."
     )
     stock_sweep_seconds: float = Field(
-        0.5, gt=0, le=300, description="Pause between two sweeps for lapsed holds."
+        2.0, gt=0, le=300, description="Pause between two sweeps for lapsed holds."
     )
 
     def needs(self) -> tuple[str, ...]:

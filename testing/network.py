@@ -52,7 +52,7 @@ class Network:
         interceptor = build_interceptor(settings, service)
         server = build_server(settings, service, health.aio.HealthServicer(), interceptor)
         # The process's own function, so that the tests cover its credentials.
-        port = server.add_secure_port("127.0.0.1:0", _credentials(name, self.settings()))
+        port = server.add_secure_port("127.0.0.1", 0, _credentials(name, self.settings()))
         await server.start()
         try:
             yield port
@@ -99,12 +99,12 @@ def standing_in(full_name: str, **handlers: Handler) -> Servicer:
     """Implements a service of the contract with functions; other methods return empty messages."""
     descriptor = service_descriptor(full_name)
 
-    def register(_: Any, server: grpc.aio.Server) -> None:
+    def register(_: Any, server: Any) -> None:
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             method.name: _method_handler(method, handlers.get(method.name))
             for method in descriptor.methods
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(full_name, methods),))
+        server.add_registered_method_handlers(full_name, methods)
 
     return Servicer(None, register, descriptor)
 

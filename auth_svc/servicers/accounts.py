@@ -1,5 +1,6 @@
 """AccountService: the caller's own account and sessions."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -9,7 +10,7 @@ from google.protobuf.empty_pb2 import Empty
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import profile, sessions
-from auth_svc.accounts import get_user
+from auth_svc.accounts import User, find_users, no_such_user
 from auth_svc.idempotency import IdempotentCalls, StoreAnswer
 from auth_svc.password_change import PasswordChange
 from auth_svc.proto import session_to_proto, user_to_proto
@@ -20,9 +21,16 @@ from boxoffice.auth.v1 import (
 )
 from mesh import paging
 from mesh.clock import Clock
+from mesh.coalescing import Coalescer
 from mesh.conversions import time_to_proto
 from mesh.db.database import Database
 from mesh.rpc.call import caller
+
+_MAX_BATCH = 64
+_MAX_IN_FLIGHT = 2
+_MAX_QUEUED = 1000
+# Longer than the wait for a connection and the time limit of a statement.
+_READ_SECONDS = 4.0
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,12 +50,26 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
         self._database = database
         self._clock = clock
         self._access_lifetime = access_lifetime
+        # Calls that arrive during a read share the next one. No call waits for others to arrive.
+        self._users = Coalescer(
+            "users",
+            self._read_users,
+            max_batch=_MAX_BATCH,
+            max_in_flight=_MAX_IN_FLIGHT,
+            max_queued=_MAX_QUEUED,
+            seconds=_READ_SECONDS,
+            gather_seconds=0,
+        )
 
     async def GetMe(
         self, request: auth_service_pb2.GetMeRequest, context: _Context
     ) -> user_pb2.User:
+        return user_to_proto(await self._users.submit(caller().user()))
+
+    async def _read_users(self, user_ids: Sequence[UUID]) -> Sequence[User | Exception]:
         async with self._database.reading() as connection:
-            return user_to_proto(await get_user(connection, user_id=caller().user()))
+            users = await find_users(connection, user_ids=set(user_ids))
+        return [users.get(user_id) or no_such_user() for user_id in user_ids]
 
     async def UpdateProfile(
         self, request: auth_service_pb2.UpdateProfileRequest, context: _Context

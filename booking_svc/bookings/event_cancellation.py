@@ -24,7 +24,7 @@ from mesh.money import Money
 
 BATCH = 50
 
-_INTERVAL_SECONDS = 0.5
+_INTERVAL_SECONDS = 2.0
 # A booking that was in flight when the event was cancelled may be inserted later, and an expired
 # one confirmed by a late payment. The pause until the next check grows with the age.
 _LEAST_PAUSE = timedelta(minutes=1)

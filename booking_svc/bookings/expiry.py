@@ -18,7 +18,7 @@ from booking_svc.bookings.tables import bookings as bookings_table
 from mesh.clock import Clock
 from mesh.db.database import Database
 
-INTERVAL_SECONDS = 1.0
+INTERVAL_SECONDS = 3.0
 _BATCH = 100
 
 

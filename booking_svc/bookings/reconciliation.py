@@ -26,7 +26,7 @@ from booking_svc.tables import event_cursors
 from mesh.db.jobs import JobQueue
 from mesh.errors import DomainError
 
-INTERVAL_SECONDS = 2.0
+INTERVAL_SECONDS = 5.0
 _LAST_CHECK = timedelta(days=3)
 _LONGEST_PAUSE = timedelta(hours=6)
 _BATCH = 20

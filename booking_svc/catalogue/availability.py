@@ -9,10 +9,11 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
-from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.events import Event, Status
 from booking_svc.clients.ports import Availability, PoolAvailability, Stock, StockChange
 from mesh.deadlines import deadline_in
 
@@ -46,8 +47,8 @@ class EventStock:
     seats: dict[UUID, str] | None
     read_at: float
     offers_read_at: float
-    # The last serialised answer, and the state that it shows.
-    answer: tuple[object, bytes] = (None, b"")
+    # The last answer of each kind, and the state that it shows.
+    answers: dict[str, tuple[object, bytes]] = field(default_factory=dict)
 
     @property
     def version(self) -> int:
@@ -55,8 +56,8 @@ class EventStock:
         return sum(pool.version for pool in self.pools.values())
 
     def availability(self) -> Availability:
-        pool_ids = {offer.pool_id for offer in self.event.offers}
-        pools = [pool for pool_id, pool in self.pools.items() if pool_id in pool_ids]
+        sold = self.sold_pools
+        pools = [pool for pool_id, pool in self.pools.items() if pool_id in sold]
         return Availability(
             version=self.version,
             offers=self.offers(),
@@ -75,12 +76,25 @@ class EventStock:
             for offer in self.event.offers
         }
 
-    def serialised(self, serialise: Callable[["EventStock"], bytes]) -> bytes:
-        """The result of `serialise`, computed once per state."""
-        state = (self.version, self.event.revision)
-        if self.answer[0] != state:
-            self.answer = (state, serialise(self))
-        return self.answer[1]
+    def serialised(self, kind: str, state: object, serialise: Callable[[], bytes]) -> bytes:
+        """The result of `serialise`, computed once per version and `state`, the rest that it shows."""
+        shown = (self.version, state)
+        known, answer = self.answers.get(kind, (None, b""))
+        if known != shown:
+            answer = serialise()
+            self.answers[kind] = (shown, answer)
+        return answer
+
+    def status_at(self, now: datetime) -> Status:
+        """The event's status, as clients see it."""
+        pools = self.pools
+        available = sum(pools[pool_id].available for pool_id in self.sold_pools if pool_id in pools)
+        return self.event.status_at(now, available=available)
+
+    @property
+    def sold_pools(self) -> set[UUID]:
+        """The pools that have an offer."""
+        return {offer.pool_id for offer in self.event.offers}
 
     def apply(self, change: StockChange) -> bool:
         """Applies a change. Returns False for one that is older than the cached pools."""
@@ -92,7 +106,7 @@ class EventStock:
             self.pools[pool.pool_id] = PoolAvailability(pool.capacity, pool.available, pool.version)
         if self.seats is not None:
             # A long change comes in several parts with the same version.
-            self.answer = (None, b"")
+            self.answers.clear()
             for seat_id, state in change.seats.items():
                 if state is None:
                     self.seats.pop(seat_id, None)
@@ -105,6 +119,12 @@ Listener = Callable[[StockChange | None], None]
 """Called with each change of an event, and with None when its cached stock was dropped."""
 
 
+class _Unread(list[StockChange]):
+    """The changes since the start of a read, and whether the catalogue's event changed, too."""
+
+    is_outdated = False
+
+
 class AvailabilityCache:
     def __init__(self, *, stock: Stock, read_event: ReadEvent) -> None:
         self._stock = stock
@@ -113,7 +133,7 @@ class AvailabilityCache:
         self._listeners: dict[UUID, Listener] = {}
         self._reads: dict[tuple[UUID, bool], asyncio.Task[EventStock]] = {}
         # Changes since the start of each running read, which its result may not contain.
-        self._unread_changes: dict[UUID, list[list[StockChange]]] = {}
+        self._unread_changes: dict[UUID, list[_Unread]] = {}
         self._seat_count = 0
         self.is_streaming = False
         # Grows whenever the stream starts or ends.
@@ -132,7 +152,9 @@ class AvailabilityCache:
         self._entries.move_to_end(event_id)
         if time.monotonic() - cached.offers_read_at > _OFFERS_SECONDS:
             cached.offers_read_at = time.monotonic()
-            cached.event = await self._read_event(event_id)
+            event = await self._read_event(event_id)
+            if event != cached.event:
+                cached.event = event
         return cached
 
     def set_listener(self, event_id: UUID, listener: Listener | None) -> None:
@@ -143,7 +165,14 @@ class AvailabilityCache:
             self._listeners[event_id] = listener
 
     def invalidate(self, event_id: UUID) -> None:
-        """Drops an event from the cache, after a change in the catalogue."""
+        """Drops an event from the cache, after the commit of a change in the catalogue.
+
+        Later callers do not get the result of a read that began before.
+        """
+        for changes in self._unread_changes.get(event_id, ()):
+            changes.is_outdated = True
+        for key in ((event_id, False), (event_id, True)):
+            self._reads.pop(key, None)
         cached = self._entries.pop(event_id, None)
         self._seat_count -= len(cached.seats or ()) if cached is not None else 0
         self._notify(event_id, None)
@@ -194,14 +223,15 @@ class AvailabilityCache:
         return await asyncio.shield(task)
 
     def _on_read_done(self, key: tuple[UUID, bool], done: asyncio.Task[EventStock]) -> None:
-        self._reads.pop(key, None)
+        if self._reads.get(key) is done:
+            del self._reads[key]
         # All callers may be cancelled: asyncio warns about an exception that is not retrieved.
         if not done.cancelled() and (error := done.exception()) is not None:
             _log.debug("reading the ledger failed", exc_info=error)
 
     async def _read(self, event_id: UUID, with_seats: bool) -> EventStock:
         stream_number = self._stream_number
-        changes: list[StockChange] = []
+        changes = _Unread()
         self._unread_changes.setdefault(event_id, []).append(changes)
         try:
             with deadline_in(_READ_SECONDS):
@@ -222,7 +252,8 @@ class AvailabilityCache:
         for change in changes:
             stock.apply(change)
         has_removed_pools = any(pool.removed for change in changes for pool in change.pools)
-        if stream_number == self._stream_number and not has_removed_pools:
+        is_current = stream_number == self._stream_number and not changes.is_outdated
+        if is_current and not has_removed_pools:
             self._store(event_id, stock)
         return stock
 

@@ -1,6 +1,6 @@
-"""Events cached in Redis, for GetEvent. Without Redis they come from the database.
+"""Events cached in Redis, for the processes' own caches (availability.py), which ask once a second.
 
-Bookings read the event from the database, in their own transaction.
+Without Redis they come from the database. Bookings read the event from the database.
 """
 
 from uuid import UUID

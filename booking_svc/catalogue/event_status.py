@@ -19,7 +19,7 @@ from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 
-INTERVAL_SECONDS = 0.5
+INTERVAL_SECONDS = 2.0
 _BATCH = 500
 
 # The status changes that the staff may request, by current status. After publishing (DRAFT to

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 CREATING = timedelta(seconds=60)
 """Longer than any creation can take."""
 
-IDLE_SECONDS = 1.0
+IDLE_SECONDS = 3.0
 """The pause of the loop that calls `remove_due`."""
 
 _RETRY = timedelta(seconds=30)

@@ -29,7 +29,7 @@ ATTEMPT_SECONDS = 15.0
 
 _AT_ONCE = 32
 _AT_ONCE_PER_ENDPOINT = 4
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 3.0
 _GONE = 410
 
 _ATTEMPTS = metrics.counter("webhook_attempts", "Attempts to deliver a webhook.", "outcome")

@@ -27,7 +27,8 @@ JWKS_CLUSTER = "jwks"
 
 _CONNECT_TIMEOUT_SECONDS = 1.0
 _HEALTH_INTERVAL_SECONDS = 1.0
-_MAX_CONNECTIONS = 256
+# Enough for the calls of 20 replicas, _CALLS_PER_CONNECTION on each.
+_MAX_CONNECTIONS = 1024
 # Concurrent calls that one process on a slow core completes within their deadlines. Calls with
 # effects also wait for other services and have longer deadlines. The numbers leave room for bursts.
 _MAX_READS_PER_REPLICA = 64
@@ -38,8 +39,11 @@ _MAX_LIMIT_CALLS = 1024
 _MAX_STREAMING = 20_000
 _STREAMING = "_streaming"
 _KEY_SET = "/boxoffice.auth.v1.AuthService/GetJwks"
+_STREAMS_PER_CONNECTION = 100
+# A process has several servers on its port (mesh/rpc/server.py), and each connection reaches one.
+# With few calls on each connection, concurrent calls use more of the servers.
+_CALLS_PER_CONNECTION = 4
 _HTTP2 = {
-    "max_concurrent_streams": 100,
     "initial_stream_window_size": 65_536,
     "initial_connection_window_size": 1_048_576,
     # With a shorter interval gRPC servers close the connection because of too many pings.
@@ -138,7 +142,9 @@ def _cluster(name: str, service: str, max_calls: tuple[int, ...], settings: Mesh
             "healthy_panic_threshold": {"value": 0 if service == LIMIT_SERVICE else 50}
         },
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
-        "typed_extension_protocol_options": _http2(),
+        "typed_extension_protocol_options": _http2(
+            _STREAMS_PER_CONNECTION if name.endswith(_STREAMING) else _CALLS_PER_CONNECTION
+        ),
         "transport_socket": _mutual_tls(service, settings),
         "health_checks": [_health_check()],
         "outlier_detection": {
@@ -183,12 +189,14 @@ def _endpoint(settings: MeshSettings, port: int) -> Config:
     return {"endpoint": {"address": {"socket_address": address}}}
 
 
-def _http2() -> Config:
+def _http2(max_streams: int) -> Config:
     name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     return {
         name: typed(
             name,
-            explicit_http_config={"http2_protocol_options": _HTTP2},
+            explicit_http_config={
+                "http2_protocol_options": {**_HTTP2, "max_concurrent_streams": max_streams}
+            },
             # Reconnects from time to time, so that new replicas get connections too.
             common_http_protocol_options={"max_requests_per_connection": 10_000},
         )

@@ -19,7 +19,7 @@ from mesh.tasks import forever
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
-_CHECK_SECONDS = 2.0
+_CHECK_SECONDS = 5.0
 # First half of the lock's key, so that it does not collide with other advisory locks.
 _LOCK_CLASS = 0x6C656164  # "lead"
 

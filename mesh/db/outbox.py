@@ -44,7 +44,7 @@ Bounded because other transactions wait for the locks of that transaction.
 """
 
 # Finds events whose NOTIFY was lost because the process ended between commit and NOTIFY.
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 5.0
 # A stream pauses 4 times as long as its last read took, so that readers use at most a fifth of the
 # time and, in a burst, read larger batches.
 _PAUSES_PER_BATCH = 4.0
@@ -262,10 +262,10 @@ class OutboxReader:
         url = libpq_url(self._database.url)
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             await connection.execute(f"LISTEN {_CHANNEL}")
+            # Events may have been written while nothing listened.
+            await self._wake_all()
             async for _ in connection.notifies():
-                async with self._wake:
-                    self._writes += 1
-                    self._wake.notify_all()
+                await self._wake_all()
 
     async def now(self) -> str:
         """The current position. Transactions that have not committed yet come after it."""
@@ -278,7 +278,7 @@ class OutboxReader:
     ) -> AsyncIterator[Sequence[Event]]:
         """Yields the events after a position, in batches, without end.
 
-        With `pauses` also an empty batch, about once a second, when there is nothing to read.
+        With `pauses` also an empty batch, about every 5 s, when there is nothing to read.
         Raises VALIDATION_FAILED for an invalid position.
         """
         position = _Position.parse(after_position)
@@ -320,6 +320,11 @@ class OutboxReader:
             low = (await connection.execute(sa.text(first), {"time": time})).scalar_one()
         sees_all_before = f"{low}:{low}:"
         return str(_Position(sees_all_before, sees_all_before, 0))
+
+    async def _wake_all(self) -> None:
+        async with self._wake:
+            self._writes += 1
+            self._wake.notify_all()
 
     async def _wait(self, seen: int) -> None:
         with suppress(TimeoutError):

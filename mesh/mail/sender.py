@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _MAILS = metrics.counter("mails", "Attempts to send a mail, by outcome.", "verdict")
 
 _BATCH = 20
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 3.0
 # While no server is reachable: short, so that mails are sent soon after it is back.
 _PAUSES = Backoff(first_seconds=1, max_seconds=60)
 # A cause that is repeated after this time is mailed again.

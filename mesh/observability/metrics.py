@@ -5,6 +5,7 @@ Label values come from small, fixed sets: never an id, a name, an address or a c
 """
 
 import math
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -157,9 +158,8 @@ class Listener:
 
         self._server = _Server((host, port), _Connection)
         self._server.set_app(serve)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, name="metrics", daemon=True
-        )
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
 
     @property
     def port(self) -> int:
@@ -171,9 +171,16 @@ class Listener:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._is_closing = True
+        # Ends the thread's wait for a connection.
+        self._server.socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
+        self._server.server_close()
+
+    def _serve(self) -> None:
+        # Not serve_forever(), which wakes up every half second.
+        while not self._is_closing:
+            self._server.handle_request()
 
 
 class _Server(ThreadingMixIn, WSGIServer):

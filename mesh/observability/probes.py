@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from mesh.observability import metrics
 
-_BEAT_SECONDS = 0.5
+_BEAT_SECONDS = 2.0
 # Longer than any pause of the event loop on a busy machine.
 _STUCK_SECONDS = 15.0
 

@@ -81,15 +81,20 @@ def running() -> int:
     return _running
 
 
+def count(change: int) -> None:
+    """Adds to the number of running calls."""
+    global _running  # noqa: PLW0603 - one count per process
+    _running += change
+
+
 @contextmanager
 def counted() -> Iterator[None]:
     """Counts the block as a running call."""
-    global _running  # noqa: PLW0603 - one count per process
-    _running += 1
+    count(1)
     try:
         yield
     finally:
-        _running -= 1
+        count(-1)
 
 
 def identify(authenticated: Caller) -> None:

@@ -1,4 +1,4 @@
-"""Wraps every served call, in this order:
+"""The work around every served call, in this order:
 
 request id and log line → errors → authentication and policy → validation → deadline → servicer.
 """
@@ -6,19 +6,20 @@ request id and log line → errors → authentication and policy → validation 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import grpc
 import sqlalchemy.exc
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
-from mesh.deadlines import deadline_in
+from mesh.deadlines import set_deadline
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
-from mesh.observability import metrics, redaction, request_context, tracing
+from mesh.observability import logs, metrics, redaction, request_context, tracing
 from mesh.rpc import call, field_names, identity
 from mesh.rpc.errors import (
     CODES,
@@ -32,7 +33,7 @@ from mesh.rpc.policy import MAX_IDEMPOTENCY_KEY_LENGTH, Idempotency, MethodPolic
 from mesh.rpc.revocations import Revocations
 from mesh.rpc.validation import refuse_unstorable, validate
 
-_log = logging.getLogger("mesh.rpc")
+_log = logging.getLogger(logs.CALLS)
 
 _SERVED = metrics.histogram(
     "rpc_server_seconds", "Duration of served calls.", "rpc", "caller", "code"
@@ -43,6 +44,8 @@ _REFUSED = metrics.counter("rpc_server_refusals", "Refused calls, by reason.", "
 
 _IDEMPOTENCY_HEADERS = ("idempotency-key", "x-idempotency-key")
 
+_metadata: ContextVar[Iterable[tuple[str, str | bytes]] | None] = ContextVar("metadata")
+
 _Context = grpc.aio.ServicerContext[Any, Any]
 if TYPE_CHECKING:
     # Generic only in its type stubs.
@@ -51,10 +54,11 @@ else:
     _Handler = grpc.RpcMethodHandler
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps the methods of `policies`; other methods (health, reflection) are not wrapped.
+class Interceptor:
+    """Wraps the methods of `policies`, once, when they are registered.
 
-    `build_interceptor` in mesh/rpc/server.py ensures that all methods of the contract have one.
+    Other methods (health, reflection) are not wrapped. `build_interceptor` in mesh/rpc/server.py
+    ensures that all methods of the contract have a policy.
     """
 
     def __init__(
@@ -66,9 +70,16 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._policies = policies
         self._jwks = jwks
         self._revocations = revocations
-        self._handlers: dict[str, _Handler | None] = {}
         self._is_ending = False
         self._waiting_streams: set[asyncio.Task[Any]] = set()
+
+    def wrap(self, handlers: Mapping[str, _Handler]) -> grpc.GenericRpcHandler:
+        """The methods, by gRPC path, as one handler for `add_generic_rpc_handlers`."""
+        wrapped = {}
+        for path, handler in handlers.items():
+            policy = self._policies.get(path)
+            wrapped[path] = handler if policy is None else self._wrap(handler, policy)
+        return _Methods(wrapped)
 
     def end_streams(self) -> None:
         """Ends all streams at shutdown; clients resume them at another replica.
@@ -79,42 +90,61 @@ class Interceptor(grpc.aio.ServerInterceptor):
         for task in self._waiting_streams:
             task.cancel()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
-        method = handler_call_details.method
-        handler = self._handlers.get(method)
-        if handler is None:
-            handler = await continuation(handler_call_details)
-            policy = self._policies.get(method)
-            if handler is None or policy is None:
-                return handler
-            handler = self._handlers[method] = self._wrap(handler, policy)
-        return handler
-
     def _wrap(self, handler: _Handler, policy: MethodPolicy) -> _Handler:
         if handler.unary_unary is not None:
-            unary: Any = handler.unary_unary
-
-            async def serve(sent: bytes, context: _Context) -> Any:
-                with call.counted():
-                    async with self._around(handler, sent, context, policy) as request:
-                        return await unary(request, context)
-
             # No deserializer: for malformed bytes the runtime would answer INTERNAL.
-            return grpc.unary_unary_rpc_method_handler(serve, None, _serializer(handler))
-        stream: Any = handler.unary_stream
-        if stream is None:
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler, policy), None, None)
+        if handler.unary_stream is None:
             raise TypeError(f"{policy.path}: only unary and server-streaming methods are served")
+        return grpc.unary_stream_rpc_method_handler(self._stream(handler, policy), None, None)
 
-        async def serve_stream(sent: bytes, context: _Context) -> AsyncIterator[Any]:
-            async with self._around(handler, sent, context, policy) as request:
-                async for response in self._until_ending(stream(request, context)):
-                    yield response
+    # Each is one flat function, because it runs for every call (docs/performance.md).
 
-        return grpc.unary_stream_rpc_method_handler(serve_stream, None, _serializer(handler))
+    def _unary(
+        self, handler: _Handler, policy: MethodPolicy
+    ) -> Callable[[bytes, _Context], Awaitable[bytes]]:
+        respond: Any = handler.unary_unary
+        serialize: Any = handler.response_serializer
+        method = _Method(policy)
+        allowed = policy.deadline_seconds
+
+        async def serve(sent: bytes, context: _Context) -> bytes:
+            with _Call(method, context) as served:
+                await self._authorise(context, served)
+                request = _read(handler, sent)
+                seconds = context.time_remaining()
+                if seconds is None or (allowed is not None and allowed < seconds):
+                    seconds = allowed
+                set_deadline(seconds)
+                async with asyncio.timeout(seconds):
+                    answer = await respond(request, context)
+                # An answer for many clients is already serialised.
+                return answer if isinstance(answer, bytes) else serialize(answer)
+            return await served.abort()
+
+        return serve
+
+    def _stream(
+        self, handler: _Handler, policy: MethodPolicy
+    ) -> Callable[[bytes, _Context], AsyncIterator[bytes]]:
+        respond: Any = handler.unary_stream
+        serialize: Any = handler.response_serializer
+        method = _Method(policy)
+
+        async def serve(sent: bytes, context: _Context) -> AsyncIterator[bytes]:
+            with _Call(method, context) as served:
+                await self._authorise(context, served)
+                request = _read(handler, sent)
+                # Bounded only by the client's deadline.
+                seconds = context.time_remaining()
+                set_deadline(seconds)
+                async with asyncio.timeout(seconds):
+                    async for answer in self._until_ending(respond(request, context)):
+                        yield answer if isinstance(answer, bytes) else serialize(answer)
+                return
+            await served.abort()
+
+        return serve
 
     async def _until_ending(self, responses: AsyncIterator[Any]) -> AsyncIterator[Any]:
         task = asyncio.current_task()
@@ -133,54 +163,32 @@ class Interceptor(grpc.aio.ServerInterceptor):
             yield response
         raise _stopping()
 
-    @asynccontextmanager
-    async def _around(
-        self, handler: _Handler, sent: bytes, context: _Context, policy: MethodPolicy
-    ) -> AsyncIterator[Message]:
-        started = time.perf_counter()
-        metadata = _text_metadata(context)
-        call.begin(request_id=_request_id(metadata), idempotency_key=_idempotency_key(metadata))
-        line: dict[str, Any] = {"method": policy.path, "code": "OK"}
-        running = _RUNNING.labels(policy.name)
-        running.inc()
-        attributes = {"request_id": request_context.request_id(), "rpc.method": policy.path}
-        # The span of a stream that does not end would grow without bound.
-        is_traced = not policy.server_streaming
-        # The answer last: who has heard it finds the call in log, metrics and trace.
-        async with _answered(context, policy, metadata, line):
-            with tracing.serving(policy.name, metadata, attributes, when=is_traced) as span:
-                try:
-                    with _errors(context, policy, line):
-                        await self._authorise(context, policy, metadata, line)
-                        request = _read(handler, sent)
-                        async with _deadline(context, policy):
-                            yield request
-                finally:
-                    seconds = time.perf_counter() - started
-                    running.dec()
-                    _count(policy, line, seconds)
-                    tracing.ended(span, line["code"])
-                    line["duration_ms"] = round(seconds * 1000, 2)
-                    _log.info("rpc", extra=line)
-
-    async def _authorise(
-        self,
-        context: _Context,
-        policy: MethodPolicy,
-        metadata: Mapping[str, str],
-        line: dict[str, Any],
-    ) -> None:
+    async def _authorise(self, context: _Context, served: "_Call") -> None:
         """Authenticates the caller. Raises a DomainError unless the policy allows the call."""
-        process = identity.process_of(context.auth_context())
-        line["caller"] = process
-        caller = await identity.identify(process, metadata, self._jwks)
+        process = identity.process_of(
+            context.peer_identity_key(), tuple(context.peer_identities() or ())
+        )
+        served.line["caller"] = process
+        caller = await identity.identify(process, served.metadata, self._jwks)
         if caller.user_id is not None:
-            line["user_id"] = str(caller.user_id)
+            served.line["user_id"] = str(caller.user_id)
         call.identify(caller)
         if self._revocations is not None:
             self._revocations.check(caller)
-        identity.authorise(caller, policy)
-        _require_idempotency_key(policy)
+        identity.authorise(caller, served.method.policy)
+        _require_idempotency_key(served.method.policy)
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Methods by gRPC path. Keeps the metadata, which the runtime converts anew for each reader."""
+
+    def __init__(self, handlers: Mapping[str, _Handler]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler | None:
+        # In the task that then serves the call.
+        _metadata.set(handler_call_details.invocation_metadata)
+        return self._handlers.get(handler_call_details.method)
 
 
 def _read(handler: _Handler, sent: bytes) -> Message:
@@ -199,44 +207,116 @@ def _read(handler: _Handler, sent: bytes) -> Message:
     return request
 
 
-def _count(policy: MethodPolicy, line: dict[str, Any], seconds: float) -> None:
-    labels = (policy.name, line.get("caller", "unknown"), line["code"])
-    if policy.server_streaming:
-        # The duration of a stream is the client's choice and no measure of latency.
-        _STREAMED.labels(*labels).inc()
-    else:
-        _SERVED.labels(*labels).observe(seconds)
-    if "reason" in line:
-        _REFUSED.labels(policy.name, line["reason"]).inc()
+class _Method:
+    """A method with its metrics. The values of `labels()` are kept: looking them up is slow."""
+
+    def __init__(self, policy: MethodPolicy) -> None:
+        self.policy = policy
+        self.running = _RUNNING.labels(policy.name)
+        self._served: dict[tuple[str, str], metrics.Histogram] = {}
+
+    def count(self, caller: str, code: str, seconds: float) -> None:
+        if self.policy.server_streaming:
+            # The duration of a stream is the client's choice and no measure of latency.
+            _STREAMED.labels(self.policy.name, caller, code).inc()
+            return
+        served = self._served.get((caller, code))
+        if served is None:
+            served = self._served[caller, code] = _SERVED.labels(self.policy.name, caller, code)
+        served.observe(seconds)
 
 
-def _serializer(handler: _Handler) -> Callable[[Any], bytes]:
-    """The handler's serializer; passes through responses that are already serialised, which
-    streams with many clients use."""
-    serialize: Any = handler.response_serializer
-    return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
+class _Call:
+    """A call that is being served, as a context manager around all of its work.
 
+    At the end it counts and logs the call and keeps the refusal of a failed one for `abort`. That
+    answer comes last: a client that has it finds the call in metrics, log and trace.
+    """
 
-@contextmanager
-def _errors(context: _Context, policy: MethodPolicy, line: dict[str, Any]) -> Iterator[None]:
-    """Converts every error to the DomainError for the client and adds it to the log line."""
-    try:
-        try:
-            yield
-        except asyncio.CancelledError:
-            line["code"] = "CANCELLED"
-            if context.cancelled():
-                raise
-            # Cancelled by this server's shutdown: the client still needs a status.
-            raise _stopping() from None
-        except TimeoutError:
-            raise DomainError(Reason.DEADLINE_EXCEEDED, "the call's time ran out") from None
-        except Exception as error:  # noqa: BLE001 - the outermost handler of a call
-            raise _logged_refusal(error, policy, line) from None
-    except DomainError as refusal:
-        line["reason"] = refusal.reason
-        line["code"] = CODES[refusal.reason].name
-        raise
+    __slots__ = (
+        "_context",
+        "_refusal",
+        "_span",
+        "_started",
+        "_tracing",
+        "line",
+        "metadata",
+        "method",
+    )
+
+    def __init__(self, method: _Method, context: _Context) -> None:
+        self._started = time.perf_counter()
+        self._context = context
+        self._refusal: DomainError | None = None
+        self.method = method
+        self.line: dict[str, Any] = {"method": method.policy.path, "code": "OK"}
+        pairs = _metadata.get() or ()
+        self.metadata = {key: value for key, value in pairs if isinstance(value, str)}
+
+    def __enter__(self) -> Self:
+        policy, metadata = self.method.policy, self.metadata
+        call.begin(request_id=_request_id(metadata), idempotency_key=_idempotency_key(metadata))
+        self.method.running.inc()
+        if not policy.server_streaming:
+            call.count(1)
+        attributes = {"request_id": request_context.request_id(), "rpc.method": policy.path}
+        # The span of a stream that does not end would grow without bound.
+        is_traced = not policy.server_streaming
+        self._tracing = tracing.serving(policy.name, metadata, attributes, when=is_traced)
+        self._span = self._tracing.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        """Suppresses what `abort` answers: all except a cancellation by the client."""
+        if isinstance(error, asyncio.CancelledError):
+            self.line["code"] = "CANCELLED"
+            if not self._context.cancelled():
+                # Cancelled by this server's shutdown: the client still needs a status.
+                self._refuse(_stopping())
+        elif isinstance(error, Exception):
+            self._refuse(_logged_refusal(error, self.method.policy, self.line))
+        self._count()
+        tracing.ended(self._span, self.line["code"])
+        _log.info("rpc", extra=self.line)
+        self._tracing.__exit__(None, None, None)
+        return self._refusal is not None
+
+    def _refuse(self, refusal: DomainError) -> None:
+        self._refusal = refusal
+        self.line["reason"] = refusal.reason
+        self.line["code"] = CODES[refusal.reason].name
+
+    def _count(self) -> None:
+        seconds = time.perf_counter() - self._started
+        line, method = self.line, self.method
+        line["duration_ms"] = round(seconds * 1000, 2)
+        method.running.dec()
+        if not method.policy.server_streaming:
+            call.count(-1)
+        method.count(line.get("caller", "unknown"), line["code"], seconds)
+        if self._refusal is not None:
+            _REFUSED.labels(method.policy.name, self._refusal.reason).inc()
+
+    async def abort(self) -> NoReturn:
+        """Answers the refusal with its status; names fields as the gateway's client writes them.
+
+        Services get the names of the contract: the one that answers the gateway writes the others.
+        """
+        refusal = self._refusal
+        if refusal is None:
+            raise RuntimeError("the call was not refused")
+        if self.line.get("caller") == identity.GATEWAY:
+            is_rest = field_names.REST_HEADER in self.metadata
+            refusal = field_names.for_client(
+                refusal, self.method.policy.body_field, is_rest=is_rest
+            )
+        await self._context.abort_with_status(_answer(refusal))
+        raise AssertionError("abort_with_status raises")
 
 
 def _logged_refusal(error: Exception, policy: MethodPolicy, line: dict[str, Any]) -> DomainError:
@@ -274,26 +354,11 @@ def _refusal(error: Exception) -> DomainError:
         known_database = from_database(error)
         if known_database is not None:
             return known_database
+    if isinstance(error, TimeoutError):
+        return DomainError(Reason.DEADLINE_EXCEEDED, "the call's time ran out")
     if isinstance(error, DomainError):
         return error
     return DomainError(Reason.INTERNAL, "internal error")
-
-
-@asynccontextmanager
-async def _answered(
-    context: _Context, policy: MethodPolicy, metadata: Mapping[str, str], line: dict[str, Any]
-) -> AsyncIterator[None]:
-    """Answers a refusal with its status; names fields as the gateway's client writes them.
-
-    Services get the names of the contract: the one that answers the gateway writes the others.
-    """
-    try:
-        yield
-    except DomainError as refusal:
-        if line.get("caller") == identity.GATEWAY:
-            is_rest = field_names.REST_HEADER in metadata
-            refusal = field_names.for_client(refusal, policy.body_field, is_rest=is_rest)
-        await context.abort_with_status(_answer(refusal))
 
 
 def _answer(refusal: DomainError) -> grpc.Status:
@@ -310,31 +375,6 @@ def _answer(refusal: DomainError) -> grpc.Status:
 _CHALLENGE = 'Bearer realm="boxoffice"'
 _CHALLENGE_TOKEN = f'{_CHALLENGE}, error="invalid_token"'
 _NOT_ABOUT_TOKENS = frozenset({Reason.INVALID_CREDENTIALS, Reason.WEBHOOK_SIGNATURE_INVALID})
-
-
-@asynccontextmanager
-async def _deadline(context: _Context, policy: MethodPolicy) -> AsyncIterator[None]:
-    """Bounds the call by its policy's deadline or the client's, whichever is first.
-
-    A stream is bounded only by the client's.
-    """
-    client = context.time_remaining()
-    if policy.server_streaming:
-        seconds = client
-    else:
-        allowed = policy.deadline_seconds
-        seconds = (
-            client if allowed is None or (client is not None and client < allowed) else allowed
-        )
-    with deadline_in(seconds):
-        async with asyncio.timeout(seconds):
-            yield
-
-
-def _text_metadata(context: _Context) -> dict[str, str]:
-    return {
-        key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
-    }
 
 
 def _request_id(metadata: Mapping[str, str]) -> str:

@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
+import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,12 +36,14 @@ _SettingsT = TypeVar("_SettingsT", bound=MeshSettings)
 DATABASE = "database"
 """The name under which grpc.health.v1 reports whether the service reaches its database."""
 
-_HEALTH_INTERVAL_SECONDS = 1.0
+_HEALTH_INTERVAL_SECONDS = 3.0
+# After a failed check: three make the process not ready, two good ones make it ready again.
+_FAILED_HEALTH_INTERVAL_SECONDS = 1.0
 _HEALTH_TIMEOUT_SECONDS = 1.0
 
 _OPTIONS: list[tuple[str, Any]] = [
-    # Off, so that a second process on the same port fails instead of sharing it silently.
-    ("grpc.so_reuseport", 0),
+    # For the servers of one process. `Servers` refuses a port that another process has.
+    ("grpc.so_reuseport", 1),
     ("grpc.max_concurrent_streams", 1024),
     # Thousands of watching clients reconnect at once when a process restarts. Beyond the default
     # of 1,000 pending calls, the runtime cancels calls at random.
@@ -55,12 +59,20 @@ _OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
+# The defaults collect once per 5 calls: a call leaves some hundred objects until it ends.
+_GC_THRESHOLDS = (10_000, 20, 20)
+
+# A grpc.aio server accepts one call every few turns of the event loop. With several of them a process
+# accepts as many side by side; the kernel divides the connections among them.
+_SERVERS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Servicer:
     """A servicer with the generated function that registers it and its service's descriptor."""
 
     implementation: Any
-    register: Callable[[Any, grpc.aio.Server], None]
+    register: Callable[[Any, Any], None]
     descriptor: ServiceDescriptor
     development_only: bool = False
 
@@ -129,7 +141,7 @@ async def _serve(
         interceptor = build_interceptor(settings, service)
         server = build_server(settings, service, healthy, interceptor)
         port = settings.port(name, replica)
-        server.add_secure_port(f"{settings.host}:{port}", _credentials(name, settings))
+        _listen(server, settings.host, port, _credentials(name, settings))
         probes = _probes(settings, settings.metrics_port(name, replica), heartbeat, readiness)
         await server.start()
         watching = [
@@ -140,6 +152,10 @@ async def _serve(
         if service.revocations is not None:
             follow = service.revocations.follow
             loops.append(asyncio.create_task(tasks.forever("revocations", follow)))
+        # What exists now lives as long as the process: the garbage collector need not visit it.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         with probes:
             _log.info("serving", extra={"port": port, "environment": settings.environment})
             await stopping.wait()
@@ -190,19 +206,79 @@ def build_server(
     service: Service,
     healthy: health.aio.HealthServicer,
     interceptor: Interceptor,
-) -> grpc.aio.Server:
-    """A server with all servicers, health and, in development, reflection; not yet listening."""
+) -> "Servers":
+    """Servers with all servicers, health and, in development, reflection; not yet listening."""
     servicers = _servicers(settings, service)
-    server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
+    # A stand-in for a server, which the type stubs do not know.
+    registered: Any = _Registered()
     for servicer in servicers:
-        servicer.register(servicer.implementation, server)
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        servicer.register(servicer.implementation, registered)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, registered)
     if settings.is_development:
         names = [servicer.descriptor.full_name for servicer in servicers]
         reflection.enable_server_reflection(
-            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], registered
         )
-    return server
+    return Servers(interceptor.wrap(registered.methods))
+
+
+class Servers:
+    """Several grpc.aio servers of one process, with the same methods on the same port."""
+
+    def __init__(self, methods: grpc.GenericRpcHandler) -> None:
+        self._servers = [grpc.aio.server(options=_OPTIONS) for _ in range(_SERVERS)]
+        for server in self._servers:
+            server.add_generic_rpc_handlers((methods,))
+
+    def add_secure_port(self, host: str, port: int, credentials: grpc.ServerCredentials) -> int:
+        """Listens on a port, or on a free one for 0. Returns the port.
+
+        Raises OSError for a port that another process has: `so_reuseport` would share it.
+        """
+        if port:
+            _require_free(host, port)
+        for server in self._servers:
+            port = server.add_secure_port(f"{host}:{port}", credentials)
+        return port
+
+    async def start(self) -> None:
+        for server in self._servers:
+            await server.start()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Refuses new calls and waits up to `grace_seconds` for those that are being served."""
+        await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raises OSError for a port on which a process listens."""
+    [address, *_] = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    with socket.socket(address[0]) as attempt:
+        # Connections that have ended do not count.
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        attempt.bind(address[4])
+
+
+def _listen(server: Servers, host: str, port: int, credentials: grpc.ServerCredentials) -> None:
+    try:
+        server.add_secure_port(host, port, credentials)
+    except OSError as error:
+        raise SystemExit(
+            f"cannot listen on port {port} ({error.strerror}); change BOXOFFICE_PORT_BASE"
+        ) from None
+
+
+class _Registered:
+    """Collects the methods that generated functions register with a server, by gRPC path."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Does nothing: the same methods follow."""
+
+    def add_registered_method_handlers(self, service: str, methods: Mapping[str, Any]) -> None:
+        self.methods.update({f"/{service}/{name}": method for name, method in methods.items()})
 
 
 def _servicers(settings: MeshSettings, service: Service) -> list[Servicer]:
@@ -229,7 +305,7 @@ async def _run(loop: Callable[[], Awaitable[None]]) -> None:
 async def _watch_database(
     service: Service, healthy: health.aio.HealthServicer, readiness: Readiness
 ) -> None:
-    """Updates readiness and the health service every second."""
+    """Updates readiness and the health service every 3 s, and every second after a failure."""
     states = health_pb2.HealthCheckResponse
     while True:
         try:
@@ -242,7 +318,10 @@ async def _watch_database(
         await healthy.set(DATABASE, states.SERVING if good else states.NOT_SERVING)
         ready = readiness.record(good=good)
         await healthy.set("", states.SERVING if ready else states.NOT_SERVING)
-        await asyncio.sleep(_HEALTH_INTERVAL_SECONDS)
+        is_steady = good and ready
+        await asyncio.sleep(
+            _HEALTH_INTERVAL_SECONDS if is_steady else _FAILED_HEALTH_INTERVAL_SECONDS
+        )
 
 
 async def _end(running: list[asyncio.Task[None]]) -> None:

@@ -14,7 +14,6 @@ WIRE = ("grpc", "grpc_status", "grpc_health", "grpc_reflection", "boxoffice", "g
 # Where any error at all may be caught, and why. One each.
 CATCH_ALL = {
     "mesh.coalescing": "whatever a batch ends with, its callers must get it",
-    "mesh.rpc.interceptor": "the outermost interceptor: every bug becomes INTERNAL",
     "mesh.rpc.server": "whatever it is, the database is not usable",
     "mesh.tasks": "the top of every background loop",
     "booking_svc.bookings.step_runner": "the top of one saga step: it is retried later",

@@ -1,5 +1,6 @@
 """auth_svc through its own server, with mutual TLS and the contract's rules."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -61,6 +62,27 @@ async def test_sign_up_sign_in_and_reading_the_own_account(channel: grpc.aio.Cha
     )
     metadata = [("authorization", f"Bearer {answer.access_token}")]
     assert await account.GetMe(auth_service_pb2.GetMeRequest(), metadata=metadata) == user
+
+
+async def test_concurrent_callers_read_their_own_accounts(channel: grpc.aio.Channel) -> None:
+    auth, account = AuthServiceStub(channel), AccountServiceStub(channel)
+    tokens = {}
+    for name in ("ada", "bea", "cid"):
+        address = f"{name}@example.com"
+        await auth.Register(
+            auth_service_pb2.RegisterRequest(
+                email=address, password=GOOD_PASSWORD, full_name=name.title()
+            )
+        )
+        login = auth_service_pb2.LoginRequest(email=address, password=GOOD_PASSWORD)
+        tokens[address] = (await auth.Login(login)).access_token
+
+    async def read(address: str) -> bool:
+        metadata = [("authorization", f"Bearer {tokens[address]}")]
+        user = await account.GetMe(auth_service_pb2.GetMeRequest(), metadata=metadata)
+        return bool(user.email == address)
+
+    assert all(await asyncio.gather(*(read(address) for address in [*tokens] * 20)))
 
 
 async def test_the_published_keys_verify_a_token(channel: grpc.aio.Channel) -> None:

@@ -187,7 +187,7 @@ def test_logs_contain_no_password_address_or_token(api: Api, watched: RunningMes
     )
     assert refused.status_code == 401
     text = "".join(log.read_text(errors="replace") for log in (watched.home / "logs").glob("*.log"))
-    assert "RegisterRequest" in text or '"email": "\\u2026"' in text
+    assert '"email":"…"' in text
     for secret in (PASSWORD, "canary-7@example.com", "canary-password-7", str(customer.token)):
         assert secret not in text
 

@@ -13,8 +13,7 @@ from mesh.observability import request_context
 from mesh.rpc import call
 
 FOREVER = 10**9
-"""More turns of the event loop, or seconds, than a test can take: a batch that gathers would never
-be sent."""
+"""More seconds than a test can take: a batch that gathers would never be sent."""
 
 
 class Sent:
@@ -44,13 +43,13 @@ class Sent:
 
 def coalescer(
     sent: Sent, *, max_batch: int = 4, max_in_flight: int = 1, max_queued: int = 100,
-    seconds: float = 5, gather_seconds: float = FOREVER, gather_turns: int = FOREVER,
+    seconds: float = 5, gather_seconds: float = FOREVER, gather_pause_seconds: float = FOREVER,
 ) -> Coalescer[int, str]:  # fmt: skip
     return Coalescer(
         "test", sent, max_batch=max_batch, max_in_flight=max_in_flight,
         max_queued=max_queued, seconds=seconds,
         # On a slow machine requests must still count as one burst.
-        burst_seconds=FOREVER, gather_seconds=gather_seconds, gather_turns=gather_turns,
+        burst_seconds=FOREVER, gather_seconds=gather_seconds, gather_pause_seconds=gather_pause_seconds,
     )  # fmt: skip
 
 
@@ -107,7 +106,7 @@ async def test_in_a_burst_a_batch_waits_for_requests_that_arrive_one_by_one() ->
 
 async def test_in_a_burst_a_batch_is_sent_when_no_more_requests_arrive() -> None:
     sent = Sent(open_at_once=True)
-    together = coalescer(sent, max_batch=100, gather_turns=3)
+    together = coalescer(sent, max_batch=100, gather_pause_seconds=0.001)
     await a_burst(together)
     async with asyncio.timeout(60):
         with call.counted(), call.counted():

@@ -60,14 +60,6 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         )
         return event_pb2.Event.FromString(answer)
 
-    async def GetEvent(
-        self, request: event_service_pb2.GetEventRequest, context: Any
-    ) -> event_pb2.Event:
-        event_id = UUID(request.event_id)
-        event = await self._cache.get(event_id)
-        stock = await self._availability.availability(event_id=event_id, with_seats=False)
-        return proto.event(event, stock, self._clock())
-
     async def ListEvents(
         self, request: event_service_pb2.ListEventsRequest, context: Any
     ) -> event_service_pb2.ListEventsResponse:
@@ -99,7 +91,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
             ),
             seconds=_WRITE_SECONDS,
         )
-        await self._cache.forget(event.event_id)
+        await self._forget(event.event_id)
         return proto.event(event, stock, self._clock())
 
     async def DeleteEvent(
@@ -107,7 +99,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     ) -> event_service_pb2.DeleteEventResponse:
         event_id = UUID(request.event_id)
         await self._commands.delete(event_id=event_id)
-        await self._cache.forget(event_id)
+        await self._forget(event_id)
         return event_service_pb2.DeleteEventResponse()
 
     async def GetEventCancellation(
@@ -124,16 +116,27 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
             to=proto.to_status(request.status),
             reason=request.reason,
         )
-        await self._cache.forget(event.event_id)
+        await self._forget(event.event_id)
         return proto.event(event, stock, self._clock())
 
-    # These two return bytes: an answer for many clients is serialised once (mesh/rpc/interceptor.py).
+    # These return bytes: an answer for many clients is serialised once (mesh/rpc/interceptor.py).
+
+    async def GetEvent(self, request: event_service_pb2.GetEventRequest, context: Any) -> Any:
+        stock = await self._availability.stock(event_id=UUID(request.event_id), with_seats=False)
+        now = self._clock()
+        return stock.serialised(
+            "event",
+            (stock.event, stock.status_at(now)),
+            lambda: proto.event(stock.event, stock.availability(), now).SerializeToString(),
+        )
 
     async def GetAvailability(
         self, request: event_service_pb2.GetAvailabilityRequest, context: Any
     ) -> Any:
         stock = await self._availability.stock(event_id=UUID(request.event_id), with_seats=True)
-        return stock.serialised(proto.availability)
+        return stock.serialised(
+            "availability", stock.event.revision, lambda: proto.availability(stock)
+        )
 
     async def WatchAvailability(
         self, request: event_service_pb2.WatchAvailabilityRequest, context: Any
@@ -143,6 +146,12 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         async with aclosing(updates):
             async for update in updates:
                 yield update
+
+    async def _forget(self, event_id: UUID) -> None:
+        """Makes later reads return a committed change."""
+        await self._cache.forget(event_id)
+        # After Redis, from which it is read again.
+        self._availability.invalidate(event_id)
 
     def _encode(self, event: Event, stock: Availability) -> bytes:
         return proto.event(event, stock, self._clock()).SerializeToString()

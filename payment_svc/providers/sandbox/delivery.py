@@ -19,7 +19,7 @@ from payment_svc.providers.sandbox.outgoing import OutgoingWebhook
 TIMEOUT_SECONDS = 8.0
 
 _BATCH = 16
-_IDLE_SECONDS = 0.25
+_IDLE_SECONDS = 1.0
 
 # LATE is after the end of the payment's window.
 _PAUSES = {

@@ -6,12 +6,14 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import event_listing, events, stock_projection
 from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.event_listing import Filters, ListedEvent, Totals
 from booking_svc.catalogue.events import Event, Status
+from booking_svc.catalogue.tables import events as events_table
 from booking_svc.clients.ports import PoolChange, StockChange
 from mesh.db.outbox import OutboxReader
 from mesh.errors import DomainError, Reason
@@ -99,6 +101,37 @@ async def test_a_change_during_the_first_read_is_not_lost(
             await asyncio.sleep(0.005)
     gate.set()
     assert (await read).available == 6
+
+
+async def test_a_read_that_began_before_a_change_of_the_event_is_not_kept(
+    harness: BookingHarness, feed: Feed
+) -> None:
+    event = await harness.an_event()
+    gate, reached = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        reached.set()
+        await gate.wait()
+
+    async def name() -> str:
+        stock = await feed.availability.stock(event_id=event.event_id, with_seats=False)
+        return stock.event.name
+
+    feed.stock.gate = wait
+    early = asyncio.create_task(name())
+    await reached.wait()
+    feed.stock.gate = None
+    async with harness.database.transaction() as connection:
+        await connection.execute(
+            sa.update(events_table)
+            .where(events_table.c.event_id == event.event_id)
+            .values(name="Another Name")
+        )
+    feed.availability.invalidate(event.event_id)
+    assert await name() == "Another Name"
+    gate.set()
+    assert await early == event.name
+    assert await name() == "Another Name"
 
 
 class ManualStream:

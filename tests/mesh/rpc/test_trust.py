@@ -152,9 +152,15 @@ async def test_a_client_refuses_a_server_of_another_name(network: Network, key: 
 
 
 def test_a_certificate_without_a_spiffe_name_of_the_mesh_is_refused() -> None:
-    for names in ([], [b"localhost", b"127.0.0.1"], [b"spiffe://elsewhere/booking_svc"]):
+    names = "x509_subject_alternative_name"
+    for key, values in (
+        (None, ()),
+        (names, (b"localhost", b"127.0.0.1")),
+        (names, (b"spiffe://elsewhere/booking_svc",)),
+        ("x509_common_name", (b"spiffe://boxoffice/booking_svc",)),
+    ):
         with pytest.raises(DomainError) as refused:
-            identity.process_of({"x509_subject_alternative_name": names})
+            identity.process_of(key, values)
         assert refused.value.reason is Reason.CALLER_NOT_ALLOWED
 
 
