@@ -8,122 +8,62 @@ medians of the rounds. docs/performance.md explains the columns.
 """
 
 import argparse
-import json
 import os
 import platform
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
-from bench import load, output, processes
-from bench.load import Plan, Request
-from bench.peers import echo, monolith
-from bench.results import ECHO, MONOLITH, Measurement, Report, Result
-from bench.scenarios import SCENARIOS, Run, closed_loop
-from bench.world import World, a_world
+from bench import load, output
+from bench.measuring import measure
+from bench.scenarios import CONNECTIONS, SCENARIOS
+from bench.world import a_world
 from mesh.paths import BUILD, ROOT
 
-_WARM_UP_SECONDS = 2.0
-_OUTPUT = BUILD / "bench"
-# As long as a request of the customers.
-_ECHO_TEXT = "x" * 120
+
+def main() -> int:
+    arguments = _arguments()
+    print(f"Load from {load.GENERATOR}.", flush=True)
+    with a_world(
+        arguments.customers,
+        seats=arguments.seats,
+        bookings=arguments.bookings,
+        checkout=arguments.checkout.resolve(),
+    ) as world:
+        report = measure(world, arguments.only, rounds=arguments.rounds, seconds=arguments.seconds)
+    report.about = _about(arguments)
+    written = output.write(report, arguments.output)
+    output.show(report, Console(width=output.WIDTH))
+    print("Written:", *written)
+    return 1 if report.findings else 0
 
 
-@dataclass
-class Subject:
-    """What one line of the table measures."""
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--only", type=_names, default=list(SCENARIOS), help=f"some of {','.join(SCENARIOS)}"
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--customers", type=int, default=128)
+    parser.add_argument("--seats", type=int, default=20_000, help="of the seated event")
+    parser.add_argument(
+        "--bookings", type=int, default=100_000, help="in the full table; the goal is for 2000000"
+    )
+    parser.add_argument("--checkout", type=Path, default=ROOT, help="measure another checkout")
+    parser.add_argument("--output", type=Path, default=BUILD / "bench", help="folder of the report")
+    return parser.parse_args()
 
-    name: str
-    run: Run
-    pids: Mapping[str, int]
-    home: Path | None = None
-    result: Result = field(default_factory=lambda: Result(""))
 
-    def measure(self, seconds: float) -> Measurement:
-        before = processes.cpu_seconds(self.pids)
-        batches = processes.batch_counters(self.home) if self.home else {}
-        answers = self.run(seconds)
-        after = processes.cpu_seconds(self.pids)
-        later = processes.batch_counters(self.home) if self.home else {}
-        expected = answers.expected or 1
-        return Measurement(
-            rate=answers.expected / answers.seconds,
-            p50_ms=answers.p50_ms,
-            p99_ms=answers.p99_ms,
-            cpu_ms={name: 1000 * (after[name] - before[name]) / expected for name in after},
-            batches=_mean_sizes(batches, later),
-            unexpected=answers.unexpected,
-            ratios=answers.ratios,
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in SCENARIOS]:
+        raise argparse.ArgumentTypeError(
+            f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}"
         )
-
-
-def _mean_sizes(
-    before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[float, float]]
-) -> dict[str, float]:
-    sizes = {}
-    for kind, (requests, count) in after.items():
-        requests_before, count_before = before.get(kind, (0.0, 0.0))
-        if count > count_before:
-            sizes[kind] = (requests - requests_before) / (count - count_before)
-    return sizes
-
-
-def _subjects(world: World, names: list[str], stack: ExitStack) -> list[Subject]:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="boxoffice-")))
-    bare = stack.enter_context(echo.running_echo(world.url, folder))
-    peer, offer_id = stack.enter_context(monolith.running_monolith(world.url, world.sockets))
-    pids = processes.mesh_pids(world.mesh.home)
-    text, order = json.dumps({"text": _ECHO_TEXT}), json.dumps({"offer_id": offer_id, "quantity": 1})
-    echoes = [Request("POST", echo.PATH, token, text) for token in world.tokens]
-    orders = [Request("POST", monolith.PATH, token, order) for token in world.tokens]
-    return [
-        Subject(ECHO, closed_loop(Plan(bare.url, echoes)), bare.pids, result=Result("Bare echo")),
-        Subject(
-            MONOLITH,
-            closed_loop(Plan(peer.url, orders, expected=201)),
-            {**peer.pids, "postgres": pids["postgres"]},
-            result=Result("Monolith, one hot offer"),
-        ),
-        *(
-            Subject(
-                name,
-                SCENARIOS[name].prepare(world),
-                pids,
-                world.mesh.home,
-                Result(SCENARIOS[name].title, SCENARIOS[name].goals),
-            )
-            for name in names
-        ),
-    ]
-
-
-def _measure(arguments: argparse.Namespace) -> Report:
-    names = arguments.only.split(",") if arguments.only else list(SCENARIOS)
-    with ExitStack() as stack:
-        world = stack.enter_context(a_world(arguments.customers, arguments.checkout.resolve()))
-        subjects = _subjects(world, names, stack)
-        for subject in subjects:
-            subject.measure(_WARM_UP_SECONDS)
-        for number in range(arguments.rounds):
-            for subject in subjects:
-                measured = subject.measure(arguments.seconds)
-                subject.result.rounds.append(measured)
-                print(
-                    f"round {number + 1}: {subject.name} {measured.rate:,.1f}/s",
-                    dict(measured.unexpected) or "",
-                    flush=True,
-                )
-        return Report(
-            about=_about(arguments),
-            results={subject.name: subject.result for subject in subjects},
-            memory_mib=processes.rss_mib(processes.mesh_pids(world.mesh.home)),
-        )
+    return names
 
 
 def _about(arguments: argparse.Namespace) -> dict[str, str]:
@@ -135,36 +75,19 @@ def _about(arguments: argparse.Namespace) -> dict[str, str]:
     )
     return {
         "version": version.stdout.strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "load": f"64 connections from {load.GENERATOR}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
+        f"Python {platform.python_version()}",
+        "load": f"{CONNECTIONS} connections from {load.GENERATOR}",
         "rounds": f"{arguments.rounds} of {arguments.seconds:g} s",
+        "bookings in the full table": f"{arguments.bookings:,}",
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help=f"some of {', '.join(SCENARIOS)}")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--customers", type=int, default=128)
-    parser.add_argument("--checkout", type=Path, default=ROOT, help="measure another checkout")
-    parser.add_argument("--output", type=Path, default=_OUTPUT, help="folder of the report")
-    arguments = parser.parse_args()
-    unknown = set(filter(None, arguments.only.split(","))) - set(SCENARIOS)
-    if unknown:
-        parser.error(f"no such scenario: {', '.join(unknown)}. Scenarios: {', '.join(SCENARIOS)}")
-    report = _measure(arguments)
-    written = output.write(report, arguments.output)
-    output.show(report, Console(width=200))
-    print("Written:", *written)
-    return 1 if report.findings else 0
-
-
-def _compare() -> int:
-    before, after = (output.read(Path(file)) for file in sys.argv[2:4])
-    output.show_comparison(before, after, Console(width=120))
+def _compare(before: str, after: str) -> int:
+    reports = output.read(Path(before)), output.read(Path(after))
+    output.show_comparison(*reports, Console(width=output.WIDTH))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_compare() if sys.argv[1:2] == ["compare"] else main())
+    sys.exit(_compare(*sys.argv[2:]) if sys.argv[1:2] == ["compare"] else main())

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.results import Report, compare
 
-_WIDTH = 200
+WIDTH = 200
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -18,7 +18,7 @@ def write(report: Report, folder: Path) -> list[Path]:
     data, text = folder / "report.json", folder / "report.txt"
     data.write_text(json.dumps(report.as_json(), indent=1, ensure_ascii=False) + "\n")
     with text.open("w") as file:
-        show(report, Console(file=file, width=_WIDTH))
+        show(report, Console(file=file, width=WIDTH))
     return [data, text]
 
 

@@ -15,8 +15,7 @@ _BATCH_SIZE = "boxoffice_batch_size"
 def mesh_pids(home: Path) -> dict[str, int]:
     """The processes of a mesh by name, the launcher included."""
     pids = {
-        file.stem: int(json.loads(file.read_text())["pid"])
-        for file in (home / "run").glob("*.pid")
+        file.stem: int(json.loads(file.read_text())["pid"]) for file in (home / "run").glob("*.pid")
     }
     return {"launcher": psutil.Process(pids["postgres"]).ppid(), **pids}
 

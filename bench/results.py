@@ -88,12 +88,13 @@ class Report:
         return cls(**{**fields, "results": results})
 
     def ratios(self, name: str) -> dict[str, float]:
-        """A scenario's ratios: of the echo's and the monolith's rate, and its own."""
+        """A scenario's own ratios, and those of its rate to the peers' and to that of its goals."""
         result = self.results[name]
         ratios = result.medians("ratios")
-        for peer, ratio in ((ECHO, "of echo"), (MONOLITH, "of monolith")):
-            if peer in self.results and name not in (ECHO, MONOLITH) and result.median("rate"):
-                ratios.setdefault(ratio, result.median("rate") / self.results[peer].median("rate"))
+        others = {ECHO, MONOLITH, *(goal.ratio.removeprefix("of ") for goal in result.goals)}
+        for other in (others - {name}) & self.results.keys():
+            if rate := self.results[other].median("rate"):
+                ratios[f"of {other}"] = result.median("rate") / rate
         return ratios
 
     def verdict(self, name: str, goal: Goal) -> bool | None:

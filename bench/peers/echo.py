@@ -72,9 +72,7 @@ def _bootstrap(port: int, upstream: int, descriptors: Path, key_set: str) -> Con
             services=["bench.v1.EchoService"],
             convert_grpc_status=True,
         ),
-        extension(
-            "envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router"
-        ),
+        extension("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router"),
     ]
     manager = extension(
         "envoy.filters.network.http_connection_manager",
@@ -100,9 +98,7 @@ def _bootstrap(port: int, upstream: int, descriptors: Path, key_set: str) -> Con
                     "name": "echo",
                     "type": "STATIC",
                     "typed_extension_protocol_options": {
-                        options: typed(
-                            options, explicit_http_config={"http2_protocol_options": {}}
-                        )
+                        options: typed(options, explicit_http_config={"http2_protocol_options": {}})
                     },
                     "load_assignment": {
                         "cluster_name": "echo",

@@ -37,7 +37,9 @@ def running_monolith(mesh_url: str, sockets: str) -> Iterator[tuple[Peer, str]]:
     limits for waiting on the hot row.
     """
     offer_id = str(new_id())
-    with psycopg.connect(host=sockets, user="postgres", dbname="postgres", autocommit=True) as server:
+    with psycopg.connect(
+        host=sockets, user="postgres", dbname="postgres", autocommit=True
+    ) as server:
         server.execute(f"CREATE DATABASE {_DATABASE}")
     with psycopg.connect(host=sockets, user="postgres", dbname=_DATABASE) as database:
         database.execute(_TABLES)

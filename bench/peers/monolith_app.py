@@ -66,7 +66,9 @@ class Placed(BaseModel):
 
 @app.post("/orders", status_code=201)
 async def place(
-    request: PlaceOrder, authorization: Annotated[str, Header()], idempotency_key: Annotated[str, Header()]
+    request: PlaceOrder,
+    authorization: Annotated[str, Header()],
+    idempotency_key: Annotated[str, Header()],
 ) -> Placed:
     customer_id = uuid.UUID(_claims(authorization)["sub"])
     async with session.begin() as transaction:
