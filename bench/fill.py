@@ -30,7 +30,7 @@ WITH filled AS (
     INSERT INTO bookings (booking_id, event_id, customer_id, status, currency_code, total_minor,
         hold_expire_time, reservation_id, cancellation_policy, create_time, update_time,
         confirm_time)
-    SELECT id, %(event)s, %(customers)s::uuid[] [1 + n %% cardinality(%(customers)s::uuid[])],
+    SELECT id, %(event)s, (%(customers)s::uuid[])[1 + n %% cardinality(%(customers)s::uuid[])],
         'CONFIRMED', 'INR', 0, now(), id, policy, now(), now(), now()
     FROM (
         SELECT uuidv7() AS id, n, cancellation_policy AS policy

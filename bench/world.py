@@ -13,8 +13,8 @@ import httpx
 from bench.fill import Filler
 from bench.load import Plan
 from launcher import sockets
-from mesh.paths import ROOT
 from mesh.ids import new_id
+from mesh.paths import ROOT
 from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, running_mesh
 
 CAPACITY = 10_000_000
@@ -131,8 +131,7 @@ class World:
 
     def _created(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = self.admin.post(path, body)
-        assert answer.status_code == 201, answer.text
-        created: dict[str, Any] = answer.json()
+        created: dict[str, Any] = answer.raise_for_status().json()
         return created
 
 

@@ -1,6 +1,5 @@
 """The echo's gRPC server: `python -m bench.peers.echo_server PORT`. Returns the request's bytes."""
 
-import asyncio
 import sys
 
 import grpc
