@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import load, output
+from bench import chart, load, output
 from bench.measuring import measure
 from bench.scenarios import CONNECTIONS, SCENARIOS
 from bench.world import a_world
@@ -35,8 +35,9 @@ def main() -> int:
         report = measure(world, arguments.only, rounds=arguments.rounds, seconds=arguments.seconds)
     report.about = _about(arguments)
     written = output.write(report, arguments.output)
+    chart.write(report, arguments.output / "report.png")
     output.show(report, Console(width=output.WIDTH))
-    print("Written:", *written)
+    print("Written:", *written, arguments.output / "report.png")
     return 1 if report.findings else 0
 
 

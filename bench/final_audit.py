@@ -26,7 +26,6 @@ def lost(bookings: tuple[Booking, ...], answered: int) -> list[str]:
 
 
 async def _gather(world: World) -> tuple[Evidence, list[Finding]]:
-    assert world.admin.token is not None
     async with Api(world.url) as api:
-        investigator = Investigator(api, world.admin.token, world.sold)
+        investigator = Investigator(api, str(world.admin.token), world.sold)
         return await audit_when_settled(investigator, ())

@@ -81,14 +81,11 @@ def _run_wrk(wrk: str, plan: Plan, connections: int, seconds: float) -> Answers:
         for request in plan.requests:
             file.write(f"{request.verb}\t{request.path}\t{request.token}\t{request.body}\n")
         file.flush()
+        options = ["--threads", "1", "--connections", str(connections), "--script", str(_SCRIPT)]
+        options += ["--duration", str(max(1, round(seconds))), "--timeout", str(_ANSWER_SECONDS)]
+        values = [file.name, f"{new_id()}-", "once" if plan.once else "repeat"]
         completed = subprocess.run(
-            [wrk, "--threads", "1", "--connections", str(connections)]
-            + ["--duration", str(max(1, round(seconds))), "--timeout", str(_ANSWER_SECONDS)]
-            + ["--script", str(_SCRIPT), plan.url, "--", file.name, f"{new_id()}-"]
-            + ["once" if plan.once else "repeat"],
-            capture_output=True,
-            text=True,
-            check=True,
+            [wrk, *options, plan.url, "--", *values], capture_output=True, text=True, check=True
         )
     _, _, output = completed.stdout.partition("\nRESULT ")
     result, _, failure = output.partition("\nFAILURE ")
@@ -112,7 +109,6 @@ class Connection:
     @classmethod
     async def open(cls, url: str) -> "Connection":
         address = urlsplit(url)
-        assert address.hostname is not None
         return cls(*await asyncio.open_connection(address.hostname, address.port))
 
     async def send(self, request: Request, *, key: str = "") -> tuple[int, bytes]:

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -29,11 +30,13 @@ def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     used: defaultdict[str, float] = defaultdict(float)
     for name, pid in pids.items():
         for process in _with_children(pid, own):
-            times = process.cpu_times()
-            used[name] += times.user + times.system
-            if name != "launcher":
-                # Children that have ended; those of the launcher include restarted services.
-                used[name] += times.children_user + times.children_system
+            # A child may end meanwhile; its parent's times then contain it.
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                used[name] += times.user + times.system
+                if name != "launcher":
+                    # Those of the launcher would be services that were restarted.
+                    used[name] += times.children_user + times.children_system
     return dict(used)
 
 
@@ -43,8 +46,9 @@ def rss_mib(pids: Mapping[str, int]) -> dict[str, float]:
     used: defaultdict[str, float] = defaultdict(float)
     for name, pid in pids.items():
         for process in _with_children(pid, own):
-            memory = process.memory_full_info()
-            used[name] += (memory.pss if name == "postgres" else memory.rss) / 2**20
+            with suppress(psutil.NoSuchProcess):
+                memory = process.memory_full_info()
+                used[name] += (memory.pss if name == "postgres" else memory.rss) / 2**20
     return dict(used)
 
 

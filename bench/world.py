@@ -33,7 +33,8 @@ class World:
     """A mesh, its administrator, and its customers.
 
     `seats` is the size of the seated event, `bookings` the number of bookings in the full table.
-    `sold` has the ids of events that scenarios sold, for the audit.
+    `echo` has the requests of the echo, once it runs. `sold` has the ids of events that scenarios
+    sold, for the audit.
     """
 
     mesh: RunningMesh
@@ -41,7 +42,7 @@ class World:
     customers: list[Api]
     seats: int
     bookings: int
-    echo: Plan | None = None
+    echo: Plan = field(init=False)
     sold: list[str] = field(default_factory=list)
     _filled: int = 0
 
@@ -150,4 +151,4 @@ def a_world(customers: int, *, seats: int, bookings: int, checkout: Path = ROOT)
         admin = api.sign_up(admin_secret=ADMIN_SECRET)
         with ThreadPoolExecutor(8) as pool:
             signed_up = list(pool.map(lambda _: api.sign_up(), range(customers)))
-        yield World(mesh, admin, signed_up, seats, bookings)
+        yield World(mesh, admin, signed_up, seats=seats, bookings=bookings)
