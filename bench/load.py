@@ -7,6 +7,7 @@ CPU time and so lowers all figures.
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ GENERATOR = "wrk" if WRK else "a client in Python: wrk is not installed (apt ins
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _SELL_OUT_SECONDS = 3600
 _ANSWER_SECONDS = 20
+_ALL_ANSWERED = "ALL ANSWERED\n"
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,17 @@ def _run_wrk(wrk: str, plan: Plan, connections: int, seconds: float) -> Answers:
         options = ["--threads", "1", "--connections", str(connections), "--script", str(_SCRIPT)]
         options += ["--duration", str(max(1, round(seconds))), "--timeout", str(_ANSWER_SECONDS)]
         values = [file.name, f"{new_id()}-", "once" if plan.once else "repeat"]
-        completed = subprocess.run(
-            [wrk, *options, plan.url, "--", *values], capture_output=True, text=True, check=True
-        )
-    _, _, output = completed.stdout.partition("\nRESULT ")
-    result, _, failure = output.partition("\nFAILURE ")
+        with subprocess.Popen(
+            [wrk, *options, plan.url, "--", *values], stdout=subprocess.PIPE, text=True
+        ) as process:
+            output = ""
+            for line in process.stdout or ():
+                output += line
+                if line == _ALL_ANSWERED:
+                    # Otherwise wrk would wait for the end of its duration.
+                    process.send_signal(signal.SIGINT)
+    _, _, result = output.partition("\nRESULT ")
+    result, _, failure = result.partition("\nFAILURE ")
     fields = json.loads(result)
     statuses: dict[str, int] = fields["statuses"]
     expected = statuses.pop(str(plan.expected), 0)

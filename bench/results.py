@@ -91,6 +91,8 @@ class Report:
         """A scenario's own ratios, and those of its rate to the peers' and to that of its goals."""
         result = self.results[name]
         ratios = result.medians("ratios")
+        if name in (ECHO, MONOLITH):
+            return {}
         others = {ECHO, MONOLITH, *(goal.ratio.removeprefix("of ") for goal in result.goals)}
         for other in (others - {name}) & self.results.keys():
             if rate := self.results[other].median("rate"):

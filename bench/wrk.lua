@@ -8,7 +8,7 @@ function setup(thread)
 end
 
 function init(args)
-  heads, bodies, sent, prefix, once, first = {}, {}, 0, args[2], args[3] == "once", true
+  heads, bodies, sent, prefix, first = {}, {}, 0, args[2], true
   for line in io.lines(args[1]) do
     local verb, path, token, body = line:match("^(%S+)\t(%S+)\t(%S*)\t(.*)$")
     local head = {verb .. " " .. path .. " HTTP/1.1", "host: bench"}
@@ -21,12 +21,19 @@ function init(args)
     heads[#heads + 1] = table.concat(head, "\r\n")
     bodies[#bodies + 1] = "\r\n\r\n" .. body
   end
+  if args[3] == "once" then
+    -- After the last request connections wait; after the last answer load.py ends the run.
+    left, turns = #heads, 0
+    delay = function()
+      turns = turns + 1
+      return turns > #heads and 1e6 or 0
+    end
+  end
 end
 
 function request()
   -- wrk asks for one request before the run and does not send it.
   if first then first = false else sent = sent + 1 end
-  if once and sent >= #heads then wrk.thread:stop() end
   local n = (math.max(sent, 1) - 1) % #heads + 1
   return heads[n] .. prefix .. sent .. bodies[n]
 end
@@ -35,6 +42,10 @@ function response(status, headers, body)
   local name = "status_" .. status
   _G[name] = (_G[name] or 0) + 1
   if status >= 300 then failure = body end
+  if left then
+    left = left - 1
+    if left == 0 then print("ALL ANSWERED") io.flush() end
+  end
 end
 
 function done(summary, latency, requests)
