@@ -17,7 +17,9 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import chart, load, output
+from bench.final_audit import audit
 from bench.measuring import measure
+from bench.results import Report
 from bench.scenarios import CONNECTIONS, SCENARIOS
 from bench.world import a_world
 from mesh.paths import BUILD, ROOT
@@ -32,13 +34,24 @@ def main() -> int:
         bookings=arguments.bookings,
         checkout=arguments.checkout.resolve(),
     ) as world:
-        report = measure(world, arguments.only, rounds=arguments.rounds, seconds=arguments.seconds)
-    report.about = _about(arguments)
-    written = output.write(report, arguments.output)
-    chart.write(report, arguments.output / "report.png")
-    output.show(report, Console(width=output.WIDTH))
-    print("Written:", *written, arguments.output / "report.png")
+        report, answered = measure(
+            world, arguments.only, rounds=arguments.rounds, seconds=arguments.seconds
+        )
+        report.about = _about(arguments)
+        try:
+            print("Auditing.", flush=True)
+            report.findings = audit(world, answered)
+        finally:
+            _write(report, arguments.output)
+    print("The audit has no findings." if not report.findings else "The audit has findings.")
     return 1 if report.findings else 0
+
+
+def _write(report: Report, folder: Path) -> None:
+    written = output.write(report, folder)
+    chart.write(report, folder / "report.png")
+    output.show(report, Console(width=output.WIDTH))
+    print("Written:", *written, folder / "report.png")
 
 
 def _arguments() -> argparse.Namespace:

@@ -97,6 +97,8 @@ def _run_wrk(wrk: str, plan: Plan, connections: int, seconds: float) -> Answers:
                     process.send_signal(signal.SIGINT)
     _, _, result = output.partition("\nRESULT ")
     result, _, failure = result.partition("\nFAILURE ")
+    if process.returncode != 0 or not result:
+        raise SystemExit(f"wrk failed with {process.returncode}: {output}")
     fields = json.loads(result)
     statuses: dict[str, int] = fields["statuses"]
     expected = statuses.pop(str(plan.expected), 0)
