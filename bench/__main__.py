@@ -19,7 +19,7 @@ from rich.console import Console
 from bench import chart, load, output
 from bench.final_audit import audit
 from bench.measuring import measure
-from bench.results import Report
+from bench.results import BenchmarkReport
 from bench.scenarios import CONNECTIONS, SCENARIOS
 from bench.world import a_world
 from mesh.paths import BUILD, ROOT
@@ -47,7 +47,7 @@ def main() -> int:
     return 1 if report.findings else 0
 
 
-def _write(report: Report, folder: Path) -> None:
+def _write(report: BenchmarkReport, folder: Path) -> None:
     written = output.write(report, folder)
     chart.write(report, folder / "report.png")
     output.show(report, Console(width=output.WIDTH))

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from bench.results import Report
+from bench.results import BenchmarkReport
 
 _WIDTH, _ROW, _LEFT, _TOP = 1000, 34, 380, 60
 _SCALE = 1.0
 _BAR, _MISSED, _TEXT, _LINE = "#3a7d44", "#c8553d", "#222222", "#999999"
 
 
-def write(report: Report, file: Path) -> None:
+def write(report: BenchmarkReport, file: Path) -> None:
     """Writes a PNG. Needs Pillow, which `launcher/bootstrap.py --bench` installs."""
     from PIL import Image, ImageDraw, ImageFont
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench import processes
 from bench.load import Plan, Request
 from bench.peers import echo, monolith
-from bench.results import ECHO, MONOLITH, Measurement, Report, Result
+from bench.results import ECHO, MONOLITH, Measurement, BenchmarkReport, Result
 from bench.scenarios import SCENARIOS, Run, closed_loop
 from bench.world import World
 
@@ -53,7 +53,7 @@ class Subject:
 
 def measure(
     world: World, names: Sequence[str], *, rounds: int, seconds: float
-) -> tuple[Report, int]:
+) -> tuple[BenchmarkReport, int]:
     """Measures the scenarios called `names`; also returns how many bookings were answered."""
     with ExitStack() as stack:
         peers = _peers(world, stack)
@@ -64,7 +64,7 @@ def measure(
                 stage = [_subject(world, name) for name in chosen]
                 _run_rounds([*peers, *stage], rounds, seconds)
                 subjects += stage
-    report = Report(
+    report = BenchmarkReport(
         results={subject.name: subject.result for subject in subjects},
         memory_mib=processes.rss_mib(processes.mesh_pids(world.mesh.home)),
     )

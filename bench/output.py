@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.results import Report, compare
+from bench.results import BenchmarkReport, compare
 
 WIDTH = 200
 
 
-def write(report: Report, folder: Path) -> list[Path]:
+def write(report: BenchmarkReport, folder: Path) -> list[Path]:
     """Writes report.json and report.txt; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     data, text = folder / "report.json", folder / "report.txt"
@@ -22,11 +22,11 @@ def write(report: Report, folder: Path) -> list[Path]:
     return [data, text]
 
 
-def read(file: Path) -> Report:
-    return Report.from_json(json.loads(file.read_text()))
+def read(file: Path) -> BenchmarkReport:
+    return BenchmarkReport.from_json(json.loads(file.read_text()))
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: BenchmarkReport, console: Console) -> None:
     for name, value in report.about.items():
         console.print(f"{name}: {value}", highlight=False)
     table = _table("scenario", "answers/s", "of echo", "p50 ms", "p99 ms", "unexpected")
@@ -55,7 +55,7 @@ def show(report: Report, console: Console) -> None:
         console.print(f"AUDIT: {finding}", highlight=False)
 
 
-def show_comparison(before: Report, after: Report, console: Console) -> None:
+def show_comparison(before: BenchmarkReport, after: BenchmarkReport, console: Console) -> None:
     table = _table(
         "scenario", "before /s", "after /s", "after ÷ before", "of echo", "after", "ratio"
     )
@@ -80,7 +80,7 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
-def _goals(report: Report, name: str) -> list[str]:
+def _goals(report: BenchmarkReport, name: str) -> list[str]:
     lines = []
     for goal in report.results[name].goals:
         met = report.verdict(name, goal)

@@ -50,21 +50,25 @@ class Result:
     rounds: list[Measurement] = field(default_factory=list)
 
     def median(self, value: str) -> float:
-        return statistics.median(float(getattr(each, value)) for each in self.rounds)
+        return statistics.median(float(getattr(measurement, value)) for measurement in self.rounds)
 
     def medians(self, value: str) -> dict[str, float]:
         """The medians by key of a mapping; a round without the key counts as 0."""
-        mappings: list[Mapping[str, float]] = [getattr(each, value) for each in self.rounds]
+        mappings: list[Mapping[str, float]] = [
+            getattr(measurement, value) for measurement in self.rounds
+        ]
         keys = sorted({key for mapping in mappings for key in mapping})
-        return {key: statistics.median(each.get(key, 0.0) for each in mappings) for key in keys}
+        return {
+            key: statistics.median(mapping.get(key, 0.0) for mapping in mappings) for key in keys
+        }
 
     @property
     def unexpected(self) -> int:
-        return sum(sum(each.unexpected.values()) for each in self.rounds)
+        return sum(sum(measurement.unexpected.values()) for measurement in self.rounds)
 
 
 @dataclass(slots=True)
-class Report:
+class BenchmarkReport:
     """A run: where and how it was measured, all results, memory in MiB, findings of the audit."""
 
     about: dict[str, str] = field(default_factory=dict)
@@ -76,7 +80,7 @@ class Report:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Report":
+    def from_json(cls, fields: Mapping[str, Any]) -> "BenchmarkReport":
         results = {
             name: Result(
                 result["title"],
@@ -111,7 +115,9 @@ def percentile(values: Iterable[float], percent: int) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0.0
 
 
-def compare(before: Report, after: Report) -> list[tuple[str, float, float, float, float]]:
+def compare(
+    before: BenchmarkReport, after: BenchmarkReport
+) -> list[tuple[str, float, float, float, float]]:
     """By scenario of both: rates, and ratios to the echo of their own run, before and after.
 
     Without an echo the ratios are 0.

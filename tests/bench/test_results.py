@@ -10,7 +10,7 @@ from rich.console import Console
 from bench import output, processes
 from bench.final_audit import lost
 from bench.measuring import mean_sizes
-from bench.results import Goal, Measurement, Report, Result, percentile
+from bench.results import Goal, Measurement, BenchmarkReport, Result, percentile
 from bench.scenarios import SCENARIOS
 
 
@@ -18,22 +18,24 @@ def a_result(*rates: float, title: str = "", goals: tuple[Goal, ...] = ()) -> Re
     return Result(title, goals, [Measurement(rate=rate) for rate in rates])
 
 
-def a_report(**rates: float) -> Report:
-    return Report(results={name: a_result(rate, title=name) for name, rate in rates.items()})
+def a_report(**rates: float) -> BenchmarkReport:
+    return BenchmarkReport(
+        results={name: a_result(rate, title=name) for name, rate in rates.items()}
+    )
 
 
 def a_console() -> Console:
     return Console(width=200, record=True, file=io.StringIO())
 
 
-def text_of(report: Report) -> str:
+def text_of(report: BenchmarkReport) -> str:
     console = a_console()
     output.show(report, console)
     return console.export_text()
 
 
 def test_ratios_are_of_the_medians() -> None:
-    report = Report(
+    report = BenchmarkReport(
         results={
             "echo": a_result(900, 1000, 5000),
             "monolith": a_result(50),
@@ -46,7 +48,7 @@ def test_ratios_are_of_the_medians() -> None:
 
 def test_a_goal_may_compare_with_another_scenario() -> None:
     goal = Goal("of few", 1 / 1.3)
-    report = Report(results={"few": a_result(130), "many": a_result(99, goals=(goal,))})
+    report = BenchmarkReport(results={"few": a_result(130), "many": a_result(99, goals=(goal,))})
     assert report.verdict("many", goal) is False
     report.results["many"].rounds = [Measurement(rate=101)]
     assert report.verdict("many", goal) is True
