@@ -10,7 +10,7 @@ from pathlib import Path
 from bench import processes
 from bench.load import Plan, Request
 from bench.peers import echo, monolith
-from bench.results import ECHO, MONOLITH, Measurement, BenchmarkReport, Result
+from bench.results import ECHO, MONOLITH, BenchmarkReport, Measurement, Result
 from bench.scenarios import SCENARIOS, Run, closed_loop
 from bench.world import World
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from bench import output, processes
 from bench.final_audit import lost
 from bench.measuring import mean_sizes
-from bench.results import Goal, Measurement, BenchmarkReport, Result, percentile
+from bench.results import BenchmarkReport, Goal, Measurement, Result, percentile
 from bench.scenarios import SCENARIOS
 
 
