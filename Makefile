@@ -71,15 +71,13 @@ manifests: bootstrap-dev protos ## Generate the Kubernetes manifests and Grafana
 	@$(VENV)/python -m deploy.kubernetes
 	@$(VENV)/python -m deploy.dashboards
 
-BENCH := PYTHONPATH=build/bench/packages $(VENV)/python -m bench
-
 bench: bootstrap protos ## Measure speed beside an echo and a monolith; ONLY=place_hot,get_event SECONDS=10 ROUNDS=3
 	@$(PYTHON) launcher/bootstrap.py --bench
-	@$(BENCH) $(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	@$(VENV)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(BOOKINGS),--bookings $(BOOKINGS)) $(if $(SEATS),--seats $(SEATS)) $(if $(CHECKOUT),--checkout $(CHECKOUT))
 
 bench-compare: bootstrap protos ## Compare two reports of make bench; A=before.json B=after.json
-	@$(BENCH) compare $(A) $(B)
+	@$(VENV)/python -m bench compare $(A) $(B)
 
 COMPILE := $(VENV)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate --no-emit-index-url pyproject.toml

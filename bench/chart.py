@@ -1,7 +1,9 @@
 """The report as a picture: throughput of each scenario as a ratio to the echo, and its goal."""
 
+import sys
 from pathlib import Path
 
+from bench.peers.process import PACKAGES
 from bench.results import BenchmarkReport
 
 _WIDTH, _ROW, _LEFT, _TOP = 1000, 34, 380, 60
@@ -11,6 +13,7 @@ _BAR, _MISSED, _TEXT, _LINE = "#3a7d44", "#c8553d", "#222222", "#999999"
 
 def write(report: BenchmarkReport, file: Path) -> None:
     """Writes a PNG. Needs Pillow, which `launcher/bootstrap.py --bench` installs."""
+    sys.path.append(str(PACKAGES))
     from PIL import Image, ImageDraw, ImageFont
 
     rows = [

@@ -39,8 +39,10 @@ def show(report: BenchmarkReport, console: Console) -> None:
             result.title,
             f"{result.median('rate'):,.1f}",
             f"{ratios['of echo']:.2f}" if "of echo" in ratios else "",
-            f"{result.median('p50_ms'):.1f}",
-            f"{result.median('p99_ms'):.1f}",
+            *(
+                f"{value:.1f}" if (value := result.median(key)) else ""
+                for key in ("p50_ms", "p99_ms")
+            ),
             str(result.unexpected or ""),
             "\n".join(_goals(report, name)),
             _cpu(result.medians("cpu_ms")),

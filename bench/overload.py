@@ -21,21 +21,19 @@ _EXPECTED = ("429", "503", "504")
 
 
 async def run_overload(url: str, requests: Sequence[Request], seconds: float) -> Answers:
+    """The answers of all loads together, with the durations of the successful ones."""
     generator = _Generator(url, requests)
     start = time.perf_counter()
-    succeeded = await generator.closed(_CONNECTIONS, seconds)
-    elapsed = time.perf_counter() - start
-    p50_ms, p99_ms = (1000 * percentile(generator.durations, percent) for percent in (50, 99))
-    peak = succeeded / elapsed
-    answers = Answers(elapsed, succeeded, p50_ms, p99_ms)
+    peak = await generator.closed(_CONNECTIONS, seconds)
+    ratios = {}
     for multiple in _MULTIPLES:
         goodput = await generator.open(multiple * peak, seconds)
-        answers.ratios[f"at {multiple} × peak"] = goodput / peak
+        ratios[f"at {multiple} × peak"] = goodput / peak
     generator.close()
-    answers.unexpected = {
-        status: count for status, count in generator.others.items() if status not in _EXPECTED
-    }
-    return answers
+    elapsed, durations = time.perf_counter() - start, generator.durations
+    p50_ms, p99_ms = (1000 * percentile(durations, percent) for percent in (50, 99))
+    faults = {key: count for key, count in generator.others.items() if key not in _EXPECTED}
+    return Answers(elapsed, len(durations), p50_ms, p99_ms, faults, ratios)
 
 
 class _Generator:
@@ -49,17 +47,18 @@ class _Generator:
         self.durations: list[float] = []
         self.others: Counter[str] = Counter()
 
-    async def closed(self, connections: int, seconds: float) -> int:
-        """The number of successes of connections that wait for each answer."""
-        end = time.perf_counter() + seconds
+    async def closed(self, connections: int, seconds: float) -> float:
+        """Successes per second of connections that wait for each answer."""
+        start = time.perf_counter()
 
         async def send() -> int:
             successes = 0
-            while time.perf_counter() < end:
+            while time.perf_counter() < start + seconds:
                 successes += await self._call()
             return successes
 
-        return sum(await asyncio.gather(*(send() for _ in range(connections))))
+        successes = sum(await asyncio.gather(*(send() for _ in range(connections))))
+        return successes / (time.perf_counter() - start)
 
     async def open(self, rate: float, seconds: float) -> float:
         """Successes per second, at `rate` calls sent per second."""

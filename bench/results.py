@@ -92,15 +92,15 @@ class BenchmarkReport:
         return cls(**{**fields, "results": results})
 
     def ratios(self, name: str) -> dict[str, float]:
-        """A scenario's own ratios, and those of its rate to the peers' and to that of its goals."""
+        """A scenario's own ratios, and those of its rate to the rates that its goals name."""
         result = self.results[name]
         ratios = result.medians("ratios")
-        if name in (ECHO, MONOLITH):
-            return {}
-        others = {ECHO, MONOLITH, *(goal.ratio.removeprefix("of ") for goal in result.goals)}
-        for other in (others - {name}) & self.results.keys():
+        for goal in result.goals:
+            other = goal.ratio.removeprefix("of ")
+            if other not in self.results:
+                continue
             if rate := self.results[other].median("rate"):
-                ratios[f"of {other}"] = result.median("rate") / rate
+                ratios[goal.ratio] = result.median("rate") / rate
         return ratios
 
     def verdict(self, name: str, goal: Goal) -> bool | None:

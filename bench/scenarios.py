@@ -244,7 +244,7 @@ SCENARIOS = {
         books=True,
     ),
     "overload": Scenario(
-        "Peak: two reads per booking",
+        "Overload: peak, 2 ×, 5 ×",
         _overload,
         (Goal("at 2 × peak", 0.9), Goal("at 5 × peak", 0.8)),
     ),

@@ -13,6 +13,8 @@ from bench.measuring import mean_sizes
 from bench.results import BenchmarkReport, Goal, Measurement, Result, percentile
 from bench.scenarios import SCENARIOS
 
+OF_ECHO = Goal("of echo", 0.55)
+
 
 def a_result(*rates: float, title: str = "", goals: tuple[Goal, ...] = ()) -> Result:
     return Result(title, goals, [Measurement(rate=rate) for rate in rates])
@@ -20,7 +22,10 @@ def a_result(*rates: float, title: str = "", goals: tuple[Goal, ...] = ()) -> Re
 
 def a_report(**rates: float) -> BenchmarkReport:
     return BenchmarkReport(
-        results={name: a_result(rate, title=name) for name, rate in rates.items()}
+        results={
+            name: a_result(rate, title=name, goals=() if name == "echo" else (OF_ECHO,))
+            for name, rate in rates.items()
+        }
     )
 
 
@@ -39,7 +44,7 @@ def test_ratios_are_of_the_medians() -> None:
         results={
             "echo": a_result(900, 1000, 5000),
             "monolith": a_result(50),
-            "place_hot": a_result(100, 600, 700),
+            "place_hot": a_result(100, 600, 700, goals=(OF_ECHO, Goal("of monolith", 10))),
         }
     )
     assert report.ratios("place_hot") == {"of echo": 0.6, "of monolith": 12}
