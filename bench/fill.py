@@ -1,6 +1,7 @@
 """Fills the catalogue and the bookings by SQL, as the superuser, who has no time limits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import psycopg
 
@@ -51,18 +52,18 @@ class Filler:
     """Fills the database of booking_svc on the server at `sockets`."""
 
     def __init__(self, sockets: str) -> None:
-        self._address = {"host": sockets, "user": "postgres", "dbname": "booking"}
+        self._sockets = sockets
 
     def events(self, count: int, *, model: str) -> None:
         """Adds events on sale with one offer each, otherwise like the event `model`."""
-        with psycopg.connect(**self._address) as connection:
+        with self._connect() as connection:
             connection.execute(_EVENTS, {"count": count, "model": model})
         self._vacuum("events", "offers", "stock_levels")
 
     def bookings(self, count: int, *, event: str, offer: str, customers: Sequence[str]) -> None:
         """Adds bookings of the customers in turn. The event's ledger does not contain them."""
         values = {"event": event, "offer": offer, "customers": list(customers)}
-        with psycopg.connect(**self._address, autocommit=True) as connection:
+        with self._connect() as connection:
             for first in range(0, count, _BATCH):
                 connection.execute(_BOOKINGS, {**values, "count": min(_BATCH, count - first)})
         self._vacuum("bookings", "booking_items", "booking_timeline")
@@ -71,7 +72,7 @@ class Filler:
         self, event: str, customers: Sequence[str], count: int
     ) -> list[tuple[str, str]]:
         """Random bookings of the event, of any of the customers: customer and booking."""
-        with psycopg.connect(**self._address) as connection:
+        with self._connect() as connection:
             rows = connection.execute(
                 "SELECT customer_id::text, booking_id::text FROM bookings"
                 " WHERE event_id = %s AND customer_id = ANY (%s::uuid[]) ORDER BY random() LIMIT %s",
@@ -80,6 +81,11 @@ class Filler:
             return [(customer, booking) for customer, booking in rows]
 
     def _vacuum(self, *tables: str) -> None:
-        with psycopg.connect(**self._address, autocommit=True) as connection:
+        with self._connect() as connection:
             for table in tables:
                 connection.execute(f"VACUUM (ANALYZE) {table}")
+
+    def _connect(self) -> "psycopg.Connection[tuple[Any, ...]]":
+        return psycopg.connect(
+            host=self._sockets, user="postgres", dbname="booking", autocommit=True
+        )
