@@ -40,7 +40,7 @@ def show(report: BenchmarkReport, console: Console) -> None:
             f"{result.median('rate'):,.1f}",
             f"{ratios['of echo']:.2f}" if "of echo" in ratios else "",
             *(
-                f"{value:.1f}" if (value := result.median(key)) else ""
+                f"{ms:.1f}" if (ms := result.median(key)) else ""
                 for key in ("p50_ms", "p99_ms")
             ),
             str(result.unexpected or ""),
