@@ -11,7 +11,7 @@ LAUNCHER := $(VENV)/python -m launcher
 .PHONY: help up down restart migrate logs backup restore demo protos check test browser settings env-example keys-rotate mails format manifests lock bench bench-compare clean bootstrap bootstrap-dev
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: bootstrap ## Start the mesh and show its status until Ctrl-C
 	@exec $(LAUNCHER) up

@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -97,11 +98,13 @@ def _about(arguments: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _compare(before: str, after: str) -> int:
-    reports = output.read(Path(before)), output.read(Path(after))
-    output.show_comparison(*reports, Console(width=output.WIDTH))
+def _compare(files: Sequence[str]) -> int:
+    if len(files) != 2:
+        raise SystemExit("usage: python -m bench compare BEFORE.json AFTER.json")
+    before, after = (output.read(Path(file)) for file in files)
+    output.show_comparison(before, after, Console(width=output.WIDTH))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_compare(*sys.argv[2:]) if sys.argv[1:2] == ["compare"] else main())
+    sys.exit(_compare(sys.argv[2:]) if sys.argv[1:2] == ["compare"] else main())

@@ -39,10 +39,7 @@ def show(report: BenchmarkReport, console: Console) -> None:
             result.title,
             f"{result.median('rate'):,.1f}",
             f"{ratios['of echo']:.2f}" if "of echo" in ratios else "",
-            *(
-                f"{ms:.1f}" if (ms := result.median(key)) else ""
-                for key in ("p50_ms", "p99_ms")
-            ),
+            *(f"{ms:.1f}" if (ms := result.median(key)) else "" for key in ("p50_ms", "p99_ms")),
             str(result.unexpected or ""),
             "\n".join(_goals(report, name)),
             _cpu(result.medians("cpu_ms")),
