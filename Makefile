@@ -8,10 +8,10 @@ WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
 
 .DEFAULT_GOAL := help
-.PHONY: help up down restart migrate logs backup restore demo protos check test test-long browser settings env-example keys-rotate mails format manifests lock clean bootstrap bootstrap-dev
+.PHONY: help up down restart migrate logs backup restore demo protos check test test-long browser settings env-example keys-rotate mails format manifests lock bench bench-compare clean bootstrap bootstrap-dev
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: bootstrap ## Start the mesh and show its status until Ctrl-C
 	@exec $(LAUNCHER) up
@@ -78,6 +78,14 @@ manifests: bootstrap-dev protos ## Generate the Kubernetes manifests and Grafana
 	@$(VENV)/python -m deploy.kubernetes
 	@$(VENV)/python -m deploy.dashboards
 
+bench: bootstrap protos ## Measure speed beside an echo and a monolith; ONLY=place_hot,get_event SECONDS=10 ROUNDS=3
+	@$(PYTHON) launcher/bootstrap.py --bench
+	@$(VENV)/python -m bench $(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(BOOKINGS),--bookings $(BOOKINGS)) $(if $(SEATS),--seats $(SEATS)) $(if $(CHECKOUT),--checkout $(CHECKOUT))
+
+bench-compare: bootstrap protos ## Compare two reports of make bench; A=before.json B=after.json
+	@$(VENV)/python -m bench compare $(A) $(B)
+
 COMPILE := $(VENV)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate --no-emit-index-url pyproject.toml
 
@@ -85,7 +93,8 @@ lock: bootstrap-dev ## Update requirements.lock from pyproject.toml
 	@$(COMPILE) --extra local --extra dev --upgrade --output-file build/dev.lock
 	@$(COMPILE) --extra local --constraint build/dev.lock --output-file build/local.lock
 	@$(COMPILE) --constraint build/dev.lock --output-file build/image.lock
-	@$(PYTHON) launcher/bootstrap.py join build/image.lock build/local.lock build/dev.lock
+	@$(COMPILE) --extra local --extra bench --constraint build/dev.lock --output-file build/bench.lock
+	@$(PYTHON) launcher/bootstrap.py join build/image.lock build/local.lock build/dev.lock build/bench.lock
 
 clean: ## Remove generated and installed files; keeps the state folder
 	@rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,1 +1,4 @@
-"""Benchmarks: `python -m bench.<name>`. Never part of `make test`."""
+"""Benchmarks: `make bench`, and `python -m bench.<name>` for single questions.
+
+Never part of `make test`.
+"""

@@ -1,7 +1,8 @@
 """Creates the virtual environment. Runs on the system's Python before anything is installed.
 
-    bootstrap.py [--dev]             installs what `make up` needs, or what `make test` needs
-    bootstrap.py join IMAGE LOCAL DEV  joins compiled locks to requirements.lock
+    bootstrap.py [--dev] [--bench]   installs what `make up` needs, or what `make test` needs;
+                                     with --bench also what `make bench` needs
+    bootstrap.py join IMAGE LOCAL DEV BENCH  joins compiled locks to requirements.lock
     bootstrap.py image               prints the part that the container image installs
 
 Standard library only, and no syntax newer than Python 3.6: an old Python has to get
@@ -27,6 +28,8 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "boxoffice.sha256"
 LOCK = ROOT / "requirements.lock"
 STUBS = ROOT / "build" / "stubs"
+# Apart from the environment, so that a benchmark changes nothing for the mesh and its tests.
+BENCH = ROOT / "build" / "bench" / "packages"
 # On the path of the environment, as an editable installation would put them.
 PATHS = (ROOT, STUBS, ROOT / "envoy")
 
@@ -34,6 +37,7 @@ SECTIONS = {
     "image": "# Services and gateway: what the container image installs.",
     "local": "# One machine: `make up` installs these, too.",
     "dev": "# Development: `make check` and `make test` install these, too.",
+    "bench": "# Benchmarks: `make bench` installs these into a folder of its own.",
 }
 """The parts of requirements.lock, in order, with their headings."""
 
@@ -61,6 +65,8 @@ def main(arguments: "list[str]") -> int:
         STUBS.mkdir(parents=True, exist_ok=True)
         if not is_current(dev="--dev" in arguments):
             install(dev="--dev" in arguments or is_current(dev=True))
+        if "--bench" in arguments:
+            install_bench()
     except BootstrapError as error:
         print(error, file=sys.stderr)
         return 1
@@ -129,13 +135,27 @@ def install(*, dev: bool) -> None:
     STAMP.write_text(_digest(dev=dev))
 
 
-def join(image: str, local: str, dev: str) -> str:
-    """requirements.lock: each compiled lock is a superset of the one before."""
+def install_bench() -> None:
+    """Installs the packages that only benchmarks need, once. Raises BootstrapError."""
+    packages = section(LOCK.read_text(), "bench")
+    stamp = BENCH / "boxoffice.sha256"
+    digest = hashlib.sha256(packages.encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != digest:
+        _step("Installing the packages of benchmarks", lambda: _install_bench(packages))
+        stamp.write_text(digest)
+
+
+def join(image: str, local: str, dev: str, bench: str) -> str:
+    """requirements.lock: each part has what its compiled lock adds to the one that it extends."""
     parts = []
-    seen: set[str] = set()
-    for name, lock in zip(SECTIONS, (image, local, dev)):  # noqa: B905  Python 3.6 has no strict=
-        new = [package for package in _packages(lock) if package.split("==")[0] not in seen]
-        seen.update(package.split("==")[0] for package in new)
+    for name, lock, base in (
+        ("image", image, ""),
+        ("local", local, image),
+        ("dev", dev, local),
+        ("bench", bench, local),
+    ):
+        known = {package.split("==")[0] for package in _packages(base)}
+        new = [package for package in _packages(lock) if package.split("==")[0] not in known]
         parts.append("\n".join([SECTIONS[name], *new]))
     return "\n\n".join(parts) + "\n"
 
@@ -259,6 +279,19 @@ def _install_foreign(requirements: str) -> None:
         raise BootstrapError("pip cannot install the packages:\n" + _tail(installed))
 
 
+def _install_bench(packages: str) -> None:
+    shutil.rmtree(str(BENCH), ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = Path(folder) / "bench"
+        requirements.write_text(packages + "\n")
+        installed = _pip(
+            *("install", "--quiet", "--no-deps", "--only-binary", ":all:"),
+            *("--target", str(BENCH), "-r", str(requirements)),
+        )
+    if installed.returncode != 0:
+        raise BootstrapError("pip cannot install the packages:\n" + _tail(installed))
+
+
 def _put_on_path() -> None:
     purelib = _run(
         str(VENV / "bin" / "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -324,7 +357,8 @@ def _tail(completed: "subprocess.CompletedProcess[str]") -> str:
 
 def _digest(*, dev: bool) -> str:
     """Changes with what is to be installed, and where."""
-    installed = "{}\n{}\n{}".format(ROOT, "dev" if dev else "", LOCK.read_text())
+    lock = LOCK.read_text().partition(SECTIONS["bench"])[0].rstrip() + "\n"
+    installed = "{}\n{}\n{}".format(ROOT, "dev" if dev else "", lock)
     return hashlib.sha256(installed.encode()).hexdigest()
 
 

@@ -95,13 +95,33 @@ def test_who_runs_the_mesh_installs_no_development_tools() -> None:
     assert tools <= names("dev")
     assert names("image").isdisjoint(names("local") | names("dev"))
     assert names("local").isdisjoint(names("dev"))
+    benchmarks = {"fastapi", "uvicorn", "asyncpg", "pillow"}
+    assert benchmarks <= names("bench")
+    assert benchmarks.isdisjoint(names("image") | names("local") | names("dev"))
 
 
 def test_locks_are_joined_without_naming_a_package_twice() -> None:
     image, local = "a==1 \\\n    --hash=x\n", "a==1 \\\n    --hash=x\nb==2\n"
-    joined = bootstrap.join(image, local, f"{local}c==3\n")
+    joined = bootstrap.join(image, local, f"{local}c==3\n", f"{local}c==3\nd==4\n")
     sections = [bootstrap.section(joined, name) for name in bootstrap.SECTIONS]
-    assert sections == ["a==1 \\\n    --hash=x", "b==2", "c==3"]
+    # Benchmarks run without the development packages, so their part repeats what both need.
+    assert sections == ["a==1 \\\n    --hash=x", "b==2", "c==3", "c==3\nd==4"]
+
+
+def test_packages_of_benchmarks_do_not_change_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = bootstrap.LOCK.read_text()
+    packages, heading, _ = lock.partition(bootstrap.SECTIONS["bench"])
+    files = {name: tmp_path / name for name in ("lock", "stamp")}
+    monkeypatch.setattr(bootstrap, "LOCK", files["lock"])
+    monkeypatch.setattr(bootstrap, "STAMP", files["stamp"])
+    files["lock"].write_text(lock)
+    files["stamp"].write_text(bootstrap._digest(dev=True))
+    files["lock"].write_text(f"{packages}{heading}\nfastapi==0\n")
+    assert bootstrap.is_current(dev=True)
+    files["lock"].write_text(f"{packages}new==1\n\n{heading}")
+    assert not bootstrap.is_current(dev=True)
 
 
 def test_it_runs_on_a_bare_python_and_costs_nothing_when_there_is_nothing_to_do() -> None:
