@@ -4,6 +4,7 @@ The servers use mutual TLS like the services, accept all methods and record call
 listens on free ports of 127.0.0.1.
 """
 
+import functools
 import json
 import socket
 import ssl
@@ -216,10 +217,13 @@ def connection(settings: MeshSettings) -> socket.socket:
     plain = socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=60)
     if not settings.gateway_tls:
         return plain
-    authority = str(settings.certificates / "ca.pem")
-    return ssl.create_default_context(cafile=authority).wrap_socket(
-        plain, server_hostname="localhost"
-    )
+    context = _trusting(settings.certificates / "ca.pem")
+    return context.wrap_socket(plain, server_hostname="localhost")
+
+
+@functools.cache
+def _trusting(authority: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=authority)
 
 
 def _channel(settings: MeshSettings) -> grpc.Channel:

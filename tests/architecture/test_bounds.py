@@ -93,7 +93,7 @@ def test_every_request_is_looked_at() -> None:
 
 
 def test_every_field_of_a_request_has_an_upper_bound() -> None:
-    assert {name: found for name in REQUESTS if (found := list(unbounded(REQUESTS[name])))} == {}
+    assert {name: fields for name in REQUESTS if (fields := list(unbounded(REQUESTS[name])))} == {}
 
 
 @pytest.mark.parametrize(
