@@ -2,6 +2,7 @@
 
 import pytest
 
+from mesh.paths import ROOT
 from testing import selection
 
 FILES = {
@@ -45,6 +46,6 @@ def test_a_change_selects_the_tests_that_import_it(changed: list[str], needed: s
 
 
 def test_every_package_is_in_the_graph() -> None:
-    folders = {file.parent.name for file in selection.ROOT.glob("*/__init__.py")}
-    folders |= {file.parent.name for file in selection.ROOT.glob("envoy/*/__init__.py")}
+    folders = {file.parent.name for file in ROOT.glob("*/__init__.py")}
+    folders |= {file.parent.name for file in ROOT.glob("envoy/*/__init__.py")}
     assert set(selection.PACKAGES) >= folders
