@@ -23,6 +23,8 @@ class Durations:
     tests: dict[str, float] = field(default_factory=dict)
 
     def add(self, report: pytest.TestReport) -> None:
+        if isinstance(report, pytest.SubtestReport):
+            return  # Its test's report contains its time.
         node = getattr(report, "node", None)
         worker = node.gateway.id if node is not None else "this process"
         folder = "/".join(report.nodeid.partition("::")[0].split("/")[:2])

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from tools.catalogue.__main__ import main as catalogue
 def watched(mesh: RunningMesh, event_id: str, query: str = "") -> Iterator["queue.Queue[Any]"]:
     """The updates of an event's availability over text/event-stream."""
     updates: queue.Queue[Any] = queue.Queue()
-    client = httpx.Client(base_url=mesh.url, timeout=httpx.Timeout(10, read=30))
+    client = httpx.Client(base_url=mesh.url, timeout=60)
     path = f"/api/v1/events/{event_id}/availability/watch{query}"
     context = client.stream("GET", path)
     response = context.__enter__()
@@ -48,8 +49,11 @@ def watched(mesh: RunningMesh, event_id: str, query: str = "") -> Iterator["queu
         assert response.headers["content-type"] == "text/event-stream"
         yield updates
     finally:
+        # Wakes the reader, which closing the client does not.
+        stream = response.extensions["network_stream"]
+        stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        reader.join(60)
         client.close()
-        reader.join(10)
 
 
 def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
