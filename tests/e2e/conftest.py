@@ -14,9 +14,12 @@ from testing.trace_collector import TraceCollector, trace_collector
 ADMIN_SECRET_CANARY = "kanarie-geheim-van-de-beheerder-0001"
 
 
+# They leave other keys and arbitrary data in the shared mesh.
+_LAST = ("test_key_rotation.py", "test_fuzz.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests that leave arbitrary data in the shared mesh come last."""
-    items.sort(key=lambda item: "e2e/test_fuzz" in item.nodeid)
+    items.sort(key=lambda item: item.path.name in _LAST)
 
 
 @pytest.fixture(scope="package")
