@@ -41,7 +41,7 @@ BUSY = {503, 504, "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 """Statuses that count as failures only when repeated at once."""
 FAILURES = {"UNKNOWN", "INTERNAL", "DATA_LOSS", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 GOOD = {200, 201, 204, "OK"}
-_SECONDS = 30
+_SECONDS = 60
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,11 @@ NAMES = [
     "x-user-",
     "x-internal-role",
     "x-boxoffice-user",
+    "x-boxoffice-message",
+    "x-forwarded-client-cert",
     "x-envoy-original-method",
+    "x-envoy-original-path",
+    "x-envoy-retry-on",
 ]
 UNDERSCORED = ["x_jwt_payload", "X_JWT_PAYLOAD", "x-jwt_payload", "x_user_id", "X_User-Role"]
 
@@ -39,13 +43,13 @@ def assert_not_forwarded(gateway: Gateway, calls: int) -> None:
     for call in gateway.upstream.calls:
         assert LIE not in "\n".join([*call.metadata, *call.metadata.values()]), call
         assert not any(name.startswith(("x-user", "x_user")) for name in call.metadata)
+        assert "x-envoy-internal" not in call.metadata
 
 
 @contextmanager
 def connection(gateway: Gateway) -> Iterator[socket.socket]:
-    with socket.create_connection(
-        ("127.0.0.1", gateway.settings.gateway_port), timeout=10
-    ) as stream:
+    address = ("127.0.0.1", gateway.settings.gateway_port)
+    with socket.create_connection(address, timeout=60) as stream:
         yield stream
 
 
@@ -60,34 +64,40 @@ def authorization() -> str:
     return f"authorization: {bearer()['authorization']}\r\n"
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("path", [PUBLIC, OF_CUSTOMERS])
-def test_a_header_in_any_letter_case_is_removed(gateway: Gateway, path: str, name: str) -> None:
-    gateway.upstream.calls.clear()
+def test_a_header_in_any_letter_case_is_removed(
+    gateway: Gateway, path: str, subtests: pytest.Subtests
+) -> None:
     head = f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{authorization()}"
-    # Twice, because the second must be removed too.
-    status = raw(gateway, f"{head}{name}: {LIE}\r\n{name}: {LIE}\r\n\r\n")
-    assert status.startswith("HTTP/1.1 200")
-    assert_not_forwarded(gateway, 1)
+    for name in NAMES:
+        gateway.upstream.calls.clear()
+        with subtests.test(name):
+            # Twice, because the second must be removed too.
+            status = raw(gateway, f"{head}{name}: {LIE}\r\n{name}: {LIE}\r\n\r\n")
+            assert status.startswith("HTTP/1.1 200")
+            assert_not_forwarded(gateway, 1)
 
 
-@pytest.mark.parametrize("name", UNDERSCORED)
 @pytest.mark.parametrize("path", [PUBLIC, OF_CUSTOMERS])
-def test_a_header_with_underscores_is_refused(gateway: Gateway, path: str, name: str) -> None:
+def test_a_header_with_underscores_is_refused(
+    gateway: Gateway, path: str, subtests: pytest.Subtests
+) -> None:
     """Some servers treat x_user_id as x-user-id."""
-    gateway.upstream.calls.clear()
     head = f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{authorization()}"
-    assert raw(gateway, f"{head}{name}: {LIE}\r\n\r\n").startswith("HTTP/1.1 400")
-    assert_not_forwarded(gateway, 0)
+    for name in UNDERSCORED:
+        with subtests.test(name):
+            assert raw(gateway, f"{head}{name}: {LIE}\r\n\r\n").startswith("HTTP/1.1 400")
+            assert_not_forwarded(gateway, 0)
 
 
-@pytest.mark.parametrize("name", sorted({name.lower() for name in NAMES}))
-def test_grpc_metadata_is_removed(gateway: Gateway, name: str) -> None:
-    gateway.upstream.calls.clear()
+def test_grpc_metadata_is_removed(gateway: Gateway, subtests: pytest.Subtests) -> None:
     method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = gateway.channel.unary_unary(GET_EVENT)
-    value: str | bytes = LIE.encode() if name.endswith("-bin") else LIE
-    method(b"", metadata=((name, value), (name, value)), timeout=60)
-    assert_not_forwarded(gateway, 1)
+    for name in sorted({name.lower() for name in NAMES}):
+        gateway.upstream.calls.clear()
+        value: str | bytes = LIE.encode() if name.endswith("-bin") else LIE
+        with subtests.test(name):
+            method(b"", metadata=((name, value), (name, value)), timeout=60)
+            assert_not_forwarded(gateway, 1)
 
 
 @pytest.mark.parametrize("name", ["x-jwt-payload", "x-user-id", "X-JWT-Payload"])

@@ -280,7 +280,7 @@ async def test_shutdown_waits_for_the_batch() -> None:
     together = coalescer(sent)
     waiting = asyncio.create_task(together.submit(0))
     await sent.count(1)
-    draining = asyncio.create_task(tasks.drain(5))
+    draining = asyncio.create_task(tasks.drain(60))
     await let_start()
     assert not draining.done()
     sent.go.set()
@@ -296,7 +296,7 @@ async def test_a_batch_has_the_request_ids_of_its_callers() -> None:
         await asyncio.sleep(0)
         return [str(request) for request in requests]
 
-    together = Coalescer("test", send, max_batch=100, max_in_flight=1, max_queued=100, seconds=5)
+    together = Coalescer("test", send, max_batch=100, max_in_flight=1, max_queued=100, seconds=60)
 
     async def submit(number: int) -> None:
         call.begin(request_id=f"request-{number:028d}", idempotency_key=None)

@@ -36,7 +36,7 @@ async def test_shielded_work_outlives_a_client_that_cancels(network: Network) ->
 
     async def get_stock(request: Any, context: Context) -> Any:
         try:
-            await tasks.shielded(step.work(), seconds=20)
+            await tasks.shielded(step.work(), seconds=120)
         finally:
             handler_left.set()
 
@@ -56,7 +56,7 @@ async def test_shielded_work_outlives_a_client_that_cancels(network: Network) ->
         assert step.remaining_seconds is not None
         assert step.remaining_seconds > 10
         step.go_on.set()
-        await tasks.drain(20)
+        await tasks.drain(60)
     assert step.done.is_set()
 
 
@@ -87,9 +87,9 @@ async def test_without_shielding_the_work_is_cancelled(network: Network) -> None
 
 async def test_draining_waits_for_the_work() -> None:
     step = Step()
-    waiting = asyncio.create_task(tasks.shielded(step.work(), seconds=20))
+    waiting = asyncio.create_task(tasks.shielded(step.work(), seconds=120))
     await step.began.wait()
-    draining = asyncio.create_task(tasks.drain(20))
+    draining = asyncio.create_task(tasks.drain(60))
     await asyncio.sleep(0)
     assert not draining.done()
     step.go_on.set()
@@ -101,7 +101,7 @@ async def test_draining_cancels_work_that_does_not_finish(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     step = Step()
-    waiting = asyncio.create_task(tasks.shielded(step.work(), seconds=20))
+    waiting = asyncio.create_task(tasks.shielded(step.work(), seconds=120))
     await step.began.wait()
     with caplog.at_level(logging.ERROR, "mesh.tasks"):
         await tasks.drain(0.01)
@@ -120,7 +120,7 @@ async def test_an_error_of_shielded_work_is_raised_to_the_caller() -> None:
         raise LookupError("on purpose")
 
     with pytest.raises(LookupError):
-        await tasks.shielded(fail(), seconds=5)
+        await tasks.shielded(fail(), seconds=60)
 
 
 async def test_a_background_loop_continues_after_an_error(
