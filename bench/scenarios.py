@@ -136,20 +136,22 @@ def _list_events(world: World) -> Run:
 
 
 def _get_booking(world: World) -> Run:
-    tokens = {customer.user_id: str(customer.token) for customer in world.customers}
+    tokens = {reader.user_id: str(reader.token) for reader in world.readers}
     requests = [
-        Request("GET", f"{_BOOKINGS}/{booking_id}", tokens[customer_id])
-        for customer_id, booking_id in world.filled_bookings(1000)
+        Request("GET", f"{_BOOKINGS}/{booking_id}", tokens[reader_id])
+        for reader_id, booking_id in world.filled_bookings(1000)
     ]
     return closed_loop(Plan(world.url, requests))
 
 
 def _list_bookings(world: World) -> Run:
-    return _get(world, f"{_BOOKINGS}?pageSize=20")
+    path = f"{_BOOKINGS}?pageSize=20"
+    requests = [Request("GET", path, str(reader.token)) for reader in world.readers]
+    return closed_loop(Plan(world.url, requests))
 
 
 def _few(run: Callable[[World], Run]) -> Callable[[World], Run]:
-    """With few bookings in the table, all of the customers who send the requests."""
+    """With few bookings in the table, all of the readers."""
 
     def prepare(world: World) -> Run:
         world.fill_bookings(_FEW_BOOKINGS)
@@ -159,7 +161,7 @@ def _few(run: Callable[[World], Run]) -> Callable[[World], Run]:
 
 
 def _many(run: Callable[[World], Run]) -> Callable[[World], Run]:
-    """The customers have as many bookings as with few, and others have the rest."""
+    """The readers have as many bookings as with few, and others have the rest."""
 
     def prepare(world: World) -> Run:
         world.fill_bookings(_FEW_BOOKINGS)

@@ -19,6 +19,7 @@ from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, running_mesh
 
 CAPACITY = 10_000_000
 _LIMIT = 1_000_000
+_READERS = 64
 _CROWD = 20_000
 _SETTINGS = {
     # The limits are on, with many times the requests: one address sends all of them.
@@ -30,7 +31,7 @@ _SETTINGS = {
 
 @dataclass
 class World:
-    """A mesh, its administrator, and its customers.
+    """A mesh, its administrator, its customers, and readers, who only have bookings filled by SQL.
 
     `seats` is the size of the seated event, `bookings` the number of bookings in the full table.
     `echo` has the requests of the echo, once it runs. `sold` has the ids of events that scenarios
@@ -40,6 +41,7 @@ class World:
     mesh: RunningMesh
     admin: Api
     customers: list[Api]
+    readers: list[Api]
     seats: int
     bookings: int
     echo: Plan = field(init=False)
@@ -109,16 +111,16 @@ class World:
         return event, ids
 
     def fill_bookings(self, count: int) -> None:
-        """Fills the table up to `count`; the first ones are the customers', the others a crowd's."""
+        """Fills the table up to `count`; the first ones are the readers', the others a crowd's."""
         event, offer = self._booked_event
         if missing := max(0, count - self._filled):
-            owners = [str(new_id()) for _ in range(_CROWD)] if self._filled else self._customer_ids
+            owners = [str(new_id()) for _ in range(_CROWD)] if self._filled else self._reader_ids
             self.filler.bookings(missing, event=event, offer=offer, customers=owners)
             self._filled += missing
 
     def filled_bookings(self, count: int) -> list[tuple[str, str]]:
-        """Customers and their filled bookings, at random."""
-        return self.filler.booking_ids(self._booked_event[0], self._customer_ids, count)
+        """Readers and their bookings, at random."""
+        return self.filler.booking_ids(self._booked_event[0], self._reader_ids, count)
 
     @cached_property
     def _booked_event(self) -> tuple[str, str]:
@@ -127,8 +129,8 @@ class World:
         return event["eventId"], event["offers"][0]["offerId"]
 
     @property
-    def _customer_ids(self) -> list[str]:
-        return [customer.user_id for customer in self.customers]
+    def _reader_ids(self) -> list[str]:
+        return [reader.user_id for reader in self.readers]
 
     def _created(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = self.admin.post(path, body)
@@ -150,5 +152,6 @@ def a_world(customers: int, *, seats: int, bookings: int, checkout: Path = ROOT)
         api = Api(client)
         admin = api.sign_up(admin_secret=ADMIN_SECRET)
         with ThreadPoolExecutor(8) as pool:
-            signed_up = list(pool.map(lambda _: api.sign_up(), range(customers)))
-        yield World(mesh, admin, signed_up, seats=seats, bookings=bookings)
+            signed_up = list(pool.map(lambda _: api.sign_up(), range(_READERS + customers)))
+        readers, others = signed_up[:_READERS], signed_up[_READERS:]
+        yield World(mesh, admin, others, readers, seats=seats, bookings=bookings)
