@@ -128,6 +128,7 @@ class _Common:
     writes: IdempotentWrites
     channels: Mapping[str, aio.Channel]
     stock: StockClient
+    payments: PaymentClient
     outbox: OutboxReader
     link: RedisLink
 
@@ -158,6 +159,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             IdempotentWrites(database, idempotency_records, system_clock),
             channels,
             StockClient(stock_service_pb2_grpc.StockServiceStub(channels["stock_svc"])),
+            PaymentClient(payment_service_pb2_grpc.PaymentServiceStub(channels["payment_svc"])),
             OutboxReader(database, tables.outbox),
             await stack.enter_async_context(RedisLink.open(settings.required("redis_url"))),
         )
@@ -190,6 +192,7 @@ def _catalogue(common: _Common) -> _Part:
         database=database,
         writes=common.writes,
         stock=stock,
+        payments=common.payments,
         clock=system_clock,
         on_change=availability.invalidate,
     )
@@ -255,7 +258,7 @@ def _bookings(common: _Common) -> _Part:
         database=database,
         writes=common.writes,
         stock=common.stock,
-        payments=PaymentClient(payment_service_pb2_grpc.PaymentServiceStub(channel)),
+        payments=common.payments,
         clock=system_clock,
         hold_ttl=timedelta(seconds=settings.hold_ttl_seconds),
         payment_window=timedelta(seconds=settings.payment_window_seconds),

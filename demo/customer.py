@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
@@ -26,6 +26,7 @@ _NO_SEAT = "NO_SEAT_LEFT"
 _RETRIED_REASONS = frozenset({"SOLD_OUT", "SEAT_UNAVAILABLE", _NO_SEAT})
 _ENDED = frozenset({"CONFIRMED", "CANCELLED", "FAILED", "EXPIRED"})
 _WATCH_SECONDS = 45.0
+_WEBHOOK_TIME = timedelta(seconds=5)
 # The demo does not wait for longer holds.
 _LONGEST_WAIT_SECONDS = 40.0
 
@@ -36,7 +37,7 @@ class Behaviour(StrEnum):
     PAYS = "pays"
     DOUBLE_CLICKS = "double-clicks, then pays"
     BUYS_AGAIN = "pays, then tries to buy more than allowed"
-    DECLINES = "payment declined"
+    DECLINES = "payment declined, gives up"
     TRIES_AGAIN = "payment declined, then pays"
     CANCELS = "cancels before paying"
     WALKS_AWAY = "walks away"
@@ -44,13 +45,13 @@ class Behaviour(StrEnum):
 
 
 MIX: dict[Behaviour, int] = {
-    Behaviour.PAYS: 52,
+    Behaviour.PAYS: 42,
     Behaviour.DOUBLE_CLICKS: 8,
     Behaviour.BUYS_AGAIN: 4,
-    Behaviour.DECLINES: 8,
-    Behaviour.TRIES_AGAIN: 3,
-    Behaviour.CANCELS: 6,
-    Behaviour.WALKS_AWAY: 11,
+    Behaviour.DECLINES: 4,
+    Behaviour.TRIES_AGAIN: 20,
+    Behaviour.CANCELS: 5,
+    Behaviour.WALKS_AWAY: 9,
     Behaviour.PAYS_LATE: 8,
 }
 """The percentage of customers with each behaviour."""
@@ -238,13 +239,19 @@ class Customer:
         booking = await self._checkout(booking)
         await self._think()
         await self._choose(order, booking, "FAILED")
-        await self._watch(order, booking)
 
     async def _decline_then_pay(self, order: Order, booking: Json) -> None:
+        """Pays at the second try: on the same page, or on a new one with other addresses."""
         booking = await self._checkout(booking)
         await self._choose(order, booking, "FAILED")
         await self._think()
+        if self._random.random() < 0.5:
+            booking = await self._checkout(booking, success_url="https://shop.example/thanks")
         await self._choose(order, booking, "SUCCEEDED", doing="paying after a decline")
+        # With enough time for the webhook: as any other payment, a late one may be refunded.
+        order.is_second_try = datetime.now(UTC) + _WEBHOOK_TIME < parse_time(
+            booking["holdExpireTime"]
+        )
         await self._watch(order, booking)
 
     async def _pay_late(self, order: Order, booking: Json) -> None:
@@ -274,14 +281,14 @@ class Customer:
         if self._random.random() < 0.5:
             await self._checkout(booking)
 
-    async def _checkout(self, booking: Json) -> Json:
+    async def _checkout(self, booking: Json, *, success_url: str = "") -> Json:
         self._doing = "checking out"
-        if (booking.get("payment") or {}).get("paymentUrl"):
+        if (booking.get("payment") or {}).get("paymentUrl") and not success_url:
             return booking
         return await self._api.call(
             "POST",
             f"/api/v1/bookings/{booking['bookingId']}/checkout",
-            body={"provider": "sandbox"},
+            body={"provider": "sandbox", **({"successUrl": success_url} if success_url else {})},
             token=self._token,
         )
 

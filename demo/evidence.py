@@ -22,7 +22,8 @@ class Order:
 
     `booking_ids` has one entry per 201. `is_uncertain`: an attempt got no answer and may have made
     a booking. `paid` is the payment that the payment page reported as successful. `was_confirmed`:
-    the customer saw the booking CONFIRMED.
+    the customer saw the booking CONFIRMED. `is_second_try`: the customer has paid in time after a
+    declined attempt.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Order:
     is_uncertain: bool = False
     paid: str = ""
     was_confirmed: bool = False
+    is_second_try: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

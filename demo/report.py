@@ -82,7 +82,7 @@ def _sale(evidence: Evidence, journal: Journal) -> Table:
     _sale_row(table, "placed", bookings)
     for name, statuses in (
         ("confirmed", SOLD),
-        ("declined", {"FAILED"}),
+        ("declined and not paid", {"FAILED"}),
         ("expired", {"EXPIRED"}),
         ("cancelled", {"CANCELLED"}),
         ("still held", OPEN),
@@ -92,6 +92,11 @@ def _sale(evidence: Evidence, journal: Journal) -> Table:
             _sale_row(table, f"  {name}", chosen)
     refunded = [booking for booking in bookings if booking.refund_status == "PROCESSED"]
     _sale_row(table, "paid too late and refunded", refunded)
+    retried = {order.booking_ids[0] for order in journal.orders if order.is_second_try}
+    second_tries = [booking for booking in bookings if booking.booking_id in retried]
+    _sale_row(table, "declined once, then paid in time", second_tries)
+    confirmed = [booking for booking in second_tries if booking.status in SOLD]
+    _sale_row(table, "  confirmed", confirmed)
     table.add_section()
     table.add_row("customers", f"{journal.customers:,}")
     table.add_row("  with a call without an answer", f"{len(journal.unanswered):,}")

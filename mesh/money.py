@@ -13,6 +13,24 @@ EXPONENTS = {
 # fmt: on
 _DEFAULT_EXPONENT = 2
 
+# ISO 4217 list one, active codes of money: without funds, precious metals, test and "no currency".
+# fmt: off
+CURRENCIES = frozenset({
+    "AED", "AFN", "ALL", "AMD", "AOA", "ARS", "AUD", "AWG", "AZN", "BAM", "BBD", "BDT", "BHD",
+    "BIF", "BMD", "BND", "BOB", "BRL", "BSD", "BTN", "BWP", "BYN", "BZD", "CAD", "CDF", "CHF",
+    "CLP", "CNY", "COP", "CRC", "CUP", "CVE", "CZK", "DJF", "DKK", "DOP", "DZD", "EGP", "ERN",
+    "ETB", "EUR", "FJD", "FKP", "GBP", "GEL", "GHS", "GIP", "GMD", "GNF", "GTQ", "GYD", "HKD",
+    "HNL", "HTG", "HUF", "IDR", "ILS", "INR", "IQD", "IRR", "ISK", "JMD", "JOD", "JPY", "KES",
+    "KGS", "KHR", "KMF", "KPW", "KRW", "KWD", "KYD", "KZT", "LAK", "LBP", "LKR", "LRD", "LSL",
+    "LYD", "MAD", "MDL", "MGA", "MKD", "MMK", "MNT", "MOP", "MRU", "MUR", "MVR", "MWK", "MXN",
+    "MYR", "MZN", "NAD", "NGN", "NIO", "NOK", "NPR", "NZD", "OMR", "PAB", "PEN", "PGK", "PHP",
+    "PKR", "PLN", "PYG", "QAR", "RON", "RSD", "RUB", "RWF", "SAR", "SBD", "SCR", "SDG", "SEK",
+    "SGD", "SHP", "SLE", "SOS", "SRD", "SSP", "STN", "SVC", "SYP", "SZL", "THB", "TJS", "TMT",
+    "TND", "TOP", "TRY", "TTD", "TWD", "TZS", "UAH", "UGX", "USD", "UYU", "UZS", "VED", "VES",
+    "VND", "VUV", "WST", "XAF", "XCD", "XCG", "XOF", "XPF", "YER", "ZAR", "ZMW", "ZWG",
+})
+# fmt: on
+
 _SYMBOLS = {"EUR": "€", "GBP": "£", "INR": "₹", "JPY": "¥", "KRW": "₩", "USD": "$"}
 
 
@@ -31,6 +49,21 @@ class Money:
         sign = "-" if self.amount_minor < 0 else ""
         decimals = f".{fraction:0{digits}d}" if digits else ""
         return f"{sign}{symbol} {whole:,}{decimals}"
+
+
+@dataclass(frozen=True, slots=True)
+class AmountLimits:
+    """The amounts that a payment provider accepts in one currency, in minor units."""
+
+    minimum_minor: int
+    maximum_minor: int
+    step_minor: int
+
+    def accept(self, amount: Money) -> bool:
+        return (
+            self.minimum_minor <= amount.amount_minor <= self.maximum_minor
+            and amount.amount_minor % self.step_minor == 0
+        )
 
 
 def exponent(currency_code: str) -> int:

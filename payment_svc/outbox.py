@@ -37,12 +37,31 @@ async def captured(
     await _append_of_payment(connection, payment, stream_pb2.PaymentEvent(captured=message), now)
 
 
+async def declined(
+    connection: AsyncConnection,
+    payment: Payment,
+    *,
+    attempt_id: UUID,
+    failure_code: str,
+    now: datetime,
+) -> None:
+    """An attempt to pay was declined. The customer can pay again on the same page."""
+    message = stream_pb2.PaymentFailed(failure_code=failure_code, attempt_id=str(attempt_id))
+    await _append_of_payment(connection, payment, stream_pb2.PaymentEvent(failed=message), now)
+
+
 async def failed(
     connection: AsyncConnection, payment: Payment, *, failure_code: str, now: datetime
 ) -> None:
-    """An attempt to pay was declined."""
-    message = stream_pb2.PaymentFailed(failure_code=failure_code)
+    """The payment has failed for good: its page was paid with another amount or currency."""
+    message = stream_pb2.PaymentFailed(failure_code=failure_code, is_final=True)
     await _append_of_payment(connection, payment, stream_pb2.PaymentEvent(failed=message), now)
+
+
+async def voided(connection: AsyncConnection, payment: Payment, *, now: datetime) -> None:
+    """The page was closed before the customer paid."""
+    message = stream_pb2.PaymentVoided()
+    await _append_of_payment(connection, payment, stream_pb2.PaymentEvent(voided=message), now)
 
 
 async def refund_processed(

@@ -12,9 +12,9 @@ from typing import Any, assert_never
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.errors import DomainError, Reason
-from payment_svc import captures, disputes, ledger, outbox, payments, refunds
+from payment_svc import captures, declines, disputes, ledger, outbox, payments, refunds
 from payment_svc.captures import Capture, Verdict
-from payment_svc.payments import Payment, Status
+from payment_svc.payments import OPEN, Payment, Status
 from payment_svc.providers.base import (
     Authorized,
     Captured,
@@ -56,7 +56,7 @@ async def apply_report(
         case Authorized():
             changed = await _apply_authorization(connection, payment, report, now)
         case Failed():
-            changed = await _apply_failure(connection, payment, report, report.failure_code, now)
+            changed = await _apply_decline(connection, payment, report, now)
         case Captured():
             return await _apply_capture(connection, payment, report, now)
         case Voided():
@@ -110,6 +110,25 @@ async def _apply_authorization(
     return await _move_unpaid(connection, payment, Status.AUTHORIZED, values, now)
 
 
+async def _apply_decline(
+    connection: AsyncConnection, payment: Payment, report: Failed, now: datetime
+) -> bool:
+    """Stores a declined attempt. The payment can be paid again until it is voided."""
+    if payment.status not in OPEN:
+        return False
+    attempt_id = await declines.record(connection, payment=payment, report=report, now=now)
+    if attempt_id is not None:
+        await outbox.declined(
+            connection,
+            payment,
+            attempt_id=attempt_id,
+            failure_code=report.failure_code,
+            now=now,
+        )
+    changed = await _apply_failure(connection, payment, report, report.failure_code, now)
+    return changed or attempt_id is not None
+
+
 async def _apply_failure(
     connection: AsyncConnection,
     payment: Payment,
@@ -121,10 +140,7 @@ async def _apply_failure(
     if latest is not None and report.event_time <= latest:
         return False
     values = _values(report, method=None, failure_code=failure_code)
-    changed = await _move_unpaid(connection, payment, Status.FAILED, values, now)
-    if changed and payment.status is not Status.FAILED:
-        await outbox.failed(connection, payment, failure_code=failure_code, now=now)
-    return changed
+    return await _move_unpaid(connection, payment, Status.FAILED, values, now)
 
 
 async def _move_unpaid(
@@ -156,6 +172,8 @@ async def _apply_void(connection: AsyncConnection, payment: Payment, now: dateti
     moved = await payments.move(
         connection, payment_id=payment.payment_id, to=Status.VOIDED, now=now
     )
+    if moved is not None:
+        await outbox.voided(connection, moved, now=now)
     return moved is not None
 
 
@@ -195,7 +213,8 @@ async def _apply_capture(
             await outbox.captured(connection, paid, method=report.method, now=now)
         case Verdict.MISMATCHED:
             await _refund_capture(connection, payment, capture, now)
-            await _apply_failure(connection, payment, report, AMOUNT_MISMATCH, now)
+            if await _apply_failure(connection, payment, report, AMOUNT_MISMATCH, now):
+                await outbox.failed(connection, payment, failure_code=AMOUNT_MISMATCH, now=now)
         case Verdict.SECOND | Verdict.AFTER_VOID:
             await _refund_capture(connection, payment, capture, now)
         case _:

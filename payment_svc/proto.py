@@ -3,16 +3,22 @@
 from collections.abc import Sequence
 from datetime import date
 
-from boxoffice.payments.v1 import book_service_pb2, payment_pb2
+from boxoffice.payments.v1 import book_service_pb2, payment_pb2, payment_service_pb2
 from mesh.conversions import money_to_proto
 from mesh.errors import FieldViolation, invalid
+from mesh.money import AmountLimits
+from payment_svc.declines import DeclinedAttempt
 from payment_svc.disputes import Dispute
 from payment_svc.ledger import LedgerRow
 from payment_svc.payments import Payment
 from payment_svc.refunds import Refund
 
 
-def payment_to_proto(payment: Payment, disputes: Sequence[Dispute] = ()) -> payment_pb2.Payment:
+def payment_to_proto(
+    payment: Payment,
+    disputes: Sequence[Dispute] = (),
+    declines: Sequence[DeclinedAttempt] = (),
+) -> payment_pb2.Payment:
     message = payment_pb2.Payment(
         payment_id=str(payment.payment_id),
         booking_id=str(payment.order.booking_id),
@@ -25,9 +31,29 @@ def payment_to_proto(payment: Payment, disputes: Sequence[Dispute] = ()) -> paym
         provider_reference=payment.provider_reference,
         failure_code=payment.failure_code,
         disputes=map(dispute_to_proto, disputes),
+        declined_attempts=map(_decline_to_proto, declines),
     )
     message.create_time.FromDatetime(payment.create_time)
     message.update_time.FromDatetime(payment.update_time)
+    return message
+
+
+def _decline_to_proto(attempt: DeclinedAttempt) -> payment_pb2.DeclinedAttempt:
+    message = payment_pb2.DeclinedAttempt(
+        attempt_id=str(attempt.attempt_id), failure_code=attempt.failure_code
+    )
+    message.decline_time.FromDatetime(attempt.decline_time)
+    return message
+
+
+def provider_to_proto(
+    name: str, limits: AmountLimits | None
+) -> payment_service_pb2.PaymentProvider:
+    message = payment_service_pb2.PaymentProvider(name=name)
+    if limits is not None:
+        message.limits.minimum_minor = limits.minimum_minor
+        message.limits.maximum_minor = limits.maximum_minor
+        message.limits.step_minor = limits.step_minor
     return message
 
 

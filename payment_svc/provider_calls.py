@@ -14,6 +14,7 @@ from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.jobs import Wakeup, run_forever
 from mesh.errors import DomainError, Reason
+from mesh.money import AmountLimits
 from mesh.tasks import shielded
 from payment_svc import payment_reports, payments, refunds
 from payment_svc.circuit_breaker import CircuitBreaker
@@ -69,6 +70,10 @@ class ProviderCalls:
         """The names of the configured providers."""
         return sorted(self._providers)
 
+    def limits(self, currency_code: str) -> dict[str, AmountLimits | None]:
+        """What each configured provider accepts in a currency; None where it accepts nothing."""
+        return {name: self._providers[name].limits(currency_code) for name in self.offered}
+
     def step_minor(self, payment: Payment) -> int:
         """The smallest amount that the payment's provider can move, in minor units."""
         provider = self._providers.get(payment.order.provider)
@@ -116,6 +121,13 @@ class ProviderCalls:
         if payment.status in PAID or payment.status is Status.VOIDED:
             return payment
         name = payment.order.provider
+        if (
+            payment.status is Status.FAILED
+            and payment.payment_url is None
+            and payment.provider_reference is None
+        ):
+            # The provider rejected it when it was opened: there is no page to close.
+            return await self._apply_void(payment_id, name, Voided(payment_id, None, self._clock()))
         provider = self.provider(name)
         async with self._breakers[name].calling():
             # The provider decides between this call and a customer who pays at the same time.

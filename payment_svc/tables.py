@@ -119,6 +119,22 @@ captures = sa.Table(
     sa.Index("captures_event_time_idx", "event_time"),
 )
 
+# Every attempt to pay that a provider declined, once.
+declined_attempts = sa.Table(
+    "declined_attempts",
+    metadata,
+    sa.Column("attempt_id", sa.Uuid, primary_key=True),
+    sa.Column("payment_id", sa.Uuid, sa.ForeignKey("payments.payment_id"), nullable=False),
+    sa.Column("provider", sa.Text, nullable=False),
+    # The provider's id of the attempt.
+    sa.Column("provider_reference", sa.Text, nullable=False),
+    sa.Column("failure_code", sa.Text, nullable=False),
+    _time("decline_time"),
+    _time("create_time"),
+    sa.UniqueConstraint("provider", "provider_reference"),
+    sa.Index("declined_attempts_payment_id_idx", "payment_id"),
+)
+
 refunds = sa.Table(
     "refunds",
     metadata,

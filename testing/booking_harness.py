@@ -28,10 +28,10 @@ from booking_svc.bookings import (
 from booking_svc.bookings import checkout as booking_checkout
 from booking_svc.bookings.batch_writer import BatchWriter
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
-from booking_svc.bookings.checkout import Checkout
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification import BookingPatch
-from booking_svc.bookings.pricing import RequestedItem
+from booking_svc.bookings.payment_pages import Checkout
+from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_creation, events, productions
 from booking_svc.catalogue.event_commands import EventCommands
@@ -47,7 +47,7 @@ from mesh.db.idempotent import IdempotentWrites, Key
 from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from mesh.money import Money
+from mesh.money import AmountLimits, Money
 from mesh.rpc.errors import from_database, from_status, to_status
 from mesh.rpc.validation import validate
 from stock_svc import audit as stock_audit
@@ -60,6 +60,11 @@ START = datetime(2030, 6, 1, 12, tzinfo=UTC)
 HOLD = timedelta(minutes=10)
 WINDOW = timedelta(minutes=15)
 SANDBOX = Checkout("sandbox", "", "")
+STRIPE = Checkout("stripe", "", "")
+PROVIDERS: ports.Limits = {
+    "sandbox": AmountLimits(1, 10**12, 1),
+    "stripe": AmountLimits(50, 99_999_999, 1),
+}
 # As many steps at a time as the loop runs: the pool has connections for so many.
 STEPS_AT_ONCE = 8
 
@@ -107,6 +112,9 @@ class CrashPoints:
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         async def call(**arguments: Any) -> Any:
+            if method == "limits":
+                # From memory, but for once a minute.
+                return await self._client.limits(**arguments)  # type: ignore[attr-defined]
             return await self.crashes.around(lambda: getattr(self._client, method)(**arguments))
 
         return call
@@ -158,14 +166,39 @@ class Payments:
     refused: set[UUID] = field(default_factory=set)
     voided: set[UUID] = field(default_factory=set)
     refunds: dict[UUID, tuple[UUID, Money]] = field(default_factory=dict)
+    # Provider, success and cancel URL of each payment; providers that reject every payment.
+    terms: dict[UUID, tuple[str, str, str]] = field(default_factory=dict)
+    refusing: set[str] = field(default_factory=set)
+    booking_of: dict[UUID, UUID] = field(default_factory=dict)
+    is_away: bool = False
+
+    async def limits(self, *, currency_code: str) -> ports.Limits:
+        if self.is_away:
+            raise DomainError(Reason.DEPENDENCY_UNAVAILABLE, "payment_svc is unavailable")
+        return PROVIDERS
 
     async def create(
-        self, *, payment_id: UUID, provider: str, amount: Money, **_: Any
+        self,
+        *,
+        payment_id: UUID,
+        booking_id: UUID,
+        provider: str,
+        amount: Money,
+        success_url: str,
+        cancel_url: str,
+        **_: Any,
     ) -> ports.Payment:
-        if provider != "sandbox":
+        if provider not in PROVIDERS:
             raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such payment provider")
+        terms = (provider, success_url, cancel_url)
+        if self.terms.setdefault(payment_id, terms) != terms:
+            raise DomainError(Reason.PAYMENT_STATE_INVALID, "the id was used with other terms")
+        if provider in self.refusing:
+            raise DomainError(Reason.PAYMENT_FAILED, "rejected", code="account_closed")
         self.opened.setdefault(payment_id, amount)
-        return ports.Payment(payment_id, "CREATED", f"https://pay.example/{payment_id}")
+        self.booking_of[payment_id] = booking_id
+        status = "VOIDED" if payment_id in self.voided else "CREATED"
+        return ports.Payment(payment_id, status, f"https://pay.example/{payment_id}")
 
     async def void(self, *, payment_id: UUID) -> ports.Payment:
         if payment_id not in self.opened:
@@ -196,11 +229,13 @@ class Payments:
 
     async def outcome(
         self, *, booking_id: UUID, payment_id: UUID
-    ) -> ports.Captured | ports.Failed | None:
+    ) -> ports.Captured | ports.Failed | ports.Voided | None:
         if payment_id not in self.opened:
             raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
         if payment_id in self.refused:
-            return ports.Failed(booking_id, payment_id, "card_declined")
+            return ports.Failed(booking_id, payment_id, "card_declined", attempt_id=payment_id)
+        if payment_id in self.voided:
+            return ports.Voided(booking_id, payment_id)
         paid = self.paid.get(payment_id)
         return None if paid is None else ports.Captured(booking_id, payment_id, paid)
 
@@ -273,7 +308,9 @@ class BookingHarness:
         if offers:
             new = replace(new, offers=offers)
         async with self.database.transaction() as connection:
-            plan = await event_creation.plan(connection, new=new, now=self.clock())
+            plan = await event_creation.plan(
+                connection, new=new, limits=PROVIDERS, now=self.clock()
+            )
             await events.insert(
                 connection, event=plan.event, capacities=plan.capacities(), now=self.clock()
             )
@@ -296,6 +333,7 @@ class BookingHarness:
         checkout: Checkout | None = SANDBOX,
         items: Sequence[RequestedItem] | None = None,
         is_mail_wanted: bool = False,
+        shown: ShownPrice = NOT_SHOWN,
     ) -> Booking:
         customer = customer_id or new_id()
         lines = items or [RequestedItem(event.offers[0].offer_id, quantity, None)]
@@ -309,6 +347,7 @@ class BookingHarness:
             checkout=checkout,
             encode=lambda booking: str(booking.booking_id).encode(),
             is_mail_wanted=is_mail_wanted,
+            shown=shown,
         )
         return await self.booking(UUID(answer.decode()))
 
@@ -343,6 +382,7 @@ class BookingHarness:
         by: By | None = None,
         owner: UUID | None = None,
         key: str | None = None,
+        shown: ShownPrice = NOT_SHOWN,
     ) -> Booking:
         answer = await modification.update(
             self.deps,
@@ -352,6 +392,7 @@ class BookingHarness:
             by=by or By(Actor.CUSTOMER),
             patch=BookingPatch(items, attendees, note),
             encode=pickle.dumps,
+            shown=shown,
         )
         return answered(answer)
 
@@ -364,6 +405,7 @@ class BookingHarness:
         checkout: Checkout | None = SANDBOX,
         by: By | None = None,
         key: str | None = None,
+        shown: ShownPrice = NOT_SHOWN,
     ) -> Booking:
         answer = await modification.reschedule(
             self.deps,
@@ -375,6 +417,7 @@ class BookingHarness:
             items=items,
             checkout=checkout,
             encode=pickle.dumps,
+            shown=shown,
         )
         return answered(answer)
 
@@ -462,7 +505,11 @@ class BookingHarness:
     async def cancel_event(self, event: Event, reason: str = "") -> None:
         """Cancels an event; `cancel_batch` cancels its bookings."""
         commands = EventCommands(
-            database=self.database, writes=self.writes, stock=self.stock, clock=self.clock
+            database=self.database,
+            writes=self.writes,
+            stock=self.stock,
+            payments=self.payments,
+            clock=self.clock,
         )
         await commands.set_status(event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason)
 

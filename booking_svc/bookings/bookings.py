@@ -122,10 +122,13 @@ class PendingChange:
 
 @dataclass(frozen=True, slots=True)
 class TimelineEntry:
+    """`failure_code` is the provider's code of a declined attempt to pay."""
+
     time: datetime
     status: Status
     reason: str
     actor: Actor
+    failure_code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,11 @@ class Booking:
     attendees: tuple[str, ...] = ()
     note: str = ""
     change: PendingChange | None = None
+
+    @property
+    def was_declined(self) -> bool:
+        """Whether an attempt to pay was declined. Needs the timeline."""
+        return any(entry.failure_code is not None for entry in self.timeline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +210,9 @@ _CHANGE = (
     .scalar_subquery()
 )
 _TIMELINE = _listed(
-    booking_timeline, booking_timeline.c.entry_id, *("time", "status", "reason", "actor")
+    booking_timeline,
+    booking_timeline.c.entry_id,
+    *("time", "status", "reason", "actor", "failure_code"),
 )
 
 
@@ -309,8 +319,8 @@ def _from_row(row: sa.Row[Any], timeline: Sequence[Sequence[Any]]) -> Booking:
         ),
         cancellation_policy=cancellation_policy.from_json(row.cancellation_policy),
         timeline=tuple(
-            TimelineEntry(datetime.fromisoformat(time), Status(status), reason, Actor(actor))
-            for time, status, reason, actor in timeline
+            TimelineEntry(datetime.fromisoformat(time), Status(status), reason, Actor(actor), code)
+            for time, status, reason, actor, code in timeline
         ),
         create_time=row.create_time,
         update_time=row.update_time,

@@ -17,6 +17,7 @@ from booking_svc.bookings import (
     bookings,
     modification_store,
     pricing,
+    refund_requests,
     refunds,
     state_machine,
 )
@@ -61,6 +62,7 @@ async def cancel_booking(
         return booking_id, encode(booking)
 
     answer = await deps.writes.run_once(key, effect)
+    await refund_requests.send(deps, booking_id)
     deps.on_steps_enqueued()
     return answer
 
@@ -205,7 +207,10 @@ async def cancel_for_event(
         if booking.status is Status.CONFIRMED:
             await _end_confirmed(connection, booking, booking.total, by=by, reason=reason, now=now)
         else:
-            # The CONFIRM step of a captured payment finds it cancelled, and refunds.
+            # Paid, and not confirmed yet: the CONFIRM step finds it cancelled.
+            booking, refund = await refunds.refund(
+                connection, booking=booking, amount=booking.total, reason="cancelled", now=now
+            )
             await state_machine.end_unpaid(
                 connection,
                 booking=booking,
@@ -214,6 +219,7 @@ async def cancel_for_event(
                 by=by,
                 now=now,
                 even_if_paid=True,
+                refund=refund if refund.amount_minor > 0 else None,
             )
         cancelled += 1
     remaining = await connection.scalar(

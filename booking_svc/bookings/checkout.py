@@ -13,13 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import (
     bookings,
+    change_payment,
     modification_store,
+    payment_pages,
+    payment_replacement,
     pricing,
     saga_steps,
     state_machine,
 )
 from booking_svc.bookings.bookings import Booking, By, Payment, PaymentStatus, Status
 from booking_svc.bookings.dependencies import Dependencies
+from booking_svc.bookings.payment_pages import Checkout, PageRequest
 from booking_svc.bookings.saga_steps import StepKind
 from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event, StaffStatus
@@ -31,13 +35,6 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 
 _FREE = "nothing to pay"
-
-
-@dataclass(frozen=True, slots=True)
-class Checkout:
-    provider: str
-    success_url: str
-    cancel_url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +69,10 @@ async def start(
     checkout: Checkout,
     encode: Callable[[Booking], bytes],
 ) -> bytes:
-    """Starts the payment of a held booking, or returns the booking if it was started before.
+    """Opens the page where a booking is paid, or the price difference of its reschedule.
 
+    A repetition returns the same page. Another provider or other addresses open a new page and
+    close the first.
     Raises BOOKING_NOT_FOUND, HOLD_EXPIRED, ALREADY_CONFIRMED, PAYMENT_FAILED,
     BOOKING_STATE_INVALID, EVENT_STATE_INVALID, and as stock_svc and payment_svc do.
     """
@@ -83,6 +82,10 @@ async def start(
             booking = await bookings.get(connection, booking_id=booking_id, owner=owner)
             event = await events.get(connection, event_id=booking.event_id)
         answer = Answer(encode, store_answer=store)
+        if booking.change is not None:
+            booking = await change_payment.check_out(deps, booking, checkout)
+            async with deps.database.transaction() as connection:
+                return await answer.store(connection, booking)
         return encode(await confirm_or_open_payment(deps, booking, event, checkout, by, answer))
 
     return await deps.writes.run_steps_once(key, write)
@@ -100,39 +103,91 @@ async def confirm_or_open_payment(
 
     Raises as `start` does.
     """
-    _refuse_checkout(booking, deps.clock())
+    refuse_checkout(booking, deps.clock())
     if event.staff_status is StaffStatus.CANCELLED:
         raise DomainError(
             Reason.EVENT_STATE_INVALID, "the event is cancelled", status=event.staff_status
         )
     if booking.total.amount_minor == 0:
         return await _confirm_free(deps, booking, by, answer)
-    if booking.payment is None or booking.payment.provider != checkout.provider:
-        booking = await _begin_payment(deps, booking, checkout.provider, by)
+    await payment_pages.refuse_unpayable(deps, booking.total, checkout)
     payment = booking.payment
-    if payment is None or payment.payment_url is not None:
+    if payment is None or not _is_payable_at(payment, checkout.provider):
+        booking = await _begin_payment(deps, booking, checkout.provider, by)
+    elif payment.status is PaymentStatus.CAPTURED or (
+        payment.payment_url is not None and not checkout.has_addresses
+    ):
         async with deps.database.transaction() as connection:
             await answer.store(connection, booking)
         return booking
-    created = await deps.payments.create(
-        payment_id=payment.payment_id,
+    url = await _open_page(deps, booking, event, checkout)
+    if url is None:
+        booking = await _begin_payment(deps, booking, checkout.provider, by)
+        url = await _open_page(deps, booking, event, checkout)
+    if url is None:
+        raise modification_store.in_progress(booking)
+    return await _store_page(deps, booking, url, answer)
+
+
+def _is_payable_at(payment: Payment, provider: str) -> bool:
+    """Whether the payment, if it is open or paid, is the one that is asked for."""
+    return payment.status is PaymentStatus.CAPTURED or (
+        payment.provider == provider and payment.status is not PaymentStatus.VOIDED
+    )
+
+
+async def _open_page(
+    deps: Dependencies, booking: Booking, event: Event, checkout: Checkout
+) -> str | None:
+    """The URL of the payment's page. None if the payment must be replaced.
+
+    A final refusal by the provider ends the booking, which releases its places.
+    """
+    if booking.payment is None:
+        raise ValueError(f"booking {booking.booking_id} has no payment")
+    request = PageRequest(
+        payment_id=booking.payment.payment_id,
         booking_id=booking.booking_id,
         event_id=booking.event_id,
         customer_id=booking.customer_id,
-        provider=payment.provider,
         amount=booking.total,
         description=pricing.describe(booking.items, event),
-        success_url=checkout.success_url,
-        cancel_url=checkout.cancel_url,
     )
-    return await _open_payment(deps, booking, payment, created.payment_url, answer)
+    try:
+        return await payment_pages.open_page(deps, request, checkout)
+    except DomainError as refusal:
+        if refusal.reason is Reason.PAYMENT_FAILED:
+            await _end_refused(deps, request.payment_id, booking.booking_id, refusal)
+        raise
 
 
-async def _open_payment(
-    deps: Dependencies, booking: Booking, payment: Payment, url: str, answer: Answer
-) -> Booking:
-    """Stores the URL of a payment, unless the booking has another payment by now."""
+async def _end_refused(
+    deps: Dependencies, payment_id: UUID, booking_id: UUID, refusal: DomainError
+) -> None:
     now = deps.clock()
+    async with deps.database.transaction() as connection:
+        booking = await bookings.get(connection, booking_id=booking_id, lock=True)
+        payment = booking.payment
+        if (
+            booking.status is not Status.PENDING_PAYMENT
+            or payment is None
+            or payment.payment_id != payment_id
+            or payment.status is not PaymentStatus.CREATED
+        ):
+            return
+        booking = await state_machine.set_payment_status(
+            connection, booking=booking, status=PaymentStatus.FAILED, now=now
+        )
+        reason = f"payment refused: {refusal.metadata.get('code', '')}"
+        await state_machine.end_unpaid(
+            connection, booking=booking, to=Status.FAILED, reason=reason, now=now
+        )
+    deps.on_steps_enqueued()
+
+
+async def _store_page(deps: Dependencies, booking: Booking, url: str, answer: Answer) -> Booking:
+    """Stores the URL of a payment, unless the booking has another payment by now."""
+    now, payment = deps.clock(), booking.payment
     if answer.claimed_key is not None:
         opened = state_machine.payment_opened(booking, url, now)
         response = answer.encode(opened.after)
@@ -140,9 +195,15 @@ async def _open_payment(
             return opened.after
     async with deps.database.transaction() as connection:
         booking = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
-        if booking.payment is not None and booking.payment.payment_id == payment.payment_id:
-            opened = state_machine.payment_opened(booking, url, now)
-            booking = await state_machine.write(connection, opened, now=now)
+        if payment is not None and booking.payment is not None:
+            if booking.payment.payment_id == payment.payment_id:
+                opened = state_machine.payment_opened(booking, url, now)
+                booking = await state_machine.write(connection, opened, now=now)
+            else:
+                # Another call has replaced the payment, perhaps before it was opened.
+                await saga_steps.enqueue(
+                    connection, booking.booking_id, StepKind.VOID, payment.payment_id, now=now
+                )
         await answer.store(connection, booking)
     return booking
 
@@ -168,7 +229,7 @@ async def _confirm_free(deps: Dependencies, booking: Booking, by: By, answer: An
 async def _begin_payment(deps: Dependencies, booking: Booking, provider: str, by: By) -> Booking:
     """Gives a booking a payment, not yet created in payment_svc, and the time to pay it, once.
 
-    A payment that has a URL stays. One without a URL is replaced if it has another provider.
+    A payment that the booking has is replaced, unless another call has done so or it is paid.
     """
     now = deps.clock()
     hold_expire_time = booking.hold_expire_time
@@ -181,28 +242,29 @@ async def _begin_payment(deps: Dependencies, booking: Booking, provider: str, by
         hold_expire_time = reservation.expire_time
     async with deps.database.transaction() as connection:
         locked = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
-        _refuse_checkout(locked, now)
+        refuse_checkout(locked, now)
         if await modification_store.find_open(connection, booking_id=locked.booking_id) is not None:
             raise modification_store.in_progress(locked)
-        payment = locked.payment
-        if payment is not None:
-            if payment.provider == provider or payment.payment_url is not None:
+        payment = Payment(new_id(), provider, PaymentStatus.CREATED, None)
+        if locked.payment is not None:
+            read_id = booking.payment and booking.payment.payment_id
+            is_paid = locked.payment.status is PaymentStatus.CAPTURED
+            if locked.payment.payment_id != read_id or is_paid:
                 return locked
-            await saga_steps.enqueue(
-                connection, locked.booking_id, StepKind.VOID, payment.payment_id, now=now
+            replaced = await payment_replacement.of_booking(
+                connection, booking=locked, payment=payment, now=now
             )
-        begun = state_machine.payment_begun(
-            locked,
-            payment_id=new_id(),
-            provider=provider,
-            hold_expire_time=hold_expire_time,
-            by=by,
-            now=now,
-        )
-        return await state_machine.write(connection, begun, now=now)
+        else:
+            begun = state_machine.payment_begun(
+                locked, payment=payment, hold_expire_time=hold_expire_time, by=by, now=now
+            )
+            return await state_machine.write(connection, begun, now=now)
+    deps.on_steps_enqueued()
+    return replaced
 
 
-def _refuse_checkout(booking: Booking, now: datetime) -> None:
+def refuse_checkout(booking: Booking, now: datetime) -> None:
+    """Raises the reason why a booking cannot be paid now, if there is one."""
     if booking.status in (Status.CONFIRMED, Status.COMPLETED):
         raise DomainError(Reason.ALREADY_CONFIRMED, "the booking is already confirmed")
     is_unpaid = booking.status in state_machine.UNPAID

@@ -111,10 +111,10 @@ async def cancel_batch(connection: AsyncConnection, *, now: datetime) -> int | N
         .where(table.event_id == row.event_id)
         .values(
             bookings_cancelled=table.bookings_cancelled + batch.cancelled,
-            # Counted once, by the first batch that cancels any.
-            bookings_found=sa.case(
-                (table.bookings_cancelled == 0, batch.cancelled + batch.remaining),
-                else_=table.bookings_found,
+            # Grows with those that were placed or paid at the same time.
+            bookings_found=sa.func.greatest(
+                table.bookings_found,
+                table.bookings_cancelled + batch.cancelled + batch.remaining,
             ),
             next_time=next_time,
             finish_time=finish_time,

@@ -66,9 +66,10 @@ async def _expire_booking(connection: AsyncConnection, booking_id: UUID, now: da
     if locked.one_or_none() is None:
         return
     booking = await bookings.get(connection, booking_id=booking_id)
-    await state_machine.end_unpaid(
-        connection, booking=booking, to=Status.EXPIRED, reason="not paid in time", now=now
-    )
+    to, reason = Status.EXPIRED, "not paid in time"
+    if booking.was_declined:
+        to, reason = Status.FAILED, "payment declined, and not paid in time"
+    await state_machine.end_unpaid(connection, booking=booking, to=to, reason=reason, now=now)
 
 
 async def _expire_change(connection: AsyncConnection, booking_id: UUID, now: datetime) -> None:

@@ -14,16 +14,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.bookings import (
     bookings,
     cancellation,
+    change_payment,
     modification_store,
+    payment_pages,
     pricing,
+    refund_requests,
     step_handlers,
 )
 from booking_svc.bookings.bookings import Actor, Booking, By, ChangeState, Item, Status
-from booking_svc.bookings.checkout import Checkout
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification_store import Change
-from booking_svc.bookings.pricing import RequestedItem
-from booking_svc.catalogue import events
+from booking_svc.bookings.payment_pages import Checkout
+from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
+from booking_svc.catalogue import events, payability
 from booking_svc.catalogue.events import Event
 from booking_svc.tables import idempotency_records
 from mesh.db import idempotent
@@ -54,6 +57,7 @@ async def update(
     by: By,
     patch: BookingPatch,
     encode: Encode,
+    shown: ShownPrice = NOT_SHOWN,
 ) -> bytes:
     """Changes items, attendees and note of a booking.
 
@@ -61,6 +65,12 @@ async def update(
     Raises BOOKING_NOT_FOUND, CANCELLATION_CLOSED (not for staff), BOOKING_STATE_INVALID, and
     as `placement.place` does.
     """
+
+    limits = None
+    if patch.items:
+        async with deps.database.reading() as connection:
+            booking = await bookings.get(connection, booking_id=booking_id, owner=owner)
+        limits = await payment_pages.limits(deps, booking.total.currency_code)
 
     async def begin(connection: AsyncConnection, now: datetime) -> Change | None:
         booking = await bookings.get(connection, booking_id=booking_id, owner=owner, lock=True)
@@ -76,10 +86,16 @@ async def update(
                 note=patch.note,
                 now=now,
             )
-        if not patch.items:
-            return None
-        change = await _change_items(connection, booking, patch.items, by, now)
+        change = None
+        if patch.items:
+            change = await _change_items(connection, booking, patch.items, by, now)
+        total = booking.total if change is None else change.total
+        if shown is not NOT_SHOWN:
+            event = await events.get(connection, event_id=booking.event_id)
+            shown.refuse_another(total, event)
         if change is not None:
+            if booking.status is Status.HELD and limits is not None:
+                payability.refuse_unpayable(total, limits, provider=None)
             await modification_store.begin(connection, change=change, now=now)
         return change
 
@@ -97,6 +113,7 @@ async def reschedule(
     items: Sequence[RequestedItem],
     checkout: Checkout | None,
     encode: Encode,
+    shown: ShownPrice = NOT_SHOWN,
 ) -> bytes:
     """Moves a confirmed booking to another event of the same production.
 
@@ -108,6 +125,7 @@ async def reschedule(
     """
     async with deps.database.reading() as connection:
         event = await events.get(connection, event_id=event_id)
+    limits = await payment_pages.limits(deps, event.currency_code)
 
     async def begin(connection: AsyncConnection, now: datetime) -> Change | None:
         booking = await bookings.get(connection, booking_id=booking_id, owner=owner, lock=True)
@@ -120,18 +138,22 @@ async def reschedule(
         requested = items or _same_places(booking, old_event, event)
         priced = await pricing.price(connection, event, requested)
         total = pricing.total(priced, event.currency_code)
+        shown.refuse_another(total, event)
         difference = Money(total.amount_minor - booking.total.amount_minor, total.currency_code)
         # The percentage granted now stays the limit: else moving the booking to a later event
         # and cancelling it there would evade the policy.
         percent = terms.percent if terms.is_open else 0
         change = _change(booking, event_id, priced, total, by=by, percent=percent)
         if difference.amount_minor > 0:
+            provider = _provider(booking, checkout, difference)
+            if limits is not None:
+                payability.refuse_unpayable(difference, limits, provider=provider)
             change = replace(
                 change,
                 state=ChangeState.PENDING_PAYMENT,
                 difference=difference,
                 payment_id=new_id(),
-                provider=_provider(booking, checkout, difference),
+                provider=provider,
                 expire_time=now + deps.payment_window,
             )
         await modification_store.begin(connection, change=change, now=now)
@@ -236,62 +258,14 @@ async def _continue(
             raise DomainError(change.refusal, "the change was refused")
         if change.state is ChangeState.EXCHANGING:
             await step_handlers.exchange_places(deps, change)
+            await refund_requests.send(deps, change.booking_id)
         elif change.state is ChangeState.PENDING_PAYMENT:
-            await _open_payment(deps, change, checkout)
+            await change_payment.open_first(
+                deps, change, checkout or Checkout(change.provider or "", "", "")
+            )
         deps.on_steps_enqueued()
     async with deps.database.reading() as connection:
         return await bookings.get(connection, booking_id=booking_id)
-
-
-async def _open_payment(deps: Dependencies, change: Change, checkout: Checkout | None) -> None:
-    """Holds the new places and opens the payment of the difference. Safe to repeat."""
-    async with deps.database.reading() as connection:
-        booking = await bookings.get(connection, booking_id=change.booking_id)
-        event = await events.get(connection, event_id=change.to_event_id)
-    if change.payment_id is None or change.provider is None:
-        raise ValueError(f"change {change.change_id} has no payment")
-    try:
-        await deps.stock.reserve(
-            event_id=change.to_event_id,
-            reservation_id=change.change_id,
-            request_key=f"change:{change.change_id}",
-            customer_id=booking.customer_id,
-            lines=pricing.lines(change.items),
-            expire_time=change.expire_time,
-        )
-        opened = await deps.payments.create(
-            payment_id=change.payment_id,
-            booking_id=change.booking_id,
-            event_id=change.to_event_id,
-            customer_id=booking.customer_id,
-            provider=change.provider,
-            amount=change.difference,
-            description=f"Difference: {pricing.describe(change.items, event)}"[:500],
-            success_url="" if checkout is None else checkout.success_url,
-            cancel_url="" if checkout is None else checkout.cancel_url,
-        )
-    except DomainError:
-        await _cancel_change(deps, change)
-        raise
-    async with deps.database.transaction() as connection:
-        await modification_store.set_payment_url(
-            connection, change_id=change.change_id, url=opened.payment_url, now=deps.clock()
-        )
-
-
-async def _cancel_change(deps: Dependencies, change: Change) -> None:
-    async with deps.database.transaction() as connection:
-        booking = await bookings.get(connection, booking_id=change.booking_id, lock=True)
-        current = await modification_store.get(connection, change_id=change.change_id)
-        if current.state is ChangeState.PENDING_PAYMENT:
-            await modification_store.end_unpaid(
-                connection,
-                booking=booking,
-                change=current,
-                to=ChangeState.CANCELLED,
-                now=deps.clock(),
-            )
-    deps.on_steps_enqueued()
 
 
 def _change(

@@ -153,12 +153,13 @@ async def set_details(
 
 
 async def set_payment_url(
-    connection: AsyncConnection, *, change_id: UUID, url: str, now: datetime
+    connection: AsyncConnection, *, change_id: UUID, payment_id: UUID, url: str, now: datetime
 ) -> None:
-    """Stores where the difference is paid."""
+    """Stores where the difference is paid, unless another payment has replaced this one."""
     await connection.execute(
         sa.update(booking_changes)
         .where(booking_changes.c.change_id == change_id)
+        .where(booking_changes.c.payment_id == payment_id)
         .values(payment_url=url, update_time=now)
     )
 

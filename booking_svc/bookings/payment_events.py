@@ -14,6 +14,7 @@ from booking_svc.bookings import (
     bookings,
     modification_store,
     outbox,
+    payment_replacement,
     refunds,
     saga_steps,
     state_machine,
@@ -26,6 +27,8 @@ from booking_svc.bookings.bookings import (
     RefundStatus,
     Status,
 )
+from booking_svc.bookings.modification_store import Change
+from booking_svc.bookings.payment_replacement import ReplacedPayment
 from booking_svc.bookings.saga_steps import StepKind
 from booking_svc.clients.ports import (
     Captured,
@@ -34,6 +37,7 @@ from booking_svc.clients.ports import (
     Failed,
     PaymentEvent,
     Refunded,
+    Voided,
 )
 from mesh.db.database import on_commit
 from mesh.errors import DomainError
@@ -77,14 +81,12 @@ async def apply(connection: AsyncConnection, *, event: PaymentEvent, now: dateti
         await _refunded(connection, booking, event, now=now)
     elif isinstance(event, Disputed):
         await _disputed(connection, booking, event, now=now)
-    elif is_own:
-        await _failed(connection, booking, event, now=now)
+    elif isinstance(event, Voided):
+        await _voided(connection, booking, event, is_own=is_own, now=now)
+    elif event.is_final:
+        await _failed(connection, booking, event, is_own=is_own, now=now)
     else:
-        change = await modification_store.find_by_payment(connection, payment_id=event.payment_id)
-        if change is not None and change.state is ChangeState.PENDING_PAYMENT:
-            await modification_store.end_unpaid(
-                connection, booking=booking, change=change, to=ChangeState.CANCELLED, now=now
-            )
+        await _declined(connection, booking, event, is_own=is_own, now=now)
 
 
 async def _captured(
@@ -104,36 +106,132 @@ async def _captured(
         )
         return
     change = await modification_store.find_by_payment(connection, payment_id=event.payment_id)
-    if (
-        change is not None
-        and change.state is ChangeState.PENDING_PAYMENT
-        and event.amount == change.difference
+    if change is not None and await _pays_change(connection, change, event, now=now):
+        return
+    replaced = await payment_replacement.find(connection, payment_id=event.payment_id)
+    if replaced is not None and await _pays_although_replaced(
+        connection, booking, event, replaced, now=now
     ):
-        await modification_store.start_exchange(connection, change=change, now=now)
         return
     # Another payment than the booking's, or another amount: refunded, never confirmed.
-    _log.error("a payment does not match its booking", extra={"event": repr(event)})
+    reason, note = "payment_does_not_fit", "a payment did not match the booking; refunded"
+    if replaced is not None:
+        reason, note = "paid_twice", "paid a second time; refunded"
+    else:
+        _log.error("a payment does not match its booking", extra={"event": repr(event)})
     booking = await refunds.refund_payment(
-        connection,
-        booking=booking,
-        payment_id=event.payment_id,
-        reason="payment_does_not_fit",
-        now=now,
+        connection, booking=booking, payment_id=event.payment_id, reason=reason, now=now
     )
-    await state_machine.note(
-        connection, booking=booking, reason="a payment did not match the booking; refunded", now=now
-    )
+    await state_machine.note(connection, booking=booking, reason=note, now=now)
     if is_own and booking.status is Status.PENDING_PAYMENT:
         # Its payment is used up: it could never be paid.
         await _fail(connection, booking, "the payment did not match the booking", now=now)
 
 
-async def _failed(
-    connection: AsyncConnection, booking: Booking, event: Failed, *, now: datetime
+async def _pays_change(
+    connection: AsyncConnection, change: Change, event: Captured, *, now: datetime
+) -> bool:
+    """Starts the exchange of a change whose difference was captured, if it waits for that."""
+    if change.state is not ChangeState.PENDING_PAYMENT or event.amount != change.difference:
+        return False
+    await modification_store.start_exchange(connection, change=change, now=now)
+    return True
+
+
+async def _pays_although_replaced(
+    connection: AsyncConnection,
+    booking: Booking,
+    event: Captured,
+    replaced: ReplacedPayment,
+    *,
+    now: datetime,
+) -> bool:
+    """A replaced payment was captured first: it pays, and the payment in its place is voided.
+
+    False if the other payment was captured before: then this one is refunded.
+    """
+    if replaced.change_id is not None:
+        change = await modification_store.get(connection, change_id=replaced.change_id)
+        if change.state is not ChangeState.PENDING_PAYMENT or event.amount != change.difference:
+            return False
+        change = await payment_replacement.of_change(
+            connection,
+            change=change,
+            payment_id=replaced.payment_id,
+            provider=replaced.provider,
+            now=now,
+        )
+        return await _pays_change(connection, change, event, now=now)
+    is_paid = booking.payment is None or booking.payment.status in (
+        PaymentStatus.CAPTURED,
+        PaymentStatus.REFUNDED,
+    )
+    if is_paid or event.amount != booking.total:
+        return False
+    payment = payment_replacement.captured(replaced)
+    await payment_replacement.of_booking(connection, booking=booking, payment=payment, now=now)
+    await saga_steps.enqueue(
+        connection, booking.booking_id, StepKind.CONFIRM, event.payment_id, now=now
+    )
+    return True
+
+
+async def _declined(
+    connection: AsyncConnection, booking: Booking, event: Failed, *, is_own: bool, now: datetime
 ) -> None:
-    if booking.payment is None or booking.payment.status is not PaymentStatus.CREATED:
+    """Notes a declined attempt. The customer can pay again until the hold ends."""
+    is_waiting = booking.change is not None or (
+        booking.status is Status.PENDING_PAYMENT
+        and booking.payment is not None
+        and booking.payment.status is not PaymentStatus.CAPTURED
+    )
+    if not is_waiting:
         return
-    await _fail(connection, booking, f"payment failed: {event.failure_code}", now=now)
+    await state_machine.note_decline(
+        connection,
+        booking=booking,
+        attempt_id=event.attempt_id,
+        failure_code=event.failure_code,
+        now=now,
+    )
+    if is_own and booking.payment is not None and booking.payment.status is PaymentStatus.CREATED:
+        await state_machine.set_payment_status(
+            connection, booking=booking, status=PaymentStatus.FAILED, now=now
+        )
+
+
+async def _voided(
+    connection: AsyncConnection, booking: Booking, event: Voided, *, is_own: bool, now: datetime
+) -> None:
+    """Notes that the page was closed. Another checkout opens a new one until the hold ends."""
+    if is_own:
+        if booking.status is not Status.PENDING_PAYMENT or booking.payment is None:
+            return
+        if booking.payment.status not in (PaymentStatus.CREATED, PaymentStatus.FAILED):
+            return
+        booking = await state_machine.set_payment_status(
+            connection, booking=booking, status=PaymentStatus.VOIDED, now=now
+        )
+    elif booking.change is None or booking.change.payment_id != event.payment_id:
+        return
+    await state_machine.note(connection, booking=booking, reason="payment page closed", now=now)
+
+
+async def _failed(
+    connection: AsyncConnection, booking: Booking, event: Failed, *, is_own: bool, now: datetime
+) -> None:
+    """The payment can never be paid: ends the booking, or the change that waits for it."""
+    if not is_own:
+        change = await modification_store.find_by_payment(connection, payment_id=event.payment_id)
+        if change is not None and change.state is ChangeState.PENDING_PAYMENT:
+            await modification_store.end_unpaid(
+                connection, booking=booking, change=change, to=ChangeState.CANCELLED, now=now
+            )
+    elif booking.payment is not None and booking.payment.status in (
+        PaymentStatus.CREATED,
+        PaymentStatus.FAILED,
+    ):
+        await _fail(connection, booking, f"payment failed: {event.failure_code}", now=now)
 
 
 async def _fail(

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from booking_svc.bookings import alternatives, bookings, pricing, state_machine
-from booking_svc.bookings.bookings import Actor, Booking, By, Item
-from booking_svc.bookings.checkout import Answer, Checkout, confirm_or_open_payment
+from booking_svc.bookings import alternatives, bookings, payment_pages, pricing, state_machine
+from booking_svc.bookings.bookings import Actor, Booking, By, Item, Status
+from booking_svc.bookings.checkout import Answer, confirm_or_open_payment, refuse_checkout
 from booking_svc.bookings.dependencies import Dependencies
-from booking_svc.bookings.pricing import RequestedItem
+from booking_svc.bookings.payment_pages import Checkout
+from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event
 from mesh.db.idempotent import Key
@@ -30,11 +31,13 @@ async def place(
     checkout: Checkout | None,
     encode: Callable[[Booking], bytes],
     is_mail_wanted: bool = False,
+    shown: ShownPrice = NOT_SHOWN,
 ) -> bytes:
     """Places a booking, once per key. Returns the answer as `encode` makes it.
 
     If an earlier call with the key died after it inserted the booking, this one continues there.
-    Raises EVENT_NOT_FOUND, SALE_NOT_ACTIVE, HOLD_EXPIRED, IDEMPOTENCY_IN_PROGRESS,
+    A repetition after the hold ended unpaid raises HOLD_EXPIRED, or PAYMENT_FAILED.
+    Raises EVENT_NOT_FOUND, SALE_NOT_ACTIVE, PRICE_CHANGED, HOLD_EXPIRED, IDEMPOTENCY_IN_PROGRESS,
     IDEMPOTENCY_KEY_REUSED, and as `pricing.priced`, stock_svc and `checkout.start` do.
     """
     answer = Answer(encode, claimed_key=key)
@@ -42,6 +45,9 @@ async def place(
         lookup = await deps.batch_writer.look_up(key, event_id, pricing.seats_of(items))
         event, record = lookup.event, lookup.record
         if record is not None and record.response is not None:
+            booking = await _get(deps, record.resource_id)
+            if booking.status in (*state_machine.UNPAID, Status.EXPIRED, Status.FAILED):
+                refuse_checkout(booking, deps.clock())
             return record.response
         if event is None:
             raise events.not_found(event_id)
@@ -51,6 +57,9 @@ async def place(
             now = deps.clock()
             event.refuse_unless_on_sale(now)
             priced = pricing.priced(event, items, lookup.seat_types)
+            total = pricing.total(priced, event.currency_code)
+            shown.refuse_another(total, event)
+            await payment_pages.refuse_unpayable(deps, total, checkout)
             booking = await _hold(deps, key, customer_id, event, priced, checkout, now)
             is_first = await deps.batch_writer.insert(
                 key,
@@ -131,5 +140,7 @@ async def _check_out(
             refusal.metadata["booking_id"] = str(booking.booking_id)
             raise
         return answer.encode(booking)
+    if booking.status in (Status.EXPIRED, Status.FAILED):
+        refuse_checkout(booking, deps.clock())
     async with deps.database.transaction() as connection:
         return await answer.store(connection, booking)

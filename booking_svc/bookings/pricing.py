@@ -24,6 +24,30 @@ class RequestedItem:
     seat_id: UUID | None
 
 
+@dataclass(frozen=True, slots=True)
+class ShownPrice:
+    """What the customer was shown: the total and the event's etag. Either may be missing."""
+
+    total: Money | None = None
+    etag: str = ""
+
+    def refuse_another(self, total: Money, event: Event) -> None:
+        """Raises PRICE_CHANGED, with the new total, if the customer was shown another one."""
+        etag = self.etag.removeprefix("W/").strip('"')
+        if self.total in (None, total) and etag in ("", event.etag):
+            return
+        raise DomainError(
+            Reason.PRICE_CHANGED,
+            f"the total is {total} now: show it to the customer and try again",
+            total=total.amount_minor,
+            currency_code=total.currency_code,
+            etag=event.etag,
+        )
+
+
+NOT_SHOWN = ShownPrice()
+
+
 async def price(
     connection: AsyncConnection, event: Event, requested: Sequence[RequestedItem]
 ) -> tuple[Item, ...]:

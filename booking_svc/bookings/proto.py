@@ -31,6 +31,7 @@ def booking(value: Booking) -> booking_pb2.Booking:
                 status=booking_pb2.Booking.Status.Value(entry.status),
                 reason=entry.reason,
                 actor=booking_pb2.TimelineEntry.Actor.Value(entry.actor),
+                failure_code=entry.failure_code,
             )
             for entry in value.timeline
         ],

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import outbox, pricing
@@ -26,7 +27,7 @@ from booking_svc.bookings.bookings import (
 )
 from booking_svc.bookings.outbox import Change, OutboxEntry
 from booking_svc.bookings.saga_steps import StepKind, enqueue
-from booking_svc.bookings.tables import bookings
+from booking_svc.bookings.tables import booking_timeline, bookings
 from booking_svc.catalogue.events import Event
 from mesh.db.pipeline import FORCE_INDEX_SCANS, Statement, columns, run_together
 from mesh.errors import DomainError, Reason
@@ -44,9 +45,9 @@ MOVES: dict[Status, frozenset[Status]] = {
     ),
     Status.CONFIRMED: frozenset({Status.COMPLETED, Status.CANCELLED}),
     Status.COMPLETED: frozenset(),
-    # A late payment whose places were still available.
-    Status.EXPIRED: frozenset({Status.CONFIRMED}),
-    Status.FAILED: frozenset({Status.CONFIRMED}),
+    # A late payment: its places are still available, or its event was cancelled meanwhile.
+    Status.EXPIRED: frozenset({Status.CONFIRMED, Status.CANCELLED}),
+    Status.FAILED: frozenset({Status.CONFIRMED, Status.CANCELLED}),
     Status.CANCELLED: frozenset(),
 }
 
@@ -113,8 +114,7 @@ def placed(
         return booking
     return payment_begun(
         booking,
-        payment_id=new_id(),
-        provider=provider,
+        payment=Payment(new_id(), provider, PaymentStatus.CREATED, None),
         hold_expire_time=hold_expire_time,
         by=By(Actor.CUSTOMER, customer_id),
         now=now,
@@ -155,18 +155,13 @@ def moved(
 def payment_begun(
     booking: Booking,
     *,
-    payment_id: UUID,
-    provider: str,
+    payment: Payment,
     hold_expire_time: datetime,
     by: By,
     now: datetime,
 ) -> Transition:
-    """HELD → PENDING_PAYMENT with a new payment; PENDING_PAYMENT gets another payment."""
-    payment = Payment(payment_id, provider, PaymentStatus.CREATED, None)
-    if booking.status is Status.PENDING_PAYMENT:
-        begun = Transition(booking, booking, by)
-    else:
-        begun = moved(booking, to=Status.PENDING_PAYMENT, reason=_CHECKOUT, by=by, now=now)
+    """HELD → PENDING_PAYMENT with a new payment."""
+    begun = moved(booking, to=Status.PENDING_PAYMENT, reason=_CHECKOUT, by=by, now=now)
     after = replace(
         begun.after, payment=payment, hold_expire_time=hold_expire_time, update_time=now
     )
@@ -272,6 +267,31 @@ async def note(
     await run_together(connection, [inserting_entries([(booking, by, entry)])])
 
 
+async def note_decline(
+    connection: AsyncConnection,
+    *,
+    booking: Booking,
+    attempt_id: UUID | None,
+    failure_code: str,
+    now: datetime,
+) -> bool:
+    """Adds a declined attempt to pay to the timeline. False if it is noted already."""
+    noted = await connection.execute(
+        postgresql.insert(booking_timeline)
+        .values(
+            booking_id=booking.booking_id,
+            time=now,
+            status=booking.status,
+            reason=f"payment declined: {failure_code}",
+            actor=Actor.SYSTEM,
+            attempt_id=attempt_id,
+            failure_code=failure_code,
+        )
+        .on_conflict_do_nothing()
+    )
+    return noted.rowcount == 1
+
+
 async def end_unpaid(
     connection: AsyncConnection,
     *,
@@ -281,11 +301,12 @@ async def end_unpaid(
     now: datetime,
     by: By = SYSTEM,
     even_if_paid: bool = False,
+    refund: Money | None = None,
 ) -> Booking:
     """Ends a locked, unpaid booking; steps release its places and void its payment.
 
-    Raises BOOKING_STATE_INVALID if its payment was captured, unless `even_if_paid`: the
-    CONFIRM step then refunds the payment.
+    Raises BOOKING_STATE_INVALID if its payment was captured, unless `even_if_paid`: then
+    `refund` is the promised refund.
     """
     paid = booking.payment is not None and booking.payment.status is PaymentStatus.CAPTURED
     if paid and not even_if_paid:
@@ -294,7 +315,9 @@ async def end_unpaid(
             "the booking is paid and about to be confirmed",
             status=booking.status,
         )
-    ended = await move(connection, booking=booking, to=to, reason=reason, by=by, now=now)
+    ended = await move(
+        connection, booking=booking, to=to, reason=reason, by=by, refund=refund, now=now
+    )
     await release_places(connection, booking=booking, now=now)
     if booking.payment is not None:
         await enqueue(

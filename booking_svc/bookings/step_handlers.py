@@ -16,11 +16,18 @@ from booking_svc.bookings import (
     saga_steps,
     state_machine,
 )
-from booking_svc.bookings.bookings import Booking, ChangeState, PaymentStatus, Status
+from booking_svc.bookings.bookings import (
+    Actor,
+    Booking,
+    By,
+    ChangeState,
+    PaymentStatus,
+    Status,
+)
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification_store import Change
 from booking_svc.bookings.saga_steps import Step, StepKind
-from booking_svc.catalogue import events
+from booking_svc.catalogue import event_cancellations, events
 from booking_svc.clients.ports import PaymentEvent
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -56,7 +63,7 @@ async def confirm(deps: Dependencies, step: Step) -> None:
     elif booking.status is Status.CANCELLED:
         await _refund_payment(deps, step, "paid after the cancellation; payment refunded")
     elif event.staff_status is events.StaffStatus.CANCELLED:
-        await _refund_payment(deps, step, "paid after the event was cancelled; payment refunded")
+        await _cancel_for_event(deps, step)
     else:
         await _confirm(deps, step, booking)
 
@@ -260,6 +267,7 @@ async def _refund_payment(deps: Dependencies, step: Step, reason: str) -> None:
         if locked.status in _SOLD:
             await saga_steps.done(connection, step)
             return
+        promised = locked.refunds
         locked = await refunds.refund_payment(
             connection,
             booking=locked,
@@ -271,9 +279,41 @@ async def _refund_payment(deps: Dependencies, step: Step, reason: str) -> None:
             await state_machine.move(
                 connection, booking=locked, to=Status.EXPIRED, reason=reason, now=now
             )
-        else:
+        elif locked.refunds != promised:
             await state_machine.note(connection, booking=locked, reason=reason, now=now)
         await state_machine.release_places(connection, booking=locked, now=now)
+        await saga_steps.done(connection, step)
+    deps.on_steps_enqueued()
+
+
+async def _cancel_for_event(deps: Dependencies, step: Step) -> None:
+    """The event was cancelled while the customer paid: cancels as its other bookings."""
+    now = deps.clock()
+    async with deps.database.transaction() as connection:
+        locked = await bookings.get(connection, booking_id=step.booking_id, lock=True)
+        if locked.status in _SOLD or locked.status is Status.CANCELLED:
+            # event_cancellation.py was first, or will be next.
+            await saga_steps.postpone(connection, step, until=now, error="overtaken")
+            return
+        promised = await refunds.refund_payment(
+            connection,
+            booking=locked,
+            payment_id=step.subject_id,
+            reason="cancelled",
+            now=now,
+        )
+        refund = promised.refunds[-1].amount if promised.refunds != locked.refunds else None
+        reason = await event_cancellations.count_late(connection, event_id=locked.event_id)
+        await state_machine.move(
+            connection,
+            booking=promised,
+            to=Status.CANCELLED,
+            reason=reason,
+            by=By(Actor.ORGANISER),
+            refund=refund,
+            now=now,
+        )
+        await state_machine.release_places(connection, booking=promised, now=now)
         await saga_steps.done(connection, step)
     deps.on_steps_enqueued()
 

@@ -103,8 +103,18 @@ booking_timeline = sa.Table(
     sa.Column("actor", sa.Text, nullable=False, server_default="SYSTEM"),
     # The customer or the member of staff.
     sa.Column("actor_id", _Uuid),
+    # Of a declined attempt to pay: payment_svc's id of it, and the provider's code.
+    sa.Column("attempt_id", _Uuid),
+    sa.Column("failure_code", sa.Text),
     sa.CheckConstraint("actor IN ('CUSTOMER', 'STAFF', 'ORGANISER', 'SYSTEM')", name="actor"),
     sa.Index("booking_timeline_booking_id_idx", "booking_id"),
+    # An attempt is noted once.
+    sa.Index(
+        "booking_timeline_attempt_id_key",
+        "attempt_id",
+        unique=True,
+        postgresql_where=sa.text("attempt_id IS NOT NULL"),
+    ),
 )
 
 # Captured payments. The refunds of a payment never exceed it: refunds.py.
@@ -118,6 +128,19 @@ booking_payments = sa.Table(
     sa.Column("create_time", _Time, nullable=False),
     sa.CheckConstraint("captured_minor > 0", name="captured"),
     sa.Index("booking_payments_booking_id_idx", "booking_id"),
+)
+
+# Payments that another one has replaced before they were paid: payment_pages.py.
+replaced_payments = sa.Table(
+    "replaced_payments",
+    metadata,
+    sa.Column("payment_id", _Uuid, primary_key=True),
+    sa.Column("booking_id", _Uuid, sa.ForeignKey("bookings.booking_id"), nullable=False),
+    # The change whose difference it pays; not set for the booking's own price.
+    sa.Column("change_id", _Uuid, sa.ForeignKey("booking_changes.change_id")),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Index("replaced_payments_booking_id_idx", "booking_id"),
 )
 
 # Refunds, from their promise on. payment_svc uses the same ids.

@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -43,6 +44,21 @@ class Progress:
         if self.finish_time is None or self.bookings_left:
             return State.CANCELLING
         return State.REFUNDING if self.refunds_pending else State.DONE
+
+
+async def count_late(connection: AsyncConnection, *, event_id: UUID) -> str:
+    """Counts a booking that was paid after its event was cancelled. Returns the reason to give."""
+    table = event_cancellations.c
+    reason = await connection.scalar(
+        sa.update(event_cancellations)
+        .where(table.event_id == event_id)
+        .values(
+            bookings_cancelled=table.bookings_cancelled + 1,
+            bookings_found=sa.func.greatest(table.bookings_found, table.bookings_cancelled + 1),
+        )
+        .returning(table.reason)
+    )
+    return reason or DEFAULT_REASON
 
 
 async def begin(connection: AsyncConnection, *, event_id: UUID, reason: str, now: datetime) -> None:

@@ -29,11 +29,12 @@ from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.tables import event_cancellations, offers
 from booking_svc.catalogue.tables import events as events_table
 from booking_svc.catalogue.tables import stock_levels as levels_table
-from booking_svc.clients.ports import Availability, Stock
+from booking_svc.clients.ports import Availability, Limits, Payments, Stock
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites, Key, Store
 from mesh.errors import DomainError, Reason
+from mesh.money import CURRENCIES
 
 Encode = Callable[[Event, Availability], bytes]
 """Serialises an event for the client."""
@@ -51,12 +52,14 @@ class EventCommands:
         database: Database,
         writes: IdempotentWrites,
         stock: Stock,
+        payments: Payments,
         clock: Clock,
         on_change: Callable[[UUID], None] = lambda _: None,
     ) -> None:
         self._database = database
         self._writes = writes
         self._stock = stock
+        self._payments = payments
         self._clock = clock
         self._on_change = on_change
 
@@ -71,9 +74,10 @@ class EventCommands:
         )
 
     async def _create(self, new: NewEvent, encode: Encode, store: Store) -> bytes:
+        limits = await self._limits(new.currency_code)
         now = self._clock()
         async with self._database.transaction() as connection:
-            plan = await event_creation.plan(connection, new=new, now=now)
+            plan = await event_creation.plan(connection, new=new, limits=limits, now=now)
             await productions.require(connection, new.production_id)
             await orphaned_stock.schedule_removal(
                 connection,
@@ -115,6 +119,11 @@ class EventCommands:
         Raises EVENT_NOT_FOUND, PRODUCTION_NOT_FOUND, EVENT_CHANGED, EVENT_STATE_INVALID,
         SHOWTIME_OVERLAP, or VALIDATION_FAILED with every violation.
         """
+        limits: Limits = {}
+        if any(offer.price is not None for offer in change.offers):
+            async with self._database.reading() as connection:
+                event = await events.get(connection, event_id=event_id)
+            limits = await self._limits(event.currency_code)
         now = self._clock()
         async with self._database.transaction() as connection:
             event = await events.get(connection, event_id=event_id, lock=True)
@@ -123,6 +132,7 @@ class EventCommands:
                 event,
                 change=change,
                 seat_types=await _seat_types(connection, event),
+                limits=limits,
                 now=now,
             )
             await productions.require(connection, change.production_id)
@@ -133,6 +143,12 @@ class EventCommands:
         changed = await self._change_stock(plan) if plan.changes_stock else plan.event
         self._on_change(event_id)
         return changed, await self._stock.availability(event_id=event_id, with_seats=False)
+
+    async def _limits(self, currency_code: str) -> Limits:
+        """The providers' limits. An unknown currency is a violation without them."""
+        if currency_code not in CURRENCIES:
+            return {}
+        return await self._payments.limits(currency_code=currency_code)
 
     async def _change_stock(self, plan: ChangePlan) -> Event:
         """Changes the stock, then the event; neither when the ledger refuses."""

@@ -9,12 +9,12 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.catalogue import cancellation_policy, event_rules, venues
+from booking_svc.catalogue import cancellation_policy, event_rules, payability, venues
 from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.events import Event, Offer, StaffStatus
 from booking_svc.catalogue.tables import auditoriums
 from booking_svc.catalogue.tables import venues as venues_table
-from booking_svc.clients.ports import Availability, OfferStock, PoolStock
+from booking_svc.clients.ports import Availability, Limits, OfferStock, PoolStock
 from mesh.errors import DomainError, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
@@ -83,21 +83,26 @@ class Plan:
         )
 
 
-async def plan(connection: AsyncConnection, *, new: NewEvent, now: datetime) -> Plan:
-    """The plan of a requested event.
+async def plan(
+    connection: AsyncConnection, *, new: NewEvent, limits: Limits, now: datetime
+) -> Plan:
+    """The plan of a requested event. `limits` are those of the event's currency.
 
     Raises VALIDATION_FAILED with every violation, or AUDITORIUM_NOT_FOUND.
     """
     event = _event(new, now)
     offer_fields = [f"event.offers[{index}]" for index in range(len(new.offers))]
-    if violations := event_rules.violations(event, offer_fields):
+    violations = event_rules.violations(event, offer_fields)
+    priced = list(zip(event.offers, offer_fields, strict=True))
+    if violations := [*violations, *payability.price_violations(priced, limits)]:
         raise invalid(*violations)
     seat_types: Mapping[UUID, str] = {}
     if new.auditorium_id is not None:
         event = await _at_venue(connection, event, new.auditorium_id)
         seat_types = await venues.seat_types(connection, auditorium_id=new.auditorium_id)
-    offers = list(zip(event.offers, offer_fields, strict=True))
-    seats, violations = event_rules.assign_seats(offers, seat_types)
+    seats, violations = event_rules.assign_seats(
+        list(zip(event.offers, offer_fields, strict=True)), seat_types
+    )
     if violations:
         raise invalid(*violations)
     pools = _pools(event.offers, seats)

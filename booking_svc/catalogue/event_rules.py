@@ -6,7 +6,7 @@ Which fields may change belongs to event_update.py; the database refuses overlap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from uuid import UUID
 
-from booking_svc.catalogue import time_zones
+from booking_svc.catalogue import payability, time_zones
 from booking_svc.catalogue.events import Event, Offer
 from mesh.errors import FieldViolation
 
@@ -72,6 +72,7 @@ def _times(event: Event) -> Iterator[FieldViolation]:
 
 
 def _prices(event: Event, offers: Iterable[tuple[Offer, str]]) -> Iterator[FieldViolation]:
+    yield from payability.currency_violations("event.currency_code", event.currency_code)
     for offer, field in offers:
         if offer.price.currency_code != event.currency_code:
             yield FieldViolation(f"{field}.price.currency_code", f"must be {event.currency_code}")

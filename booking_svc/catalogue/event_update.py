@@ -12,11 +12,11 @@ from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
-from booking_svc.catalogue import event_rules
+from booking_svc.catalogue import event_rules, payability
 from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.event_creation import DEFAULT_LIMIT
 from booking_svc.catalogue.events import Event, Offer, StaffStatus
-from booking_svc.clients.ports import OfferStock, PoolStock
+from booking_svc.clients.ports import Limits, OfferStock, PoolStock
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
@@ -111,9 +111,16 @@ class ChangePlan:
 
 
 def plan(
-    event: Event, *, change: EventChange, seat_types: Mapping[UUID, str], now: datetime
+    event: Event,
+    *,
+    change: EventChange,
+    seat_types: Mapping[UUID, str],
+    limits: Limits,
+    now: datetime,
 ) -> ChangePlan:
     """The plan of a change; `seat_types` are those of the seats of the event's auditorium.
+
+    `limits` are those of the event's currency. A price that stays is not checked again.
 
     Raises EVENT_STATE_INVALID for a cancelled event, or VALIDATION_FAILED with every violation.
     """
@@ -125,12 +132,21 @@ def plan(
     offers, fields = _offers(event, change, violations)
     changed = replace(_changed_fields(event, change), offers=offers)
     violations += event_rules.violations(changed, fields)
+    old_prices = {offer.offer_id: offer.price for offer in event.offers}
+    violations += payability.price_violations(
+        [
+            (offer, field)
+            for offer, field in zip(offers, fields, strict=True)
+            if offer.price != old_prices.get(offer.offer_id)
+        ],
+        limits,
+    )
     if violations:
         raise invalid(*violations)
     add_seats = _added_seats(event, changed, change, seat_types, fields)
     pools = _pools(event, changed, add_seats, fields)
     old_limits = {offer.offer_id: offer.per_customer_limit for offer in event.offers}
-    limits = [
+    offer_limits = [
         (OfferStock(offer.offer_id, offer.pool_id, offer.per_customer_limit), field)
         for offer, field in zip(offers, fields, strict=True)
         if old_limits.get(offer.offer_id) != offer.per_customer_limit
@@ -138,11 +154,11 @@ def plan(
     return ChangePlan(
         event=replace(changed, revision=event.revision + 1, update_time=now),
         pools=tuple(pool for pool, _ in pools),
-        offers=tuple(limit for limit, _ in limits),
+        offers=tuple(limit for limit, _ in offer_limits),
         add_seats=add_seats,
         remove_seat_ids=change.remove_seat_ids,
         pool_fields=tuple(field for _, field in pools),
-        offer_fields=tuple(field for _, field in limits),
+        offer_fields=tuple(field for _, field in offer_limits),
         per_customer_limit=None
         if changed.per_customer_limit == event.per_customer_limit
         else changed.per_customer_limit or 0,

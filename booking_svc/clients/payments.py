@@ -1,6 +1,7 @@
 """payment_svc over gRPC: ports.Payments and the event stream."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from uuid import UUID
 
@@ -9,9 +10,11 @@ from booking_svc.clients.ports import (
     Disputed,
     DisputeStatus,
     Failed,
+    Limits,
     Payment,
     PaymentEvent,
     Refunded,
+    Voided,
 )
 from boxoffice.payments.v1 import payment_event_service_pb2 as event_messages
 from boxoffice.payments.v1 import payment_pb2
@@ -20,7 +23,8 @@ from boxoffice.payments.v1.payment_event_service_pb2_grpc import PaymentEventSer
 from boxoffice.payments.v1.payment_service_pb2_grpc import PaymentServiceStub
 from mesh.conversions import money_from_proto, money_to_proto
 from mesh.db.consumer import Batch
-from mesh.money import Money
+from mesh.errors import DomainError
+from mesh.money import AmountLimits, Money
 
 _DISPUTE_STATUSES = {
     payment_pb2.Dispute.OPEN: DisputeStatus.OPEN,
@@ -29,9 +33,44 @@ _DISPUTE_STATUSES = {
 }
 
 
+# A provider is added or removed by a restart of payment_svc.
+_LIMITS_SECONDS = 60.0
+# The previous answer is used while the next one is on its way, or payment_svc is unavailable.
+_LIMITS_RETRY_SECONDS = 5.0
+
+
 class PaymentClient:
     def __init__(self, stub: PaymentServiceStub) -> None:
         self._stub = stub
+        # Bounded: events have currencies of ISO 4217 only.
+        self._limits: dict[str, tuple[float, Limits]] = {}
+
+    async def limits(self, *, currency_code: str) -> Limits:
+        known = self._limits.get(currency_code)
+        if known is not None:
+            if time.monotonic() < known[0]:
+                return known[1]
+            self._limits[currency_code] = time.monotonic() + _LIMITS_RETRY_SECONDS, known[1]
+        try:
+            answer = await self._stub.ListProviders(
+                messages.ListProvidersRequest(currency_code=currency_code)
+            )
+        except DomainError:
+            if known is None:
+                raise
+            return known[1]
+        limits = {
+            provider.name: AmountLimits(
+                provider.limits.minimum_minor,
+                provider.limits.maximum_minor,
+                provider.limits.step_minor,
+            )
+            if provider.HasField("limits")
+            else None
+            for provider in answer.providers
+        }
+        self._limits[currency_code] = time.monotonic() + _LIMITS_SECONDS, limits
+        return limits
 
     async def create(
         self,
@@ -80,7 +119,9 @@ class PaymentClient:
             metadata=(("idempotency-key", f"refund:{refund_id}"),),
         )
 
-    async def outcome(self, *, booking_id: UUID, payment_id: UUID) -> Captured | Failed | None:
+    async def outcome(
+        self, *, booking_id: UUID, payment_id: UUID
+    ) -> Captured | Failed | Voided | None:
         payment = await self._stub.GetPayment(
             messages.GetPaymentRequest(payment_id=str(payment_id))
         )
@@ -88,7 +129,16 @@ class PaymentClient:
         if payment.status == payment_pb2.Payment.CAPTURED:
             return Captured(booking_id, payment_id, money_from_proto(payment.amount))
         if payment.status == payment_pb2.Payment.FAILED:
-            return Failed(booking_id, payment_id, "refused")
+            declined = payment.declined_attempts[-1:]
+            return Failed(
+                booking_id,
+                payment_id,
+                payment.failure_code,
+                attempt_id=UUID(declined[0].attempt_id) if declined else None,
+                is_final=not declined,
+            )
+        if payment.status == payment_pb2.Payment.VOIDED:
+            return Voided(booking_id, payment_id)
         return None
 
     async def refunded(self, *, booking_id: UUID, refund_id: UUID) -> Refunded | None:
@@ -123,29 +173,57 @@ class PaymentEvents:
 
 def _event(message: event_messages.PaymentEvent) -> PaymentEvent | None:
     """The event; None for one without a payment or of a type that this version does not know."""
-    kind = message.WhichOneof("event")
-    if not message.payment_id:
+    read = _READERS.get(message.WhichOneof("event") or "")
+    if read is None or not message.payment_id:
         return None
-    booking_id, payment_id = UUID(message.booking_id), UUID(message.payment_id)
-    if kind == "captured":
-        return Captured(booking_id, payment_id, money_from_proto(message.captured.amount))
-    if kind == "failed":
-        return Failed(booking_id, payment_id, message.failed.failure_code)
-    if kind == "refund_processed":
-        refund = message.refund_processed
-        return Refunded(
-            booking_id, payment_id, UUID(refund.refund_id), money_from_proto(refund.amount)
-        )
-    if kind == "disputed" and message.disputed.status in _DISPUTE_STATUSES:
-        dispute = message.disputed
-        return Disputed(
-            booking_id,
-            payment_id,
-            money_from_proto(dispute.amount),
-            dispute.reason,
-            _DISPUTE_STATUSES[dispute.status],
-        )
-    return None
+    return read(UUID(message.booking_id), UUID(message.payment_id), message)
+
+
+def _captured(
+    booking_id: UUID, payment_id: UUID, message: event_messages.PaymentEvent
+) -> PaymentEvent:
+    return Captured(booking_id, payment_id, money_from_proto(message.captured.amount))
+
+
+def _failed(
+    booking_id: UUID, payment_id: UUID, message: event_messages.PaymentEvent
+) -> PaymentEvent:
+    failed = message.failed
+    return Failed(
+        booking_id,
+        payment_id,
+        failed.failure_code,
+        attempt_id=UUID(failed.attempt_id) if failed.attempt_id else None,
+        is_final=failed.is_final,
+    )
+
+
+def _refunded(
+    booking_id: UUID, payment_id: UUID, message: event_messages.PaymentEvent
+) -> PaymentEvent:
+    refund = message.refund_processed
+    return Refunded(booking_id, payment_id, UUID(refund.refund_id), money_from_proto(refund.amount))
+
+
+def _disputed(
+    booking_id: UUID, payment_id: UUID, message: event_messages.PaymentEvent
+) -> PaymentEvent | None:
+    dispute = message.disputed
+    status = _DISPUTE_STATUSES.get(dispute.status)
+    if status is None:
+        return None
+    return Disputed(
+        booking_id, payment_id, money_from_proto(dispute.amount), dispute.reason, status
+    )
+
+
+_READERS: dict[str, Callable[[UUID, UUID, event_messages.PaymentEvent], PaymentEvent | None]] = {
+    "captured": _captured,
+    "failed": _failed,
+    "voided": lambda booking_id, payment_id, _: Voided(booking_id, payment_id),
+    "refund_processed": _refunded,
+    "disputed": _disputed,
+}
 
 
 def _payment(message: payment_pb2.Payment) -> Payment:

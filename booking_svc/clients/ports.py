@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
-from mesh.money import Money
+from mesh.money import AmountLimits, Money
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +164,10 @@ class Stock(Protocol):
         """Replaces a reservation by another one in the same state, in one transaction."""
 
 
+Limits = Mapping[str, AmountLimits | None]
+"""The limits of each configured provider, by name; None where it does not accept the currency."""
+
+
 class Payments(Protocol):
     """payment_svc. Calls are idempotent and raise DomainError with payment_svc's reasons."""
 
@@ -181,6 +185,9 @@ class Payments(Protocol):
         cancel_url: str,
     ) -> Payment: ...
 
+    async def limits(self, *, currency_code: str) -> Limits:
+        """What the configured providers accept in a currency; up to a minute old."""
+
     async def void(self, *, payment_id: UUID) -> Payment: ...
 
     async def refund(
@@ -192,8 +199,10 @@ class Payments(Protocol):
         their difference.
         """
 
-    async def outcome(self, *, booking_id: UUID, payment_id: UUID) -> "Captured | Failed | None":
-        """The event that matches the payment's state; None while the payment is open.
+    async def outcome(
+        self, *, booking_id: UUID, payment_id: UUID
+    ) -> "Captured | Failed | Voided | None":
+        """The event that matches the payment's state; None while nothing has happened to it.
 
         Raises PAYMENT_NOT_FOUND.
         """
@@ -221,9 +230,21 @@ class Captured(_Caused):
 
 @dataclass(frozen=True, slots=True)
 class Failed(_Caused):
+    """An attempt to pay was declined; with `is_final` the payment can never be paid."""
+
     booking_id: UUID
     payment_id: UUID
     failure_code: str
+    attempt_id: UUID | None = None
+    is_final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Voided(_Caused):
+    """The payment page was closed before the customer paid."""
+
+    booking_id: UUID
+    payment_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +272,7 @@ class Disputed(_Caused):
     status: DisputeStatus
 
 
-PaymentEvent = Captured | Failed | Refunded | Disputed
+PaymentEvent = Captured | Failed | Voided | Refunded | Disputed
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.LAST_ADMIN: _Code.ABORTED,
     Reason.EVENT_CHANGED: _Code.ABORTED,
     Reason.SLOT_CONFLICT: _Code.ABORTED,
+    Reason.PRICE_CHANGED: _Code.ABORTED,
     Reason.PAYMENT_FAILED: _Code.FAILED_PRECONDITION,
     Reason.RATE_LIMITED: _Code.RESOURCE_EXHAUSTED,
     Reason.LOGIN_THROTTLED: _Code.RESOURCE_EXHAUSTED,

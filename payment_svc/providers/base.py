@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
-from mesh.money import Money
+from mesh.money import AmountLimits, Money
 
 # Shorter than the lease of a refund and the deadlines of the RPCs that call a provider.
 CALL_SECONDS = 5.0
@@ -128,9 +128,13 @@ class Captured(ProviderReport):
 
 @dataclass(frozen=True, slots=True)
 class Failed(ProviderReport):
-    """An attempt to pay was declined."""
+    """An attempt to pay was declined. The customer can try again on the same page.
+
+    `attempt_reference` is the provider's id of the attempt, the same in each report of it.
+    """
 
     failure_code: str
+    attempt_reference: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +264,9 @@ class Provider(Protocol):
 
     def step_minor(self, currency_code: str) -> int:
         """The smallest amount that it can move, in minor units; all amounts are multiples."""
+
+    def limits(self, currency_code: str) -> AmountLimits | None:
+        """The amounts of a payment that it accepts. None for a currency that it does not."""
 
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime

@@ -1,5 +1,6 @@
 """PaymentService: message → plain values → one domain call → message."""
 
+from itertools import starmap
 from typing import Any
 from uuid import UUID
 
@@ -14,8 +15,8 @@ from mesh.db.idempotent import IdempotentWrites, key_of_call
 from mesh.db.jobs import Wakeup
 from mesh.rpc.call import caller
 from mesh.tasks import shielded
-from payment_svc import disputes, payments, refunds
-from payment_svc.proto import payment_to_proto, refund_to_proto
+from payment_svc import declines, disputes, payments, refunds
+from payment_svc.proto import payment_to_proto, provider_to_proto, refund_to_proto
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import Order
 
@@ -94,6 +95,13 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
         self._refund_requested.ring()
         return payment_pb2.Refund.FromString(answer)
 
+    async def ListProviders(
+        self, request: payment_service_pb2.ListProvidersRequest, context: _Context
+    ) -> payment_service_pb2.ListProvidersResponse:
+        return payment_service_pb2.ListProvidersResponse(
+            providers=starmap(provider_to_proto, self._calls.limits(request.currency_code).items())
+        )
+
     async def GetPayment(
         self, request: payment_service_pb2.GetPaymentRequest, context: _Context
     ) -> payment_pb2.Payment:
@@ -108,7 +116,8 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
                 if owner is None
                 else ()
             )
-        return payment_to_proto(payment, payment_disputes)
+            declined = await declines.of_payment(connection, payment_id=payment.payment_id)
+        return payment_to_proto(payment, payment_disputes, declined)
 
     async def GetRefund(
         self, request: payment_service_pb2.GetRefundRequest, context: _Context

@@ -1,5 +1,6 @@
 """SandboxService: the payment page and the customer's choice on it, faults, the ledger."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,12 @@ _DEFAULT_PAGE_SIZE = 100
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Outcome = sandbox_service_pb2.CompleteCheckoutRequest
+_Step = Callable[..., Awaitable[SandboxSession]]
+_STEPS: dict[int, _Step] = {
+    _Outcome.SUCCEEDED: bank.pay,
+    _Outcome.FAILED: bank.decline,
+    _Outcome.ABANDONED: bank.abandon,
+}
 
 
 class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
@@ -52,16 +59,14 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
     async def CompleteCheckout(
         self, request: sandbox_service_pb2.CompleteCheckoutRequest, context: _Context
     ) -> sandbox_service_pb2.CompleteCheckoutResponse:
+        step = _STEPS[request.outcome]
         session = await shielded(
-            self._complete(UUID(request.payment_id), pays=request.outcome == _Outcome.SUCCEEDED),
-            seconds=_STEP_SECONDS,
+            self._complete(UUID(request.payment_id), step), seconds=_STEP_SECONDS
         )
         self._webhook_queued.ring()
-        is_paid = session.state is State.PAID
+        outcome, redirect_url = _answer(session)
         return sandbox_service_pb2.CompleteCheckoutResponse(
-            payment_id=str(session.payment_id),
-            outcome=_Outcome.SUCCEEDED if is_paid else _Outcome.FAILED,
-            redirect_url=session.success_url if is_paid else session.cancel_url,
+            payment_id=str(session.payment_id), outcome=outcome, redirect_url=redirect_url
         )
 
     async def ScriptFaults(
@@ -93,8 +98,7 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
             response.next_page_token = paging.to_token(str(entries[limit - 1].entry_id))
         return response
 
-    async def _complete(self, payment_id: UUID, *, pays: bool) -> SandboxSession:
-        step = bank.pay if pays else bank.decline
+    async def _complete(self, payment_id: UUID, step: _Step) -> SandboxSession:
         async with self._database.transaction() as connection:
             before = await bank.find(connection, payment_id=payment_id)
             session = await step(connection, payment_id=payment_id, now=self._clock())
@@ -110,6 +114,17 @@ class SandboxServicer(sandbox_service_pb2_grpc.SandboxServiceServicer):
             await bank.capture(connection, session=session, amount=session.amount, now=now)
         elif fault is Fault.DISPUTE:
             await bank.dispute(connection, payment_id=session.payment_id, now=now)
+
+
+def _answer(session: SandboxSession) -> tuple[_Outcome.Outcome.ValueType, str]:
+    """What happened to the page, and where the customer continues."""
+    match session.state:
+        case State.PAID:
+            return _Outcome.SUCCEEDED, session.success_url
+        case State.VOIDED:
+            return _Outcome.ABANDONED, session.cancel_url
+        case State.OPEN:
+            return _Outcome.FAILED, session.cancel_url
 
 
 def _after(token: str) -> int:

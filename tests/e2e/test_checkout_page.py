@@ -84,19 +84,21 @@ def test_paying_confirms_the_booking(admin: Api, customer: Api, page: Page, tmp_
     shot(page, tmp_path, "paid")
 
 
-def test_declining_ends_the_booking_and_charges_nothing(
+def test_a_declined_payment_is_paid_at_the_second_try(
     admin: Api, customer: Api, page: Page, tmp_path: Path
 ) -> None:
     booking = place(admin, customer)
     page.goto(booking["payment"]["paymentUrl"])
     page.get_by_role("button", name="Decline").tap()
     expect(page.get_by_role("status")).to_have_text(
-        "The payment was declined. Nothing was charged."
+        "The payment was declined. Nothing was charged. You can try again."
     )
     shot(page, tmp_path, "declined")
-    customer.wait_for_status(booking["bookingId"], "FAILED")
-    wait_until_voided(page)
     assert ledger_of(admin, booking) == []
+    page.get_by_role("button", name="Pay ₹ 3,000.00").tap()
+    expect(page.get_by_role("status")).to_have_text("Paid. Thank you!")
+    customer.wait_for_status(booking["bookingId"], "CONFIRMED")
+    assert ledger_of(admin, booking) == ["CAPTURE"]
 
 
 def test_a_cancelled_booking_cannot_be_paid(

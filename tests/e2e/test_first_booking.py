@@ -1,6 +1,6 @@
 """A booking over REST: paid in the sandbox, confirmed by its webhook, and audited."""
 
-from testing.running_mesh import Api, items, until
+from testing.running_mesh import Api, items
 
 
 def test_a_booking_is_paid_and_confirmed(admin: Api, customer: Api) -> None:
@@ -53,17 +53,6 @@ def test_a_repeated_key_places_one_booking(admin: Api, customer: Api) -> None:
     alias = customer.post("/api/v1/bookings", items(event), x_idempotency_key="twice")
     assert alias.json() == first.json()
     assert customer.get("/api/v1/bookings").json()["totalSize"] == 1
-
-
-def test_a_declined_payment_frees_the_places(admin: Api, customer: Api) -> None:
-    event = admin.create_event()
-    booking = customer.book({**items(event, 10), "checkout": {"provider": "sandbox"}}).json()
-    customer.post(f"/sandbox/pay/{booking['payment']['paymentId']}", {"outcome": "FAILED"})
-    customer.wait_for_status(booking["bookingId"], "FAILED")
-    # A saga step releases the places after the booking has failed.
-    until(
-        lambda: customer.book(items(event, 10)).status_code == 201, "the places were not released"
-    )
 
 
 def test_cancelling_while_unpaid_frees_the_places(admin: Api, customer: Api) -> None:

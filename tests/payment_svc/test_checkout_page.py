@@ -129,26 +129,41 @@ async def test_a_customer_pays_on_a_phone(
     assert (await harness.find(payment)).status is Status.CAPTURED
 
 
-async def test_a_declined_payment_cannot_be_paid(
+async def test_a_declined_payment_is_paid_at_the_second_try(
     page: Page, harness: SandboxHarness, tmp_path: Path
 ) -> None:
     payment = await harness.open()
-    declined = "The payment was declined. Nothing was charged."
+    declined = "The payment was declined. Nothing was charged. You can try again."
     async with serving(harness) as url:
         await page.goto(f"{url}/sandbox/pay/{payment.payment_id}")
         decline = page.get_by_role("button", name="Decline")
         await decline.tap()
         await expect(page.get_by_role("status")).to_have_text(declined)
-        await expect(decline).to_be_hidden()
-        await expect(page.locator("#label")).to_have_text("Not charged")
+        await expect(decline).to_be_enabled()
+        await expect(page.locator("#label")).to_have_text("Amount due")
         await shot(page, tmp_path, "declined")
         await page.emulate_media(color_scheme="dark")
         await shot(page, tmp_path, "declined-dark")
         await page.reload()
         await expect(page.get_by_role("status")).to_have_text(declined)
-        assert await page.get_by_role("button").count() == 0
+        await page.get_by_role("button", name="Pay ₹ 1,500.00").tap()
+        await expect(page.get_by_role("status")).to_have_text("Paid. Thank you!")
     await harness.deliver()
-    assert (await harness.find(payment)).status is Status.FAILED
+    assert (await harness.find(payment)).status is Status.CAPTURED
+
+
+async def test_a_customer_leaves_for_good(page: Page, harness: SandboxHarness) -> None:
+    payment = await harness.open()
+    async with serving(harness) as url:
+        await page.goto(f"{url}/sandbox/pay/{payment.payment_id}")
+        leave = page.get_by_role("button", name="Leave without paying")
+        await leave.tap()
+        await expect(page.get_by_role("status")).to_have_text(
+            "This payment was cancelled. Nothing was charged."
+        )
+        await expect(leave).to_be_hidden()
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.VOIDED
 
 
 async def test_a_voided_payment_has_a_message_in_dark_mode(

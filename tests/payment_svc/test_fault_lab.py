@@ -12,7 +12,7 @@ from mesh.errors import DomainError, Reason
 from payment_svc import tables
 from payment_svc.captures import Verdict
 from payment_svc.payments import Status
-from payment_svc.providers.sandbox import faults, signature
+from payment_svc.providers.sandbox import bank, faults, signature
 from payment_svc.providers.sandbox.delivery import Delivery
 from payment_svc.providers.sandbox.faults import Fault, Lab
 from payment_svc.providers.sandbox.provider import SandboxProvider
@@ -118,9 +118,9 @@ async def test_scripted_faults_of_captures_occur(harness: SandboxHarness) -> Non
     await script(harness, disputed.payment_id, Fault.DISPUTE)
     servicer = SandboxServicer(harness.database, harness.clock, Wakeup())
     for payment in (captured_twice, disputed):
-        await servicer._complete(payment.payment_id, pays=True)
+        await servicer._complete(payment.payment_id, bank.pay)
         # The second time no fault is left.
-        await servicer._complete(payment.payment_id, pays=True)
+        await servicer._complete(payment.payment_id, bank.pay)
     await harness.deliver()
     await harness.calls.refund_due()
     verdicts = await harness.verdicts(captured_twice)

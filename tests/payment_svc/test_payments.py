@@ -22,11 +22,11 @@ from payment_svc.providers.base import (
     Session,
     Voided,
 )
-from payment_svc.providers.sandbox import NAME
+from payment_svc.providers.sandbox import NAME, bank
 from payment_svc.providers.sandbox.ledger import Kind
 from payment_svc.providers.sandbox.provider import SandboxProvider
 from payment_svc.webhooks import Outcome
-from testing.payment_harness import GATEWAY_URL, PRICE, SandboxHarness, an_order
+from testing.payment_harness import GATEWAY_URL, NOW, PRICE, SandboxHarness, an_order
 
 
 async def test_a_payment_is_opened_with_the_page_where_it_is_paid(harness: SandboxHarness) -> None:
@@ -140,6 +140,20 @@ async def test_a_voided_payment_cannot_be_paid(harness: SandboxHarness, is_decli
             await step(payment)
         assert refusal.value.reason is Reason.PAYMENT_STATE_INVALID
     assert await harness.sandbox_ledger() == []
+
+
+async def test_an_abandoned_page_is_closed_for_good(harness: SandboxHarness) -> None:
+    payment = await harness.open()
+    async with harness.database.transaction() as connection:
+        for _ in range(2):
+            left = await bank.abandon(connection, payment_id=payment.payment_id, now=NOW)
+            assert left.state is bank.State.VOIDED
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.VOIDED
+    assert await harness.event_kinds() == ["voided"]
+    with pytest.raises(DomainError) as refusal:
+        await harness.pay(payment)
+    assert refusal.value.reason is Reason.PAYMENT_STATE_INVALID
 
 
 async def test_voiding_a_paid_payment_returns_it_as_captured(harness: SandboxHarness) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
-from payment_svc import disputes
+from payment_svc import declines, disputes
 from payment_svc.payments import Status
 from payment_svc.providers.base import Captured, DisputeStatus, MovementKind
 from payment_svc.refunds import Status as RefundStatus
@@ -70,6 +70,28 @@ async def test_a_payment_can_be_paid_after_a_declined_attempt(
     await harness.pay(payment)
     await harness.deliver()
     assert (await harness.find(payment)).status is Status.CAPTURED
+
+
+async def test_each_declined_attempt_is_reported_once(harness: AnyHarness) -> None:
+    """By its webhook, twice, and by checks at later times."""
+    payment = await harness.open()
+    for code in ("insufficient_funds", "lost_card"):
+        await harness.pay(payment, declined=code)
+        await harness.calls.check(payment)
+        await harness.deliver()
+        harness.clock.advance(60)
+        await harness.calls.check(payment)
+        await harness.deliver()
+    async with harness.database.reading() as connection:
+        attempts = await declines.of_payment(connection, payment_id=payment.payment_id)
+    assert [attempt.failure_code for attempt in attempts] == ["insufficient_funds", "lost_card"]
+    assert await harness.event_kinds() == ["failed", "failed"]
+    await harness.pay(payment)
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.CAPTURED
+    # A late report of an attempt changes nothing.
+    await harness.calls.check(payment)
+    assert await harness.event_kinds() == ["failed", "failed", "captured"]
 
 
 async def test_a_refund_between_two_steps_of_kwd_is_rounded_up(harness: AnyHarness) -> None:

@@ -96,7 +96,12 @@ async def test_an_amount_that_razorpay_rejects_is_payment_failed(
         await harness.calls.open(order)
     assert refusal.value.reason is Reason.PAYMENT_FAILED
     assert (await harness.find_by_id(order.payment_id)).status is Status.FAILED
+    # Voiding it does not open it.
+    assert (await harness.calls.void(order.payment_id)).status is Status.VOIDED
     assert harness.stand_in.opened == {}
+    limits = harness.provider.limits(amount.currency_code)
+    assert limits is not None
+    assert not limits.accept(amount)
 
 
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.TIMEOUT_AFTER])

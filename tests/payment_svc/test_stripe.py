@@ -11,6 +11,7 @@ from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 from payment_svc.payments import Status
+from payment_svc.providers.stripe.provider import StripeProvider
 from payment_svc.refunds import Status as RefundStatus
 from payment_svc.webhooks import Outcome
 from testing.provider_harness import ProviderHarness, stripe_harness
@@ -71,7 +72,28 @@ async def test_an_amount_that_stripe_rejects_is_payment_failed(
         await harness.calls.open(order)
     assert refusal.value.reason is Reason.PAYMENT_FAILED
     assert (await harness.find_by_id(order.payment_id)).status is Status.FAILED
+    # Voiding it does not open it.
+    assert (await harness.calls.void(order.payment_id)).status is Status.VOIDED
     assert harness.stand_in.opened == {}
+    limits = harness.provider.limits(amount.currency_code)
+    assert limits is not None
+    assert not limits.accept(amount)
+
+
+async def test_an_account_that_stripe_rejects_is_a_final_refusal(harness: StripeHarness) -> None:
+    provider = StripeProvider(
+        secret_key="sk_of_a_closed_account",
+        webhook_secrets=[],
+        api_base=harness.stand_in.url,
+        return_url="http://gateway.test",
+        clock=harness.clock,
+    )
+    try:
+        with pytest.raises(DomainError) as refusal:
+            await harness.calls_to(provider).open(harness.order())
+    finally:
+        await provider.close()
+    assert refusal.value.reason is Reason.PAYMENT_FAILED
 
 
 async def test_only_a_webhook_signed_in_the_last_five_minutes_is_received(

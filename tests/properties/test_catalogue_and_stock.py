@@ -88,6 +88,7 @@ class CatalogueMachine(RuleBasedStateMachine):
             database=self.harness.database,
             writes=self.harness.writes,
             stock=self.harness.stock,
+            payments=self.harness.payments,
             clock=self.harness.clock,
         )
         self.capacity = capacity

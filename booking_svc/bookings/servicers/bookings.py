@@ -13,12 +13,13 @@ from booking_svc.bookings import (
     proto,
 )
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
-from booking_svc.bookings.checkout import Checkout
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification import BookingPatch
-from booking_svc.bookings.pricing import RequestedItem
+from booking_svc.bookings.payment_pages import Checkout
+from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
 from mesh import paging
+from mesh.conversions import money_from_proto
 from mesh.db.idempotent import key_for, key_of_call
 from mesh.rpc.call import caller, idempotency_key
 from mesh.tasks import shielded
@@ -48,6 +49,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 checkout=_checkout(request.checkout) if request.HasField("checkout") else None,
                 encode=_encode,
                 is_mail_wanted=request.mail_hold,
+                shown=_shown(request),
             ),
             seconds=_PLACE_SECONDS,
         )
@@ -158,6 +160,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                     note=request.note if request.HasField("note") else None,
                 ),
                 encode=_encode,
+                shown=_shown(request),
             ),
             seconds=_CHANGE_SECONDS,
         )
@@ -176,6 +179,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 items=[_requested(item) for item in request.items],
                 checkout=_checkout(request.checkout) if request.HasField("checkout") else None,
                 encode=_encode,
+                shown=_shown(request),
             ),
             seconds=_CHANGE_SECONDS,
         )
@@ -202,6 +206,17 @@ def _requested(item: booking_service_pb2.PlaceBookingRequest.Item) -> RequestedI
         quantity=1 if item.HasField("seat_id") else item.quantity,
         seat_id=UUID(item.seat_id) if item.HasField("seat_id") else None,
     )
+
+
+def _shown(
+    request: booking_service_pb2.PlaceBookingRequest
+    | booking_service_pb2.UpdateBookingRequest
+    | booking_service_pb2.RescheduleBookingRequest,
+) -> ShownPrice:
+    total = request.expected_total
+    if not request.HasField("expected_total"):
+        return ShownPrice(None, request.event_etag) if request.event_etag else NOT_SHOWN
+    return ShownPrice(money_from_proto(total), request.event_etag)
 
 
 def _kept(text: str) -> RequestedItem:

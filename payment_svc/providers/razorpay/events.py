@@ -64,6 +64,7 @@ def payment_report(
             link or _link_of(payment),
             at,
             text_or(payment.get("error_reason") or payment.get("error_code"), "payment_failed"),
+            text(payment["id"]),
         )
     return None
 

@@ -17,6 +17,7 @@ import razorpay
 import requests
 
 from mesh.clock import Clock
+from mesh.money import AmountLimits
 from payment_svc.providers import fields, signatures
 from payment_svc.providers.amounts import RAZORPAY
 from payment_svc.providers.base import (
@@ -111,7 +112,13 @@ class RazorpayProvider:
             payment = await self._payment(authorization_reference)
         if payment["status"] in events.CAPTURED:
             return events.captured(payment, order.payment_id, None)
-        return Failed(order.payment_id, None, self._clock(), "authorization_gone")
+        return Failed(
+            order.payment_id,
+            None,
+            self._clock(),
+            "authorization_gone",
+            authorization_reference,
+        )
 
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused | None:
         if order.attempt > 1:
@@ -170,6 +177,9 @@ class RazorpayProvider:
 
     def step_minor(self, currency_code: str) -> int:
         return RAZORPAY.step_minor(currency_code)
+
+    def limits(self, currency_code: str) -> AmountLimits | None:
+        return RAZORPAY.limits(currency_code)
 
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime

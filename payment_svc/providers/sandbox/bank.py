@@ -134,6 +134,20 @@ async def decline(
     return session
 
 
+async def abandon(
+    connection: AsyncConnection, *, payment_id: UUID, now: datetime
+) -> SandboxSession:
+    """OPEN → VOIDED: the customer leaves for good. Another session does not change.
+
+    Raises PAYMENT_NOT_FOUND.
+    """
+    session = await _lock(connection, payment_id)
+    if session.state is State.OPEN:
+        await _move(connection, session, State.VOIDED, now)
+        await _enqueue_webhook(connection, session, "payment.closed", now)
+    return await find(connection, payment_id=payment_id)
+
+
 async def void(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -> SandboxSession:
     """OPEN → VOIDED. A paid session is returned as it is. Raises PAYMENT_NOT_FOUND."""
     session = await _lock(connection, payment_id)

@@ -10,7 +10,7 @@ from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
-from mesh.money import Money
+from mesh.money import AmountLimits, Money
 from payment_svc.providers.amounts import SANDBOX
 from payment_svc.providers.base import (
     CALL_SECONDS,
@@ -21,6 +21,7 @@ from payment_svc.providers.base import (
     Movement,
     Order,
     ProviderError,
+    ProviderRefusedError,
     ProviderReport,
     RefundOrder,
     RefundProcessed,
@@ -57,6 +58,9 @@ class SandboxProvider:
         self._lab = lab or Lab()
 
     async def create_session(self, order: Order) -> Session:
+        limits = self.limits(order.amount.currency_code)
+        if limits is None or not limits.accept(order.amount):
+            raise ProviderRefusedError(NAME, "amount_not_accepted")
         await self._raise_fault(order.payment_id, BEFORE_FAULTS)
         async with self._database.single() as connection:
             session = await bank.open_session(
@@ -118,7 +122,9 @@ class SandboxProvider:
             entries = await ledger.of_session(connection, session_id=session.session_id)
         reports: list[ProviderReport] = [_report(entry, reference) for entry in entries]
         if session.decline_time is not None and session.state is not State.PAID:
-            reports.append(Failed(order.payment_id, reference, session.decline_time, bank.DECLINED))
+            reports.append(
+                _declined(order.payment_id, reference, session.decline_time, bank.DECLINED)
+            )
         if session.state is State.VOIDED:
             reports.append(Voided(order.payment_id, reference, now))
         return reports
@@ -139,6 +145,9 @@ class SandboxProvider:
 
     def step_minor(self, currency_code: str) -> int:
         return SANDBOX.step_minor(currency_code)
+
+    def limits(self, currency_code: str) -> AmountLimits | None:
+        return SANDBOX.limits(currency_code)
 
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime
@@ -201,8 +210,17 @@ def _captured(data: Any, time: datetime) -> ProviderReport:
     return Captured(*_ids(data), time, text(data["capture_id"]), _money(data), text(data["method"]))
 
 
+def _declined(payment_id: UUID, session_id: str, time: datetime, failure_code: str) -> Failed:
+    # The sandbox has no ids of declined attempts; a session has one at a time.
+    return Failed(payment_id, session_id, time, failure_code, f"{session_id}:{time.isoformat()}")
+
+
 def _failed(data: Any, time: datetime) -> ProviderReport:
-    return Failed(*_ids(data), time, text(data["failure_code"]))
+    return _declined(*_ids(data), time, text(data["failure_code"]))
+
+
+def _closed(data: Any, time: datetime) -> ProviderReport:
+    return Voided(*_ids(data), time)
 
 
 def _refund_processed(data: Any, time: datetime) -> ProviderReport:
@@ -226,6 +244,7 @@ def _disputed(data: Any, time: datetime) -> ProviderReport:
 _READERS: dict[str, Callable[[Any, datetime], ProviderReport]] = {
     "payment.captured": _captured,
     "payment.failed": _failed,
+    "payment.closed": _closed,
     "refund.processed": _refund_processed,
     "dispute.created": _disputed,
 }

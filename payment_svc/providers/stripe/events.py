@@ -139,7 +139,18 @@ def _intent_failed(intent: dict[str, Any], at: datetime, session_reference: str 
         session_reference,
         at,
         text_or(code, "payment_failed"),
+        _attempt_of(intent, error),
     )
+
+
+def _attempt_of(intent: dict[str, Any], error: dict[str, Any]) -> str:
+    """The id of a declined attempt: its charge, or its card when no charge was made."""
+    charge = error.get("charge") or intent.get("latest_charge")
+    card = error.get("payment_method")
+    for made in (charge, card):
+        if made:
+            return text(made["id"] if isinstance(made, dict) else made)
+    return text(intent["id"])
 
 
 def _method(charge: dict[str, Any], intent: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import stripe
 from stripe.params.checkout import SessionCreateParams
 
 from mesh.clock import Clock
+from mesh.money import AmountLimits
 from payment_svc.providers import fields, signatures
 from payment_svc.providers.amounts import STRIPE
 from payment_svc.providers.base import (
@@ -108,7 +109,11 @@ class StripeProvider:
         if intent["status"] == "succeeded":
             return events.intent_captured(intent, None)
         return Failed(
-            order.payment_id, None, self._clock(), fields.text_or(intent["status"], "not_captured")
+            order.payment_id,
+            None,
+            self._clock(),
+            fields.text_or(intent["status"], "not_captured"),
+            authorization_reference,
         )
 
     async def refund(self, order: RefundOrder) -> RefundProcessed | RefundRefused | None:
@@ -158,6 +163,9 @@ class StripeProvider:
 
     def step_minor(self, currency_code: str) -> int:
         return STRIPE.step_minor(currency_code)
+
+    def limits(self, currency_code: str) -> AmountLimits | None:
+        return STRIPE.limits(currency_code)
 
     def read_webhook(
         self, body: bytes, headers: Mapping[str, str], *, now: datetime
@@ -232,7 +240,13 @@ async def _calling() -> AsyncIterator[None]:
     """Around a call of the SDK: its errors as ProviderError and ProviderRefusedError."""
     try:
         yield
-    except (stripe.InvalidRequestError, stripe.CardError) as error:
+    except (
+        stripe.InvalidRequestError,
+        stripe.CardError,
+        # The account is closed, or the key is not its key.
+        stripe.PermissionError,
+        stripe.AuthenticationError,
+    ) as error:
         # 409: a call with the same key is still running.
         if error.http_status == 409:
             raise ProviderError(NAME, "in_progress") from error

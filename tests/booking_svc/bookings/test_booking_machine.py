@@ -35,16 +35,24 @@ from sqlalchemy.dialects import postgresql
 
 from booking_svc.bookings import completion, expiry, reconciliation, tables
 from booking_svc.bookings.bookings import Booking, Status
+from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.state_machine import MOVES
 from booking_svc.catalogue.events import Event
-from booking_svc.clients.ports import Captured, Failed, PaymentEvent
+from booking_svc.clients.ports import Captured, Failed, PaymentEvent, Voided
 from booking_svc.tables import metadata
 from mesh.db.database import Database
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
-from testing.booking_harness import SANDBOX, START, BookingHarness, ProcessDiedError, an_offer
+from testing.booking_harness import (
+    SANDBOX,
+    START,
+    STRIPE,
+    BookingHarness,
+    ProcessDiedError,
+    an_offer,
+)
 from testing.databases import open_patiently
 
 _T = TypeVar("_T")
@@ -192,9 +200,27 @@ class BookingMachine(RuleBasedStateMachine):
         self.do(harness.run_steps())
         return model_booking
 
+    @rule(model_booking=model_bookings, checkout=st.sampled_from([SANDBOX, SANDBOX, STRIPE]))
+    def checkout(self, model_booking: ModelBooking, checkout: Checkout) -> None:
+        """Also of a price difference. Another provider opens a new page."""
+        self.attempt(self.harness.checkout(model_booking.booking.booking_id, checkout=checkout))
+
+    @rule(model_booking=model_bookings, number=st.integers(0, 5))
+    def pay_on_a_page(self, model_booking: ModelBooking, number: int) -> None:
+        """The customer pays on any page of the booking that is open, also a replaced one."""
+        payments, booking_id = self.harness.payments, model_booking.booking.booking_id
+        pages = [payment for payment, of in payments.booking_of.items() if of == booking_id]
+        if pages:
+            self.pay_for(model_booking, pages[number % len(pages)])
+
     @rule(model_booking=model_bookings)
-    def checkout(self, model_booking: ModelBooking) -> None:
-        self.attempt(self.harness.checkout(model_booking.booking.booking_id))
+    def leave(self, model_booking: ModelBooking) -> None:
+        """The customer closes the page of the booking for good."""
+        payment, payments = self.current(model_booking).payment, self.harness.payments
+        if payment is None or payment.payment_id in payments.paid:
+            return
+        payments.voided.add(payment.payment_id)
+        self.messages.append(Voided(model_booking.booking.booking_id, payment.payment_id))
 
     @rule(model_booking=model_bookings, off=st.sampled_from([0, 0, 0, 1]), is_refused=st.booleans())
     def pay(self, model_booking: ModelBooking, off: int, is_refused: bool) -> None:
@@ -237,7 +263,7 @@ class BookingMachine(RuleBasedStateMachine):
         booking_id = model_booking.booking.booking_id
         if is_refused:
             payments.refused.add(payment_id)
-            self.messages.append(Failed(booking_id, payment_id, "declined"))
+            self.messages.append(Failed(booking_id, payment_id, "declined", new_id()))
         else:
             payments.refused.discard(payment_id)
             paid = Money(amount.amount_minor + off, amount.currency_code)
@@ -263,6 +289,8 @@ class BookingMachine(RuleBasedStateMachine):
         if isinstance(answer, Booking) and before.status is Status.CONFIRMED:
             assert self.percent(before) is not None
             model_booking.fees += fee
+        elif answer is ProcessDiedError and before.status is Status.CONFIRMED:
+            model_booking.perhaps.append(fee)
 
     @rule(model_booking=model_bookings, quantity=st.integers(1, 4))
     def update(self, model_booking: ModelBooking, quantity: int) -> None:

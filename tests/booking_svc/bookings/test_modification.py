@@ -206,7 +206,7 @@ async def test_a_dearer_event_is_paid_first(harness: BookingHarness) -> None:
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
-@pytest.mark.parametrize("how", ["expires", "fails", "late", "wrong", "cancelled"])
+@pytest.mark.parametrize("how", ["expires", "declined", "fails", "late", "wrong", "cancelled"])
 async def test_an_unpaid_difference_leaves_the_booking_as_it_is(
     harness: BookingHarness, how: str
 ) -> None:
@@ -216,8 +216,12 @@ async def test_an_unpaid_difference_leaves_the_booking_as_it_is(
     assert waiting.change is not None
     payment_id, difference = waiting.change.payment_id, waiting.change.difference
     kept = Status.CONFIRMED
-    if how == "fails":
-        await harness.deliver(Failed(booking.booking_id, payment_id, "card_declined"))
+    if how in ("declined", "fails"):
+        is_final = how == "fails"
+        await harness.deliver(
+            Failed(booking.booking_id, payment_id, "card_declined", is_final=is_final)
+        )
+        assert ((await harness.booking(booking.booking_id)).change is None) is is_final
     elif how == "wrong":
         await harness.capture_payment(booking, payment_id, Money(49_999, "INR"))
     elif how == "cancelled":

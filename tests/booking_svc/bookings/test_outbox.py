@@ -67,7 +67,7 @@ async def test_each_move_is_published_once_and_in_order(harness: BookingHarness)
     assert by_booking == {
         paid.booking_id: [Held(), Confirmed("payment captured")],
         cancelled.booking_id: [Held(), Cancelled(Actor.CUSTOMER, "changed my mind", None)],
-        refused.booking_id: [Held(), Failed("payment failed: card_declined")],
+        refused.booking_id: [Held(), Failed("payment declined, and not paid in time")],
         idle.booking_id: [Held(), Expired("not paid in time")],
     }
     assert len({entry.key for entry in published}) == len(published)

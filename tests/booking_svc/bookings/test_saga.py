@@ -8,7 +8,7 @@ import pytest
 
 from booking_svc.bookings import bookings, step_runner
 from booking_svc.bookings.bookings import PaymentStatus, RefundStatus, Status
-from booking_svc.bookings.checkout import Checkout
+from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.state_machine import MOVES
 from booking_svc.clients import ports
@@ -284,17 +284,19 @@ async def test_cancelling_and_paying_at_once(harness: BookingHarness) -> None:
     assert await harness.audit(event) == ()
 
 
-async def test_a_refused_payment_fails_the_booking(harness: BookingHarness) -> None:
+async def test_a_payment_that_failed_for_good_fails_the_booking(harness: BookingHarness) -> None:
     event = await harness.an_event()
     booking = await harness.place(event)
     assert booking.payment is not None
     await harness.deliver(
-        ports.Failed(booking.booking_id, booking.payment.payment_id, "card_declined")
+        ports.Failed(
+            booking.booking_id, booking.payment.payment_id, "amount_mismatch", is_final=True
+        )
     )
     await harness.run_until_idle()
     failed = await harness.booking(booking.booking_id)
     assert failed.status is Status.FAILED
-    assert failed.timeline[-1].reason == "payment failed: card_declined"
+    assert failed.timeline[-1].reason == "payment failed: amount_mismatch"
     assert await harness.available(event) == 10
     # The customer paid on the same page before the payment was voided.
     await harness.capture(booking)
@@ -390,13 +392,18 @@ async def test_invalid_items_are_refused(harness: BookingHarness) -> None:
     assert await harness.available(event) == 10
 
 
-async def test_an_unknown_provider_names_the_booking_and_leaves_it_held(
+async def test_an_unknown_provider_is_refused_before_anything_is_held(
     harness: BookingHarness,
 ) -> None:
     event, customer = await harness.an_event(), new_id()
+    unknown = Checkout("nobody", "", "")
+    await refused(Reason.PROVIDER_NOT_FOUND, harness.place(event, checkout=unknown))
+    assert await harness.available(event) == 10
+    # Unless payment_svc could not be asked: the booking stays, for another provider.
+    harness.payments.is_away = True
     refusal = await refused(
         Reason.PROVIDER_NOT_FOUND,
-        harness.place(event, customer_id=customer, checkout=Checkout("nobody", "", "")),
+        harness.place(event, customer_id=customer, checkout=unknown),
     )
     booking_id = UUID(refusal.metadata["booking_id"])
     paying = await harness.checkout(booking_id, owner=customer, checkout=SANDBOX)

@@ -27,6 +27,8 @@ MOVES = {
     (Status.CONFIRMED, Status.CANCELLED),
     (Status.EXPIRED, Status.CONFIRMED),
     (Status.FAILED, Status.CONFIRMED),
+    (Status.EXPIRED, Status.CANCELLED),
+    (Status.FAILED, Status.CANCELLED),
 }
 
 

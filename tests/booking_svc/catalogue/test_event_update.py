@@ -37,7 +37,11 @@ DAY = timedelta(days=1)
 
 def commands(harness: BookingHarness) -> EventCommands:
     return EventCommands(
-        database=harness.database, writes=harness.writes, stock=harness.stock, clock=harness.clock
+        database=harness.database,
+        writes=harness.writes,
+        stock=harness.stock,
+        payments=harness.payments,
+        clock=harness.clock,
     )
 
 
@@ -342,7 +346,11 @@ async def test_a_creation_that_takes_too_long_is_refused(harness: BookingHarness
 
     slow = SlowStock(stock_stub(harness.ledger, harness.clock))
     slow_commands = EventCommands(
-        database=harness.database, writes=harness.writes, stock=slow, clock=harness.clock
+        database=harness.database,
+        writes=harness.writes,
+        stock=slow,
+        payments=harness.payments,
+        clock=harness.clock,
     )
     with pytest.raises(DomainError) as refusal:
         await slow_commands.create(new=a_new_event(), key=None, encode=encode)
@@ -366,7 +374,11 @@ async def test_a_creation_is_refused_once_the_removal_of_its_stock_has_begun(
 
     held = HeldStock(stock_stub(harness.ledger, harness.clock))
     late_commands = EventCommands(
-        database=harness.database, writes=harness.writes, stock=held, clock=harness.clock
+        database=harness.database,
+        writes=harness.writes,
+        stock=held,
+        payments=harness.payments,
+        clock=harness.clock,
     )
     with pytest.raises(DomainError) as refusal:
         await late_commands.create(new=a_new_event(), key=None, encode=encode)

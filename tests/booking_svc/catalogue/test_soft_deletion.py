@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue import event_creation, events, productions, venues
 from mesh.errors import DomainError, Reason
-from testing.booking_harness import BookingHarness, a_new_event, an_offer
+from testing.booking_harness import PROVIDERS, BookingHarness, a_new_event, an_offer
 from testing.waiting import wait_for_blocked
 from tests.booking_svc.catalogue.test_catalogue import an_auditorium
 
@@ -56,7 +56,7 @@ async def test_nothing_is_deleted_while_an_event_is_added(
         deleting = asyncio.create_task(_run(harness, delete))
         await wait_for_blocked(harness.database)
         new = a_new_event(**values)
-        plan = await event_creation.plan(connection, new=new, now=harness.clock())
+        plan = await event_creation.plan(connection, new=new, limits=PROVIDERS, now=harness.clock())
         await events.insert(
             connection, event=plan.event, capacities=plan.capacities(), now=harness.clock()
         )
