@@ -235,6 +235,13 @@ _REPLIES = (
         headers=((_REQUEST_HEADER, "%REQ(:METHOD)% %REQ(:PATH)%"),),
     ),
     _Reply(
+        # The only script that answers is lua/requests.lua.
+        _because("lua_response"),
+        Reason.VALIDATION_FAILED,
+        "the request is not valid for this method",
+        text=_LOCAL_REPLY_BODY,
+    ),
+    _Reply(
         _because("grpc_json_transcode_failure"),
         Reason.VALIDATION_FAILED,
         "the request body is not valid JSON for this method",

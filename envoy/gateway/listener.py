@@ -8,6 +8,7 @@ from gateway import (
     errors,
     limits,
     replies,
+    requests,
     routes,
     tls,
     tokens,
@@ -137,6 +138,7 @@ def _filters(
         documentation.file_server(public_folder(folder)),
         # The transcoder's own limit does not count unknown fields, which it drops.
         _body_limit(),
+        requests.lua(policies),
         transcoding.transcoder(policies, str(descriptor_path(folder))),
         tokens.jwt_authn(policies),
         *limits.limits(policies, settings.rate_limit_scale, settings.gateways),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from gateway import documentation, limits, replies
 from gateway.clusters import destination
 from gateway.extension import Config, extension, seconds, typed
-from mesh.rpc.policy import MethodPolicy
+from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 from mesh.settings import MeshSettings
 
 METHOD_BODY_LIMIT = "boxoffice.method_body_limit"
@@ -155,6 +155,9 @@ def _not_found() -> Config:
         "name": "not_found",
         "match": {"prefix": "/"},
         "route": _NOWHERE,
+        # REST calls have this route until they are transcoded; the check of requests reads whole
+        # bodies, of up to this size (body_size_limit answers larger ones).
+        "request_body_buffer_limit": MAX_REQUEST_BYTES,
         # Without buffering, a stream to an unknown path gets its 404 at once.
         "typed_per_filter_config": {METHOD_BODY_LIMIT: _NO_BODY_LIMIT},
     }

@@ -3,16 +3,22 @@
 Loading a contract fails when an RPC has no policy or an inconsistent one.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
 from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    FieldDescriptor,
+    MethodDescriptor,
+    ServiceDescriptor,
+)
 
 from boxoffice.errors.v1 import reason_pb2
 from boxoffice.options.v1 import policy_pb2
@@ -28,6 +34,7 @@ MAX_IDEMPOTENCY_KEY_LENGTH = 128
 DEFAULT_LIMIT_REQUESTS = 100
 DEFAULT_LIMIT_WINDOW_SECONDS = 60.0
 
+_VARIABLE = re.compile(r"\{([a-z_]+)\}")
 _E = TypeVar("_E", bound=Enum)
 
 
@@ -81,6 +88,11 @@ class HttpBinding:
         """Field of the request that is the body, e.g. `event`; empty when none is."""
         return "" if self.body == "*" else self.body
 
+    @property
+    def variables(self) -> frozenset[str]:
+        """Fields of the request that are part of the path, e.g. `booking_id`."""
+        return frozenset(_VARIABLE.findall(self.path))
+
 
 @dataclass(frozen=True, slots=True)
 class MethodPolicy:
@@ -107,6 +119,8 @@ class MethodPolicy:
     server_streaming: bool
     client_streaming: bool
     max_request_bytes: int
+    # Descriptors of two pools are never equal.
+    request: Descriptor = field(compare=False)
     response: str
     response_texts: tuple[str, ...]
     bindings: tuple[HttpBinding, ...]
@@ -184,6 +198,7 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         server_streaming=method.server_streaming,
         client_streaming=method.client_streaming,
         max_request_bytes=raw.max_request_bytes or _default_request_bytes(raw.access),
+        request=method.input_type,
         response=method.output_type.full_name,
         response_texts=tuple(
             field.json_name

@@ -37,7 +37,7 @@ end
 -- The transcoder's text starts with the path of the invalid field if it is known, for example
 -- `items[0].quantity: invalid value \"abc\" for type TYPE_INT32`, already JSON-escaped.
 local function with_field(json, message)
-  local field, description = json:match('"message":"([%w_%.%[%]]+): (.*)"}%s*$')
+  local field, description = json:match('"message":"([%w_%-%?%.%[%]]+): (.*)"}%s*$')
   if not field then
     description, field = json:match('"message":"(Could not find field \\"([%w_%.]+)\\".*)"}%s*$')
   end
