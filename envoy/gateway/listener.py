@@ -138,6 +138,7 @@ def _filters(
         documentation.file_server(public_folder(folder)),
         # The transcoder's own limit does not count unknown fields, which it drops.
         _body_limit(),
+        _rest_body(),
         requests.lua(policies),
         transcoding.transcoder(policies, str(descriptor_path(folder))),
         tokens.jwt_authn(policies),
@@ -246,6 +247,15 @@ def _body_limit() -> Config:
         "envoy.extensions.filters.http.body_size_limit.v3.BodySizeLimit",
         max_request_bytes=MAX_REQUEST_BYTES,
     )
+
+
+def _rest_body() -> Config:
+    # Off, except for REST calls: see routes.py.
+    return extension(
+        routes.REST_BODY,
+        "envoy.extensions.filters.http.buffer.v3.Buffer",
+        max_request_bytes=MAX_REQUEST_BYTES,
+    ) | {"disabled": True}
 
 
 def _method_body_limit() -> Config:

@@ -9,6 +9,7 @@ from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 from mesh.settings import MeshSettings
 
 METHOD_BODY_LIMIT = "boxoffice.method_body_limit"
+REST_BODY = "boxoffice.rest_body"
 
 # Lets the service's DEADLINE_EXCEEDED, which has details, arrive before the gateway's timeout.
 _DEADLINE_SLACK_SECONDS = 0.25
@@ -78,7 +79,8 @@ def route_configuration(
                 "routes": [
                     *(_route(policy, locations.get(policy.path)) for policy in policies),
                     *documentation.routes(security_headers, _NOWHERE),
-                    _not_found(),
+                    _grpc_not_found(),
+                    _rest(),
                 ],
             }
         ],
@@ -150,16 +152,28 @@ def _retry_policy(policy: MethodPolicy) -> Config:
 _NOWHERE: Config = {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}
 
 
-def _not_found() -> Config:
+def _grpc_not_found() -> Config:
+    is_grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    return {
+        "name": "not_found",
+        "match": {"prefix": "/", "headers": [is_grpc]},
+        "route": _NOWHERE,
+        # Without buffering, a stream to an unknown path gets its 404 at once.
+        "typed_per_filter_config": {METHOD_BODY_LIMIT: _NO_BODY_LIMIT},
+    }
+
+
+def _rest() -> Config:
+    """The route of REST calls until they are transcoded, and of unknown paths."""
     return {
         "name": "not_found",
         "match": {"prefix": "/"},
         "route": _NOWHERE,
-        # REST calls have this route until they are transcoded; the check of requests reads whole
-        # bodies, of up to this size (body_size_limit answers larger ones).
-        "request_body_buffer_limit": MAX_REQUEST_BYTES,
-        # Without buffering, a stream to an unknown path gets its 404 at once.
-        "typed_per_filter_config": {METHOD_BODY_LIMIT: _NO_BODY_LIMIT},
+        "typed_per_filter_config": {
+            # lua/requests.lua reads whole bodies, for which Envoy's limit is 32 KiB otherwise.
+            REST_BODY: _buffer(buffer={"max_request_bytes": MAX_REQUEST_BYTES}),
+            METHOD_BODY_LIMIT: _NO_BODY_LIMIT,
+        },
     }
 
 
