@@ -30,6 +30,7 @@ async def place(
     checkout: Checkout | None,
     encode: Callable[[Booking], bytes],
     is_mail_wanted: bool = False,
+    is_staff: bool = False,
 ) -> bytes:
     """Places a booking, once per key. Returns the answer as `encode` makes it.
 
@@ -42,13 +43,14 @@ async def place(
         lookup = await deps.batch_writer.look_up(key, event_id, pricing.seats_of(items))
         event, record = lookup.event, lookup.record
         if record is not None and record.response is not None:
-            return record.response
+            return record.replay()
         if event is None:
             raise events.not_found(event_id)
         if record is not None:
             booking = await _get(deps, record.resource_id)
         else:
             now = deps.clock()
+            event.refuse_unless_visible(to_staff=is_staff)
             event.refuse_unless_on_sale(now)
             priced = pricing.priced(event, items, lookup.seat_types)
             booking = await _hold(deps, key, customer_id, event, priced, checkout, now)

@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from gateway.extension import Config, extension
 from mesh.rpc.policy import HttpBinding, MethodPolicy
 
 FILTER = "boxoffice.requests"
+ENCODING_HEADER = "x-boxoffice-content-encoding"
+"""The client's content-encoding, set by the gateway before it inflates the body."""
 
 _SCRIPT = Path(__file__).parent / "lua" / "requests.lua"
 _RAW = "google.api.HttpBody"
@@ -63,6 +65,15 @@ def tables(policies: Collection[MethodPolicy]) -> str:
 
 def _target(messages: "_Messages", policy: MethodPolicy, binding: HttpBinding) -> dict[str, Any]:
     """What a request of a REST binding may contain."""
+    target = _contents(messages, policy, binding)
+    if binding.verb == "GET" and not policy.server_streaming:
+        target["head"] = True
+    if policy.resumes_streams:
+        target["resumes"] = True
+    return target
+
+
+def _contents(messages: "_Messages", policy: MethodPolicy, binding: HttpBinding) -> dict[str, Any]:
     request = policy.request
     in_path = binding.variables
     if binding.body == "*":
@@ -70,6 +81,8 @@ def _target(messages: "_Messages", policy: MethodPolicy, binding: HttpBinding) -
     if not binding.body:
         return {"body": _NO_FIELDS, "query": messages.request(request, in_path)}
     body = request.fields_by_name[binding.body].message_type
+    if body is None:
+        raise ValueError(f"{policy.path}: the body is not a message")
     query = messages.request(request, in_path, without=binding.body)
     if body.full_name == _RAW:
         return {"raw": True, "query": query}
@@ -132,7 +145,7 @@ class _Messages:
             known["list"] = True
         message = field.message_type
         if field.enum_type is not None:
-            return known | {"kind": "enum", "values": self._values(field)}
+            return known | {"kind": "enum", "values": self._values(field.enum_type)}
         if message is None or message.full_name in _SCALAR_MESSAGES:
             return known | {"kind": "scalar"}
         if message.full_name == _TIMESTAMP:
@@ -141,8 +154,7 @@ class _Messages:
             raise ValueError(f"{field.full_name}: the gateway cannot check this type")
         return known | {"kind": "message", "fields": self.of(message)}
 
-    def _values(self, field: FieldDescriptor) -> _Code:
-        enum = field.enum_type
+    def _values(self, enum: EnumDescriptor) -> _Code:
         number = self._number(enum.full_name)
         self._tables[enum.full_name] = "".join(
             f"T[{number}][{json.dumps(text)}] = true\n"

@@ -28,11 +28,21 @@ _ALLOWED_HEADERS = (
     "x-grpc-web",
     "x-user-agent",
     "grpc-timeout",
+    "last-event-id",
+    "x-requested-with",
+    # Tracing in browsers: W3C, and Sentry.
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
 )
 _EXPOSED_HEADERS = (
     "x-request-id",
     "location",
     "etag",
+    "idempotent-replayed",
+    "ratelimit",
+    "ratelimit-policy",
     "ratelimit-limit",
     "ratelimit-remaining",
     "ratelimit-reset",
@@ -77,7 +87,10 @@ def route_configuration(
                     "envoy.filters.http.cors": _cors(settings.cors_origins)
                 },
                 "routes": [
-                    *(_route(policy, locations.get(policy.path)) for policy in policies),
+                    *(
+                        _route(policy, locations.get(policy.path), settings.rate_limit_scale)
+                        for policy in policies
+                    ),
                     *documentation.routes(security_headers, _NOWHERE),
                     _grpc_not_found(),
                     _rest(),
@@ -87,7 +100,7 @@ def route_configuration(
     }
 
 
-def _route(policy: MethodPolicy, location: str | None) -> Config:
+def _route(policy: MethodPolicy, location: str | None, scale: float) -> Config:
     route: Config = {
         "name": policy.path.removeprefix("/"),
         # Without a gRPC matcher: the route is selected before grpc_web changes the content type.
@@ -96,7 +109,7 @@ def _route(policy: MethodPolicy, location: str | None) -> Config:
         "metadata": {
             "filter_metadata": {
                 limits.METADATA: limits.route_metadata(policy),
-                replies.FILTER: replies.route_metadata(policy, location),
+                replies.FILTER: replies.route_metadata(policy, location, scale),
             }
         },
         "route": {
@@ -188,7 +201,7 @@ def _cors(origins: Iterable[str]) -> Config:
     return typed(
         "envoy.extensions.filters.http.cors.v3.CorsPolicy",
         allow_origin_string_match=[{"exact": origin} for origin in origins],
-        allow_methods="GET, POST, PUT, PATCH, DELETE",
+        allow_methods="GET, HEAD, POST, PUT, PATCH, DELETE",
         allow_headers=", ".join(_ALLOWED_HEADERS),
         expose_headers=", ".join(_EXPOSED_HEADERS),
         max_age=str(_CORS_MAX_AGE_SECONDS),

@@ -124,6 +124,13 @@ class MethodPolicy:
     response: str
     response_texts: tuple[str, ...]
     bindings: tuple[HttpBinding, ...]
+    reads_token: bool = False
+    accepts_ended_token: bool = False
+
+    @property
+    def resumes_streams(self) -> bool:
+        """Whether each message has a `version`, after which a new stream can continue."""
+        return self.server_streaming and "after_version" in self.request.fields_by_name
 
     @property
     def service(self) -> str:
@@ -208,6 +215,8 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         bindings=tuple(_bindings(options.Extensions[annotations_pb2.http]))
         if options.HasExtension(annotations_pb2.http)
         else (),
+        reads_token=raw.reads_token,
+        accepts_ended_token=raw.accepts_ended_token,
     )
     _check(policy)
     return policy
@@ -230,6 +239,10 @@ def _check(policy: MethodPolicy) -> None:
         raise PolicyError(f"{policy.path} is INTERNAL and has a REST path")
     if any(binding.body_field != policy.body_field for binding in policy.bindings):
         raise PolicyError(f"{policy.path} has REST paths with different fields as body")
+    if policy.reads_token and policy.access is not Access.PUBLIC:
+        raise PolicyError(f"{policy.path} reads a token but is not PUBLIC")
+    if policy.accepts_ended_token and not policy.needs_token:
+        raise PolicyError(f"{policy.path} accepts an ended token but requires none")
     if policy.deadline_seconds is None and not policy.server_streaming:
         raise PolicyError(f"{policy.path} has no deadline")
     if (

@@ -172,7 +172,7 @@ def test_token_rules_follow_the_policies_and_end_in_denial(
 ) -> None:
     *rules, last = http_filter(generate(contract), tokens.FILTER)["rules"]
     assert {rule["match"]["path"]: "requires" in rule for rule in rules} == {
-        path: rpc.needs_token for path, rpc in policies.items() if rpc.is_routed
+        path: rpc.needs_token or rpc.reads_token for path, rpc in policies.items() if rpc.is_routed
     }
     assert last == {"match": {"prefix": "/"}, "requires": {"provider_name": "boxoffice"}}
 

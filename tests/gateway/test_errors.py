@@ -101,11 +101,11 @@ def test_an_unknown_path_is_a_404(gateway: Gateway, verb: str, path: str) -> Non
 @pytest.mark.parametrize(
     ("verb", "path", "allowed"),
     [
-        ("DELETE", "/api/v1/bookings", {"GET", "POST"}),
-        ("PUT", "/health", {"GET"}),
-        ("OPTIONS", "/api/v1/bookings?page_size=1", {"GET", "POST"}),
+        ("DELETE", "/api/v1/bookings", {"GET", "HEAD", "POST"}),
+        ("PUT", "/health", {"GET", "HEAD"}),
+        ("OPTIONS", "/api/v1/bookings?page_size=1", {"GET", "HEAD", "POST"}),
         ("GET", "/api/v1/bookings/b1/cancel", {"POST"}),
-        ("TRACE", "/.well-known/jwks.json", {"GET"}),
+        ("TRACE", "/.well-known/jwks.json", {"GET", "HEAD"}),
         ("POST", "/openapi.json", {"GET", "HEAD"}),
         ("DELETE", "/docs/start.js", {"GET", "HEAD"}),
     ],

@@ -51,6 +51,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 else None,
                 encode=_encode,
                 is_mail_wanted=request.mail_hold,
+                is_staff=caller().is_staff,
             ),
             seconds=_PLACE_SECONDS,
         )

@@ -128,7 +128,7 @@ local function unescaped(text)
   return (text:gsub("\\([^u])", function(letter) return ESCAPED[letter] or letter end))
 end
 
-local function check_enum(field, path, value, is_text)
+local function check_enum(field, path, value)
   if field.values[value] then
     return
   end
@@ -332,27 +332,78 @@ local function check(handle, headers, target, path, query)
   if target.raw then
     return
   end
+  local is_inflated = headers:get("x-boxoffice-content-encoding")
+  if is_inflated then
+    headers:remove("x-boxoffice-content-encoding")
+  end
   -- Yields until the body is complete: `headers` is not valid after it.
   local body = handle:body()
+  if is_inflated and not (body and body:length() > 0) then
+    refuse("body", "is not gzip")
+  end
   if body and body:length() > 0 then
     check_body(body:getBytes(0, body:length()), target.body)
   end
 end
 
+-- HEAD is answered as GET; replies.lua removes the body. Streams have no HEAD: it would not end.
+local function target_of(handle, headers, path)
+  local verb = headers:get(":method")
+  if verb ~= "HEAD" then
+    return verbs_of(ROOT, path, 1, verb)
+  end
+  local target = verbs_of(ROOT, path, 1, "GET")
+  if target and target.head then
+    headers:replace(":method", "GET")
+    handle:streamInfo():dynamicMetadata():set("boxoffice.requests", "head", "true")
+    return target
+  end
+end
+
+-- A browser that reconnects to an event stream sends the id of the last message.
+local function resumed(headers, path, query)
+  local last = headers:get("last-event-id")
+  if last and find(last, "^%d+$") and not find(query, "after_?[vV]ersion=") then
+    query = query .. (query == "" and "" or "&") .. "after_version=" .. last
+    headers:replace(":path", path .. "?" .. query)
+  end
+  return query
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
+  -- The scheme is case-insensitive (RFC 9110 section 11.1); jwt_authn knows one spelling.
+  local authorization = headers:get("authorization")
+  if authorization and not find(authorization, "^Bearer ") then
+    local token = authorization:match("^[bB][eE][aA][rR][eE][rR] +(.*)$")
+    if token then
+      headers:replace("authorization", "Bearer " .. token)
+    end
+  end
   if find(headers:get("content-type") or "", "^application/grpc") then
     return
   end
-  local path, query = headers:get(":path"):match("^([^?]*)%??(.*)$")
-  local target = verbs_of(ROOT, path, 1, headers:get(":method"))
+  -- CONNECT has no path.
+  local path, query = (headers:get(":path") or ""):match("^([^?]*)%??(.*)$")
+  local target = target_of(handle, headers, path)
   if not target then
     return
+  end
+  local encoding = headers:get("content-encoding")
+  if encoding and encoding ~= "identity" then
+    handle:respond({ [":status"] = "415" }, "content-encoding: must be gzip or absent")
+    return
+  end
+  if target.resumes then
+    query = resumed(headers, path, query)
   end
   local is_valid, refusal = pcall(check, handle, headers, target, path, query ~= "" and query)
   if not is_valid then
     if type(refusal) ~= "table" then
-      error(refusal, 0)
+      -- A defect here must not let requests pass unchecked, as Envoy does when a script fails.
+      handle:logErr(tostring(refusal))
+      handle:respond({ [":status"] = "500" }, "")
+      return
     end
     handle:respond({ [":status"] = "400" }, refusal[1])
   end
