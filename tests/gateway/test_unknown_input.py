@@ -240,6 +240,31 @@ def test_a_trailing_slash_and_other_content_types_do_not_avoid_the_check(gateway
     assert gateway.upstream.calls == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/b%6Fokings",
+        "/api/v1/%62ookings",
+        "/api/v1/bookings;a=b",
+        "/api/v1/bookings:check",
+        "/api/v1/bookings/.",
+        "/api/v1/x/../bookings",
+        "/api/v1/bookings%00",
+        "/API/v1/bookings",
+    ],
+)
+def test_no_spelling_of_a_path_avoids_the_check(gateway: Gateway, path: str) -> None:
+    """The transcoder and the check agree about paths: it is refused, or does not exist."""
+    head = f"POST {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {gateway_harness.token()}"
+    content = '{"evntId": "e"}'
+    request = f"{head}\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n{content}"
+    with gateway_harness.connection(gateway.settings) as connection:
+        connection.sendall(request.encode())
+        answer = connection.makefile("rb").read().decode()
+    assert answer.split()[1] in ("400", "404", "405"), answer
+    assert gateway.upstream.calls == []
+
+
 def test_grpc_clients_may_send_fields_of_a_newer_contract(gateway: Gateway) -> None:
     # Field 1000, a varint: an older service must accept a newer client's message.
     gateway.unary(PLACE, b"\xc0\x3e\x01", bearer())
