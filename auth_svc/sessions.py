@@ -296,6 +296,33 @@ async def end_one(
     return sum(could_be_refreshed)
 
 
+async def end_all_from(
+    connection: AsyncConnection,
+    *,
+    user_id: UUID,
+    session_id: UUID,
+    access_lifetime: timedelta,
+    now: datetime,
+) -> int:
+    """Ends all of a user's sessions for a token of `session_id`, which may have expired.
+
+    If that session has ended already, ends nothing: a token that was revoked must not sign the
+    user out elsewhere. Returns how many sessions could still be refreshed.
+    """
+    ended = await end_one(
+        connection,
+        user_id=user_id,
+        session_id=session_id,
+        access_lifetime=access_lifetime,
+        now=now,
+    )
+    if not ended:
+        return 0
+    return ended + await end_all(
+        connection, user_id=user_id, access_lifetime=access_lifetime, now=now
+    )
+
+
 async def revoke(
     connection: AsyncConnection,
     *,

@@ -264,6 +264,7 @@ def _bookings(common: _Common) -> _Part:
         payment_window=timedelta(seconds=settings.payment_window_seconds),
         on_steps_enqueued=steps_enqueued.ring,
         batch_writer=BatchWriter(database, system_clock),
+        is_http_allowed=settings.is_development,
     )
     payment_consumer = EventConsumer(
         stream="payment_svc",

@@ -128,8 +128,12 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
                     now=now,
                 )
             else:
-                ended = await sessions.end_all(
-                    connection, user_id=user_id, access_lifetime=lifetime, now=now
+                ended = await sessions.end_all_from(
+                    connection,
+                    user_id=user_id,
+                    session_id=session_id,
+                    access_lifetime=lifetime,
+                    now=now,
                 )
             return user_id, auth_service_pb2.LogoutResponse(
                 message="signed out", tokens_invalidated=ended

@@ -13,7 +13,9 @@ from mesh.db.idempotent import IdempotentWrites
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """`on_steps_enqueued` is called after a commit that enqueued steps, to run them at once."""
+    """`is_http_allowed`: whether a payment page may return to http addresses, in development.
+    `on_steps_enqueued` is called after a commit that enqueued steps, to run them at once.
+    """
 
     database: Database
     writes: IdempotentWrites
@@ -24,3 +26,4 @@ class Dependencies:
     payment_window: timedelta
     on_steps_enqueued: Callable[[], None]
     batch_writer: BatchWriter
+    is_http_allowed: bool = False

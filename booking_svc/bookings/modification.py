@@ -126,6 +126,7 @@ async def reschedule(
     async with deps.database.reading() as connection:
         event = await events.get(connection, event_id=event_id)
     limits = await payment_pages.limits(deps, event.currency_code)
+    event.refuse_unless_visible(to_staff=by.actor is Actor.STAFF)
 
     async def begin(connection: AsyncConnection, now: datetime) -> Change | None:
         booking = await bookings.get(connection, booking_id=booking_id, owner=owner, lock=True)
@@ -213,7 +214,7 @@ async def _run_once(
     async with deps.writes.exclusive(key):
         record = await deps.writes.find(key)
         if record is not None and record.response is not None:
-            return record.response
+            return record.replay()
         if record is None:
             change_id = await _begin_change(deps, key, booking_id, begin)
         else:

@@ -32,6 +32,7 @@ async def place(
     encode: Callable[[Booking], bytes],
     is_mail_wanted: bool = False,
     shown: ShownPrice = NOT_SHOWN,
+    is_staff: bool = False,
 ) -> bytes:
     """Places a booking, once per key. Returns the answer as `encode` makes it.
 
@@ -48,13 +49,14 @@ async def place(
             booking = await _get(deps, record.resource_id)
             if booking.status in (*state_machine.UNPAID, Status.EXPIRED, Status.FAILED):
                 refuse_checkout(booking, deps.clock())
-            return record.response
+            return record.replay()
         if event is None:
             raise events.not_found(event_id)
         if record is not None:
             booking = await _get(deps, record.resource_id)
         else:
             now = deps.clock()
+            event.refuse_unless_visible(to_staff=is_staff)
             event.refuse_unless_on_sale(now)
             priced = pricing.priced(event, items, lookup.seat_types)
             total = pricing.total(priced, event.currency_code)

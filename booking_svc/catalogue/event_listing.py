@@ -83,11 +83,15 @@ async def list_page(
     page_token: str,
     totals: Totals,
     now: datetime,
+    shows_drafts: bool = False,
 ) -> Page:
     """A page of events by start time, events without one last.
 
+    Drafts are listed with their status as filter only, and only if `shows_drafts`, for staff.
     Raises VALIDATION_FAILED for a page token of another list or of other filters.
     """
+    if filters.status is Status.DRAFT and not shows_drafts:
+        return Page((), "", 0)
     scope = f"events {astuple(filters)}"
     after = from_token(page_token, 2, scope=scope)
     text = await search.condition(connection, query=filters.query)

@@ -112,6 +112,15 @@ class Event:
             return self.sale_end_time
         return None
 
+    @property
+    def is_draft(self) -> bool:
+        return self.staff_status is StaffStatus.DRAFT
+
+    def refuse_unless_visible(self, *, to_staff: bool) -> None:
+        """Raises EVENT_NOT_FOUND for a draft, which exists for staff only."""
+        if self.is_draft and not to_staff:
+            raise not_found(self.event_id)
+
     def refuse_unless_on_sale(self, now: datetime) -> None:
         """Raises SALE_NOT_ACTIVE with the sale's times, unless the sale is open."""
         status = self.status_at(now, available=1)

@@ -2,8 +2,12 @@
 
 Every word of a query must be a prefix of a word of the event. A word that is no such prefix is
 replaced by the nearest known words, found by trigrams; the database lacks pg_trgm.
+
+Scripts such as Han, kana and Thai have no spaces between words. A run of their letters is indexed
+from each letter on, four letters long, so that every part of it is a prefix of an indexed word.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -20,10 +24,40 @@ _MAX_LENGTH = 40
 _CANDIDATES = 50
 _REPLACEMENTS = 5
 _LATIN_MARKS = range(0x300, 0x370)
+_GRAM_LENGTH = 4
+_MAX_GRAMS = 2_000
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\uaa60-\uaa7f"  # Tibetan, Myanmar, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # kana and iteration marks
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+_RUNS = re.compile(f"[{_UNSPACED}]+|[^{_UNSPACED}]+")
+_IS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 
 
 def words_of(*texts: str) -> list[str]:
-    """The distinct words of some texts: lower case, Latin letters without accents."""
+    """The distinct words of some texts, as they are indexed.
+
+    Lower case, Latin letters without accents; of runs without spaces the parts of four letters.
+    """
+    words: dict[str, None] = {}
+    grams: dict[str, None] = {}
+    for word in _runs_of(*texts):
+        if _IS_UNSPACED.match(word):
+            grams.update(dict.fromkeys(_grams(word)))
+        else:
+            words[word[:_MAX_LENGTH]] = None
+    return list(words)[:_MAX_WORDS] + list(grams)[:_MAX_GRAMS]
+
+
+def _grams(run: str) -> list[str]:
+    """Four letters from each letter of a run on; at its end the rest."""
+    return [run[n : n + _GRAM_LENGTH] for n in range(len(run))]
+
+
+def _runs_of(*texts: str) -> list[str]:
+    """The distinct words of some texts, split where a script without spaces begins or ends."""
     words: dict[str, None] = {}
     for text in texts:
         letters = "".join(
@@ -36,8 +70,8 @@ def words_of(*texts: str) -> list[str]:
             char if unicodedata.category(char)[0] in "LNM" else " "
             for char in unicodedata.normalize("NFC", letters)
         )
-        words.update(dict.fromkeys(word[:_MAX_LENGTH] for word in spaced.split()))
-    return list(words)[:_MAX_WORDS]
+        words.update(dict.fromkeys(run for word in spaced.split() for run in _RUNS.findall(word)))
+    return list(words)
 
 
 def vector(words: Sequence[str]) -> sa.ColumnElement[object]:
@@ -52,7 +86,11 @@ def trigrams(word: str) -> list[str]:
 
 
 async def learn(connection: AsyncConnection, *, words: Sequence[str]) -> None:
-    """Adds known words. They remain after their last event is deleted."""
+    """Adds known words. They remain after their last event is deleted.
+
+    Without parts of words: no spelling is corrected in scripts without spaces.
+    """
+    words = [word for word in words if not _IS_UNSPACED.match(word)]
     if words:
         await connection.execute(
             postgresql.insert(search_words).on_conflict_do_nothing(),
@@ -63,11 +101,14 @@ async def learn(connection: AsyncConnection, *, words: Sequence[str]) -> None:
 
 async def condition(connection: AsyncConnection, *, query: str) -> sa.ColumnElement[bool]:
     """Matches the events of a query. An empty query matches all, one without words none."""
-    words = words_of(query)[:_MAX_QUERY_WORDS]
+    words = _runs_of(query)[:_MAX_QUERY_WORDS]
     if not words:
         return sa.false() if query.strip() else sa.true()
     parts = []
-    for word in words:
+    for word in (word[:_MAX_LENGTH] for word in words):
+        if _IS_UNSPACED.match(word):
+            parts.append(_contains(word))
+            continue
         prefixes = (
             [word] if await _is_prefix(connection, word) else await _nearest(connection, word)
         )
@@ -76,6 +117,16 @@ async def condition(connection: AsyncConnection, *, query: str) -> sa.ColumnElem
         parts.append("(" + " | ".join(f"'{prefix}':*" for prefix in prefixes) + ")")
     # Words consist of letters, marks and digits, none of which is tsquery syntax.
     return events.c.search.op("@@")(sa.cast(" & ".join(parts), postgresql.TSQUERY))
+
+
+def _contains(run: str) -> str:
+    """Matches a run of letters without spaces anywhere in a text, by its overlapping parts.
+
+    Or as a prefix: events that an older version wrote have whole words.
+    """
+    grams = [gram for gram in _grams(run) if len(gram) == _GRAM_LENGTH] or [run]
+    together = " & ".join(f"'{gram}':*" for gram in grams)
+    return f"('{run}':* | ({together}))"
 
 
 async def _is_prefix(connection: AsyncConnection, word: str) -> bool:

@@ -235,6 +235,19 @@ _REPLIES = (
         headers=((_REQUEST_HEADER, "%REQ(:METHOD)% %REQ(:PATH)%"),),
     ),
     _Reply(
+        _is(415),
+        Reason.VALIDATION_FAILED,
+        "the content-encoding must be gzip or absent",
+        text=_LOCAL_REPLY_BODY,
+    ),
+    _Reply(
+        # The only script that answers is lua/requests.lua.
+        {"and_filter": {"filters": [_is(400), _because("lua_response")]}},
+        Reason.VALIDATION_FAILED,
+        "the request is not valid for this method",
+        text=_LOCAL_REPLY_BODY,
+    ),
+    _Reply(
         _because("grpc_json_transcode_failure"),
         Reason.VALIDATION_FAILED,
         "the request body is not valid JSON for this method",

@@ -8,6 +8,7 @@ from gateway import (
     errors,
     limits,
     replies,
+    requests,
     routes,
     tls,
     tokens,
@@ -111,7 +112,7 @@ def _connection_manager(
         codec_type="AUTO",
         access_log=[_access_log()],
         **tracing.of_requests(settings),
-        early_header_mutation_extensions=[_strip_internal_headers()],
+        early_header_mutation_extensions=[_set_internal_headers()],
         http_filters=_filters(policies, settings, folder),
         local_reply_config=errors.local_reply_config(),
         route_config=routes.route_configuration(policies, settings, _SECURITY_HEADERS_FILTER),
@@ -135,8 +136,11 @@ def _filters(
         limits.per_ip_ceiling(policies, settings.rate_limit_scale),
         _known_compression(),
         documentation.file_server(public_folder(folder)),
-        # The transcoder's own limit does not count unknown fields, which it drops.
+        _decompressor(),
+        # Counts inflated bytes.
         _body_limit(),
+        _rest_body(),
+        requests.lua(policies),
         transcoding.transcoder(policies, str(descriptor_path(folder))),
         tokens.jwt_authn(policies),
         *limits.limits(policies, settings.rate_limit_scale, settings.gateways),
@@ -150,7 +154,7 @@ def _filters(
     ]
 
 
-def _strip_internal_headers() -> Config:
+def _set_internal_headers() -> Config:
     remove: list[Config] = [{"remove": name} for name in _INTERNAL_HEADERS]
     remove += [
         {"remove_on_match": {"key_matcher": {"prefix": prefix, "ignore_case": True}}}
@@ -160,8 +164,11 @@ def _strip_internal_headers() -> Config:
         {"remove_on_match": {"key_matcher": {"safe_regex": {"regex": regex}}}}
         for regex in _INVALID_METADATA
     ]
+    # The decompressor removes content-encoding; lua/requests.lua must know that there was one.
+    encoding = {"key": requests.ENCODING_HEADER, "value": "%REQ(content-encoding)%"}
+    remove.append({"append": {"header": encoding, "append_action": "APPEND_IF_EXISTS_OR_ADD"}})
     return extension(
-        "boxoffice.strip",
+        "boxoffice.internal_headers",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
         mutations=remove,
     )
@@ -210,6 +217,28 @@ def _compressor() -> Config:
     )
 
 
+def _decompressor() -> Config:
+    """Inflates bodies of requests. Responses of the services are never compressed."""
+    return extension(
+        "envoy.filters.http.decompressor",
+        "envoy.extensions.filters.http.decompressor.v3.Decompressor",
+        decompressor_library=extension(
+            "gzip",
+            "envoy.extensions.compression.gzip.decompressor.v3.Gzip",
+            window_bits=15,
+        ),
+        request_direction_config={"advertise_accept_encoding": False},
+        response_direction_config={
+            "common_config": {
+                "enabled": {
+                    "default_value": False,
+                    "runtime_key": "boxoffice.unused.inflate_responses",
+                }
+            }
+        },
+    )
+
+
 def _known_compression() -> Config:
     """Rejects a `grpc-encoding` for which the services' gRPC runtime would answer INTERNAL."""
     header = {"name": "grpc-encoding"}
@@ -244,6 +273,15 @@ def _body_limit() -> Config:
         "envoy.extensions.filters.http.body_size_limit.v3.BodySizeLimit",
         max_request_bytes=MAX_REQUEST_BYTES,
     )
+
+
+def _rest_body() -> Config:
+    # Off, except for REST calls: see routes.py.
+    return extension(
+        routes.REST_BODY,
+        "envoy.extensions.filters.http.buffer.v3.Buffer",
+        max_request_bytes=MAX_REQUEST_BYTES,
+    ) | {"disabled": True}
 
 
 def _method_body_limit() -> Config:
@@ -284,6 +322,8 @@ _HARDENING: Config = {
     # A client that keeps sending after an error may finish: closing at once would force it to
     # reconnect, which costs more.
     "delayed_close_timeout": "5s",
+    # For probes of old balancers; HTTP/1.0 does not require a Host header.
+    "http_protocol_options": {"accept_http_10": True, "default_host_for_http_10": "boxoffice"},
     "common_http_protocol_options": {
         "headers_with_underscores_action": "REJECT_REQUEST",
         "max_headers_count": 64,

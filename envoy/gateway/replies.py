@@ -12,6 +12,7 @@ from pathlib import Path
 from gateway import documentation
 from gateway.extension import Config, extension
 from mesh.rpc.field_names import json_name
+from mesh.rpc.limits import Bucket, buckets
 from mesh.rpc.policy import MethodPolicy
 
 FILTER = "envoy.filters.http.lua"
@@ -21,6 +22,13 @@ LOCATION = "location"
 """Key of a route's metadata: path of the created resource, e.g. `/api/v1/bookings/{bookingId}`."""
 ETAG = "etag"
 """Key of a route's metadata: whether the response has an `etag` field."""
+
+RESUMES = "resumes"
+"""Key of a route's metadata: whether messages of the stream have a `version`, its event id."""
+QUOTAS = "quotas"
+"""Key of a route's metadata: by quota, the seconds per request, the bucket's size and its name."""
+QUOTA_POLICY = "quota_policy"
+"""Key of a route's metadata: the field RateLimit-Policy."""
 
 _SCRIPT = Path(__file__).parent / "lua" / "replies.lua"
 _VARIABLE = re.compile(r"\{([a-z_]+)\}")
@@ -35,13 +43,37 @@ def lua(policies: Collection[MethodPolicy]) -> Config:
     )
 
 
-def route_metadata(policy: MethodPolicy, location: str | None) -> dict[str, object]:
+def route_metadata(policy: MethodPolicy, location: str | None, scale: float) -> dict[str, object]:
     metadata: dict[str, object] = {SUCCESS_STATUS: policy.success_status}
     if location is not None:
         metadata[LOCATION] = location
     if ETAG in policy.response_texts and not policy.server_streaming:
         metadata[ETAG] = True
+    if policy.resumes_streams:
+        metadata[RESUMES] = True
+    quotas = {
+        str(
+            number
+        ): f"{bucket.limit.window_seconds / bucket.limit.requests:.6f} {bucket.size} {name}"
+        for name, bucket in _quotas(policy, scale)
+        for number in (bucket.size, bucket.limit.requests)
+    }
+    if quotas:
+        metadata[QUOTAS] = quotas
+        metadata[QUOTA_POLICY] = ", ".join(
+            f'"{name}";q={bucket.limit.requests};w={bucket.limit.window_seconds:g}'
+            for name, bucket in _quotas(policy, scale)
+        )
     return metadata
+
+
+def _quotas(policy: MethodPolicy, scale: float) -> list[tuple[str, Bucket]]:
+    """The enforced buckets of a method with their names in the RateLimit fields."""
+    return [
+        (bucket.name.partition(" ")[0].rpartition("/")[2], bucket.scaled(scale))
+        for bucket in buckets(policy)
+        if not bucket.limit.shadow
+    ]
 
 
 def locations(policies: Iterable[MethodPolicy]) -> Iterator[tuple[str, str]]:
@@ -68,6 +100,8 @@ def _paths(policies: Iterable[MethodPolicy]) -> str:
         for binding in policy.bindings:
             pattern = _VARIABLE.sub("[^/]+", _MAGIC.sub(r"%\1", binding.path))
             verbs[pattern].add(binding.verb)
+            if binding.verb == "GET" and not policy.server_streaming:
+                verbs[pattern].add("HEAD")
     verbs[_MAGIC.sub(r"%\1", documentation.DOCUMENT)] = {"GET", "HEAD"}
     for path in (documentation.PAGE, documentation.PAGE + "/.*"):
         verbs[path] = {"GET", "HEAD"}

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from gateway import documentation, limits, replies
 from gateway.clusters import destination
 from gateway.extension import Config, extension, seconds, typed
-from mesh.rpc.policy import MethodPolicy
+from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 from mesh.settings import MeshSettings
 
 METHOD_BODY_LIMIT = "boxoffice.method_body_limit"
+REST_BODY = "boxoffice.rest_body"
 
 # Lets the service's DEADLINE_EXCEEDED, which has details, arrive before the gateway's timeout.
 _DEADLINE_SLACK_SECONDS = 0.25
@@ -27,11 +28,21 @@ _ALLOWED_HEADERS = (
     "x-grpc-web",
     "x-user-agent",
     "grpc-timeout",
+    "last-event-id",
+    "x-requested-with",
+    # Tracing in browsers: W3C, and Sentry.
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
 )
 _EXPOSED_HEADERS = (
     "x-request-id",
     "location",
     "etag",
+    "idempotent-replayed",
+    "ratelimit",
+    "ratelimit-policy",
     "ratelimit-limit",
     "ratelimit-remaining",
     "ratelimit-reset",
@@ -76,16 +87,20 @@ def route_configuration(
                     "envoy.filters.http.cors": _cors(settings.cors_origins)
                 },
                 "routes": [
-                    *(_route(policy, locations.get(policy.path)) for policy in policies),
+                    *(
+                        _route(policy, locations.get(policy.path), settings.rate_limit_scale)
+                        for policy in policies
+                    ),
                     *documentation.routes(security_headers, _NOWHERE),
-                    _not_found(),
+                    _grpc_not_found(),
+                    _rest(),
                 ],
             }
         ],
     }
 
 
-def _route(policy: MethodPolicy, location: str | None) -> Config:
+def _route(policy: MethodPolicy, location: str | None, scale: float) -> Config:
     route: Config = {
         "name": policy.path.removeprefix("/"),
         # Without a gRPC matcher: the route is selected before grpc_web changes the content type.
@@ -94,7 +109,7 @@ def _route(policy: MethodPolicy, location: str | None) -> Config:
         "metadata": {
             "filter_metadata": {
                 limits.METADATA: limits.route_metadata(policy),
-                replies.FILTER: replies.route_metadata(policy, location),
+                replies.FILTER: replies.route_metadata(policy, location, scale),
             }
         },
         "route": {
@@ -150,13 +165,28 @@ def _retry_policy(policy: MethodPolicy) -> Config:
 _NOWHERE: Config = {"cluster": "nowhere", "cluster_not_found_response_code": "NOT_FOUND"}
 
 
-def _not_found() -> Config:
+def _grpc_not_found() -> Config:
+    is_grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    return {
+        "name": "not_found",
+        "match": {"prefix": "/", "headers": [is_grpc]},
+        "route": _NOWHERE,
+        # Without buffering, a stream to an unknown path gets its 404 at once.
+        "typed_per_filter_config": {METHOD_BODY_LIMIT: _NO_BODY_LIMIT},
+    }
+
+
+def _rest() -> Config:
+    """The route of REST calls until they are transcoded, and of unknown paths."""
     return {
         "name": "not_found",
         "match": {"prefix": "/"},
         "route": _NOWHERE,
-        # Without buffering, a stream to an unknown path gets its 404 at once.
-        "typed_per_filter_config": {METHOD_BODY_LIMIT: _NO_BODY_LIMIT},
+        "typed_per_filter_config": {
+            # lua/requests.lua reads whole bodies, for which Envoy's limit is 32 KiB otherwise.
+            REST_BODY: _buffer(buffer={"max_request_bytes": MAX_REQUEST_BYTES}),
+            METHOD_BODY_LIMIT: _NO_BODY_LIMIT,
+        },
     }
 
 
@@ -171,7 +201,7 @@ def _cors(origins: Iterable[str]) -> Config:
     return typed(
         "envoy.extensions.filters.http.cors.v3.CorsPolicy",
         allow_origin_string_match=[{"exact": origin} for origin in origins],
-        allow_methods="GET, POST, PUT, PATCH, DELETE",
+        allow_methods="GET, HEAD, POST, PUT, PATCH, DELETE",
         allow_headers=", ".join(_ALLOWED_HEADERS),
         expose_headers=", ".join(_EXPOSED_HEADERS),
         max_age=str(_CORS_MAX_AGE_SECONDS),

@@ -15,6 +15,9 @@ CLAIMS = "claims"
 """Key of the verified claims in the filter's dynamic metadata; limits.py uses `sub`."""
 
 _PROVIDER = "boxoffice"
+_ENDED = "ended"
+# For signing out with an ended token: as long as a session may last.
+_ENDED_SECONDS = 30 * 86_400
 JWKS_PATH = "/.well-known/jwks.json"
 # Envoy refetches the keys 5 s before this time, and keeps the old ones if that fails. An unknown
 # `kid` does not trigger a fetch, so a new key must be published for longer before it is used for
@@ -26,15 +29,23 @@ def jwt_authn(policies: Iterable[MethodPolicy]) -> Config:
     return extension(
         FILTER,
         "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
-        providers={_PROVIDER: _provider()},
+        providers={
+            _PROVIDER: _provider(CLOCK_SKEW_SECONDS),
+            _ENDED: _provider(_ENDED_SECONDS),
+        },
         rules=[*(_rule(policy) for policy in policies), _deny_the_rest()],
     )
 
 
 def _rule(policy: MethodPolicy) -> Config:
     match: Config = {"match": {"path": policy.path}}
-    if policy.needs_token:
+    if policy.accepts_ended_token:
+        match["requires"] = {"provider_name": _ENDED}
+    elif policy.needs_token:
         match["requires"] = {"provider_name": _PROVIDER}
+    elif policy.reads_token:
+        either = [{"provider_name": _PROVIDER}, {"allow_missing_or_failed": {}}]
+        match["requires"] = {"requires_any": {"requirements": either}}
     return match
 
 
@@ -42,12 +53,12 @@ def _deny_the_rest() -> Config:
     return {"match": {"prefix": "/"}, "requires": {"provider_name": _PROVIDER}}
 
 
-def _provider() -> Config:
+def _provider(clock_skew_seconds: int) -> Config:
     return {
         "issuer": ISSUER,
         "audiences": [AUDIENCE],
         "require_expiration": True,
-        "clock_skew_seconds": CLOCK_SKEW_SECONDS,
+        "clock_skew_seconds": clock_skew_seconds,
         # The default also accepts ?access_token=, which ends up in logs.
         "from_headers": [{"name": "authorization", "value_prefix": "Bearer "}],
         # No service needs the token itself.

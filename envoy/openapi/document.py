@@ -140,11 +140,17 @@ class _Operation:
                 str(self._policy.success_status): self._success(),
                 **errors.responses(self._policy, self._comments, has_body=body is not None),
             },
-            "security": [{"bearerAuth": []}] if self._policy.needs_token else [],
+            "security": self._security(),
         }
         if body is not None:
             operation["requestBody"] = body
         return operation
+
+    def _security(self) -> list[dict[str, list[str]]]:
+        bearer: dict[str, list[str]] = {"bearerAuth": []}
+        if self._policy.reads_token:
+            return [{}, bearer]
+        return [bearer] if self._policy.needs_token else []
 
     def _parameters(self) -> Iterator[dict[str, Any]]:
         for variable in _VARIABLE.findall(self._binding.path):

@@ -20,7 +20,7 @@ from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.pipeline import Result, Statement, columns
 from mesh.errors import DomainError, Reason
-from mesh.rpc.call import caller, idempotency_key
+from mesh.rpc.call import caller, idempotency_key, mark_replayed
 
 _FIND = """
 SELECT scope, key, records.fingerprint, records.resource_id, records.response
@@ -67,6 +67,13 @@ class Record:
 
     resource_id: UUID
     response: bytes | None
+
+    def replay(self) -> bytes:
+        """The answer, for a repeated call, which is marked as such (mesh/rpc/interceptor.py)."""
+        if self.response is None:
+            raise ValueError("the record has no answer yet")
+        mark_replayed()
+        return self.response
 
 
 def idempotency_table(metadata: sa.MetaData) -> sa.Table:
@@ -183,7 +190,7 @@ class IdempotentWrites:
     async def answer(self, key: Key) -> bytes | None:
         """The final answer of the key, if there is one. Raises IDEMPOTENCY_KEY_REUSED."""
         record = await self.find(key)
-        return None if record is None else record.response
+        return None if record is None or record.response is None else record.replay()
 
 
 async def _store_nothing(_: AsyncConnection, __: UUID, ___: bytes) -> None:

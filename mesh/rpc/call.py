@@ -16,6 +16,8 @@ from mesh.rpc.policy import Access
 _running = 0
 _caller: ContextVar["Caller | None"] = ContextVar("caller", default=None)
 _idempotency_key: ContextVar[str | None] = ContextVar("idempotency_key", default=None)
+# A list that tasks of the call share; not empty once its answer is a stored one.
+_replays: ContextVar[list[bool] | None] = ContextVar("replays", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,22 @@ def idempotency_key() -> str | None:
     return _idempotency_key.get()
 
 
+def mark_replayed() -> None:
+    """Notes that the answer of this call is the stored one of an earlier call with the key."""
+    replays = _replays.get()
+    if replays is not None:
+        replays.append(True)
+
+
+def is_replayed() -> bool:
+    return bool(_replays.get())
+
+
 def begin(*, request_id: str, idempotency_key: str | None) -> None:
     """Sets the context of the current task, which serves one call."""
     request_context.begin(request_id)
     _idempotency_key.set(idempotency_key)
+    _replays.set([])
 
 
 def running() -> int:

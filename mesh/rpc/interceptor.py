@@ -42,6 +42,7 @@ _STREAMED = metrics.counter("rpc_server_streams", "Ended streams.", "rpc", "call
 _RUNNING = metrics.gauge("rpc_server_running", "Calls and streams being served.", "rpc")
 _REFUSED = metrics.counter("rpc_server_refusals", "Refused calls, by reason.", "rpc", "reason")
 
+_REPLAYED = (("idempotent-replayed", "true"),)
 _IDEMPOTENCY_HEADERS = ("idempotency-key", "x-idempotency-key")
 
 _metadata: ContextVar[Iterable[tuple[str, str | bytes]] | None] = ContextVar("metadata")
@@ -118,6 +119,8 @@ class Interceptor:
                 set_deadline(seconds)
                 async with asyncio.timeout(seconds):
                     answer = await respond(request, context)
+                if call.is_replayed():
+                    await context.send_initial_metadata(_REPLAYED)
                 # An answer for many clients is already serialised.
                 return answer if isinstance(answer, bytes) else serialize(answer)
             return await served.abort()
@@ -173,10 +176,17 @@ class Interceptor:
         if caller.user_id is not None:
             served.line["user_id"] = str(caller.user_id)
         call.identify(caller)
-        if self._revocations is not None:
-            self._revocations.check(caller)
-        identity.authorise(caller, served.method.policy)
-        _require_idempotency_key(served.method.policy)
+        policy = served.method.policy
+        if self._revocations is not None and not policy.accepts_ended_token:
+            try:
+                self._revocations.check(caller)
+            except DomainError:
+                if not policy.reads_token:
+                    raise
+                caller = call.Caller(process)
+                call.identify(caller)
+        identity.authorise(caller, policy)
+        _require_idempotency_key(policy)
 
 
 class _Methods(grpc.GenericRpcHandler):

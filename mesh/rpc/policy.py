@@ -3,16 +3,22 @@
 Loading a contract fails when an RPC has no policy or an inconsistent one.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
 from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    FieldDescriptor,
+    MethodDescriptor,
+    ServiceDescriptor,
+)
 
 from boxoffice.errors.v1 import reason_pb2
 from boxoffice.options.v1 import policy_pb2
@@ -28,6 +34,7 @@ MAX_IDEMPOTENCY_KEY_LENGTH = 128
 DEFAULT_LIMIT_REQUESTS = 100
 DEFAULT_LIMIT_WINDOW_SECONDS = 60.0
 
+_VARIABLE = re.compile(r"\{([a-z_]+)\}")
 _E = TypeVar("_E", bound=Enum)
 
 
@@ -81,6 +88,11 @@ class HttpBinding:
         """Field of the request that is the body, e.g. `event`; empty when none is."""
         return "" if self.body == "*" else self.body
 
+    @property
+    def variables(self) -> frozenset[str]:
+        """Fields of the request that are part of the path, e.g. `booking_id`."""
+        return frozenset(_VARIABLE.findall(self.path))
+
 
 @dataclass(frozen=True, slots=True)
 class MethodPolicy:
@@ -107,9 +119,18 @@ class MethodPolicy:
     server_streaming: bool
     client_streaming: bool
     max_request_bytes: int
+    # Descriptors of two pools are never equal.
+    request: Descriptor = field(compare=False)
     response: str
     response_texts: tuple[str, ...]
     bindings: tuple[HttpBinding, ...]
+    reads_token: bool = False
+    accepts_ended_token: bool = False
+
+    @property
+    def resumes_streams(self) -> bool:
+        """Whether each message has a `version`, after which a new stream can continue."""
+        return self.server_streaming and "after_version" in self.request.fields_by_name
 
     @property
     def service(self) -> str:
@@ -184,6 +205,7 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         server_streaming=method.server_streaming,
         client_streaming=method.client_streaming,
         max_request_bytes=raw.max_request_bytes or _default_request_bytes(raw.access),
+        request=method.input_type,
         response=method.output_type.full_name,
         response_texts=tuple(
             field.json_name
@@ -193,6 +215,8 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         bindings=tuple(_bindings(options.Extensions[annotations_pb2.http]))
         if options.HasExtension(annotations_pb2.http)
         else (),
+        reads_token=raw.reads_token,
+        accepts_ended_token=raw.accepts_ended_token,
     )
     _check(policy)
     return policy
@@ -215,6 +239,10 @@ def _check(policy: MethodPolicy) -> None:
         raise PolicyError(f"{policy.path} is INTERNAL and has a REST path")
     if any(binding.body_field != policy.body_field for binding in policy.bindings):
         raise PolicyError(f"{policy.path} has REST paths with different fields as body")
+    if policy.reads_token and policy.access is not Access.PUBLIC:
+        raise PolicyError(f"{policy.path} reads a token but is not PUBLIC")
+    if policy.accepts_ended_token and not policy.needs_token:
+        raise PolicyError(f"{policy.path} accepts an ended token but requires none")
     if policy.deadline_seconds is None and not policy.server_streaming:
         raise PolicyError(f"{policy.path} has no deadline")
     if (

@@ -23,7 +23,10 @@ PATTERNS = {
     ),
     r"^([^\p{Cc}]|[\r\n])*$": "must not contain control characters other than line breaks",
     r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$": "must be a BCP 47 language tag such as hi or pt-BR",
-    r"^https?://": "must begin with https:// or http://",
+    r"^[A-Za-z][A-Za-z0-9+.-]*://[^\s\p{Cc}/?#@\\]*([/?#][^\s\p{Cc}]*)?$": (
+        "must be an absolute URL such as https://shop.example/paid, without user name, password "
+        "and white space"
+    ),
     r"^[a-z]{1,32}$": "must consist of 1–32 lower-case letters",
     r"^[a-z][a-z0-9-]{0,31}$": (
         "must consist of 1–32 lower-case letters, digits and hyphens, and begin with a letter"

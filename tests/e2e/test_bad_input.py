@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
+from boxoffice.catalogue.v1 import event_pb2, event_service_pb2
+from boxoffice.types.v1 import money_pb2
 from mesh.ids import new_id
-from testing.running_mesh import PASSWORD, Api, items, reason, violated_fields
+from testing.running_mesh import PASSWORD, Api, an_event, items, reason, violated_fields
 
 
 @pytest.fixture(scope="module")
@@ -286,3 +289,95 @@ def test_a_refused_sign_in_does_not_reveal_whether_an_account_exists(sale: Any) 
         ]
     assert known == unknown
     assert answers[0].headers.keys() == answers[1].headers.keys()
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        {"currencyCode": "INR"},
+        {"currencyCode": "INR", "amount": "150000"},
+        {"currencyCode": "INR", "amountMinor": None},
+    ],
+)
+def test_an_amount_that_is_not_written_is_not_0(sale: Any, price: Any) -> None:
+    admin, customer, event = sale
+    field = "amount" if "amount" in price else "amountMinor"
+    offer = event["offers"][0]["offerId"]
+    path = f"/api/v1/events/{event['eventId']}"
+    booking = customer.book(items(admin.create_event())).json()
+    requests = (
+        (
+            "offers[0].price",
+            "POST",
+            "/api/v1/events",
+            an_event(offers=[{"name": "Floor", "price": price, "capacity": 1}]),
+        ),
+        ("offers[0].price", "PATCH", path, {"offers": [{"offerId": offer, "price": price}]}),
+        (
+            "amount",
+            "POST",
+            f"/api/v1/payments/{booking['bookingId']}/refund",
+            {"amount": price, "reason": "x"},
+        ),
+    )
+    for prefix, verb, target, body in requests:
+        refused = admin.client.request(
+            verb,
+            target,
+            json=body,
+            headers={"authorization": f"Bearer {admin.token}", "idempotency-key": str(new_id())},
+        )
+        assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED"), refused.text
+        assert violated_fields(refused) == {f"{prefix}.{field}"}
+        assert "amountMinor" in refused.json()["message"]
+    assert admin.get(path).json()["offers"] == event["offers"]
+
+
+def test_a_percentage_that_is_not_written_is_not_0(sale: Any) -> None:
+    admin, _, _ = sale
+    tiers = [{"beforeStart": "86400s"}]
+    refused = admin.post(
+        "/api/v1/events", an_event(cancellationPolicy={"tiered": {"tiers": tiers}})
+    )
+    assert violated_fields(refused) == {"cancellationPolicy.tiered.tiers[0].percent"}
+
+
+def test_a_price_of_0_is_written(sale: Any) -> None:
+    admin, _, _ = sale
+    price = {"currencyCode": "INR", "amountMinor": "0"}
+    event = admin.create_event(offers=[{"name": "Floor", "price": price, "capacity": 1}])
+    assert event["offers"][0]["price"] == price
+
+
+def test_an_amount_is_required_over_grpc_too(mesh: Any, sale: Any) -> None:
+    admin, _, _ = sale
+    change = event_pb2.EventChange(
+        offers=[event_pb2.OfferChange(price=money_pb2.Money(currency_code="INR"))]
+    )
+    with grpc.insecure_channel(mesh.url.removeprefix("http://")) as channel:
+        update = channel.unary_unary(
+            "/boxoffice.catalogue.v1.EventService/UpdateEvent",
+            event_service_pb2.UpdateEventRequest.SerializeToString,
+            event_pb2.Event.FromString,
+        )
+        with pytest.raises(grpc.RpcError) as refusal:
+            update(
+                event_service_pb2.UpdateEventRequest(event_id=str(new_id()), event=change),
+                metadata=[("authorization", f"Bearer {admin.token}")],
+            )
+    assert "event.offers[0].price.amount_minor" in str(refusal.value)
+
+
+def test_unknown_input_changes_nothing(sale: Any) -> None:
+    admin, customer, event = sale
+    path = f"/api/v1/events/{event['eventId']}"
+    for refused, field in (
+        (admin.send("PUT", path, {"status": "PAUSED"}), "status"),
+        (customer.send("PATCH", "/api/v1/auth/profile", {"email": "x@example.com"}), "email"),
+        (customer.post("/api/v1/auth/logout", {"Scope": "CURRENT_SESSION"}), "Scope"),
+        (customer.get("/api/v1/bookings?stat=HELD"), "stat"),
+    ):
+        assert (refused.status_code, reason(refused)) == (400, "VALIDATION_FAILED")
+        assert violated_fields(refused) == {field}
+    assert customer.get("/api/v1/auth/me").status_code == 200
+    assert admin.get(path).json()["status"] == "ON_SALE"

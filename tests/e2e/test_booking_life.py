@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from testing.running_mesh import Api, items, reason, until
+import grpc
+
+from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2
+from testing.running_mesh import Api, RunningMesh, items, reason, until
 
 
 def an_event(admin: Api, production: str, price: int, **changes: Any) -> dict[str, Any]:
@@ -100,3 +103,37 @@ def _wait_until_at(customer: Api, path: str, event: dict[str, Any]) -> dict[str,
 def _at(customer: Api, path: str, event: dict[str, Any]) -> dict[str, Any] | None:
     booking: dict[str, Any] = customer.get(path).json()
     return booking if booking["eventId"] == event["eventId"] else None
+
+
+def test_a_repeated_call_is_marked_as_replayed(
+    mesh: RunningMesh, admin: Api, customer: Api
+) -> None:
+    order = items(admin.create_event())
+    first, again = (customer.book(order, key="once") for _ in range(2))
+    assert first.json()["bookingId"] == again.json()["bookingId"]
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    cancelled = [
+        customer.post(
+            f"/api/v1/bookings/{first.json()['bookingId']}/cancel", {}, idempotency_key="stop"
+        )
+        for _ in range(2)
+    ]
+    assert [answer.headers.get("idempotent-replayed") for answer in cancelled] == [None, "true"]
+    metadata = (("authorization", f"Bearer {customer.token}"), ("idempotency-key", "once"))
+    request = booking_service_pb2.PlaceBookingRequest(
+        event_id=order["eventId"],
+        items=[
+            booking_service_pb2.PlaceBookingRequest.Item(
+                offer_id=order["items"][0]["offerId"], quantity=1
+            )
+        ],
+    )
+    with grpc.insecure_channel(mesh.url.removeprefix("http://")) as channel:
+        place = channel.unary_unary(
+            "/boxoffice.bookings.v1.BookingService/PlaceBooking",
+            booking_service_pb2.PlaceBookingRequest.SerializeToString,
+            booking_pb2.Booking.FromString,
+        )
+        _, call = place.with_call(request, metadata=metadata)
+        assert dict(call.initial_metadata())["idempotent-replayed"] == "true"

@@ -62,7 +62,9 @@ def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
     token = ""
     while True:
         answer = api.client.get(
-            "/api/v1/events", params={**query, "pageSize": 3, "pageToken": token}
+            "/api/v1/events",
+            params={**query, "pageSize": 3, "pageToken": token},
+            headers={"authorization": f"Bearer {api.token}"} if api.token else {},
         )
         assert answer.status_code == 200, answer.text
         page = answer.json()
@@ -163,7 +165,13 @@ def test_a_sold_event_can_change_unless_the_etag_is_stale(admin: Api, customer: 
     current = more.json()["etag"]
     assert patch({"name": "New"}, **{"if-match": f'"{current}"'}).json()["name"] == "New"
     whole = admin.get(path).json()
-    put = admin.send("PUT", path, {**whole, "description": "All of it"})
+    # Only fields that an update changes: others would be ignored.
+    refused = admin.send("PUT", path, whole)
+    assert (refused.status_code, violated_fields(refused)) == (400, {"eventId"})
+    assert violated_fields(admin.send("PUT", path, {"status": "PAUSED"})) == {"status"}
+    offers = [{"offerId": offer["offerId"], "name": offer["name"], "price": offer["price"]}]
+    changes = {"name": whole["name"], "etag": whole["etag"], "offers": offers}
+    put = admin.send("PUT", path, {**changes, "description": "All of it"})
     assert put.status_code == 200, put.text
     assert put.json()["description"] == "All of it"
     assert put.json()["offers"] == whole["offers"]
@@ -201,7 +209,7 @@ def test_a_cancelled_event_cancels_its_bookings(admin: Api, customer: Api) -> No
 def test_a_draft_can_be_booked_after_publication(admin: Api, customer: Api) -> None:
     draft = admin.create_event(status="DRAFT")
     assert draft["status"] == "DRAFT"
-    assert reason(customer.book(items(draft))) == "SALE_NOT_ACTIVE"
+    assert reason(customer.book(items(draft))) == "EVENT_NOT_FOUND"
     path = f"/api/v1/events/{draft['eventId']}/status"
     assert admin.send("PUT", path, {"status": "UPCOMING"}).json()["status"] == "ON_SALE"
     assert customer.book(items(draft)).status_code == 201
@@ -534,3 +542,57 @@ def test_a_catalogue_is_imported_once_and_exported(
     assert imported["eventId"] in [
         line["event"]["eventId"] for line in exported_lines if "event" in line
     ]
+
+
+def test_a_draft_exists_for_staff_only(admin: Api, customer: Api) -> None:
+    draft = admin.create_event(status="DRAFT")
+    path = f"/api/v1/events/{draft['eventId']}"
+    anonymous = Api(customer.client)
+    for reader in (anonymous, customer):
+        for hidden in (path, f"{path}/availability", f"{path}/availability/watch"):
+            refused = reader.get(hidden)
+            assert (refused.status_code, reason(refused)) == (404, "EVENT_NOT_FOUND"), hidden
+        listed = reader.get("/api/v1/events?status=DRAFT").json()
+        assert (listed["events"], listed["totalSize"]) == ([], 0)
+        named = reader.get(f"/api/v1/events?query={draft['name']}&pageSize=100").json()
+        assert draft["eventId"] not in {event["eventId"] for event in named["events"]}
+    assert reason(customer.book(items(draft))) == "EVENT_NOT_FOUND"
+    assert admin.get(path).json()["status"] == "DRAFT"
+    assert admin.get(f"{path}/availability").status_code == 200
+    listed = admin.get("/api/v1/events?status=DRAFT&pageSize=100").json()
+    assert draft["eventId"] in {event["eventId"] for event in listed["events"]}
+
+    published = admin.send("PUT", f"{path}/status", {"status": "UPCOMING"})
+    assert published.status_code == 200
+    assert anonymous.get(path).status_code == 200
+    assert anonymous.get(f"{path}/availability").status_code == 200
+
+
+def test_a_booking_is_not_moved_to_a_draft(admin: Api, customer: Api) -> None:
+    draft = admin.create_event(status="DRAFT")
+    booking = customer.book(items(admin.create_event())).json()
+    moved = customer.post(
+        f"/api/v1/bookings/{booking['bookingId']}/reschedule", {"eventId": draft["eventId"]}
+    )
+    assert reason(moved) == "EVENT_NOT_FOUND"
+
+
+def test_labels_of_rows_are_long_trimmed_and_visible(admin: Api) -> None:
+    venue = admin.post("/api/v1/venues", {"name": "Arena", "timeZone": "Asia/Kolkata"}).json()
+    path = f"/api/v1/venues/{venue['venueId']}/auditoriums"
+
+    def body(*labels: str, number: str = " 1 ") -> dict[str, Any]:
+        seats = [{"number": number, "seatType": "REGULAR"}]
+        return {"name": "Hall", "rows": [{"label": label, "seats": seats} for label in labels]}
+
+    label = "North Stand, upper tier, block 12, wing B, row AA1"
+    assert len(label) == 50
+    created = admin.post(path, body(f"  {label[:-1]} ", "F"))
+    assert created.status_code == 201, created.text
+    assert [row["label"] for row in created.json()["rows"]] == [label[:-1], "F"]
+    assert created.json()["rows"][0]["seats"][0]["number"] == "1"
+    for refused in (body(" "), body(""), body(label + "x"), body("F\n"), body("F ", "F")):
+        answer = admin.post(path, refused)
+        assert "rows[0].label" in violated_fields(answer), answer.text
+    answer = admin.post(path, body("F", number=" "))
+    assert violated_fields(answer) == {"rows[0].seats[0].number"}

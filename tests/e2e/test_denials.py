@@ -216,7 +216,9 @@ async def test_an_invalid_token_is_refused_by_all_methods(
     clients: Clients, signing: SigningKey, kind: str
 ) -> None:
     make, expected = BAD_TOKENS[kind]
-    calls = calls_of(clients, SIGNED_IN, make(signing))
+    is_about_time = kind in ("expired", "not yet valid")
+    methods = [method for method in SIGNED_IN if not (is_about_time and method.accepts_ended_token)]
+    calls = calls_of(clients, methods, make(signing))
     assert len(calls["rest"]) > 25
     assert unexpected(await outcomes(calls["rest"]), (401, expected)) == {}
     assert unexpected(await outcomes(calls["gateway"]), ("UNAUTHENTICATED", expected)) == {}

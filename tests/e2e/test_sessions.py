@@ -166,3 +166,18 @@ def test_repeated_wrong_passwords_are_throttled(api: Api) -> None:
         assert (refused.status_code, reason(refused)) == (429, "LOGIN_THROTTLED")
         assert int(refused.headers["retry-after"]) == 1
     assert is_alive(mira)
+
+
+def test_signing_out_with_an_ended_token_is_answered(customer: Api) -> None:
+    for scope, ended in (("CURRENT_SESSION", 1), ("CURRENT_SESSION", 0), ("ALL_SESSIONS", 0)):
+        answer = customer.post(LOGOUT, {"scope": scope})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["tokensInvalidated"] == ended
+
+
+def test_a_token_of_an_ended_session_does_not_end_the_others(customer: Api) -> None:
+    other = another_session(customer)
+    customer.post(LOGOUT, {"scope": "CURRENT_SESSION"})
+    answer = customer.post(LOGOUT, {})
+    assert (answer.status_code, answer.json()["tokensInvalidated"]) == (200, 0)
+    assert is_alive(other)

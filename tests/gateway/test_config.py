@@ -50,6 +50,10 @@ def routes(generated: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [route for route in host["routes"] if route["name"] != "documentation"]
 
 
+def rpc_routes(generated: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [route for route in routes(generated) if route["name"] != "not_found"]
+
+
 def http_filter(generated: Mapping[str, Any], name: str) -> dict[str, Any]:
     [entry] = [entry for entry in manager(generated)["http_filters"] if entry["name"] == name]
     typed_config: dict[str, Any] = entry["typed_config"]
@@ -76,11 +80,11 @@ def _rate(bucket: Mapping[str, Any]) -> float:
 def test_every_public_rpc_has_one_route(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
-    *rest, last = routes(generate(contract))
+    *rest, for_grpc, last = routes(generate(contract))
     assert [route["match"]["path"] for route in rest] == [
         path for path, rpc in policies.items() if rpc.is_routed
     ]
-    assert last["match"] == {"prefix": "/"}
+    assert for_grpc["match"]["prefix"] == last["match"]["prefix"] == "/"
     assert last["route"]["cluster_not_found_response_code"] == "NOT_FOUND"
 
 
@@ -92,7 +96,7 @@ def test_routes_lead_to_the_service_of_the_package(
     # Services with streams, health checks or the key set.
     streaming = {"auth_svc_streaming", "booking_svc_streaming", "stock_svc_streaming"}
     assert clusters == {*SERVICES, "jwks", *streaming}
-    for route in routes(generated)[:-1]:
+    for route in rpc_routes(generated):
         area = ".".join(route["match"]["path"].removeprefix("/").split(".")[:2])
         assert route["route"]["cluster"].removesuffix("_streaming") == SERVED_BY[area]
 
@@ -100,7 +104,7 @@ def test_routes_lead_to_the_service_of_the_package(
 def test_reads_calls_with_effects_and_streams_have_separate_limits(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
-    for route in routes(generate(contract))[:-1]:
+    for route in rpc_routes(generate(contract)):
         path = route["match"]["path"]
         cluster, priority = route["route"]["cluster"], route["route"].get("priority", "DEFAULT")
         if policies[path].server_streaming or "/boxoffice.health" in path or "Jwks" in path:
@@ -132,7 +136,7 @@ def test_concurrency_limits_grow_with_the_replicas(
 def test_a_routes_timeout_is_slightly_longer_than_the_services_deadline(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
-    for route in routes(generate(contract))[:-1]:
+    for route in rpc_routes(generate(contract)):
         deadline = policies[route["match"]["path"]].deadline_seconds
         if deadline is None:
             continue
@@ -156,7 +160,7 @@ def test_a_stream_without_deadline_has_no_timeout(
 def test_only_retryable_calls_are_retried_after_a_response(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
-    for route in routes(generate(contract))[:-1]:
+    for route in rpc_routes(generate(contract)):
         retried_on = set(route["route"]["retry_policy"]["retry_on"].split(","))
         always = {"connect-failure", "refused-stream", "reset-before-request"}
         retryable = policies[route["match"]["path"]].retryable
@@ -168,7 +172,7 @@ def test_token_rules_follow_the_policies_and_end_in_denial(
 ) -> None:
     *rules, last = http_filter(generate(contract), tokens.FILTER)["rules"]
     assert {rule["match"]["path"]: "requires" in rule for rule in rules} == {
-        path: rpc.needs_token for path, rpc in policies.items() if rpc.is_routed
+        path: rpc.needs_token or rpc.reads_token for path, rpc in policies.items() if rpc.is_routed
     }
     assert last == {"match": {"prefix": "/"}, "requires": {"provider_name": "boxoffice"}}
 
@@ -176,7 +180,7 @@ def test_token_rules_follow_the_policies_and_end_in_denial(
 def test_an_unverified_token_is_not_forwarded(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:
-    for route in routes(generate(contract))[:-1]:
+    for route in rpc_routes(generate(contract)):
         removed = route.get("request_headers_to_remove", [])
         assert ("authorization" in removed) != policies[route["match"]["path"]].needs_token
 
@@ -239,7 +243,7 @@ def test_only_exempt_methods_have_no_common_limit(
     generated = generate(contract)
     uncounted = {path for path, rpc in policies.items() if rpc.is_routed} - {
         route["match"]["path"]
-        for route in routes(generated)[:-1]
+        for route in rpc_routes(generated)
         if route["metadata"]["filter_metadata"][limits.METADATA]
     }
     assert uncounted == {

@@ -89,6 +89,26 @@ def test_all_methods_share_the_common_bucket_of_a_user(limited: Gateway) -> None
     assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_rate_limit_fields_are_true_at_every_count(limited: Gateway) -> None:
+    """The bucket holds 10 and gets one in 6 s: it is full again 6 s later per missing request."""
+    refusals = 0
+    while refusals < 2:
+        answer = limited.rest.get("/api/v1/bookings", headers=user(7))
+        refusals += answer.status_code == 429
+        remaining = int(answer.headers["ratelimit-remaining"])
+        assert int(answer.headers["ratelimit-reset"]) == (10 - remaining) * 6
+        assert answer.headers["ratelimit"] == f'"common";r={remaining};t={(10 - remaining) * 6}'
+        assert answer.headers["ratelimit-policy"] == '"common";q=10;w=60'
+    limited.upstream.calls.clear()
+
+
+def test_rate_limit_fields_name_the_bucket_with_the_fewest_requests(limited: Gateway) -> None:
+    answer = limited.rest.post("/api/v1/bookings", json={}, headers=user(8))
+    assert answer.headers["ratelimit"] == '"PlaceBooking";r=0;t=60'
+    assert answer.headers["ratelimit-policy"] == '"common";q=10;w=60, "PlaceBooking";q=1;w=60'
+    limited.upstream.calls.clear()
+
+
 def test_public_methods_are_limited_per_address(limited: Gateway) -> None:
     admitted = until_refused(lambda: limited.rest.get("/api/v1/events/e1"))
     assert len(admitted) >= 10

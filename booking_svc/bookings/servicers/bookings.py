@@ -11,6 +11,7 @@ from booking_svc.bookings import (
     modification,
     placement,
     proto,
+    return_addresses,
 )
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
 from booking_svc.bookings.dependencies import Dependencies
@@ -46,10 +47,13 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 customer_id=customer_id,
                 event_id=UUID(request.event_id),
                 items=[_requested(item) for item in request.items],
-                checkout=_checkout(request.checkout) if request.HasField("checkout") else None,
+                checkout=self._checkout(request.checkout, "checkout.")
+                if request.HasField("checkout")
+                else None,
                 encode=_encode,
                 is_mail_wanted=request.mail_hold,
                 shown=_shown(request),
+                is_staff=caller().is_staff,
             ),
             seconds=_PLACE_SECONDS,
         )
@@ -108,7 +112,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 booking_id=UUID(request.booking_id),
                 owner=caller().owner_scope,
                 by=_by(),
-                checkout=_checkout(request),
+                checkout=self._checkout(request),
                 encode=_encode,
             ),
             seconds=_CHECKOUT_SECONDS,
@@ -177,12 +181,28 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 by=_by(),
                 event_id=UUID(request.event_id),
                 items=[_requested(item) for item in request.items],
-                checkout=_checkout(request.checkout) if request.HasField("checkout") else None,
+                checkout=self._checkout(request.checkout, "checkout.")
+                if request.HasField("checkout")
+                else None,
                 encode=_encode,
                 shown=_shown(request),
             ),
             seconds=_CHANGE_SECONDS,
         )
+
+    def _checkout(
+        self,
+        message: booking_service_pb2.Checkout | booking_service_pb2.CheckoutBookingRequest,
+        prefix: str = "",
+    ) -> Checkout:
+        def address(name: str) -> str:
+            return return_addresses.checked(
+                getattr(message, name),
+                field=prefix + name,
+                is_http_allowed=self._deps.is_http_allowed,
+            )
+
+        return Checkout(message.provider, address("success_url"), address("cancel_url"))
 
 
 async def _shielded(call: Coroutine[Any, Any, bytes], *, seconds: float) -> booking_pb2.Booking:
@@ -227,12 +247,6 @@ def _kept(text: str) -> RequestedItem:
         if quantity
         else RequestedItem(None, 1, UUID(name))
     )
-
-
-def _checkout(
-    message: booking_service_pb2.Checkout | booking_service_pb2.CheckoutBookingRequest,
-) -> Checkout:
-    return Checkout(message.provider, message.success_url, message.cancel_url)
 
 
 def _status(value: booking_pb2.Booking.Status.ValueType) -> Status | None:

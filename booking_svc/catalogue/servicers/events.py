@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from booking_svc.catalogue import event_listing, proto
-from booking_svc.catalogue.availability import AvailabilityCache
+from booking_svc.catalogue.availability import AvailabilityCache, EventStock
 from booking_svc.catalogue.availability_stream import AvailabilityStreams
 from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
@@ -18,6 +18,7 @@ from mesh import paging
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.idempotent import key_of_call
+from mesh.rpc.call import caller
 from mesh.tasks import shielded
 
 # A change of stock continues up to this long after the client cancelled the call.
@@ -72,6 +73,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
                 page_token=request.page_token,
                 totals=self._totals,
                 now=now,
+                shows_drafts=caller().is_staff,
             )
         return event_service_pb2.ListEventsResponse(
             events=[proto.event(listed.event, listed.availability, now) for listed in page.events],
@@ -122,7 +124,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     # These return bytes: an answer for many clients is serialised once (mesh/rpc/interceptor.py).
 
     async def GetEvent(self, request: event_service_pb2.GetEventRequest, context: Any) -> Any:
-        stock = await self._availability.stock(event_id=UUID(request.event_id), with_seats=False)
+        stock = await self._visible_stock(UUID(request.event_id), with_seats=False)
         now = self._clock()
         return stock.serialised(
             "event",
@@ -133,7 +135,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     async def GetAvailability(
         self, request: event_service_pb2.GetAvailabilityRequest, context: Any
     ) -> Any:
-        stock = await self._availability.stock(event_id=UUID(request.event_id), with_seats=True)
+        stock = await self._visible_stock(UUID(request.event_id), with_seats=True)
         return stock.serialised(
             "availability", stock.event.revision, lambda: proto.availability(stock)
         )
@@ -141,6 +143,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     async def WatchAvailability(
         self, request: event_service_pb2.WatchAvailabilityRequest, context: Any
     ) -> AsyncIterator[Any]:
+        await self._visible_stock(UUID(request.event_id), with_seats=True)
         after = request.after_version if request.HasField("after_version") else None
         updates = self._streams.stream(event_id=UUID(request.event_id), after_version=after)
         async with aclosing(updates):
@@ -152,6 +155,17 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         await self._cache.forget(event_id)
         # After Redis, from which it is read again.
         self._availability.invalidate(event_id)
+
+    async def _visible_stock(self, event_id: UUID, *, with_seats: bool) -> EventStock:
+        """The stock of an event. Raises EVENT_NOT_FOUND, also for a draft unless for staff."""
+        stock = await self._availability.stock(event_id=event_id, with_seats=with_seats)
+        if not stock.event.is_draft or caller().is_staff:
+            return stock
+        # The event that is cached with the stock may have been published by another process.
+        event = await self._cache.get(event_id)
+        event.refuse_unless_visible(to_staff=False)
+        self._availability.invalidate(event_id)
+        return await self._availability.stock(event_id=event_id, with_seats=with_seats)
 
     def _encode(self, event: Event, stock: Availability) -> bytes:
         return proto.event(event, stock, self._clock()).SerializeToString()

@@ -37,7 +37,7 @@ end
 -- The transcoder's text starts with the path of the invalid field if it is known, for example
 -- `items[0].quantity: invalid value \"abc\" for type TYPE_INT32`, already JSON-escaped.
 local function with_field(json, message)
-  local field, description = json:match('"message":"([%w_%.%[%]]+): (.*)"}%s*$')
+  local field, description = json:match('"message":"([%w_%-%?%.%[%]]+): (.*)"}%s*$')
   if not field then
     description, field = json:match('"message":"(Could not find field \\"([%w_%.]+)\\".*)"}%s*$')
   end
@@ -51,16 +51,32 @@ end
 
 -- Removes the limit of 2^32-1, which the rate limit filter reports for calls without limits. Adds
 -- the standard's RateLimit headers to the others; limit_svc's value is followed by its window.
-local function rate_limit_headers(headers)
+--
+-- A bucket has no window that ends: `reset` is the time until it is full again.
+local function rate_limit_headers(handle, headers)
   local limit = headers:get("x-ratelimit-limit")
   if limit == "4294967295" then
     headers:remove("x-ratelimit-limit")
     headers:remove("x-ratelimit-remaining")
     headers:remove("x-ratelimit-reset")
   elseif limit then
-    headers:replace("ratelimit-limit", limit:match("^%d+"))
-    headers:replace("ratelimit-remaining", headers:get("x-ratelimit-remaining") or "0")
-    headers:replace("ratelimit-reset", headers:get("x-ratelimit-reset") or "0")
+    limit = limit:match("^%d+")
+    local remaining = headers:get("x-ratelimit-remaining") or "0"
+    headers:replace("ratelimit-limit", limit)
+    headers:replace("ratelimit-remaining", remaining)
+    local metadata = handle:metadata()
+    local quota = (metadata:get("quotas") or {})[limit]
+    if not quota then
+      headers:replace("ratelimit-reset", headers:get("x-ratelimit-reset") or "0")
+      return
+    end
+    local seconds, size, name = quota:match("^(%S+) (%S+) (%S+)$")
+    local reset = math.ceil(math.max(0, tonumber(size) - tonumber(remaining)) * tonumber(seconds))
+    reset = string.format("%d", reset)
+    headers:replace("x-ratelimit-reset", reset)
+    headers:replace("ratelimit-reset", reset)
+    headers:replace("ratelimit", '"' .. name .. '";r=' .. remaining .. ";t=" .. reset)
+    headers:replace("ratelimit-policy", metadata:get("quota_policy"))
   end
 end
 
@@ -190,12 +206,41 @@ local function rest_error(handle, headers)
   end
 end
 
+-- The answer to HEAD, which requests.lua sent on as GET.
+local function without_body(handle)
+  local body = handle:body()
+  if body and body:length() > 0 then
+    body:setBytes("")
+  end
+  local headers = handle:headers()
+  headers:remove("content-length")
+  -- The compressor would make a body of the empty one.
+  headers:replace("cache-control", (headers:get("cache-control") or "no-store") .. ", no-transform")
+end
+
+-- Tells proxies such as nginx not to buffer, and gives each message its version as event id: a
+-- browser sends the last one as Last-Event-ID when it reconnects (requests.lua).
+local function event_stream(handle, headers)
+  headers:replace("x-accel-buffering", "no")
+  if not handle:metadata():get("resumes") then
+    return
+  end
+  for chunk in handle:bodyChunks() do
+    local text = chunk:getBytes(0, chunk:length())
+    local with_ids = text:gsub("data: ([^\n]*)\n", function(json)
+      local version = json:match('"version":"?(%d+)')
+      return version and "id: " .. version .. "\ndata: " .. json .. "\n"
+    end)
+    chunk:setBytes(with_ids)
+  end
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local content_type = headers:get("content-type") or ""
   local is_grpc = content_type:find("application/grpc", 1, true) == 1
   local message = headers:get(MESSAGE)
-  rate_limit_headers(headers)
+  rate_limit_headers(handle, headers)
   if message then
     local code, status, request = headers:get(CODE), headers:get(STATUS), headers:get(REQUEST)
     headers:remove(MESSAGE)
@@ -219,6 +264,11 @@ function envoy_on_response(handle)
       else
         rest_error(handle, headers)
       end
+    elseif content_type == "text/event-stream" then
+      event_stream(handle, headers)
+    end
+    if handle:streamInfo():dynamicMetadata():get("boxoffice.requests") then
+      without_body(handle)
     end
   end
 end

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from booking_svc.catalogue import event_listing, event_status
+from booking_svc.catalogue import event_listing, event_status, search
 from booking_svc.catalogue.event_listing import Filters, Page, Totals
 from booking_svc.catalogue.events import Event, Status
+from booking_svc.catalogue.tables import events as events_table
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from testing.booking_harness import START, BookingHarness
@@ -23,6 +24,7 @@ async def a_page(
     size: int = 100,
     token: str = "",
     totals: Totals | None = None,
+    shows_drafts: bool = False,
     **filters: Any,
 ) -> Page:
     async with harness.database.reading() as connection:
@@ -33,6 +35,7 @@ async def a_page(
             page_token=token,
             totals=totals or Totals(),
             now=harness.clock(),
+            shows_drafts=shows_drafts,
         )
 
 
@@ -82,7 +85,59 @@ async def test_drafts_are_listed_only_with_their_status_as_filter(harness: Booki
     await harness.an_event(name="draft", is_draft=True)
     await harness.an_event(name="public")
     assert await names(harness) == ["public"]
-    assert await names(harness, status=Status.DRAFT) == ["draft"]
+    assert await names(harness, status=Status.DRAFT) == []
+    page = await a_page(harness, status=Status.DRAFT, shows_drafts=True)
+    assert [listed.event.name for listed in page.events] == ["draft"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("事変", ["東京事変ライブ"]),
+        ("東京事変ライブ", ["東京事変ライブ"]),
+        ("京事変ラ", ["東京事変ライブ"]),
+        ("ラ イブ", ["東京事変ライブ"]),
+        ("ブ", ["東京事変ライブ"]),
+        ("事京", []),
+        ("東京事変ブ", []),
+        ("ใหญ่", ["คอนเสิร์ตใหญ่ AKB48劇場"]),
+        ("劇場", ["คอนเสิร์ตใหญ่ AKB48劇場"]),
+        ("akb48劇", ["คอนเสิร์ตใหญ่ AKB48劇場"]),
+        ("北京", ["北京国家大剧院"]),
+        ("大剧院", ["北京国家大剧院"]),
+        ("AC/DC", ["AC/DC"]),
+        ("P!nk", ["P!nk"]),
+        ("cafe", ["Café Tacvba"]),
+        ("Café", ["Café Tacvba"]),
+    ],
+)
+async def test_events_are_found_inside_words_of_scripts_without_spaces(
+    harness: BookingHarness, query: str, expected: list[str]
+) -> None:
+    for name in (
+        "東京事変ライブ",
+        "คอนเสิร์ตใหญ่ AKB48劇場",
+        "北京国家大剧院",
+        "AC/DC",
+        "P!nk",
+        "Café Tacvba",
+    ):
+        await harness.an_event(name=name)
+    assert await names(harness, query=query) == expected
+
+
+async def test_events_of_an_older_version_are_found_by_whole_words_and_their_beginnings(
+    harness: BookingHarness,
+) -> None:
+    event = await harness.an_event(name="東京事変ライブ")
+    async with harness.database.transaction() as connection:
+        await connection.execute(
+            events_table.update()
+            .where(events_table.c.event_id == event.event_id)
+            .values(search=search.vector(["東京事変ライブ"]))
+        )
+    for query, expected in (("東京事変ライブ", 1), ("東京", 1), ("事変", 0)):
+        assert len(await names(harness, query=query)) == expected
 
 
 @pytest.mark.parametrize(

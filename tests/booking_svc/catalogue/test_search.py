@@ -14,6 +14,14 @@ from booking_svc.catalogue import search
         ("it's it's", ["it", "s"]),
         ("'); DROP TABLE events; --", ["drop", "table", "events"]),
         ("  ", []),
+        ("AC/DC", ["ac", "dc"]),
+        ("P!nk", ["p", "nk"]),
+        (
+            "東京事変ライブ",
+            ["東京事変", "京事変ラ", "事変ライ", "変ライブ", "ライブ", "イブ", "ブ"],
+        ),
+        ("AKB48劇場", ["akb48", "劇場", "場"]),
+        ("한국 공연", ["한국", "공연"]),
     ],
 )
 def test_the_words_of_a_text(text: str, words: list[str]) -> None:
