@@ -110,6 +110,7 @@ class MethodPolicy:
     response: str
     response_texts: tuple[str, ...]
     bindings: tuple[HttpBinding, ...]
+    needs_verified_email: bool = False
 
     @property
     def service(self) -> str:
@@ -193,6 +194,7 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         bindings=tuple(_bindings(options.Extensions[annotations_pb2.http]))
         if options.HasExtension(annotations_pb2.http)
         else (),
+        needs_verified_email=raw.needs_verified_email,
     )
     _check(policy)
     return policy
