@@ -2,13 +2,25 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 
-from auth_svc import housekeeping, password_reset, sessions, tables
+import sqlalchemy as sa
+
+from auth_svc import (
+    email_confirmation,
+    housekeeping,
+    mail_requests,
+    password_reset,
+    sessions,
+    tables,
+)
+from auth_svc.current_password import CurrentPassword
+from auth_svc.email_change import EmailChange
 from auth_svc.idempotency import IdempotentCalls
 from auth_svc.keys import KeyRing
+from auth_svc.mail_requests import Issue
 from auth_svc.mailing import Mailing
 from auth_svc.password_change import PasswordChange
 from auth_svc.password_reset import PasswordReset
@@ -19,6 +31,7 @@ from auth_svc.servicers.auth_events import AuthEventServicer
 from auth_svc.servicers.users import UserServicer
 from auth_svc.settings import Settings
 from auth_svc.sign_in import SignIn
+from auth_svc.sign_in_guard import SignInGuard
 from auth_svc.sign_up import SignUp
 from auth_svc.throttle import LoginThrottle
 from boxoffice.auth.v1 import (
@@ -42,7 +55,7 @@ from mesh.rpc.server import Service, Servicer, run
 from mesh.tasks import forever
 
 # For requests that another replica recorded and did not answer.
-_RESET_IDLE_SECONDS = 5.0
+_REQUEST_IDLE_SECONDS = 5.0
 
 
 def main() -> None:
@@ -86,20 +99,28 @@ class _Base:
 def _service(base: _Base) -> Service:
     settings, clock, database = base.settings, base.clock, base.database
     sender = Sender.of(settings, database=database, table=tables.mails, clock=clock)
-    mailing = Mailing(reset_url=settings.password_reset_url, wake=sender.wake)
-    reset_requested = Wakeup()
     throttle = LoginThrottle(database=database, link=base.link, key=settings.throttle_key)
-    idempotent = IdempotentCalls(
-        IdempotentWrites(database, tables.idempotency_records, clock),
-        secret=settings.idempotency_secret,
+    parts = _Parts(
+        mailing=Mailing(
+            reset_url=settings.password_reset_url,
+            confirm_url=settings.email_confirmation_url,
+            wake=sender.wake,
+        ),
+        throttle=throttle,
+        guard=SignInGuard(throttle, key=settings.sign_in_key),
+        current_password=CurrentPassword(database=database, hasher=base.hasher, throttle=throttle),
+        idempotent=IdempotentCalls(
+            IdempotentWrites(database, tables.idempotency_records, clock),
+            secret=settings.idempotency_secret,
+        ),
     )
     events = OutboxReader(database, tables.outbox)
     event_servicer = AuthEventServicer(events, clock, access_lifetime=settings.access_lifetime)
     return Service(
         servicers=[
-            _auth(base, throttle, mailing, reset_requested, idempotent),
-            _account(base, throttle, mailing, idempotent),
-            _users(base, idempotent),
+            _auth(base, parts),
+            _account(base, parts),
+            _users(base, parts),
             Servicer(
                 event_servicer,
                 auth_event_service_pb2_grpc.add_AuthEventServiceServicer_to_server,
@@ -108,28 +129,39 @@ def _service(base: _Base) -> Service:
         ],
         jwks=base.ring.jwks,
         ping_database=database.ping,
-        loops=_loops(base, events, mailing, reset_requested, sender),
+        loops=_loops(base, parts, events, sender),
         revocations=Revocations(event_servicer.revocations, clock=clock),
     )
 
 
-def _auth(
-    base: _Base,
-    throttle: LoginThrottle,
-    mailing: Mailing,
-    reset_requested: Wakeup,
-    idempotent: IdempotentCalls,
-) -> Servicer:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the servicers share."""
+
+    mailing: Mailing
+    throttle: LoginThrottle
+    guard: SignInGuard
+    current_password: CurrentPassword
+    idempotent: IdempotentCalls
+    reset_requested: Wakeup = field(default_factory=Wakeup)
+    verification_requested: Wakeup = field(default_factory=Wakeup)
+
+
+def _auth(base: _Base, parts: _Parts) -> Servicer:
     settings, secret = base.settings, base.settings.admin_registration_secret
+    is_required = settings.email_verification == "required"
     sign_up = SignUp(
         database=base.database,
         hasher=base.hasher,
+        guard=parts.guard,
+        mailing=parts.mailing,
         admin_secret=None if secret is None else secret.get_secret_value(),
+        verifies_email=settings.email_verification != "off",
     )
     sign_in = SignIn(
         database=base.database,
         hasher=base.hasher,
-        throttle=throttle,
+        guard=parts.guard,
         signing_key=base.ring.signing,
         refresh_key=settings.refresh_key,
         access_lifetime=settings.access_lifetime,
@@ -137,23 +169,35 @@ def _auth(
         refreshes_per_minute=max(
             round(sessions.REFRESHES_PER_MINUTE * settings.rate_limit_scale), 1
         ),
+        requires_verified_email=is_required,
     )
     reset = PasswordReset(
         database=base.database,
         hasher=base.hasher,
-        mailing=mailing,
-        throttle=throttle,
+        mailing=parts.mailing,
+        throttle=parts.throttle,
+        guard=parts.guard,
         access_lifetime=settings.access_lifetime,
     )
+    email_change = EmailChange(
+        database=base.database,
+        current_password=parts.current_password,
+        mailing=parts.mailing,
+        access_lifetime=settings.access_lifetime,
+        is_required=is_required,
+    )
     servicer = AuthServicer(
-        base.database,
-        sign_up,
-        sign_in,
-        reset,
-        idempotent,
-        reset_requested=reset_requested.ring,
+        database=base.database,
+        sign_up=sign_up,
+        sign_in=sign_in,
+        reset=reset,
+        email_change=email_change,
+        idempotent=parts.idempotent,
+        reset_requested=parts.reset_requested.ring,
+        verification_requested=parts.verification_requested.ring,
         published=base.ring.published,
         clock=base.clock,
+        phone_region=settings.phone_region,
     )
     return Servicer(
         servicer,
@@ -162,29 +206,36 @@ def _auth(
     )
 
 
-def _account(
-    base: _Base, throttle: LoginThrottle, mailing: Mailing, idempotent: IdempotentCalls
-) -> Servicer:
+def _account(base: _Base, parts: _Parts) -> Servicer:
     lifetime = base.settings.access_lifetime
     change = PasswordChange(
         database=base.database,
         hasher=base.hasher,
-        mailing=mailing,
-        throttle=throttle,
+        current_password=parts.current_password,
+        mailing=parts.mailing,
         access_lifetime=lifetime,
     )
+    servicer = AccountServicer(
+        password_change=change,
+        idempotent=parts.idempotent,
+        database=base.database,
+        clock=base.clock,
+        access_lifetime=lifetime,
+        phone_region=base.settings.phone_region,
+    )
     return Servicer(
-        AccountServicer(change, idempotent, base.database, base.clock, access_lifetime=lifetime),
+        servicer,
         auth_service_pb2_grpc.add_AccountServiceServicer_to_server,
         auth_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
     )
 
 
-def _users(base: _Base, idempotent: IdempotentCalls) -> Servicer:
+def _users(base: _Base, parts: _Parts) -> Servicer:
     servicer = UserServicer(
-        idempotent,
-        base.database,
-        base.clock,
+        idempotent=parts.idempotent,
+        database=base.database,
+        clock=base.clock,
+        mailing=parts.mailing,
         unusable_hash=base.hasher.unusable_hash,
         access_lifetime=base.settings.access_lifetime,
     )
@@ -196,7 +247,7 @@ def _users(base: _Base, idempotent: IdempotentCalls) -> Servicer:
 
 
 def _loops(
-    base: _Base, events: OutboxReader, mailing: Mailing, reset_requested: Wakeup, sender: Sender
+    base: _Base, parts: _Parts, events: OutboxReader, sender: Sender
 ) -> list[Callable[[], Awaitable[None]]]:
     sweep = partial(
         housekeeping.run_once,
@@ -206,17 +257,34 @@ def _loops(
     )
     return [
         partial(forever, "outbox", events.listen),
-        partial(
-            run_forever,
+        _mails_on_request(
+            base,
+            parts,
             "password resets",
-            partial(password_reset.answer_due, base.database, mailing, base.clock),
-            wake=reset_requested,
-            idle_seconds=_RESET_IDLE_SECONDS,
+            tables.password_reset_requests,
+            password_reset.issue_due,
+            parts.reset_requested,
+        ),
+        _mails_on_request(
+            base,
+            parts,
+            "e-mail verifications",
+            tables.email_verification_requests,
+            email_confirmation.verify_again,
+            parts.verification_requested,
         ),
         partial(sender.run, "mails"),
         partial(forever, "keys", base.ring.run_once),
         partial(forever_alone, base.database, "housekeeping", sweep),
     ]
+
+
+def _mails_on_request(
+    base: _Base, parts: _Parts, name: str, table: sa.Table, issue: Issue, wake: Wakeup
+) -> Callable[[], Awaitable[None]]:
+    """The loop that answers the requests in a table."""
+    turn = partial(mail_requests.answer_due, base.database, table, issue, parts.mailing, base.clock)
+    return partial(run_forever, name, turn, wake=wake, idle_seconds=_REQUEST_IDLE_SECONDS)
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 Sign-up and sign-in are in sign_up.py and sign_in.py.
 """
 
-import unicodedata
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import outbox
 from auth_svc.tables import users
-from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from mesh.errors import DomainError, Reason
+from mesh.text import email_key
 
 
 class Role(StrEnum):
@@ -45,6 +45,7 @@ class User:
     create_time: datetime
     update_time: datetime
     access_version: int = 0
+    email_verify_time: datetime | None = None
 
 
 InTransaction = Callable[[AsyncConnection, User], Awaitable[None]]
@@ -180,13 +181,6 @@ async def replace_password(
     )
 
 
-def email_key(email: str) -> str:
-    """The form in which addresses are compared. Raises VALIDATION_FAILED for control characters."""
-    if any(unicodedata.category(character) == "Cc" for character in email):
-        raise invalid(FieldViolation("email", "must not contain control characters"))
-    return email.casefold()
-
-
 USER_COLUMNS = (
     users.c.user_id,
     users.c.email,
@@ -198,6 +192,7 @@ USER_COLUMNS = (
     users.c.create_time,
     users.c.update_time,
     users.c.access_version,
+    users.c.email_verify_time,
 )
 
 _USERS = sa.select(*USER_COLUMNS)
@@ -229,4 +224,5 @@ def to_user(row: sa.Row[*tuple[Any, ...]]) -> User:
         create_time=row.create_time,
         update_time=row.update_time,
         access_version=row.access_version,
+        email_verify_time=row.email_verify_time,
     )

@@ -7,16 +7,20 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import outbox, sessions, tables
-from auth_svc.accounts import User, email_key, get_user
+from auth_svc.accounts import User, get_user
 from auth_svc.tables import (
+    email_confirmations,
+    email_verification_requests,
     idempotency_records,
     mails,
     password_reset_requests,
     password_resets,
+    sign_in_addresses,
     users,
 )
 from auth_svc.users import lock_with_admins, refuse_last_admin
 from mesh.mail.queue import withdraw
+from mesh.text import email_key
 
 NAME = "Erased user"
 DOMAIN = "erased.invalid"
@@ -52,6 +56,7 @@ async def erase(
             is_active=False,
             password_hash=unusable_hash,
             password_change_time=now,
+            email_verify_time=None,
             erase_time=now,
             update_time=sa.func.greatest(users.c.update_time, now),
         )
@@ -64,15 +69,17 @@ async def erase(
 
 async def _delete_copies(connection: AsyncConnection, user: User, *, now: datetime) -> None:
     """Deletes the personal data in the tables other than users."""
-    await withdraw(connection, mails, to=user.email, now=now)
-    await connection.execute(
-        sa.delete(password_resets).where(password_resets.c.user_id == user.user_id)
+    pending = await connection.scalars(
+        sa.select(email_confirmations.c.email).where(email_confirmations.c.user_id == user.user_id)
     )
-    await connection.execute(
-        sa.delete(password_reset_requests).where(
-            password_reset_requests.c.email_key == email_key(user.email)
+    for address in {user.email, *pending}:
+        await withdraw(connection, mails, to=address, now=now)
+    for table in (password_resets, email_confirmations, sign_in_addresses):
+        await connection.execute(sa.delete(table).where(table.c.user_id == user.user_id))
+    for requests in (password_reset_requests, email_verification_requests):
+        await connection.execute(
+            sa.delete(requests).where(requests.c.email_key == email_key(user.email))
         )
-    )
     await connection.execute(
         sa.delete(idempotency_records).where(idempotency_records.c.resource_id == user.user_id)
     )

@@ -6,7 +6,10 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from auth_svc.outbox import REVOCATIONS, USER_CHANGED
+from auth_svc.sign_in_guard import ADDRESS_RETENTION
 from auth_svc.tables import (
+    email_confirmations,
+    email_verification_requests,
     idempotency_records,
     login_throttles,
     outbox,
@@ -14,6 +17,7 @@ from auth_svc.tables import (
     password_resets,
     refresh_tokens,
     sessions,
+    sign_in_addresses,
 )
 from auth_svc.throttle import FORGET_AFTER
 from mesh.clock import Clock
@@ -66,7 +70,13 @@ def _expired_rows(
         (sessions, session_is_expired & ~has_tokens),
         (password_resets, password_resets.c.expire_time < now - RESET_RETENTION),
         (password_reset_requests, password_reset_requests.c.create_time < now - RESET_RETENTION),
+        (email_confirmations, email_confirmations.c.expire_time < now - RESET_RETENTION),
+        (
+            email_verification_requests,
+            email_verification_requests.c.create_time < now - RESET_RETENTION,
+        ),
         (login_throttles, login_throttles.c.update_time < now - FORGET_AFTER),
+        (sign_in_addresses, sign_in_addresses.c.last_time < now - ADDRESS_RETENTION),
         (idempotency_records, idempotency_records.c.create_time < now - IDEMPOTENCY_RETENTION),
         (
             outbox,

@@ -4,43 +4,36 @@
 while a password is hashed, which takes long.
 """
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from auth_svc import sessions
 from auth_svc.accounts import (
     InTransaction,
-    get_credentials,
     get_user,
-    lock_verified,
     nothing,
     replace_password,
 )
+from auth_svc.current_password import CurrentPassword
+from auth_svc.email_confirmation import cancel_changes
+from auth_svc.mailed_tokens import end_unused
 from auth_svc.mailing import Mailing
-from auth_svc.password_reset import end_resets
 from auth_svc.passwords import PasswordHasher, check_policy, is_same
-from auth_svc.throttle import LoginThrottle
+from auth_svc.tables import password_resets
 from mesh.db.database import Database
 from mesh.errors import DomainError, FieldViolation, Reason
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PasswordChange:
     """Replaces the password of a user who knows the current one."""
 
-    def __init__(
-        self,
-        *,
-        database: Database,
-        hasher: PasswordHasher,
-        mailing: Mailing,
-        throttle: LoginThrottle,
-        access_lifetime: timedelta,
-    ) -> None:
-        self._database = database
-        self._hasher = hasher
-        self._mailing = mailing
-        self._throttle = throttle
-        self._access_lifetime = access_lifetime
+    database: Database
+    hasher: PasswordHasher
+    current_password: CurrentPassword
+    mailing: Mailing
+    access_lifetime: timedelta
 
     async def change(
         self,
@@ -57,22 +50,10 @@ class PasswordChange:
         `in_transaction` is called in the last transaction. Raises PASSWORD_TOO_WEAK, CURRENT_PASSWORD_INCORRECT,
         PASSWORD_UNCHANGED, LOGIN_THROTTLED, OVERLOADED, ACCOUNT_DEACTIVATED or USER_NOT_FOUND.
         """
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             user = await get_user(connection, user_id=user_id)
-            credentials = await get_credentials(connection, user_id=user_id)
         check_policy(new_password, email=user.email, full_name=user.full_name, field="new_password")
-        # A stolen access token must not allow guessing the password. Counted apart from sign-ins,
-        # so that such guesses do not delay the owner's next sign-in.
-        account = f"password of {user_id}"
-        await self._throttle.admit(account, now=now)
-        try:
-            is_right = await self._hasher.verify(current_password, credentials.password_hash)
-        except DomainError:
-            await self._throttle.refund_attempt(account)
-            raise
-        if not is_right:
-            raise _wrong_current_password()
-        await self._throttle.clear(account)
+        credentials = await self.current_password.verify(user_id, current_password, now=now)
         if is_same(current_password, new_password):
             raise DomainError(
                 Reason.PASSWORD_UNCHANGED,
@@ -81,13 +62,12 @@ class PasswordChange:
                     FieldViolation("new_password", "must differ from the current password"),
                 ),
             )
-        password_hash = await self._hasher.hash(new_password)
-        async with self._database.transaction() as connection:
-            if await lock_verified(connection, credentials=credentials) is None:
-                raise _wrong_current_password()
-            await self._throttle.clear_row(connection, account)
-            await end_resets(connection, user_id=user_id, now=now)
-            await self._mailing.password_changed(connection, user, now=now)
+        password_hash = await self.hasher.hash(new_password)
+        async with self.database.transaction() as connection:
+            await self.current_password.lock(connection, credentials)
+            await end_unused(connection, password_resets, user_id=user_id, now=now)
+            await cancel_changes(connection, user, now=now)
+            await self.mailing.password_changed(connection, user, now=now)
             await in_transaction(connection, user)
             await replace_password(
                 connection, user_id=user_id, password_hash=password_hash, now=now
@@ -96,16 +76,8 @@ class PasswordChange:
                 connection,
                 user_id=user_id,
                 keep=session_id,
-                access_lifetime=self._access_lifetime,
+                access_lifetime=self.access_lifetime,
                 now=now,
             )
-        self._mailing.wake()
+        self.mailing.wake()
         return now
-
-
-def _wrong_current_password() -> DomainError:
-    return DomainError(
-        Reason.CURRENT_PASSWORD_INCORRECT,
-        "the current password is wrong",
-        violations=(FieldViolation("current_password", "is wrong"),),
-    )

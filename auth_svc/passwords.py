@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 
 import bcrypt
 
-from mesh.errors import DomainError, FieldViolation, Reason
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
 
 MIN_LENGTH = 8
 MAX_LENGTH = 128
@@ -65,6 +65,12 @@ def check_policy(password: str, *, email: str, full_name: str, field: str = "pas
 def is_same(first: str, second: str) -> bool:
     """Whether two texts are the same password, after Unicode normalisation."""
     return unicodedata.normalize("NFC", first) == unicodedata.normalize("NFC", second)
+
+
+def check_confirmation(new_password: str, confirm_password: str | None) -> None:
+    """Raises VALIDATION_FAILED when the optional second entry of a new password differs."""
+    if confirm_password is not None and not is_same(new_password, confirm_password):
+        raise invalid(FieldViolation("confirm_password", "must equal `new_password`"))
 
 
 class PasswordHasher:

@@ -9,6 +9,8 @@ from boxoffice.auth.v1 import (
 from mesh.conversions import time_to_proto
 from mesh.rpc.call import caller
 
+LINK_SENT = "a link is on its way to the new address"
+
 ROLES = {
     Role.CUSTOMER: user_pb2.User.CUSTOMER,
     Role.STAFF: user_pb2.User.STAFF,
@@ -27,6 +29,7 @@ def user_to_proto(user: User) -> user_pb2.User:
         is_active=user.is_active,
         create_time=time_to_proto(user.create_time),
         update_time=time_to_proto(user.update_time),
+        email_verify_time=time_to_proto(user.email_verify_time),
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -48,6 +48,20 @@ class Settings(MeshSettings):
     password_reset_url: str = Field(
         "http://localhost:3000/reset-password",
         description="Page for entering a new password; links in mails append #token=….",
+    )
+    email_confirmation_url: str = Field(
+        "http://localhost:3000/confirm-email",
+        description="Page that confirms an e-mail address; links in mails append #token=….",
+    )
+    email_verification: Literal["off", "optional", "required"] = Field(
+        "optional",
+        description="Whether a new account's address receives a link to verify it. required: no"
+        " bookings before that.",
+    )
+    phone_region: str = Field(
+        "IN",
+        pattern=r"^[A-Z]{2}$",
+        description="ISO 3166 country of phone numbers that are typed without a country code.",
     )
     password_pepper: SecretStr | None = Field(
         None,
@@ -102,6 +116,11 @@ class Settings(MeshSettings):
     def throttle_key(self) -> bytes:
         """Key of the digests of accounts whose login attempts are counted."""
         return hmac.digest(self.pepper, b"boxoffice login throttle", hashlib.sha256)
+
+    @property
+    def sign_in_key(self) -> bytes:
+        """Key of device tokens and of the digests of known addresses."""
+        return hmac.digest(self.pepper, b"boxoffice sign-in guard", hashlib.sha256)
 
 
 def _refuse_short(name: str, secret: SecretStr | None) -> None:

@@ -35,11 +35,13 @@ users = sa.Table(
     sa.Column("access_version", sa.Integer, nullable=False, server_default="0"),
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
+    # When the user proved to receive mails at the address.
+    sa.Column("email_verify_time", _Time),
     # When the personal data was erased; the row stays.
     sa.Column("erase_time", _Time),
     sa.CheckConstraint("char_length(email) BETWEEN 3 AND 254", name="email"),
     sa.CheckConstraint("email_key = lower(email_key)", name="email_key"),
-    sa.CheckConstraint("char_length(full_name) BETWEEN 2 AND 100", name="full_name"),
+    sa.CheckConstraint("char_length(full_name) BETWEEN 1 AND 100", name="full_name"),
     sa.CheckConstraint(r"phone = '' OR phone ~ '^\+[1-9][0-9]{7,14}$'", name="phone"),
     sa.CheckConstraint("char_length(address) <= 500", name="address"),
     sa.CheckConstraint("role IN ('CUSTOMER', 'STAFF', 'ADMIN')", name="role"),
@@ -109,6 +111,49 @@ password_resets = sa.Table(
     sa.Column("use_time", _Time),
     sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
     sa.CheckConstraint("expire_time > create_time", name="expire_time"),
+)
+
+# Requests to mail the verification link again.
+email_verification_requests = sa.Table(
+    "email_verification_requests",
+    metadata,
+    sa.Column("email_key", sa.Text, primary_key=True),
+    sa.Column("create_time", _Time, nullable=False),
+)
+
+# Links that prove who reads the mailbox of an address: the account's own, or its next one.
+email_confirmations = sa.Table(
+    "email_confirmations",
+    metadata,
+    # The token itself is only in the mail.
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("user_id", _Uuid, sa.ForeignKey("users.user_id"), nullable=False, index=True),
+    sa.Column("email", sa.Text, nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("expire_time", _Time, nullable=False, index=True),
+    sa.Column("use_time", _Time),
+    sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash"),
+    sa.CheckConstraint("char_length(email) BETWEEN 3 AND 254", name="email"),
+    sa.CheckConstraint("expire_time > create_time", name="expire_time"),
+    # The newest link to an address is the only one that works.
+    sa.Index(
+        "email_confirmations_unused_idx",
+        "user_id",
+        "email",
+        unique=True,
+        postgresql_where=sa.text("use_time IS NULL"),
+    ),
+)
+
+# Addresses from which the owner signed in. Strangers' attempts do not delay sign-ins from them.
+sign_in_addresses = sa.Table(
+    "sign_in_addresses",
+    metadata,
+    sa.Column("user_id", _Uuid, sa.ForeignKey("users.user_id"), primary_key=True),
+    # A keyed digest: the address itself is not stored.
+    sa.Column("address", sa.LargeBinary, primary_key=True),
+    sa.Column("last_time", _Time, nullable=False, index=True),
+    sa.CheckConstraint("octet_length(address) = 32", name="address"),
 )
 
 # Attempts to sign in while Redis is away. Accounts as hashes, of those that do not exist too.

@@ -1,4 +1,6 @@
-"""Login throttle: each failed attempt on an account, existing or not, lengthens the pause after it.
+"""Counts of attempts by subject: each failed attempt lengthens the pause after it.
+
+Subjects are accounts, existing or not, and addresses and devices; sign_in_guard.py chooses them.
 
 An attempt counts when it is admitted, before its password is verified, so concurrent attempts gain
 nothing; success clears the count. Counts are in Redis, or in the database while Redis is down.
@@ -7,6 +9,7 @@ nothing; success clears the count. Counts are in Redis, or in the database while
 import hashlib
 import hmac
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -29,6 +32,17 @@ FORGET_AFTER = timedelta(days=1)
 # 1 s doubled this often exceeds an hour.
 _MAX_DOUBLINGS = 12
 
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Attempts without a pause, and the longest pause after them."""
+
+    free_attempts: int = FREE_ATTEMPTS
+    max_pause: timedelta = MAX_PAUSE
+
+
+PER_ACCOUNT = Allowance()
+
 # KEYS: the account. ARGV: now, first pause, longest pause and expiry, all in ms; free attempts;
 # maximum of doublings. Returns the ms to wait, or counts the attempt and returns 0.
 _ADMIT = """
@@ -47,9 +61,11 @@ redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 0
 """
 
+# ARGV: how many attempts.
 _REFUND = """
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  redis.call('HINCRBY', KEYS[1], 'failures', -1)
+  local failures = tonumber(redis.call('HGET', KEYS[1], 'failures') or '0')
+  redis.call('HSET', KEYS[1], 'failures', math.max(failures - tonumber(ARGV[1]), 0))
   redis.call('HSET', KEYS[1], 'due', 0)
 end
 return 0
@@ -67,12 +83,14 @@ class LoginThrottle:
         self._link = link
         self._key = key
 
-    async def admit(self, account: str, *, now: datetime) -> None:
+    async def admit(
+        self, account: str, *, now: datetime, allowance: Allowance = PER_ACCOUNT
+    ) -> None:
         """Counts an attempt. Raises LOGIN_THROTTLED during the pause after the previous one."""
-        wait_seconds = await self._admit_cached(account, now=now)
+        wait_seconds = await self._admit_cached(account, allowance, now=now)
         if wait_seconds is None:
             async with self._database.transaction() as connection:
-                wait_seconds = await self._admit_row(connection, account, now=now)
+                wait_seconds = await self._admit_row(connection, account, allowance, now=now)
         if wait_seconds > 0:
             raise DomainError(
                 Reason.LOGIN_THROTTLED,
@@ -80,16 +98,16 @@ class LoginThrottle:
                 retry_after_seconds=wait_seconds,
             )
 
-    async def refund_attempt(self, account: str) -> None:
-        """Uncounts an attempt whose password was not verified."""
-        if await self._run(_REFUND, account) is None:
+    async def refund_attempt(self, account: str, *, attempts: int = 1) -> None:
+        """Uncounts attempts, e.g. one whose password was not verified."""
+        if await self._run(_REFUND, account, attempts) is None:
             async with self._database.transaction() as connection:
                 await connection.execute(
                     sa.update(login_throttles)
                     .where(login_throttles.c.account == self._digest(account))
                     .where(login_throttles.c.attempts > 0)
                     .values(
-                        attempts=login_throttles.c.attempts - 1,
+                        attempts=sa.func.greatest(login_throttles.c.attempts - attempts, 0),
                         due_time=login_throttles.c.update_time,
                     )
                 )
@@ -107,29 +125,31 @@ class LoginThrottle:
             sa.delete(login_throttles).where(login_throttles.c.account == self._digest(account))
         )
 
-    async def _admit_cached(self, account: str, *, now: datetime) -> float | None:
+    async def _admit_cached(
+        self, account: str, allowance: Allowance, *, now: datetime
+    ) -> float | None:
         """Seconds to wait, 0 for none; None without the cache."""
         wait = await self._run(
             _ADMIT,
             account,
             now.timestamp() * 1000,
             FIRST_PAUSE.total_seconds() * 1000,
-            MAX_PAUSE.total_seconds() * 1000,
+            allowance.max_pause.total_seconds() * 1000,
             FORGET_AFTER.total_seconds() * 1000,
-            FREE_ATTEMPTS,
+            allowance.free_attempts,
             _MAX_DOUBLINGS,
         )
         return None if wait is None else wait / 1000
 
     async def _admit_row(
-        self, connection: AsyncConnection, account: str, *, now: datetime
+        self, connection: AsyncConnection, account: str, allowance: Allowance, *, now: datetime
     ) -> float:
         digest, row = self._digest(account), login_throttles.c
         attempts = sa.case((row.update_time < now - FORGET_AFTER, 0), else_=row.attempts) + 1
-        doublings = sa.func.least(attempts - FREE_ATTEMPTS, _MAX_DOUBLINGS)
+        doublings = sa.func.least(attempts - allowance.free_attempts, _MAX_DOUBLINGS)
         pause = sa.case(
-            (attempts < FREE_ATTEMPTS, timedelta(0)),
-            else_=sa.func.least(FIRST_PAUSE * sa.func.power(2, doublings), MAX_PAUSE),
+            (attempts < allowance.free_attempts, timedelta(0)),
+            else_=sa.func.least(FIRST_PAUSE * sa.func.power(2, doublings), allowance.max_pause),
         )
         # Test and count in one statement: the row lock orders concurrent attempts.
         admitted = await connection.execute(

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mesh.ids import new_id
-from mesh.rpc.identity import ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
+from mesh.rpc.identity import ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE, UNVERIFIED_CLAIM
 
 _KEY_FILE = "access_token.pem"
 _KEY_BITS = 2048
@@ -91,6 +91,7 @@ def issue(
     session_id: UUID,
     role: str,
     version: int,
+    must_verify_email: bool = False,
     lifetime: timedelta,
     now: datetime,
 ) -> str:
@@ -107,6 +108,7 @@ def issue(
             "iat": issued_at,
             "exp": issued_at + int(lifetime.total_seconds()),
             "jti": str(new_id()),
+            **({UNVERIFIED_CLAIM: True} if must_verify_email else {}),
         },
         key.private,
         algorithm=ALGORITHM,

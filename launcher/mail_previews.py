@@ -15,7 +15,10 @@ from mesh.paths import BUILD
 
 PAGE = BUILD / "mails.html"
 
-_PREVIEWS = {"booking_svc": "booking_svc.notifications.previews"}
+_PREVIEWS = {
+    "auth_svc": "auth_svc.previews",
+    "booking_svc": "booking_svc.notifications.previews",
+}
 
 _PAGE = """\
 <!DOCTYPE html>

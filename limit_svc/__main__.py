@@ -13,6 +13,7 @@ from limit_svc.servicers.rate_limits import RateLimitServicer
 from limit_svc.settings import Settings
 from mesh.errors import DomainError, Reason
 from mesh.redis.link import RedisLink
+from mesh.rpc.limits import Scales
 from mesh.rpc.server import Service, Servicer, run
 from mesh.settings import LIMIT_SERVICE
 
@@ -24,7 +25,7 @@ def main() -> None:
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """Opens limit_svc's resources for the block."""
-    rules = Rules(settings.contract, settings.rate_limit_scale)
+    rules = Rules(settings.contract, Scales.configured(settings))
     async with RedisLink.open(settings.required("redis_url")) as link:
         yield Service(
             servicers=[

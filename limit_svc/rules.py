@@ -8,7 +8,7 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 
 from mesh.rpc import policy
-from mesh.rpc.limits import Bucket, buckets
+from mesh.rpc.limits import Bucket, Scales, buckets
 from mesh.rpc.policy import PolicyError
 
 _log = logging.getLogger(__name__)
@@ -19,9 +19,9 @@ _POLL_SECONDS = 1.0
 class Rules:
     """Buckets by name. The constructor raises PolicyError or OSError for an unreadable contract."""
 
-    def __init__(self, contract: Path, scale: float) -> None:
+    def __init__(self, contract: Path, scales: Scales) -> None:
         self._contract = contract
-        self._scale = scale
+        self._scales = scales
         self._seen = self._version()
         self._buckets = self._read()
 
@@ -54,7 +54,7 @@ class Rules:
     def _read(self) -> dict[str, Bucket]:
         files = descriptor_pb2.FileDescriptorSet.FromString(self._contract.read_bytes())
         return {
-            bucket.name: bucket.scaled(self._scale)
+            bucket.name: bucket.scaled(self._scales)
             for method in policy.of_contract(files).values()
             for bucket in buckets(method)
         }

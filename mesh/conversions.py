@@ -1,8 +1,10 @@
 """Conversions of money, times and ids to and from the contract's messages, for all services."""
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from boxoffice.types.v1 import money_pb2
@@ -38,3 +40,8 @@ def time_from_proto(message: Timestamp, field: str = "time") -> datetime:
 def id_to_proto(value: UUID | None) -> str | None:
     """None stays None, which leaves the message's field unset."""
     return None if value is None else str(value)
+
+
+def given(message: Message, field: str) -> Any:
+    """The value of an optional field; None when the client did not send it."""
+    return getattr(message, field) if message.HasField(field) else None

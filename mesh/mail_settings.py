@@ -6,6 +6,8 @@ from email.utils import parseaddr
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from mesh.text import to_a_labels
+
 _DEFAULT_PORT = {"smtp": 587, "smtps": 465}
 
 
@@ -56,4 +58,4 @@ def address_of(text: str) -> Address:
     if not local or not domain or not text.isprintable():
         raise ValueError("not a mail address")
     # RFC 5890: SMTP servers expect the ASCII form of a domain.
-    return Address(name, local, domain.encode("idna").decode())
+    return Address(name, local, to_a_labels(domain) or domain.encode("idna").decode())

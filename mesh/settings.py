@@ -4,11 +4,12 @@ Every setting is BOXOFFICE_<NAME>. A service adds its own in its settings.py;
 `make settings` lists them all and `.env.example` is generated from them.
 """
 
+import ipaddress
 import ssl
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mesh.mail_settings import SmtpServer, address_of
@@ -99,6 +100,23 @@ class MeshSettings(BaseSettings):
     rate_limit_scale: float = Field(
         1, gt=0, le=1_000_000, description="Factor for all rate limits; development only."
     )
+    address_limit_scale: float = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="Factor for the rate limits per IP address, where many customers share one, "
+        "e.g. 50 for a campus. Limits per user and per account stay.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="CIDRs of the proxies in front of the gateway whose X-Forwarded-For is "
+        "believed, separated by commas, e.g. 10.0.0.0/8.",
+    )
+    proxy_protocol: bool = Field(
+        False,
+        description="Read the client's address from the PROXY protocol (versions 1 and 2). Only "
+        "the balancer may then reach the gateway's port.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         ("http://localhost:3000",),
         description="Origins from which browsers may call the API, separated by commas.",
@@ -149,12 +167,19 @@ class MeshSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
-        origins = values.get("cors_origins")
-        if isinstance(origins, str):
-            values["cors_origins"] = tuple(
-                part.strip() for part in origins.split(",") if part.strip()
-            )
+        for name in ("cors_origins", "trusted_proxies"):
+            listed = values.get(name)
+            if isinstance(listed, str):
+                values[name] = tuple(part.strip() for part in listed.split(",") if part.strip())
         return values
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _require_networks(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(ipaddress.ip_network(part)) for part in listed)
+        except ValueError as error:
+            raise ValueError(f"BOXOFFICE_TRUSTED_PROXIES: {error}") from None
 
     @model_validator(mode="after")
     def _refuse_in_production(self) -> Self:

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from auth_svc.passwords import PasswordHasher
 from auth_svc.sessions import REFRESHES_PER_MINUTE
 from auth_svc.sign_in import SignIn
+from auth_svc.sign_in_guard import SignInGuard
 from auth_svc.throttle import LoginThrottle
 from auth_svc.tokens import load_or_create_key
 from mesh.db.database import Database
@@ -45,7 +46,9 @@ def a_sign_in(database: Database, keys: Path) -> SignIn:
         database=database,
         # Starts no thread: a refresh hashes no password.
         hasher=PasswordHasher(cost=4, pepper=b"x" * 32, workers=1),
-        throttle=LoginThrottle(database=database, link=None, key=b"y" * 32),
+        guard=SignInGuard(
+            LoginThrottle(database=database, link=None, key=b"y" * 32), key=b"y" * 32
+        ),
         signing_key=lambda: key,
         refresh_key=REFRESH_KEY,
         access_lifetime=timedelta(minutes=15),

@@ -1,5 +1,6 @@
 """UserService: accounts as admins see and change them."""
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -7,13 +8,15 @@ from uuid import UUID
 import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc import erasure, users
+from auth_svc import email_confirmation, erasure, users
 from auth_svc.accounts import get_user
 from auth_svc.idempotency import IdempotentCalls
-from auth_svc.proto import ROLES, user_to_proto
+from auth_svc.mailing import Mailing
+from auth_svc.proto import LINK_SENT, ROLES, user_to_proto
 from boxoffice.auth.v1 import user_pb2, user_service_pb2, user_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
+from mesh.conversions import given, time_to_proto
 from mesh.db.database import Database
 from mesh.rpc.call import caller
 
@@ -23,30 +26,23 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _ROLES_FROM = {number: role for role, number in ROLES.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
 class UserServicer(user_service_pb2_grpc.UserServiceServicer):
-    def __init__(
-        self,
-        idempotent: IdempotentCalls,
-        database: Database,
-        clock: Clock,
-        *,
-        unusable_hash: str,
-        access_lifetime: timedelta,
-    ) -> None:
-        self._idempotent = idempotent
-        self._database = database
-        self._clock = clock
-        self._unusable_hash = unusable_hash
-        self._access_lifetime = access_lifetime
+    idempotent: IdempotentCalls
+    database: Database
+    clock: Clock
+    mailing: Mailing
+    unusable_hash: str
+    access_lifetime: timedelta
 
     async def ListUsers(
         self, request: user_service_pb2.ListUsersRequest, context: _Context
     ) -> user_service_pb2.ListUsersResponse:
-        async with self._database.snapshot() as connection:
+        async with self.database.snapshot() as connection:
             page = await users.list_page(
                 connection,
                 role=_ROLES_FROM.get(request.role),
-                is_active=request.is_active if request.HasField("is_active") else None,
+                is_active=given(request, "is_active"),
                 page_size=paging.page_size(request.page_size),
                 page_token=request.page_token,
             )
@@ -59,7 +55,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
     async def GetUser(
         self, request: user_service_pb2.GetUserRequest, context: _Context
     ) -> user_pb2.User:
-        async with self._database.transaction() as connection:
+        async with self.database.transaction() as connection:
             return user_to_proto(await get_user(connection, user_id=UUID(request.user_id)))
 
     async def UpdateUser(
@@ -70,13 +66,36 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
                 connection,
                 user_id=UUID(request.user_id),
                 role=_ROLES_FROM.get(request.role),
-                is_active=request.is_active if request.HasField("is_active") else None,
-                access_lifetime=self._access_lifetime,
-                now=self._clock(),
+                is_active=given(request, "is_active"),
+                access_lifetime=self.access_lifetime,
+                now=self.clock(),
             )
             return user.user_id, user_to_proto(user)
 
-        return await self._idempotent.run_once(caller().user(), request, user_pb2.User, update)
+        return await self.idempotent.run_once(caller().user(), request, user_pb2.User, update)
+
+    async def ChangeUserEmail(
+        self, request: user_service_pb2.ChangeUserEmailRequest, context: _Context
+    ) -> user_service_pb2.ChangeUserEmailResponse:
+        async def change(
+            connection: AsyncConnection,
+        ) -> tuple[UUID, user_service_pb2.ChangeUserEmailResponse]:
+            expire_time = await email_confirmation.start_change(
+                connection,
+                self.mailing,
+                user_id=UUID(request.user_id),
+                new_email=request.new_email,
+                now=self.clock(),
+            )
+            return UUID(request.user_id), user_service_pb2.ChangeUserEmailResponse(
+                message=LINK_SENT, expire_time=time_to_proto(expire_time)
+            )
+
+        answer = await self.idempotent.run_once(
+            caller().user(), request, user_service_pb2.ChangeUserEmailResponse, change
+        )
+        self.mailing.wake()
+        return answer
 
     async def EraseUser(
         self, request: user_service_pb2.EraseUserRequest, context: _Context
@@ -85,10 +104,10 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
             user = await erasure.erase(
                 connection,
                 user_id=UUID(request.user_id),
-                unusable_hash=self._unusable_hash,
-                access_lifetime=self._access_lifetime,
-                now=self._clock(),
+                unusable_hash=self.unusable_hash,
+                access_lifetime=self.access_lifetime,
+                now=self.clock(),
             )
             return user.user_id, user_to_proto(user)
 
-        return await self._idempotent.run_once(caller().user(), request, user_pb2.User, erase)
+        return await self.idempotent.run_once(caller().user(), request, user_pb2.User, erase)

@@ -119,11 +119,11 @@ def to_seat_change(message: venue_pb2.SeatChange) -> SeatChange:
 def to_row(message: venue_pb2.Row) -> Row:
     """A requested row; its seats get new ids."""
     return Row(
-        message.label.strip(),
+        message.label,
         tuple(
             Seat(
                 new_id(),
-                seat.number.strip(),
+                seat.number,
                 venue_pb2.Seat.Type.Name(seat.seat_type),
                 seat.x if seat.HasField("x") else None,
                 seat.y if seat.HasField("y") else None,

@@ -16,6 +16,7 @@ from gateway.routes import routed
 from gateway.transcoding import descriptors
 from mesh.paths import CONTRACT
 from mesh.rpc import freshness, policy
+from mesh.rpc.limits import Scales
 from mesh.settings import MeshSettings
 from openapi import page
 from openapi.document import document
@@ -92,7 +93,9 @@ def write_for(
     policies = routed(policy.of_contract(contract).values(), settings)
     page.write(public_folder(folder), document(contract, policies))
     descriptor_path(folder).write_bytes(descriptors(contract).SerializeToString())
-    (folder / "ratelimit.yaml").write_text(ratelimit_yaml.text(policies, settings.rate_limit_scale))
+    (folder / "ratelimit.yaml").write_text(
+        ratelimit_yaml.text(policies, Scales.configured(settings))
+    )
     target = folder / (f"envoy-{gateway}.json" if gateway else "envoy.json")
     target.write_text(json.dumps(config, indent=2) + "\n")
     return target

@@ -15,9 +15,9 @@ Definitions of the buckets are in mesh/rpc/limits.py; limit_svc counts for sever
 from collections.abc import Collection
 from math import ceil
 
-from gateway import tokens
+from gateway import client_address, tokens
 from gateway.extension import Config, extension, percent, seconds
-from mesh.rpc.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, buckets
+from mesh.rpc.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, Scales, buckets
 from mesh.rpc.policy import LimitKey, MethodPolicy, RateLimit
 from mesh.settings import LIMIT_SERVICE
 
@@ -44,7 +44,7 @@ _NOT_COUNTED = "not_counted"
 _SERVICE_TIMEOUT_SECONDS = 0.25
 
 
-def per_ip_ceiling(policies: Collection[MethodPolicy], scale: float) -> Config:
+def per_ip_ceiling(policies: Collection[MethodPolicy], scales: Scales) -> Config:
     """A limit per IP address on all requests, applied before any other work.
 
     Twice the largest limit per IP address in the contract, so that it is never reached first.
@@ -61,19 +61,19 @@ def per_ip_ceiling(policies: Collection[MethodPolicy], scale: float) -> Config:
     requests = max(_MIN_CEILING_PER_MINUTE, int(_CEILING_FACTOR * per_minute))
     return _filter(
         _PER_IP_CEILING,
-        rate_limits=[{"actions": [{"remote_address": {}}]}],
+        rate_limits=[{"actions": [client_address.NETWORK]}],
         descriptors=[
             {
-                "entries": [{"key": "remote_address"}],
+                "entries": [{"key": ENTRY_KEYS[LimitKey.IP]}],
                 "token_bucket": _token_bucket(
-                    Bucket(_PER_IP_CEILING, RateLimit(requests, 60.0, LimitKey.IP)).scaled(scale)
+                    Bucket(_PER_IP_CEILING, RateLimit(requests, 60.0, LimitKey.IP)).scaled(scales)
                 ),
             }
         ],
     )
 
 
-def limits(policies: Collection[MethodPolicy], scale: float, gateways: int = 1) -> list[Config]:
+def limits(policies: Collection[MethodPolicy], scales: Scales, gateways: int = 1) -> list[Config]:
     """The filters for the common limits and those of single methods.
 
     One local filter, because each adds its own headers and clients need those of the bucket with
@@ -81,10 +81,10 @@ def limits(policies: Collection[MethodPolicy], scale: float, gateways: int = 1) 
     path before transcoding, so a filter that one route disables would be off for all REST calls.
     """
     if gateways == 1:
-        return [_local(policies, scale, enable_x_ratelimit_headers="DRAFT_VERSION_03")]
+        return [_local(policies, scales, enable_x_ratelimit_headers="DRAFT_VERSION_03")]
     return [
         _global(policies),
-        _local(policies, scale / gateways, only_when=_not_counted()),
+        _local(policies, scales.shared_by(gateways), only_when=_not_counted()),
     ]
 
 
@@ -95,7 +95,7 @@ def route_metadata(policy: MethodPolicy) -> dict[str, str]:
 
 def _local(
     policies: Collection[MethodPolicy],
-    scale: float,
+    scales: Scales,
     only_when: Config | None = None,
     **fields: object,
 ) -> Config:
@@ -111,7 +111,7 @@ def _local(
                     {"key": ENTRY_KEYS[bucket.limit.key]},
                     *condition,
                 ],
-                "token_bucket": _token_bucket(bucket.scaled(scale)),
+                "token_bucket": _token_bucket(bucket.scaled(scales)),
             }
             for bucket in by_name.values()
             if not bucket.limit.shadow
@@ -215,7 +215,7 @@ def _bucket_of_route(slot: int) -> Config:
 
 
 _ACTIONS: dict[LimitKey, Config] = {
-    LimitKey.IP: {"remote_address": {}},
+    LimitKey.IP: client_address.NETWORK,
     LimitKey.USER: {
         "metadata": {
             "descriptor_key": ENTRY_KEYS[LimitKey.USER],

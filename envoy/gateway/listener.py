@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gateway import (
+    client_address,
     documentation,
     errors,
     limits,
@@ -17,6 +18,7 @@ from gateway import (
 )
 from gateway.extension import Config, extension
 from mesh.rpc.identity import PAYLOAD_HEADER
+from mesh.rpc.limits import Scales
 from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 from mesh.settings import MeshSettings
 
@@ -75,6 +77,7 @@ def listener(policies: Collection[MethodPolicy], settings: MeshSettings, folder:
     return {
         "name": "gateway",
         "address": {"socket_address": address},
+        "listener_filters": client_address.listener_filters(settings),
         # A second gateway on the same port must fail instead of sharing it silently.
         "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
@@ -116,6 +119,7 @@ def _connection_manager(
         http_filters=_filters(policies, settings, folder),
         local_reply_config=errors.local_reply_config(),
         route_config=routes.route_configuration(policies, settings, _SECURITY_HEADERS_FILTER),
+        **client_address.detection(settings),
         **_HARDENING,
     )
 
@@ -133,7 +137,7 @@ def _filters(
         extension(
             "envoy.filters.http.grpc_web", "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb"
         ),
-        limits.per_ip_ceiling(policies, settings.rate_limit_scale),
+        limits.per_ip_ceiling(policies, Scales.configured(settings)),
         _known_compression(),
         documentation.file_server(public_folder(folder)),
         _decompressor(),
@@ -143,7 +147,7 @@ def _filters(
         requests.lua(policies),
         transcoding.transcoder(policies, str(descriptor_path(folder))),
         tokens.jwt_authn(policies),
-        *limits.limits(policies, settings.rate_limit_scale, settings.gateways),
+        *limits.limits(policies, Scales.configured(settings), settings.gateways),
         # After transcoding, when the route with the method's limit is known.
         _method_body_limit(),
         extension(
@@ -305,8 +309,6 @@ def _access_log() -> Config:
 # Without internal_address_config no address is internal. An empty one would make loopback
 # internal, and internal clients may set Envoy's headers.
 _HARDENING: Config = {
-    "use_remote_address": True,
-    "xff_num_trusted_hops": 0,
     "normalize_path": True,
     "merge_slashes": True,
     "path_with_escaped_slashes_action": "REJECT_REQUEST",

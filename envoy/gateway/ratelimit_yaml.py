@@ -6,18 +6,18 @@ requests scaled up. It does not support bursts.
 
 from collections.abc import Collection, Iterator
 
-from mesh.rpc.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, buckets
+from mesh.rpc.limits import BUCKET_KEY, DOMAIN, ENTRY_KEYS, Bucket, Scales, buckets
 from mesh.rpc.policy import MethodPolicy
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 
-def text(policies: Collection[MethodPolicy], scale: float) -> str:
+def text(policies: Collection[MethodPolicy], scales: Scales) -> str:
     """The file, one descriptor per bucket."""
     by_name = {bucket.name: bucket for policy in policies for bucket in buckets(policy)}
     lines = [f"domain: {DOMAIN}", "descriptors:"]
     for bucket in by_name.values():
-        lines += _descriptor(bucket.scaled(scale))
+        lines += _descriptor(bucket.scaled(scales))
     return "\n".join(lines) + "\n"
 
 

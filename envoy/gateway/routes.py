@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from gateway import documentation, limits, replies
+from gateway import client_address, documentation, limits, replies
 from gateway.clusters import destination
 from gateway.extension import Config, extension, seconds, typed
 from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
@@ -77,6 +77,7 @@ def route_configuration(
     locations = dict(replies.locations(policies))
     return {
         "name": "boxoffice",
+        **client_address.to_services(),
         # The cluster `nowhere` does not exist on purpose; a test checks the others.
         "validate_clusters": False,
         "virtual_hosts": [

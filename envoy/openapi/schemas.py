@@ -12,6 +12,7 @@ from buf.validate import validate_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
+from boxoffice.options.v1 import text_pb2
 from openapi.comments import example, paragraphs
 
 Schema = dict[str, Any]
@@ -139,6 +140,7 @@ class Schemas:
         if field.enum_type is not None:
             return self._enum(field.enum_type)
         schema = {**_SCALARS[field.type], **_constraints(rules)}
+        schema |= _TEXTS.get(_options(field).Extensions[text_pb2.text], {})
         may_be_empty = rules.ignore == validate_pb2.IGNORE_IF_ZERO_VALUE
         if may_be_empty and schema["type"] == "string" and len(schema) > 1:
             return {"type": "string", "anyOf": [{"maxLength": 0}, schema]}
@@ -190,10 +192,13 @@ def _message_of(field: FieldDescriptor) -> str:
 
 
 def field_rules(field: FieldDescriptor) -> validate_pb2.FieldRules:
-    # Options from another pool have other classes; parsing their bytes again gives ours.
-    options = descriptor_pb2.FieldOptions.FromString(field.GetOptions().SerializeToString())
-    rules: validate_pb2.FieldRules = options.Extensions[validate_pb2.field]
+    rules: validate_pb2.FieldRules = _options(field).Extensions[validate_pb2.field]
     return rules
+
+
+def _options(field: FieldDescriptor) -> descriptor_pb2.FieldOptions:
+    # Options from another pool have other classes; parsing their bytes again gives ours.
+    return descriptor_pb2.FieldOptions.FromString(field.GetOptions().SerializeToString())
 
 
 def is_required(field: FieldDescriptor) -> bool:
@@ -286,6 +291,21 @@ def _typed_example(text: str | None, schema: Schema) -> object:
     except ValueError:
         return None
 
+
+# Characters that show nothing, without those that join others.
+_HIDDEN = r"\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+
+
+def _one_line(hidden: str) -> str:
+    """A pattern for text in one line with a visible character; stricter rules are in comments."""
+    return rf"^[^{hidden}]*[^\s{hidden}][^{hidden}]*$"
+
+
+_TEXTS: dict[int, Schema] = {
+    text_pb2.TEXT_NAME: {"pattern": _one_line(rf"{_HIDDEN}\u200c\u200d")},
+    text_pb2.TEXT_TITLE: {"pattern": _one_line(_HIDDEN)},
+    text_pb2.TEXT_EMAIL: {"format": "email"},
+}
 
 # Few regex engines of clients support Unicode classes.
 _CONTROLS = (r"\p{Cc}", r"\x00-\x1f\x7f-\x9f")

@@ -22,7 +22,7 @@ def build(mail: QueuedMail, *, sender: Address) -> EmailMessage:
         message = EmailMessage(policy=_POLICY)
         message["From"] = sender
         to = address_of(mail.to)
-        message["To"] = Address("", to.username, to.domain)
+        message["To"] = _recipient(to)
         # Line breaks in names must not start a new header.
         message["Subject"] = " ".join(mail.subject.split())
         message["Date"] = format_datetime(mail.create_time)
@@ -35,3 +35,10 @@ def build(mail: QueuedMail, *, sender: Address) -> EmailMessage:
         # The error's text may quote the address.
         raise UnsendableError(type(error).__name__) from None
     return message
+
+
+def _recipient(to: Address) -> Address | str:
+    """The recipient for the header: RFC 5322 quotes dots at an end and two dots in a row."""
+    if all(to.username.split(".")):
+        return Address("", to.username, to.domain)
+    return f'"{to.username}"@{to.domain}'

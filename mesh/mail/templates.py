@@ -10,6 +10,8 @@ from typing import Any
 
 import jinja2
 
+from mesh.text import looks_like_link
+
 SHARED = Path(__file__).parent / "templates"
 
 _SUBJECT = "Subject: "
@@ -36,6 +38,7 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._environment.filters["greeted"] = _greeted
         self._environment.filters.update(filters or {})
 
     def render(self, name: str, /, **values: Any) -> Rendered:
@@ -47,3 +50,9 @@ class Templates:
         subject = first.removeprefix(_SUBJECT).strip()
         html = self._environment.get_template(f"{name}.html").render(values, subject=subject)
         return Rendered(subject, body.strip() + "\n", html)
+
+
+def _greeted(name: str) -> str:
+    """A customer's name after "Hello". Anyone can register the address of another person: a name
+    that mail programs turn into a link is left out."""
+    return "" if looks_like_link(name) else f" {name}"

@@ -25,7 +25,8 @@ class Caller:
     """The calling process, from its certificate, and the user, from a verified token.
 
     `role` is Access.CUSTOMER, STAFF or ADMIN. `user_id`, `role` and `session_id` are None without
-    a token. Revoking a user's tokens raises `token_version` (mesh/rpc/revocations.py).
+    a token. Revoking a user's tokens raises `token_version` (mesh/rpc/revocations.py). `address` is
+    the client's as the gateway saw it, for IPv6 the /64 network; empty without the gateway.
     """
 
     process: str
@@ -33,6 +34,8 @@ class Caller:
     role: Access | None = None
     session_id: UUID | None = None
     token_version: int = 0
+    address: str = ""
+    must_verify_email: bool = False
 
     @property
     def is_staff(self) -> bool:

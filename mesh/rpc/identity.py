@@ -6,8 +6,10 @@ the gateway's certificate. Bearer tokens from other processes are verified here.
 
 import base64
 import binascii
+import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -26,9 +28,18 @@ TOKEN_TYPE = "at+jwt"
 REFRESH_TOKEN_LENGTH = 43
 """auth_svc's refresh tokens are 256 bits in base64url; unlike a JWT they contain no dots."""
 
+UNVERIFIED_CLAIM = "unverified"
+"""The claim of a user who must verify the e-mail address first; only auth_svc knows the setting."""
+
 GATEWAY = "gateway"
 PAYLOAD_HEADER = "x-jwt-payload"
 """The header with the claims of the token that the gateway verified, base64url."""
+
+ADDRESS_HEADER = "x-boxoffice-client-address"
+"""The header with the client's IP address. The gateway removes a client's."""
+
+IPV6_PREFIX = 64
+"""Length of the prefix by which IPv6 clients are counted."""
 
 CLOCK_SKEW_SECONDS = 10
 """Tolerated difference between the clocks of two machines."""
@@ -41,6 +52,7 @@ Jwks = Callable[[], Awaitable[jwt.PyJWKSet]]
 _ROLES = {"CUSTOMER": Access.CUSTOMER, "STAFF": Access.STAFF, "ADMIN": Access.ADMIN}
 # About 4 MB. A user sends the same payload until the token is refreshed.
 _MAX_PAYLOADS = 4096
+_MAX_ADDRESSES = 4096
 _RANK = {Access.CUSTOMER: 1, Access.STAFF: 2, Access.ADMIN: 3}
 
 
@@ -66,7 +78,10 @@ async def identify(process: str, metadata: Mapping[str, str], jwks: Jwks) -> Cal
     """Authenticates the caller. Raises TOKEN_INVALID, TOKEN_EXPIRED or TOKEN_WRONG_TYPE."""
     if process == GATEWAY:
         payload = metadata.get(PAYLOAD_HEADER)
-        return Caller(process) if payload is None else _from_payload(payload)
+        address = network_of(metadata.get(ADDRESS_HEADER, ""))
+        if payload is None:
+            return Caller(process, address=address)
+        return _from_payload(payload, address)
     authorization = metadata.get("authorization")
     if authorization is None:
         return Caller(process)
@@ -78,9 +93,26 @@ async def identify(process: str, metadata: Mapping[str, str], jwks: Jwks) -> Cal
     return _caller(process, _verify(token, await jwks()))
 
 
+@lru_cache(maxsize=_MAX_ADDRESSES)
+def network_of(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 network of an IPv6 address.
+
+    A household has a /64 at least, so one IPv6 address says nothing. Empty if it is no address.
+    """
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))
+
+
 def authorise(caller: Caller, policy: MethodPolicy) -> None:
-    """Raises CALLER_NOT_ALLOWED, TOKEN_INVALID, STAFF_REQUIRED or ADMIN_REQUIRED unless the
-    policy allows the caller.
+    """Raises CALLER_NOT_ALLOWED, TOKEN_INVALID, STAFF_REQUIRED, ADMIN_REQUIRED or
+    EMAIL_NOT_VERIFIED unless the policy allows the caller.
 
     A process named in `policy.callers` needs no user; the gateway is exempt only for INTERNAL
     methods and without a user. All others need the role that `policy.access` requires.
@@ -99,12 +131,17 @@ def authorise(caller: Caller, policy: MethodPolicy) -> None:
     if _RANK[caller.role] < _RANK[policy.access]:
         reason = Reason.ADMIN_REQUIRED if policy.access is Access.ADMIN else Reason.STAFF_REQUIRED
         raise DomainError(reason, f"this call requires the role {policy.access.name}")
+    if policy.needs_verified_email and caller.must_verify_email:
+        raise DomainError(
+            Reason.EMAIL_NOT_VERIFIED,
+            "this call requires a verified e-mail address: follow the link in the mail",
+        )
 
 
 @lru_cache(maxsize=_MAX_PAYLOADS)
-def _from_payload(payload: str) -> Caller:
+def _from_payload(payload: str, address: str) -> Caller:
     """The caller in a payload from the gateway, which has verified the token of this very call."""
-    return _caller(GATEWAY, _decode(payload))
+    return replace(_caller(GATEWAY, _decode(payload)), address=address)
 
 
 def _caller(process: str, claims: Mapping[str, Any]) -> Caller:
@@ -115,6 +152,7 @@ def _caller(process: str, claims: Mapping[str, Any]) -> Caller:
             role=_ROLES[claims["role"]],
             session_id=UUID(str(claims["sid"])),
             token_version=int(claims.get("ver", 0)),
+            must_verify_email=claims.get(UNVERIFIED_CLAIM) is True,
         )
     except (KeyError, ValueError, TypeError):
         raise DomainError(

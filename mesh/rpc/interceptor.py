@@ -29,7 +29,7 @@ from mesh.rpc.errors import (
     raise_from_rpc,
     to_status,
 )
-from mesh.rpc.policy import MAX_IDEMPOTENCY_KEY_LENGTH, Idempotency, MethodPolicy
+from mesh.rpc.policy import MAX_IDEMPOTENCY_KEY_LENGTH, Access, Idempotency, MethodPolicy
 from mesh.rpc.revocations import Revocations
 from mesh.rpc.validation import refuse_unstorable, validate
 
@@ -112,7 +112,7 @@ class Interceptor:
         async def serve(sent: bytes, context: _Context) -> bytes:
             with _Call(method, context) as served:
                 await self._authorise(context, served)
-                request = _read(handler, sent)
+                request = _read(handler, sent, policy)
                 seconds = context.time_remaining()
                 if seconds is None or (allowed is not None and allowed < seconds):
                     seconds = allowed
@@ -137,7 +137,7 @@ class Interceptor:
         async def serve(sent: bytes, context: _Context) -> AsyncIterator[bytes]:
             with _Call(method, context) as served:
                 await self._authorise(context, served)
-                request = _read(handler, sent)
+                request = _read(handler, sent, policy)
                 # Bounded only by the client's deadline.
                 seconds = context.time_remaining()
                 set_deadline(seconds)
@@ -201,7 +201,7 @@ class _Methods(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method)
 
 
-def _read(handler: _Handler, sent: bytes) -> Message:
+def _read(handler: _Handler, sent: bytes, policy: MethodPolicy) -> Message:
     """Parses and validates the request. Raises VALIDATION_FAILED."""
     deserialize: Any = handler.request_deserializer
     try:
@@ -212,7 +212,7 @@ def _read(handler: _Handler, sent: bytes) -> Message:
         ) from None
     if _log.isEnabledFor(logging.DEBUG):
         _log.debug("request", extra={"request": redaction.shown(request)})
-    validate(request)
+    validate(request, is_internal=policy.access is Access.INTERNAL)
     refuse_unstorable(request, sent)
     return request
 

@@ -14,12 +14,13 @@ from mesh.rpc.policy import (
     MethodPolicy,
     RateLimit,
 )
+from mesh.settings import MeshSettings
 
 DOMAIN = "boxoffice"
 BUCKET_KEY = "bucket"
 """Key of the descriptor entry with the bucket's name."""
-ENTRY_KEYS = {LimitKey.IP: "remote_address", LimitKey.USER: "user"}
-"""Key of the descriptor entry with the bucket's owner."""
+ENTRY_KEYS = {LimitKey.IP: "masked_remote_address", LimitKey.USER: "user"}
+"""Key of the descriptor entry with the bucket's owner; an IPv6 address counts by its /64."""
 
 EXEMPT_FROM_COMMON = frozenset(
     {
@@ -35,6 +36,25 @@ _LARGEST = 4_294_967_294
 
 
 @dataclass(frozen=True, slots=True)
+class Scales:
+    """Factors of the limits: of all, and in addition of those per IP address."""
+
+    every: float = 1.0
+    per_address: float = 1.0
+
+    @classmethod
+    def configured(cls, settings: MeshSettings) -> "Scales":
+        return cls(settings.rate_limit_scale, settings.address_limit_scale)
+
+    def of(self, key: LimitKey) -> float:
+        return self.every * self.per_address if key is LimitKey.IP else self.every
+
+    def shared_by(self, gateways: int) -> "Scales":
+        """The factors for one of several gateways that count apart."""
+        return Scales(self.every / gateways, self.per_address)
+
+
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """A limit with the name of its buckets; each address or user has its own bucket.
 
@@ -44,9 +64,9 @@ class Bucket:
     name: str
     limit: RateLimit
 
-    def scaled(self, scale: float) -> "Bucket":
-        """The bucket with requests and burst multiplied by `scale`, each at least 1."""
-        limit = self.limit
+    def scaled(self, scales: Scales) -> "Bucket":
+        """The bucket with requests and burst multiplied by its factor, each at least 1."""
+        limit, scale = self.limit, scales.of(self.limit.key)
         burst = None if limit.burst is None else _times(limit.burst, scale)
         return Bucket(
             self.name,

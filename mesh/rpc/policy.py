@@ -131,6 +131,7 @@ class MethodPolicy:
     def resumes_streams(self) -> bool:
         """Whether each message has a `version`, after which a new stream can continue."""
         return self.server_streaming and "after_version" in self.request.fields_by_name
+    needs_verified_email: bool = False
 
     @property
     def service(self) -> str:
@@ -217,6 +218,7 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         else (),
         reads_token=raw.reads_token,
         accepts_ended_token=raw.accepts_ended_token,
+        needs_verified_email=raw.needs_verified_email,
     )
     _check(policy)
     return policy

@@ -11,17 +11,11 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import FieldViolation, invalid
+from mesh.rpc import text_fields
 
-_PHONE = "must be a phone number such as +919876543210"
 PATTERNS = {
     r"^[A-Z]{3}$": "must be a three-letter ISO 4217 code such as INR",
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$": "must be a day such as 2026-03-01",
-    r"^\+[1-9]\d{7,14}$": _PHONE,
-    r"^(\+[1-9]\d{7,14})?$": f"{_PHONE}, or empty",
-    r"^[^\p{Cc}]*[^\s\p{Cc}][^\p{Cc}]*$": (
-        "must contain a character other than white space, and no control characters"
-    ),
-    r"^([^\p{Cc}]|[\r\n])*$": "must not contain control characters other than line breaks",
     r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$": "must be a BCP 47 language tag such as hi or pt-BR",
     r"^[A-Za-z][A-Za-z0-9+.-]*://[^\s\p{Cc}/?#@\\]*([/?#][^\s\p{Cc}]*)?$": (
         "must be an absolute URL such as https://shop.example/paid, without user name, password "
@@ -38,16 +32,18 @@ PATTERNS = {
 """What each `pattern` of the contract asks for. A client never reads the pattern itself."""
 
 
-def validate(request: Message) -> None:
-    """Raises VALIDATION_FAILED that names every field that violates a rule."""
-    violations = protovalidate.collect_violations(request)
+def validate(request: Message, *, is_internal: bool = False) -> None:
+    """Raises VALIDATION_FAILED that names every field that violates a rule.
+
+    Removes white space around names first. Texts of internal calls are not checked again.
+    """
+    violations = () if is_internal else text_fields.normalise(request)
+    violations += tuple(
+        FieldViolation(_path(violation.proto.field), _description(violation))
+        for violation in protovalidate.collect_violations(request)
+    )
     if violations:
-        raise invalid(
-            *(
-                FieldViolation(_path(violation.proto.field), _description(violation))
-                for violation in violations
-            )
-        )
+        raise invalid(*violations)
 
 
 def refuse_unstorable(request: Message, sent: bytes) -> None:

@@ -12,14 +12,20 @@ import pytest
 import redis.asyncio
 import sqlalchemy as sa
 
+from auth_svc import mail_requests
+from auth_svc import password_reset as password_reset_module
 from auth_svc.accounts import User, get_user
+from auth_svc.current_password import CurrentPassword
+from auth_svc.email_change import EmailChange
 from auth_svc.mailing import Mailing
 from auth_svc.password_change import PasswordChange
 from auth_svc.password_reset import PasswordReset
 from auth_svc.passwords import PasswordHasher
 from auth_svc.sessions import REFRESHES_PER_MINUTE
 from auth_svc.sign_in import SignedIn, SignIn
+from auth_svc.sign_in_guard import SignInGuard
 from auth_svc.sign_up import SignUp
+from auth_svc.tables import password_reset_requests
 from auth_svc.throttle import LoginThrottle
 from auth_svc.tokens import SigningKey, load_or_create_key
 from launcher import sockets
@@ -33,6 +39,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PEPPER = b"pepper of the tests, 32 bytes or more"
 THROTTLE_KEY = b"key of the throttle in tests"
 RESET_URL = "https://tickets.example/new-password"
+CONFIRM_URL = "https://tickets.example/confirm-email"
 REFRESH_KEY = b"key of the refresh tokens in tests"
 ADMIN_SECRET = "the-admin-secret-of-these-tests-0001"
 GOOD_PASSWORD = "Mango-Tram-47"
@@ -94,15 +101,25 @@ class Accounts:
         key: SigningKey,
         *,
         admin_secret: str | None = ADMIN_SECRET,
+        verifies_email: bool = False,
         link: RedisLink | None = None,
     ) -> None:
-        sign_up = SignUp(database=database, hasher=hasher, admin_secret=admin_secret)
-        mailing = Mailing(reset_url=RESET_URL, wake=lambda: None)
+        mailing = Mailing(reset_url=RESET_URL, confirm_url=CONFIRM_URL, wake=lambda: None)
         throttle = LoginThrottle(database=database, link=link, key=THROTTLE_KEY)
+        guard = SignInGuard(throttle, key=THROTTLE_KEY)
+        current_password = CurrentPassword(database=database, hasher=hasher, throttle=throttle)
+        sign_up = SignUp(
+            database=database,
+            hasher=hasher,
+            guard=guard,
+            mailing=mailing,
+            admin_secret=admin_secret,
+            verifies_email=verifies_email,
+        )
         sign_in = SignIn(
             database=database,
             hasher=hasher,
-            throttle=throttle,
+            guard=guard,
             signing_key=lambda: key,
             refresh_key=REFRESH_KEY,
             access_lifetime=ACCESS_LIFETIME,
@@ -112,8 +129,8 @@ class Accounts:
         password_change = PasswordChange(
             database=database,
             hasher=hasher,
+            current_password=current_password,
             mailing=mailing,
-            throttle=throttle,
             access_lifetime=ACCESS_LIFETIME,
         )
         password_reset = PasswordReset(
@@ -121,10 +138,19 @@ class Accounts:
             hasher=hasher,
             mailing=mailing,
             throttle=throttle,
+            guard=guard,
             access_lifetime=ACCESS_LIFETIME,
+        )
+        self.email_change = EmailChange(
+            database=database,
+            current_password=current_password,
+            mailing=mailing,
+            access_lifetime=ACCESS_LIFETIME,
+            is_required=True,
         )
         self.mailing = mailing
         self.throttle = throttle
+        self.guard = guard
         self.reset_password = password_reset.reset
         self.register = sign_up.register
         self.register_admin = sign_up.register_admin
@@ -132,6 +158,21 @@ class Accounts:
         self.refresh = sign_in.refresh
         self.change_password = password_change.change
         self._database = database
+
+    async def ask_for_reset(self, email: str, *, now: datetime) -> None:
+        async with self._database.transaction() as connection:
+            await password_reset_module.request(connection, email=email, now=now)
+
+    async def answer_resets(self, *, now: datetime) -> int:
+        """Answers the requests for password resets. Returns how many."""
+        async with self._database.transaction() as connection:
+            return await mail_requests.answer(
+                connection,
+                password_reset_requests,
+                password_reset_module.issue_due,
+                self.mailing,
+                now=now,
+            )
 
     async def get(self, user_id: UUID) -> User:
         async with self._database.transaction() as connection:

@@ -146,18 +146,6 @@ async def test_unusual_passwords_are_refused_as_wrong(accounts: Accounts, passwo
     assert reason is Reason.INVALID_CREDENTIALS
 
 
-@pytest.mark.parametrize("email", ["mira@example.com\x00", "\x00", "mira\n@example.com", "\x7f"])
-async def test_control_characters_in_an_address_are_refused(accounts: Accounts, email: str) -> None:
-    for attempt in (
-        accounts.login(email=email, password=GOOD_PASSWORD, now=NOW),
-        accounts.register(**a_sign_up(email=email)),
-    ):
-        with pytest.raises(DomainError) as refused:
-            await attempt
-        assert refused.value.reason is Reason.VALIDATION_FAILED
-        assert [violation.field for violation in refused.value.violations] == ["email"]
-
-
 async def test_deactivation_is_revealed_only_with_the_right_password(
     accounts: Accounts, database: Database
 ) -> None:

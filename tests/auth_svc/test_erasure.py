@@ -8,10 +8,11 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 
-from auth_svc import erasure, password_reset, profile
+from auth_svc import email_confirmation, erasure, mail_requests, profile
 from auth_svc.accounts import Role, User
 from auth_svc.passwords import PasswordHasher
-from auth_svc.tables import metadata, outbox, users
+from auth_svc.sign_in_guard import Source
+from auth_svc.tables import email_verification_requests, metadata, outbox, users
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
 from mesh.db.database import Database
 from mesh.errors import Reason
@@ -56,10 +57,22 @@ async def a_canary(accounts: Accounts, database: Database) -> User:
             address="1 Canary Row",
             now=NOW,
         )
-        await password_reset.request(connection, email=user.email, now=NOW)
-        await password_reset.answer_requests(connection, accounts.mailing, now=NOW)
-        await password_reset.request(connection, email=user.email, now=NOW)
-    await accounts.login(email=user.email, password=GOOD_PASSWORD, now=NOW)
+        await mail_requests.record(
+            connection, email_verification_requests, email=user.email, now=NOW
+        )
+        await email_confirmation.start_change(
+            connection,
+            accounts.mailing,
+            user_id=user.user_id,
+            new_email="canary.bird@example.com",
+            now=NOW,
+        )
+    await accounts.ask_for_reset(user.email, now=NOW)
+    await accounts.answer_resets(now=NOW)
+    await accounts.ask_for_reset(user.email, now=NOW)
+    await accounts.login(
+        email=user.email, password=GOOD_PASSWORD, now=NOW, source=Source("192.0.2.1")
+    )
     return user
 
 

@@ -63,9 +63,9 @@ async def test_reset_tokens_login_counts_and_idempotency_records_expire(
     accounts: Accounts, database: Database
 ) -> None:
     await accounts.register(**a_sign_up())
+    await accounts.ask_for_reset("mira@example.com", now=NOW)
+    await accounts.answer_resets(now=NOW)
     async with database.transaction() as connection:
-        await password_reset.request(connection, email="mira@example.com", now=NOW)
-        await password_reset.answer_requests(connection, accounts.mailing, now=NOW)
         await connection.execute(
             sa.insert(idempotency_records).values(
                 scope="s", key="k", fingerprint=b"f", resource_id=new_id(), create_time=NOW

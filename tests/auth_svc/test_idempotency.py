@@ -261,7 +261,7 @@ def test_every_other_write_supports_a_key() -> None:
         if path.startswith("/boxoffice.auth.v1.") and method.options.idempotency_level != reads
     }
     ignored = {path for path in writes if policies()[path].idempotency is Idempotency.IGNORED}
-    assert len(writes) == 12
+    assert len(writes) == 16
     assert {path.removeprefix("/boxoffice.auth.v1.") for path in ignored} == WITHOUT_A_KEY
 
 

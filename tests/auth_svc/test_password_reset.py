@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from auth_svc import password_reset
 from auth_svc.accounts import User
 from auth_svc.passwords import PasswordHasher
 from auth_svc.tables import mails, password_reset_requests, password_resets, sessions, users
@@ -31,23 +30,13 @@ NEW_PASSWORD = "Quiet-Harbour-58"
 MINUTE = timedelta(minutes=1)
 
 
-async def ask(database: Database, email: str = EMAIL, *, now: datetime = NOW) -> None:
-    async with database.transaction() as connection:
-        await password_reset.request(connection, email=email, now=now)
-
-
-async def answer(accounts: Accounts, database: Database, *, now: datetime = NOW) -> int:
-    async with database.transaction() as connection:
-        return await password_reset.answer_requests(connection, accounts.mailing, now=now)
-
-
 async def queued(database: Database) -> list[Any]:
     return [row for row in await rows(database, mails) if row.key.startswith("password-reset:")]
 
 
 async def a_token(accounts: Accounts, database: Database, *, now: datetime = NOW) -> str:
-    await ask(database, now=now)
-    await answer(accounts, database, now=now)
+    await accounts.ask_for_reset(EMAIL, now=now)
+    await accounts.answer_resets(now=now)
     newest = max(await queued(database), key=lambda row: row.create_time)
     link = re.search(rf"{re.escape(RESET_URL)}#token=(\S+)", newest.text)
     assert link is not None
@@ -108,13 +97,13 @@ async def test_the_token_is_stored_as_a_hash(
 async def test_requests_for_unknown_addresses_are_stored_and_get_no_mail(
     accounts: Accounts, database: Database, mira: User
 ) -> None:
-    await ask(database, "nobody@example.com")
-    await ask(database)
+    await accounts.ask_for_reset("nobody@example.com", now=NOW)
+    await accounts.ask_for_reset(EMAIL, now=NOW)
     assert {row.email_key for row in await rows(database, password_reset_requests)} == {
         EMAIL,
         "nobody@example.com",
     }
-    assert await answer(accounts, database) == 2
+    assert await accounts.answer_resets(now=NOW) == 2
     assert [row.recipient for row in await queued(database)] == [EMAIL]
     assert await rows(database, password_reset_requests) == []
 
@@ -127,8 +116,8 @@ async def test_a_deactivated_account_gets_no_mail(
         await connection.execute(sa.update(users).values(is_active=False))
     refused = accounts.reset_password(token=token, new_password=NEW_PASSWORD, now=NOW)
     assert (await refusal_of(refused)).reason is Reason.ACCOUNT_DEACTIVATED
-    await ask(database, now=NOW + 10 * MINUTE)
-    await answer(accounts, database, now=NOW + 10 * MINUTE)
+    await accounts.ask_for_reset(EMAIL, now=NOW + 10 * MINUTE)
+    await accounts.answer_resets(now=NOW + 10 * MINUTE)
     assert len(await queued(database)) == 1
 
 
@@ -138,9 +127,9 @@ async def test_an_account_gets_one_mail_per_minute_and_five_per_hour(
     for half_minutes in range(30):
         now = NOW + half_minutes * MINUTE / 2
         # Two requests before the background loop runs get one mail.
-        await ask(database, now=now)
-        await ask(database, now=now)
-        await answer(accounts, database, now=now)
+        await accounts.ask_for_reset(EMAIL, now=now)
+        await accounts.ask_for_reset(EMAIL, now=now)
+        await accounts.answer_resets(now=now)
     sent = sorted(row.create_time for row in await queued(database))
     assert sent == [NOW + n * MINUTE for n in range(5)]
 

@@ -22,6 +22,8 @@ _GOOD = {
     "currency_code": "INR",
     "email": "mira@example.com",
     "full_name": "Mira Rao",
+    "new_email": "mira@example.org",
+    "phone": "098765 43210",
     "name": "Monsoon Nights",
     "password": "Curtain-Up-2026!",
     "time_zone": "Asia/Kolkata",

@@ -124,6 +124,7 @@ async def auth(
         password_cost=4,
         password_pepper=PEPPER.decode(),
         smtp_url=f"smtp://127.0.0.1:{smtp.port}",
+        email_verification="off",
     )
     network = Network(tmp_path)
     async with (

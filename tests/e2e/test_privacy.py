@@ -41,8 +41,8 @@ CANARIES = {
 # run receives and searches for.
 REDACTED = {
     *("email", "full_name", "phone", "address", "note", "attendees", "reason"),
-    *("password", "current_password", "new_password", "admin_secret", "token"),
-    *("access_token", "refresh_token", "secret"),
+    *("password", "current_password", "new_password", "confirm_password", "admin_secret", "token"),
+    *("access_token", "refresh_token", "device_token", "secret", "new_email"),
 }
 # Part of invalid requests, which must not be repeated either.
 UNREADABLE = "kanarie-onleesbaar"
@@ -102,16 +102,25 @@ def a_whole_run(
     seen.append(("secret", hook.json()["secret"]))
     seen += [("secret", token) for token in a_forgotten_password(mails, api, note)]
     me = api.sign_in(EMAIL, CANARIES["password"])
-    changed = me.post(
-        "/api/v1/auth/change-password",
-        {"currentPassword": CANARIES["password"], "newPassword": CANARIES["new password"]},
-    )
+    new_email = {"newEmail": f"new.{EMAIL}", "currentPassword": CANARIES["wrong password"]}
+    note(me.post("/api/v1/auth/change-email", new_email))
+    new_email["currentPassword"] = CANARIES["password"]
+    assert me.post("/api/v1/auth/change-email", new_email).status_code == 200
+    passwords = {
+        "currentPassword": CANARIES["password"],
+        "newPassword": CANARIES["new password"],
+        "confirmPassword": CANARIES["wrong password"],
+    }
+    note(me.post("/api/v1/auth/change-password", passwords))
+    passwords["confirmPassword"] = passwords["newPassword"]
+    changed = me.post("/api/v1/auth/change-password", passwords)
     assert changed.status_code == 200, changed.text
     refreshed = me.post("/api/v1/auth/refresh", {"refreshToken": me.session["refreshToken"]}).json()
     note(admin.post(f"/api/v1/users/{me.user_id}/erase", {}))
     note(me.get("/api/v1/auth/me"))
     for session in (me.session, refreshed):
         seen.append(("secret", session["refreshToken"]))
+        seen.append(("secret", session.get("deviceToken", session["refreshToken"])))
         # Only the signature: the rest of the token is not secret.
         seen.append(("secret", session["accessToken"].rpartition(".")[2]))
     return seen

@@ -7,6 +7,7 @@ from google.protobuf import descriptor_pb2
 
 from limit_svc.rules import Rules
 from mesh.paths import CONTRACT
+from mesh.rpc.limits import Scales
 from testing import gateway_harness
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
@@ -33,7 +34,7 @@ def requests(rules: Rules) -> int:
 
 
 def test_a_changed_contract_changes_the_limits(contract: Path) -> None:
-    rules = Rules(contract, 2)
+    rules = Rules(contract, Scales(2))
     assert requests(rules) == 20
     files = gateway_harness.contract()
     gateway_harness.policy_in(files, PLACE).limits[0].requests = 7
@@ -43,7 +44,7 @@ def test_a_changed_contract_changes_the_limits(contract: Path) -> None:
 
 
 def test_an_invalid_contract_changes_nothing(contract: Path) -> None:
-    rules = Rules(contract, 1)
+    rules = Rules(contract, Scales())
     files = gateway_harness.contract()
     gateway_harness.policy_in(files, PLACE).ClearField("deadline")
     replace(contract, files)
@@ -58,4 +59,4 @@ def test_a_burst_larger_than_the_limit_is_an_error(contract: Path) -> None:
     gateway_harness.policy_in(files, PLACE).limits[0].burst = 11
     replace(contract, files)
     with pytest.raises(Exception, match="burst"):
-        Rules(contract, 1)
+        Rules(contract, Scales())

@@ -96,6 +96,12 @@ async def test_a_domain_in_another_script_is_sent_in_its_ascii_form() -> None:
     assert server.recipients == ["mira@xn--bcher-kva.example"]
 
 
+def test_dots_that_need_quotes_are_quoted_in_the_header() -> None:
+    message = a_message("a..b@example.org")
+    assert b'To: "a..b"@example.org\r\n' in message.as_bytes()
+    assert a_message("o'brien@example.org")["To"] == "o'brien@example.org"
+
+
 async def test_a_non_ascii_address_requires_a_server_with_smtputf8() -> None:
     message = a_message("मीरा@example.org")
     async with mail_server(enable_SMTPUTF8=True) as server:
