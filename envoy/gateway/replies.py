@@ -12,7 +12,7 @@ from pathlib import Path
 from gateway import documentation
 from gateway.extension import Config, extension
 from mesh.rpc.field_names import json_name
-from mesh.rpc.limits import Bucket, buckets
+from mesh.rpc.limits import Bucket, Scales, buckets
 from mesh.rpc.policy import MethodPolicy
 
 FILTER = "envoy.filters.http.lua"
@@ -43,7 +43,7 @@ def lua(policies: Collection[MethodPolicy]) -> Config:
     )
 
 
-def route_metadata(policy: MethodPolicy, location: str | None, scale: float) -> dict[str, object]:
+def route_metadata(policy: MethodPolicy, location: str | None, scales: Scales) -> dict[str, object]:
     metadata: dict[str, object] = {SUCCESS_STATUS: policy.success_status}
     if location is not None:
         metadata[LOCATION] = location
@@ -55,22 +55,22 @@ def route_metadata(policy: MethodPolicy, location: str | None, scale: float) -> 
         str(
             number
         ): f"{bucket.limit.window_seconds / bucket.limit.requests:.6f} {bucket.size} {name}"
-        for name, bucket in _quotas(policy, scale)
+        for name, bucket in _quotas(policy, scales)
         for number in (bucket.size, bucket.limit.requests)
     }
     if quotas:
         metadata[QUOTAS] = quotas
         metadata[QUOTA_POLICY] = ", ".join(
             f'"{name}";q={bucket.limit.requests};w={bucket.limit.window_seconds:g}'
-            for name, bucket in _quotas(policy, scale)
+            for name, bucket in _quotas(policy, scales)
         )
     return metadata
 
 
-def _quotas(policy: MethodPolicy, scale: float) -> list[tuple[str, Bucket]]:
+def _quotas(policy: MethodPolicy, scales: Scales) -> list[tuple[str, Bucket]]:
     """The enforced buckets of a method with their names in the RateLimit fields."""
     return [
-        (bucket.name.partition(" ")[0].rpartition("/")[2], bucket.scaled(scale))
+        (bucket.name.partition(" ")[0].rpartition("/")[2], bucket.scaled(scales))
         for bucket in buckets(policy)
         if not bucket.limit.shadow
     ]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from gateway import client_address, documentation, limits, replies
 from gateway.clusters import destination
 from gateway.extension import Config, extension, seconds, typed
+from mesh.rpc.limits import Scales
 from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 from mesh.settings import MeshSettings
 
@@ -75,6 +76,7 @@ def route_configuration(
     """
     policies = list(policies)
     locations = dict(replies.locations(policies))
+    scales = Scales.configured(settings)
     return {
         "name": "boxoffice",
         **client_address.to_services(),
@@ -88,10 +90,7 @@ def route_configuration(
                     "envoy.filters.http.cors": _cors(settings.cors_origins)
                 },
                 "routes": [
-                    *(
-                        _route(policy, locations.get(policy.path), settings.rate_limit_scale)
-                        for policy in policies
-                    ),
+                    *(_route(policy, locations.get(policy.path), scales) for policy in policies),
                     *documentation.routes(security_headers, _NOWHERE),
                     _grpc_not_found(),
                     _rest(),
@@ -101,7 +100,7 @@ def route_configuration(
     }
 
 
-def _route(policy: MethodPolicy, location: str | None, scale: float) -> Config:
+def _route(policy: MethodPolicy, location: str | None, scales: Scales) -> Config:
     route: Config = {
         "name": policy.path.removeprefix("/"),
         # Without a gRPC matcher: the route is selected before grpc_web changes the content type.
@@ -110,7 +109,7 @@ def _route(policy: MethodPolicy, location: str | None, scale: float) -> Config:
         "metadata": {
             "filter_metadata": {
                 limits.METADATA: limits.route_metadata(policy),
-                replies.FILTER: replies.route_metadata(policy, location, scale),
+                replies.FILTER: replies.route_metadata(policy, location, scales),
             }
         },
         "route": {

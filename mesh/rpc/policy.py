@@ -131,6 +131,7 @@ class MethodPolicy:
     def resumes_streams(self) -> bool:
         """Whether each message has a `version`, after which a new stream can continue."""
         return self.server_streaming and "after_version" in self.request.fields_by_name
+
     needs_verified_email: bool = False
 
     @property

@@ -111,7 +111,7 @@ async def test_an_address_is_changed_by_the_link_to_the_new_one(
     assert "was changed" in (await mails_to(database, OLD))[-1].subject
     # No mail tells one mailbox the address of the other.
     assert not any("bücher" in row.text + row.html for row in await mails_to(database, OLD))
-    login = {"password": GOOD_PASSWORD, "now": NOW}
+    login: dict[str, Any] = {"password": GOOD_PASSWORD, "now": NOW}
     await accounts.login(email="mira@xn--bcher-kva.example", **login)
     refused = await refusal_of(accounts.login(email=OLD, **login))
     assert refused.reason is Reason.INVALID_CREDENTIALS

@@ -1,6 +1,7 @@
 """Strangers who guess slow down themselves, not the owner of the account."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -97,7 +98,7 @@ async def test_a_device_token_is_of_one_account_and_one_password(accounts: Accou
     user = await accounts.register(**a_sign_up())
     device = await sign_in(accounts, HOME)
     noor = Source(CAFE.address, device.device_token)
-    guesses = {"email": "noor@example.com", "times": FREE_ATTEMPTS + 1}
+    guesses: dict[str, Any] = {"email": "noor@example.com", "times": FREE_ATTEMPTS + 1}
     assert await guess(accounts, noor, **guesses) is Reason.LOGIN_THROTTLED
     await accounts.change_password(
         user_id=user.user_id,

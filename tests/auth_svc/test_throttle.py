@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -178,7 +179,7 @@ async def test_the_right_password_is_throttled_too_and_then_clears_the_count(
     await accounts.register(**a_sign_up())
     for _ in range(FREE_ATTEMPTS):
         await refusal_of(accounts.login(email="mira@example.com", password="wrong", now=NOW))
-    right = {"email": "mira@example.com", "password": GOOD_PASSWORD}
+    right: dict[str, Any] = {"email": "mira@example.com", "password": GOOD_PASSWORD}
     assert (await refusal_of(accounts.login(**right, now=NOW))).reason is Reason.LOGIN_THROTTLED
     await accounts.login(**right, now=NOW + SECOND)
     assert await rows(database, login_throttles) == []
