@@ -363,7 +363,7 @@ def test_an_amount_is_required_over_grpc_too(mesh: Any, sale: Any) -> None:
         with pytest.raises(grpc.RpcError) as refusal:
             update(
                 event_service_pb2.UpdateEventRequest(event_id=str(new_id()), event=change),
-                metadata=[("authorization", f"Bearer {admin.token}")],
+                metadata=(("authorization", f"Bearer {admin.token}"),),
             )
     assert "event.offers[0].price.amount_minor" in str(refusal.value)
 
