@@ -10,7 +10,8 @@ from dataclasses import replace
 from bench.load import Answers, Connection, Request
 from bench.results import percentile
 
-_POLL_SECONDS = 0.05
+# Growing pauses: 64 customers who ask every 50 ms would be most of the load.
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 2.0
 _CONFIRMED_SECONDS = 60
 
 
@@ -51,14 +52,15 @@ async def _sell_one(connection: Connection, request: Request) -> str:
     if status != 200:
         return f"pay {status}"
     read = Request("GET", f"/api/v1/bookings/{booking['bookingId']}", request.token)
-    deadline = time.perf_counter() + _CONFIRMED_SECONDS
+    deadline, pause_seconds = time.perf_counter() + _CONFIRMED_SECONDS, _FIRST_PAUSE_SECONDS
     while time.perf_counter() < deadline:
         status, body = await connection.send(read)
         if status != 200:
             return f"read {status}"
         if json.loads(body)["status"] == "CONFIRMED":
             return ""
-        await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(pause_seconds)
+        pause_seconds = min(1.5 * pause_seconds, _LAST_PAUSE_SECONDS)
     return "not confirmed"
 
 
