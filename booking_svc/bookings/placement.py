@@ -177,14 +177,14 @@ async def _repeat(
     """
     if reservation is not None and reservation.reservation_id != record.resource_id:
         await _release(deps, call, reservation)
-    if record.response is None and event is None:
-        raise events.not_found(call.event_id)
     async with deps.database.reading() as connection:
         booking = await bookings.get(connection, booking_id=record.resource_id)
-    if record.response is not None or event is None:
+    if record.response is not None:
         if booking.status in (*state_machine.UNPAID, Status.EXPIRED, Status.FAILED):
             refuse_checkout(booking, deps.clock())
         return record.replay()
+    if event is None:
+        raise events.not_found(call.event_id)
     return await _answer(deps, call, booking, event)
 
 

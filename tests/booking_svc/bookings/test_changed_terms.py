@@ -18,7 +18,6 @@ from booking_svc.bookings import tables
 from booking_svc.bookings.bookings import Status
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import venues
-from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.event_memory import EventMemory
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event
@@ -33,22 +32,18 @@ from testing.booking_harness import HOLD, BookingHarness, an_offer
 Change = Callable[[BookingHarness, Event], Awaitable[object]]
 
 
-def commands(harness: BookingHarness) -> EventCommands:
-    """Another process of booking_svc that changes events."""
-    other = harness.another_process()
-    return EventCommands(
-        database=other.database, writes=other.writes, stock=other.stock, clock=other.clock
-    )
-
-
 async def set_status(harness: BookingHarness, event: Event, to: EventStatus) -> None:
-    await commands(harness).set_status(event_id=event.event_id, to=to)
+    await harness.another_process().commands.set_status(event_id=event.event_id, to=to)
 
 
-async def reprice(harness: BookingHarness, event: Event, price: int = 200_000) -> None:
-    offer = OfferChange(offer_id=event.offers[0].offer_id, price=Money(price, "INR"))
-    change = EventChange(offers=(offer,))
-    await commands(harness).update(event_id=event.event_id, change=change, etag=None)
+async def update(harness: BookingHarness, event: Event, change: EventChange) -> Event:
+    commands = harness.another_process().commands
+    changed, _ = await commands.update(event_id=event.event_id, change=change, etag=None)
+    return changed
+
+
+async def reprice(harness: BookingHarness, event: Event) -> None:
+    await harness.another_process().reprice(event, Money(200_000, "INR"))
 
 
 async def pause(harness: BookingHarness, event: Event) -> None:
@@ -60,8 +55,7 @@ async def cancel(harness: BookingHarness, event: Event) -> None:
 
 
 async def end_sale(harness: BookingHarness, event: Event) -> None:
-    change = EventChange(sale_end_time=harness.clock() - timedelta(seconds=1))
-    await commands(harness).update(event_id=event.event_id, change=change, etag=None)
+    await update(harness, event, EventChange(sale_end_time=harness.clock() - timedelta(seconds=1)))
 
 
 async def remembered(harness: BookingHarness, **changes: Any) -> Event:
@@ -180,8 +174,7 @@ async def test_a_resumed_event_is_sold_at_once(harness: BookingHarness) -> None:
 async def test_a_new_offer_is_sold_at_once(harness: BookingHarness) -> None:
     event = await remembered(harness)
     balcony = OfferChange(name="Balcony", price=Money(5, "INR"), pool="new", capacity=3)
-    change = EventChange(offers=(balcony,))
-    changed, _ = await commands(harness).update(event_id=event.event_id, change=change, etag=None)
+    changed = await update(harness, event, EventChange(offers=(balcony,)))
     [new] = [offer for offer in changed.offers if offer.name == "Balcony"]
     booking = await harness.place(event, items=[RequestedItem(new.offer_id, 1, None)])
     assert booking.total == Money(5, "INR")
@@ -212,7 +205,7 @@ async def test_a_deleted_event_is_not_found(harness: BookingHarness) -> None:
     with pytest.raises(DomainError):
         await harness.place(event, quantity=11)
     assert harness.deps.batch_writer.remembered(event.event_id, ()) is not None
-    await commands(harness).delete(event_id=event.event_id)
+    await harness.another_process().commands.delete(event_id=event.event_id)
     with pytest.raises(DomainError) as refused:
         await harness.place(event, checkout=None)
     assert refused.value.reason is Reason.EVENT_NOT_FOUND
@@ -337,8 +330,7 @@ async def test_seats_are_sold_from_memory_and_new_ones_are_found(harness: Bookin
             rows=(row("C", new := a_seat(1)),),
             now=harness.clock(),
         )
-    change = EventChange(add_seat_ids=(new.seat_id,))
-    await commands(harness).update(event_id=event.event_id, change=change, etag=None)
+    await update(harness, event, EventChange(add_seat_ids=(new.seat_id,)))
     assert await place(new.seat_id) == 150_000
 
 
