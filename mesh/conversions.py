@@ -11,6 +11,9 @@ from boxoffice.types.v1 import money_pb2
 from mesh.errors import FieldViolation, invalid
 from mesh.money import Money
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECONDS_PER_DAY = 86_400
+
 
 def money_to_proto(money: Money) -> money_pb2.Money:
     return money_pb2.Money(currency_code=money.currency_code, amount_minor=money.amount_minor)
@@ -24,9 +27,11 @@ def time_to_proto(time: datetime | None) -> Timestamp | None:
     """None stays None, which leaves the message's field unset."""
     if time is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
+    # FromDatetime takes three times as long.
+    since = time - _EPOCH
+    return Timestamp(
+        seconds=since.days * _SECONDS_PER_DAY + since.seconds, nanos=since.microseconds * 1000
+    )
 
 
 def time_from_proto(message: Timestamp, field: str = "time") -> datetime:

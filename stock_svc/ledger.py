@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.db import outbox
-from mesh.db.pipeline import Result, Statement, columns, run_together
+from mesh.db.pipeline import Result, Statement, array, as_one, columns, run_together
 from mesh.errors import DomainError, Reason
 from stock_svc import statements
 from stock_svc.outbox import PoolCounters, messages
@@ -105,16 +105,16 @@ async def post(
     locked: LockedPools | None = None,
     also: Sequence[Statement] = (),
     now: datetime,
-) -> list[Result]:
+) -> list[int]:
     """Changes counters, records why, and writes the event of the change to the outbox.
 
     `seats` are the new states of seats, None for a seat that was removed. `locked` has the
-    entries' pools; without it, `post` locks them first, in a round trip of its own. `also` runs
-    before the ledger's statements, in the same round trip; returns its results.
+    entries' pools; without it, `post` locks them first, in a round trip of its own. `also` are statements
+    that change other rows, each its own: all are one statement. Returns the number of rows of each.
     Raises PoolShortageError.
     """
     if not entries and not seats:
-        return await run_together(connection, also) if also else []
+        return await _run_as_one(connection, also) if also else []
     deltas: dict[Key, list[int]] = {}
     for entry in entries:
         delta = deltas.setdefault(entry[:2], [0, 0, 0, 0])
@@ -142,7 +142,7 @@ async def post(
         )
         versions[key[0]] += count
     events = messages(changed, seats, versions)
-    results = await run_together(
+    counts = await _run_as_one(
         connection,
         [
             *also,
@@ -154,9 +154,14 @@ async def post(
             outbox.insertion(connection, events, now=now),
         ],
     )
-    if [result.count for result in results[len(also) : -1]] != [len(entries), len(deltas)]:
+    if counts[len(also) : -1] != [len(entries), len(deltas)]:
         raise PoolShortageError("a pool's counters do not allow the entries")
-    return results[: len(also)]
+    return counts[: len(also)]
+
+
+async def _run_as_one(connection: AsyncConnection, parts: Sequence[Statement]) -> list[int]:
+    [result] = await run_together(connection, [as_one(parts)])
+    return list(result.rows[0])
 
 
 async def lock(
@@ -175,7 +180,7 @@ def locking(keys: Iterable[Key], *, event_ids: Collection[UUID] = ()) -> list[St
     all_event_ids = sorted({event_id for event_id, _ in sorted_keys}.union(event_ids))
     return [
         Statement(statements.LOCK_POOLS, columns(sorted_keys, 2)),
-        Statement(statements.EVENT_VERSIONS, (all_event_ids,)),
+        Statement(statements.EVENT_VERSIONS, (array(all_event_ids),)),
     ]
 
 

@@ -13,7 +13,14 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.db.batches import RacedError
-from mesh.db.pipeline import FORCE_INDEX_SCANS, Result, Statement, columns, run_together
+from mesh.db.pipeline import (
+    FORCE_INDEX_SCANS,
+    Result,
+    Statement,
+    array,
+    columns,
+    run_together,
+)
 from mesh.errors import DomainError, Reason
 from stock_svc import allocation, expiry, ledger, statements
 from stock_svc.allocation import Demand, EventTerms, OfferTerms, Remaining, SeatTerms
@@ -134,23 +141,22 @@ async def _read_unlocked(connection: AsyncConnection, batch: _Batch) -> frozense
     seat_keys = sorted({seat for request in requests for seat in allocation.seats_of(request)})
     # In this order: lapsed holds are read before the free places, and existing reservations
     # after them, so that a repeated request that took the last places is not refused.
-    _, lapsed, offers, seats, events, *existing = await run_together(
+    _, events, offers, seats, existing = await run_together(
         connection,
         [
             FORCE_INDEX_SCANS,
-            Statement(statements.EVENTS_WITH_LAPSED, (event_ids, now)),
+            Statement(statements.EVENTS, (now, array(event_ids))),
             Statement(statements.OFFERS, columns(offer_keys, 2)),
             Statement(statements.SEATS, columns(seat_keys, 2)),
-            Statement(statements.EVENTS, (event_ids,)),
-            *_reading_existing(dict(enumerate(requests))),
+            _reading_existing(dict(enumerate(requests))),
         ],
     )
     offer_terms = {(row[0], row[1]): OfferTerms(*row[2:]) for row in offers.rows}
     seat_terms = {(row[0], row[1]): SeatTerms(*row[2:]) for row in seats.rows}
-    with_lapsed = frozenset(row[0] for row in lapsed.rows)
+    with_lapsed = frozenset(row[0] for row in events.rows if row[3])
     batch.events = {
         event_id: EventTerms(limit, frozenset((event_id, pool_id) for pool_id in pool_ids or ()))
-        for event_id, limit, pool_ids in events.rows
+        for event_id, limit, pool_ids, _ in events.rows
     }
     existing_reservations = _existing_from(existing)
     for n, request in enumerate(requests):
@@ -195,31 +201,34 @@ async def _lock(
         if batch.events[event_id].per_customer_limit is not None
     }
     customers = sorted({d.customer for d in demands if d.request.event_id in with_limit})
-    counters, events, totals, seats, by_id, by_key, *event_totals = await run_together(
+    # Most requests have no seats, most events no limit of their own.
+    optional = [
+        (seat_keys, Statement(statements.SEATS, columns(seat_keys, 2))),
+        (customers, Statement(statements.EVENT_TOTALS, columns(customers, 2))),
+    ]
+    counters, events, totals, existing, *others = await run_together(
         connection,
         [
             *ledger.locking(keys),
             Statement(statements.TOTALS, columns(total_keys, 3)),
-            Statement(statements.SEATS, columns(seat_keys, 2)),
-            *_reading_existing({n: demand.request for n, demand in batch.open.items()}),
-            # Most events have no limit of their own.
-            *([Statement(statements.EVENT_TOTALS, columns(customers, 2))] if customers else ()),
+            _reading_existing({n: demand.request for n, demand in batch.open.items()}),
+            *(statement for needed, statement in optional if needed),
         ],
     )
+    seats = others.pop(0).rows if seat_keys else []
+    event_totals = others.pop(0).rows if customers else []
     pools = ledger.locked_pools(counters, events)
     if not pools.limits.keys() <= with_limit:
         raise RacedError  # The event got its limit just now: its other pools are not locked.
-    for n, existing in _existing_from([by_id, by_key]).items():
-        batch.answer_repeated(n, existing)
-    seat_terms = {(row[0], row[1]): SeatTerms(*row[2:]) for row in seats.rows}
+    for n, reservation in _existing_from(existing).items():
+        batch.answer_repeated(n, reservation)
+    seat_terms = {(row[0], row[1]): SeatTerms(*row[2:]) for row in seats}
     return pools, Remaining(
         free={key: pool.capacity - pool.held - pool.sold for key, pool in pools.pools.items()},
         taken={key for key in seat_keys if key not in seat_terms or seat_terms[key].taken},
         totals=Counter({(row[0], row[1], row[2]): row[3] for row in totals.rows}),
         limits=pools.limits,
-        event_totals=Counter(
-            {(row[0], row[1]): row[2] for result in event_totals for row in result.rows}
-        ),
+        event_totals=Counter({(row[0], row[1]): row[2] for row in event_totals}),
     )
 
 
@@ -249,7 +258,7 @@ async def _write(
         for demand in accepted
         for event_id, seat_id in demand.seats
     ]
-    results = await ledger.post(
+    counts = await ledger.post(
         connection,
         entries=[
             Entry(*pool, Kind.RESERVE, held=quantity, reservation_id=demand.request.reservation_id)
@@ -263,13 +272,21 @@ async def _write(
                 statements.INSERT_RESERVATIONS,
                 (
                     now,
-                    [new.event_id for new in made],
-                    [new.reservation_id for new in made],
-                    [new.customer_id for new in made],
-                    [new.request_key for new in made],
-                    [new.fingerprint for new in made],
-                    [new.expire_time for new in made],
-                    [new.replaces for new in made],
+                    *columns(
+                        (
+                            (
+                                new.event_id,
+                                new.reservation_id,
+                                new.customer_id,
+                                new.request_key,
+                                new.fingerprint,
+                                new.expire_time,
+                                new.replaces,
+                            )
+                            for new in made
+                        ),
+                        7,
+                    ),
                 ),
             ),
             Statement(statements.INSERT_LINES, columns(lines, 7)),
@@ -287,25 +304,24 @@ async def _write(
         ],
         now=now,
     )
-    counts = [result.count for result in results]
     if counts[0] != len(made):
         raise RacedError
     if counts != [len(made), len(lines), len(claims), len(owned)]:
         raise RuntimeError("a guard refused a request that was accepted under its lock")
 
 
-def _reading_existing(requests: Mapping[int, Reservation]) -> list[Statement]:
-    by_id = [(n, request.event_id, request.reservation_id) for n, request in requests.items()]
-    by_key = [(n, request.event_id, request.request_key) for n, request in requests.items()]
-    return [
-        Statement(statements.EXISTING_BY_ID, columns(by_id, 3)),
-        Statement(statements.EXISTING_BY_KEY, columns(by_key, 3)),
-    ]
+def _reading_existing(requests: Mapping[int, Reservation]) -> Statement:
+    rows = (
+        (n, request.event_id, request.reservation_id, request.request_key)
+        for n, request in requests.items()
+    )
+    return Statement(statements.EXISTING, columns(rows, 4))
 
 
-def _existing_from(results: Sequence[Result]) -> dict[int, Reservation]:
+def _existing_from(result: Result) -> dict[int, Reservation]:
     """The live reservation with a request's key, or else the one with its id, by its number."""
-    return {row[0]: from_row(row[1:]) for result in results for row in result.rows}
+    # The one with the key comes last.
+    return {number: from_row(row) for number, *row in result.rows}
 
 
 async def _add_lines(connection: AsyncConnection, batch: _Batch) -> None:

@@ -1,17 +1,9 @@
-"""SQL that makes and moves many reservations at once; the callers run it in pipelines.
+"""SQL that makes and moves many reservations at once; the callers run it in pipelines, or several
+statements that write as one (mesh/db/pipeline.py).
 
 Each statement takes arrays, one element per row: a batch costs as many statements as one request.
 The guards are here: `held + sold <= capacity`, an offer's purchase limit, and the unique indexes
 on live seat claims and request keys. The trigger `customer_totals_event_limit` has an event's.
-"""
-
-EVENTS_WITH_LAPSED = """
-SELECT requested.event_id FROM unnest(%s::uuid[]) AS requested (event_id)
-WHERE EXISTS (
-    SELECT 1 FROM reservations AS lapsed
-    WHERE lapsed.event_id = requested.event_id AND lapsed.state = 'ACTIVE'
-      AND lapsed.expire_time <= %s
-)
 """
 
 OFFERS = """
@@ -24,7 +16,12 @@ JOIN offers USING (event_id, offer_id) JOIN pools USING (event_id, pool_id)
 # With the pools of events that have a limit of their own: reserving there locks all of them.
 EVENTS = """
 SELECT event_id, events.per_customer_limit, CASE WHEN events.per_customer_limit IS NOT NULL
-    THEN ARRAY(SELECT pools.pool_id FROM pools WHERE pools.event_id = requested.event_id) END
+    THEN ARRAY(SELECT pools.pool_id FROM pools WHERE pools.event_id = requested.event_id) END,
+    EXISTS (
+        SELECT 1 FROM reservations AS lapsed
+        WHERE lapsed.event_id = requested.event_id AND lapsed.state = 'ACTIVE'
+          AND lapsed.expire_time <= %s
+    )
 FROM unnest(%s::uuid[]) AS requested (event_id) JOIN events USING (event_id)
 WHERE EXISTS (SELECT 1 FROM pools WHERE pools.event_id = requested.event_id)
 """
@@ -48,18 +45,26 @@ _RESERVATION = """
        reservation.update_time, reservation.replaces
 """
 
-EXISTING_BY_KEY = f"""
-SELECT requested.number, {_RESERVATION}
-FROM unnest(%s::int[], %s::uuid[], %s::text[]) AS requested (number, event_id, request_key)
-JOIN reservations AS reservation ON reservation.event_id = requested.event_id
- AND reservation.request_key = requested.request_key
- AND reservation.state IN ('ACTIVE', 'COMMITTED')
-"""
-
-EXISTING_BY_ID = f"""
-SELECT requested.number, {_RESERVATION}
-FROM unnest(%s::int[], %s::uuid[], %s::uuid[]) AS requested (number, event_id, reservation_id)
-JOIN reservations AS reservation USING (event_id, reservation_id)
+# By id and by live key; a request has at most two rows. A subquery for each request: a plan that
+# was made while the table was small would join the requests with all live reservations.
+EXISTING = f"""
+SELECT requested.number, reservation.*
+FROM unnest(%s::int[], %s::uuid[], %s::uuid[], %s::text[])
+    AS requested (number, event_id, reservation_id, request_key)
+CROSS JOIN LATERAL (
+    (
+        SELECT {_RESERVATION} FROM reservations AS reservation
+        WHERE reservation.event_id = requested.event_id
+          AND reservation.reservation_id = requested.reservation_id
+        LIMIT 1
+    ) UNION ALL (
+        SELECT {_RESERVATION} FROM reservations AS reservation
+        WHERE reservation.event_id = requested.event_id
+          AND reservation.request_key = requested.request_key
+          AND reservation.state IN ('ACTIVE', 'COMMITTED')
+        LIMIT 1
+    )
+) AS reservation
 """
 
 LINES = """
@@ -97,11 +102,11 @@ WHERE totals.event_id = input.event_id AND totals.offer_id = input.offer_id
 """
 
 MOVE_SEATS = """
-UPDATE seat_claims AS claim SET state = %s
-FROM (SELECT %s::text AS source) AS move, unnest(%s::uuid[], %s::uuid[], %s::uuid[])
-    AS input (event_id, reservation_id, seat_id)
+UPDATE seat_claims AS claim SET state = input.target
+FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[])
+    AS input (event_id, reservation_id, seat_id, source, target)
 WHERE claim.event_id = input.event_id AND claim.reservation_id = input.reservation_id
-  AND claim.seat_id = input.seat_id AND claim.state = source
+  AND claim.seat_id = input.seat_id AND claim.state = input.source
 """
 
 # In sorted order, so that two transactions cannot deadlock.

@@ -193,8 +193,8 @@ async def _write(
     """Writes the decided moves. The statements test their guards again."""
     quantities: Counter[tuple[Key, Move, UUID]] = Counter()
     freed: Counter[tuple[UUID, UUID, UUID]] = Counter()
-    claims: dict[tuple[str, str], list[tuple[UUID, UUID, UUID]]] = {}
-    # A seat that is sold and returned in one batch has its last state.
+    # The first and the last state: a seat may be sold and returned in one batch.
+    claims: dict[tuple[UUID, UUID, UUID], tuple[str, str]] = {}
     seats: dict[Key, SeatState | None] = {}
     for order in orders:
         effect = _EFFECTS.get(order.move)
@@ -207,8 +207,9 @@ async def _write(
                 customer_id = current[order.key].customer_id
                 freed[order.event_id, line.offer_id, customer_id] += line.quantity
             if line.seat_id is not None:
-                step = (effect.claim_from, effect.claim_to)
-                claims.setdefault(step, []).append((*order.key, line.seat_id))
+                claim = (*order.key, line.seat_id)
+                source, _ = claims.get(claim, (effect.claim_from, ""))
+                claims[claim] = (source, effect.claim_to)
                 seats[order.event_id, line.seat_id] = effect.seat_state
     entries = [
         Entry(
@@ -222,7 +223,7 @@ async def _write(
     ]
     moved = sorted({order.key for order in orders})
     pools = {entry[:2] for entry in entries}
-    results = await ledger.post(
+    counts = await ledger.post(
         connection,
         entries=entries,
         seats=seats,
@@ -232,25 +233,30 @@ async def _write(
                 statements.MOVE_RESERVATIONS,
                 (
                     now,
-                    *columns(moved, 2),
-                    [current[key].state.value for key in moved],
-                    [current[key].expire_time for key in moved],
-                    [current[key].extended for key in moved],
+                    *columns(
+                        (
+                            (
+                                *key,
+                                current[key].state,
+                                current[key].expire_time,
+                                current[key].extended,
+                            )
+                            for key in moved
+                        ),
+                        5,
+                    ),
                 ),
             ),
             Statement(
                 statements.SUBTRACT_FROM_TOTALS,
                 columns(((*key, quantity) for key, quantity in freed.items()), 4),
             ),
-            # Sorted: a claim that is sold and freed in one batch makes both steps in this order.
-            *(
-                Statement(statements.MOVE_SEATS, (target, source, *columns(rows, 3)))
-                for (source, target), rows in sorted(claims.items())
+            Statement(
+                statements.MOVE_SEATS,
+                columns(((*claim, *states) for claim, states in claims.items()), 5),
             ),
         ],
         now=now,
     )
-    if [result.count for result in results[:2]] != [len(moved), len(freed)] or sum(
-        result.count for result in results[2:]
-    ) != sum(map(len, claims.values())):
+    if counts != [len(moved), len(freed), len(claims)]:
         raise RuntimeError("a guard refused a move that was decided under its lock")

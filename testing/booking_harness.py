@@ -36,6 +36,7 @@ from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_creation, events, productions
 from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.event_creation import NewEvent, NewOffer
+from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.events import Status as EventStatus
 from booking_svc.clients import ports
@@ -502,16 +503,26 @@ class BookingHarness:
                     raise error
         return len(due)
 
-    async def cancel_event(self, event: Event, reason: str = "") -> None:
-        """Cancels an event; `cancel_batch` cancels its bookings."""
-        commands = EventCommands(
+    @property
+    def commands(self) -> EventCommands:
+        return EventCommands(
             database=self.database,
             writes=self.writes,
             stock=self.stock,
             payments=self.payments,
             clock=self.clock,
         )
-        await commands.set_status(event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason)
+
+    async def cancel_event(self, event: Event, reason: str = "") -> None:
+        """Cancels an event; `cancel_batch` cancels its bookings."""
+        await self.commands.set_status(
+            event_id=event.event_id, to=EventStatus.CANCELLED, reason=reason
+        )
+
+    async def reprice(self, event: Event, price: Money) -> None:
+        """Changes the price of an event's first offer."""
+        change = EventChange(offers=(OfferChange(offer_id=event.offers[0].offer_id, price=price),))
+        await self.commands.update(event_id=event.event_id, change=change, etag=None)
 
     async def cancel_batch(self) -> int | None:
         """One turn of the loop that cancels bookings of cancelled events."""

@@ -4,10 +4,10 @@ While a batch is in flight, new requests queue and form the next one; a lone req
 wait. The order of the steps is placement.py's, the moves are state_machine.py's.
 """
 
-import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import Enum
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -16,16 +16,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import outbox, state_machine
 from booking_svc.bookings.bookings import Booking, By, Status
-from booking_svc.bookings.outbox import Held, OutboxEntry
+from booking_svc.bookings.outbox import Held
 from booking_svc.bookings.state_machine import FIRST_CHECK, Transition
 from booking_svc.catalogue import cancellation_policy, events, venues
+from booking_svc.catalogue.event_memory import EventMemory, read_seat_types
 from booking_svc.catalogue.events import Event
 from mesh.clock import Clock
 from mesh.coalescing import Coalescer
 from mesh.db import idempotent
-from mesh.db.batches import commit_each
+from mesh.db.batches import Work, commit_each
 from mesh.db.database import Database
 from mesh.db.idempotent import Key, Record
+from mesh.db.outbox import NewEvent, announce
 from mesh.db.pipeline import FORCE_INDEX_SCANS, Statement, columns, run_together
 from mesh.errors import DomainError
 from mesh.observability import request_context
@@ -60,11 +62,24 @@ class Lookup:
     seat_types: Mapping[UUID, str]
 
 
+class Insertion(Enum):
+    """What became of a booking to insert.
+
+    Unless it is INSERTED nothing was written: REPEATED if its key has a record, OUTDATED if its
+    event has changed since it was read.
+    """
+
+    INSERTED = "INSERTED"
+    REPEATED = "REPEATED"
+    OUTDATED = "OUTDATED"
+
+
 @dataclass(frozen=True, slots=True)
 class NewBooking:
     """A booking to insert, with the key's final answer if there is no checkout to follow.
 
-    `by` is the actor of its timeline; `origin` is the call's.
+    `by` is the actor of its timeline; `origin` is the call's. `revision` is that of the event that
+    it was priced by, None if the event was read during the call.
     """
 
     key: Key
@@ -73,6 +88,7 @@ class NewBooking:
     response: bytes | None
     is_mail_wanted: bool
     origin: str
+    revision: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +104,34 @@ class BatchWriter:
     """Reads and writes for all PlaceBooking calls of this process."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
-        self._reading = _coalescer("find", partial(_look_up_all, database))
-        self._inserting = _coalescer("place", _committing(database, clock, _insert_all))
-        self._moving = _coalescer("finish", _committing(database, clock, _write_all))
+        self._memory = EventMemory()
+        self._reading = _coalescer("find", partial(_look_up_all, database, self._memory))
+        self._inserting = _committing("place", database, clock, _insert_all)
+        self._moving = _committing("finish", database, clock, _write_all)
+
+    def remembered(self, event_id: UUID, seat_ids: Collection[UUID]) -> Lookup | None:
+        """An event as it was last read, which may have changed since; None if it is not known."""
+        event = self._memory.event(event_id)
+        seat_types = None if event is None else self._memory.seat_types(event, seat_ids)
+        return None if seat_types is None else Lookup(None, event, seat_types)
 
     async def look_up(self, key: Key, event_id: UUID, seat_ids: Collection[UUID]) -> Lookup:
         """Reads data committed before this call. Raises IDEMPOTENCY_KEY_REUSED."""
         return await self._reading.submit(LookupRequest(key, event_id, seat_ids))
 
     async def insert(
-        self, key: Key, booking: Booking, by: By, response: bytes | None, *, is_mail_wanted: bool
-    ) -> bool:
-        """Inserts a booking and its key's record. False if another call with the key was first."""
-        new = NewBooking(key, booking, by, response, is_mail_wanted, request_context.origin())
+        self,
+        key: Key,
+        booking: Booking,
+        by: By,
+        response: bytes | None,
+        *,
+        is_mail_wanted: bool,
+        revision: int | None = None,
+    ) -> Insertion:
+        """Inserts a booking and its key's record. With `revision`, only if its event still has it."""
+        origin = request_context.origin()
+        new = NewBooking(key, booking, by, response, is_mail_wanted, origin, revision)
         return await self._inserting.submit(new)
 
     async def write(self, key: Key, transition: Transition, response: bytes) -> bool:
@@ -125,20 +156,16 @@ def _coalescer(
 
 
 def _committing(
-    database: Database,
-    clock: Clock,
-    work: Callable[
-        [AsyncConnection, Sequence[_RequestT], datetime], Awaitable[list[bool | DomainError]]
-    ],
-) -> Callable[[Sequence[_RequestT]], Awaitable[Sequence[bool | Exception]]]:
-    async def commit(requests: Sequence[_RequestT]) -> Sequence[bool | Exception]:
+    name: str, database: Database, clock: Clock, work: Work[_RequestT, _ResultT]
+) -> Coalescer[_RequestT, _ResultT]:
+    async def commit(requests: Sequence[_RequestT]) -> Sequence[_ResultT | Exception]:
         return await commit_each(database, requests, work, clock=clock)
 
-    return commit
+    return _coalescer(name, commit)
 
 
 async def _look_up_all(
-    database: Database, requests: Sequence[LookupRequest]
+    database: Database, memory: EventMemory, requests: Sequence[LookupRequest]
 ) -> Sequence[Lookup | Exception]:
     keys = [request.key for request in requests]
     async with database.reading() as connection:
@@ -147,12 +174,34 @@ async def _look_up_all(
         seats = await venues.seats_of_any(
             connection, {seat_id for request in requests for seat_id in request.seat_ids}
         )
+        for request in requests:
+            memory.remember(request.event_id, known.get(request.event_id))
+        for auditorium_id in _auditoriums_to_read(memory, requests, known, seats):
+            memory.remember_seats(auditorium_id, await read_seat_types(connection, auditorium_id))
     return [
         record
         if isinstance(record, DomainError)
         else _lookup(record, known.get(request.event_id), request.seat_ids, seats)
         for request, record in zip(requests, idempotent.records_of(keys, result), strict=True)
     ]
+
+
+def _auditoriums_to_read(
+    memory: EventMemory,
+    requests: Sequence[LookupRequest],
+    known: Mapping[UUID, Event],
+    seats: Mapping[UUID, tuple[UUID, str]],
+) -> set[UUID]:
+    """The auditoriums of events that have a requested seat which is not in memory."""
+    return {
+        event.auditorium_id
+        for request in requests
+        if (event := known.get(request.event_id)) is not None and event.auditorium_id is not None
+        for seat_id in request.seat_ids
+        if seat_id in seats
+        and seats[seat_id][0] == event.auditorium_id
+        and memory.seat_types(event, [seat_id]) is None
+    }
 
 
 def _lookup(
@@ -171,29 +220,43 @@ def _lookup(
 
 async def _insert_all(
     connection: AsyncConnection, requests: Sequence[NewBooking], now: datetime
-) -> list[bool | DomainError]:
-    """Inserts the bookings of those requests that are the first with their key; True for these."""
-    claims = [(new.key, Record(new.booking.booking_id, new.response)) for new in requests]
-    [claimed] = await run_together(connection, [idempotent.claiming(claims, now=now)])
-    first_keys = {(scope, key) for scope, key in claimed.rows}
-    is_first = [(new.key.scope, new.key.key) in first_keys for new in requests]
-    first = [new for new, inserts in zip(requests, is_first, strict=True) if inserts]
-    if first:
-        items = [(new.booking.booking_id, new.booking.items) for new in first]
-        entries = [(new.booking, new.by, entry) for new in first for entry in new.booking.timeline]
-        events_held = [
-            OutboxEntry(_held(new.booking), Held(new.is_mail_wanted), new.origin) for new in first
-        ]
-        await run_together(
-            connection,
-            [
-                Statement(_INSERT_BOOKINGS, columns((_row(new.booking) for new in first), 15)),
-                state_machine.inserting_items(items),
-                state_machine.inserting_entries(entries),
-                outbox.insertion(connection, events_held, now=now),
-            ],
-        )
-    return list(is_first)
+) -> list[Insertion | DomainError]:
+    """Inserts the bookings that are the first with their key, of events that have not changed.
+
+    One statement, sent together with its COMMIT.
+    """
+    messages = [
+        outbox.to_new(_held(new.booking), Held(new.is_mail_wanted), now) for new in requests
+    ]
+    entries = [(new.booking, new.by, entry) for new in requests for entry in new.booking.timeline]
+    items = [(new.booking.booking_id, new.booking.items) for new in requests]
+    _, result = await run_together(
+        connection,
+        [
+            FORCE_INDEX_SCANS,
+            Statement(
+                _INSERT,
+                (
+                    *columns(map(_row, requests, messages), _WIDTH),
+                    now,
+                    *columns(state_machine.item_rows(items), 6),
+                    *columns(state_machine.entry_rows(entries), 6),
+                    now,
+                ),
+            ),
+        ],
+        commits=True,
+    )
+    insertions = [Insertion(outcome) for (outcome,) in result.rows]
+    announce(
+        connection,
+        [
+            message
+            for message, insertion in zip(messages, insertions, strict=True)
+            if insertion is Insertion.INSERTED
+        ],
+    )
+    return list(insertions)
 
 
 async def _write_all(
@@ -224,9 +287,17 @@ def _held(booking: Booking) -> Booking:
     return replace(booking, status=Status.HELD, payment=None)
 
 
-def _row(booking: Booking) -> tuple[object, ...]:
-    payment = booking.payment
+def _row(new: NewBooking, message: NewEvent) -> tuple[object, ...]:
+    booking, payment = new.booking, new.booking.payment
     return (
+        new.key.scope,
+        new.key.key,
+        new.key.fingerprint,
+        new.response,
+        new.revision,
+        message.event_type,
+        message.payload,
+        new.origin,
         booking.booking_id,
         booking.event_id,
         booking.customer_id,
@@ -239,23 +310,64 @@ def _row(booking: Booking) -> tuple[object, ...]:
         payment and payment.provider,
         payment and payment.status.value,
         payment and booking.create_time + FIRST_CHECK,
-        json.dumps(cancellation_policy.to_json(booking.cancellation_policy)),
+        cancellation_policy.to_text(booking.cancellation_policy),
         booking.create_time,
         booking.update_time,
     )
 
 
-_INSERT_BOOKINGS = """
-INSERT INTO bookings (booking_id, event_id, customer_id, status, currency_code, total_minor,
-    hold_expire_time, reservation_id, payment_id, payment_provider, payment_status,
-    payment_check_time, cancellation_policy, create_time, update_time)
-SELECT booking_id, event_id, customer_id, status, currency_code, total_minor, hold_expire_time,
-    reservation_id, payment_id, payment_provider, payment_status, payment_check_time,
-    cancellation_policy::jsonb, create_time, update_time
-FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::bigint[],
-    %s::timestamptz[], %s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::timestamptz[],
-    %s::text[], %s::timestamptz[], %s::timestamptz[])
-    AS given (booking_id, event_id, customer_id, status, currency_code, total_minor,
-    hold_expire_time, reservation_id, payment_id, payment_provider, payment_status,
-    payment_check_time, cancellation_policy, create_time, update_time)
+_WIDTH = 23
+
+# The keys decide who was first; all else is written for those only. Keys are inserted in sorted
+# order: two batches with the same keys wait for each other in one order. Arrays instead of joins,
+# which a plan for few rows would run as nested loops.
+_INSERT = """
+WITH given AS MATERIALIZED (
+    SELECT * FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::bytea[], %s::int[], %s::text[],
+        %s::bytea[], %s::text[], %s::uuid[], %s::uuid[], %s::uuid[], %s::text[], %s::text[],
+        %s::bigint[], %s::timestamptz[], %s::uuid[], %s::uuid[], %s::text[], %s::text[],
+        %s::timestamptz[], %s::text[], %s::timestamptz[], %s::timestamptz[])
+        WITH ORDINALITY AS given (scope, key, fingerprint, response, revision, event_type, payload,
+        origin, booking_id, event_id, customer_id, status, currency_code, total_minor,
+        hold_expire_time, reservation_id, payment_id, payment_provider, payment_status,
+        payment_check_time, cancellation_policy, create_time, update_time, number)
+), up_to_date AS MATERIALIZED (
+    SELECT * FROM given WHERE given.revision IS NULL OR given.revision = (
+        SELECT events.revision FROM events WHERE events.event_id = given.event_id
+    )
+), claimed AS (
+    INSERT INTO idempotency_records
+        (scope, key, fingerprint, resource_id, response, create_time)
+    SELECT scope, key, fingerprint, booking_id, response, %s::timestamptz
+    FROM up_to_date ORDER BY scope, key
+    ON CONFLICT DO NOTHING RETURNING resource_id
+), inserted AS (
+    INSERT INTO bookings (booking_id, event_id, customer_id, status, currency_code, total_minor,
+        hold_expire_time, reservation_id, payment_id, payment_provider, payment_status,
+        payment_check_time, cancellation_policy, create_time, update_time)
+    SELECT booking_id, event_id, customer_id, status, currency_code, total_minor,
+        hold_expire_time, reservation_id, payment_id, payment_provider, payment_status,
+        payment_check_time, cancellation_policy::jsonb, create_time, update_time
+    FROM given WHERE booking_id = ANY (ARRAY(SELECT resource_id FROM claimed))
+), items AS (
+    INSERT INTO booking_items
+        (booking_id, item_index, offer_id, seat_id, quantity, unit_price_minor)
+    SELECT * FROM unnest(%s::uuid[], %s::int[], %s::uuid[], %s::uuid[], %s::int[], %s::bigint[])
+        AS item (booking_id) WHERE booking_id = ANY (ARRAY(SELECT resource_id FROM claimed))
+), entries AS (
+    INSERT INTO booking_timeline (booking_id, time, status, reason, actor, actor_id)
+    SELECT booking_id, time, status, reason, actor, actor_id
+    FROM unnest(%s::uuid[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::uuid[])
+        WITH ORDINALITY AS entry (booking_id, time, status, reason, actor, actor_id, number)
+    WHERE booking_id = ANY (ARRAY(SELECT resource_id FROM claimed)) ORDER BY number
+), announced AS (
+    INSERT INTO outbox (aggregate_id, event_type, payload, origin, create_time)
+    SELECT booking_id, event_type, payload, origin, %s::timestamptz
+    FROM given WHERE booking_id = ANY (ARRAY(SELECT resource_id FROM claimed)) ORDER BY number
+)
+SELECT CASE
+    WHEN booking_id = ANY (ARRAY(SELECT resource_id FROM claimed)) THEN 'INSERTED'
+    WHEN booking_id = ANY (ARRAY(SELECT booking_id FROM up_to_date)) THEN 'REPEATED'
+    ELSE 'OUTDATED' END
+FROM given ORDER BY number
 """

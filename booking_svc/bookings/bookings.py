@@ -249,6 +249,11 @@ async def get(
     return _from_row(row, row.timeline)
 
 
+async def exists(connection: AsyncConnection, *, booking_id: UUID) -> bool:
+    row = await connection.execute(sa.select(1).where(bookings.c.booking_id == booking_id))
+    return row.first() is not None
+
+
 async def list_page(
     connection: AsyncConnection,
     *,

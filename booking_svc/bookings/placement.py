@@ -1,14 +1,20 @@
 """Placing: holds places in stock_svc, inserts the booking and starts its checkout.
 
+The first try prices the booking by an event from memory and reads nothing. Only if it places
+nothing, the key and the event are read, and the call is decided by what the database has.
+
 No transaction is open during a call to another service. The process can die between any two
 steps: a retry with the same key continues with the same reservation and booking.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from booking_svc.bookings import alternatives, bookings, payment_pages, pricing, state_machine
+from booking_svc.bookings.batch_writer import Insertion, Lookup
 from booking_svc.bookings.bookings import Actor, Booking, By, Item, Status
 from booking_svc.bookings.checkout import Answer, confirm_or_open_payment, refuse_checkout
 from booking_svc.bookings.dependencies import Dependencies
@@ -16,9 +22,35 @@ from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event
-from mesh.db.idempotent import Key
+from booking_svc.clients.ports import Reservation
+from mesh.db.idempotent import Key, Record
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    key: Key
+    customer_id: UUID
+    event_id: UUID
+    items: Sequence[RequestedItem]
+    checkout: Checkout | None
+    encode: Callable[[Booking], bytes]
+    is_mail_wanted: bool
+    shown: ShownPrice
+    is_staff: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Unplaced:
+    """A first try that placed nothing: the database must be read before the next.
+
+    `refusal` is stock_svc's; `reservation` is what it reserved if the booking was not inserted.
+    """
+
+    event: Event
+    refusal: DomainError | None = None
+    reservation: Reservation | None = None
 
 
 async def place(
@@ -41,71 +73,65 @@ async def place(
     Raises EVENT_NOT_FOUND, SALE_NOT_ACTIVE, PRICE_CHANGED, HOLD_EXPIRED, IDEMPOTENCY_IN_PROGRESS,
     IDEMPOTENCY_KEY_REUSED, and as `pricing.priced`, stock_svc and `checkout.start` do.
     """
-    answer = Answer(encode, claimed_key=key)
+    call = _Call(
+        key, customer_id, event_id, items, checkout, encode, is_mail_wanted, shown, is_staff
+    )
     async with deps.writes.exclusive(key):
-        lookup = await deps.batch_writer.look_up(key, event_id, pricing.seats_of(items))
-        event, record = lookup.event, lookup.record
-        if record is not None and record.response is not None:
-            booking = await _get(deps, record.resource_id)
-            if booking.status in (*state_machine.UNPAID, Status.EXPIRED, Status.FAILED):
-                refuse_checkout(booking, deps.clock())
-            return record.replay()
-        if event is None:
-            raise events.not_found(event_id)
-        if record is not None:
-            booking = await _get(deps, record.resource_id)
-        else:
-            now = deps.clock()
-            event.refuse_unless_visible(to_staff=is_staff)
-            event.refuse_unless_on_sale(now)
-            priced = pricing.priced(event, items, lookup.seat_types)
-            total = pricing.total(priced, event.currency_code)
-            shown.refuse_another(total, event)
-            await payment_pages.refuse_unpayable(deps, total, checkout)
-            booking = await _hold(deps, key, customer_id, event, priced, checkout, now)
-            is_first = await deps.batch_writer.insert(
-                key,
-                booking,
-                By(Actor.CUSTOMER, customer_id),
-                encode(booking) if checkout is None else None,
-                is_mail_wanted=is_mail_wanted,
-            )
-            if not is_first:
-                # Another process was first with this key and inserted the same booking id.
-                booking = await _get(deps, booking.booking_id)
-        if checkout is None:
-            # Stored with the booking, by this call or the one that was first.
-            return encode(booking)
-        return await _check_out(deps, booking, event, checkout, answer)
+        known = deps.batch_writer.remembered(event_id, pricing.seats_of(items))
+        if known is None or known.event is None:
+            return await _look_up_and_place(deps, call, None)
+        tried = await _try(deps, call, known.event, known.seat_types)
+        if isinstance(tried, bytes):
+            return tried
+        if isinstance(tried, Booking):
+            return await _answer(deps, call, tried, known.event)
+        return await _look_up_and_place(deps, call, tried)
 
 
-async def _get(deps: Dependencies, booking_id: UUID) -> Booking:
-    async with deps.database.reading() as connection:
-        return await bookings.get(connection, booking_id=booking_id)
+async def _try(
+    deps: Dependencies, call: _Call, event: Event, seat_types: Mapping[UUID, str]
+) -> bytes | Booking | _Unplaced:
+    """Places a booking by an event from memory, without reading anything before.
 
-
-async def _hold(
-    deps: Dependencies,
-    key: Key,
-    customer_id: UUID,
-    event: Event,
-    items: tuple[Item, ...],
-    checkout: Checkout | None,
-    now: datetime,
-) -> Booking:
-    """Reserves the places in the ledger. Returns the booking to insert."""
-    pays_now = checkout is not None and any(item.unit_price.amount_minor for item in items)
+    Returns the answer, or the booking if its checkout is to follow. Refuses nothing: the event may have changed, and the key may have an answer.
+    """
+    now = deps.clock()
     try:
-        reservation = await deps.stock.reserve(
-            event_id=event.event_id,
-            reservation_id=new_id(),
-            # A retry after a crash gets the reservation that the first call made.
-            request_key=key.reference,
-            customer_id=customer_id,
-            lines=pricing.lines(items),
-            # With checkout in the same call, the payment window replaces the hold's time.
-            expire_time=now + (deps.payment_window if pays_now else deps.hold_ttl),
-        )
+        priced = await _price(deps, call, event, seat_types, now)
+    except DomainError:
+        return _Unplaced(event)
+    try:
+        reservation = await _reserve(deps, call, event, priced, now)
+    except DomainError as refusal:
+        return _Unplaced(event, refusal)
+    booking = _booking(call, event, priced, reservation, now)
+    response = _response(call, booking)
+    insertion = await _insert(deps, call, booking, response, revision=event.revision)
+    if insertion is Insertion.INSERTED:
+        return response or booking
+    return _Unplaced(event, reservation=reservation)
+
+
+async def _look_up_and_place(deps: Dependencies, call: _Call, tried: _Unplaced | None) -> bytes:
+    """Places a booking by what the database has: the key's record and the event."""
+    reservation = None if tried is None else tried.reservation
+    lookup = await _look_up(deps, call, reservation)
+    if lookup.record is not None:
+        return await _repeat(deps, call, lookup.record, lookup.event, reservation)
+    event, now = lookup.event, deps.clock()
+    try:
+        if event is None:
+            raise events.not_found(call.event_id)
+        priced = await _price(deps, call, event, lookup.seat_types, now)
+    except DomainError:
+        if reservation is not None:
+            await _release(deps, call, reservation)
+        raise
+    try:
+        if tried is not None and tried.refusal and tried.event.revision == event.revision:
+            raise tried.refusal
+        if reservation is None:
+            reservation = await _reserve(deps, call, event, priced, now)
     except DomainError as refusal:
         if not alternatives.exist_for(event, refusal):
             raise
@@ -113,20 +139,149 @@ async def _hold(
             raise await alternatives.named(
                 connection, event=event, refusal=refusal, now=now
             ) from None
+    booking = _booking(call, event, priced, reservation, now)
+    response = _response(call, booking)
+    insertion = await _insert(deps, call, booking, response, revision=None)
+    if insertion is Insertion.INSERTED:
+        return response or await _answer(deps, call, booking, event)
+    lookup = await _look_up(deps, call, reservation)
+    if lookup.record is None:
+        raise RuntimeError("a key was claimed, but has no record")
+    return await _repeat(deps, call, lookup.record, lookup.event, reservation)
+
+
+async def _look_up(deps: Dependencies, call: _Call, reservation: Reservation | None) -> Lookup:
+    seat_ids = pricing.seats_of(call.items)
+    try:
+        return await deps.batch_writer.look_up(call.key, call.event_id, seat_ids)
+    except DomainError as refusal:
+        if refusal.reason is Reason.IDEMPOTENCY_KEY_REUSED and reservation is not None:
+            # The same places may be those of the key's booking, e.g. with another checkout.
+            async with deps.database.reading() as connection:
+                is_booked = await bookings.exists(connection, booking_id=reservation.reservation_id)
+            if not is_booked:
+                await _release(deps, call, reservation)
+        raise
+
+
+async def _repeat(
+    deps: Dependencies,
+    call: _Call,
+    record: Record,
+    event: Event | None,
+    reservation: Reservation | None,
+) -> bytes:
+    """The answer of a key that has a record; continues where its first call ended.
+
+    `reservation` is what this call reserved: another one than the first call's, if that has ended.
+    """
+    if reservation is not None and reservation.reservation_id != record.resource_id:
+        await _release(deps, call, reservation)
+    async with deps.database.reading() as connection:
+        booking = await bookings.get(connection, booking_id=record.resource_id)
+    if record.response is not None:
+        if booking.status in (*state_machine.UNPAID, Status.EXPIRED, Status.FAILED):
+            refuse_checkout(booking, deps.clock())
+        return record.replay()
+    if event is None:
+        raise events.not_found(call.event_id)
+    return await _answer(deps, call, booking, event)
+
+
+async def _price(
+    deps: Dependencies, call: _Call, event: Event, seat_types: Mapping[UUID, str], now: datetime
+) -> tuple[Item, ...]:
+    """The items with their prices. Raises what is refused before anything is reserved."""
+    event.refuse_unless_visible(to_staff=call.is_staff)
+    event.refuse_unless_on_sale(now)
+    priced = pricing.priced(event, call.items, seat_types)
+    total = pricing.total(priced, event.currency_code)
+    call.shown.refuse_another(total, event)
+    await payment_pages.refuse_unpayable(deps, total, call.checkout)
+    return priced
+
+
+async def _reserve(
+    deps: Dependencies, call: _Call, event: Event, items: tuple[Item, ...], now: datetime
+) -> Reservation:
+    """Reserves the places in the ledger."""
+    reservation = await deps.stock.reserve(
+        event_id=event.event_id,
+        reservation_id=new_id(),
+        # A retry after a crash gets the reservation that the first call made.
+        request_key=call.key.reference,
+        customer_id=call.customer_id,
+        lines=pricing.lines(items),
+        # With checkout in the same call, the payment window replaces the hold's time.
+        expire_time=now + (deps.payment_window if _pays_now(call, items) else deps.hold_ttl),
+    )
     if reservation.expire_time <= now:
         raise DomainError(
             Reason.HOLD_EXPIRED,
             "the hold expired before the booking was written; nothing was charged",
         )
+    return reservation
+
+
+async def _release(deps: Dependencies, call: _Call, reservation: Reservation) -> None:
+    """Releases a reservation that gets no booking.
+
+    The call's answer does not depend on it: otherwise the reservation expires. Nothing else has it:
+    a reservation under the key of a PlaceBooking belongs to the key's booking or to none.
+    """
+    with suppress(DomainError):
+        await deps.stock.release(event_id=call.event_id, reservation_id=reservation.reservation_id)
+
+
+def _pays_now(call: _Call, items: tuple[Item, ...]) -> bool:
+    return call.checkout is not None and any(item.unit_price.amount_minor for item in items)
+
+
+def _booking(
+    call: _Call, event: Event, items: tuple[Item, ...], reservation: Reservation, now: datetime
+) -> Booking:
+    """The booking to insert."""
     return state_machine.placed(
         booking_id=reservation.reservation_id,
         event=event,
-        customer_id=customer_id,
+        customer_id=call.customer_id,
         items=items,
         hold_expire_time=reservation.expire_time,
-        provider=checkout.provider if checkout is not None and pays_now else None,
+        provider=call.checkout.provider if call.checkout and _pays_now(call, items) else None,
         now=now,
     )
+
+
+def _response(call: _Call, booking: Booking) -> bytes | None:
+    """The final answer, stored with the booking; None if a checkout follows."""
+    return call.encode(booking) if call.checkout is None else None
+
+
+async def _insert(
+    deps: Dependencies,
+    call: _Call,
+    booking: Booking,
+    response: bytes | None,
+    *,
+    revision: int | None,
+) -> Insertion:
+    return await deps.batch_writer.insert(
+        call.key,
+        booking,
+        By(Actor.CUSTOMER, call.customer_id),
+        response,
+        is_mail_wanted=call.is_mail_wanted,
+        revision=revision,
+    )
+
+
+async def _answer(deps: Dependencies, call: _Call, booking: Booking, event: Event) -> bytes:
+    """The answer about an inserted booking, after its checkout if the call includes one."""
+    if call.checkout is None:
+        # Stored with the booking, by this call or the one that was first.
+        return call.encode(booking)
+    answer = Answer(call.encode, claimed_key=call.key)
+    return await _check_out(deps, booking, event, call.checkout, answer)
 
 
 async def _check_out(

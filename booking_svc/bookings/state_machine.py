@@ -4,7 +4,7 @@ A move is decided here and written by one UPDATE that tests the state it was dec
 first state is inserted by batch_writer.py. Calls to other services are saga steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -194,8 +194,15 @@ def recording(
 
 def inserting_entries(entries: Sequence[tuple[Booking, By, TimelineEntry]]) -> Statement:
     """Writes timeline entries, in their order."""
-    rows = (
-        (
+    return Statement(_INSERT_TIMELINE, columns(entry_rows(entries), 6))
+
+
+def entry_rows(
+    entries: Sequence[tuple[Booking, By, TimelineEntry]],
+) -> Iterator[tuple[object, ...]]:
+    """Timeline entries as rows: booking_id, time, status, reason, actor, actor_id."""
+    for booking, by, entry in entries:
+        yield (
             booking.booking_id,
             entry.time,
             entry.status.value,
@@ -203,26 +210,25 @@ def inserting_entries(entries: Sequence[tuple[Booking, By, TimelineEntry]]) -> S
             entry.actor.value,
             by.user_id,
         )
-        for booking, by, entry in entries
-    )
-    return Statement(_INSERT_TIMELINE, columns(rows, 6))
 
 
 def inserting_items(items_of: Sequence[tuple[UUID, Sequence[Item]]]) -> Statement:
     """Writes the items of bookings that have none."""
-    rows = (
-        (
-            booking_id,
-            index,
-            item.offer_id,
-            item.seat_id,
-            item.quantity,
-            item.unit_price.amount_minor,
-        )
-        for booking_id, items in items_of
-        for index, item in enumerate(items)
-    )
-    return Statement(_INSERT_ITEMS, columns(rows, 6))
+    return Statement(_INSERT_ITEMS, columns(item_rows(items_of), 6))
+
+
+def item_rows(items_of: Sequence[tuple[UUID, Sequence[Item]]]) -> Iterator[tuple[object, ...]]:
+    """Items as rows: booking_id, item_index, offer_id, seat_id, quantity, unit_price_minor."""
+    for booking_id, items in items_of:
+        for index, item in enumerate(items):
+            yield (
+                booking_id,
+                index,
+                item.offer_id,
+                item.seat_id,
+                item.quantity,
+                item.unit_price.amount_minor,
+            )
 
 
 async def write(connection: AsyncConnection, transition: Transition, *, now: datetime) -> Booking:

@@ -4,11 +4,16 @@ Each booking stores a copy of the policy from when it was placed. Times are inst
 saving does not change them.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from mesh.money import Money
+
+# Of the policies whose stored form is kept in memory.
+_POLICIES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,12 @@ def to_json(policy: Policy) -> dict[str, Any]:
             for tier in policy.tiers
         ]
     }
+
+
+@lru_cache(maxsize=_POLICIES)
+def to_text(policy: Policy) -> str:
+    """The stored form as text."""
+    return json.dumps(to_json(policy))
 
 
 def from_json(stored: dict[str, Any]) -> Policy:

@@ -1,6 +1,6 @@
 """Events cached in Redis, for the processes' own caches (availability.py), which ask once a second.
 
-Without Redis they come from the database. Bookings read the event from the database.
+Without Redis they come from the database. Bookings do not use it (event_memory.py).
 """
 
 from uuid import UUID

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,8 @@ from mesh.conversions import (
 )
 from mesh.ids import new_id
 from mesh.money import Money
+
+_POLICIES = 1_000
 
 
 def venue(value: Venue) -> venue_pb2.Venue:
@@ -346,7 +349,9 @@ def _to_policy(message: event_pb2.CancellationPolicy) -> cancellation_policy.Pol
     return None
 
 
+@lru_cache(maxsize=_POLICIES)
 def policy(value: cancellation_policy.Policy) -> event_pb2.CancellationPolicy:
+    """The same message for equal policies: callers copy it into another one."""
     message = event_pb2.CancellationPolicy()
     if isinstance(value, cancellation_policy.PurchaseWindow):
         message.purchase_window.window.FromTimedelta(value.window)

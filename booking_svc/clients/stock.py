@@ -21,7 +21,7 @@ from boxoffice.stock.v1 import stock_service_pb2 as messages
 from boxoffice.stock.v1.stock_change_service_pb2_grpc import StockChangeServiceStub
 from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceStub
 from mesh.coalescing import Coalescer
-from mesh.conversions import time_from_proto
+from mesh.conversions import time_from_proto, time_to_proto
 from mesh.db.consumer import Batch
 from mesh.errors import Reason
 from mesh.rpc.errors import from_status
@@ -124,8 +124,8 @@ class StockClient:
             request_key=request_key,
             customer_id=str(customer_id),
             lines=[_line(line) for line in lines],
+            expire_time=time_to_proto(expire_time),
         )
-        request.expire_time.FromDatetime(expire_time)
         return await self._reserving.submit(request)
 
     async def _reserve_batch(

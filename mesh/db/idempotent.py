@@ -28,18 +28,6 @@ FROM unnest(%s::text[], %s::text[]) AS requested (scope, key)
 JOIN idempotency_records AS records USING (scope, key)
 """
 
-# Sorted: two batches with the same keys wait for each other in one order.
-_CLAIM = """
-INSERT INTO idempotency_records
-    (scope, key, fingerprint, resource_id, response, create_time)
-SELECT input.*, %s::timestamptz
-FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::uuid[], %s::bytea[])
-    AS input (scope, key, fingerprint, resource_id, response)
-ORDER BY scope, key
-ON CONFLICT DO NOTHING
-RETURNING scope, key
-"""
-
 _FINISH = """
 UPDATE idempotency_records AS records SET response = input.response
 FROM unnest(%s::text[], %s::text[], %s::bytea[]) AS input (scope, key, response)
@@ -260,18 +248,6 @@ async def claim(
         .on_conflict_do_nothing()
     )
     return inserted.rowcount == 1
-
-
-def claiming(claims: Sequence[tuple[Key, Record]], *, now: datetime) -> Statement:
-    """Claims many keys at once, some with their final answer already.
-
-    Returns scope and key of each claimed key; for the others another call was first.
-    """
-    rows = (
-        (key.scope, key.key, key.fingerprint, record.resource_id, record.response)
-        for key, record in claims
-    )
-    return Statement(_CLAIM, (now, *columns(rows, 5)))
 
 
 def finishing(answers: Sequence[tuple[Key, bytes]]) -> Statement:

@@ -183,7 +183,7 @@ async def append(
 ) -> None:
     """Writes events in the caller's transaction."""
     if events:
-        _on_commit(connection, events)
+        announce(connection, events)
         await connection.execute(
             table.insert(),
             [
@@ -202,13 +202,16 @@ def insertion(
     connection: AsyncConnection, events: Sequence[NewEvent], *, now: datetime
 ) -> Statement:
     """The statement that writes events of many calls, for a pipeline (mesh/db/pipeline.py)."""
-    _on_commit(connection, events)
+    announce(connection, events)
     rows = ((event.aggregate_id, event.event_type, event.payload, event.origin) for event in events)
     return Statement(_INSERT, (now, *columns(rows, 4)))
 
 
-def _on_commit(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
-    """Counts the events and wakes the readers when the transaction has committed."""
+def announce(connection: AsyncConnection, events: Sequence[NewEvent]) -> None:
+    """Counts the events and wakes the readers when the transaction has committed.
+
+    For callers whose own statement inserts the events; `append` and `insertion` do both.
+    """
     if events:
         on_commit(connection, lambda: _count(events))
         notify_on_commit(connection, _CHANNEL)

@@ -126,6 +126,8 @@ def test_an_event_is_paused_resumed_and_cancelled(api: Api, admin: Api, customer
     def set_status(status: str) -> httpx.Response:
         return admin.send("PUT", f"{path}/status", {"status": status})
 
+    # From here on booking_svc has the event in memory.
+    assert customer.book(items(event)).status_code == 201
     paused = set_status("PAUSED").json()
     assert paused["status"] == "PAUSED"
     assert paused["etag"] != event["etag"]
@@ -140,6 +142,21 @@ def test_an_event_is_paused_resumed_and_cancelled(api: Api, admin: Api, customer
     assert set_status("CANCELLED").json()["status"] == "CANCELLED"
     assert api.get(path).json()["status"] == "CANCELLED"
     assert customer.send("PUT", f"{path}/status", {"status": "ON_SALE"}).status_code == 403
+
+
+def test_a_booking_has_the_price_of_its_moment(admin: Api, customer: Api) -> None:
+    event = admin.create_event()
+    offer = event["offers"][0]
+
+    def total() -> str:
+        return str(customer.book(items(event)).json()["total"]["amountMinor"])
+
+    assert total() == offer["price"]["amountMinor"] == "150000"
+    price = {"currencyCode": "INR", "amountMinor": "175000"}
+    change = {"offers": [{"offerId": offer["offerId"], "price": price}]}
+    changed = admin.send("PATCH", f"/api/v1/events/{event['eventId']}", change)
+    assert changed.status_code == 200, changed.text
+    assert total() == "175000"
 
 
 def test_a_sold_event_can_change_unless_the_etag_is_stale(admin: Api, customer: Api) -> None:

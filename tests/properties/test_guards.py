@@ -18,6 +18,7 @@ from mesh.paths import ROOT
 MACHINE = "tests/stock_svc/test_ledger_machine.py"
 RACES = "tests/concurrency/test_stock_race.py"
 PLACING = "tests/booking_svc/bookings/test_placement.py"
+CHANGED_TERMS = "tests/booking_svc/bookings/test_changed_terms.py"
 LIFE = "tests/booking_svc/bookings/test_state_machine.py"
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".boxoffice", "__pycache__", ".*_cache")
 
@@ -170,9 +171,44 @@ GUARDS = [
     RemovedGuard(
         "first with its key",
         "booking_svc/bookings/batch_writer.py",
-        "is_first = [(new.key.scope, new.key.key) in first_keys for new in requests]",
-        "is_first = [True for _ in requests]",
+        "WHEN booking_id = ANY (ARRAY(SELECT resource_id FROM claimed)) THEN 'INSERTED'",
+        "WHEN true THEN 'INSERTED'",
         PLACING,
+    ),
+    RemovedGuard(
+        "revision that a booking was priced by",
+        "booking_svc/bookings/batch_writer.py",
+        "WHERE given.revision IS NULL OR given.revision = (",
+        "WHERE true OR given.revision = (",
+        CHANGED_TERMS,
+    ),
+    RemovedGuard(
+        "no refusal because of an event from memory",
+        "booking_svc/bookings/placement.py",
+        "    except DomainError:\n        return _Unplaced(event)\n",
+        "    except ZeroDivisionError:\n        return _Unplaced(event)\n",
+        CHANGED_TERMS,
+    ),
+    RemovedGuard(
+        "places of a repeated key whose hold has ended",
+        "booking_svc/bookings/placement.py",
+        "if reservation is not None and reservation.reservation_id != record.resource_id:",
+        "if False:",
+        CHANGED_TERMS,
+    ),
+    RemovedGuard(
+        "places of a booking whose key is used by another request",
+        "booking_svc/bookings/placement.py",
+        "            if not is_booked:\n",
+        "            if True:\n",
+        CHANGED_TERMS,
+    ),
+    RemovedGuard(
+        "places of a booking that its event refuses",
+        "booking_svc/bookings/placement.py",
+        "        if reservation is not None:\n            await _release(",
+        "        if False:\n            await _release(",
+        CHANGED_TERMS,
     ),
     RemovedGuard(
         "state that a transition was decided on",
@@ -198,8 +234,8 @@ GUARDS = [
     RemovedGuard(
         "the request that each is of",
         "booking_svc/bookings/batch_writer.py",
-        "new = NewBooking(key, booking, by, response, is_mail_wanted, request_context.origin())",
-        'new = NewBooking(key, booking, by, response, is_mail_wanted, "")',
+        "new = NewBooking(key, booking, by, response, is_mail_wanted, origin, revision)",
+        'new = NewBooking(key, booking, by, response, is_mail_wanted, "", revision)',
         PLACING,
     ),
     RemovedGuard(

@@ -8,9 +8,10 @@ import pytest
 import sqlalchemy as sa
 
 from mesh.db.database import Database
+from mesh.db.pipeline import FORCE_INDEX_SCANS, run_together
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import ledger
+from stock_svc import ledger, statements
 from stock_svc.reservations import MAX_HOLD, Line, State
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, reserve_one
 
@@ -268,3 +269,26 @@ async def test_a_repeated_id_of_a_lapsed_reservation_returns_it_expired(database
     again = await sale.reserve(**request, now=LAPSED)
     assert again.state is State.EXPIRED
     assert await sale.counters() == (0, 0)
+
+
+async def test_existing_reservations_are_looked_up_by_key_however_small_the_table_was(
+    database: Database,
+) -> None:
+    """A plan that is made while the table is empty is used until PostgreSQL analyses the table."""
+    sql = statements.EXISTING
+    for number in range(sql.count("%s")):
+        sql = sql.replace("%s", f"${number + 1}", 1)
+    async with database.transaction() as connection:
+        await run_together(connection, [FORCE_INDEX_SCANS])
+        for statement in (
+            "SET LOCAL plan_cache_mode = force_generic_plan",
+            f"PREPARE existing (int[], uuid[], uuid[], text[]) AS {sql}",
+        ):
+            await connection.exec_driver_sql(statement)
+        plan = await connection.exec_driver_sql("EXPLAIN EXECUTE existing ('{}', '{}', '{}', '{}')")
+        conditions = [line for (line,) in plan if "Index Cond" in line]
+        await connection.exec_driver_sql("DEALLOCATE existing")
+    assert ["reservation_id =" in line or "request_key =" in line for line in conditions] == [
+        True,
+        True,
+    ]

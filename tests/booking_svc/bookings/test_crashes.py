@@ -111,6 +111,57 @@ async def place_for_good(
     return stage.dying.place(event, quantity=4), check
 
 
+async def remember(stage: Stage, event: Event) -> None:
+    """The process that dies later remembers the event: it has sold nothing of it."""
+    with pytest.raises(DomainError):
+        await stage.dying.place(event, quantity=11)
+
+
+async def place_from_memory(stage: Stage) -> tuple[Call, Check]:
+    event, customer = await stage.harness.an_event(), new_id()
+    await remember(stage, event)
+
+    async def check() -> None:
+        booking = await stage.harness.place(event, customer_id=customer, key="k", quantity=4)
+        assert await stage.harness.available(event) == 6
+        await stage.harness.capture(booking)
+        await stage.recover()
+        await whole(stage.harness, event)
+
+    return stage.dying.place(event, customer_id=customer, key="k", quantity=4), check
+
+
+async def place_at_a_new_price(stage: Stage) -> tuple[Call, Check]:
+    event, customer = await stage.harness.an_event(), new_id()
+    await remember(stage, event)
+    await stage.harness.reprice(event, Money(200_000, "INR"))
+
+    async def check() -> None:
+        booking = await stage.harness.place(event, customer_id=customer, key="k", quantity=4)
+        assert booking.total == Money(800_000, "INR")
+        assert await stage.harness.available(event) == 6
+        await stage.harness.capture(booking)
+        await stage.recover()
+        await whole(stage.harness, event)
+
+    return stage.dying.place(event, customer_id=customer, key="k", quantity=4), check
+
+
+async def place_in_a_cancelled_event(stage: Stage) -> tuple[Call, Check]:
+    """What was reserved is released, or expires."""
+    event = await stage.harness.an_event()
+    await remember(stage, event)
+    await stage.harness.cancel_event(event)
+
+    async def check() -> None:
+        stage.harness.clock.advance(timedelta(minutes=15))
+        assert await stage.harness.available(event) == 10
+        assert await stage.harness.all_bookings(event) == []
+        await whole(stage.harness, event)
+
+    return stage.dying.place(event, quantity=4), check
+
+
 async def confirm(stage: Stage) -> tuple[Call, Check]:
     event = await stage.harness.an_event()
     booking = await stage.harness.place(event, quantity=4)
@@ -237,6 +288,9 @@ async def reschedule_dearer(
 SCENES: list[Scene] = [
     place,
     place_for_good,
+    place_from_memory,
+    place_at_a_new_price,
+    place_in_a_cancelled_event,
     confirm,
     confirm_late,
     cancel,

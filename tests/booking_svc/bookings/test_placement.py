@@ -8,7 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from booking_svc.bookings import state_machine, tables
-from booking_svc.bookings.batch_writer import BatchWriter
+from booking_svc.bookings.batch_writer import BatchWriter, Insertion
 from booking_svc.bookings.bookings import Actor, Booking, By, Item, PaymentStatus, Status
 from booking_svc.catalogue.events import Event
 from booking_svc.tables import idempotency_records
@@ -49,13 +49,14 @@ def key_of(booking: Booking, key: str = "k") -> Key:
 
 
 async def insert(writer: BatchWriter, booking: Booking, key: str = "k") -> bool:
-    return await writer.insert(
+    insertion = await writer.insert(
         key_of(booking, key),
         booking,
         By(Actor.CUSTOMER, booking.customer_id),
         None,
         is_mail_wanted=False,
     )
+    return insertion is Insertion.INSERTED
 
 
 async def test_concurrent_bookings_are_written_in_few_transactions(harness: BookingHarness) -> None:

@@ -1,0 +1,81 @@
+"""Events and seat types in the memory of this process, as they were last read.
+
+An event may have changed since. Who acts on one tests its revision in the transaction that writes,
+and refuses nothing because of it (bookings/placement.py). The type of a seat never changes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.tables import seats
+
+_MOST_EVENTS = 1_000
+# Of all auditoriums together: about 25 MB.
+_MOST_SEATS = 250_000
+_UUID_BYTES = 16
+
+SeatTypes = Mapping[bytes, str]
+"""The types of all seats of an auditorium, by the 16 bytes of the seat's id."""
+
+
+class EventMemory:
+    """The events and auditoriums that were used last."""
+
+    def __init__(self, *, most_events: int = _MOST_EVENTS, most_seats: int = _MOST_SEATS) -> None:
+        self._most_events = most_events
+        self._most_seats = most_seats
+        self._events: OrderedDict[UUID, Event] = OrderedDict()
+        self._seats: OrderedDict[UUID, SeatTypes] = OrderedDict()
+
+    def event(self, event_id: UUID) -> Event | None:
+        event = self._events.get(event_id)
+        if event is not None:
+            self._events.move_to_end(event_id)
+        return event
+
+    def remember(self, event_id: UUID, event: Event | None) -> None:
+        """Keeps an event as it was just read; None if it does not exist."""
+        self._events.pop(event_id, None)
+        if event is not None:
+            self._events[event_id] = event
+            while len(self._events) > self._most_events:
+                self._events.popitem(last=False)
+
+    def seat_types(self, event: Event, seat_ids: Collection[UUID]) -> Mapping[UUID, str] | None:
+        """The types of seats of the event's auditorium; None if one of them is not known."""
+        if not seat_ids:
+            return {}
+        known = self._seats.get(event.auditorium_id) if event.auditorium_id else None
+        if known is None:
+            return None
+        types = {seat_id: known[key] for seat_id in seat_ids if (key := seat_id.bytes) in known}
+        return types if len(types) == len(seat_ids) else None
+
+    def remember_seats(self, auditorium_id: UUID, types: SeatTypes) -> None:
+        """Keeps all seats of an auditorium, unless there are too many."""
+        self._seats.pop(auditorium_id, None)
+        if len(types) > self._most_seats:
+            return
+        self._seats[auditorium_id] = types
+        while sum(map(len, self._seats.values())) > self._most_seats:
+            self._seats.popitem(last=False)
+
+
+async def read_seat_types(connection: AsyncConnection, auditorium_id: UUID) -> SeatTypes:
+    """The types of all seats of an auditorium, in a few large values: a row each takes longer."""
+    ids = sa.func.string_agg(sa.func.uuid_send(seats.c.seat_id), sa.literal(b""))
+    rows = await connection.execute(
+        sa.select(seats.c.seat_type, ids.label("ids"))
+        .where(seats.c.auditorium_id == auditorium_id)
+        .group_by(seats.c.seat_type)
+    )
+    return {
+        row.ids[start : start + _UUID_BYTES]: row.seat_type
+        for row in rows
+        for start in range(0, len(row.ids), _UUID_BYTES)
+    }
