@@ -162,3 +162,26 @@ async def test_known_addresses_are_digests_expire_and_are_bounded(
     await sign_in(accounts, Source(f"192.0.2.{100 + MAX_ADDRESSES + 4}"))
     with pytest.raises(DomainError):
         await sign_in(accounts, Source("192.0.2.100"))
+
+
+async def test_a_device_token_opens_no_other_account_and_ends_with_the_password(
+    accounts: Accounts,
+) -> None:
+    noor = "noor@example.com"
+    await accounts.register(**a_sign_up(email=noor))
+    user = await accounts.register(**a_sign_up())
+    device = await sign_in(accounts, HOME)
+    away = Source(CAFE.address, device.device_token)
+    for email in (EMAIL, noor):
+        await guess(accounts, STRANGER, email=email, times=FREE_ATTEMPTS)
+    # Control: the token opens the account that it is of.
+    assert await guess(accounts, away) is Reason.INVALID_CREDENTIALS
+    assert await guess(accounts, away, email=noor) is Reason.LOGIN_THROTTLED
+    await accounts.change_password(
+        user_id=user.user_id,
+        session_id=user.user_id,
+        current_password=GOOD_PASSWORD,
+        new_password="Quiet-Harbour-58",
+        now=NOW + SECOND,
+    )
+    assert await guess(accounts, away) is Reason.LOGIN_THROTTLED
