@@ -9,7 +9,7 @@ import time
 import bcrypt
 import pytest
 
-from auth_svc.passwords import PasswordHasher, check_policy
+from auth_svc.passwords import PasswordHasher, check_confirmation, check_policy
 from mesh.errors import DomainError, Reason
 from tests.auth_svc.conftest import GOOD_PASSWORD, PEPPER
 
@@ -205,3 +205,12 @@ async def test_the_event_loop_runs_while_a_password_is_hashed() -> None:
         assert turns > 10
     finally:
         hasher.close()
+
+
+def test_the_second_entry_of_a_new_password_is_optional_and_must_be_equal() -> None:
+    check_confirmation("Mango-Tram-47", None)
+    check_confirmation("Mango-Tram-47", "Mango-Tram-47")
+    for other in ("", "Mango-Tram-47 ", "mango-tram-47"):
+        with pytest.raises(DomainError) as refused:
+            check_confirmation("Mango-Tram-47", other)
+        assert [violation.field for violation in refused.value.violations] == ["confirm_password"]
