@@ -215,6 +215,8 @@ def rest_client(settings: MeshSettings, *, http2: bool = False) -> httpx.Client:
 def connection(settings: MeshSettings) -> socket.socket:
     """A connection to the gateway for raw bytes."""
     plain = socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=60)
+    # Otherwise the first request waits 40 ms for the acknowledgement of the handshake.
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not settings.gateway_tls:
         return plain
     context = _trusting(settings.certificates / "ca.pem")
