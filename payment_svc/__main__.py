@@ -91,7 +91,12 @@ async def open_service(
         wakeups, lab = _Wakeups(), Lab(parse(settings.sandbox_faults))
         events = OutboxReader(database, tables.outbox)
         loops: list[Callable[[], Awaitable[None]]] = [
-            partial(backlog.watch, database, clock, {"refunds": refunds.oldest_due}),
+            partial(
+                backlog.watch,
+                database,
+                clock,
+                {"refunds": refunds.oldest_due, "failed refunds": refunds.oldest_failed},
+            ),
             partial(forever, "outbox", events.listen),
             partial(
                 forever_alone,

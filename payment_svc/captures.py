@@ -1,8 +1,9 @@
-"""Captures of payments by providers, and how much of each is refunded.
+"""Captures of payments by providers, and how much of each is refunded or can still be.
 
 At most one capture is accepted for a payment. All others are stored and refunded in full.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -17,7 +18,7 @@ from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc.payments import PAID, Payment, Status
 from payment_svc.providers.base import Captured
-from payment_svc.tables import captures
+from payment_svc.tables import captures, disputes
 
 
 class Verdict(StrEnum):
@@ -31,7 +32,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """Captured money. `refunding` is the amount of all its refunds, `refunded` of completed ones."""
+    """Captured money.
+
+    `refunding` is the amount of all its refunds, `refunded` of completed ones. `settled` was
+    refunded outside of the provider. `disputed` is with the customer's bank. `refundable` is
+    what is left of it, 0 or more.
+    """
 
     capture_id: UUID
     payment_id: UUID
@@ -40,6 +46,9 @@ class Capture:
     amount: Money
     refunding: Money
     refunded: Money
+    settled: Money
+    disputed: Money
+    refundable: Money
 
 
 def judge(payment: Payment, amount: Money) -> Verdict:
@@ -81,16 +90,16 @@ async def record(
     return None if row is None else _from_row(row)
 
 
-async def find(connection: AsyncConnection, *, provider: str, reference: str) -> Capture:
-    """The capture with a provider's id. Raises NoResultFound without one."""
+async def find(connection: AsyncConnection, *, provider: str, reference: str) -> Capture | None:
+    """The capture with a provider's id, if any."""
     row = (
         await connection.execute(
             sa.select(captures)
             .where(captures.c.provider == provider)
             .where(captures.c.provider_reference == reference)
         )
-    ).one()
-    return _from_row(row)
+    ).one_or_none()
+    return None if row is None else _from_row(row)
 
 
 async def find_accepted(connection: AsyncConnection, *, payment_id: UUID) -> Capture | None:
@@ -105,6 +114,15 @@ async def find_accepted(connection: AsyncConnection, *, payment_id: UUID) -> Cap
     return None if row is None else _from_row(row)
 
 
+def refundable_minor(of: Any) -> Any:
+    """What can still be refunded of a capture, given as a row or as the table's columns.
+
+    The one bound of every refund that is requested. It is negative when the bank took money
+    that was already refunded.
+    """
+    return of.amount_minor - of.refunding_minor - of.settled_minor - of.disputed_minor
+
+
 async def reserve_refund(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> bool:
     """Adds a refund's amount to the capture. False when it exceeds what can be refunded.
 
@@ -113,10 +131,64 @@ async def reserve_refund(connection: AsyncConnection, *, capture_id: UUID, amoun
     claimed = await connection.execute(
         sa.update(captures)
         .where(captures.c.capture_id == capture_id)
-        .where(captures.c.refunding_minor + amount.amount_minor <= captures.c.amount_minor)
+        .where(refundable_minor(captures.c) >= amount.amount_minor)
         .values(refunding_minor=captures.c.refunding_minor + amount.amount_minor)
     )
     return claimed.rowcount == 1
+
+
+async def enter_refund(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> None:
+    """Adds the amount of a refund that the provider made. A dispute does not limit it."""
+    await _add(connection, capture_id, refunding_minor=amount.amount_minor)
+
+
+async def drop_refund(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> None:
+    """Subtracts the amount of a refund that will not be made."""
+    await _add(connection, capture_id, refunding_minor=-amount.amount_minor)
+
+
+async def settle_refund(connection: AsyncConnection, *, capture_id: UUID, amount: Money) -> Verdict:
+    """Counts a refund as paid outside of the provider. Returns the capture's verdict."""
+    minor = amount.amount_minor
+    return await _add(connection, capture_id, refunding_minor=-minor, settled_minor=minor)
+
+
+async def revert_refunded(
+    connection: AsyncConnection, *, capture_id: UUID, amount: Money
+) -> Verdict:
+    """A completed refund came back: it counts as requested. Returns the capture's verdict."""
+    return await _add(connection, capture_id, refunded_minor=-amount.amount_minor)
+
+
+async def set_disputed(
+    connection: AsyncConnection, *, provider: str, reference: str, taken: Sequence[str]
+) -> Capture | None:
+    """Sums up a capture's disputes in the states `taken`. None when there is no such capture."""
+    disputed = (
+        sa.select(sa.cast(sa.func.coalesce(sa.func.sum(disputes.c.amount_minor), 0), sa.BigInteger))
+        .where(disputes.c.provider == provider)
+        .where(disputes.c.capture_reference == reference)
+        .where(disputes.c.currency_code == captures.c.currency_code)
+        .where(disputes.c.status.in_(taken))
+        .scalar_subquery()
+    )
+    row = (
+        await connection.execute(
+            sa.update(captures)
+            .where(captures.c.provider == provider)
+            .where(captures.c.provider_reference == reference)
+            .values(disputed_minor=sa.func.least(captures.c.amount_minor, disputed))
+            .returning(captures)
+        )
+    ).one_or_none()
+    return None if row is None else _from_row(row)
+
+
+async def get(connection: AsyncConnection, *, capture_id: UUID) -> Capture:
+    row = (
+        await connection.execute(sa.select(captures).where(captures.c.capture_id == capture_id))
+    ).one()
+    return _from_row(row)
 
 
 async def record_refunded(
@@ -135,6 +207,19 @@ async def record_refunded(
     return Verdict(row.verdict)
 
 
+async def _add(connection: AsyncConnection, capture_id: UUID, **amounts: int) -> Verdict:
+    """Adds amounts to counters of a capture, whose payment is locked."""
+    row = (
+        await connection.execute(
+            sa.update(captures)
+            .where(captures.c.capture_id == capture_id)
+            .values({name: captures.c[name] + minor for name, minor in amounts.items()})
+            .returning(captures.c.verdict)
+        )
+    ).one()
+    return Verdict(row.verdict)
+
+
 def _from_row(row: sa.Row[Any]) -> Capture:
     return Capture(
         capture_id=row.capture_id,
@@ -144,4 +229,7 @@ def _from_row(row: sa.Row[Any]) -> Capture:
         amount=Money(row.amount_minor, row.currency_code),
         refunding=Money(row.refunding_minor, row.currency_code),
         refunded=Money(row.refunded_minor, row.currency_code),
+        settled=Money(row.settled_minor, row.currency_code),
+        disputed=Money(row.disputed_minor, row.currency_code),
+        refundable=Money(max(0, refundable_minor(row)), row.currency_code),
     )

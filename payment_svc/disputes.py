@@ -1,6 +1,7 @@
 """Disputes: captures that the customer's bank contests. Stored and shown to staff.
 
-A dispute moves no money in payment_svc until it is lost; then ledger.py posts its amount.
+An open dispute limits refunds. When it is lost, ledger.py posts its amount. An inquiry of the
+bank does neither; customers do not see it.
 """
 
 import logging
@@ -16,16 +17,32 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.ids import new_id
 from mesh.money import Money
-from payment_svc import ledger, outbox
+from payment_svc import captures, ledger, outbox, refunds
 from payment_svc.payments import Payment
 from payment_svc.providers.base import Disputed, DisputeStatus
 from payment_svc.tables import disputes
 
 MOVES: dict[DisputeStatus, frozenset[DisputeStatus]] = {
+    DisputeStatus.INQUIRY: frozenset(
+        {
+            DisputeStatus.INQUIRY_CLOSED,
+            DisputeStatus.OPEN,
+            DisputeStatus.WON,
+            DisputeStatus.LOST,
+        }
+    ),
+    # A dispute can still follow.
+    DisputeStatus.INQUIRY_CLOSED: frozenset(
+        {DisputeStatus.OPEN, DisputeStatus.WON, DisputeStatus.LOST}
+    ),
     DisputeStatus.OPEN: frozenset({DisputeStatus.WON, DisputeStatus.LOST}),
     DisputeStatus.WON: frozenset(),
     DisputeStatus.LOST: frozenset(),
 }
+
+_INQUIRIES = frozenset({DisputeStatus.INQUIRY, DisputeStatus.INQUIRY_CLOSED})
+# The bank has the money.
+_TAKEN = (DisputeStatus.OPEN, DisputeStatus.LOST)
 
 MAX_PER_PAYMENT = 50
 
@@ -75,6 +92,14 @@ async def record(
     if inserted.rowcount == 0 and moved.rowcount == 0:
         return False
     dispute = await _find(connection, payment.order.provider, report.dispute_reference)
+    if dispute.status in _INQUIRIES:
+        return True
+    capture = await captures.set_disputed(
+        connection,
+        provider=payment.order.provider,
+        reference=report.capture_reference,
+        taken=_TAKEN,
+    )
     if dispute.status is DisputeStatus.LOST:
         await ledger.post_dispute_loss(
             connection,
@@ -90,8 +115,11 @@ async def record(
         status=dispute.status,
         amount=dispute.amount,
         reason=dispute.reason,
+        disputed=await _disputed(connection, payment),
         now=now,
     )
+    if capture is not None:
+        await refunds.fit(connection, payment=payment, capture_id=capture.capture_id, now=now)
     _log.error(
         "a payment is disputed",
         extra={
@@ -112,6 +140,12 @@ async def of_payment(connection: AsyncConnection, *, payment_id: UUID) -> Sequen
         .limit(MAX_PER_PAYMENT)
     )
     return [_from_row(row) for row in rows]
+
+
+async def _disputed(connection: AsyncConnection, payment: Payment) -> Money:
+    """What disputes have taken of the capture that paid a payment."""
+    capture = await captures.find_accepted(connection, payment_id=payment.payment_id)
+    return Money(0, payment.amount.currency_code) if capture is None else capture.disputed
 
 
 async def _find(connection: AsyncConnection, provider: str, reference: str) -> Dispute:

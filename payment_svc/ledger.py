@@ -26,6 +26,8 @@ class Account(StrEnum):
     capture   PROVIDER +150,000   EVENT −150,000
     fee       FEES       +3,000   PROVIDER −3,000
     refund    EVENT     +50,000   PROVIDER −50,000
+
+    A refund that comes back is posted with the signs reversed.
     """
 
     PROVIDER = "PROVIDER"
@@ -34,6 +36,8 @@ class Account(StrEnum):
     # In place of EVENT for a capture that is not accepted, until it is refunded.
     SUSPENSE = "SUSPENSE"
     DISPUTED = "DISPUTED"
+    # In place of PROVIDER for a refund that staff paid outside of the providers.
+    ELSEWHERE = "ELSEWHERE"
 
 
 class Kind(StrEnum):
@@ -41,6 +45,7 @@ class Kind(StrEnum):
     REFUND = "REFUND"
     FEE = "FEE"
     DISPUTE = "DISPUTE"
+    SETTLEMENT = "SETTLEMENT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class LedgerRow:
     fees_minor: int
     suspense_minor: int
     disputed_minor: int
+    settled_minor: int
 
     @property
     def net_minor(self) -> int:
@@ -104,12 +110,47 @@ async def post_refund(
     refund_id: UUID,
     amount: Money,
     is_accepted: bool,
+    reversals: int,
     now: datetime,
 ) -> None:
-    """Posts a refund of a capture."""
+    """Posts a refund of a capture, once after each of its reversals."""
     other = Account.EVENT if is_accepted else Account.SUSPENSE
     lines = {other: amount.amount_minor, Account.PROVIDER: -amount.amount_minor}
-    await _post(connection, refund_id, Kind.REFUND, payment, amount.currency_code, lines, now)
+    entry_id = uuid5(refund_id, f"refund {reversals}") if reversals else refund_id
+    await _post(connection, entry_id, Kind.REFUND, payment, amount.currency_code, lines, now)
+
+
+async def post_refund_reversal(
+    connection: AsyncConnection,
+    *,
+    payment: Payment,
+    refund_id: UUID,
+    amount: Money,
+    is_accepted: bool,
+    reversals: int,
+    now: datetime,
+) -> None:
+    """Posts that a refund came back, for the `reversals`-th time."""
+    other = Account.EVENT if is_accepted else Account.SUSPENSE
+    lines = {other: -amount.amount_minor, Account.PROVIDER: amount.amount_minor}
+    entry_id = uuid5(refund_id, f"reversal {reversals}")
+    await _post(connection, entry_id, Kind.REFUND, payment, amount.currency_code, lines, now)
+
+
+async def post_settlement(
+    connection: AsyncConnection,
+    *,
+    payment: Payment,
+    refund_id: UUID,
+    amount: Money,
+    is_accepted: bool,
+    now: datetime,
+) -> None:
+    """Posts a refund that staff paid outside of the provider."""
+    other = Account.EVENT if is_accepted else Account.SUSPENSE
+    lines = {other: amount.amount_minor, Account.ELSEWHERE: -amount.amount_minor}
+    entry_id = uuid5(refund_id, "settlement")
+    await _post(connection, entry_id, Kind.SETTLEMENT, payment, amount.currency_code, lines, now)
 
 
 async def post_dispute_loss(
@@ -140,10 +181,17 @@ async def rows(
             _sum(Kind.CAPTURE, Account.EVENT, -1).label("captured_minor"),
             _sum(Kind.REFUND, Account.EVENT, 1).label("refunded_minor"),
             _sum(Kind.FEE, Account.FEES, 1).label("fees_minor"),
-            sa.func.sum(_amount(book_lines.c.account == Account.SUSPENSE, -1)).label(
-                "suspense_minor"
-            ),
+            sa.func.sum(
+                _amount(
+                    sa.and_(
+                        book_lines.c.account == Account.SUSPENSE,
+                        book_entries.c.kind != Kind.SETTLEMENT,
+                    ),
+                    -1,
+                )
+            ).label("suspense_minor"),
             _sum(Kind.DISPUTE, Account.DISPUTED, 1).label("disputed_minor"),
+            _sum(Kind.SETTLEMENT, Account.EVENT, 1).label("settled_minor"),
         )
         .join(book_lines, book_lines.c.entry_id == book_entries.c.entry_id)
         .where(book_entries.c.day.between(since, until))
@@ -216,4 +264,5 @@ def _from_row(row: sa.Row[Any]) -> LedgerRow:
         fees_minor=int(row.fees_minor),
         suspense_minor=int(row.suspense_minor),
         disputed_minor=int(row.disputed_minor),
+        settled_minor=int(row.settled_minor),
     )

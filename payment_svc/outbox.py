@@ -80,6 +80,31 @@ async def refund_processed(
     )
 
 
+async def refund_updated(
+    connection: AsyncConnection,
+    payment: Payment,
+    *,
+    refund_id: UUID,
+    amount: Money,
+    status: str,
+    reason: str,
+    now: datetime,
+) -> None:
+    """A refund was requested, or is no longer in the state that was last published."""
+    message = stream_pb2.RefundUpdated(
+        refund=payment_pb2.Refund(
+            refund_id=str(refund_id),
+            payment_id=str(payment.payment_id),
+            amount=money_to_proto(amount),
+            status=payment_pb2.Refund.Status.Value(status),
+            reason=reason,
+        )
+    )
+    await _append_of_payment(
+        connection, payment, stream_pb2.PaymentEvent(refund_updated=message), now
+    )
+
+
 async def disputed(
     connection: AsyncConnection,
     payment: Payment,
@@ -88,13 +113,15 @@ async def disputed(
     status: DisputeStatus,
     amount: Money,
     reason: str,
+    disputed: Money,
     now: datetime,
 ) -> None:
-    """A capture is disputed, or its dispute was decided."""
+    """A capture is disputed, or its dispute was decided; `disputed` is the total taken."""
     message = stream_pb2.PaymentDisputed(
         dispute_id=str(dispute_id),
         amount=money_to_proto(amount),
         reason=reason,
+        disputed=money_to_proto(disputed),
         status=payment_pb2.Dispute.Status.Value(status),
     )
     await _append_of_payment(connection, payment, stream_pb2.PaymentEvent(disputed=message), now)

@@ -21,8 +21,10 @@ from payment_svc.providers.base import (
     Disputed,
     Failed,
     ProviderReport,
+    RefundPending,
     RefundProcessed,
     RefundRefused,
+    RefundReport,
     Voided,
 )
 
@@ -63,7 +65,7 @@ async def apply_report(
             changed = await _apply_void(connection, payment, now)
         case Disputed():
             changed = await disputes.record(connection, payment=payment, report=report, now=now)
-        case RefundProcessed() | RefundRefused():
+        case RefundPending() | RefundProcessed() | RefundRefused():
             return await _apply_refund(connection, payment, report, now)
         case _:
             raise TypeError(f"no transition for {type(report).__name__}")
@@ -231,7 +233,7 @@ async def _apply_fee(
     capture = await captures.find(
         connection, provider=payment.order.provider, reference=report.capture_reference
     )
-    if capture.payment_id != payment.payment_id:
+    if capture is None or capture.payment_id != payment.payment_id:
         return Outcome.UNMATCHED
     is_new = await ledger.post_fee(
         connection, payment=payment, capture_id=capture.capture_id, amount=report.fee, now=now
@@ -257,24 +259,28 @@ async def _refund_capture(
 
 
 async def _apply_refund(
-    connection: AsyncConnection,
-    payment: Payment,
-    report: RefundProcessed | RefundRefused,
-    now: datetime,
+    connection: AsyncConnection, payment: Payment, report: RefundReport, now: datetime
 ) -> Outcome:
-    refund = None
-    if report.refund_id is not None:
-        refund = await refunds.find_of_payment(
-            connection, payment_id=payment.payment_id, refund_id=report.refund_id
-        )
+    refund = await refunds.find_reported(connection, payment_id=payment.payment_id, report=report)
+    is_new = refund is None
+    if refund is None:
+        # Made in the provider's dashboard, or before the database was restored from a backup.
+        refund = await refunds.enter(connection, payment=payment, report=report, now=now)
     if refund is None or (isinstance(report, RefundProcessed) and report.amount != refund.amount):
         _log.error(
-            "a provider reports a refund that was not requested",
+            "a provider reports a refund that fits no capture or has another amount",
             extra={"payment_id": str(payment.payment_id), "refund_id": str(report.refund_id)},
         )
         return Outcome.UNMATCHED
-    if isinstance(report, RefundProcessed):
-        changed = await refunds.complete(connection, payment=payment, report=report, now=now)
-    else:
-        changed = await refunds.record_refusal(connection, report=report, now=now)
-    return Outcome.APPLIED if changed else Outcome.UNCHANGED
+    match report:
+        case RefundProcessed():
+            changed = await refunds.complete(
+                connection, payment=payment, refund=refund, report=report, now=now
+            )
+        case RefundRefused():
+            changed = await refunds.record_refusal(
+                connection, payment=payment, refund=refund, report=report, now=now
+            )
+        case RefundPending():
+            changed = False
+    return Outcome.APPLIED if changed or is_new else Outcome.UNCHANGED

@@ -37,8 +37,9 @@ MOVES: dict[Status, frozenset[Status]] = {
     # A customer can try again on the same page.
     Status.FAILED: frozenset({Status.AUTHORIZED, Status.CAPTURED, Status.VOIDED}),
     Status.CAPTURED: frozenset({Status.PARTIALLY_REFUNDED, Status.REFUNDED}),
-    Status.PARTIALLY_REFUNDED: frozenset({Status.REFUNDED}),
-    Status.REFUNDED: frozenset(),
+    # A completed refund can come back.
+    Status.PARTIALLY_REFUNDED: frozenset({Status.REFUNDED, Status.CAPTURED}),
+    Status.REFUNDED: frozenset({Status.PARTIALLY_REFUNDED, Status.CAPTURED}),
     Status.VOIDED: frozenset(),
 }
 
@@ -265,17 +266,31 @@ async def record_refund(
     connection: AsyncConnection, *, payment_id: UUID, amount: Money, now: datetime
 ) -> Payment:
     """Counts a completed refund: PARTIALLY_REFUNDED, or REFUNDED when nothing remains."""
-    refunded = payments.c.refunded_minor + amount.amount_minor
+    return await _add_refunded(connection, payment_id, amount.amount_minor, now)
+
+
+async def revert_refund(
+    connection: AsyncConnection, *, payment_id: UUID, amount: Money, now: datetime
+) -> Payment:
+    """A completed refund came back: PARTIALLY_REFUNDED, or CAPTURED when none remains."""
+    return await _add_refunded(connection, payment_id, -amount.amount_minor, now)
+
+
+async def _add_refunded(
+    connection: AsyncConnection, payment_id: UUID, minor: int, now: datetime
+) -> Payment:
+    refunded = payments.c.refunded_minor + minor
     row = (
         await connection.execute(
             sa.update(payments)
             .where(payments.c.payment_id == payment_id)
-            .where(payments.c.status.in_([Status.CAPTURED, Status.PARTIALLY_REFUNDED]))
-            .where(refunded <= payments.c.amount_minor)
+            .where(payments.c.status.in_(PAID))
+            .where(refunded.between(0, payments.c.amount_minor))
             .values(
                 refunded_minor=refunded,
                 status=sa.case(
                     (refunded == payments.c.amount_minor, Status.REFUNDED.value),
+                    (refunded == 0, Status.CAPTURED.value),
                     else_=Status.PARTIALLY_REFUNDED.value,
                 ),
                 update_time=now,

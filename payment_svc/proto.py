@@ -6,7 +6,7 @@ from datetime import date
 from boxoffice.payments.v1 import book_service_pb2, payment_pb2, payment_service_pb2
 from mesh.conversions import money_to_proto
 from mesh.errors import FieldViolation, invalid
-from mesh.money import AmountLimits
+from mesh.money import AmountLimits, Money
 from payment_svc.declines import DeclinedAttempt
 from payment_svc.disputes import Dispute
 from payment_svc.ledger import LedgerRow
@@ -18,6 +18,7 @@ def payment_to_proto(
     payment: Payment,
     disputes: Sequence[Dispute] = (),
     declines: Sequence[DeclinedAttempt] = (),
+    refundable: Money | None = None,
 ) -> payment_pb2.Payment:
     message = payment_pb2.Payment(
         payment_id=str(payment.payment_id),
@@ -32,6 +33,7 @@ def payment_to_proto(
         failure_code=payment.failure_code,
         disputes=map(dispute_to_proto, disputes),
         declined_attempts=map(_decline_to_proto, declines),
+        refundable=None if refundable is None else money_to_proto(refundable),
     )
     message.create_time.FromDatetime(payment.create_time)
     message.update_time.FromDatetime(payment.update_time)
@@ -69,15 +71,20 @@ def dispute_to_proto(dispute: Dispute) -> payment_pb2.Dispute:
     return message
 
 
-def refund_to_proto(refund: Refund) -> payment_pb2.Refund:
+def refund_to_proto(refund: Refund, *, with_note: bool = False) -> payment_pb2.Refund:
+    """The refund; its note is for staff."""
     message = payment_pb2.Refund(
         refund_id=str(refund.refund_id),
         payment_id=str(refund.payment_id),
         amount=money_to_proto(refund.amount),
         status=payment_pb2.Refund.Status.Value(refund.status),
         reason=refund.reason,
+        failure_code=refund.failure_code,
+        note=refund.note if with_note else "",
     )
     message.create_time.FromDatetime(refund.create_time)
+    if refund.due_time is not None:
+        message.next_attempt_time.FromDatetime(refund.due_time)
     return message
 
 
@@ -104,5 +111,6 @@ def row_to_proto(row: LedgerRow) -> book_service_pb2.BookRow:
         fees_minor=row.fees_minor,
         suspense_minor=row.suspense_minor,
         disputed_minor=row.disputed_minor,
+        settled_minor=row.settled_minor,
         net_minor=row.net_minor,
     )

@@ -6,6 +6,7 @@ Each invariant is a named constraint, in addition to the statements that keep it
 from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from mesh.db.database import NAMING
 from mesh.db.idempotent import idempotency_table
@@ -94,6 +95,10 @@ captures = sa.Table(
     # The amounts of all refunds, and of the completed ones.
     sa.Column("refunding_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("refunded_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    # Refunds that staff paid outside of the provider.
+    sa.Column("settled_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    # Taken by the customer's bank: disputes that are open or lost.
+    sa.Column("disputed_minor", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     _time("create_time"),
     # The provider's time of the capture. Days are compared by it.
     _time("event_time", nullable=True),
@@ -109,6 +114,8 @@ captures = sa.Table(
     sa.CheckConstraint(
         "refunded_minor >= 0 AND refunded_minor <= refunding_minor", name="refunded"
     ),
+    sa.CheckConstraint("settled_minor >= 0 AND settled_minor <= amount_minor", name="settled"),
+    sa.CheckConstraint("disputed_minor >= 0 AND disputed_minor <= amount_minor", name="disputed"),
     sa.Index(
         "captures_one_accepted_key",
         "payment_id",
@@ -155,11 +162,35 @@ refunds = sa.Table(
     _time("update_time"),
     # The provider's time of completion.
     _time("event_time", nullable=True),
+    # The provider's ids of attempts that failed: a late report of their success is outdated.
+    sa.Column(
+        "failed_references",
+        postgresql.ARRAY(sa.Text),
+        nullable=False,
+        server_default=sa.text("'{}'"),
+    ),
+    # How often it failed after it was completed.
+    sa.Column("reversals", sa.Integer, nullable=False, server_default=sa.text("0")),
+    # Written by staff who settled it outside of the provider.
+    sa.Column("note", sa.Text, nullable=False, server_default=sa.text("''")),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),
-    sa.CheckConstraint("status IN ('PENDING', 'PROCESSED', 'FAILED')", name="status"),
-    sa.CheckConstraint("(status = 'PROCESSED') = (due_time IS NULL)", name="due_until_processed"),
+    sa.CheckConstraint(
+        "status IN ('PENDING', 'PROCESSED', 'FAILED', 'SETTLED_ELSEWHERE', 'CANCELLED')",
+        name="status",
+    ),
+    # A refund without a due time is not attempted: it has ended, waits for staff, or was made at
+    # the provider.
+    sa.CheckConstraint(
+        "due_time IS NULL OR status IN ('PENDING', 'FAILED')", name="due_while_open"
+    ),
+    sa.CheckConstraint("(status = 'SETTLED_ELSEWHERE') <= (note <> '')", name="settled_has_note"),
     sa.Index("refunds_due_time_idx", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")),
+    sa.Index(
+        "refunds_for_staff_idx",
+        "refund_id",
+        postgresql_where=sa.text("status = 'FAILED' AND due_time IS NULL"),
+    ),
     sa.Index("refunds_payment_id_idx", "payment_id"),
     sa.Index("refunds_provider_reference_idx", "provider_reference"),
     sa.Index("refunds_event_time_idx", "event_time"),
@@ -184,7 +215,9 @@ disputes = sa.Table(
     sa.UniqueConstraint("provider", "provider_reference"),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),
-    sa.CheckConstraint("status IN ('OPEN', 'WON', 'LOST')", name="status"),
+    sa.CheckConstraint(
+        "status IN ('INQUIRY', 'INQUIRY_CLOSED', 'OPEN', 'WON', 'LOST')", name="status"
+    ),
     sa.Index("disputes_payment_id_idx", "payment_id"),
 )
 
@@ -284,7 +317,9 @@ book_entries = sa.Table(
     sa.Column("event_id", sa.Uuid),
     sa.Column("day", sa.Date, nullable=False),
     _time("create_time"),
-    sa.CheckConstraint("kind IN ('CAPTURE', 'REFUND', 'FEE', 'DISPUTE')", name="kind"),
+    sa.CheckConstraint(
+        "kind IN ('CAPTURE', 'REFUND', 'FEE', 'DISPUTE', 'SETTLEMENT')", name="kind"
+    ),
     sa.Index("book_entries_day_idx", "day"),
     sa.Index("book_entries_event_id_idx", "event_id"),
 )
@@ -298,7 +333,8 @@ book_lines = sa.Table(
     sa.CheckConstraint("amount_minor <> 0", name="amount"),
     _currency(),
     sa.CheckConstraint(
-        "account IN ('PROVIDER', 'EVENT', 'FEES', 'SUSPENSE', 'DISPUTED')", name="account"
+        "account IN ('PROVIDER', 'EVENT', 'FEES', 'SUSPENSE', 'DISPUTED', 'ELSEWHERE')",
+        name="account",
     ),
 )
 

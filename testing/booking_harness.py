@@ -28,6 +28,7 @@ from booking_svc.bookings import (
 from booking_svc.bookings import checkout as booking_checkout
 from booking_svc.bookings.batch_writer import BatchWriter
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
+from booking_svc.bookings.cancellation import StaffRefund
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification import BookingPatch
 from booking_svc.bookings.payment_pages import Checkout
@@ -224,6 +225,7 @@ class Payments:
                 "less than requested is refundable",
                 captured=captured,
                 refunded=refunded,
+                refundable=captured - refunded,
                 requested=amount.amount_minor,
             )
         self.refunds[refund_id] = (payment_id, amount)
@@ -359,6 +361,7 @@ class BookingHarness:
         owner: UUID | None = None,
         by: By | None = None,
         reason: str = "",
+        staff_refund: StaffRefund | None = None,
         key: str | None = None,
     ) -> Booking:
         """Cancels as the customer, unless `by` says otherwise."""
@@ -369,6 +372,7 @@ class BookingHarness:
             owner=owner,
             by=by or By(Actor.CUSTOMER),
             reason=reason,
+            staff_refund=staff_refund,
             encode=pickle.dumps,
         )
         return answered(answer)
@@ -378,8 +382,9 @@ class BookingHarness:
         booking: Booking,
         *,
         items: Sequence[RequestedItem] = (),
-        attendees: Sequence[str] = (),
+        attendees: Sequence[str] | None = None,
         note: str | None = None,
+        staff_refund: StaffRefund | None = None,
         by: By | None = None,
         owner: UUID | None = None,
         key: str | None = None,
@@ -391,7 +396,7 @@ class BookingHarness:
             booking_id=booking.booking_id,
             owner=owner,
             by=by or By(Actor.CUSTOMER),
-            patch=BookingPatch(items, attendees, note),
+            patch=BookingPatch(items, attendees, note, staff_refund),
             encode=pickle.dumps,
             shown=shown,
         )
@@ -404,6 +409,7 @@ class BookingHarness:
         *,
         items: Sequence[RequestedItem] = (),
         checkout: Checkout | None = SANDBOX,
+        staff_refund: StaffRefund | None = None,
         by: By | None = None,
         key: str | None = None,
         shown: ShownPrice = NOT_SHOWN,
@@ -417,6 +423,7 @@ class BookingHarness:
             event_id=event.event_id,
             items=items,
             checkout=checkout,
+            staff_refund=staff_refund,
             encode=pickle.dumps,
             shown=shown,
         )

@@ -80,9 +80,13 @@ class Payment:
 
 
 class RefundStatus(StrEnum):
+    """A CANCELLED refund is not made: the money was returned in another way."""
+
     PENDING = "PENDING"
     PROCESSED = "PROCESSED"
     FAILED = "FAILED"
+    SETTLED_ELSEWHERE = "SETTLED_ELSEWHERE"
+    CANCELLED = "CANCELLED"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ catalogue/cancellation_policy.py.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -25,13 +25,24 @@ from booking_svc.bookings.bookings import Actor, Booking, By, ChangeState, Item,
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.tables import bookings as bookings_table
-from booking_svc.catalogue import cancellation_policy, events
+from booking_svc.catalogue import cancellation_policy, event_moves, events
 from booking_svc.catalogue.cancellation_policy import Preview, Terms
 from booking_svc.catalogue.events import StaffStatus
 from mesh.clock import rfc3339
 from mesh.db.idempotent import Key
-from mesh.errors import DomainError, Reason
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.money import Money
+
+# Of an event that has a start and no end, as in completion.py.
+_LENGTH = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class StaffRefund:
+    """The refund that staff decide, in place of the policy's: one of the two is set."""
+
+    percent: int | None
+    amount: Money | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +62,20 @@ async def cancel_booking(
     by: By,
     reason: str,
     encode: Callable[[Booking], bytes],
+    staff_refund: StaffRefund | None = None,
 ) -> bytes:
     """Cancels a booking once per key, as `cancel` does. Returns the answer of `encode`."""
     now = deps.clock()
 
     async def effect(connection: AsyncConnection) -> tuple[UUID, bytes]:
         booking = await cancel(
-            connection, booking_id=booking_id, owner=owner, by=by, reason=reason, now=now
+            connection,
+            booking_id=booking_id,
+            owner=owner,
+            by=by,
+            reason=reason,
+            staff_refund=staff_refund,
+            now=now,
         )
         return booking_id, encode(booking)
 
@@ -75,11 +93,13 @@ async def cancel(
     by: By,
     reason: str,
     now: datetime,
+    staff_refund: StaffRefund | None = None,
 ) -> Booking:
     """Cancels a booking: free of charge when unpaid, by its policy when confirmed.
 
-    Raises BOOKING_NOT_FOUND, ALREADY_CANCELLED, CANCELLATION_CLOSED (with its deadline)
-    or BOOKING_STATE_INVALID.
+    Staff can cancel until the event ends, and decide the refund.
+    Raises BOOKING_NOT_FOUND, ALREADY_CANCELLED, CANCELLATION_CLOSED (with its deadline),
+    BOOKING_STATE_INVALID, or VALIDATION_FAILED for a refund of more than is left.
     """
     booking = await bookings.get(connection, booking_id=booking_id, owner=owner, lock=True)
     await _cancel_change(connection, booking, now)
@@ -89,8 +109,8 @@ async def cancel(
             connection, booking=booking, to=Status.CANCELLED, reason=reason, by=by, now=now
         )
     terms = await terms_of(connection, booking, now)
-    refuse_if_closed(terms)
-    refund = Money(terms.refund_minor(booking.total.amount_minor), booking.total.currency_code)
+    await refuse_if_too_late(connection, booking, terms, by=by, now=now)
+    refund = await refund_of(connection, booking, booking.total, terms, staff_refund)
     return await _end_confirmed(connection, booking, refund, by=by, reason=reason, now=now)
 
 
@@ -114,13 +134,14 @@ async def preview(
         )
     terms = await terms_of(connection, booking, now)
     removed = booking.total if keep is None else split_items(booking, keep)[1]
-    refund = Money(terms.refund_minor(removed.amount_minor), removed.currency_code)
+    refund = await refund_of(connection, booking, removed, terms, None)
     return Preview(refund.amount_minor > 0, refund, terms.percent, _explain(terms), terms.deadline)
 
 
 async def terms_of(connection: AsyncConnection, booking: Booking, now: datetime) -> Terms:
-    """The refund terms of a confirmed booking: a full refund once its event is cancelled.
+    """The refund terms of a confirmed booking.
 
+    A full refund once its event is cancelled, and for some days after it has moved.
     Raises ALREADY_CANCELLED, or BOOKING_STATE_INVALID in any other state.
     """
     if booking.status is Status.CANCELLED:
@@ -135,6 +156,11 @@ async def terms_of(connection: AsyncConnection, booking: Booking, now: datetime)
     if event.staff_status is StaffStatus.CANCELLED:
         # Also for a customer who cancels before event_cancellation.py does.
         return Terms(True, 100, None)
+    until = await event_moves.full_refund_until(
+        connection, event=event, booked_time=booking.create_time, now=now
+    )
+    if until is not None:
+        return Terms(True, 100, until)
     terms = cancellation_policy.terms(
         booking.cancellation_policy,
         start_time=event.start_time,
@@ -142,6 +168,56 @@ async def terms_of(connection: AsyncConnection, booking: Booking, now: datetime)
         now=now,
     )
     return replace(terms, percent=min(terms.percent, booking.max_refund_percent))
+
+
+async def refund_of(
+    connection: AsyncConnection,
+    booking: Booking,
+    returned: Money,
+    terms: Terms,
+    staff_refund: StaffRefund | None,
+) -> Money:
+    """The refund for items or a price difference that a booking returns, `returned`.
+
+    The policy's percentage, or what staff decide; at most what is left beyond the price of the
+    items that the booking keeps. Raises VALIDATION_FAILED for a higher amount by staff.
+    """
+    left = await refunds.refundable(
+        connection,
+        booking=booking,
+        keep_minor=booking.total.amount_minor - returned.amount_minor,
+    )
+    if staff_refund is not None and staff_refund.amount is not None:
+        amount = staff_refund.amount
+        if amount.currency_code != left.currency_code:
+            raise invalid(
+                FieldViolation("refund_amount.currency_code", f"must be {left.currency_code}")
+            )
+        if not 0 <= amount.amount_minor <= left.amount_minor:
+            raise invalid(
+                FieldViolation(
+                    "refund_amount.amount_minor",
+                    f"must be 0 to {left.amount_minor}, what is left of the payments",
+                )
+            )
+        return amount
+    if staff_refund is not None and staff_refund.percent is not None:
+        terms = replace(terms, percent=staff_refund.percent)
+    minor = terms.refund_minor(returned.amount_minor)
+    return Money(min(minor, left.amount_minor), left.currency_code)
+
+
+async def refuse_if_too_late(
+    connection: AsyncConnection, booking: Booking, terms: Terms, *, by: By, now: datetime
+) -> None:
+    """Raises CANCELLATION_CLOSED: for customers by the policy, for staff after the event."""
+    if by.actor is not Actor.STAFF:
+        refuse_if_closed(terms)
+        return
+    event = await events.get(connection, event_id=booking.event_id)
+    end = event.end_time or (event.start_time and event.start_time + _LENGTH)
+    if end is not None and now >= end:
+        refuse_if_closed(Terms(False, 0, end))
 
 
 def refuse_if_closed(terms: Terms) -> None:

@@ -22,11 +22,13 @@ from booking_svc.bookings import (
     step_handlers,
 )
 from booking_svc.bookings.bookings import Actor, Booking, By, ChangeState, Item, Status
+from booking_svc.bookings.cancellation import StaffRefund
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification_store import Change
 from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from booking_svc.catalogue import events, payability
+from booking_svc.catalogue.cancellation_policy import Terms
 from booking_svc.catalogue.events import Event
 from booking_svc.tables import idempotency_records
 from mesh.db import idempotent
@@ -41,11 +43,12 @@ _Begin = Callable[[AsyncConnection, datetime], Awaitable[Change | None]]
 
 @dataclass(frozen=True, slots=True)
 class BookingPatch:
-    """The new values. Empty sequences and None keep the present value."""
+    """The new values. None and no items keep the present value."""
 
     items: Sequence[RequestedItem]
-    attendees: Sequence[str]
+    attendees: Sequence[str] | None
     note: str | None
+    staff_refund: StaffRefund | None = None
 
 
 async def update(
@@ -74,11 +77,8 @@ async def update(
 
     async def begin(connection: AsyncConnection, now: datetime) -> Change | None:
         booking = await bookings.get(connection, booking_id=booking_id, owner=owner, lock=True)
-        if booking.status not in (Status.HELD, Status.CONFIRMED):
-            raise _state_invalid(booking)
-        if booking.status is Status.CONFIRMED and by.actor is not Actor.STAFF:
-            cancellation.refuse_if_closed(await cancellation.terms_of(connection, booking, now))
-        if patch.attendees or patch.note is not None:
+        await _refuse_update(connection, booking, patch, by, now)
+        if patch.attendees is not None or patch.note is not None:
             await modification_store.set_details(
                 connection,
                 booking_id=booking_id,
@@ -88,7 +88,7 @@ async def update(
             )
         change = None
         if patch.items:
-            change = await _change_items(connection, booking, patch.items, by, now)
+            change = await _change_items(connection, booking, patch, by, now)
         total = booking.total if change is None else change.total
         if shown is not NOT_SHOWN:
             event = await events.get(connection, event_id=booking.event_id)
@@ -114,10 +114,11 @@ async def reschedule(
     checkout: Checkout | None,
     encode: Encode,
     shown: ShownPrice = NOT_SHOWN,
+    staff_refund: StaffRefund | None = None,
 ) -> bytes:
     """Moves a confirmed booking to another event of the same production.
 
-    A lower price is refunded in full. A higher price is paid first, by `checkout` or to the
+    Of a lower price, the difference is refunded by the cancellation policy. A higher price is paid first, by `checkout` or to the
     provider of the booking's payment, while the new places are held; until then the booking
     stays as it is.
     Raises BOOKING_NOT_FOUND, CANCELLATION_CLOSED (not for staff), BOOKING_STATE_INVALID,
@@ -131,8 +132,7 @@ async def reschedule(
     async def begin(connection: AsyncConnection, now: datetime) -> Change | None:
         booking = await bookings.get(connection, booking_id=booking_id, owner=owner, lock=True)
         terms = await cancellation.terms_of(connection, booking, now)
-        if by.actor is not Actor.STAFF:
-            cancellation.refuse_if_closed(terms)
+        await cancellation.refuse_if_too_late(connection, booking, terms, by=by, now=now)
         old_event = await events.get(connection, event_id=booking.event_id)
         _refuse_other_production(old_event, event)
         event.refuse_unless_on_sale(now)
@@ -144,7 +144,9 @@ async def reschedule(
         # The percentage granted now stays the limit: else moving the booking to a later event
         # and cancelling it there would evade the policy.
         percent = terms.percent if terms.is_open else 0
-        change = _change(booking, event_id, priced, total, by=by, percent=percent)
+        returned = Money(max(0, -difference.amount_minor), total.currency_code)
+        refund = await cancellation.refund_of(connection, booking, returned, terms, staff_refund)
+        change = _change(booking, event_id, priced, total, by=by, percent=percent, refund=refund)
         if difference.amount_minor > 0:
             provider = _provider(booking, checkout, difference)
             if limits is not None:
@@ -163,18 +165,45 @@ async def reschedule(
     return await _run_once(deps, key, encode, booking_id, begin, checkout)
 
 
+async def _refuse_update(
+    connection: AsyncConnection, booking: Booking, patch: BookingPatch, by: By, now: datetime
+) -> None:
+    """Raises BOOKING_STATE_INVALID, CANCELLATION_CLOSED or VALIDATION_FAILED.
+
+    The names of attendees can be corrected until the event starts, also while paying.
+    """
+    has_names_only = not patch.items and patch.note is None
+    allowed = (Status.HELD, Status.CONFIRMED) + ((Status.PENDING_PAYMENT,) * has_names_only)
+    if booking.status not in allowed:
+        raise _state_invalid(booking)
+    places = sum(item.quantity for item in patch.items or booking.items)
+    if patch.attendees is not None and len(patch.attendees) > places:
+        raise invalid(
+            FieldViolation("attendees", f"must have at most {places} names, one for each place")
+        )
+    if has_names_only:
+        event = await events.get(connection, event_id=booking.event_id)
+        if by.actor is not Actor.STAFF and event.start_time and now >= event.start_time:
+            cancellation.refuse_if_closed(Terms(False, 0, event.start_time))
+    elif booking.status is Status.CONFIRMED:
+        terms = await cancellation.terms_of(connection, booking, now)
+        await cancellation.refuse_if_too_late(connection, booking, terms, by=by, now=now)
+
+
 async def _change_items(
     connection: AsyncConnection,
     booking: Booking,
-    requested: Sequence[RequestedItem],
+    patch: BookingPatch,
     by: By,
     now: datetime,
 ) -> Change | None:
     """The change to other items of the same event; None if the items are the same."""
     if booking.status is Status.CONFIRMED:
         terms = await cancellation.terms_of(connection, booking, now)
-        items, removed = cancellation.split_items(booking, requested)
-        refund = terms.refund_minor(removed.amount_minor)
+        items, removed = cancellation.split_items(booking, patch.items)
+        refund = await cancellation.refund_of(
+            connection, booking, removed, terms, patch.staff_refund
+        )
         total = pricing.total(items, booking.total.currency_code)
         percent = booking.max_refund_percent
     else:
@@ -184,8 +213,9 @@ async def _change_items(
             raise DomainError(Reason.HOLD_EXPIRED, "the hold has expired")
         event = await events.get(connection, event_id=booking.event_id)
         event.refuse_unless_on_sale(now)
-        items = await pricing.price(connection, event, requested)
-        total, refund, percent = pricing.total(items, event.currency_code), 0, 100
+        items = await pricing.price(connection, event, patch.items)
+        total, percent = pricing.total(items, event.currency_code), 100
+        refund = Money(0, event.currency_code)
     if items == booking.items:
         return None
     return _change(
@@ -195,7 +225,7 @@ async def _change_items(
         total,
         by=by,
         percent=percent,
-        refund_minor=refund,
+        refund=refund,
     )
 
 
@@ -277,11 +307,9 @@ def _change(
     *,
     by: By,
     percent: int,
-    refund_minor: int | None = None,
+    refund: Money,
 ) -> Change:
-    """A change without a payment. `refund_minor` defaults to the whole price difference."""
-    lower = max(0, booking.total.amount_minor - total.amount_minor)
-    currency = total.currency_code
+    """A change without a payment."""
     return Change(
         change_id=new_id(),
         booking_id=booking.booking_id,
@@ -291,9 +319,9 @@ def _change(
         to_event_id=to_event_id,
         items=items,
         total=total,
-        refund=Money(lower if refund_minor is None else refund_minor, currency),
+        refund=refund,
         max_refund_percent=percent,
-        difference=Money(0, currency),
+        difference=Money(0, total.currency_code),
         payment_id=None,
         provider=None,
         expire_time=booking.hold_expire_time,

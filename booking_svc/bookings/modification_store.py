@@ -137,12 +137,12 @@ async def set_details(
     connection: AsyncConnection,
     *,
     booking_id: UUID,
-    attendees: Sequence[str],
+    attendees: Sequence[str] | None,
     note: str | None,
     now: datetime,
 ) -> None:
-    """Sets a booking's attendees and note; no attendees, or None, keep the present value."""
-    values: dict[str, object] = {"attendees": list(attendees)} if attendees else {}
+    """Sets a booking's attendees and note; None keeps the present value."""
+    values: dict[str, object] = {} if attendees is None else {"attendees": list(attendees)}
     if note is not None:
         values["note"] = note
     await connection.execute(
@@ -206,13 +206,20 @@ async def finish(
     """The ledger exchanged the places: the locked booking gets them, a lower price is refunded."""
     await _set_state(connection, change, ChangeState.DONE, now)
     booking, refund = await refunds.refund(
-        connection, booking=booking, amount=change.refund, reason="booking_changed", now=now
+        connection,
+        booking=booking,
+        amount=change.refund,
+        reason="booking_changed",
+        keep_minor=change.total.amount_minor,
+        now=now,
     )
     values: dict[str, object] = {
         "event_id": change.to_event_id,
         "reservation_id": change.change_id,
         "total_minor": change.total.amount_minor,
         "max_refund_percent": change.max_refund_percent,
+        # Not more names than places.
+        "attendees": list(booking.attendees[: sum(item.quantity for item in change.items)]),
         "update_time": now,
     }
     if booking.payment is None and change.payment_id is not None:

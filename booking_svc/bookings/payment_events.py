@@ -37,6 +37,7 @@ from booking_svc.clients.ports import (
     Failed,
     PaymentEvent,
     Refunded,
+    RefundUpdated,
     Voided,
 )
 from mesh.db.database import on_commit
@@ -51,6 +52,12 @@ _DISPUTE_NOTES = {
     DisputeStatus.OPEN: "payment disputed by the bank",
     DisputeStatus.WON: "dispute won: the payment is kept",
     DisputeStatus.LOST: "dispute lost: the bank took the payment back",
+}
+_REFUND_NOTES = {
+    RefundStatus.PENDING: "refund started",
+    RefundStatus.FAILED: "refund failed: it is tried again, or the staff settle it",
+    RefundStatus.SETTLED_ELSEWHERE: "refunded outside of the payment provider",
+    RefundStatus.CANCELLED: "refund not made: the money was returned in another way",
 }
 
 _log = logging.getLogger(__name__)
@@ -79,6 +86,8 @@ async def apply(connection: AsyncConnection, *, event: PaymentEvent, now: dateti
         await _captured(connection, booking, event, is_own=is_own, now=now)
     elif isinstance(event, Refunded):
         await _refunded(connection, booking, event, now=now)
+    elif isinstance(event, RefundUpdated):
+        await _refund_updated(connection, booking, event, now=now)
     elif isinstance(event, Disputed):
         await _disputed(connection, booking, event, now=now)
     elif isinstance(event, Voided):
@@ -249,11 +258,43 @@ async def _fail(
 async def _disputed(
     connection: AsyncConnection, booking: Booking, event: Disputed, *, now: datetime
 ) -> None:
-    """Adds the dispute to the timeline. Staff decide whether the booking stays valid."""
+    """Adds the dispute to the timeline, and limits refunds by what the bank has taken.
+
+    Staff decide whether the booking stays valid.
+    """
+    await refunds.set_disputed(connection, payment_id=event.payment_id, amount=event.taken)
     await state_machine.note(
         connection, booking=booking, reason=_DISPUTE_NOTES[event.status], now=now
     )
     on_commit(connection, _DISPUTES.labels(event.status).inc)
+
+
+async def _refund_updated(
+    connection: AsyncConnection, booking: Booking, event: RefundUpdated, *, now: datetime
+) -> None:
+    refund = Refund(
+        event.refund_id,
+        event.payment_id,
+        event.amount,
+        RefundStatus(event.status),
+        event.reason,
+    )
+    if not await refunds.updated(connection, booking=booking, refund=refund, now=now):
+        return
+    payment = booking.payment
+    if (
+        payment is not None
+        and payment.payment_id == event.payment_id
+        and payment.status is PaymentStatus.REFUNDED
+        and not await refunds.is_refunded(connection, payment_id=payment.payment_id)
+    ):
+        # A completed refund came back.
+        booking = await state_machine.set_payment_status(
+            connection, booking=booking, status=PaymentStatus.CAPTURED, now=now
+        )
+    await state_machine.note(
+        connection, booking=booking, reason=_REFUND_NOTES[refund.status], now=now
+    )
 
 
 async def _refunded(

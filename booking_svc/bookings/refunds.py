@@ -1,7 +1,7 @@
 """The captured payments of a booking and their refunds.
 
 A refund is promised with its id in the transaction of its cause; a REFUND step starts it in
-payment_svc. The refunds of a payment never exceed what it captured.
+payment_svc. Whatever is promised or shown is limited by `refundable`.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _FIRST_CHECK = timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class CapturedPayment:
-    """A captured payment, and the amount of it that no refund has been promised of."""
+    """A captured payment, and what is left of it: neither refunded, promised nor disputed."""
 
     payment_id: UUID
     refundable: Money
@@ -51,14 +51,35 @@ async def captured(
     return inserted.rowcount == 1
 
 
+async def refundable(
+    connection: AsyncConnection, *, booking: Booking, keep_minor: int = 0
+) -> Money:
+    """The bound of every refund of a booking: captured − refunded − disputed − kept.
+
+    Promised refunds count as refunded, whoever requested them. `keep_minor` is the price of the
+    items that the booking keeps.
+    """
+    left = sum(payment.refundable.amount_minor for payment in await _payments(connection, booking))
+    return Money(max(0, left - keep_minor), booking.total.currency_code)
+
+
 async def refund(
-    connection: AsyncConnection, *, booking: Booking, amount: Money, reason: str, now: datetime
+    connection: AsyncConnection,
+    *,
+    booking: Booking,
+    amount: Money,
+    reason: str,
+    now: datetime,
+    keep_minor: int = 0,
 ) -> tuple[Booking, Money]:
     """Promises a refund of a locked booking's payments, the newest first.
 
-    Returns the promised amount, which is less if staff have already refunded a part.
+    Returns the promised amount, which is less if less is `refundable`.
     """
-    missing, currency = amount.amount_minor, amount.currency_code
+    bound = await refundable(connection, booking=booking, keep_minor=keep_minor)
+    currency = amount.currency_code
+    amount = Money(min(amount.amount_minor, bound.amount_minor), currency)
+    missing = amount.amount_minor
     for payment in reversed(await _payments(connection, booking)):
         part = min(missing, payment.refundable.amount_minor)
         if part > 0 and payment.refundable.currency_code == currency:
@@ -118,6 +139,39 @@ async def processed(
     return recorded.rowcount == 1
 
 
+async def updated(
+    connection: AsyncConnection, *, booking: Booking, refund: Refund, now: datetime
+) -> bool:
+    """Records a refund's state other than PROCESSED. False if it is already recorded.
+
+    One that this service did not promise is inserted while it is pending.
+    """
+    if refund.status is RefundStatus.PENDING:
+        inserted = await connection.execute(
+            postgresql.insert(booking_refunds)
+            .values(**_columns(booking, refund, now))
+            .on_conflict_do_nothing()
+        )
+        return inserted.rowcount == 1
+    changed = await connection.execute(
+        sa.update(booking_refunds)
+        .where(booking_refunds.c.refund_id == refund.refund_id)
+        .where(booking_refunds.c.status != refund.status)
+        .values(status=refund.status, update_time=now)
+    )
+    return changed.rowcount == 1
+
+
+async def set_disputed(connection: AsyncConnection, *, payment_id: UUID, amount: Money) -> None:
+    """Records what disputes have taken of a payment."""
+    await connection.execute(
+        sa.update(booking_payments)
+        .where(booking_payments.c.payment_id == payment_id)
+        .where(booking_payments.c.currency_code == amount.currency_code)
+        .values(disputed_minor=amount.amount_minor)
+    )
+
+
 async def is_refunded(connection: AsyncConnection, *, payment_id: UUID) -> bool:
     """Whether the whole captured amount of a payment has been refunded."""
     captured_minor = sa.select(booking_payments.c.captured_minor).where(
@@ -138,15 +192,16 @@ async def is_refunded(connection: AsyncConnection, *, payment_id: UUID) -> bool:
 async def lower(
     connection: AsyncConnection, *, refund_id: UUID, amount: Money, now: datetime
 ) -> None:
-    """Lowers a promised refund to `amount`, or deletes it if that is not positive."""
-    matches = booking_refunds.c.refund_id == refund_id
-    if amount.amount_minor <= 0:
-        await connection.execute(sa.delete(booking_refunds).where(matches))
-        return
+    """Lowers a promised refund to `amount`, or cancels it if that is not positive."""
+    is_possible = amount.amount_minor > 0
     await connection.execute(
         sa.update(booking_refunds)
-        .where(matches)
-        .values(amount_minor=amount.amount_minor, update_time=now)
+        .where(booking_refunds.c.refund_id == refund_id)
+        .values(
+            {"amount_minor": amount.amount_minor, "update_time": now}
+            if is_possible
+            else {"status": RefundStatus.CANCELLED, "update_time": now, "check_time": None}
+        )
     )
 
 
@@ -156,9 +211,12 @@ async def _payments(connection: AsyncConnection, booking: Booking) -> Sequence[C
         sa.select(
             booking_payments.c.payment_id,
             booking_payments.c.currency_code,
-            (booking_payments.c.captured_minor - sa.func.coalesce(_promised(), 0)).label(
-                "refundable"
-            ),
+            sa.func.greatest(
+                booking_payments.c.captured_minor
+                - booking_payments.c.disputed_minor
+                - sa.func.coalesce(_promised(), 0),
+                0,
+            ).label("refundable"),
         )
         .where(booking_payments.c.booking_id == booking.booking_id)
         .order_by(booking_payments.c.create_time, booking_payments.c.payment_id)
@@ -172,6 +230,7 @@ def _promised() -> sa.ScalarSelect[int]:
     return (
         sa.select(sa.cast(sa.func.sum(booking_refunds.c.amount_minor), sa.BigInteger))
         .where(booking_refunds.c.payment_id == booking_payments.c.payment_id)
+        .where(booking_refunds.c.status != RefundStatus.CANCELLED)
         .scalar_subquery()
     )
 

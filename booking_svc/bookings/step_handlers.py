@@ -340,5 +340,11 @@ def _refundable(refusal: DomainError, requested: Money) -> Money | None:
     """What is still refundable of a payment, if less than requested was the refusal's cause."""
     if refusal.reason is not Reason.PAYMENT_STATE_INVALID or "captured" not in refusal.metadata:
         return None
-    rest = int(refusal.metadata["captured"]) - int(refusal.metadata["refunded"])
+    # An older payment_svc does not name what is refundable.
+    rest = int(
+        refusal.metadata.get(
+            "refundable",
+            int(refusal.metadata["captured"]) - int(refusal.metadata["refunded"]),
+        )
+    )
     return Money(rest, requested.currency_code) if rest < requested.amount_minor else None

@@ -126,7 +126,10 @@ booking_payments = sa.Table(
     sa.Column("captured_minor", sa.BigInteger, nullable=False),
     sa.Column("currency_code", sa.CHAR(3), nullable=False),
     sa.Column("create_time", _Time, nullable=False),
+    # Taken by the customer's bank: disputes that are open or lost.
+    sa.Column("disputed_minor", sa.BigInteger, nullable=False, server_default="0"),
     sa.CheckConstraint("captured_minor > 0", name="captured"),
+    sa.CheckConstraint("disputed_minor >= 0", name="disputed"),
     sa.Index("booking_payments_booking_id_idx", "booking_id"),
 )
 
@@ -159,7 +162,10 @@ booking_refunds = sa.Table(
     # When reconciliation asks payment_svc about it, in case its event never arrives.
     sa.Column("check_time", _Time),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
-    sa.CheckConstraint("status IN ('PENDING', 'PROCESSED', 'FAILED')", name="status"),
+    sa.CheckConstraint(
+        "status IN ('PENDING', 'PROCESSED', 'FAILED', 'SETTLED_ELSEWHERE', 'CANCELLED')",
+        name="status",
+    ),
     sa.Index("booking_refunds_booking_id_idx", "booking_id"),
     sa.Index("booking_refunds_payment_id_idx", "payment_id"),
     sa.Index(

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue import (
     event_creation,
+    event_moves,
     event_status,
     event_update,
     events,
@@ -140,6 +141,7 @@ class EventCommands:
                 await _lock_for_stock_change(connection, plan, now)
             else:
                 await _write(connection, plan.event, now)
+                await event_moves.record(connection, before=event, after=plan.event, now=now)
         changed = await self._change_stock(plan) if plan.changes_stock else plan.event
         self._on_change(event_id)
         return changed, await self._stock.availability(event_id=event_id, with_seats=False)
@@ -175,6 +177,7 @@ class EventCommands:
             if event.revision != plan.event.revision - 1:
                 raise _event_changed(event)
             await _write(connection, plan.event, now)
+            await event_moves.record(connection, before=event, after=plan.event, now=now)
             await _unlock(connection, event_id)
             await _store_levels(connection, plan.event, availability)
             await stock_projection.update_events(connection, event_ids=[event_id], now=now)

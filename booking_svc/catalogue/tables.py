@@ -229,3 +229,25 @@ event_cancellations = sa.Table(
         postgresql_where=sa.text("next_time IS NOT NULL"),
     ),
 )
+
+# Events that moved: customers are told batch by batch, and may cancel for some days.
+event_moves = sa.Table(
+    "event_moves",
+    metadata,
+    sa.Column("move_id", _Uuid, primary_key=True),
+    # ON DELETE CASCADE: an event without bookings can be deleted.
+    sa.Column(
+        "event_id", _Uuid, sa.ForeignKey("events.event_id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("before", JSONB, nullable=False),
+    sa.Column("after", JSONB, nullable=False),
+    sa.Column("move_time", _Time, nullable=False),
+    # The last booking whose customer was told.
+    sa.Column("told_booking_id", _Uuid),
+    # Time of the next batch; NULL when all customers were told.
+    sa.Column("due_time", _Time),
+    sa.Index("event_moves_event_id_move_time_idx", "event_id", "move_time"),
+    sa.Index(
+        "event_moves_due_time_idx", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")
+    ),
+)

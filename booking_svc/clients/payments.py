@@ -14,6 +14,7 @@ from booking_svc.clients.ports import (
     Payment,
     PaymentEvent,
     Refunded,
+    RefundUpdated,
     Voided,
 )
 from boxoffice.payments.v1 import payment_event_service_pb2 as event_messages
@@ -141,10 +142,14 @@ class PaymentClient:
             return Voided(booking_id, payment_id)
         return None
 
-    async def refunded(self, *, booking_id: UUID, refund_id: UUID) -> Refunded | None:
+    async def refunded(
+        self, *, booking_id: UUID, refund_id: UUID
+    ) -> Refunded | RefundUpdated | None:
         refund = await self._stub.GetRefund(messages.GetRefundRequest(refund_id=str(refund_id)))
-        if refund.status != payment_pb2.Refund.PROCESSED:
+        if refund.status == payment_pb2.Refund.PENDING:
             return None
+        if refund.status != payment_pb2.Refund.PROCESSED:
+            return _refund_updated(booking_id, refund)
         return Refunded(
             booking_id, UUID(refund.payment_id), refund_id, money_from_proto(refund.amount)
         )
@@ -209,11 +214,25 @@ def _disputed(
     booking_id: UUID, payment_id: UUID, message: event_messages.PaymentEvent
 ) -> PaymentEvent | None:
     dispute = message.disputed
-    status = _DISPUTE_STATUSES.get(dispute.status)
+    status, amount = _DISPUTE_STATUSES.get(dispute.status), money_from_proto(dispute.amount)
     if status is None:
         return None
-    return Disputed(
-        booking_id, payment_id, money_from_proto(dispute.amount), dispute.reason, status
+    if dispute.HasField("disputed"):
+        taken = money_from_proto(dispute.disputed)
+    else:
+        # Of an older payment_svc.
+        taken = Money(0, amount.currency_code) if status is DisputeStatus.WON else amount
+    return Disputed(booking_id, payment_id, amount, dispute.reason, status, taken)
+
+
+def _refund_updated(booking_id: UUID, refund: payment_pb2.Refund) -> RefundUpdated:
+    return RefundUpdated(
+        booking_id,
+        UUID(refund.payment_id),
+        UUID(refund.refund_id),
+        money_from_proto(refund.amount),
+        payment_pb2.Refund.Status.Name(refund.status),
+        refund.reason,
     )
 
 
@@ -222,6 +241,9 @@ _READERS: dict[str, Callable[[UUID, UUID, event_messages.PaymentEvent], PaymentE
     "failed": _failed,
     "voided": lambda booking_id, payment_id, _: Voided(booking_id, payment_id),
     "refund_processed": _refunded,
+    "refund_updated": lambda booking_id, _, message: _refund_updated(
+        booking_id, message.refund_updated.refund
+    ),
     "disputed": _disputed,
 }
 

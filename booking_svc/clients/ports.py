@@ -195,8 +195,7 @@ class Payments(Protocol):
     ) -> None:
         """Starts the refund of an amount, once per `refund_id`.
 
-        Raises PAYMENT_STATE_INVALID with `captured` and `refunded` when the amount exceeds
-        their difference.
+        Raises PAYMENT_STATE_INVALID with `refundable` when the amount exceeds it.
         """
 
     async def outcome(
@@ -207,8 +206,10 @@ class Payments(Protocol):
         Raises PAYMENT_NOT_FOUND.
         """
 
-    async def refunded(self, *, booking_id: UUID, refund_id: UUID) -> "Refunded | None":
-        """The event of a processed refund; None while the refund is not processed.
+    async def refunded(
+        self, *, booking_id: UUID, refund_id: UUID
+    ) -> "Refunded | RefundUpdated | None":
+        """The event of a refund's present state; None while it is pending.
 
         Raises REFUND_NOT_FOUND.
         """
@@ -255,6 +256,18 @@ class Refunded(_Caused):
     amount: Money
 
 
+@dataclass(frozen=True, slots=True)
+class RefundUpdated(_Caused):
+    """A refund was requested by others, or its state is another one than PROCESSED."""
+
+    booking_id: UUID
+    payment_id: UUID
+    refund_id: UUID
+    amount: Money
+    status: str
+    reason: str
+
+
 class DisputeStatus(StrEnum):
     OPEN = "OPEN"
     WON = "WON"
@@ -263,16 +276,20 @@ class DisputeStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Disputed(_Caused):
-    """The customer's bank opened a dispute about a payment, or decided it."""
+    """The customer's bank opened a dispute about a payment, or decided it.
+
+    `taken` is what all disputes have taken of the payment.
+    """
 
     booking_id: UUID
     payment_id: UUID
     amount: Money
     reason: str
     status: DisputeStatus
+    taken: Money
 
 
-PaymentEvent = Captured | Failed | Voided | Refunded | Disputed
+PaymentEvent = Captured | Failed | Voided | Refunded | RefundUpdated | Disputed
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,18 +156,37 @@ class RefundProcessed(ProviderReport):
 
 
 @dataclass(frozen=True, slots=True)
-class RefundRefused(ProviderReport):
-    """The provider rejected a refund; no money moved.
+class RefundPending(ProviderReport):
+    """The provider has accepted a refund and not completed it. Fields as in RefundProcessed."""
 
-    `refusals` is the number of rejections before this one.
+    refund_id: UUID | None
+    refund_reference: str
+    amount: Money
+    capture_reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefundRefused(ProviderReport):
+    """The provider rejected a refund, or one that it had accepted or completed has failed.
+
+    No money moved, or it came back. `refusals` is the number of rejections before this one.
+    `refund_reference` is the provider's id, None when it rejected the call. `refund_id` is None
+    for a refund that was made in the provider's dashboard. With `is_final` a repetition is
+    rejected again.
     """
 
-    refund_id: UUID
+    refund_id: UUID | None
     refusals: int
     failure_code: str
+    refund_reference: str | None = None
+    capture_reference: str | None = None
+    amount: Money | None = None
+    is_final: bool = False
 
     @classmethod
-    def of(cls, order: RefundOrder, *, event_time: datetime, failure_code: str) -> "RefundRefused":
+    def of(
+        cls, order: RefundOrder, *, event_time: datetime, failure_code: str, is_final: bool = False
+    ) -> "RefundRefused":
         """The rejection of an attempt."""
         return cls(
             order.payment_id,
@@ -176,12 +195,26 @@ class RefundRefused(ProviderReport):
             order.refund_id,
             order.refusals,
             failure_code,
+            is_final=is_final,
         )
 
 
-class DisputeStatus(StrEnum):
-    """OPEN withholds the money, WON returns it to us, LOST to the customer."""
+RefundReport = RefundPending | RefundProcessed | RefundRefused
 
+
+def ended(report: RefundReport) -> RefundProcessed | RefundRefused | None:
+    """The report of a refund that is no longer pending."""
+    return None if isinstance(report, RefundPending) else report
+
+
+class DisputeStatus(StrEnum):
+    """OPEN withholds the money, WON returns it to us, LOST to the customer.
+
+    An INQUIRY of the bank moves no money. It is closed or becomes a dispute.
+    """
+
+    INQUIRY = "INQUIRY"
+    INQUIRY_CLOSED = "INQUIRY_CLOSED"
     OPEN = "OPEN"
     WON = "WON"
     LOST = "LOST"

@@ -8,6 +8,7 @@ import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from boxoffice.payments.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from mesh import paging
 from mesh.clock import Clock
 from mesh.conversions import money_from_proto
 from mesh.db.database import Database
@@ -15,7 +16,7 @@ from mesh.db.idempotent import IdempotentWrites, key_of_call
 from mesh.db.jobs import Wakeup
 from mesh.rpc.call import caller
 from mesh.tasks import shielded
-from payment_svc import declines, disputes, payments, refunds
+from payment_svc import captures, declines, disputes, payments, refunds
 from payment_svc.proto import payment_to_proto, provider_to_proto, refund_to_proto
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import Order
@@ -23,6 +24,7 @@ from payment_svc.providers.base import Order
 # A step that moves money continues when its caller disconnects, for at most this long.
 _PROVIDER_STEP_SECONDS = 12.0
 _DATABASE_STEP_SECONDS = 8.0
+_DEFAULT_PAGE_SIZE = 100
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -117,14 +119,52 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
                 else ()
             )
             declined = await declines.of_payment(connection, payment_id=payment.payment_id)
-        return payment_to_proto(payment, payment_disputes, declined)
+            capture = await captures.find_accepted(connection, payment_id=payment.payment_id)
+        return payment_to_proto(
+            payment, payment_disputes, declined, None if capture is None else capture.refundable
+        )
 
     async def GetRefund(
         self, request: payment_service_pb2.GetRefundRequest, context: _Context
     ) -> payment_pb2.Refund:
+        owner = caller().owner_scope
         async with self._database.reading() as connection:
-            return refund_to_proto(
-                await refunds.find(
-                    connection, refund_id=UUID(request.refund_id), owner=caller().owner_scope
-                )
+            refund = await refunds.find(connection, refund_id=UUID(request.refund_id), owner=owner)
+        return refund_to_proto(refund, with_note=owner is None)
+
+    async def ListFailedRefunds(
+        self, request: payment_service_pb2.ListFailedRefundsRequest, context: _Context
+    ) -> payment_service_pb2.ListFailedRefundsResponse:
+        limit = paging.page_size(request.page_size, default=_DEFAULT_PAGE_SIZE)
+        async with self._database.reading() as connection:
+            failed = await refunds.list_failed(
+                connection, after=paging.id_from_token(request.page_token), limit=limit + 1
             )
+        response = payment_service_pb2.ListFailedRefundsResponse(
+            refunds=[refund_to_proto(refund, with_note=True) for refund in failed[:limit]]
+        )
+        if len(failed) > limit:
+            response.next_page_token = paging.to_token(str(failed[limit - 1].refund_id))
+        return response
+
+    async def RetryRefund(
+        self, request: payment_service_pb2.RetryRefundRequest, context: _Context
+    ) -> payment_pb2.Refund:
+        async with self._database.transaction() as connection:
+            refund = await refunds.retry(
+                connection, refund_id=UUID(request.refund_id), now=self._clock()
+            )
+        self._refund_requested.ring()
+        return refund_to_proto(refund, with_note=True)
+
+    async def SettleRefund(
+        self, request: payment_service_pb2.SettleRefundRequest, context: _Context
+    ) -> payment_pb2.Refund:
+        async with self._database.transaction() as connection:
+            refund = await refunds.settle(
+                connection,
+                refund_id=UUID(request.refund_id),
+                note=request.note.strip(),
+                now=self._clock(),
+            )
+        return refund_to_proto(refund, with_note=True)

@@ -74,7 +74,14 @@ class RazorpayStandIn(StandIn):
         with self.lock:
             self.payments[payment_id] |= {"status": "failed", "error_reason": "not_captured"}
 
-    def dispute(self, reference: str, *, reason: str, end: str | None = None) -> None:
+    def dispute(
+        self,
+        reference: str,
+        *,
+        reason: str,
+        end: str | None = None,
+        phase: str = "chargeback",
+    ) -> None:
         with self.lock:
             payment = self._paid(reference)
             dispute = {
@@ -83,6 +90,8 @@ class RazorpayStandIn(StandIn):
                 "amount": payment["amount"],
                 "currency": payment["currency"],
                 "reason_code": reason,
+                "phase": phase,
+                "amount_deducted": payment["amount"] if end == "lost" else 0,
                 "status": end or "open",
             }
             self._event(f"payment.dispute.{end or 'created'}", payment=payment, dispute=dispute)
@@ -101,6 +110,20 @@ class RazorpayStandIn(StandIn):
                     else:
                         self.payments[refund["payment_id"]]["amount_refunded"] -= refund["amount"]
                     self._event(f"refund.{refund['status']}", refund=refund)
+
+    def return_refunds(self) -> None:
+        with self.lock:
+            for refund in self.refunds.values():
+                if refund["status"] == "processed":
+                    refund["status"] = "failed"
+                    payment = self.payments[refund["payment_id"]]
+                    payment["amount_refunded"] -= refund["amount"]
+                    payment["status"] = "captured"
+                    self._event("refund.failed", refund=refund)
+
+    def inquire(self, reference: str, *, is_closed: bool = False) -> None:
+        end = "closed" if is_closed else None
+        self.dispute(reference, reason="general", end=end, phase="retrieval")
 
     def forget_keys(self) -> None:
         with self.lock:

@@ -136,6 +136,14 @@ class StandIn(ABC):
         """Completes or fails the pending refunds."""
 
     @abstractmethod
+    def return_refunds(self) -> None:
+        """The customers' banks send all completed refunds back."""
+
+    @abstractmethod
+    def inquire(self, reference: str, *, is_closed: bool = False) -> None:
+        """The customer's bank only asks about a payment, or closes its inquiry."""
+
+    @abstractmethod
     def refund_in_dashboard(self, reference: str, amount: int) -> None:
         """A refund in the provider's dashboard, without a request of payment_svc."""
 

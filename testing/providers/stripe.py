@@ -53,7 +53,14 @@ class StripeStandIn(StandIn):
                 return
             self._succeed(session, intent, charge)
 
-    def dispute(self, reference: str, *, reason: str, end: str | None = None) -> None:
+    def dispute(
+        self,
+        reference: str,
+        *,
+        reason: str,
+        end: str | None = None,
+        status: str = "needs_response",
+    ) -> None:
         with self.lock:
             intent = self.intents[self.sessions[reference]["payment_intent"]]
             kind = "created" if end is None else "closed"
@@ -66,7 +73,7 @@ class StripeStandIn(StandIn):
                     "amount": intent["amount"],
                     "currency": intent["currency"],
                     "reason": reason,
-                    "status": end or "needs_response",
+                    "status": end or status,
                 },
             )
 
@@ -87,6 +94,18 @@ class StripeStandIn(StandIn):
                         charge["amount_refunded"] -= refund["amount"]
                         refund["failure_reason"] = "expired_or_canceled_card"
                     self._event("refund.updated", refund)
+
+    def return_refunds(self) -> None:
+        with self.lock:
+            for refund in self.refunds.values():
+                if refund["status"] == "succeeded":
+                    self.charges[refund["charge"]]["amount_refunded"] -= refund["amount"]
+                    refund |= {"status": "failed", "failure_reason": "lost_or_stolen_card"}
+                    self._event("refund.failed", refund)
+
+    def inquire(self, reference: str, *, is_closed: bool = False) -> None:
+        end = "warning_closed" if is_closed else None
+        self.dispute(reference, reason="general", end=end, status="warning_needs_response")
 
     def forget_keys(self) -> None:
         with self.lock:

@@ -153,7 +153,7 @@ async def test_all_orders_after_a_capture_end_in_the_same_state(harness: Sandbox
     assert fields == (Status.REFUNDED, "card", None, NOW, PRICE)
     assert captures == [(Verdict.ACCEPTED, 150_000, 150_000, 150_000)]
     assert [status for _, status in refunds] == [RefundStatus.PROCESSED] * 2
-    assert events == ["captured", "refund_processed", "refund_processed"]
+    assert events == ["captured", "refund_processed", "refund_processed", *["refund_updated"] * 2]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,9 @@ async def test_a_payment_without_a_provider_reference_does_not_take_that_of_anot
     assert await harness.find(payment) == payment
 
 
-async def test_a_refund_that_was_not_requested_is_unmatched(harness: SandboxHarness) -> None:
+async def test_a_refund_of_another_amount_or_currency_is_unmatched(
+    harness: SandboxHarness,
+) -> None:
     payment = await harness.open_paid()
     refund = await harness.request_refund(payment, Money(100, "INR"))
 
@@ -274,11 +276,12 @@ async def test_a_refund_that_was_not_requested_is_unmatched(harness: SandboxHarn
 
     assert (
         await harness.apply_reports(
-            processed(new_id(), Money(100, "INR")),
+            processed(new_id(), Money(100, "EUR")),
+            processed(new_id(), Money(150_001, "INR")),
             processed(refund.refund_id, Money(99, "INR")),
             processed(refund.refund_id, Money(100, "EUR")),
         )
-        == [Outcome.UNMATCHED] * 3
+        == [Outcome.UNMATCHED] * 4
     )
     assert await harness.find(payment) == payment
     assert (await harness.find_refund(refund)).status is RefundStatus.PENDING

@@ -2,16 +2,19 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from boxoffice.payments.v1 import payment_pb2
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from payment_svc import captures, refunds, tables
 from payment_svc.captures import Verdict
+from payment_svc.ledger import Account
 from payment_svc.payments import Payment, Status
 from payment_svc.provider_calls import ProviderCalls
 from payment_svc.providers.base import ProviderError, RefundOrder, RefundProcessed, RefundRefused
@@ -49,7 +52,7 @@ async def test_a_payment_is_refunded_in_full(harness: SandboxHarness) -> None:
     assert await harness.find(payment) == after
     assert await refunded(harness) == [PRICE.amount_minor]
     *_, event = await harness.events()
-    assert await harness.event_kinds() == ["captured", "refund_processed"]
+    assert await harness.event_kinds() == ["captured", "refund_updated", "refund_processed"]
     assert event.refund_processed.refund_id == str(refund.refund_id)
     assert event.refund_processed.amount.amount_minor == PRICE.amount_minor
 
@@ -80,6 +83,8 @@ async def test_a_refund_of_more_than_remains_is_refused_with_the_amounts(
         "status": "CAPTURED",
         "captured": "150000",
         "refunded": "100000",
+        "disputed": "0",
+        "refundable": "50000",
         "requested": "50001",
     }
     await harness.request_refund(payment, inr(50_000))
@@ -274,6 +279,64 @@ async def test_a_repeated_refusal_does_not_change_the_key_of_the_next_attempt(
     calls, provider = scripted(harness)
     await calls.refund_due()
     assert provider.keys == [f"{refund.refund_id}:2"]
+
+
+async def test_a_refund_that_is_rejected_for_three_days_waits_for_staff(
+    harness: SandboxHarness,
+) -> None:
+    payment = await harness.open_paid()
+    refund = await harness.request_refund(payment)
+    calls, provider = scripted(harness, *["refuse"] * 1000)
+    for _ in range(1000):
+        if not await calls.refund_due():
+            break
+        harness.clock.advance(301)
+    failed = await harness.find_refund(refund)
+    assert (failed.status, failed.due_time) == (refunds.Status.FAILED, None)
+    assert timedelta(days=3) <= harness.clock() - NOW < timedelta(days=3, minutes=20)
+    async with harness.database.transaction() as connection:
+        assert await refunds.oldest_failed(connection) is not None
+    # Staff try it once more.
+    provider.answers.clear()
+    async with harness.database.transaction() as connection:
+        await refunds.retry(connection, refund_id=refund.refund_id, now=harness.clock())
+    await calls.refund_due()
+    assert (await harness.find_refund(refund)).status is refunds.Status.PROCESSED
+
+
+async def test_a_failed_refund_is_settled_elsewhere_once(harness: SandboxHarness) -> None:
+    payment = await harness.open_paid()
+    refund = await harness.request_refund(payment)
+
+    async def settle(note: str) -> refunds.Refund:
+        async with harness.database.transaction() as connection:
+            return await refunds.settle(
+                connection, refund_id=refund.refund_id, note=note, now=harness.clock()
+            )
+
+    with pytest.raises(DomainError) as refusal:
+        await settle("too early")
+    assert refusal.value.reason is Reason.PAYMENT_STATE_INVALID
+    calls, _ = scripted(harness, "refuse")
+    await calls.refund_due()
+    settled = await settle("bank transfer")
+    assert (settled.status, settled.note) == (refunds.Status.SETTLED_ELSEWHERE, "bank transfer")
+    assert (await settle("again")).note == "bank transfer"
+    harness.clock.advance(301)
+    assert await calls.refund_due() == 0
+    assert await harness.balances() == {
+        (Account.PROVIDER, "INR"): 150_000,
+        (Account.EVENT, "INR"): 0,
+        (Account.ELSEWHERE, "INR"): -150_000,
+    }
+    with pytest.raises(DomainError):
+        await harness.request_refund(payment)
+    with pytest.raises(DomainError):
+        async with harness.database.transaction() as connection:
+            await refunds.retry(connection, refund_id=refund.refund_id, now=harness.clock())
+    assert (await harness.events())[-1].refund_updated.refund.status == (
+        payment_pb2.Refund.SETTLED_ELSEWHERE
+    )
 
 
 async def test_a_refusal_after_completion_changes_nothing(harness: SandboxHarness) -> None:

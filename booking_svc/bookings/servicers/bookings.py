@@ -14,6 +14,7 @@ from booking_svc.bookings import (
     return_addresses,
 )
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
+from booking_svc.bookings.cancellation import StaffRefund
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification import BookingPatch
 from booking_svc.bookings.payment_pages import Checkout
@@ -22,6 +23,7 @@ from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_serv
 from mesh import paging
 from mesh.conversions import money_from_proto
 from mesh.db.idempotent import key_for, key_of_call
+from mesh.errors import DomainError, Reason
 from mesh.rpc.call import caller, idempotency_key
 from mesh.tasks import shielded
 
@@ -130,6 +132,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 by=_by(),
                 reason=request.reason,
                 encode=_encode,
+                staff_refund=_staff_refund(request),
             ),
             seconds=_CANCEL_SECONDS,
         )
@@ -160,8 +163,9 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 by=_by(),
                 patch=BookingPatch(
                     items=[_requested(item) for item in request.items],
-                    attendees=request.attendees,
+                    attendees=_attendees(request),
                     note=request.note if request.HasField("note") else None,
+                    staff_refund=_staff_refund(request),
                 ),
                 encode=_encode,
                 shown=_shown(request),
@@ -186,6 +190,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 else None,
                 encode=_encode,
                 shown=_shown(request),
+                staff_refund=_staff_refund(request),
             ),
             seconds=_CHANGE_SECONDS,
         )
@@ -214,6 +219,32 @@ def _by() -> By:
     """The caller as an actor: staff, or the customer."""
     user = caller()
     return By(Actor.STAFF if user.is_staff else Actor.CUSTOMER, user.user())
+
+
+def _staff_refund(
+    request: booking_service_pb2.CancelBookingRequest
+    | booking_service_pb2.UpdateBookingRequest
+    | booking_service_pb2.RescheduleBookingRequest,
+) -> StaffRefund | None:
+    """The refund that the caller decides. Raises STAFF_REQUIRED if it is a customer."""
+    percent = request.refund_percent if request.HasField("refund_percent") else None
+    amount = money_from_proto(request.refund_amount) if request.HasField("refund_amount") else None
+    if percent is None and amount is None:
+        return None
+    if not caller().is_staff:
+        raise DomainError(
+            Reason.STAFF_REQUIRED,
+            "only staff can give `refund_percent` or `refund_amount`: the cancellation policy"
+            " decides the refund",
+        )
+    return StaffRefund(percent, amount)
+
+
+def _attendees(request: booking_service_pb2.UpdateBookingRequest) -> list[str] | None:
+    """The names to set, without surrounding spaces; None keeps the present ones."""
+    if request.clear_attendees:
+        return []
+    return [name.strip() for name in request.attendees] or None
 
 
 def _encode(booking: Booking) -> bytes:

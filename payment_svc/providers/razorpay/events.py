@@ -18,8 +18,10 @@ from payment_svc.providers.base import (
     Failed,
     ProviderReport,
     RefundOrder,
+    RefundPending,
     RefundProcessed,
     RefundRefused,
+    RefundReport,
     Voided,
     WebhookEvent,
 )
@@ -29,6 +31,8 @@ CAPTURED = frozenset({"captured", "refunded"})
 """States of a payment whose money was captured, refunded or not."""
 
 _DISPUTES = {"won": DisputeStatus.WON, "lost": DisputeStatus.LOST}
+# Phases in which the bank only asks: no money moves.
+_INQUIRY_PHASES = frozenset({"retrieval", "fraud"})
 
 
 def read(event: dict[str, Any], event_id: str) -> WebhookEvent:
@@ -90,26 +94,28 @@ def is_refund(refund: dict[str, Any], order: RefundOrder) -> bool:
     return is_attempt(refund.get("notes"), order, is_processed=is_processed)
 
 
-def refund_report(refund: dict[str, Any]) -> RefundProcessed | RefundRefused | None:
-    """A completed or rejected refund. None for a pending one, and a failed one without our ids."""
+def refund_report(refund: dict[str, Any]) -> RefundReport:
+    """The state of a refund."""
     notes = refund.get("notes")
     payment_id, refund_id = uuid_in(notes, "payment_id"), uuid_in(notes, "refund_id")
-    at = time(refund["created_at"])
+    at, reference = time(refund["created_at"]), text(refund["id"])
+    amount = money(refund["amount"], refund["currency"], RAZORPAY)
+    paid = text(refund["payment_id"])
     if refund["status"] == "processed":
-        return RefundProcessed(
+        return RefundProcessed(payment_id, None, at, refund_id, reference, amount, paid)
+    if refund["status"] == "failed":
+        return RefundRefused(
             payment_id,
             None,
             at,
             refund_id,
-            text(refund["id"]),
-            money(refund["amount"], refund["currency"], RAZORPAY),
-            text(refund["payment_id"]),
+            count_in(notes, "refusals"),
+            "refund_failed",
+            reference,
+            paid,
+            amount,
         )
-    if refund["status"] == "failed" and refund_id is not None:
-        return RefundRefused(
-            payment_id, None, at, refund_id, count_in(notes, "refusals"), "refund_failed"
-        )
-    return None
+    return RefundPending(payment_id, None, at, refund_id, reference, amount, paid)
 
 
 def _payment_id(payment: dict[str, Any]) -> UUID | None:
@@ -152,8 +158,18 @@ def _dispute(entities: dict[str, Any], at: datetime) -> ProviderReport:
         text(dispute["payment_id"]),
         money(dispute["amount"], dispute["currency"], RAZORPAY),
         text_or(dispute.get("reason_code"), "unknown"),
-        _DISPUTES.get(dispute["status"], DisputeStatus.OPEN),
+        _dispute_status(dispute),
     )
+
+
+def _dispute_status(dispute: dict[str, Any]) -> DisputeStatus:
+    """The state; `closed` ends it without a decision: the deducted amount tells whose money it is."""
+    status = dispute["status"]
+    if dispute.get("phase") in _INQUIRY_PHASES and status not in _DISPUTES:
+        return DisputeStatus.INQUIRY_CLOSED if status == "closed" else DisputeStatus.INQUIRY
+    if status == "closed":
+        return DisputeStatus.LOST if dispute.get("amount_deducted") else DisputeStatus.WON
+    return _DISPUTES.get(status, DisputeStatus.OPEN)
 
 
 _READERS: dict[str, Callable[[dict[str, Any], datetime], ProviderReport | None]] = {

@@ -6,6 +6,7 @@ blocks: it runs in a bounded thread pool. events.py reads Razorpay's objects.
 
 import asyncio
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ from payment_svc.providers.base import (
     Session,
     Voided,
     WebhookEvent,
+    ended,
 )
 from payment_svc.providers.razorpay import events
 
@@ -47,6 +49,9 @@ _MAX_DESCRIPTION = 2000
 _PAGE = 100
 _MAX_PAGES = 200
 _CLOSED = {"cancelled", "expired"}
+_ALREADY_REFUNDED = "already_refunded"
+# Razorpay's error has no code of its own for it, only a description.
+_TOO_MUCH = re.compile("refund amount.*greater than|fully refunded", re.IGNORECASE)
 
 
 class RazorpayProvider:
@@ -125,7 +130,7 @@ class RazorpayProvider:
             # Razorpay may have deleted the key, and repeats a key's stored answer, also a failure.
             for earlier in await self._refunds(order.capture_reference):
                 if events.is_refund(earlier, order):
-                    return events.refund_report(earlier)
+                    return ended(events.refund_report(earlier))
         parameters = {
             "amount": RAZORPAY.to_provider(order.amount),
             "speed": "normal",
@@ -143,8 +148,13 @@ class RazorpayProvider:
                 )
             )
         except ProviderRefusedError as error:
-            return RefundRefused.of(order, event_time=self._clock(), failure_code=error.code)
-        return events.refund_report(refund)
+            return RefundRefused.of(
+                order,
+                event_time=self._clock(),
+                failure_code=error.code,
+                is_final=error.code == _ALREADY_REFUNDED,
+            )
+        return ended(events.refund_report(refund))
 
     async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
         # Read before the calls: the reported state is at least as recent.
@@ -157,7 +167,7 @@ class RazorpayProvider:
                 reports.append(report)
             if payment["status"] in events.CAPTURED and payment.get("amount_refunded"):
                 refunds = await self._refunds(payment["id"])
-                reports += filter(None, map(events.refund_report, refunds))
+                reports += map(events.refund_report, refunds)
         if link["status"] in _CLOSED:
             reports.append(Voided(order.payment_id, reference, now))
         return reports
@@ -262,7 +272,8 @@ class RazorpayProvider:
         try:
             answer = call(self._client(), timeout=self._call_seconds)
         except razorpay.errors.BadRequestError as error:
-            raise ProviderRefusedError(NAME, "bad_request") from error
+            code = _ALREADY_REFUNDED if _TOO_MUCH.search(str(error)) else "bad_request"
+            raise ProviderRefusedError(NAME, code) from error
         except (razorpay.errors.GatewayError, razorpay.errors.ServerError) as error:
             raise ProviderError(NAME, "server_error") from error
         except requests.RequestException as error:

@@ -30,7 +30,7 @@ from payment_svc.providers.base import (
     Voided,
     WebhookEvent,
 )
-from payment_svc.providers.fields import money, read_event, text
+from payment_svc.providers.fields import count_in, money, read_event, text, uuid_in
 from payment_svc.providers.sandbox import NAME, bank, ledger, signature
 from payment_svc.providers.sandbox.bank import RefusedError, State
 from payment_svc.providers.sandbox.faults import AFTER_FAULTS, BEFORE_FAULTS, Fault, Lab
@@ -104,7 +104,7 @@ class SandboxProvider:
                     now=now,
                 )
         except RefusedError as error:
-            return RefundRefused.of(order, event_time=now, failure_code=str(error))
+            return RefundRefused.of(order, event_time=now, failure_code=str(error), is_final=True)
         except DomainError as error:
             raise ProviderError(NAME, error.reason.lower()) from error
         self._webhook_queued.ring()
@@ -225,7 +225,23 @@ def _closed(data: Any, time: datetime) -> ProviderReport:
 
 def _refund_processed(data: Any, time: datetime) -> ProviderReport:
     return RefundProcessed(
-        *_ids(data), time, UUID(data["refund_id"]), text(data["refund_reference"]), _money(data)
+        *_ids(data),
+        time,
+        uuid_in(data, "refund_id"),
+        text(data["refund_reference"]),
+        _money(data),
+    )
+
+
+def _refund_failed(data: Any, time: datetime) -> ProviderReport:
+    return RefundRefused(
+        *_ids(data),
+        time,
+        uuid_in(data, "refund_id"),
+        count_in(data, "refusals"),
+        text(data["failure_code"]),
+        text(data["refund_reference"]),
+        amount=_money(data),
     )
 
 
@@ -237,7 +253,7 @@ def _disputed(data: Any, time: datetime) -> ProviderReport:
         text(data["capture_id"]),
         _money(data),
         text(data["reason"]),
-        DisputeStatus.OPEN,
+        DisputeStatus(data.get("status", DisputeStatus.OPEN)),
     )
 
 
@@ -245,6 +261,10 @@ _READERS: dict[str, Callable[[Any, datetime], ProviderReport]] = {
     "payment.captured": _captured,
     "payment.failed": _failed,
     "payment.closed": _closed,
+    "refund.created": _refund_processed,
     "refund.processed": _refund_processed,
+    "refund.failed": _refund_failed,
     "dispute.created": _disputed,
+    "dispute.updated": _disputed,
+    "dispute.closed": _disputed,
 }

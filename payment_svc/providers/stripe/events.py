@@ -17,16 +17,20 @@ from payment_svc.providers.base import (
     Failed,
     ProviderReport,
     RefundOrder,
+    RefundPending,
     RefundProcessed,
     RefundRefused,
+    RefundReport,
     Voided,
     WebhookEvent,
 )
 from payment_svc.providers.fields import count_in, is_attempt, money, text, text_or, time, uuid_in
 
 _DISPUTES = {
+    "warning_needs_response": DisputeStatus.INQUIRY,
+    "warning_under_review": DisputeStatus.INQUIRY,
+    "warning_closed": DisputeStatus.INQUIRY_CLOSED,
     "won": DisputeStatus.WON,
-    "warning_closed": DisputeStatus.WON,
     "lost": DisputeStatus.LOST,
 }
 
@@ -105,30 +109,32 @@ def is_refund(refund: dict[str, Any], order: RefundOrder) -> bool:
     return is_attempt(refund.get("metadata"), order, is_processed=is_processed)
 
 
-def refund_report(refund: dict[str, Any]) -> RefundProcessed | RefundRefused | None:
-    """A completed or rejected refund. None for a pending one, and a failed one without our ids."""
+def refund_report(refund: dict[str, Any]) -> RefundReport:
+    """The state of a refund."""
     return _refund(refund, time(refund["created"]))
 
 
-def _refund(refund: dict[str, Any], at: datetime) -> RefundProcessed | RefundRefused | None:
+def _refund(refund: dict[str, Any], at: datetime) -> RefundReport:
     notes = refund.get("metadata")
     payment_id, refund_id = uuid_in(notes, "payment_id"), uuid_in(notes, "refund_id")
+    reference = text(refund["id"])
+    amount = _money(refund["amount"], refund["currency"])
+    intent = text(refund["payment_intent"]) if refund.get("payment_intent") else None
     if refund["status"] == "succeeded":
-        return RefundProcessed(
+        return RefundProcessed(payment_id, None, at, refund_id, reference, amount, intent)
+    if refund["status"] in {"failed", "canceled"}:
+        return RefundRefused(
             payment_id,
             None,
             at,
             refund_id,
-            text(refund["id"]),
-            _money(refund["amount"], refund["currency"]),
-            text(refund["payment_intent"]) if refund.get("payment_intent") else None,
+            count_in(notes, "refusals"),
+            text_or(refund.get("failure_reason"), refund["status"]),
+            reference,
+            intent,
+            amount,
         )
-    if refund["status"] in {"failed", "canceled"} and refund_id is not None:
-        reason = text_or(refund.get("failure_reason"), refund["status"])
-        return RefundRefused(
-            payment_id, None, at, refund_id, count_in(notes, "refusals"), text(reason)
-        )
-    return None
+    return RefundPending(payment_id, None, at, refund_id, reference, amount, intent)
 
 
 def _intent_failed(intent: dict[str, Any], at: datetime, session_reference: str | None) -> Failed:
@@ -199,6 +205,8 @@ _READERS: dict[str, Callable[[dict[str, Any], datetime], ProviderReport | None]]
     "refund.failed": _refund,
     "charge.refund.updated": _refund,
     "charge.dispute.created": _dispute,
+    "charge.dispute.updated": _dispute,
+    "charge.dispute.funds_withdrawn": _dispute,
     "charge.dispute.closed": _dispute,
     "charge.dispute.funds_reinstated": _dispute,
 }

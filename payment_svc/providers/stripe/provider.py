@@ -31,6 +31,7 @@ from payment_svc.providers.base import (
     Session,
     Voided,
     WebhookEvent,
+    ended,
 )
 from payment_svc.providers.stripe import events
 
@@ -42,6 +43,8 @@ _PAGE = 100
 _MAX_PAGES = 100
 # Of one payment. Further refunds are found by `movements` only.
 _MAX_REFUNDS = 100
+# Error codes of refunds that are rejected again, however often they are repeated.
+_FINAL_REFUSALS = frozenset({"charge_already_refunded"})
 
 
 class StripeProvider:
@@ -121,7 +124,7 @@ class StripeProvider:
             # Stripe deletes keys after a day and repeats a key's stored answer, also a failure.
             for earlier in await self._refunds(order.capture_reference):
                 if events.is_refund(earlier, order):
-                    return events.refund_report(earlier)
+                    return ended(events.refund_report(earlier))
         try:
             async with _calling():
                 refund = await self._api.refunds.create_async(
@@ -133,8 +136,13 @@ class StripeProvider:
                     {"idempotency_key": order.idempotency_key},
                 )
         except ProviderRefusedError as error:
-            return RefundRefused.of(order, event_time=self._clock(), failure_code=error.code)
-        return events.refund_report(refund.to_dict())
+            return RefundRefused.of(
+                order,
+                event_time=self._clock(),
+                failure_code=error.code,
+                is_final=error.code in _FINAL_REFUSALS,
+            )
+        return ended(events.refund_report(refund.to_dict()))
 
     async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
         session = await self._session(reference)
@@ -142,7 +150,7 @@ class StripeProvider:
         for report in list(reports):
             if isinstance(report, Captured):
                 refunds = await self._refunds(report.capture_reference)
-                reports += filter(None, map(events.refund_report, refunds))
+                reports += map(events.refund_report, refunds)
         return reports
 
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from booking_svc.bookings import cancellation
+from booking_svc.bookings import cancellation, refunds
 from booking_svc.bookings.bookings import (
     Actor,
     Booking,
@@ -16,7 +16,9 @@ from booking_svc.bookings.bookings import (
     RefundStatus,
     Status,
 )
+from booking_svc.bookings.cancellation import StaffRefund
 from booking_svc.bookings.outbox import Cancelled
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue.cancellation_policy import (
     STANDARD_TIERS,
     STANDARD_WINDOW,
@@ -24,8 +26,10 @@ from booking_svc.catalogue.cancellation_policy import (
     Tiered,
     terms,
 )
+from booking_svc.catalogue.event_commands import EventCommands
+from booking_svc.catalogue.event_update import EventChange
 from booking_svc.catalogue.events import Event
-from booking_svc.clients.ports import Refunded
+from booking_svc.clients.ports import Disputed, DisputeStatus, Refunded, RefundUpdated
 from mesh.clock import rfc3339
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -35,6 +39,7 @@ from tests.booking_svc.bookings.test_outbox import outbox_events
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
+STAFF = By(Actor.STAFF, new_id())
 
 
 async def refused(reason: Reason, call: Any) -> DomainError:
@@ -168,9 +173,13 @@ async def test_too_late_is_refused_with_the_deadline(harness: BookingHarness) ->
     assert refusal.metadata["deadline"] == rfc3339(closed)
     shown = await preview(harness, booking)
     assert (shown.refundable, shown.percent, shown.deadline) == (False, 0, closed)
-    # The policy also applies to cancellations by staff.
-    staff = By(Actor.STAFF, new_id())
-    await refused(Reason.CANCELLATION_CLOSED, harness.cancel(booking.booking_id, by=staff))
+    # Staff can cancel until the event ends.
+    assert event.end_time is not None
+    harness.clock.now = event.end_time
+    refusal = await refused(
+        Reason.CANCELLATION_CLOSED, harness.cancel(booking.booking_id, by=STAFF)
+    )
+    assert refusal.metadata["deadline"] == rfc3339(event.end_time)
     await harness.run_until_idle()
     assert (await harness.booking(booking.booking_id)).status is Status.CONFIRMED
     assert await harness.available(event) == 9
@@ -307,3 +316,174 @@ async def test_the_organiser_cancels_all_bookings_of_an_event(harness: BookingHa
     assert await harness.available(event) == 40
     assert await harness.audit(event) == ()
     assert (await harness.booking(untouched.booking_id)).status is Status.CONFIRMED
+
+
+@pytest.mark.parametrize(
+    ("staff_refund", "refund"),
+    [
+        (None, 0),
+        (StaffRefund(0, None), 0),
+        (StaffRefund(60, None), 90_000),
+        (StaffRefund(100, None), 150_000),
+        (StaffRefund(None, Money(12_345, "INR")), 12_345),
+    ],
+)
+async def test_staff_cancel_until_the_event_ends_with_a_refund_of_their_choice(
+    harness: BookingHarness, staff_refund: StaffRefund | None, refund: int
+) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
+    assert event.end_time is not None
+    harness.clock.now = event.end_time - SECOND
+    ended = await harness.cancel(
+        booking.booking_id, by=STAFF, reason="illness", staff_refund=staff_refund
+    )
+    assert ended.status is Status.CANCELLED
+    assert ended.timeline[-1].reason == "illness"
+    assert [r.amount.amount_minor for r in ended.refunds] == ([refund] if refund else [])
+    await harness.run_until_idle()
+    assert await harness.net_payments(booking) == 150_000 - refund
+    assert await harness.available(event) == 10
+    assert await harness.audit(event) == ()
+
+
+async def test_staff_cannot_refund_more_than_is_left(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
+    for amount, field in [
+        (Money(150_001, "INR"), "refund_amount.amount_minor"),
+        (Money(-1, "INR"), "refund_amount.amount_minor"),
+        (Money(1, "EUR"), "refund_amount.currency_code"),
+    ]:
+        refusal = await refused(
+            Reason.VALIDATION_FAILED,
+            harness.cancel(booking.booking_id, by=STAFF, staff_refund=StaffRefund(None, amount)),
+        )
+        assert [violation.field for violation in refusal.violations] == [field]
+    assert (await harness.booking(booking.booking_id)).status is Status.CONFIRMED
+
+
+async def taken(harness: BookingHarness, booking: Booking, how: str, minor: int) -> None:
+    """Money of a booking's payment that others return or take."""
+    assert booking.payment is not None
+    payment_id, amount = booking.payment.payment_id, Money(minor, "INR")
+    ids = (booking.booking_id, payment_id)
+    if how == "dispute":
+        await harness.deliver(Disputed(*ids, amount, "fraudulent", DisputeStatus.LOST, amount))
+        return
+    refund_id = new_id()
+    harness.payments.refunds[refund_id] = (payment_id, amount)
+    if how == "requested":
+        await harness.deliver(RefundUpdated(*ids, refund_id, amount, "PENDING", "goodwill"))
+    else:
+        await harness.deliver(Refunded(*ids, refund_id, amount))
+
+
+@pytest.mark.parametrize("how", ["refunded", "requested", "dispute"])
+async def test_money_that_was_returned_or_taken_is_not_promised(
+    harness: BookingHarness, how: str
+) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event, quantity=2)
+    await taken(harness, booking, how, 150_000)
+    # The other place is still paid: nothing is left for the removed one.
+    one = [RequestedItem(event.offers[0].offer_id, 1, None)]
+    changed = await harness.update(booking, items=one)
+    assert changed.total == Money(150_000, "INR")
+    assert sum(refund.amount.amount_minor for refund in changed.refunds) <= 150_000
+    shown = await preview(harness, booking)
+    assert (shown.amount, shown.percent) == (Money(145_500, "INR"), 97)
+    await taken(harness, booking, "refunded", 100_000)
+    assert (await preview(harness, booking)).amount == Money(50_000, "INR")
+    await taken(harness, booking, "refunded", 50_000)
+    shown = await preview(harness, booking)
+    assert (shown.refundable, shown.amount) == (False, Money(0, "INR"))
+    ended = await harness.cancel(booking.booking_id)
+    assert ended.status is Status.CANCELLED
+    assert len(ended.refunds) == (2 if how == "dispute" else 3)
+    await harness.run_until_idle()
+    assert await harness.available(event) == 10
+
+
+async def test_a_refund_that_comes_back_is_still_owed(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
+    ended = await harness.cancel(booking.booking_id, by=STAFF, staff_refund=StaffRefund(100, None))
+    (refund,) = ended.refunds
+    await harness.run_until_idle()
+    await harness.process_refunds()
+    for status, payment_status in [
+        ("FAILED", PaymentStatus.CAPTURED),
+        ("SETTLED_ELSEWHERE", PaymentStatus.CAPTURED),
+    ]:
+        await harness.deliver(
+            RefundUpdated(
+                booking.booking_id,
+                refund.payment_id,
+                refund.refund_id,
+                refund.amount,
+                status,
+                refund.reason,
+            )
+        )
+        after = await harness.booking(booking.booking_id)
+        assert [r.status for r in after.refunds] == [status]
+        assert after.payment is not None
+        assert after.payment.status is payment_status
+    async with harness.database.reading() as connection:
+        left = await refunds.refundable(connection, booking=after)
+    assert left == Money(0, "INR")
+
+
+async def test_after_an_event_moved_bookings_are_refunded_in_full(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    before, later = await a_confirmed(harness, event), await a_confirmed(harness, event)
+    assert event.start_time is not None
+    # In the 0 % tier, the event moves to a closer day: cancelling would be closed.
+    harness.clock.now = event.start_time - 5 * DAY
+    commands = EventCommands(
+        database=harness.database,
+        writes=harness.writes,
+        stock=harness.stock,
+        clock=harness.clock,
+    )
+    await commands.update(
+        event_id=event.event_id, change=EventChange(description="new text"), etag=None
+    )
+    assert (await preview(harness, before)).percent == 0
+    start = harness.clock.now + timedelta(hours=30)
+    await commands.update(
+        event_id=event.event_id,
+        change=EventChange(start_time=start, end_time=start + timedelta(hours=3)),
+        etag=None,
+    )
+    harness.clock.advance(SECOND)
+    after = await a_confirmed(harness, event)
+    shown = await preview(harness, before)
+    assert (shown.amount, shown.percent, shown.deadline) == (Money(150_000, "INR"), 100, start)
+    ended = await harness.cancel(before.booking_id)
+    assert ended.refunds[-1].amount == Money(150_000, "INR")
+    # Who booked after the move knows the new date.
+    await refused(Reason.CANCELLATION_CLOSED, harness.cancel(after.booking_id))
+    harness.clock.now = start + SECOND
+    await refused(Reason.CANCELLATION_CLOSED, harness.cancel(later.booking_id))
+
+
+async def test_the_window_after_a_move_is_seven_days(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event)
+    assert event.start_time is not None
+    harness.clock.now = event.start_time - 10 * DAY
+    commands = EventCommands(
+        database=harness.database,
+        writes=harness.writes,
+        stock=harness.stock,
+        clock=harness.clock,
+    )
+    await commands.update(
+        event_id=event.event_id, change=EventChange(venue_name="Town Hall"), etag=None
+    )
+    harness.clock.advance(7 * DAY)
+    assert (await preview(harness, booking)).percent == 100
+    harness.clock.advance(SECOND)
+    assert (await preview(harness, booking)).percent == 0

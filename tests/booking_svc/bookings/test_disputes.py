@@ -5,6 +5,7 @@ import pytest
 from booking_svc.bookings.bookings import PaymentStatus, Status
 from booking_svc.clients import ports
 from booking_svc.clients.ports import DisputeStatus
+from mesh.money import Money
 from testing.booking_harness import BookingHarness
 
 
@@ -31,6 +32,7 @@ async def test_a_dispute_is_in_the_timeline(
                 booking.total,
                 "fraudulent",
                 status,
+                Money(0 if status is DisputeStatus.WON else 150_000, "INR"),
             )
         )
     disputed = await harness.booking(booking.booking_id)

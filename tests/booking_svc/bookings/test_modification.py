@@ -8,6 +8,7 @@ import pytest
 
 from booking_svc.bookings import cancellation
 from booking_svc.bookings.bookings import Actor, Booking, By, Status
+from booking_svc.bookings.cancellation import StaffRefund
 from booking_svc.bookings.outbox import Rescheduled, Updated
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue.events import Event
@@ -138,6 +139,54 @@ async def test_what_cannot_be_changed(harness: BookingHarness) -> None:
     assert (fewer.total, fewer.refunds) == (Money(150_000, "INR"), ())
 
 
+async def test_staff_decide_the_refund_of_a_change(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness, price=100_000)
+    booking = await a_confirmed(harness, first, quantity=2)
+    assert first.start_time is not None
+    harness.clock.now = first.start_time - DAY
+    fewer = await harness.update(
+        booking, items=places(first, 1), by=STAFF, staff_refund=StaffRefund(80, None)
+    )
+    assert fewer.refunds[-1].amount == Money(120_000, "INR")
+    too_much = StaffRefund(None, Money(80_001, "INR"))
+    refusal = await refused(
+        Reason.VALIDATION_FAILED,
+        harness.reschedule(booking, second, by=STAFF, staff_refund=too_much),
+    )
+    assert [violation.field for violation in refusal.violations] == ["refund_amount.amount_minor"]
+    all_left = StaffRefund(None, Money(80_000, "INR"))
+    moved = await harness.reschedule(booking, second, by=STAFF, staff_refund=all_left)
+    assert moved.refunds[-1].amount == Money(80_000, "INR")
+    await harness.run_until_idle()
+    assert net(harness, booking) == 100_000
+
+
+async def test_names_of_attendees(harness: BookingHarness) -> None:
+    event = await harness.an_event()
+    paying = await harness.place(event, quantity=2)
+    assert paying.status is Status.PENDING_PAYMENT
+    named = await harness.update(paying, attendees=["Asha Rao", "Ravi Rao"])
+    assert named.attendees == ("Asha Rao", "Ravi Rao")
+    refusal = await refused(
+        Reason.VALIDATION_FAILED, harness.update(paying, attendees=["A", "B", "C"])
+    )
+    assert [violation.field for violation in refusal.violations] == ["attendees"]
+    await refused(Reason.BOOKING_STATE_INVALID, harness.update(paying, note="x", attendees=["A"]))
+    await harness.capture(paying)
+    await harness.run_until_idle()
+    # After the cut-off of the policy, until the event starts.
+    assert event.start_time is not None
+    harness.clock.now = event.start_time - timedelta(seconds=1)
+    corrected = await harness.update(paying, attendees=["Asha Rao", "Ravi Das"])
+    assert corrected.attendees == ("Asha Rao", "Ravi Das")
+    fewer = await harness.update(paying, items=places(event, 1), by=STAFF)
+    assert fewer.attendees == ("Asha Rao",)
+    assert (await harness.update(paying, attendees=[])).attendees == ()
+    harness.clock.now = event.start_time
+    await refused(Reason.CANCELLATION_CLOSED, harness.update(paying, attendees=["Late"]))
+    assert (await harness.update(paying, attendees=["Late"], by=STAFF)).attendees == ("Late",)
+
+
 async def test_the_same_key_changes_once(harness: BookingHarness) -> None:
     event = await harness.an_event()
     booking = await a_confirmed(harness, event, quantity=3)
@@ -149,16 +198,22 @@ async def test_the_same_key_changes_once(harness: BookingHarness) -> None:
     assert len((await harness.booking(booking.booking_id)).refunds) == 1
 
 
-async def test_a_cheaper_event_is_refunded_in_full(harness: BookingHarness) -> None:
+@pytest.mark.parametrize(("days", "refund"), [(20, 97_000), (10, 50_000), (5, 0)])
+async def test_a_cheaper_event_is_refunded_by_the_policy(
+    harness: BookingHarness, days: int, refund: int
+) -> None:
     first, second = await two_nights(harness, price=100_000)
     booking = await a_confirmed(harness, first, quantity=2)
+    assert first.start_time is not None
+    harness.clock.now = first.start_time - days * DAY
     moved = await harness.reschedule(booking, second, checkout=None)
     assert (moved.event_id, moved.total) == (second.event_id, Money(200_000, "INR"))
     await harness.run_until_idle()
-    assert net(harness, booking) == 200_000
+    assert net(harness, booking) == 300_000 - refund
     assert (await harness.available(first), await harness.available(second)) == (10, 8)
     change = (await outbox_events(harness, 3))[2].change
-    assert change == Rescheduled(first.event_id, booking.total, Money(100_000, "INR"))
+    money = Money(refund, "INR") if refund else None
+    assert change == Rescheduled(first.event_id, booking.total, money)
     assert moved.cancellation_policy == booking.cancellation_policy
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
@@ -313,7 +368,8 @@ async def test_dying_at_any_call_of_rescheduling(
         await harness.run_until_idle()
     moved = await harness.booking(booking.booking_id)
     assert (moved.event_id, moved.total) == (second.event_id, Money(price, "INR"))
-    assert net(harness, booking) == price
+    # Of a lower price the policy refunds 97 %.
+    assert net(harness, booking) == (price if price > 150_000 else 101_500)
     assert (await harness.available(first), await harness.available(second)) == (10, 9)
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
