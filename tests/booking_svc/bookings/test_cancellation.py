@@ -445,6 +445,7 @@ async def test_after_an_event_moved_bookings_are_refunded_in_full(harness: Booki
         database=harness.database,
         writes=harness.writes,
         stock=harness.stock,
+        payments=harness.deps.payments,
         clock=harness.clock,
     )
     await commands.update(
@@ -478,6 +479,7 @@ async def test_the_window_after_a_move_is_seven_days(harness: BookingHarness) ->
         database=harness.database,
         writes=harness.writes,
         stock=harness.stock,
+        payments=harness.deps.payments,
         clock=harness.clock,
     )
     await commands.update(
