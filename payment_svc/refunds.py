@@ -637,8 +637,8 @@ async def _publish(
 
 async def _locked(connection: AsyncConnection, refund_id: UUID) -> tuple[Payment, Refund]:
     """A refund and its payment, which is locked. Raises REFUND_NOT_FOUND."""
-    found = await find(connection, refund_id=refund_id, owner=None)
-    payment = await payments.lock(connection, payment_id=found.payment_id)
+    refund = await find(connection, refund_id=refund_id, owner=None)
+    payment = await payments.lock(connection, payment_id=refund.payment_id)
     return payment, await find(connection, refund_id=refund_id, owner=None)
 
 

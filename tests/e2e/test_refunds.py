@@ -74,7 +74,7 @@ def test_a_refund_in_the_dashboard_is_not_promised_again(admin: Api, customer: A
         "the failed refund is not in the booking",
     )
     failed = admin.get("/api/v1/failed-refunds").json()["refunds"]
-    (refund,) = [one for one in failed if one["paymentId"] == payment["paymentId"]]
+    (refund,) = [row for row in failed if row["paymentId"] == payment["paymentId"]]
     assert refund["failureCode"] == "account_closed"
     path = f"/api/v1/refunds/{refund['refundId']}"
     assert customer.post(f"{path}/settle", {"note": "x"}).status_code == 403

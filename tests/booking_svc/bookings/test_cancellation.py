@@ -387,8 +387,8 @@ async def test_money_that_was_returned_or_taken_is_not_promised(
     booking = await a_confirmed(harness, event, quantity=2)
     await taken(harness, booking, how, 150_000)
     # The other place is still paid: nothing is left for the removed one.
-    one = [RequestedItem(event.offers[0].offer_id, 1, None)]
-    changed = await harness.update(booking, items=one)
+    kept = [RequestedItem(event.offers[0].offer_id, 1, None)]
+    changed = await harness.update(booking, items=kept)
     assert changed.total == Money(150_000, "INR")
     assert sum(refund.amount.amount_minor for refund in changed.refunds) <= 150_000
     shown = await preview(harness, booking)
