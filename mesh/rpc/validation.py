@@ -28,6 +28,7 @@ PATTERNS = {
     r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}(:[1-9][0-9]{0,3})?$": (
         "must be a seat's UUID, or an offer's UUID, a colon and a quantity of 1–9999"
     ),
+    r"\S": "must have a character other than spaces",
 }
 """What each `pattern` of the contract asks for. A client never reads the pattern itself."""
 
