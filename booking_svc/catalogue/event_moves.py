@@ -1,12 +1,11 @@
-"""Records of events that moved: another start, end or venue. The bookings package tells customers.
+"""Records of events that moved: another start, end or venue.
 
 A move opens a window in which bookings made before it are cancelled with a full refund.
 """
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Self
-from uuid import UUID
+from typing import Self
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,17 +30,6 @@ class Schedule:
         return cls(event.start_time, event.end_time, event.venue_name)
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    move_id: UUID
-    event_id: UUID
-    before: Schedule
-    after: Schedule
-    move_time: datetime
-    # The last booking whose customer was told; None before the first.
-    told_booking_id: UUID | None
-
-
 async def record(
     connection: AsyncConnection, *, before: Event, after: Event, now: datetime
 ) -> None:
@@ -56,7 +44,6 @@ async def record(
             before=_to_json(old),
             after=_to_json(new),
             move_time=now,
-            due_time=now,
         )
     )
 
@@ -81,41 +68,6 @@ async def full_refund_until(
     return end if now <= end else None
 
 
-async def take_due(connection: AsyncConnection, *, now: datetime) -> Move | None:
-    """A move whose customers are still to be told, locked; None without one."""
-    row = (
-        await connection.execute(
-            sa.select(event_moves)
-            .where(event_moves.c.due_time <= now)
-            .order_by(event_moves.c.due_time)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    return Move(
-        row.move_id,
-        row.event_id,
-        _from_json(row.before),
-        _from_json(row.after),
-        row.move_time,
-        row.told_booking_id,
-    )
-
-
-async def record_told(
-    connection: AsyncConnection, *, move_id: UUID, told_booking_id: UUID | None, is_done: bool
-) -> None:
-    """Records the last booking whose customer was told, and whether it was the last of all."""
-    values: dict[str, Any] = {"told_booking_id": told_booking_id} if told_booking_id else {}
-    if is_done:
-        values["due_time"] = None
-    await connection.execute(
-        sa.update(event_moves).where(event_moves.c.move_id == move_id).values(**values)
-    )
-
-
 def _to_json(schedule: Schedule) -> dict[str, str | None]:
     start, end = schedule.start_time, schedule.end_time
     return {
@@ -123,12 +75,3 @@ def _to_json(schedule: Schedule) -> dict[str, str | None]:
         "end_time": None if end is None else end.isoformat(),
         "venue_name": schedule.venue_name,
     }
-
-
-def _from_json(stored: dict[str, Any]) -> Schedule:
-    start, end = stored["start_time"], stored["end_time"]
-    return Schedule(
-        start and datetime.fromisoformat(start),
-        end and datetime.fromisoformat(end),
-        stored["venue_name"],
-    )

@@ -230,7 +230,7 @@ event_cancellations = sa.Table(
     ),
 )
 
-# Events that moved: customers are told batch by batch, and may cancel for some days.
+# Events that moved: customers may cancel for some days.
 event_moves = sa.Table(
     "event_moves",
     metadata,
@@ -242,12 +242,5 @@ event_moves = sa.Table(
     sa.Column("before", JSONB, nullable=False),
     sa.Column("after", JSONB, nullable=False),
     sa.Column("move_time", _Time, nullable=False),
-    # The last booking whose customer was told.
-    sa.Column("told_booking_id", _Uuid),
-    # Time of the next batch; NULL when all customers were told.
-    sa.Column("due_time", _Time),
     sa.Index("event_moves_event_id_move_time_idx", "event_id", "move_time"),
-    sa.Index(
-        "event_moves_due_time_idx", "due_time", postgresql_where=sa.text("due_time IS NOT NULL")
-    ),
 )

@@ -12,8 +12,9 @@ from mesh.errors import DomainError
 from mesh.rpc.validation import PATTERNS, validate
 from tests.architecture.contract import request_messages
 
-# Breaks every pattern of the contract.
+# Breaks every pattern of the contract but the one that asks for a visible character.
 BAD_TEXT = "\0`"
+BLANK = " "
 REGEX_CHARACTERS = re.compile(r"[\^$\\\[\]{}|*`]|\(\?")
 
 
@@ -33,7 +34,8 @@ FIELDS = {
 def broken(field: FieldDescriptor) -> Message:
     """A message in which a field does not match its pattern."""
     assert field.containing_type is not None
-    value = [BAD_TEXT] if field.is_repeated else BAD_TEXT
+    text = BLANK if pattern_of(field) == r"\S" else BAD_TEXT
+    value = [text] if field.is_repeated else text
     return GetMessageClass(field.containing_type)(**{field.name: value})
 
 

@@ -20,8 +20,6 @@ def upgrade() -> None:
         sa.Column("before", postgresql.JSONB(), nullable=False),
         sa.Column("after", postgresql.JSONB(), nullable=False),
         sa.Column("move_time", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("told_booking_id", sa.UUID(), nullable=True),
-        sa.Column("due_time", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(
             ["event_id"],
             ["events.event_id"],
@@ -31,12 +29,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("move_id", name=op.f("event_moves_pkey")),
     )
     op.create_index("event_moves_event_id_move_time_idx", "event_moves", ["event_id", "move_time"])
-    op.create_index(
-        "event_moves_due_time_idx",
-        "event_moves",
-        ["due_time"],
-        postgresql_where=sa.text("due_time IS NOT NULL"),
-    )
     op.add_column(
         "booking_payments",
         sa.Column("disputed_minor", sa.BigInteger(), server_default="0", nullable=False),
