@@ -49,6 +49,7 @@ CAUSED = {
     "ProcessDown",
     "ReconciliationOverdue",
     "RefundBacklog",
+    "RefundFailed",
     "StockAuditMismatch",
     "StreamIsLate",
     "StreamIsNotFollowed",
@@ -226,18 +227,21 @@ def test_backlogs_and_stock_differences(mesh: RunningMesh, admin: Api, watch: Wa
                 " WHERE booking_id = %s AND payment_check_time IS NOT NULL",
                 (unchecked.booking_id,),
             )
-            # A refund that its provider does not make.
+            # Two refunds that the provider does not make: one is tried again, one waits for staff.
             inserted = payments.execute(
                 "INSERT INTO refunds (refund_id, capture_id, payment_id, amount_minor,"
                 " currency_code, status, reason, due_time, create_time, update_time)"
                 " SELECT gen_random_uuid(), capture_id, payment_id, amount_minor,"
-                " currency_code, 'FAILED', 'none', now() + interval '1 hour',"
-                " now() - interval '20 minutes', now() FROM captures LIMIT 1"
+                " currency_code, 'FAILED', 'none', due_time,"
+                " now() - interval '20 minutes', now() - interval '5 minutes'"
+                " FROM (SELECT * FROM captures LIMIT 1) AS captured,"
+                " (VALUES (now() + interval '1 hour'), (NULL)) AS due (due_time)"
             )
-            assert (due.rowcount, inserted.rowcount) == (1, 1)
+            assert (due.rowcount, inserted.rowcount) == (1, 2)
             for alert in ("BookingStepsWait", "MailsWait", "ReconciliationOverdue"):
                 watch.until(alert)
             watch.until("RefundBacklog")
+            watch.until("RefundFailed")
         payments.execute("DELETE FROM refunds WHERE reason = 'none'")
     change = "UPDATE pools SET sold = sold + %s WHERE event_id = %s"
     event_id = admin.create_event()["eventId"]
@@ -245,7 +249,7 @@ def test_backlogs_and_stock_differences(mesh: RunningMesh, admin: Api, watch: Wa
         connection.execute(change, (1, event_id))
         watch.until("StockAuditMismatch")
         connection.execute(change, (-1, event_id))
-    for alert in ("BookingStepsWait", "ReconciliationOverdue", "RefundBacklog"):
+    for alert in ("BookingStepsWait", "ReconciliationOverdue", "RefundBacklog", "RefundFailed"):
         watch.until_over(alert)
     watch.until_over("StockAuditMismatch")
 

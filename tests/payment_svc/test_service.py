@@ -78,7 +78,8 @@ async def test_a_payment_is_opened_paid_and_refunded(server: PaymentServer) -> N
     )
     async with asyncio.timeout(60):
         batch = await anext(aiter(stream))
-    assert [event.WhichOneof("event") for event in batch.events] == ["captured"]
+    events = [event.WhichOneof("event") for event in batch.events]
+    assert events == ["captured", "refund_updated"]
     assert batch.events[0].position
     stream.cancel()
 
@@ -123,6 +124,8 @@ async def test_a_refund_by_staff_needs_a_key_and_is_made_once(server: PaymentSer
         "status": "CAPTURED",
         "captured": "150000",
         "refunded": "100000",
+        "disputed": "0",
+        "refundable": "50000",
         "requested": "100000",
     }
     request.reason = "snow"

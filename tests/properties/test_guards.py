@@ -262,7 +262,7 @@ GUARDS = [
     RemovedGuard(
         "no more back than was paid",
         "payment_svc/captures.py",
-        ".where(captures.c.refunding_minor + amount.amount_minor <= captures.c.amount_minor)\n",
+        ".where(refundable_minor(captures.c) >= amount.amount_minor)\n",
         "\n",
         "tests/payment_svc/test_refunds.py",
     ),

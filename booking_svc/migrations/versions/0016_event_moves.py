@@ -9,7 +9,7 @@ down_revision = "0015"
 branch_labels = None
 depends_on = None
 
-_STATUS = op.f("booking_refunds_status_check")
+_STATUS = "booking_refunds_status_check"
 
 
 def upgrade() -> None:
@@ -36,18 +36,18 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("booking_payments_disputed_check"), "booking_payments", "disputed_minor >= 0"
     )
-    op.drop_constraint(_STATUS, "booking_refunds", type_="check")
+    op.drop_constraint(op.f(_STATUS), "booking_refunds", type_="check")
     op.create_check_constraint(
-        _STATUS,
+        op.f(_STATUS),
         "booking_refunds",
         "status IN ('PENDING', 'PROCESSED', 'FAILED', 'SETTLED_ELSEWHERE', 'CANCELLED')",
     )
 
 
 def downgrade() -> None:
-    op.drop_constraint(_STATUS, "booking_refunds", type_="check")
+    op.drop_constraint(op.f(_STATUS), "booking_refunds", type_="check")
     op.create_check_constraint(
-        _STATUS, "booking_refunds", "status IN ('PENDING', 'PROCESSED', 'FAILED')"
+        op.f(_STATUS), "booking_refunds", "status IN ('PENDING', 'PROCESSED', 'FAILED')"
     )
     op.drop_constraint(op.f("booking_payments_disputed_check"), "booking_payments", type_="check")
     op.drop_column("booking_payments", "disputed_minor")

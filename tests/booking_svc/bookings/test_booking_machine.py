@@ -308,8 +308,17 @@ class BookingMachine(RuleBasedStateMachine):
 
     @rule(model_booking=model_bookings, event=st.integers(0, 2))
     def reschedule(self, model_booking: ModelBooking, event: int) -> None:
-        """A lower price is refunded in full, without a fee."""
-        self.attempt(self.harness.reschedule(model_booking.booking, self.events[event]))
+        """Of a lower price, the policy's percentage of the difference is refunded."""
+        before = self.current(model_booking)
+        places = sum(item.quantity for item in before.items)
+        lower_by = before.total.amount_minor - places * PRICES[event]
+        is_sold = before.status is Status.CONFIRMED
+        fee = self.fee(before, lower_by) if is_sold and lower_by > 0 else 0
+        answer = self.attempt(self.harness.reschedule(model_booking.booking, self.events[event]))
+        if isinstance(answer, Booking):
+            model_booking.fees += fee
+        elif answer is ProcessDiedError:
+            model_booking.perhaps.append(fee)
 
     @precondition(lambda self: len(self.cancelled) < MAX_CANCELLED)
     @rule(model_booking=model_bookings, cancels_first=st.booleans())
