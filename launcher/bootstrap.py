@@ -126,7 +126,7 @@ def install(*, dev: bool) -> None:
     check_venv()
     if not _works(VENV / "bin" / "python"):
         _step("Creating the virtual environment in .venv", _create_venv)
-    sections = list(SECTIONS) if dev else ["image", "local"]
+    sections = ["image", "local", "dev"] if dev else ["image", "local"]
     packages = "\n".join(section(LOCK.read_text(), name) for name in sections)
     text = "Installing the packages of requirements.lock"
     _step(text + (", development included" if dev else ""), lambda: _install_packages(packages))

@@ -124,6 +124,21 @@ def test_packages_of_benchmarks_do_not_change_the_environment(
     assert not bootstrap.is_current(dev=True)
 
 
+@pytest.mark.parametrize("dev", [True, False])
+def test_an_environment_has_no_packages_of_benchmarks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dev: bool
+) -> None:
+    installed: list[str] = []
+    monkeypatch.setattr(bootstrap, "_install_packages", installed.append)
+    monkeypatch.setattr(bootstrap, "_works", lambda _: True)
+    monkeypatch.setattr(bootstrap, "_put_on_path", lambda: None)
+    monkeypatch.setattr(bootstrap, "STAMP", tmp_path / "stamp")
+    bootstrap.install(dev=dev)
+    assert "grpcio==" in installed[0]
+    assert ("pytest==" in installed[0]) is dev
+    assert "fastapi==" not in installed[0]
+
+
 def test_it_runs_on_a_bare_python_and_costs_nothing_when_there_is_nothing_to_do() -> None:
     assert bootstrap.is_current(dev=True), "the environment is not the one that `make test` makes"
     # All that could cost something is a program: pip, or another Python.
