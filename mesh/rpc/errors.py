@@ -3,6 +3,7 @@
 Detail types: google/rpc/error_details.proto and AIP-193.
 """
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import grpc
@@ -11,10 +12,14 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from mesh.errors import DomainError, FieldViolation, Reason
+from mesh.errors import DomainError, FieldViolation, Reason, listed
 from mesh.rpc.field_names import json_name
 
 DOMAIN = "boxoffice"
+
+# The texts are sent three times: in the message, and with the message in the details, in base64.
+# gRPC's clients may reject trailers of more than 8 KiB.
+_MAX_VIOLATIONS_SIZE = 1_200
 
 _Code = grpc.StatusCode
 CODES: dict[Reason, grpc.StatusCode] = {
@@ -116,8 +121,15 @@ _HTTP = {
 
 
 def to_status(error: DomainError) -> status_pb2.Status:
-    """The google.rpc.Status of an error, with ErrorInfo, BadRequest and RetryInfo."""
-    status = status_pb2.Status(code=CODES[error.reason].value[0], message=error.message)
+    """The google.rpc.Status of an error, with ErrorInfo, BadRequest and RetryInfo.
+
+    Of many violations it has the first, and the message the number of the others.
+    """
+    violations = _fitting(error.violations)
+    message, omitted = error.message, len(error.violations) - len(violations)
+    if omitted and message == listed(error.violations):
+        message = f"{listed(violations)}; and {omitted} more"
+    status = status_pb2.Status(code=CODES[error.reason].value[0], message=message)
     _pack(
         status.details.add(),
         error_details_pb2.ErrorInfo(
@@ -126,7 +138,7 @@ def to_status(error: DomainError) -> status_pb2.Status:
             metadata={json_name(key): value for key, value in error.metadata.items()},
         ),
     )
-    if error.violations:
+    if violations:
         _pack(
             status.details.add(),
             error_details_pb2.BadRequest(
@@ -134,7 +146,7 @@ def to_status(error: DomainError) -> status_pb2.Status:
                     error_details_pb2.BadRequest.FieldViolation(
                         field=violation.field, description=violation.description
                     )
-                    for violation in error.violations
+                    for violation in violations
                 ]
             ),
         )
@@ -143,6 +155,18 @@ def to_status(error: DomainError) -> status_pb2.Status:
         delay.FromMilliseconds(int(error.retry_after_seconds * 1000))
         _pack(status.details.add(), error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def _fitting(violations: Sequence[FieldViolation]) -> Sequence[FieldViolation]:
+    """The first violations, at least one, whose texts have _MAX_VIOLATIONS_SIZE together."""
+    size = 0
+    for number, violation in enumerate(violations):
+        text = f"{violation.field}{violation.description}".encode()
+        # The message's header writes a byte that is not printable ASCII with three.
+        size += len(text) + 2 * sum(not 32 <= byte < 127 for byte in text)
+        if number and size > _MAX_VIOLATIONS_SIZE:
+            return violations[:number]
+    return violations
 
 
 def http_status(reason: Reason) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -14,7 +15,7 @@ from boxoffice.errors.v1 import reason_pb2
 from boxoffice.stock.v1 import stock_service_pb2
 from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceStub
 from mesh.db.database import Database
-from mesh.errors import DomainError, FieldViolation, Reason
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.rpc.errors import CODES, COMMON_REASONS
 from mesh.rpc.policy import MAX_DEADLINE_SECONDS
 from testing.network import (
@@ -123,6 +124,20 @@ def raising(error: Exception) -> Handler:
         raise error
 
     return fail
+
+
+@pytest.mark.parametrize("text", ["must have at most 50 characters", "must not be \U0001f39f"])
+async def test_very_many_violations_fit_into_the_headers(network: Network, text: str) -> None:
+    violations = [FieldViolation(f"rows[{number}].label", text) for number in range(400)]
+    answer = await answer_of(network, raising(invalid(*violations)))
+    assert answer.code() is grpc.StatusCode.INVALID_ARGUMENT
+    described = details_of(answer, error_details_pb2.BadRequest).field_violations
+    assert 5 < len(described) < 400
+    message = answer.details() or ""
+    assert message.endswith(f"; and {400 - len(described)} more")
+    # 8 KiB less what the gateway adds.
+    assert sum(len(quote(value)) for _, value in answer.trailing_metadata()) < 4_500
+    assert len(quote(message)) < 1_900
 
 
 @pytest.mark.parametrize("where", [answer_of, answer_of_stock])
