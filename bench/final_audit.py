@@ -3,10 +3,10 @@
 import asyncio
 
 from bench.world import World
-from demo.audit import Finding
-from demo.client import Api
-from demo.evidence import Booking, Evidence, Investigator
-from demo.final_audit import audit_when_settled
+from chaos.checks.audit import Finding
+from chaos.checks.evidence import Booking, Evidence, Investigator
+from chaos.checks.final_audit import audit_when_settled
+from chaos.client import Api
 
 
 def audit(world: World, answered: int) -> list[str]:

@@ -23,7 +23,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from demo import chaos
+from chaos.faults import processes
 from launcher import protos
 from launcher.settings_listing import load
 from mesh.ids import new_id
@@ -144,13 +144,13 @@ class Faults:
         self._home = home
 
     def _pid(self) -> int:
-        pid = chaos.running_pid(self._home, chaos.REDIS)
+        pid = processes.running_pid(self._home, processes.REDIS)
         if pid is None:
             raise SystemExit("this mesh has no Redis process")
         return pid
 
     async def freeze(self, seconds: float) -> None:
-        await chaos.freeze(self._pid(), seconds)
+        await processes.freeze(self._pid(), seconds)
 
     async def kill(self, seconds: float) -> None:
         """Kills Redis; the supervisor starts an empty one."""
@@ -159,7 +159,7 @@ class Faults:
 
     async def flush(self, seconds: float) -> None:
         for _ in range(10):
-            await chaos.flush(self._home)
+            await processes.flush(self._home)
             await asyncio.sleep(seconds / 10)
 
 

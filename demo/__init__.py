@@ -1,4 +1,4 @@
 """`make demo`: sells a stadium and a cinema to hundreds of concurrent customers, then audits the sale.
 
-A client of the REST API. Of the other code it imports only what starts a mesh.
+A client of the REST API. Customers, faults and the audit are those of chaos/.
 """

@@ -9,15 +9,16 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from demo import catalogue, chaos, customers, display, report
-from demo.audit import Finding
-from demo.chaos import ALL_IN_TURN, Chaos
-from demo.client import Api, RefusedError, UnansweredError
+from chaos.checks.audit import Finding
+from chaos.checks.evidence import SOLD, Evidence, Investigator
+from chaos.checks.final_audit import WAIT_SECONDS, audit_when_settled
+from chaos.client import Api, RefusedError, UnansweredError
+from chaos.workload import catalogue, customers
+from chaos.workload.journal import Journal
+from demo import display, kills, report
 from demo.display import Display
 from demo.errors import DemoError
-from demo.evidence import SOLD, Evidence, Investigator
-from demo.final_audit import WAIT_SECONDS, audit_when_settled
-from demo.journal import Journal
+from demo.kills import ALL_IN_TURN, Kills
 from demo.target import DemoSettings, Target, open_target
 from launcher.errors import LaunchError
 from launcher.settings_listing import load
@@ -81,12 +82,12 @@ async def _run(arguments: argparse.Namespace) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     console = Console(width=None if sys.stdout.isatty() else _LINE_WIDTH)
     screen = Display(console)
-    victims = chaos.parse(arguments.kill)
+    victims = kills.parse(arguments.kill)
     seed = arguments.seed if arguments.seed is not None else random.randrange(1_000_000)
     async with open_target(
         load(DemoSettings), url=arguments.url, customers=arguments.customers, say=screen.say
     ) as target:
-        faults = Chaos(victims, home=target.home, url=target.url)
+        faults = Kills(victims, home=target.home, url=target.url)
         faults.check()
         journal = Journal(arguments.customers)
         async with Api(target.url) as api:
@@ -97,13 +98,13 @@ async def _run(arguments: argparse.Namespace) -> int:
             findings=findings,
             journal=journal,
             tally=api.tally,
-            kills=faults.kills,
+            kills=faults.outages,
         )
     return _verdict(evidence, findings, faults)
 
 
 async def _sell(
-    target: Target, api: Api, journal: Journal, faults: Chaos, screen: Display, seed: int
+    target: Target, api: Api, journal: Journal, faults: Kills, screen: Display, seed: int
 ) -> tuple[Evidence, list[Finding]]:
     token = await catalogue.sign_in_admin(api, target.admin_secret)
     shows = [
@@ -142,8 +143,8 @@ async def _sell(
         return await audit_when_settled(investigator, journal.orders, on_audit=on_audit)
 
 
-def _verdict(evidence: Evidence, findings: list[Finding], faults: Chaos) -> int:
-    if findings or any(kill.away_seconds is None for kill in faults.kills):
+def _verdict(evidence: Evidence, findings: list[Finding], faults: Kills) -> int:
+    if findings or any(outage.away_seconds is None for outage in faults.outages):
         return FOUND
     if not any(booking.status in SOLD for booking in evidence.bookings):
         raise DemoError("Nothing was sold, so the clean audit proves nothing. See the refusals.")

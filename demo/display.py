@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from demo.chaos import Chaos
-from demo.client import Tally
-from demo.journal import Journal
+from chaos.client import Tally
+from chaos.workload.journal import Journal
+from demo.kills import Kills
 
 _TERMINAL_SECONDS = 0.2
 _LINES_SECONDS = 2.0
@@ -78,7 +78,7 @@ class Display:
             self.say(f"{title}, {time.monotonic() - start:.0f} s: {count}{details}")
 
 
-def sale(journal: Journal, tally: Tally, chaos: Chaos) -> ReadProgress:
+def sale(journal: Journal, tally: Tally, kills: Kills) -> ReadProgress:
     """The progress of the sale: finished customers, and counts of bookings and retries."""
 
     def read() -> tuple[int, str]:
@@ -89,8 +89,8 @@ def sale(journal: Journal, tally: Tally, chaos: Chaos) -> ReadProgress:
             f"{journal.refused} refused",
             f"{sum(tally.retries.values())} retries",
         ]
-        if chaos.current is not None:
-            parts.append(chaos.current.action)
+        if kills.current is not None:
+            parts.append(kills.current.action)
         return journal.done, ", ".join(parts)
 
     return read

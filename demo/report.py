@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from demo.audit import Finding, still_open
-from demo.chaos import Kill
-from demo.client import Tally
-from demo.customer import PLACE
-from demo.evidence import OPEN, SOLD, Booking, Event, Evidence
-from demo.journal import Journal
+from chaos.checks.audit import Finding, still_open
+from chaos.checks.evidence import OPEN, SOLD, Booking, Event, Evidence
+from chaos.client import Tally
+from chaos.faults.processes import Outage
+from chaos.workload.customer import PLACE
+from chaos.workload.journal import Journal
 
 _SHOWN = 20
 
@@ -24,7 +24,7 @@ def show(
     findings: Sequence[Finding],
     journal: Journal,
     tally: Tally,
-    kills: Sequence[Kill],
+    kills: Sequence[Outage],
 ) -> None:
     """Prints all tables, then the findings."""
     for table in (
@@ -113,7 +113,7 @@ def _sale_row(table: Table, name: str, bookings: Collection[Booking]) -> None:
     )
 
 
-def _refusals(journal: Journal, tally: Tally, kills: Sequence[Kill]) -> Table:
+def _refusals(journal: Journal, tally: Tally, kills: Sequence[Outage]) -> Table:
     table = _table("Refusals and retries", "", "count")
     refusals = {f"{doing}: {reason}": count for (doing, reason), count in journal.refusals.items()}
     _counts(table, "refused", refusals)
@@ -127,7 +127,7 @@ def _refusals(journal: Journal, tally: Tally, kills: Sequence[Kill]) -> Table:
             if kill.away_seconds is not None
             else "[red]not recovered[/]"
         )
-        table.add_row(f"{kill.action} (pid {kill.pid})", recovery)
+        table.add_row(kill.action, recovery)
     return table
 
 

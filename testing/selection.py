@@ -15,7 +15,18 @@ from mesh.paths import ROOT
 
 PACKAGES = (
     *("mesh", "auth_svc", "booking_svc", "stock_svc", "payment_svc", "limit_svc"),
-    *("launcher", "demo", "bench", "tools", "deploy", "gateway", "openapi", "testing", "tests"),
+    *(
+        "launcher",
+        "chaos",
+        "demo",
+        "bench",
+        "tools",
+        "deploy",
+        "gateway",
+        "openapi",
+        "testing",
+        "tests",
+    ),
 )
 # The packages of the gateway lie in a folder of their own.
 _GATEWAY = "envoy/"

@@ -18,7 +18,7 @@ REPLACED = {
 
 FOLDERS = (
     *("mesh", "auth_svc", "booking_svc", "stock_svc", "payment_svc", "limit_svc"),
-    *("envoy", "launcher", "demo", "bench", "deploy", "tools", "testing", "tests"),
+    *("envoy", "launcher", "chaos", "demo", "bench", "deploy", "tools", "testing", "tests"),
 )
 
 

@@ -4,11 +4,11 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from demo import catalogue
-from demo.catalogue import Show
-from demo.client import Api
-from demo.customer import MIX, Customer, Person
-from demo.journal import Journal
+from chaos.client import Api
+from chaos.workload import catalogue
+from chaos.workload.catalogue import Show
+from chaos.workload.customer import MIX, Customer, Person
+from chaos.workload.journal import Journal
 
 ARRIVAL_SECONDS = 3.0
 """Without kills, all customers arrive within this time."""

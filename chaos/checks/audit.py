@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from demo.evidence import OPEN, SOLD, Booking, Event, Evidence, Order
+from chaos.checks.evidence import OPEN, SOLD, Booking, Event, Evidence, Order
 
 SWEEP = timedelta(seconds=15)
 """The longest time between the end of a hold and the end of its unpaid booking."""

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from demo.catalogue import Offer, Seat, Show
-from demo.client import Api, Json, RefusedError, UnansweredError
-from demo.evidence import Order, parse_time
-from demo.journal import Journal
+from chaos.checks.evidence import Order, parse_time
+from chaos.client import Api, Json, RefusedError, UnansweredError
+from chaos.workload.catalogue import Offer, Seat, Show
+from chaos.workload.journal import Journal
 
 PLACE = "POST /api/v1/bookings"
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from demo.client import Api, Json, RefusedError
+from chaos.client import Api, Json, RefusedError
 
 OPEN = frozenset({"HELD", "PENDING_PAYMENT"})
 SOLD = frozenset({"CONFIRMED", "COMPLETED"})

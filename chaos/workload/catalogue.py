@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
-from demo.client import Api, Json
+from chaos.client import Api, Json
 
 STADIUM = "stadium"
 CINEMA = "cinema"

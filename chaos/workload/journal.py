@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from demo.evidence import Order
+from chaos.checks.evidence import Order
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from demo.client import Api, Json, RefusedError, UnansweredError
+from chaos.client import Api, Json, RefusedError, UnansweredError
 
 Answer = Callable[[httpx.Request], httpx.Response]
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from demo import catalogue
-from demo.catalogue import CINEMA, STADIUM
+from chaos.workload import catalogue
+from chaos.workload.catalogue import CINEMA, STADIUM
 
 NOW = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from demo.audit import SWEEP, Fault, audit
-from demo.evidence import Booking, Entry, Event, Evidence, Item, Offer, Order, Pool
+from chaos.checks.audit import SWEEP, Fault, audit
+from chaos.checks.evidence import Booking, Entry, Event, Evidence, Item, Offer, Order, Pool
 
 NOW = datetime(2030, 5, 1, 12, 0, tzinfo=UTC)
 CONCERT, CINEMA = "concert", "cinema"

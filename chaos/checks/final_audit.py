@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from demo import audit
-from demo.audit import Finding
-from demo.evidence import Evidence, Investigator, Order
+from chaos.checks import audit
+from chaos.checks.audit import Finding
+from chaos.checks.evidence import Evidence, Investigator, Order
 
 WAIT_SECONDS = 60.0
 

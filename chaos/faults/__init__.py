@@ -1,0 +1,1 @@
+"""What is broken: the plan, faults of processes, and proxies between them."""

@@ -1,0 +1,1 @@
+"""Who calls: customers with their behaviour, and the events that they book."""
