@@ -4,9 +4,14 @@ mesh/rpc/errors.py converts it to google.rpc.Status. Any other exception is a bu
 the client as INTERNAL.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+# gRPC's clients may reject trailers of more than 8 KiB, and a refusal has other texts, too.
+_MAX_FAILURES_SIZE = 1_500
 
 
 class Reason(StrEnum):
@@ -98,6 +103,18 @@ class FieldViolation:
     description: str
 
 
+@dataclass(frozen=True, slots=True)
+class FailedItem:
+    """An item of a request that cannot be had, by its place in the list from 0, and why.
+
+    `details` has names as clients read them, e.g. `offerId`.
+    """
+
+    number: int
+    reason: Reason
+    details: Mapping[str, object]
+
+
 class DomainError(Exception):
     """A refused request: its reason, a message, and data that a client needs to act.
 
@@ -133,3 +150,22 @@ def invalid(*violations: FieldViolation) -> DomainError:
 def listed(violations: Iterable[FieldViolation]) -> str:
     """The message of an error that consists of violations."""
     return "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+
+
+def failures(failed: Sequence[FailedItem]) -> dict[str, Any]:
+    """Metadata of an error about items: `failures` as JSON, `more_failures` if not all fit."""
+    entries = [
+        json.dumps(
+            {"item": item.number, "reason": item.reason, **item.details},
+            default=str,
+            separators=(",", ":"),
+        )
+        for item in failed
+    ]
+    size = count = 0
+    while count < len(entries) and (size := size + len(entries[count]) + 1) <= _MAX_FAILURES_SIZE:
+        count += 1
+    metadata: dict[str, Any] = {"failures": f"[{','.join(entries[:count])}]"}
+    if count < len(entries):
+        metadata["more_failures"] = len(entries) - count
+    return metadata

@@ -4,12 +4,13 @@ Reading, locking and writing are in reserve.py.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
-from mesh.errors import DomainError, FieldViolation, Reason, invalid
-from stock_svc.reservations import Line, Reservation
+from mesh.errors import DomainError, FailedItem, FieldViolation, Reason, failures, invalid
+from stock_svc.reservations import Line, Reservation, SeatState
 from stock_svc.tables import Key
 
 
@@ -68,6 +69,24 @@ class Demand:
         return self.request.event_id, offer_id, self.request.customer_id
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A demand that does not fit, and the lines at fault."""
+
+    demand: Demand
+    failed: tuple[FailedItem, ...]
+
+    @property
+    def seats(self) -> dict[int, UUID]:
+        """The taken seats, by their line."""
+        return {
+            item.number: seat_id
+            for item in self.failed
+            if item.reason is Reason.SEAT_UNAVAILABLE
+            and (seat_id := self.demand.request.lines[item.number].seat_id) is not None
+        }
+
+
 @dataclass(slots=True)
 class Remaining:
     """What is free and what customers own, exact while the pools are locked.
@@ -116,12 +135,12 @@ def seats_of(request: Reservation) -> tuple[Key, ...]:
 
 def decide(
     demands: Mapping[int, Demand], remaining: Remaining
-) -> tuple[dict[int, DomainError], list[Demand]]:
+) -> tuple[dict[int, Refused | DomainError], list[Demand]]:
     """Accepts demands in the order of their numbers while they fit; returns refusals and accepted.
 
-    Refusals are EVENT_NOT_FOUND, SEAT_UNAVAILABLE, SOLD_OUT or PURCHASE_LIMIT_EXCEEDED.
+    An error is EVENT_NOT_FOUND.
     """
-    refusals: dict[int, DomainError] = {}
+    refusals: dict[int, Refused | DomainError] = {}
     accepted = []
     for n in sorted(demands):
         demand = demands[n]
@@ -139,60 +158,129 @@ def decide(
     return refusals, accepted
 
 
-def shortage(demand: Demand, free: Mapping[Key, int], taken: Sequence[Key]) -> DomainError | None:
-    """SEAT_UNAVAILABLE when seats are taken, SOLD_OUT when a pool has fewer places free."""
-    if taken:
-        return DomainError(
-            Reason.SEAT_UNAVAILABLE,
-            "one or more seats are held or sold",
-            seat_ids=",".join(str(seat_id) for _, seat_id in taken),
-        )
-    for line in demand.request.lines:
-        pool = (demand.request.event_id, demand.pool_of(line))
+def shortages(
+    demand: Demand, free: Mapping[Key, int], taken: Collection[Key]
+) -> tuple[FailedItem, ...]:
+    """The lines whose seat is taken, or whose pool has fewer places free than the demand."""
+    event_id, failed = demand.request.event_id, []
+    for number, line in enumerate(demand.request.lines):
+        if line.seat_id is not None and (event_id, line.seat_id) in taken:
+            failed.append(FailedItem(number, Reason.SEAT_UNAVAILABLE, {}))
+            continue
+        if line.seat_id is not None and taken:
+            # The pool has fewer places because of the taken seats.
+            continue
+        pool = (event_id, demand.pool_of(line))
         if demand.by_pool[pool] > free[pool]:
-            return DomainError(
-                Reason.SOLD_OUT,
-                "fewer places are available than requested",
-                offer_id=line.offer_id,
-                requested=demand.by_pool[pool],
-                available=free[pool],
-            )
-    return None
+            details = {
+                "offerId": line.offer_id,
+                "requested": demand.by_pool[pool],
+                "available": free[pool],
+            }
+            failed.append(FailedItem(number, Reason.SOLD_OUT, details))
+    return tuple(failed)
 
 
-def _refusal(demand: Demand, remaining: Remaining) -> DomainError | None:
+def above_limits(
+    demand: Demand, totals: Mapping[tuple[UUID, UUID, UUID], int]
+) -> tuple[FailedItem, ...]:
+    """The lines of offers of which the customer would own more than the limit."""
+    failed: list[FailedItem] = []
+    for offer_id, quantity in demand.by_offer.items():
+        owned = totals.get(demand.total_of(offer_id), 0)
+        limit = demand.terms[offer_id].per_customer_limit
+        if owned + quantity > limit:
+            details = {"offerId": offer_id, "limit": limit, "owned": owned, "requested": quantity}
+            failed += _failed_lines(demand, Reason.PURCHASE_LIMIT_EXCEEDED, details, offer_id)
+    return tuple(failed)
+
+
+def error_of(
+    refused: Refused,
+    holders: Mapping[Key, tuple[str | None, UUID | None]],
+    totals: Mapping[tuple[UUID, UUID, UUID], int],
+) -> DomainError:
+    """The refusal of a request with all its lines at fault; a taken seat's reason comes first.
+
+    `holders` has the state of taken seats and the customer who holds or owns each, `totals` what
+    the customer owns of the offers of the other lines.
+    """
+    seats = {
+        number: _taken_seat(seat_id, refused.demand, holders)
+        for number, seat_id in refused.seats.items()
+    }
+    failed = {
+        item.number: replace(item, details=seats.get(item.number, item.details))
+        for item in (*above_limits(refused.demand, totals), *refused.failed)
+    }
+    reason = min((item.reason for item in failed.values()), key=_ORDER.index)
+    first = next(item for item in refused.failed if item.reason is reason).details
+    named = failures([item for _, item in sorted(failed.items())])
+    if seats:
+        seat_ids = ",".join(sorted(str(seat_id) for seat_id in refused.seats.values()))
+        return DomainError(reason, _seats_message(seats.values()), seat_ids=seat_ids, **named)
+    message = "fewer places are available than requested"
+    if reason is Reason.PURCHASE_LIMIT_EXCEEDED:
+        whole = "offer" if "offerId" in first else "event"
+        message = f"the customer would own more of the {whole} than its limit"
+    metadata: dict[str, Any] = {_METADATA.get(name, name): value for name, value in first.items()}
+    return DomainError(reason, message, **metadata, **named)
+
+
+_ORDER = (Reason.SEAT_UNAVAILABLE, Reason.SOLD_OUT, Reason.PURCHASE_LIMIT_EXCEEDED)
+_METADATA = {"offerId": "offer_id", "eventId": "event_id"}
+
+
+def _taken_seat(
+    seat_id: UUID, demand: Demand, holders: Mapping[Key, tuple[str | None, UUID | None]]
+) -> dict[str, object]:
+    state, customer_id = holders.get((demand.request.event_id, seat_id), (None, None))
+    # A seat that has become free since was held.
+    details: dict[str, object] = {"seatId": seat_id, "state": state or SeatState.HELD}
+    if state == SeatState.HELD and customer_id == demand.request.customer_id:
+        details["heldByYou"] = True
+    return details
+
+
+def _seats_message(seats: Iterable[Mapping[str, object]]) -> str:
+    """E.g. `2 seats are held, 1 seat is held by you, 1 seat is sold`."""
+    counts = Counter(
+        "held by you" if "heldByYou" in seat else str(seat["state"]).lower() for seat in seats
+    )
+    return ", ".join(
+        f"{count} {'seat is' if count == 1 else 'seats are'} {state}"
+        for state, count in sorted(counts.items())
+    )
+
+
+def _refusal(demand: Demand, remaining: Remaining) -> Refused | DomainError | None:
     if any(pool not in remaining.free for pool in demand.by_pool):
         return DomainError(Reason.EVENT_NOT_FOUND, "the stock of the event was removed")
     taken = [seat for seat in demand.seats if seat in remaining.taken]
-    if (refusal := shortage(demand, remaining.free, taken)) is not None:
-        return refusal
-    for offer_id, quantity in demand.by_offer.items():
-        owned = remaining.totals[demand.total_of(offer_id)]
-        limit = demand.terms[offer_id].per_customer_limit
-        if owned + quantity > limit:
-            return DomainError(
-                Reason.PURCHASE_LIMIT_EXCEEDED,
-                "the customer would own more of the offer than its limit",
-                offer_id=offer_id,
-                limit=limit,
-                owned=owned,
-                requested=quantity,
-            )
-    return _above_event_limit(demand, remaining)
+    failed = (
+        shortages(demand, remaining.free, taken)
+        or above_limits(demand, remaining.totals)
+        or _above_event_limit(demand, remaining)
+    )
+    return Refused(demand, failed) if failed else None
 
 
-def _above_event_limit(demand: Demand, remaining: Remaining) -> DomainError | None:
+def _above_event_limit(demand: Demand, remaining: Remaining) -> tuple[FailedItem, ...]:
     event_id = demand.request.event_id
     limit, owned = remaining.limits.get(event_id), remaining.event_totals[demand.customer]
     if limit is None or owned + demand.places <= limit:
-        return None
-    return DomainError(
-        Reason.PURCHASE_LIMIT_EXCEEDED,
-        "the customer would own more of the event than its limit",
-        event_id=event_id,
-        limit=limit,
-        owned=owned,
-        requested=demand.places,
+        return ()
+    details = {"eventId": event_id, "limit": limit, "owned": owned, "requested": demand.places}
+    return _failed_lines(demand, Reason.PURCHASE_LIMIT_EXCEEDED, details)
+
+
+def _failed_lines(
+    demand: Demand, reason: Reason, details: Mapping[str, object], offer_id: UUID | None = None
+) -> tuple[FailedItem, ...]:
+    return tuple(
+        FailedItem(number, reason, details)
+        for number, line in enumerate(demand.request.lines)
+        if offer_id in (None, line.offer_id)
     )
 
 

@@ -23,7 +23,7 @@ from mesh.db.pipeline import (
 )
 from mesh.errors import DomainError, Reason
 from stock_svc import allocation, expiry, ledger, statements
-from stock_svc.allocation import Demand, EventTerms, OfferTerms, Remaining, SeatTerms
+from stock_svc.allocation import Demand, EventTerms, OfferTerms, Refused, Remaining, SeatTerms
 from stock_svc.ledger import Entry, Kind, LockedPools
 from stock_svc.reservations import Line, Reservation, SeatState, from_row
 from stock_svc.tables import Key
@@ -69,7 +69,7 @@ def _without_equal_keys(requests: Sequence[Reservation], pending: Sequence[int])
 @dataclass(slots=True)
 class _Batch:
     """Requests by number. `open` has those without an outcome, `repeated` those whose outcome
-    is an existing reservation."""
+    is an existing reservation, `refused` those whose outcome `_explain` adds."""
 
     requests: Sequence[Reservation]
     now: datetime
@@ -77,6 +77,7 @@ class _Batch:
     open: dict[int, Demand] = field(default_factory=dict)
     events: dict[UUID, EventTerms] = field(default_factory=dict)
     repeated: set[int] = field(default_factory=set)
+    refused: dict[int, Refused] = field(default_factory=dict)
 
     def events_of_open(self) -> set[UUID]:
         """Events with stock: `decide` refuses requests for events whose stock was removed since."""
@@ -96,8 +97,11 @@ class _Batch:
         self.open.pop(n, None)
         return True
 
-    def refuse(self, n: int, refusal: DomainError) -> None:
-        self.outcomes[n] = refusal
+    def refuse(self, n: int, refusal: Refused | DomainError) -> None:
+        if isinstance(refusal, Refused):
+            self.refused[n] = refusal
+        else:
+            self.outcomes[n] = refusal
         self.open.pop(n, None)
 
 
@@ -116,9 +120,11 @@ async def _reserve_batch(
         if refusals and cleared == expiry.MOST_CLEARED:
             continue  # More lapsed holds may take up places.
         await _write(connection, accepted, pools, now)
+        for n, refusal in refusals.items():
+            batch.refuse(n, refusal)
         batch.outcomes |= {n: demand.request for n, demand in batch.open.items()}
-        batch.outcomes |= refusals
         break
+    await _explain(connection, batch)
     await _add_lines(connection, batch)
     return [batch.outcomes[n] for n in range(len(requests))]
 
@@ -179,8 +185,8 @@ async def _read_unlocked(connection: AsyncConnection, batch: _Batch) -> frozense
                 (request.event_id, terms.pool_id): terms.free for terms in demand.terms.values()
             }
             taken = [seat for seat in demand.seats if seat_terms[seat].taken]
-            if (shortage := allocation.shortage(demand, free, taken)) is not None:
-                batch.refuse(n, shortage)
+            if failed := allocation.shortages(demand, free, taken):
+                batch.refuse(n, Refused(demand, failed))
     return with_lapsed
 
 
@@ -322,6 +328,36 @@ def _existing_from(result: Result) -> dict[int, Reservation]:
     """The live reservation with a request's key, or else the one with its id, by its number."""
     # The one with the key comes last.
     return {number: from_row(row) for number, *row in result.rows}
+
+
+async def _explain(connection: AsyncConnection, batch: _Batch) -> None:
+    """Adds the outcomes of the refused requests, with every line at fault.
+
+    Reads the holders of taken seats, and what customers own of offers that a request of several
+    lines has as well. A request for places of one offer is refused without a read.
+    """
+    if not batch.refused:
+        return
+    seat_keys, total_keys = set(), set()
+    for refused in batch.refused.values():
+        request = refused.demand.request
+        seat_keys |= {(request.event_id, seat_id) for seat_id in refused.seats.values()}
+        if len(refused.failed) < len(request.lines):
+            total_keys |= {refused.demand.total_of(offer_id) for offer_id in refused.demand.terms}
+    holders: dict[Key, tuple[str | None, UUID | None]] = {}
+    totals: dict[tuple[UUID, UUID, UUID], int] = {}
+    if seat_keys or total_keys:
+        seats, owned = await run_together(
+            connection,
+            [
+                Statement(statements.TAKEN_SEATS, columns(sorted(seat_keys), 2)),
+                Statement(statements.TOTALS, columns(sorted(total_keys), 3)),
+            ],
+        )
+        holders = {(row[0], row[1]): (row[2], row[3]) for row in seats.rows}
+        totals = {(row[0], row[1], row[2]): row[3] for row in owned.rows}
+    for n, refused in batch.refused.items():
+        batch.outcomes[n] = allocation.error_of(refused, holders, totals)
 
 
 async def _add_lines(connection: AsyncConnection, batch: _Batch) -> None:

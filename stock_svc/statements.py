@@ -37,6 +37,24 @@ FROM unnest(%s::uuid[], %s::uuid[]) AS requested (event_id, seat_id)
 JOIN seats USING (event_id, seat_id)
 """
 
+# The state and the holder of seats that were refused.
+TAKEN_SEATS = """
+SELECT event_id, seat_id, CASE WHEN seats.blocked THEN 'BLOCKED' ELSE claim.state END,
+       reservation.customer_id
+FROM unnest(%s::uuid[], %s::uuid[]) AS requested (event_id, seat_id)
+JOIN seats USING (event_id, seat_id)
+LEFT JOIN LATERAL (
+    SELECT claim.state, claim.reservation_id FROM seat_claims AS claim
+    WHERE claim.event_id = requested.event_id AND claim.seat_id = requested.seat_id
+      AND claim.state IN ('HELD', 'SOLD')
+) AS claim ON true
+LEFT JOIN LATERAL (
+    SELECT reservations.customer_id FROM reservations
+    WHERE reservations.event_id = requested.event_id
+      AND reservations.reservation_id = claim.reservation_id
+) AS reservation ON true
+"""
+
 # In the order of reservations.Reservation's fields.
 _RESERVATION = """
        reservation.event_id, reservation.reservation_id, reservation.customer_id,

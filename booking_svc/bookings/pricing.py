@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,7 +12,7 @@ from booking_svc.bookings.bookings import Item
 from booking_svc.catalogue import venues
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Line
-from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from mesh.errors import DomainError, FailedItem, FieldViolation, Reason, failures, invalid
 from mesh.money import Money
 
 
@@ -70,20 +71,21 @@ def priced(
 ) -> tuple[Item, ...]:
     """The items with their prices. `seat_types` has the type of each requested seat of the event.
 
-    Raises OFFER_NOT_FOUND, SEAT_NOT_FOUND, or VALIDATION_FAILED that names every line that
-    exceeds its offer's limit per booking, repeats a seat, or requests a seated offer without seat.
+    Raises OFFER_NOT_FOUND or SEAT_NOT_FOUND that names every such line, or VALIDATION_FAILED that
+    names also each that exceeds its offer's limit per booking, repeats a seat, or requests a seated
+    offer without seat.
     """
+    offers = {offer.offer_id: offer for offer in event.offers}
     sold_by = {offer.seat_type: offer for offer in event.offers if offer.seat_type is not None}
     quantities: Counter[UUID] = Counter()
     seen: set[UUID] = set()
-    items, faults = [], []
+    items, faults, unknown = [], [], []
     for index, line in enumerate(requested):
         if line.seat_id is not None:
             offer = sold_by.get(seat_types.get(line.seat_id, ""))
             if offer is None:
-                raise DomainError(
-                    Reason.SEAT_NOT_FOUND, "the event sells no such seat", seat_id=line.seat_id
-                )
+                unknown.append(FailedItem(index, Reason.SEAT_NOT_FOUND, {"seatId": line.seat_id}))
+                continue
             if line.seat_id in seen:
                 faults.append(FieldViolation(f"items[{index}].seat_id", "is requested twice"))
             seen.add(line.seat_id)
@@ -91,7 +93,12 @@ def priced(
         else:
             if line.offer_id is None:
                 raise ValueError("a line has neither offer nor seat")
-            offer = event.offer(line.offer_id)
+            offer = offers.get(line.offer_id)
+            if offer is None:
+                unknown.append(
+                    FailedItem(index, Reason.OFFER_NOT_FOUND, {"offerId": line.offer_id})
+                )
+                continue
             quantity, field = line.quantity, f"items[{index}].quantity"
             if offer.seat_type is not None:
                 faults.append(
@@ -106,8 +113,32 @@ def priced(
             )
         items.append(Item(offer.offer_id, line.seat_id, quantity, offer.price))
     if faults:
-        raise invalid(*faults)
+        raise invalid(*faults, *map(_violation, unknown))
+    if unknown:
+        raise _not_found(unknown)
     return tuple(items)
+
+
+def _not_found(unknown: Sequence[FailedItem]) -> DomainError:
+    """The refusal of items that the event does not sell."""
+    first = unknown[0]
+    metadata: dict[str, Any] = failures(unknown)
+    if first.reason is Reason.SEAT_NOT_FOUND:
+        metadata["seat_id"] = first.details["seatId"]
+    else:
+        metadata["offer_id"] = first.details["offerId"]
+    return DomainError(first.reason, _NOT_SOLD[first.reason], **metadata)
+
+
+def _violation(item: FailedItem) -> FieldViolation:
+    field = "seat_id" if item.reason is Reason.SEAT_NOT_FOUND else "offer_id"
+    return FieldViolation(f"items[{item.number}].{field}", _NOT_SOLD[item.reason])
+
+
+_NOT_SOLD = {
+    Reason.SEAT_NOT_FOUND: "the event sells no such seat",
+    Reason.OFFER_NOT_FOUND: "the event has no such offer",
+}
 
 
 def lines(items: Sequence[Item]) -> list[Line]:

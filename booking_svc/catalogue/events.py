@@ -133,13 +133,6 @@ class Event:
                 status=status,
             )
 
-    def offer(self, offer_id: UUID) -> Offer:
-        """Raises OFFER_NOT_FOUND."""
-        for offer in self.offers:
-            if offer.offer_id == offer_id:
-                return offer
-        raise DomainError(Reason.OFFER_NOT_FOUND, "the event has no such offer", offer_id=offer_id)
-
 
 async def insert(
     connection: AsyncConnection, *, event: Event, capacities: Mapping[UUID, int], now: datetime

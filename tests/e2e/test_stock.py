@@ -1,7 +1,9 @@
 """The ledger through the gateway: restocking, blocked seats, movements, audits, limits."""
 
+import json
 from typing import Any
 
+import httpx
 import pytest
 
 from mesh.ids import new_id
@@ -32,6 +34,12 @@ def seated(admin: Api) -> dict[str, Any]:
 
 def stock_path(event: dict[str, Any], name: str) -> str:
     return f"/api/v1/events/{event['eventId']}/stock/{name}"
+
+
+def failed_items(answer: httpx.Response) -> list[tuple[object, ...]]:
+    failures = json.loads(answer.json()["details"][0]["metadata"]["failures"])
+    names = ("item", "reason", "state", "heldByYou")
+    return [tuple(entry.get(name) for name in names) for entry in failures]
 
 
 def test_places_are_added_once_per_key(admin: Api) -> None:
@@ -65,12 +73,16 @@ def test_a_blocked_seat_cannot_be_booked_until_unblocked(
         assert blocked.status_code == 200, blocked.text
         assert blocked.json()["seats"] == [{"seatId": first, "state": "BLOCKED"}]
         assert blocked.json()["pools"][0]["available"] == 1
-    assert reason(customer.book(order)) == "SEAT_UNAVAILABLE"
+    assert failed_items(customer.book(order)) == [(0, "SEAT_UNAVAILABLE", "BLOCKED", None)]
     for _ in range(2):
         unblocked = admin.post(stock_path(seated, "unblock"), {"seatIds": [first, second]})
         assert unblocked.status_code == 200, unblocked.text
         assert {seat["state"] for seat in unblocked.json()["seats"]} == {"AVAILABLE"}
     assert customer.book(order).status_code == 201
+    for client, is_own in ((customer, True), (admin, None)):
+        refused = client.book({**order, "items": [{"seatId": second}, {"seatId": first}]})
+        assert refused.status_code == 409
+        assert failed_items(refused) == [(1, "SEAT_UNAVAILABLE", "HELD", is_own)]
     taken = admin.post(stock_path(seated, "block"), {"seatIds": [first, second]})
     assert reason(taken) == "SEAT_UNAVAILABLE"
     movements = admin.get(stock_path(seated, "movements")).json()["movements"]

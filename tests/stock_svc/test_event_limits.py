@@ -1,6 +1,7 @@
 """The purchase limit of an event, over all its offers and pools."""
 
 import asyncio
+import json
 from uuid import UUID
 
 import pytest
@@ -41,6 +42,8 @@ async def test_the_limit_counts_over_offers_pools_and_seats(database: Database) 
     sale, customer_id = await two_pools(database), new_id()
     await sale.reserve(sale.line("adult"), *sale.lines("A1"), customer_id=customer_id)
     metadata = await refused(sale, customer_id, sale.line("high", 2))
+    [failed] = json.loads(metadata.pop("failures"))
+    assert (failed["eventId"], failed["limit"]) == (str(sale.event_id), 3)
     # Only the refusal by an offer's limit has offer_id.
     assert metadata == {
         "event_id": str(sale.event_id),

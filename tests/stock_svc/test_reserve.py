@@ -1,6 +1,7 @@
 """Reserving: all or nothing, refusals with their metadata, repeated requests."""
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,8 +12,9 @@ from mesh.db.database import Database
 from mesh.db.pipeline import FORCE_INDEX_SCANS, run_together
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from stock_svc import ledger, statements
+from stock_svc import ledger, restocking, statements
 from stock_svc.reservations import MAX_HOLD, Line, State
+from stock_svc.reserve import reserve_all
 from testing.stock_harness import HOLD, LAPSED, NOW, Sale, on_sale, reserve_one
 
 
@@ -24,6 +26,11 @@ async def refused(sale: Sale, *lines: Line, **details: object) -> DomainError:
     assert await sale.availability() == before
     await sale.assert_clean()
     return error.value
+
+
+def failures(error: DomainError) -> list[dict[str, object]]:
+    listed: list[dict[str, object]] = json.loads(error.metadata["failures"])
+    return listed
 
 
 async def test_what_is_reserved_is_held(database: Database) -> None:
@@ -53,10 +60,15 @@ async def test_sold_out_has_the_number_of_available_places(database: Database) -
     await sale.reserve(sale.line(quantity=8))
     error = await refused(sale, sale.line(quantity=3))
     assert error.reason is Reason.SOLD_OUT
+    offer_id = str(sale.offers["place"])
+    assert failures(error) == [
+        {"item": 0, "reason": "SOLD_OUT", "offerId": offer_id, "requested": 3, "available": 2}
+    ]
     assert error.metadata == {
-        "offer_id": str(sale.offers["place"]),
+        "offer_id": offer_id,
         "requested": "3",
         "available": "2",
+        "failures": error.metadata["failures"],
     }
 
 
@@ -76,20 +88,80 @@ async def test_a_shortage_in_one_pool_refuses_the_whole_request(database: Databa
     assert error.metadata["offer_id"] == str(sale.offers["high"])
 
 
-async def test_a_taken_seat_is_named(database: Database) -> None:
-    sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3", "A4"]})
+async def test_taken_seats_are_named_with_their_state_and_whether_the_caller_holds_them(
+    database: Database,
+) -> None:
+    sale = await on_sale(database, seats={"stalls": ["A1", "A2", "A3", "A4", "A5"]})
+    customer_id = new_id()
     held = await sale.reserve(*sale.lines("A1"))
+    await sale.reserve(*sale.lines("A2"), customer_id=customer_id)
     sold = await sale.reserve(*sale.lines("A3"))
     await sale.commit(sold.reservation_id)
-    error = await refused(sale, *sale.lines("A1", "A2"))
+    async with database.transaction() as connection:
+        await restocking.block(
+            connection, event_id=sale.event_id, seat_ids=[sale.seats["A4"]], now=NOW
+        )
+    error = await refused(sale, *sale.lines("A5", "A4", "A3", "A2", "A1"), customer_id=customer_id)
     assert error.reason is Reason.SEAT_UNAVAILABLE
-    assert error.metadata == {"seat_ids": str(sale.seats["A1"])}
-    error = await refused(sale, *sale.lines("A3", "A1", "A4"))
-    assert error.metadata == {
-        "seat_ids": ",".join(sorted(str(sale.seats[n]) for n in ("A1", "A3")))
-    }
+    assert error.message == (
+        "1 seat is blocked, 1 seat is held, 1 seat is held by you, 1 seat is sold"
+    )
+    taken = {"item": 0, "reason": "SEAT_UNAVAILABLE"}
+    states: list[tuple[str, dict[str, object]]] = [
+        ("A4", {"state": "BLOCKED"}),
+        ("A3", {"state": "SOLD"}),
+        ("A2", {"state": "HELD", "heldByYou": True}),
+        ("A1", {"state": "HELD"}),
+    ]
+    assert failures(error) == [
+        {**taken, "item": number, "seatId": str(sale.seats[name]), **state}
+        for number, (name, state) in enumerate(states, start=1)
+    ]
+    assert error.metadata["seat_ids"].split(",") == sorted(
+        str(sale.seats[name]) for name in ("A1", "A2", "A3", "A4")
+    )
     await sale.release(held.reservation_id)
-    await sale.reserve(*sale.lines("A1", "A2"))
+    await sale.reserve(*sale.lines("A1", "A5"))
+
+
+async def test_every_line_at_fault_is_named_with_its_reason(database: Database) -> None:
+    sale = await on_sale(
+        database,
+        pools={"floor": 10, "balcony": 10},
+        offers={"floor": "floor", "balcony": "balcony"},
+        seats={"stalls": ["A1", "A2"]},
+        per_customer_limit=2,
+    )
+    customer_id = new_id()
+    await sale.reserve(sale.line("floor", 2), customer_id=customer_id)
+    await sale.reserve(*sale.lines("A1"))
+    for _ in range(5):
+        await sale.reserve(sale.line("balcony", 2))
+    lines = (*sale.lines("A2"), sale.line("floor", 1), sale.line("balcony", 2), *sale.lines("A1"))
+    reasons = [(1, "PURCHASE_LIMIT_EXCEEDED"), (2, "SOLD_OUT"), (3, "SEAT_UNAVAILABLE")]
+    unlocked = await refused(sale, *lines, customer_id=customer_id)
+    # With a lapsed hold, the request is decided under the locks of its pools.
+    await sale.reserve(*sale.lines("A2"), hold=timedelta(seconds=1))
+    now = NOW + timedelta(seconds=2)
+    async with database.transaction() as connection:
+        request = sale.request(*lines, customer_id=customer_id, now=now)
+        [locked] = await reserve_all(connection, [request], now)
+    assert isinstance(locked, DomainError)
+    for error in (unlocked, locked):
+        assert error.reason is Reason.SEAT_UNAVAILABLE
+        assert [(entry["item"], entry["reason"]) for entry in failures(error)] == reasons
+        assert failures(error)[0]["owned"] == 2
+        assert failures(error)[1]["available"] == 0
+
+
+async def test_very_many_lines_at_fault_are_counted(database: Database) -> None:
+    names = [f"A{n}" for n in range(40)]
+    sale = await on_sale(database, seats={"stalls": names})
+    for start in range(0, 40, 10):
+        await sale.reserve(*sale.lines(*names[start : start + 10]))
+    error = await refused(sale, *sale.lines(*names))
+    assert len(failures(error)) + int(error.metadata["more_failures"]) == 40
+    assert len(failures(error)) >= 10
 
 
 async def test_a_taken_seat_of_a_full_pool_is_seat_unavailable(database: Database) -> None:
@@ -112,7 +184,9 @@ async def test_the_purchase_limit_counts_held_and_sold_places(database: Database
         "limit": "4",
         "owned": "3",
         "requested": "2",
+        "failures": error.metadata["failures"],
     }
+    assert failures(error)[0]["limit"] == 4
     await sale.reserve(sale.line(quantity=2))  # by another customer
     await sale.release(held.reservation_id)
     await sale.reserve(sale.line(quantity=2), customer_id=customer_id)

@@ -1,6 +1,7 @@
 """Placing, payment and the end of bookings, with the real ledger."""
 
 import asyncio
+import json
 from datetime import timedelta
 from uuid import UUID
 
@@ -389,6 +390,23 @@ async def test_invalid_items_are_refused(harness: BookingHarness) -> None:
     await refused(
         Reason.SEAT_NOT_FOUND, harness.place(event, items=[RequestedItem(None, 1, new_id())])
     )
+    unknown = [
+        RequestedItem(new_id(), 1, None),
+        RequestedItem(offer_id, 1, None),
+        RequestedItem(None, 1, new_id()),
+    ]
+    refusal = await refused(Reason.OFFER_NOT_FOUND, harness.place(event, items=unknown))
+    assert json.loads(refusal.metadata["failures"]) == [
+        {"item": 0, "reason": "OFFER_NOT_FOUND", "offerId": str(unknown[0].offer_id)},
+        {"item": 2, "reason": "SEAT_NOT_FOUND", "seatId": str(unknown[2].seat_id)},
+    ]
+    too_many = [*unknown, RequestedItem(offer_id, 4, None)]
+    refusal = await refused(Reason.VALIDATION_FAILED, harness.place(event, items=too_many))
+    assert {fault.field for fault in refusal.violations} == {
+        "items[0].offer_id",
+        "items[2].seat_id",
+        "items[3].quantity",
+    }
     assert await harness.available(event) == 10
 
 
