@@ -16,18 +16,18 @@ from booking_svc import housekeeping
 from booking_svc.bookings import (
     completion,
     event_cancellation,
+    event_moves,
     expiry,
     payment_events,
     reconciliation,
     saga_steps,
-    tables,
 )
 from booking_svc.bookings.batch_writer import BatchWriter
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.reconciliation import oldest_due
 from booking_svc.bookings.servicers.bookings import BookingServicer
 from booking_svc.bookings.step_runner import Steps
-from booking_svc.catalogue import event_status, orphaned_stock, proto, stock_projection
+from booking_svc.catalogue import event_status, orphaned_stock, proto, sold_out
 from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.availability_stream import AvailabilityStreams
 from booking_svc.catalogue.event_cache import EventCache
@@ -44,7 +44,7 @@ from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
 from booking_svc.servicers.health import HealthServicer
 from booking_svc.settings import Settings
-from booking_svc.tables import event_cursors, idempotency_records
+from booking_svc.tables import event_cursors, idempotency_records, outbox
 from booking_svc.webhooks import consumer as webhook_consumer
 from booking_svc.webhooks.delivery_worker import DeliveryWorker
 from booking_svc.webhooks.encryption import SecretBox
@@ -160,7 +160,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             channels,
             StockClient(stock_service_pb2_grpc.StockServiceStub(channels["stock_svc"])),
             PaymentClient(payment_service_pb2_grpc.PaymentServiceStub(channels["payment_svc"])),
-            OutboxReader(database, tables.outbox),
+            OutboxReader(database, outbox),
             await stack.enter_async_context(RedisLink.open(settings.required("redis_url"))),
         )
         parts = (
@@ -202,7 +202,7 @@ def _catalogue(common: _Common) -> _Part:
         cursors=event_cursors,
         clock=system_clock,
         open_stream=changes.open,
-        apply=stock_projection.apply,
+        apply=sold_out.apply,
     )
     return _Part(
         [
@@ -293,6 +293,7 @@ def _bookings(common: _Common) -> _Part:
             partial(
                 forever_alone, database, "reconciliation", partial(reconciliation.run_once, deps)
             ),
+            _forever("event moves", partial(event_moves.run_once, database, system_clock)),
             _forever(
                 "event cancellations",
                 partial(

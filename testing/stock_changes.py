@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID
 
-from booking_svc.catalogue import events, proto, stock_projection
+from booking_svc.catalogue import events, proto, sold_out
 from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.availability_stream import AvailabilityStreams, Update
 from booking_svc.catalogue.events import Event
@@ -84,7 +84,7 @@ class Feed:
             cursors=event_cursors,
             clock=harness.clock,
             open_stream=self._changes.open,
-            apply=stock_projection.apply,
+            apply=sold_out.apply,
         )
 
     async def follow(self) -> None:

@@ -156,8 +156,9 @@ async def terms_of(connection: AsyncConnection, booking: Booking, now: datetime)
     if event.staff_status is StaffStatus.CANCELLED:
         # Also for a customer who cancels before event_cancellation.py does.
         return Terms(True, 100, None)
+    booked_time = await modification_store.rescheduled_time(connection, booking=booking)
     until = await event_moves.full_refund_until(
-        connection, event=event, booked_time=booking.create_time, now=now
+        connection, event=event, booked_time=booked_time or booking.create_time, now=now
     )
     if until is not None:
         return Terms(True, 100, until)

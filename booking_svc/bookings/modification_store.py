@@ -123,6 +123,17 @@ async def find_open(connection: AsyncConnection, *, booking_id: UUID) -> Change 
     return await _find(connection, columns.booking_id == booking_id, columns.state.in_(OPEN))
 
 
+async def rescheduled_time(connection: AsyncConnection, *, booking: Booking) -> datetime | None:
+    """When the customer chose the booking's event by rescheduling; None if it was booked."""
+    columns = booking_changes.c
+    time: datetime | None = await connection.scalar(
+        sa.select(sa.func.max(columns.create_time))
+        .where(columns.booking_id == booking.booking_id, columns.state == ChangeState.DONE)
+        .where(columns.to_event_id == booking.event_id, columns.from_event_id != booking.event_id)
+    )
+    return time
+
+
 def in_progress(booking: Booking) -> DomainError:
     """The refusal while the places of a change are being exchanged."""
     return DomainError(

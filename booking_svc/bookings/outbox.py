@@ -12,8 +12,12 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.bookings import proto, tables
+from booking_svc.bookings import proto
 from booking_svc.bookings.bookings import Actor, Booking
+from booking_svc.catalogue.event_moves import Schedule
+from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
+from booking_svc.catalogue.proto import schedule, to_schedule
+from booking_svc.tables import outbox as table
 from boxoffice.bookings.v1 import booking_event_pb2, booking_pb2
 from boxoffice.types.v1 import money_pb2
 from mesh.conversions import money_from_proto, money_to_proto, time_from_proto
@@ -98,8 +102,27 @@ class Completed:
     """The event is over."""
 
 
+@dataclass(frozen=True, slots=True)
+class EventMoved:
+    """The event takes place at another time or place. `key` is that of the domain event."""
+
+    before: Schedule
+    after: Schedule
+    full_refund_until: datetime
+    key: UUID
+
+
 Change = (
-    Held | Confirmed | Cancelled | Expired | Failed | Rescheduled | Updated | Refunded | Completed
+    Held
+    | Confirmed
+    | Cancelled
+    | Expired
+    | Failed
+    | Rescheduled
+    | Updated
+    | Refunded
+    | Completed
+    | EventMoved
 )
 
 
@@ -126,7 +149,7 @@ async def append(
 ) -> None:
     """Writes an event in the transaction of its effect. `booking` is the state after it."""
     on_commit(connection, lambda: _count(booking, change))
-    await outbox.append(connection, tables.outbox, [to_new(booking, change, now)], now=now)
+    await outbox.append(connection, table, [to_new(booking, change, now)], now=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +183,8 @@ def _count(booking: Booking, change: Change) -> None:
 
 def to_new(booking: Booking, change: Change, now: datetime) -> outbox.NewEvent:
     """The event as the outbox stores it."""
-    message = booking_event_pb2.BookingEvent(
-        event_key=str(new_id()), booking=proto.booking(booking)
-    )
+    key = change.key if isinstance(change, EventMoved) else new_id()
+    message = booking_event_pb2.BookingEvent(event_key=str(key), booking=proto.booking(booking))
     message.event_time.FromDatetime(now)
     message.booking.ClearField("timeline")
     _set(message, change)
@@ -181,7 +203,14 @@ class BookingEvents:
 
     async def open(self, after_position: str) -> AsyncIterator[Batch[BookingEvent]]:
         async for batch in self._reader.stream(after_position):
-            yield batch[-1].position, [from_payload(event.payload) for event in batch]
+            yield (
+                batch[-1].position,
+                [
+                    from_payload(event.payload)
+                    for event in batch
+                    if not event.event_type.startswith(OF_CATALOGUE)
+                ],
+            )
 
 
 def from_payload(payload: bytes) -> BookingEvent:
@@ -229,6 +258,10 @@ def _set(message: booking_event_pb2.BookingEvent, change: Change) -> None:
             _put(message.refunded.amount, amount)
         case Completed():
             message.completed.SetInParent()
+        case EventMoved(before, after, full_refund_until):
+            message.event_moved.before.CopyFrom(schedule(before))
+            message.event_moved.after.CopyFrom(schedule(after))
+            message.event_moved.full_refund_until.FromDatetime(full_refund_until)
 
 
 def _change(message: booking_event_pb2.BookingEvent) -> Change:
@@ -239,6 +272,16 @@ def _cancelled(message: booking_event_pb2.BookingEvent) -> Change:
     cancelled = message.cancelled
     actor = Actor(booking_pb2.TimelineEntry.Actor.Name(cancelled.actor))
     return Cancelled(actor, cancelled.reason, _refund(cancelled))
+
+
+def _event_moved(message: booking_event_pb2.BookingEvent) -> Change:
+    moved = message.event_moved
+    return EventMoved(
+        to_schedule(moved.before),
+        to_schedule(moved.after),
+        time_from_proto(moved.full_refund_until),
+        UUID(message.event_key),
+    )
 
 
 def _rescheduled(message: booking_event_pb2.BookingEvent) -> Change:
@@ -262,6 +305,7 @@ _CHANGES: dict[str, Callable[[booking_event_pb2.BookingEvent], Change]] = {
         UUID(message.refunded.refund_id), money_from_proto(message.refunded.amount)
     ),
     "completed": lambda _: Completed(),
+    "event_moved": _event_moved,
 }
 
 

@@ -6,7 +6,6 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 # The foreign keys to events need its table.
 from booking_svc.catalogue import tables as _catalogue  # noqa: F401
 from booking_svc.tables import metadata
-from mesh.db.outbox import outbox_table
 from mesh.observability import request_context
 
 _Uuid = UUID(as_uuid=True)
@@ -242,6 +241,3 @@ booking_steps = sa.Table(
     sa.CheckConstraint("kind IN ('CONFIRM', 'RELEASE', 'VOID', 'REFUND', 'EXCHANGE')", name="kind"),
     sa.Index("booking_steps_due_time_idx", "due_time"),
 )
-
-# Domain events of bookings: outbox.py.
-outbox = outbox_table(metadata)

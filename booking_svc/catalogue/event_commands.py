@@ -14,22 +14,29 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue import (
+    event_cancellations,
     event_creation,
     event_moves,
     event_status,
     event_update,
     events,
     orphaned_stock,
+    outbox,
     productions,
+    sold_out,
     stock_projection,
     venues,
 )
 from booking_svc.catalogue.event_creation import NewEvent, Plan
+from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.catalogue.event_update import ChangePlan, EventChange
-from booking_svc.catalogue.events import Event, Status
-from booking_svc.catalogue.tables import event_cancellations, offers
+from booking_svc.catalogue.events import Event, StaffStatus, Status
+from booking_svc.catalogue.outbox import Cancelled, Changed, Created
+from booking_svc.catalogue.tables import event_cancellations as cancellations_table
 from booking_svc.catalogue.tables import events as events_table
+from booking_svc.catalogue.tables import offers
 from booking_svc.catalogue.tables import stock_levels as levels_table
+from booking_svc.catalogue.venues import Venue
 from booking_svc.clients.ports import Availability, Limits, Payments, Stock
 from mesh.clock import Clock
 from mesh.db.database import Database
@@ -109,6 +116,9 @@ class EventCommands:
             await venues.require_auditorium(connection, event.auditorium_id)
             await orphaned_stock.keep(connection, event_id=event.event_id)
             await events.insert(connection, event=event, capacities=plan.capacities(), now=now)
+            await outbox.append(
+                connection, event=event, stock=plan.availability(), change=Created(), now=now
+            )
             await store(connection, event.event_id, answer)
         return answer
 
@@ -117,8 +127,8 @@ class EventCommands:
     ) -> tuple[Event, Availability]:
         """Changes an event in the catalogue and its stock in the ledger.
 
-        Raises EVENT_NOT_FOUND, PRODUCTION_NOT_FOUND, EVENT_CHANGED, EVENT_STATE_INVALID,
-        SHOWTIME_OVERLAP, or VALIDATION_FAILED with every violation.
+        Raises EVENT_NOT_FOUND, PRODUCTION_NOT_FOUND, AUDITORIUM_NOT_FOUND, EVENT_CHANGED,
+        EVENT_STATE_INVALID, SHOWTIME_OVERLAP, or VALIDATION_FAILED with every violation.
         """
         limits: Limits = {}
         if any(offer.price is not None for offer in change.offers):
@@ -129,19 +139,24 @@ class EventCommands:
         async with self._database.transaction() as connection:
             event = await events.get(connection, event_id=event_id, lock=True)
             await _refuse_stale(connection, event, etag, now)
+            from_venue, to_venue = await _venues(connection, event, change)
             plan = event_update.plan(
                 event,
                 change=change,
-                seat_types=await _seat_types(connection, event),
+                seat_types=await _seat_types(
+                    connection, change.auditorium_id or event.auditorium_id
+                ),
                 limits=limits,
                 now=now,
+                from_venue=from_venue,
+                to_venue=to_venue,
             )
             await productions.require(connection, change.production_id)
             if plan.changes_stock:
                 await _lock_for_stock_change(connection, plan, now)
             else:
-                await _write(connection, plan.event, now)
-                await event_moves.record(connection, before=event, after=plan.event, now=now)
+                moved = await _write(connection, event, plan.event, now)
+                await _announce(connection, event, plan.event, moved, now)
         changed = await self._change_stock(plan) if plan.changes_stock else plan.event
         self._on_change(event_id)
         return changed, await self._stock.availability(event_id=event_id, with_seats=False)
@@ -176,12 +191,16 @@ class EventCommands:
             event = await events.get(connection, event_id=event_id, lock=True)
             if event.revision != plan.event.revision - 1:
                 raise _event_changed(event)
-            await _write(connection, plan.event, now)
-            await event_moves.record(connection, before=event, after=plan.event, now=now)
+            moved = await _write(connection, event, plan.event, now)
             await _unlock(connection, event_id)
             await _store_levels(connection, plan.event, availability)
-            await stock_projection.update_events(connection, event_ids=[event_id], now=now)
-            return await events.get(connection, event_id=event_id)
+            sold_out_ids = await stock_projection.update_events(
+                connection, event_ids=[event_id], now=now
+            )
+            changed = await events.get(connection, event_id=event_id)
+            await _announce(connection, event, changed, moved, now)
+            await sold_out.announce(connection, sold_out_ids, now)
+            return changed
 
     async def delete(self, *, event_id: UUID) -> None:
         """Deletes an event that was never booked. Raises EVENT_NOT_FOUND, EVENT_STATE_INVALID."""
@@ -196,7 +215,7 @@ class EventCommands:
             if locked.one_or_none() is None:
                 raise DomainError(Reason.EVENT_NOT_FOUND, "no such event", event_id=event_id)
             try:
-                for table in (offers, levels_table, event_cancellations, events_table):
+                for table in (offers, levels_table, cancellations_table, events_table):
                     await connection.execute(sa.delete(table).where(table.c.event_id == event_id))
             except sa.exc.IntegrityError as error:
                 # Bookings refer to the event by a foreign key.
@@ -218,15 +237,25 @@ class EventCommands:
         async with self._database.reading() as connection:
             await events.get(connection, event_id=event_id)
         availability = await self._stock.availability(event_id=event_id, with_seats=False)
+        now = self._clock()
         async with self._database.transaction() as connection:
+            before = await events.get(connection, event_id=event_id, lock=True)
             event = await event_status.set_status(
                 connection,
                 event_id=event_id,
                 to=to,
                 available=availability.available,
                 reason=reason,
-                now=self._clock(),
+                now=now,
             )
+            if event.revision != before.revision:
+                await outbox.append(
+                    connection,
+                    event=event,
+                    stock=availability,
+                    change=_change_of_status(before, event, reason),
+                    now=now,
+                )
         self._on_change(event_id)
         return event, availability
 
@@ -256,10 +285,24 @@ def _event_changed(event: Event) -> DomainError:
     )
 
 
-async def _seat_types(connection: AsyncConnection, event: Event) -> Mapping[UUID, str]:
-    if event.auditorium_id is None:
+async def _seat_types(
+    connection: AsyncConnection, auditorium_id: UUID | None
+) -> Mapping[UUID, str]:
+    if auditorium_id is None:
         return {}
-    return await venues.seat_types(connection, auditorium_id=event.auditorium_id)
+    return await venues.seat_types(connection, auditorium_id=auditorium_id)
+
+
+async def _venues(
+    connection: AsyncConnection, event: Event, change: EventChange
+) -> tuple[Venue | None, Venue | None]:
+    """The event's venue and that of its new auditorium; None if the auditorium stays."""
+    if change.auditorium_id in (None, event.auditorium_id):
+        return None, None
+    to_venue = await venues.venue_of(connection, auditorium_id=change.auditorium_id)
+    if event.venue_id is None:
+        return None, to_venue
+    return await venues.get_venue(connection, venue_id=event.venue_id), to_venue
 
 
 async def _lock_for_stock_change(
@@ -284,13 +327,44 @@ async def _unlock(connection: AsyncConnection, event_id: UUID) -> None:
     )
 
 
-async def _write(connection: AsyncConnection, event: Event, now: datetime) -> None:
-    await events.update(connection, event=event)
+async def _write(
+    connection: AsyncConnection, before: Event, after: Event, now: datetime
+) -> tuple[Schedule, Schedule] | None:
+    """Writes a changed event. Returns the old and the new schedule if it moved."""
+    if after.auditorium_id != before.auditorium_id:
+        await venues.require_auditorium(connection, after.auditorium_id)
+    await events.update(connection, event=after)
     await connection.execute(
         sa.update(events_table)
-        .where(events_table.c.event_id == event.event_id)
+        .where(events_table.c.event_id == after.event_id)
         .values(**event_status.derived_columns(now))
     )
+    return await event_moves.record(connection, before=before, after=after, now=now)
+
+
+async def _announce(
+    connection: AsyncConnection,
+    before: Event,
+    after: Event,
+    moved: tuple[Schedule, Schedule] | None,
+    now: datetime,
+) -> None:
+    """Writes the domain event of a change, unless only the description changed."""
+    if fields := outbox.changed_fields(before, after):
+        stock = await stock_projection.availability_of(connection, events=[after])
+        await outbox.append(
+            connection,
+            event=after,
+            stock=stock[after.event_id],
+            change=Changed(fields, moved),
+            now=now,
+        )
+
+
+def _change_of_status(before: Event, after: Event, reason: str) -> outbox.Change:
+    if after.staff_status is StaffStatus.CANCELLED:
+        return Cancelled(reason or event_cancellations.DEFAULT_REASON)
+    return Created() if before.is_draft else Changed(("status",))
 
 
 async def _store_levels(

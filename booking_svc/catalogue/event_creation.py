@@ -6,16 +6,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue import cancellation_policy, event_rules, payability, venues
 from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.events import Event, Offer, StaffStatus
-from booking_svc.catalogue.tables import auditoriums
-from booking_svc.catalogue.tables import venues as venues_table
 from booking_svc.clients.ports import Availability, Limits, OfferStock, PoolStock
-from mesh.errors import DomainError, Reason, invalid
+from mesh.errors import invalid
 from mesh.ids import new_id
 from mesh.money import Money
 
@@ -165,16 +162,7 @@ def _offer(new: NewOffer, pool_id: UUID) -> Offer:
 
 async def _at_venue(connection: AsyncConnection, event: Event, auditorium_id: UUID) -> Event:
     """The event at its auditorium's venue, with the venue's name and time zone as defaults."""
-    rows = await connection.execute(
-        sa.select(venues_table.c.venue_id, venues_table.c.name, venues_table.c.time_zone)
-        .join(auditoriums, auditoriums.c.venue_id == venues_table.c.venue_id)
-        .where(auditoriums.c.auditorium_id == auditorium_id, auditoriums.c.delete_time.is_(None))
-    )
-    venue = rows.one_or_none()
-    if venue is None:
-        raise DomainError(
-            Reason.AUDITORIUM_NOT_FOUND, "no such auditorium", auditorium_id=auditorium_id
-        )
+    venue = await venues.venue_of(connection, auditorium_id=auditorium_id)
     return replace(
         event,
         venue_id=venue.venue_id,

@@ -16,6 +16,7 @@ from booking_svc.catalogue import event_rules, payability
 from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.event_creation import DEFAULT_LIMIT
 from booking_svc.catalogue.events import Event, Offer, StaffStatus
+from booking_svc.catalogue.venues import Venue
 from booking_svc.clients.ports import Limits, OfferStock, PoolStock
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
@@ -117,10 +118,13 @@ def plan(
     seat_types: Mapping[UUID, str],
     limits: Limits,
     now: datetime,
+    from_venue: Venue | None = None,
+    to_venue: Venue | None = None,
 ) -> ChangePlan:
-    """The plan of a change; `seat_types` are those of the seats of the event's auditorium.
+    """The plan of a change; `seat_types` are those of the seats of the new auditorium.
 
     `limits` are those of the event's currency. A price that stays is not checked again.
+    If the auditorium changes, `from_venue` and `to_venue` are those of the old and the new one.
 
     Raises EVENT_STATE_INVALID for a cancelled event, or VALIDATION_FAILED with every violation.
     """
@@ -131,6 +135,8 @@ def plan(
     violations = _fixed_fields(event, change)
     offers, fields = _offers(event, change, violations)
     changed = replace(_changed_fields(event, change), offers=offers)
+    if to_venue is not None:
+        changed = _at_venue(changed, change, from_venue, to_venue)
     violations += event_rules.violations(changed, fields)
     old_prices = {offer.offer_id: offer.price for offer in event.offers}
     violations += payability.price_violations(
@@ -167,11 +173,15 @@ def plan(
 
 def _fixed_fields(event: Event, change: EventChange) -> list[FieldViolation]:
     violations = []
-    if change.auditorium_id not in (None, event.auditorium_id):
-        violations.append(FieldViolation("event.auditorium_id", "cannot change"))
+    if change.auditorium_id not in (None, event.auditorium_id) and any(
+        offer.seat_type for offer in event.offers
+    ):
+        violations.append(
+            FieldViolation("event.auditorium_id", "cannot change while offers sell its seats")
+        )
     if change.currency_code not in (None, event.currency_code):
         violations.append(FieldViolation("event.currency_code", "cannot change"))
-    if change.add_seat_ids and event.auditorium_id is None:
+    if change.add_seat_ids and (change.auditorium_id or event.auditorium_id) is None:
         violations.append(FieldViolation("event.add_seat_ids", "the event has no auditorium"))
     return violations
 
@@ -200,6 +210,21 @@ def _changed_fields(event: Event, change: EventChange) -> Event:
         per_customer_limit=event.per_customer_limit
         if change.per_customer_limit is None
         else change.per_customer_limit or None,
+    )
+
+
+def _at_venue(
+    event: Event, change: EventChange, from_venue: Venue | None, to_venue: Venue
+) -> Event:
+    """The event in its new auditorium. A venue name that was the old venue's becomes the new one's."""
+    is_default = change.venue_name is None and (
+        event.venue_name is None or (from_venue and event.venue_name == from_venue.name)
+    )
+    return replace(
+        event,
+        auditorium_id=change.auditorium_id,
+        venue_id=to_venue.venue_id,
+        venue_name=to_venue.name if is_default else event.venue_name,
     )
 
 

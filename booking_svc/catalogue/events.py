@@ -146,8 +146,6 @@ async def insert(
         await connection.execute(
             events.insert().values(
                 event_id=event.event_id,
-                auditorium_id=event.auditorium_id,
-                venue_id=event.venue_id,
                 currency_code=event.currency_code,
                 is_sold_out=False,
                 current_status=event.status_at(now, available=1),
@@ -209,6 +207,8 @@ def _changeable_columns(event: Event) -> dict[str, Any]:
         "name": event.name,
         "description": event.description,
         "production_id": event.production_id,
+        "auditorium_id": event.auditorium_id,
+        "venue_id": event.venue_id,
         "venue_name": event.venue_name,
         "time_zone": event.time_zone,
         "start_time": event.start_time,

@@ -12,13 +12,21 @@ from booking_svc.catalogue.availability_stream import Update
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_creation import DEFAULT_CURRENCY, NewEvent, NewOffer
 from booking_svc.catalogue.event_listing import Filters
+from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.productions import Production
 from booking_svc.catalogue.venues import Auditorium, Row, Seat, SeatChange, Venue
 from booking_svc.clients.ports import Availability
-from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, production_pb2, venue_pb2
+from boxoffice.catalogue.v1 import (
+    catalogue_event_pb2,
+    event_pb2,
+    event_service_pb2,
+    production_pb2,
+    venue_pb2,
+)
 from mesh.conversions import (
+    given,
     id_to_proto,
     money_to_proto,
     time_from_proto,
@@ -293,6 +301,26 @@ def event(value: Event, stock: Availability, now: datetime) -> event_pb2.Event:
         update_time=time_to_proto(value.update_time),
         etag=value.etag,
         per_customer_limit=value.per_customer_limit or 0,
+    )
+
+
+def schedule(value: Schedule) -> catalogue_event_pb2.EventSchedule:
+    return catalogue_event_pb2.EventSchedule(
+        start_time=time_to_proto(value.start_time),
+        end_time=time_to_proto(value.end_time),
+        venue_name=value.venue_name,
+        auditorium_id=id_to_proto(value.auditorium_id),
+        auditorium_name=value.auditorium_name,
+    )
+
+
+def to_schedule(message: catalogue_event_pb2.EventSchedule) -> Schedule:
+    return Schedule(
+        time_from_proto(message.start_time) if message.HasField("start_time") else None,
+        time_from_proto(message.end_time) if message.HasField("end_time") else None,
+        given(message, "venue_name"),
+        UUID(message.auditorium_id) if message.HasField("auditorium_id") else None,
+        given(message, "auditorium_name"),
     )
 
 

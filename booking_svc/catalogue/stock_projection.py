@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue import event_status
-from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.tables import events as events_table
 from booking_svc.catalogue.tables import offers, stock_levels
 from booking_svc.clients.ports import Availability, PoolChange, StockChange
@@ -34,14 +34,17 @@ async def availability_of(
     return {event.event_id: _availability(event, levels[event.event_id]) for event in events}
 
 
-async def apply(connection: AsyncConnection, changes: Sequence[StockChange], now: datetime) -> None:
+async def apply(
+    connection: AsyncConnection, changes: Sequence[StockChange], now: datetime
+) -> Collection[UUID]:
     """Applies changes of the ledger's stream, except those older than the stored levels.
 
     Also updates what events and offers copy from the levels: capacities and `is_sold_out`.
+    Returns the events that became SOLD_OUT.
     """
     latest = {(change.event_id, pool.pool_id): pool for change in changes for pool in change.pools}
     if not latest:
-        return
+        return ()
     new_levels = _rows(latest)
     await connection.execute(
         postgresql.insert(stock_levels)
@@ -68,13 +71,16 @@ async def apply(connection: AsyncConnection, changes: Sequence[StockChange], now
                 sa.tuple_(stock_levels.c.event_id, stock_levels.c.pool_id).in_(removed)
             )
         )
-    await update_events(connection, event_ids={event_id for event_id, _ in latest}, now=now)
+    return await update_events(connection, event_ids={event_id for event_id, _ in latest}, now=now)
 
 
 async def update_events(
     connection: AsyncConnection, *, event_ids: Collection[UUID], now: datetime
-) -> None:
-    """Copies the stored levels to the events' and offers' columns that depend on them."""
+) -> Collection[UUID]:
+    """Copies the stored levels to the events' and offers' columns that depend on them.
+
+    Returns the events that became SOLD_OUT.
+    """
     ids = sa.any_(sa.literal(sorted(event_ids), postgresql.ARRAY(sa.UUID())))
     await connection.execute(
         sa.update(offers)
@@ -101,11 +107,11 @@ async def update_events(
         .group_by(stock_levels.c.event_id)
         .subquery()
     )
-    table = events_table.c
+    table, old = events_table.c, events_table.alias("old").c
     updated = (
-        await connection.scalars(
+        await connection.execute(
             sa.update(events_table)
-            .where(table.event_id == sums.c.event_id)
+            .where(table.event_id == sums.c.event_id, table.event_id == old.event_id)
             .where(
                 sa.or_(
                     table.is_sold_out != sums.c.is_sold_out,
@@ -113,15 +119,21 @@ async def update_events(
                 )
             )
             .values(is_sold_out=sums.c.is_sold_out, total_capacity=sums.c.capacity)
-            .returning(table.event_id)
+            .returning(table.event_id, table.is_sold_out & ~old.is_sold_out)
         )
     ).all()
-    if updated:
-        await connection.execute(
-            sa.update(events_table)
-            .where(table.event_id.in_(updated))
-            .values(**event_status.derived_columns(now))
-        )
+    if not updated:
+        return ()
+    statuses = await connection.execute(
+        sa.update(events_table)
+        .where(table.event_id.in_([event_id for event_id, _ in updated]))
+        .values(**event_status.derived_columns(now))
+        .returning(table.event_id, table.current_status)
+    )
+    sold = {event_id for event_id, is_sold in updated if is_sold}
+    return {
+        event_id for event_id, status in statuses if status == Status.SOLD_OUT and event_id in sold
+    }
 
 
 def _rows(latest: Mapping[tuple[UUID, UUID], PoolChange]) -> sa.Subquery:

@@ -230,7 +230,7 @@ event_cancellations = sa.Table(
     ),
 )
 
-# Events that moved: customers may cancel for some days.
+# Events that moved: customers are notified, and may cancel for some days.
 event_moves = sa.Table(
     "event_moves",
     metadata,
@@ -242,5 +242,14 @@ event_moves = sa.Table(
     sa.Column("before", JSONB, nullable=False),
     sa.Column("after", JSONB, nullable=False),
     sa.Column("move_time", _Time, nullable=False),
+    # Time of the next batch of customers to notify; NULL when all are notified.
+    sa.Column("next_time", _Time),
+    # The last booking whose customer is notified.
+    sa.Column("notified_booking_id", _Uuid),
     sa.Index("event_moves_event_id_move_time_idx", "event_id", "move_time"),
+    sa.Index(
+        "event_moves_next_time_idx",
+        "next_time",
+        postgresql_where=sa.text("next_time IS NOT NULL"),
+    ),
 )

@@ -276,6 +276,19 @@ async def delete_auditorium(
     )
 
 
+async def venue_of(connection: AsyncConnection, *, auditorium_id: UUID) -> Venue:
+    """The venue of an auditorium that is not deleted. Raises AUDITORIUM_NOT_FOUND."""
+    rows = await connection.execute(
+        sa.select(venues)
+        .join(auditoriums, auditoriums.c.venue_id == venues.c.venue_id)
+        .where(auditoriums.c.auditorium_id == auditorium_id, auditoriums.c.delete_time.is_(None))
+    )
+    row = rows.one_or_none()
+    if row is None:
+        raise _no_auditorium(auditorium_id)
+    return Venue(**row._mapping)
+
+
 async def require_auditorium(connection: AsyncConnection, auditorium_id: UUID | None) -> None:
     """Keeps an auditorium, if there is an id, from being deleted until the transaction ends.
 

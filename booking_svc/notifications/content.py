@@ -16,12 +16,14 @@ from booking_svc.bookings.outbox import (
     Cancelled,
     Change,
     Confirmed,
+    EventMoved,
     Held,
     Refunded,
     Rescheduled,
     Updated,
 )
 from booking_svc.catalogue import cancellation_policy, events
+from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.catalogue.tables import offers, seats
 from booking_svc.clients.ports import Contact
 from booking_svc.notifications.formatting import Formatter, formatter_for
@@ -35,6 +37,7 @@ _KINDS: dict[type[Change], str] = {
     Refunded: "refunded",
     Rescheduled: "rescheduled",
     Updated: "changed",
+    EventMoved: "event_moved",
 }
 _TEMPLATES = Templates(Path(__file__).parent / "templates")
 
@@ -147,7 +150,39 @@ def _values(mail: BookingMail, formatter: Formatter) -> dict[str, Any]:
         "hold_until": formatter.deadline(mail.hold_expire_time),
         "payment_url": mail.payment_url,
         **_previous(mail, formatter),
+        **_moved(mail, formatter),
     }
+
+
+def _moved(mail: BookingMail, formatter: Formatter) -> dict[str, Any]:
+    """The schedules before and after the event moved, as lines of a table."""
+    change = mail.change
+    if not isinstance(change, EventMoved):
+        return {}
+    rows = (
+        (name, old, new)
+        for name, old, new in zip(
+            ("Starts", "Ends", "Venue", "Auditorium"),
+            _schedule(change.before, formatter),
+            _schedule(change.after, formatter),
+            strict=True,
+        )
+        if old != new
+    )
+    return {
+        "changes": [(name, old or "not set", new or "not set") for name, old, new in rows],
+        "refund_until": formatter.moment(change.full_refund_until),
+    }
+
+
+def _schedule(schedule: Schedule, formatter: Formatter) -> tuple[str | None, ...]:
+    start, end = schedule.start_time, schedule.end_time
+    return (
+        None if start is None else formatter.moment(start),
+        None if end is None else formatter.moment(end),
+        schedule.venue_name,
+        schedule.auditorium_name,
+    )
 
 
 def _previous(mail: BookingMail, formatter: Formatter) -> dict[str, Any]:

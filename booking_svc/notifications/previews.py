@@ -10,12 +10,14 @@ from booking_svc.bookings.outbox import (
     Cancelled,
     Change,
     Confirmed,
+    EventMoved,
     Held,
     Refunded,
     Rescheduled,
     Updated,
 )
 from booking_svc.catalogue import cancellation_policy
+from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.notifications import content
 from booking_svc.notifications.content import BookedEvent, BookingMail, Line
 from mesh.mail.templates import Rendered
@@ -94,6 +96,20 @@ def samples() -> Iterator[tuple[str, Rendered]]:
                     Rescheduled(_ID, Money(420_000, "INR"), Money(30_000, "INR")),
                 ),
                 moved_from=concert,
+            ),
+        ),
+        (
+            "event moved",
+            _mail(
+                "event_moved",
+                later,
+                rupees,
+                EventMoved(
+                    Schedule(_START, None, concert.venue_name),
+                    Schedule(later.start_time, None, "Jio World Garden, Mumbai"),
+                    _START - timedelta(days=7),
+                    _ID,
+                ),
             ),
         ),
         (

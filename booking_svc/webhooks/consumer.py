@@ -1,20 +1,19 @@
-"""Consumes booking events and queues a message for each endpoint that subscribes to their type."""
+"""Consumes the outbox and queues a message for each endpoint that subscribes to its type."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.bookings.outbox import BookingEvent, BookingEvents
 from booking_svc.tables import event_cursors
 from booking_svc.webhooks import deliveries, endpoints, payload
 from booking_svc.webhooks.encryption import SecretBox
 from mesh.clock import Clock
-from mesh.db.consumer import EventConsumer
+from mesh.db.consumer import Batch, EventConsumer
 from mesh.db.database import Database
-from mesh.db.outbox import OutboxReader
+from mesh.db.outbox import Event, OutboxReader
 from mesh.redis.lock import Locks
 
 _log = logging.getLogger(__name__)
@@ -25,23 +24,23 @@ STREAM = "webhooks"
 _CLEAN_UP_EVERY_SECONDS = 600.0
 
 
-async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now: datetime) -> None:
-    """Queues each event for every enabled endpoint that subscribes to its type."""
+async def apply(connection: AsyncConnection, events: Sequence[Event], now: datetime) -> None:
+    """Queues each domain event for every enabled endpoint that subscribes to its type."""
     if not (subscriptions := await endpoints.subscriptions(connection)):
         return
     for event in events:
-        event_type = payload.event_type(event.payload)
+        message = payload.from_outbox(event.event_type, event.payload)
         endpoint_ids = [
             endpoint_id
             for endpoint_id, event_types in subscriptions
-            if not event_types or event_type in event_types
+            if not event_types or message.event_type in event_types
         ]
         if endpoint_ids:
             await deliveries.enqueue(
                 connection,
-                message_id=event.key,
-                event_type=event_type,
-                body=payload.body(event.payload),
+                message_id=message.message_id,
+                event_type=message.event_type,
+                body=message.body,
                 endpoint_ids=endpoint_ids,
                 now=now,
             )
@@ -49,14 +48,19 @@ async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now
 
 def consumer(
     database: Database, reader: OutboxReader, clock: Clock, *, on_queued: Callable[[], None]
-) -> EventConsumer[BookingEvent]:
-    """The consumer of booking events, which resumes at the stored cursor."""
+) -> EventConsumer[Event]:
+    """The consumer of domain events, which resumes at the stored cursor."""
+
+    async def batches(after_position: str) -> AsyncIterator[Batch[Event]]:
+        async for events in reader.stream(after_position):
+            yield events[-1].position, events
+
     return EventConsumer(
         stream=STREAM,
         database=database,
         cursors=event_cursors,
         clock=clock,
-        open_stream=BookingEvents(reader).open,
+        open_stream=batches,
         apply=apply,
         after_commit=on_queued,
     )

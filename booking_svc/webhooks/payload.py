@@ -1,31 +1,56 @@
-"""The JSON body of webhooks, with the field names of REST, from the outbox's messages."""
+"""Messages to endpoints, with the field names of REST, from the outbox's messages."""
 
 import json
+from dataclasses import dataclass
+from uuid import UUID
 
 from google.protobuf.json_format import MessageToDict
 
+from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
 from boxoffice.bookings.v1 import booking_event_pb2
+from boxoffice.catalogue.v1 import catalogue_event_pb2
 
 
-def event_type(payload: bytes) -> str:
-    """The event type, e.g. `booking.confirmed`."""
-    return _type_of(booking_event_pb2.BookingEvent.FromString(payload))
+@dataclass(frozen=True, slots=True)
+class WebhookMessage:
+    """`message_id` is the `webhook-id`; `body` is what is signed and sent:
+    `{"type": …, "timestamp": …, "data": {"booking": …, "confirmed": {…}}}`."""
+
+    message_id: UUID
+    event_type: str
+    body: bytes
 
 
-def body(payload: bytes) -> bytes:
-    """The signed body: `{"type": …, "timestamp": …, "data": {"booking": …, "confirmed": …}}`."""
-    message = booking_event_pb2.BookingEvent.FromString(payload)
+def from_outbox(event_type: str, payload: bytes) -> WebhookMessage:
+    """The message of a domain event, by its type and payload in the outbox."""
+    if event_type.startswith(OF_CATALOGUE):
+        return _of_catalogue(catalogue_event_pb2.CatalogueEvent.FromString(payload))
+    return _of_booking(booking_event_pb2.BookingEvent.FromString(payload))
+
+
+def _of_booking(message: booking_event_pb2.BookingEvent) -> WebhookMessage:
     fields = MessageToDict(message, always_print_fields_with_no_presence=True)
-    kind = message.WhichOneof("event") or ""
     # Events omit the timeline; an empty list would mean that the booking has none.
     booking = {name: value for name, value in fields["booking"].items() if name != "timeline"}
+    kind = message.WhichOneof("event") or ""
+    return _message("booking", booking, kind, fields)
+
+
+def _of_catalogue(message: catalogue_event_pb2.CatalogueEvent) -> WebhookMessage:
+    fields = MessageToDict(message, always_print_fields_with_no_presence=True)
+    return _message("event", fields["event"], message.WhichOneof("kind") or "", fields)
+
+
+def _message(
+    resource: str, value: dict[str, object], kind: str, fields: dict[str, object]
+) -> WebhookMessage:
+    """`kind` is the set field of the message's oneof, e.g. `event_moved`."""
+    first, *rest = kind.split("_")
+    name = first + "".join(part.title() for part in rest)
     content = {
-        "type": _type_of(message),
+        "type": f"{resource}.{kind}",
         "timestamp": fields["eventTime"],
-        "data": {"booking": booking, kind: fields.get(kind, {})},
+        "data": {resource: value, name: fields.get(name, {})},
     }
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _type_of(message: booking_event_pb2.BookingEvent) -> str:
-    return f"booking.{message.WhichOneof('event')}"
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return WebhookMessage(UUID(str(fields["eventKey"])), f"{resource}.{kind}", body)

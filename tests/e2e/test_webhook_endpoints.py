@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from testing.running_mesh import Api, items, reason, violated_fields
+from testing.running_mesh import Api, RunningMesh, items, reason, until, violated_fields
+from tests.e2e.test_mails import wait_for_mail
 
 ENDPOINTS = "/api/v1/webhook-endpoints"
 
@@ -150,3 +151,42 @@ def test_an_unknown_event_type_is_refused(admin: Api, receiver: Receiver) -> Non
 def test_endpoints_are_for_admins(customer: Api, receiver: Receiver) -> None:
     refused = customer.post(ENDPOINTS, {"url": receiver.url})
     assert (refused.status_code, reason(refused)) == (403, "ADMIN_REQUIRED")
+
+
+def test_events_of_the_catalogue_are_delivered(
+    mesh: RunningMesh, admin: Api, customer: Api, receiver: Receiver
+) -> None:
+    types = ["event.created", "event.changed", "event.sold_out", "event.cancelled"]
+    endpoint = create(admin, receiver, eventTypes=[*types, "booking.event_moved"])
+    price = {"currencyCode": "INR", "amountMinor": "150000"}
+    event = admin.create_event(offers=[{"name": "Floor", "price": price, "capacity": 2}])
+    event_path = f"/api/v1/events/{event['eventId']}"
+    booking = customer.book(items(event, 2)).json()
+
+    def received() -> dict[str, dict[str, Any]]:
+        """The data of the messages about the event, by type."""
+        contents = [json.loads(body) for _, body in receiver.messages]
+        return {
+            content["type"]: content["data"]
+            for content in contents
+            if event["eventId"] in json.dumps(content)
+        }
+
+    until(lambda: "event.sold_out" in received(), "the event is not announced as sold out")
+    assert admin.send("PATCH", event_path, {"description": "New text"}).status_code == 200
+    moved = admin.send("PATCH", event_path, {"venueName": "Town Hall"})
+    assert moved.status_code == 200, moved.text
+    until(lambda: "booking.event_moved" in received(), "the customer is not told")
+    assert admin.send("PUT", f"{event_path}/status", {"status": "CANCELLED"}).status_code == 200
+    until(lambda: "event.cancelled" in received(), "the cancellation is not announced")
+    data = received()
+    assert data["event.created"]["event"]["name"] == event["name"]
+    assert data["event.changed"]["changed"]["changedFields"] == ["venueName"]
+    assert data["booking.event_moved"]["booking"]["bookingId"] == booking["bookingId"]
+    assert data["booking.event_moved"]["eventMoved"]["after"]["venueName"] == "Town Hall"
+    address = customer.session["user"]["email"]
+    mail = wait_for_mail(mesh.home / "mails", to=address, subject=f"{event['name']} has moved")
+    text = mail.get_body(("plain",))
+    assert text is not None
+    assert "- now: Town Hall" in text.get_content()
+    admin.delete(f"{ENDPOINTS}/{endpoint['webhookEndpointId']}")

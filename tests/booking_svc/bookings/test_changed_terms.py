@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from booking_svc.bookings import tables
+from booking_svc import tables as service_tables
 from booking_svc.bookings.bookings import Status
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import venues
@@ -356,6 +356,6 @@ async def test_an_event_is_counted_once_in_the_outbox(harness: BookingHarness) -
     event, customer = await remembered(harness), new_id()
     for _ in range(2):
         await harness.place(event, key="k", customer_id=customer, checkout=None)
-    counted = sa.select(sa.func.count()).select_from(tables.outbox)
+    counted = sa.select(sa.func.count()).select_from(service_tables.outbox)
     async with harness.database.reading() as connection:
         assert await connection.scalar(counted) == 2

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.bookings import outbox, tables
+from booking_svc import tables as service_tables
+from booking_svc.bookings import outbox
 from booking_svc.bookings.bookings import Actor
 from booking_svc.bookings.outbox import (
     BookingEvent,
@@ -36,7 +37,7 @@ from testing.booking_harness import WINDOW, BookingHarness
 
 async def outbox_events(harness: BookingHarness, count: int) -> list[BookingEvent]:
     """The first `count` events of the outbox."""
-    events = BookingEvents(OutboxReader(harness.database, tables.outbox))
+    events = BookingEvents(OutboxReader(harness.database, service_tables.outbox))
     received: list[BookingEvent] = []
     async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
@@ -91,7 +92,7 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(harness: Booki
             database=harness.database,
             cursors=event_cursors,
             clock=harness.clock,
-            open_stream=BookingEvents(OutboxReader(harness.database, tables.outbox)).open,
+            open_stream=BookingEvents(OutboxReader(harness.database, service_tables.outbox)).open,
             apply=apply,
         )
 

@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
+from booking_svc import tables as service_tables
 from booking_svc.bookings import tables
 from booking_svc.bookings.bookings import Actor, Booking, PaymentStatus, Status
 from booking_svc.bookings.payment_pages import Checkout
@@ -343,7 +344,9 @@ async def test_who_pays_a_cancelled_event_is_cancelled_by_the_organiser(
     async with harness.database.reading() as connection:
         kinds = (
             await connection.scalars(
-                sa.select(tables.outbox.c.event_type).order_by(tables.outbox.c.sequence)
+                sa.select(service_tables.outbox.c.event_type).order_by(
+                    service_tables.outbox.c.sequence
+                )
             )
         ).all()
     assert kinds.count("cancelled") == 1

@@ -7,7 +7,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from booking_svc.bookings import state_machine, tables
+from booking_svc import tables as service_tables
+from booking_svc.bookings import state_machine
 from booking_svc.bookings.batch_writer import BatchWriter, Insertion
 from booking_svc.bookings.bookings import Actor, Booking, By, Item, PaymentStatus, Status
 from booking_svc.catalogue.events import Event
@@ -26,7 +27,7 @@ FEW = 10
 
 async def transactions(harness: BookingHarness) -> int:
     """The number of transactions that inserted bookings."""
-    counted = sa.select(sa.func.count(tables.outbox.c.transaction_id.distinct()))
+    counted = sa.select(sa.func.count(service_tables.outbox.c.transaction_id.distinct()))
     async with harness.database.reading() as connection:
         return int((await connection.execute(counted)).scalar_one())
 
@@ -147,7 +148,7 @@ async def test_each_event_of_a_batch_has_the_origin_of_its_own_call(
     made = await asyncio.gather(*map(place, range(BATCH)))
     async with harness.database.reading() as connection:
         rows = await connection.execute(
-            sa.select(tables.outbox.c.aggregate_id, tables.outbox.c.origin)
+            sa.select(service_tables.outbox.c.aggregate_id, service_tables.outbox.c.origin)
         )
         origins = {row.aggregate_id: row.origin.partition(" ")[0] for row in rows}
     assert origins == {booking_id: f"request-{number}" for number, booking_id in enumerate(made)}
@@ -220,6 +221,6 @@ async def test_a_free_booking_and_its_answer_are_written_while_it_is_held(
     assert await answer_of(harness, key_of(gone)) is None
     async with harness.database.reading() as connection:
         types = await connection.scalars(
-            sa.select(tables.outbox.c.event_type).order_by(tables.outbox.c.sequence)
+            sa.select(service_tables.outbox.c.event_type).order_by(service_tables.outbox.c.sequence)
         )
         assert types.all() == ["held", "held", "cancelled", "confirmed"]

@@ -202,7 +202,6 @@ async def test_a_booked_seat_is_not_removed(harness: BookingHarness) -> None:
         ({"sale_end_time": START - 9 * DAY}, "event.sale_start_time"),
         ({"time_zone": "Mars/Olympus"}, "event.time_zone"),
         ({"currency_code": "USD"}, "event.currency_code"),
-        ({"auditorium_id": new_id()}, "event.auditorium_id"),
         ({"offers": (OfferChange(offer_id=new_id()),)}, "event.offers[0].offer_id"),
         ({"offers": (OfferChange(name="New"),)}, "event.offers[0].price"),
         (

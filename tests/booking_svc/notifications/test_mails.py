@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from booking_svc.bookings import outbox, tables
+from booking_svc import tables as service_tables
+from booking_svc.bookings import outbox
 from booking_svc.bookings.bookings import Actor, Booking
 from booking_svc.bookings.outbox import (
     BookingEvent,
@@ -18,10 +19,12 @@ from booking_svc.bookings.outbox import (
     Cancelled,
     Change,
     Completed,
+    EventMoved,
     Refunded,
     Rescheduled,
     Updated,
 )
+from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.clients.ports import Contact, Erased
 from booking_svc.notifications import consumer, contacts
 from booking_svc.notifications.tables import mails
@@ -44,7 +47,7 @@ async def apply_accounts(harness: BookingHarness, *changes: Contact | Erased) ->
 
 
 async def first_events(harness: BookingHarness, count: int) -> list[BookingEvent]:
-    events = BookingEvents(OutboxReader(harness.database, tables.outbox))
+    events = BookingEvents(OutboxReader(harness.database, service_tables.outbox))
     collected: list[BookingEvent] = []
     async with asyncio.timeout(60), aclosing(events.open("")) as batches:  # type: ignore[type-var]
         async for _, batch in batches:
@@ -146,18 +149,33 @@ async def test_each_kind_of_event_has_its_mail_or_none(
         Rescheduled(later.event_id, Money(350_000, "INR"), refund),
         Updated(Money(350_000, "INR"), refund),
         Completed(),
+        EventMoved(
+            Schedule(START, None, "Regal", new_id(), "Screen 1"),
+            Schedule(START + timedelta(days=1), None, "Regal", new_id(), "Screen 2"),
+            START + timedelta(days=7),
+            new_id(),
+        ),
     )
-    await apply_bookings(harness, 8)
+    await apply_bookings(harness, 9)
     mails = await delivered(harness)
     assert sorted(subjects(mails)) == [
         "Cancelled: Monsoon Nights, 1 Jul 2030",
         "Changed: Monsoon Nights, 1 Jul 2030",
         "Confirmed: Monsoon Nights, 1 Jul 2030",
+        "Monsoon Nights has moved: 1 Jul 2030",
         "Monsoon Nights on 1 Jul 2030 does not take place",
         "Moved: Monsoon Nights, now on 1 Jul 2030",
         "₹500.00 refunded for Monsoon Nights",
     ]
     by_subject = {mail["Subject"].split(" ")[0]: text(mail) for mail in mails}
+    [moved] = [text(mail) for mail in mails if "has moved" in mail["Subject"]]
+    for expected in (
+        "Starts\n- before: Saturday, 1 June 2030, 5:30\u202fpm (IST)\n- now: Sunday, 2 June 2030",
+        "Auditorium\n- before: Screen 1\n- now: Screen 2",
+        "Until Saturday, 8 June 2030, 5:30\u202fpm (IST) you get a full refund.",
+    ):
+        assert expected in moved
+    assert "Venue" not in moved
     assert "₹500.00 goes back" in by_subject["Cancelled:"]
     assert "The singer is ill" in by_subject["Monsoon"]
     assert "Before, it was for Monsoon Nights, Thursday, 11 July 2030" in by_subject["Moved:"]
@@ -286,7 +304,7 @@ async def test_events_that_wait_too_long_for_an_address_are_deleted(
 
 async def test_the_consumer_resumes_at_its_cursor(harness: BookingHarness) -> None:
     await apply_accounts(harness, MIRA)
-    reader = OutboxReader(harness.database, tables.outbox)
+    reader = OutboxReader(harness.database, service_tables.outbox)
     queued = asyncio.Event()
     for _ in range(2):
         await confirmed(harness)

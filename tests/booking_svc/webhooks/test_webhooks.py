@@ -9,8 +9,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from booking_svc.bookings import tables
-from booking_svc.bookings.outbox import BookingEvents
+from booking_svc import tables as service_tables
 from booking_svc.tables import idempotency_records
 from booking_svc.webhooks import consumer, deliveries, endpoints, signature, url_policy
 from booking_svc.webhooks.deliveries import Delivery, Status
@@ -72,11 +71,10 @@ async def subscribe(harness: BookingHarness, url: str, *event_types: str) -> End
 
 
 async def apply_bookings(harness: BookingHarness) -> None:
-    """Applies all booking events."""
-    events = BookingEvents(OutboxReader(harness.database, tables.outbox))
-    stream = events.open("")
+    """Applies all domain events."""
+    stream = OutboxReader(harness.database, service_tables.outbox).stream("")
     async with asyncio.timeout(60):
-        _, batch = await anext(stream)
+        batch = await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
     async with harness.database.transaction() as connection:
         await consumer.apply(connection, batch, harness.clock())
