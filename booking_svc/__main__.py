@@ -7,10 +7,8 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-import redis.asyncio
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
-from grpc_health.v1 import health_pb2_grpc
 
 from booking_svc import housekeeping
 from booking_svc.bookings import (
@@ -42,7 +40,6 @@ from booking_svc.clients.payments import PaymentClient, PaymentEvents
 from booking_svc.clients.stock import StockChanges, StockClient
 from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
-from booking_svc.servicers.health import HealthServicer
 from booking_svc.settings import Settings
 from booking_svc.tables import event_cursors, idempotency_records, outbox
 from booking_svc.webhooks import consumer as webhook_consumer
@@ -63,7 +60,6 @@ from boxoffice.catalogue.v1 import (
     venue_service_pb2,
     venue_service_pb2_grpc,
 )
-from boxoffice.health.v1 import health_service_pb2, health_service_pb2_grpc
 from boxoffice.payments.v1 import (
     payment_event_service_pb2,
     payment_event_service_pb2_grpc,
@@ -168,7 +164,6 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             _bookings(common),
             _mails(common),
             await _webhooks(common, stack),
-            await _health(common, stack),
             _upkeep(common),
         )
         yield Service(
@@ -369,28 +364,6 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
                 ),
             ),
         ],
-    )
-
-
-async def _health(common: _Common, stack: AsyncExitStack) -> _Part:
-    """The health of all services and of Redis, for clients; bookings do not depend on it."""
-    client = redis.asyncio.from_url(
-        common.settings.required("redis_url"), socket_timeout=0.5, socket_connect_timeout=0.5
-    )
-    stack.push_async_callback(client.aclose)
-
-    async def ping() -> None:
-        await client.ping()
-
-    stubs = {name: health_pb2_grpc.HealthStub(channel) for name, channel in common.channels.items()}
-    return _Part(
-        [
-            Servicer(
-                HealthServicer(stubs, ping),
-                health_service_pb2_grpc.add_HealthServiceServicer_to_server,
-                health_service_pb2.DESCRIPTOR.services_by_name["HealthService"],
-            )
-        ]
     )
 
 

@@ -30,8 +30,6 @@ _USER = 10001
 _DRAIN_SECONDS = 5
 _GRACE_SECONDS = 12
 
-# booking_svc calls grpc.health.v1 of all services, which the contract's policies do not list.
-_HEALTH_CALLER = "booking_svc"
 # Ports on the internet: payment providers, mail servers, webhook endpoints.
 _INTERNET_PORTS: Mapping[str, tuple[int, ...]] = {
     "payment_svc": (443,),
@@ -44,7 +42,9 @@ Manifest = dict[str, Any]
 
 def callers() -> dict[str, frozenset[str]]:
     """The callers of each service, from the contract's policies."""
-    result: dict[str, set[str]] = {service: {_HEALTH_CALLER} for service in SERVICES}
+    # Each service calls grpc.health.v1 of all, which the contract's policies do not list, and
+    # answers the gateway about it.
+    result: dict[str, set[str]] = {service: {*SERVICES, GATEWAY} for service in SERVICES}
     result[LIMIT_SERVICE] = {GATEWAY}
     for rpc in _policies():
         if rpc.path.startswith("/boxoffice.limits."):

@@ -22,6 +22,9 @@ SERVED_BY = {
 }
 """The service that implements a proto package, without the package's version."""
 
+HEALTH_CLUSTER = "health"
+"""All replicas of all services: each can answer for the health of all."""
+
 JWKS_CLUSTER = "jwks"
 """The gateway itself, which transcodes the key set that auth_svc serves as gRPC."""
 
@@ -39,6 +42,11 @@ _MAX_LIMIT_CALLS = 1024
 _MAX_STREAMING = 20_000
 _STREAMING = "_streaming"
 _KEY_SET = "/boxoffice.auth.v1.AuthService/GetJwks"
+# Not GetCacheHealth: only some services are configured with Redis.
+_OF_ALL_SERVICES = (
+    "/boxoffice.health.v1.HealthService/GetHealth",
+    "/boxoffice.health.v1.HealthService/GetDatabaseHealth",
+)
 _STREAMS_PER_CONNECTION = 100
 # A process has several servers on its port (mesh/rpc/server.py), and each connection reaches one.
 # With few calls on each connection, concurrent calls use more of the servers.
@@ -60,6 +68,7 @@ def clusters(settings: MeshSettings, policies: Collection[MethodPolicy]) -> list
         *(_cluster(name, name, _max_calls(name, settings), settings) for name in SERVICES),
         *(_cluster(f"{name}{_STREAMING}", name, (_MAX_STREAMING,), settings) for name in streaming),
     ]
+    services.append(_health(settings))
     if settings.counts_globally:
         services.append(_cluster(LIMIT_SERVICE, LIMIT_SERVICE, (_MAX_LIMIT_CALLS,), settings))
     return [*services, _jwks(settings)]
@@ -87,6 +96,8 @@ def destination(policy: MethodPolicy) -> Config:
     Reads, calls with effects, and streaming calls have separate concurrency limits, so that a
     burst of one kind does not block the others.
     """
+    if policy.path in _OF_ALL_SERVICES:
+        return {"cluster": HEALTH_CLUSTER}
     service = service_of(policy)
     if _is_streaming(policy):
         return {"cluster": f"{service}{_STREAMING}"}
@@ -100,15 +111,16 @@ def reachable(host: str) -> str:
     return "127.0.0.1" if ip_address(host).is_unspecified else host
 
 
+def is_health(policy: MethodPolicy) -> bool:
+    """Whether an RPC reports health. Its errors are results."""
+    return policy.service.startswith("boxoffice.health.")
+
+
 def _is_streaming(policy: MethodPolicy) -> bool:
     """Whether an RPC uses the streaming cluster: streams, which stay open for minutes, and calls
-    that must work under any load (health, key set).
+    that must work under any load (health of the cache, key set).
     """
-    return (
-        policy.server_streaming
-        or policy.service.startswith("boxoffice.health.")
-        or policy.path == _KEY_SET
-    )
+    return policy.server_streaming or is_health(policy) or policy.path == _KEY_SET
 
 
 def _max_calls(service: str, settings: MeshSettings) -> tuple[int, int]:
@@ -121,32 +133,17 @@ def _max_calls(service: str, settings: MeshSettings) -> tuple[int, int]:
 
 def _cluster(name: str, service: str, max_calls: tuple[int, ...], settings: MeshSettings) -> Config:
     """`max_calls` is the maximum of concurrent calls by priority: DEFAULT, HIGH."""
-    host = settings.host_name(service)
-    if host is None:
-        replicas = 1 if service == LIMIT_SERVICE else settings.replicas
-        endpoints = [_endpoint(settings, settings.port(service, n)) for n in range(replicas)]
-    else:
-        address = {"address": host, "port_value": settings.port(service)}
-        endpoints = [{"endpoint": {"address": {"socket_address": address}}}]
     return {
-        "name": name,
-        # STRICT_DNS uses all addresses of the name and resolves it every 2 s.
-        "type": "STATIC" if host is None else "STRICT_DNS",
-        "dns_refresh_rate": "2s",
-        "connect_timeout": seconds(_CONNECT_TIMEOUT_SECONDS),
-        "lb_policy": "LEAST_REQUEST",
+        **_endpoints(name, (service,), settings),
         # With half of the replicas unhealthy Envoy tries all: a restarted replica is used before
         # its next health check, and a refused connection is cheap. Not so for limit_svc, because
         # calls would wait for it although the gateway can count alone.
         "common_lb_config": {
             "healthy_panic_threshold": {"value": 0 if service == LIMIT_SERVICE else 50}
         },
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
         "typed_extension_protocol_options": _http2(
             _STREAMS_PER_CONNECTION if name.endswith(_STREAMING) else _CALLS_PER_CONNECTION
         ),
-        "transport_socket": _mutual_tls(service, settings),
-        "health_checks": [_health_check()],
         "outlier_detection": {
             "consecutive_5xx": 5,
             "interval": "1s",
@@ -168,6 +165,39 @@ def _cluster(name: str, service: str, max_calls: tuple[int, ...], settings: Mesh
                 for priority, maximum in zip(("DEFAULT", "HIGH"), max_calls, strict=False)
             ]
         },
+    }
+
+
+def _health(settings: MeshSettings) -> Config:
+    """Without outlier detection: a service that reports another's failure is healthy itself."""
+    return {
+        **_endpoints(HEALTH_CLUSTER, SERVICES, settings),
+        "typed_extension_protocol_options": _http2(_STREAMS_PER_CONNECTION),
+        "circuit_breakers": {"thresholds": [{"max_retries": _MAX_STREAMING}]},
+    }
+
+
+def _endpoints(name: str, services: tuple[str, ...], settings: MeshSettings) -> Config:
+    """The part of a cluster that says where it leads: all replicas of the services."""
+    endpoints = []
+    for service in services:
+        host = settings.host_name(service)
+        if host is None:
+            replicas = 1 if service == LIMIT_SERVICE else settings.replicas
+            endpoints += [_endpoint(settings, settings.port(service, n)) for n in range(replicas)]
+        else:
+            address = {"address": host, "port_value": settings.port(service)}
+            endpoints.append({"endpoint": {"address": {"socket_address": address}}})
+    return {
+        "name": name,
+        # STRICT_DNS uses all addresses of the name and resolves it every 2 s.
+        "type": "STATIC" if settings.service_domain is None else "STRICT_DNS",
+        "dns_refresh_rate": "2s",
+        "connect_timeout": seconds(_CONNECT_TIMEOUT_SECONDS),
+        "lb_policy": "LEAST_REQUEST",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "transport_socket": _mutual_tls(services, settings),
+        "health_checks": [_health_check()],
     }
 
 
@@ -203,7 +233,7 @@ def _http2(max_streams: int) -> Config:
     }
 
 
-def _mutual_tls(service: str, settings: MeshSettings) -> Config:
+def _mutual_tls(services: tuple[str, ...], settings: MeshSettings) -> Config:
     folder = settings.certificates.resolve()
     return extension(
         "envoy.transport_sockets.tls",
@@ -225,6 +255,7 @@ def _mutual_tls(service: str, settings: MeshSettings) -> Config:
                 "trusted_ca": {"filename": str(folder / "ca.pem")},
                 "match_typed_subject_alt_names": [
                     {"san_type": "URI", "matcher": {"exact": SPIFFE_PREFIX + service}}
+                    for service in services
                 ],
             },
         },

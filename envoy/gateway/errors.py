@@ -5,14 +5,18 @@ converts it for gRPC clients and adds details of the single response.
 """
 
 import base64
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
 from gateway.extension import Config, typed
 from mesh.errors import DomainError, Reason
 from mesh.rpc.errors import CODES, DOMAIN, to_status
+from mesh.rpc.field_names import json_name
 from mesh.rpc.identity import REFRESH_TOKEN_LENGTH
+from mesh.settings import SERVICES
 
 COMPRESSIONS = ("identity", "deflate", "gzip")
 """Values of `grpc-encoding` that the services' gRPC runtime supports."""
@@ -29,6 +33,7 @@ _DETAILS_HEADER = "grpc-status-details-bin"
 _METHOD_NOT_ALLOWED = "the path does not support this HTTP method; see the Allow header"
 _LOCAL_REPLY_BODY = "%LOCAL_REPLY_BODY%"
 _CHALLENGE = 'Bearer realm="boxoffice"'
+_HEALTH = "/boxoffice.health."
 _RETRY_AFTER = ("retry-after", "1")
 
 
@@ -46,6 +51,7 @@ class _Reply:
     status: int | None = None
     text: str | None = None
     grpc_code: grpc.StatusCode | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     headers: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -91,7 +97,7 @@ def _json(reply: _Reply) -> Config:
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": reply.reason.value,
         "domain": DOMAIN,
-        "metadata": {},
+        "metadata": {json_name(key): value for key, value in reply.metadata.items()},
     }
     return {
         "json_format": {
@@ -105,7 +111,7 @@ def _json(reply: _Reply) -> Config:
 
 def _details(reply: _Reply) -> str:
     """The google.rpc.Status in base64 without padding, for a gRPC header."""
-    status = to_status(DomainError(reply.reason, reply.message))
+    status = to_status(DomainError(reply.reason, reply.message, **reply.metadata))
     # Clients ignore details whose code differs from grpc-status.
     status.code = reply.code_for_grpc
     return base64.b64encode(status.SerializeToString()).decode().rstrip("=")
@@ -126,6 +132,11 @@ def _where(expression: str) -> Config:
             ),
         }
     }
+
+
+def _for_path(prefix: str) -> Config:
+    """Matches by the gRPC path, which REST calls have too once they are transcoded."""
+    return _where(f"request.path.startsWith('{prefix}')")
 
 
 def _with_refresh_token() -> Config:
@@ -260,6 +271,14 @@ _REPLIES = (
         text=_LOCAL_REPLY_BODY,
     ),
     _Reply(_is(408), Reason.DEADLINE_EXCEEDED, "the request was not received in time"),
+    _Reply(
+        {"and_filter": {"filters": [_compared("GE", 503), _for_path(_HEALTH)]}},
+        Reason.DEPENDENCY_UNAVAILABLE,
+        "degraded: no service answered",
+        status=503,
+        metadata=dict.fromkeys(SERVICES, "UNREACHABLE"),
+        headers=(_RETRY_AFTER,),
+    ),
     _Reply(_is(504), Reason.DEADLINE_EXCEEDED, "the call exceeded its deadline"),
     _Reply(
         _is(503),

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from gateway import client_address, documentation, limits, replies
-from gateway.clusters import destination
+from gateway.clusters import HEALTH_CLUSTER, destination, is_health
 from gateway.extension import Config, extension, seconds, typed
 from mesh.rpc.limits import Scales
 from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
-from mesh.settings import MeshSettings
+from mesh.settings import SERVICES, MeshSettings
 
 METHOD_BODY_LIMIT = "boxoffice.method_body_limit"
 REST_BODY = "boxoffice.rest_body"
@@ -17,6 +17,9 @@ _DEADLINE_SLACK_SECONDS = 0.25
 
 # The request has not reached a handler, so retrying is safe for all methods.
 _NOT_SENT = "connect-failure,refused-stream,reset-before-request"
+
+# A frozen service delays an answer about health by this, three by three times as much.
+_HEDGE_SECONDS = 0.05
 
 _CORS_MAX_AGE_SECONDS = 600
 _ALLOWED_HEADERS = (
@@ -101,6 +104,7 @@ def route_configuration(
 
 
 def _route(policy: MethodPolicy, location: str | None, scales: Scales) -> Config:
+    to = destination(policy)
     route: Config = {
         "name": policy.path.removeprefix("/"),
         # Without a gRPC matcher: the route is selected before grpc_web changes the content type.
@@ -113,9 +117,10 @@ def _route(policy: MethodPolicy, location: str | None, scales: Scales) -> Config
             }
         },
         "route": {
-            **destination(policy),
+            **to,
             **_deadlines(policy),
             "retry_policy": _retry_policy(policy),
+            **(_HEDGED if to["cluster"] == HEALTH_CLUSTER else {}),
         },
         "typed_per_filter_config": {
             METHOD_BODY_LIMIT: _NO_BODY_LIMIT
@@ -145,20 +150,40 @@ def _deadlines(policy: MethodPolicy) -> Config:
 
 
 def _retry_policy(policy: MethodPolicy) -> Config:
+    # An error of a health check is its result.
+    is_retried = policy.retryable and not is_health(policy)
     return {
-        "retry_on": f"{_NOT_SENT},unavailable" if policy.retryable else _NOT_SENT,
+        "retry_on": f"{_NOT_SENT},unavailable" if is_retried else _NOT_SENT,
         "num_retries": 2,
         "retry_back_off": {"base_interval": "0.050s", "max_interval": "0.500s"},
-        # Prefers another replica.
+        **_other_hosts(attempts=3),
+    }
+
+
+def _other_hosts(*, attempts: int) -> Config:
+    """Retries at another replica, if `attempts` random choices find one."""
+    return {
         "retry_host_predicate": [
             extension(
                 "envoy.retry_host_predicates.previous_hosts",
                 "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
             )
         ],
-        "host_selection_retry_max_attempts": 3,
+        "host_selection_retry_max_attempts": attempts,
     }
 
+
+# Asks further services without giving up the first, which may be frozen or wait for one that is.
+# The first answer counts.
+_HEDGED: Config = {
+    "retry_policy": {
+        "retry_on": _NOT_SENT,
+        "num_retries": len(SERVICES) - 1,
+        "per_try_timeout": seconds(_HEDGE_SECONDS),
+        **_other_hosts(attempts=20),
+    },
+    "hedge_policy": {"hedge_on_per_try_timeout": True},
+}
 
 # Not a direct response, for which the CORS filter does not run: REST calls have this route until
 # they are transcoded.

@@ -8,8 +8,8 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,22 +19,21 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from boxoffice.health.v1 import health_service_pb2, health_service_pb2_grpc
 from mesh import paging, tasks
 from mesh.observability import logs, reporting, tracing
 from mesh.observability.metrics import Listener
 from mesh.observability.probes import Heartbeat, Readiness
 from mesh.rpc import freshness, policy
+from mesh.rpc.health import DATABASE, HealthServicer, open_health
 from mesh.rpc.identity import Jwks
 from mesh.rpc.interceptor import Interceptor
 from mesh.rpc.revocations import Revocations
-from mesh.settings import LIMIT_SERVICE, MeshSettings
+from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 _log = logging.getLogger(__name__)
 
 _SettingsT = TypeVar("_SettingsT", bound=MeshSettings)
-
-DATABASE = "database"
-"""The name under which grpc.health.v1 reports whether the service reaches its database."""
 
 _HEALTH_INTERVAL_SECONDS = 3.0
 # After a failed check: three make the process not ready, two good ones make it ready again.
@@ -136,7 +135,11 @@ async def _serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stopping.set)
     heartbeat, readiness = Heartbeat(), Readiness()
-    async with open_service() as service:
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(open_service())
+        if name in SERVICES:
+            overview = await stack.enter_async_context(open_health(settings, name))
+            service = replace(service, servicers=[*service.servicers, _health_service(overview)])
         healthy = health.aio.HealthServicer()
         interceptor = build_interceptor(settings, service)
         server = build_server(settings, service, healthy, interceptor)
@@ -172,6 +175,14 @@ async def _serve(
             await tasks.drain(max(end - time.monotonic(), 0))
             _log.info("stopped")
             await _end(watching)
+
+
+def _health_service(overview: HealthServicer) -> Servicer:
+    return Servicer(
+        overview,
+        health_service_pb2_grpc.add_HealthServiceServicer_to_server,
+        health_service_pb2.DESCRIPTOR.services_by_name["HealthService"],
+    )
 
 
 def _probes(

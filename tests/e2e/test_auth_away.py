@@ -41,6 +41,7 @@ def test_signed_in_users_can_book_without_auth_svc(
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
+        until(lambda: unreachable(customer) == {"authSvc"}, "auth_svc is not reported")
         unavailable = customer.get("/api/v1/auth/me")
         assert (unavailable.status_code, reason(unavailable)) in {
             (503, "DEPENDENCY_UNAVAILABLE"),
@@ -50,3 +51,19 @@ def test_signed_in_users_can_book_without_auth_svc(
     # The revocation streams resume by themselves.
     customer.post("/api/v1/auth/logout", {})
     until(lambda: customer.get("/api/v1/bookings").status_code == 401, "the token is still valid")
+
+
+def test_health_is_reported_without_booking_svc(mesh: RunningMesh, customer: Api) -> None:
+    """Another service answers for it."""
+    with hung(mesh, "booking_svc"):
+        until(lambda: unreachable(customer) == {"bookingSvc"}, "booking_svc is not reported")
+    until(lambda: customer.get("/health").status_code == 200, "the mesh is not healthy")
+
+
+def unreachable(api: Api) -> set[str]:
+    """The services that /health reports as unreachable; the others are serving."""
+    answer = api.get("/health")
+    assert answer.status_code == 503, answer.text
+    states = answer.json()["details"][0]["metadata"]
+    assert set(states.values()) <= {"SERVING", "UNREACHABLE"}
+    return {name for name, state in states.items() if state == "UNREACHABLE"}

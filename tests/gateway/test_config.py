@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pb2
 
 from boxoffice.options.v1 import policy_pb2
 from gateway import config, limits, tokens, transcoding
-from gateway.clusters import SERVED_BY
+from gateway.clusters import HEALTH_CLUSTER, SERVED_BY
 from mesh.rpc import policy
 from mesh.rpc.policy import LimitKey, MethodPolicy, PolicyError
 from mesh.settings import SERVICES, MeshSettings
@@ -95,8 +95,10 @@ def test_routes_lead_to_the_service_of_the_package(
     clusters = {cluster["name"] for cluster in generated["static_resources"]["clusters"]}
     # Services with streams, health checks or the key set.
     streaming = {"auth_svc_streaming", "booking_svc_streaming", "stock_svc_streaming"}
-    assert clusters == {*SERVICES, "jwks", *streaming}
+    assert clusters == {*SERVICES, "jwks", "health", *streaming}
     for route in rpc_routes(generated):
+        if route["route"]["cluster"] == HEALTH_CLUSTER:
+            continue
         area = ".".join(route["match"]["path"].removeprefix("/").split(".")[:2])
         assert route["route"]["cluster"].removesuffix("_streaming") == SERVED_BY[area]
 
@@ -107,7 +109,9 @@ def test_reads_calls_with_effects_and_streams_have_separate_limits(
     for route in rpc_routes(generate(contract)):
         path = route["match"]["path"]
         cluster, priority = route["route"]["cluster"], route["route"].get("priority", "DEFAULT")
-        if policies[path].server_streaming or "/boxoffice.health" in path or "Jwks" in path:
+        if cluster == HEALTH_CLUSTER:
+            assert path.startswith("/boxoffice.health")
+        elif policies[path].server_streaming or "/boxoffice.health" in path or "Jwks" in path:
             assert (cluster.endswith("_streaming"), priority) == (True, "DEFAULT"), path
         else:
             is_read = not policies[path].has_effects
@@ -163,7 +167,9 @@ def test_only_retryable_calls_are_retried_after_a_response(
     for route in rpc_routes(generate(contract)):
         retried_on = set(route["route"]["retry_policy"]["retry_on"].split(","))
         always = {"connect-failure", "refused-stream", "reset-before-request"}
-        retryable = policies[route["match"]["path"]].retryable
+        path = route["match"]["path"]
+        # A retry of a health check would wait for the unavailable service once more.
+        retryable = policies[path].retryable and not path.startswith("/boxoffice.health.")
         assert retried_on == (always | {"unavailable"} if retryable else always)
 
 

@@ -1,20 +1,55 @@
-"""HealthService: calls the standard health service of every service and combines the states."""
+"""HealthService: calls the standard health service of every service and combines the states.
+
+Every service serves it, so that the gateway gets an answer while any of them runs.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import redis.asyncio
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.exceptions import RedisError
 
 from boxoffice.health.v1 import health_service_pb2, health_service_pb2_grpc
 from mesh.errors import DomainError, Reason
-from mesh.rpc.server import DATABASE
+from mesh.rpc.client import open_channel
+from mesh.settings import SERVICES, MeshSettings
 
+DATABASE = "database"
+"""The name under which grpc.health.v1 reports whether the service reaches its database."""
+
+# Below the methods' deadline, so that the states of the others are still answered.
 _TIMEOUT_SECONDS = 2.0
+_REDIS_TIMEOUT_SECONDS = 0.5
 _SERVING = "SERVING"
 _UNREACHABLE = "UNREACHABLE"
+
+
+@asynccontextmanager
+async def open_health(settings: MeshSettings, process: str) -> AsyncIterator["HealthServicer"]:
+    """The HealthServicer of `process`, with channels to all services and its own client of Redis."""
+    async with AsyncExitStack() as stack:
+        services: dict[str, health_pb2_grpc.HealthStub] = {}
+        for service in SERVICES:
+            channel = open_channel(settings, process=process, service=service, services=())
+            services[service] = health_pb2_grpc.HealthStub(await stack.enter_async_context(channel))
+        if settings.redis_url is None:
+            yield HealthServicer(services, _no_redis)
+            return
+        client = redis.asyncio.from_url(
+            settings.redis_url.get_secret_value(),
+            socket_timeout=_REDIS_TIMEOUT_SECONDS,
+            socket_connect_timeout=_REDIS_TIMEOUT_SECONDS,
+        )
+        stack.push_async_callback(client.aclose)
+
+        async def ping() -> None:
+            await client.ping()
+
+        yield HealthServicer(services, ping)
 
 
 class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
@@ -56,8 +91,11 @@ class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
 
 async def _state(stub: health_pb2_grpc.HealthStub, part: str) -> str:
     try:
+        # Waits for a connection, which takes longer than the channel's backoff on a busy machine.
         response = await stub.Check(  # type: ignore[attr-defined]
-            health_pb2.HealthCheckRequest(service=part), timeout=_TIMEOUT_SECONDS
+            health_pb2.HealthCheckRequest(service=part),
+            timeout=_TIMEOUT_SECONDS,
+            wait_for_ready=True,
         )
     except (aio.AioRpcError, DomainError):
         return _UNREACHABLE
@@ -70,3 +108,7 @@ def _health(states: dict[str, str]) -> health_service_pb2.Health:
         metadata: dict[str, Any] = dict(states)
         raise DomainError(Reason.DEPENDENCY_UNAVAILABLE, f"degraded: {listed}", **metadata)
     return health_service_pb2.Health(status="healthy", services=states)
+
+
+async def _no_redis() -> None:
+    raise OSError("BOXOFFICE_REDIS_URL is not set")

@@ -1,1 +1,0 @@
-"""One file per gRPC service: message -> plain values -> one domain call -> message."""
