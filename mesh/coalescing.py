@@ -1,7 +1,7 @@
 """Coalescing: requests that arrive while batches are in flight are queued for the next batch.
 
-At low load a batch has one request and waits for nothing; in a burst it waits up to 50 ms for
-further requests. Each caller gets its own outcome.
+At low load a batch has one request and waits for nothing. In a burst it waits for the end of the
+batch before it, and up to 50 ms for further requests. Each caller gets its own outcome.
 """
 
 import asyncio
@@ -31,7 +31,9 @@ _REFUSED = metrics.counter(
 _GATHER_PAUSE_SECONDS = 0.002
 # Upper bound for the wait.
 _GATHER_SECONDS = 0.05
-# This many requests in this time are a burst. Only in a burst a batch waits for further requests.
+# A batch that takes longer, e.g. because it waits for a lock, holds up the next one no longer.
+_STALLED_SECONDS = 0.25
+# This many requests in this time are a burst. Only in a burst a batch waits.
 _BURST_REQUESTS = 4
 _BURST_SECONDS = 0.4
 
@@ -67,6 +69,7 @@ class Coalescer(Generic[RequestT, ResultT]):
         max_queued: int,
         seconds: float,
         burst_seconds: float = _BURST_SECONDS,
+        stalled_seconds: float = _STALLED_SECONDS,
         gather_seconds: float = _GATHER_SECONDS,
         gather_pause_seconds: float = _GATHER_PAUSE_SECONDS,
     ) -> None:
@@ -78,11 +81,14 @@ class Coalescer(Generic[RequestT, ResultT]):
         self._seconds = seconds
         self._queue: deque[_Waiting[RequestT, ResultT]] = deque()
         self._burst_seconds = burst_seconds
+        self._stalled_seconds = stalled_seconds
         self._gather_seconds = gather_seconds
         self._gather_pause_seconds = gather_pause_seconds
         self._arrivals: deque[float] = deque(maxlen=_BURST_REQUESTS)
         self._arrived = 0
+        self._in_flight = 0
         self._is_gathering = False
+        # Set when the batch that gathers need not wait any longer.
         self._is_complete = asyncio.Event()
         self._senders: set[asyncio.Task[None]] = set()
 
@@ -129,22 +135,30 @@ class Coalescer(Generic[RequestT, ResultT]):
                     if self._queue:
                         self._start_sender()
                     _SIZE.labels(self._name).observe(len(batch))
-                    await self._send_batch(batch)
+                    self._in_flight += 1
+                    try:
+                        await self._send_batch(batch)
+                    finally:
+                        self._in_flight -= 1
+                        self._is_complete.set()
         finally:
             # Not in a done callback, which runs a turn later: a request that is queued in
             # between would count on a sender that has already ended.
             self._senders.discard(sender)
 
     async def _gather(self) -> None:
-        """In a burst, waits while requests arrive and running calls may still submit some."""
-        began = asyncio.get_running_loop().time()
+        """In a burst, waits for the batch before, then while running calls submit requests."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         if len(self._arrivals) < _BURST_REQUESTS or self._arrivals[0] < began - self._burst_seconds:
             return
         self._is_gathering = True
         try:
-            while not self._has_all() and await self._another_arrives(
-                before=began + self._gather_seconds
-            ):
+            stalled = began + self._stalled_seconds
+            while self._in_flight and len(self._queue) < self._max_batch and loop.time() < stalled:
+                await self._wait(until=stalled)
+            before = loop.time() + self._gather_seconds
+            while not self._has_all() and await self._another_arrives(before=before):
                 pass
         finally:
             self._is_gathering = False
@@ -156,11 +170,14 @@ class Coalescer(Generic[RequestT, ResultT]):
     async def _another_arrives(self, *, before: float) -> bool:
         """Waits a pause, with a timer: the event loop and the other processes have work to do."""
         arrived, loop = self._arrived, asyncio.get_running_loop()
+        await self._wait(until=min(before, loop.time() + self._gather_pause_seconds))
+        return self._arrived > arrived and loop.time() < before
+
+    async def _wait(self, *, until: float) -> None:
         self._is_complete.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(min(before, loop.time() + self._gather_pause_seconds)):
+            async with asyncio.timeout_at(until):
                 await self._is_complete.wait()
-        return self._arrived > arrived and loop.time() < before
 
     async def _send_batch(self, batch: Sequence[_Waiting[RequestT, ResultT]]) -> None:
         outcomes: Sequence[ResultT | Exception]

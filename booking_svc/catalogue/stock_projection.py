@@ -6,7 +6,6 @@ They lag the ledger, which alone decides sales. The availability of one event is
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.catalogue import event_status
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.tables import events as events_table
-from booking_svc.catalogue.tables import offers, stock_levels
-from booking_svc.clients.ports import Availability, PoolChange, StockChange
+from booking_svc.catalogue.tables import stock_levels
+from booking_svc.clients.ports import Availability, StockChange
+from mesh.db.pipeline import FORCE_INDEX_SCANS, Statement, array, columns, run_together
 
 
 async def availability_of(
@@ -45,33 +45,19 @@ async def apply(
     latest = {(change.event_id, pool.pool_id): pool for change in changes for pool in change.pools}
     if not latest:
         return ()
-    new_levels = _rows(latest)
-    await connection.execute(
-        postgresql.insert(stock_levels)
-        .from_select(
-            ["event_id", "pool_id", "capacity", "available", "version"],
-            # An event that does not exist yet is skipped: it is inserted with its own levels.
-            sa.select(new_levels)
-            .join(events_table, events_table.c.event_id == new_levels.c.event_id)
-            .order_by(new_levels.c.event_id, new_levels.c.pool_id),
-        )
-        .on_conflict_do_update(
-            index_elements=[stock_levels.c.event_id, stock_levels.c.pool_id],
-            set_={
-                name: sa.literal_column(f"excluded.{name}")
-                for name in ("capacity", "available", "version")
-            },
-            where=stock_levels.c.version < sa.literal_column("excluded.version"),
-        )
-    )
+    levels = [
+        (*key, pool.capacity, pool.available, pool.version)
+        for key, pool in latest.items()
+        if not pool.removed
+    ]
     removed = [key for key, pool in latest.items() if pool.removed]
-    if removed:
-        await connection.execute(
-            sa.delete(stock_levels).where(
-                sa.tuple_(stock_levels.c.event_id, stock_levels.c.pool_id).in_(removed)
-            )
-        )
-    return await update_events(connection, event_ids={event_id for event_id, _ in latest}, now=now)
+    event_ids = {event_id for event_id, _ in latest}
+    return await _run(
+        connection,
+        [Statement(_STORE, columns(levels, 5)), Statement(_DELETE, columns(removed, 2))],
+        event_ids,
+        now,
+    )
 
 
 async def update_events(
@@ -81,75 +67,70 @@ async def update_events(
 
     Returns the events that became SOLD_OUT.
     """
-    ids = sa.any_(sa.literal(sorted(event_ids), postgresql.ARRAY(sa.UUID())))
-    await connection.execute(
-        sa.update(offers)
-        .where(offers.c.event_id == ids)
-        .where(
-            offers.c.event_id == stock_levels.c.event_id,
-            offers.c.pool_id == stock_levels.c.pool_id,
-            offers.c.capacity.is_not(None),
-            offers.c.capacity != stock_levels.c.capacity,
-        )
-        .values(capacity=stock_levels.c.capacity)
-    )
-    # Only pools that have an offer count.
-    is_sold = sa.exists().where(
-        offers.c.event_id == stock_levels.c.event_id, offers.c.pool_id == stock_levels.c.pool_id
-    )
-    sums = (
-        sa.select(
-            stock_levels.c.event_id,
-            sa.func.sum(stock_levels.c.capacity).label("capacity"),
-            (sa.func.sum(stock_levels.c.available) <= 0).label("is_sold_out"),
-        )
-        .where(stock_levels.c.event_id == ids, is_sold)
-        .group_by(stock_levels.c.event_id)
-        .subquery()
-    )
-    table, old = events_table.c, events_table.alias("old").c
-    updated = (
-        await connection.execute(
-            sa.update(events_table)
-            .where(table.event_id == sums.c.event_id, table.event_id == old.event_id)
-            .where(
-                sa.or_(
-                    table.is_sold_out != sums.c.is_sold_out,
-                    table.total_capacity != sums.c.capacity,
-                )
-            )
-            .values(is_sold_out=sums.c.is_sold_out, total_capacity=sums.c.capacity)
-            .returning(table.event_id, table.is_sold_out & ~old.is_sold_out)
-        )
-    ).all()
-    if not updated:
+    return await _run(connection, [], event_ids, now)
+
+
+async def _run(
+    connection: AsyncConnection,
+    stores: Sequence[Statement],
+    event_ids: Collection[UUID],
+    now: datetime,
+) -> Collection[UUID]:
+    """Runs the statements and those of `update_events` in one round trip."""
+    ids = array(sorted(event_ids))
+    copies = [Statement(_COPY_CAPACITIES, (ids,)), Statement(_COPY_SUMS, (ids,))]
+    *_, updated = await run_together(connection, [FORCE_INDEX_SCANS, *stores, *copies])
+    if not updated.rows:
         return ()
+    table = events_table.c
     statuses = await connection.execute(
         sa.update(events_table)
-        .where(table.event_id.in_([event_id for event_id, _ in updated]))
+        .where(table.event_id.in_([event_id for event_id, _ in updated.rows]))
         .values(**event_status.derived_columns(now))
         .returning(table.event_id, table.current_status)
     )
-    sold = {event_id for event_id, is_sold in updated if is_sold}
+    sold = {event_id for event_id, is_sold in updated.rows if is_sold}
     return {
         event_id for event_id, status in statuses if status == Status.SOLD_OUT and event_id in sold
     }
 
 
-def _rows(latest: Mapping[tuple[UUID, UUID], PoolChange]) -> sa.Subquery:
-    """The latest change of each pool as rows."""
-    keys = [key for key, pool in latest.items() if not pool.removed]
-    columns: dict[str, tuple[sa.types.TypeEngine[Any], list[Any]]] = {
-        "event_id": (sa.UUID(), [event_id for event_id, _ in keys]),
-        "pool_id": (sa.UUID(), [pool_id for _, pool_id in keys]),
-        "capacity": (sa.Integer(), [latest[key].capacity for key in keys]),
-        "available": (sa.Integer(), [latest[key].available for key in keys]),
-        "version": (sa.BigInteger(), [latest[key].version for key in keys]),
-    }
-    arrays = [sa.literal(values, postgresql.ARRAY(kind)) for kind, values in columns.values()]
-    typed = [sa.column(name, kind) for name, (kind, _) in columns.items()]
-    rows = sa.func.unnest(*arrays).table_valued(*typed).render_derived()
-    return sa.select(rows).subquery()
+# An event that does not exist yet is skipped: it is inserted with its own levels.
+_STORE = """
+INSERT INTO stock_levels AS stored (event_id, pool_id, capacity, available, version)
+SELECT level.* FROM unnest(%s::uuid[], %s::uuid[], %s::int[], %s::int[], %s::bigint[])
+    AS level (event_id, pool_id, capacity, available, version)
+JOIN events USING (event_id) ORDER BY level.event_id, level.pool_id
+ON CONFLICT (event_id, pool_id) DO UPDATE SET capacity = excluded.capacity,
+    available = excluded.available, version = excluded.version
+WHERE stored.version < excluded.version
+"""
+
+_DELETE = """
+DELETE FROM stock_levels
+WHERE (event_id, pool_id) IN (SELECT * FROM unnest(%s::uuid[], %s::uuid[]))
+"""
+
+_COPY_CAPACITIES = """
+UPDATE offers SET capacity = level.capacity FROM stock_levels AS level
+WHERE offers.event_id = ANY (%s::uuid[]) AND level.event_id = offers.event_id
+  AND level.pool_id = offers.pool_id AND offers.capacity <> level.capacity
+"""
+
+# Only pools that have an offer count.
+_COPY_SUMS = """
+UPDATE events SET is_sold_out = sums.is_sold_out, total_capacity = sums.capacity
+FROM (
+    SELECT event_id, sum(capacity) AS capacity, sum(available) <= 0 AS is_sold_out
+    FROM stock_levels AS level WHERE event_id = ANY (%s::uuid[]) AND EXISTS (
+        SELECT 1 FROM offers
+        WHERE offers.event_id = level.event_id AND offers.pool_id = level.pool_id
+    ) GROUP BY event_id
+) AS sums JOIN events AS old USING (event_id)
+WHERE events.event_id = sums.event_id
+  AND (events.is_sold_out <> sums.is_sold_out OR events.total_capacity <> sums.capacity)
+RETURNING events.event_id, events.is_sold_out AND NOT old.is_sold_out
+"""
 
 
 def _availability(event: Event, levels: Mapping[UUID, tuple[int, int, int]]) -> Availability:

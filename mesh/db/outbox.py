@@ -14,7 +14,6 @@ Which events a service has, and what they mean, belongs to that service's outbox
 import asyncio
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,10 +44,8 @@ Bounded because other transactions wait for the locks of that transaction.
 
 # Finds events whose NOTIFY was lost because the process ended between commit and NOTIFY.
 _POLL_SECONDS = 5.0
-# A stream pauses 4 times as long as its last read took, so that readers use at most a fifth of the
-# time and, in a burst, read larger batches.
-_PAUSES_PER_BATCH = 4.0
-_LONGEST_PAUSE_SECONDS = 0.1
+# A stream pauses after each batch, so that in a burst it reads few large batches.
+_PAUSE_SECONDS = 0.25
 
 _INSERT = """
 INSERT INTO outbox (aggregate_id, event_type, payload, origin, create_time)
@@ -277,33 +274,34 @@ class OutboxReader:
         return str(_Position(snapshot, snapshot, 0))
 
     async def stream(
-        self, after_position: str, *, pauses: bool = False
+        self, after_position: str, *, pause_seconds: float = _PAUSE_SECONDS, pauses: bool = False
     ) -> AsyncIterator[Sequence[Event]]:
         """Yields the events after a position, in batches, without end.
 
+        An event that follows a batch by less than `pause_seconds` waits for the rest of that time.
         With `pauses` also an empty batch, about every 5 s, when there is nothing to read.
         Raises VALIDATION_FAILED for an invalid position.
         """
         position = _Position.parse(after_position)
         with _STREAMS.track_inprogress():
-            async for events in self._follow(position, pauses=pauses):
+            async for events in self._follow(position, pause_seconds, pauses=pauses):
                 if events:
                     delay = (system_clock() - events[0].create_time).total_seconds()
                     _SENT.inc(len(events))
                     _DELAY.observe(max(0.0, delay))
                 yield events
 
-    async def _follow(self, position: _Position, *, pauses: bool) -> AsyncIterator[Sequence[Event]]:
+    async def _follow(
+        self, position: _Position, pause_seconds: float, *, pauses: bool
+    ) -> AsyncIterator[Sequence[Event]]:
         while True:
             # Taken before reading, so that `_wait` returns at once for a write in between.
             seen = self._writes
-            began = time.monotonic()
             events, position = await self._read(position)
             if events:
                 yield events
                 if len(events) < BATCH:
-                    busy = time.monotonic() - began
-                    await asyncio.sleep(min(busy * _PAUSES_PER_BATCH, _LONGEST_PAUSE_SECONDS))
+                    await asyncio.sleep(pause_seconds)
             else:
                 if pauses:
                     yield events

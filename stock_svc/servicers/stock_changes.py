@@ -11,6 +11,10 @@ from boxoffice.stock.v1.stock_change_service_pb2_grpc import (
 )
 from mesh.db.outbox import OutboxReader, to_messages
 
+# Watchers of an event's availability follow from now on; consumers that copy levels can be later.
+_WATCH_PAUSE_SECONDS = 0.1
+_COPY_PAUSE_SECONDS = 0.5
+
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -21,11 +25,11 @@ class StockChangeServicer(GeneratedServicer):
     async def StreamChanges(
         self, request: stock_change_service_pb2.StreamChangesRequest, context: _Context
     ) -> AsyncIterator[stock_change_service_pb2.StreamChangesResponse]:
-        position = request.after_position
+        position, pause_seconds = request.after_position, _COPY_PAUSE_SECONDS
         if request.from_now:
-            position = await self._changes.now()
+            position, pause_seconds = await self._changes.now(), _WATCH_PAUSE_SECONDS
             yield stock_change_service_pb2.StreamChangesResponse(position=position)
-        async for batch in self._changes.stream(position):
+        async for batch in self._changes.stream(position, pause_seconds=pause_seconds):
             yield stock_change_service_pb2.StreamChangesResponse(
                 changes=to_messages(batch, stock_change_service_pb2.StockChange),
                 position=batch[-1].position,

@@ -44,12 +44,14 @@ class Sent:
 def coalescer(
     sent: Sent, *, max_batch: int = 4, max_in_flight: int = 1, max_queued: int = 100,
     seconds: float = 60, gather_seconds: float = FOREVER, gather_pause_seconds: float = FOREVER,
+    stalled_seconds: float = FOREVER,
 ) -> Coalescer[int, str]:  # fmt: skip
     return Coalescer(
         "test", sent, max_batch=max_batch, max_in_flight=max_in_flight,
         max_queued=max_queued, seconds=seconds,
         # On a slow machine requests must still count as one burst.
         burst_seconds=FOREVER, gather_seconds=gather_seconds, gather_pause_seconds=gather_pause_seconds,
+        stalled_seconds=stalled_seconds,
     )  # fmt: skip
 
 
@@ -137,6 +139,41 @@ async def test_without_a_burst_a_batch_waits_for_nothing() -> None:
             for number in range(3):
                 await together.submit(number)
     assert sent.batches == [[0], [1], [2]]
+
+
+async def test_in_a_burst_a_batch_waits_for_the_end_of_the_one_before() -> None:
+    sent = Sent(open_at_once=True)
+    together = coalescer(sent, max_in_flight=2)
+    await a_burst(together)
+    sent.batches.clear()
+    sent.go.clear()
+    with call.counted():
+        calls = [asyncio.create_task(together.submit(n)) for n in range(2)]
+        await sent.count(1)
+        calls.append(asyncio.create_task(together.submit(2)))
+        await let_start()
+        await let_start()
+        calls.append(asyncio.create_task(together.submit(3)))
+        await let_start()
+        sent.go.set()
+        assert await asyncio.gather(*calls) == [f"got {n}" for n in range(4)]
+    assert sent.batches == [[0, 1], [2, 3]]
+
+
+async def test_a_batch_that_stalls_does_not_hold_up_the_next_one() -> None:
+    sent = Sent(open_at_once=True)
+    together = coalescer(sent, max_in_flight=2, stalled_seconds=0.001)
+    await a_burst(together)
+    sent.batches.clear()
+    sent.go.clear()
+    with call.counted():
+        first = asyncio.create_task(together.submit(0))
+        await sent.count(1)
+        second = asyncio.create_task(together.submit(1))
+        await sent.count(2)
+        sent.go.set()
+        assert [await first, await second] == ["got 0", "got 1"]
+    assert sent.batches == [[0], [1]]
 
 
 async def test_a_batch_gathers_for_a_limited_time() -> None:
