@@ -19,8 +19,9 @@ from booking_svc.bookings.bookings import Booking, By, Status
 from booking_svc.bookings.outbox import Held
 from booking_svc.bookings.state_machine import FIRST_CHECK, Transition
 from booking_svc.catalogue import cancellation_policy, events, venues
-from booking_svc.catalogue.event_memory import EventMemory, read_seat_types
+from booking_svc.catalogue.event_memory import EventMemory, read_seat_terms
 from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.venues import SeatTerms
 from mesh.clock import Clock
 from mesh.coalescing import Coalescer
 from mesh.db import idempotent
@@ -52,14 +53,14 @@ class LookupRequest:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """The key's record, the event, and the types of those requested seats that are the event's.
+    """The key's record, the event, and the terms of those requested seats that are the event's.
 
     Record and event are None if they do not exist.
     """
 
     record: Record | None
     event: Event | None
-    seat_types: Mapping[UUID, str]
+    seat_terms: Mapping[UUID, SeatTerms]
 
 
 class Insertion(Enum):
@@ -112,8 +113,8 @@ class BatchWriter:
     def remembered(self, event_id: UUID, seat_ids: Collection[UUID]) -> Lookup | None:
         """An event as it was last read, which may have changed since; None if it is not known."""
         event = self._memory.event(event_id)
-        seat_types = None if event is None else self._memory.seat_types(event, seat_ids)
-        return None if seat_types is None else Lookup(None, event, seat_types)
+        seat_terms = None if event is None else self._memory.seat_terms(event, seat_ids)
+        return None if seat_terms is None else Lookup(None, event, seat_terms)
 
     async def look_up(self, key: Key, event_id: UUID, seat_ids: Collection[UUID]) -> Lookup:
         """Reads data committed before this call. Raises IDEMPOTENCY_KEY_REUSED."""
@@ -177,7 +178,7 @@ async def _look_up_all(
         for request in requests:
             memory.remember(request.event_id, known.get(request.event_id))
         for auditorium_id in _auditoriums_to_read(memory, requests, known, seats):
-            memory.remember_seats(auditorium_id, await read_seat_types(connection, auditorium_id))
+            memory.remember_seats(auditorium_id, await read_seat_terms(connection, auditorium_id))
     return [
         record
         if isinstance(record, DomainError)
@@ -190,7 +191,7 @@ def _auditoriums_to_read(
     memory: EventMemory,
     requests: Sequence[LookupRequest],
     known: Mapping[UUID, Event],
-    seats: Mapping[UUID, tuple[UUID, str]],
+    seats: Mapping[UUID, tuple[UUID, SeatTerms]],
 ) -> set[UUID]:
     """The auditoriums of events that have a requested seat which is not in memory."""
     return {
@@ -200,7 +201,7 @@ def _auditoriums_to_read(
         for seat_id in request.seat_ids
         if seat_id in seats
         and seats[seat_id][0] == event.auditorium_id
-        and memory.seat_types(event, [seat_id]) is None
+        and memory.seat_terms(event, [seat_id]) is None
     }
 
 
@@ -208,14 +209,14 @@ def _lookup(
     record: Record | None,
     event: Event | None,
     seat_ids: Collection[UUID],
-    seats: Mapping[UUID, tuple[UUID, str]],
+    seats: Mapping[UUID, tuple[UUID, SeatTerms]],
 ) -> Lookup:
-    seat_types = {
+    seat_terms = {
         seat_id: seats[seat_id][1]
         for seat_id in seat_ids
         if event is not None and seat_id in seats and seats[seat_id][0] == event.auditorium_id
     }
-    return Lookup(record, event, seat_types)
+    return Lookup(record, event, seat_terms)
 
 
 async def _insert_all(

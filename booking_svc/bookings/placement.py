@@ -22,6 +22,7 @@ from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.venues import SeatTerms
 from booking_svc.clients.ports import Reservation
 from mesh.db.idempotent import Key, Record
 from mesh.errors import DomainError, Reason
@@ -80,7 +81,7 @@ async def place(
         known = deps.batch_writer.remembered(event_id, pricing.seats_of(items))
         if known is None or known.event is None:
             return await _look_up_and_place(deps, call, None)
-        tried = await _try(deps, call, known.event, known.seat_types)
+        tried = await _try(deps, call, known.event, known.seat_terms)
         if isinstance(tried, bytes):
             return tried
         if isinstance(tried, Booking):
@@ -89,7 +90,7 @@ async def place(
 
 
 async def _try(
-    deps: Dependencies, call: _Call, event: Event, seat_types: Mapping[UUID, str]
+    deps: Dependencies, call: _Call, event: Event, seat_terms: Mapping[UUID, SeatTerms]
 ) -> bytes | Booking | _Unplaced:
     """Places a booking by an event from memory, without reading anything before.
 
@@ -97,7 +98,7 @@ async def _try(
     """
     now = deps.clock()
     try:
-        priced = await _price(deps, call, event, seat_types, now)
+        priced = await _price(deps, call, event, seat_terms, now)
     except DomainError:
         return _Unplaced(event)
     try:
@@ -122,7 +123,7 @@ async def _look_up_and_place(deps: Dependencies, call: _Call, tried: _Unplaced |
     try:
         if event is None:
             raise events.not_found(call.event_id)
-        priced = await _price(deps, call, event, lookup.seat_types, now)
+        priced = await _price(deps, call, event, lookup.seat_terms, now)
     except DomainError:
         if reservation is not None:
             await _release(deps, call, reservation)
@@ -189,12 +190,16 @@ async def _repeat(
 
 
 async def _price(
-    deps: Dependencies, call: _Call, event: Event, seat_types: Mapping[UUID, str], now: datetime
+    deps: Dependencies,
+    call: _Call,
+    event: Event,
+    seat_terms: Mapping[UUID, SeatTerms],
+    now: datetime,
 ) -> tuple[Item, ...]:
     """The items with their prices. Raises what is refused before anything is reserved."""
     event.refuse_unless_visible(to_staff=call.is_staff)
     event.refuse_unless_on_sale(now)
-    priced = pricing.priced(event, call.items, seat_types)
+    priced = pricing.priced(event, call.items, seat_terms)
     total = pricing.total(priced, event.currency_code)
     call.shown.refuse_another(total, event)
     await payment_pages.refuse_unpayable(deps, total, call.checkout)

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.bookings.bookings import Item
 from booking_svc.catalogue import venues
 from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.venues import SeatTerms
 from booking_svc.clients.ports import Line
 from mesh.errors import DomainError, FailedItem, FieldViolation, Reason, failures, invalid
 from mesh.money import Money
@@ -56,10 +57,13 @@ async def price(
     seat_ids = seats_of(requested)
     if event.auditorium_id is None or not seat_ids:
         return priced(event, requested, {})
-    types = await venues.seat_types(
-        connection, auditorium_id=event.auditorium_id, seat_ids=seat_ids
-    )
-    return priced(event, requested, types)
+    known = await venues.seats_of_any(connection, seat_ids)
+    terms = {
+        seat_id: terms
+        for seat_id, (auditorium_id, terms) in known.items()
+        if auditorium_id == event.auditorium_id
+    }
+    return priced(event, requested, terms)
 
 
 def seats_of(requested: Sequence[RequestedItem]) -> set[UUID]:
@@ -67,9 +71,9 @@ def seats_of(requested: Sequence[RequestedItem]) -> set[UUID]:
 
 
 def priced(
-    event: Event, requested: Sequence[RequestedItem], seat_types: Mapping[UUID, str]
+    event: Event, requested: Sequence[RequestedItem], seat_terms: Mapping[UUID, SeatTerms]
 ) -> tuple[Item, ...]:
-    """The items with their prices. `seat_types` has the type of each requested seat of the event.
+    """The items with their prices. `seat_terms` has those of each requested seat of the event.
 
     Raises OFFER_NOT_FOUND or SEAT_NOT_FOUND that names every such line, or VALIDATION_FAILED that
     names also each that exceeds its offer's limit per booking, repeats a seat, or requests a seated
@@ -82,14 +86,16 @@ def priced(
     items, faults, unknown = [], [], []
     for index, line in enumerate(requested):
         if line.seat_id is not None:
-            offer = sold_by.get(seat_types.get(line.seat_id, ""))
-            if offer is None:
+            terms = seat_terms.get(line.seat_id)
+            offer = None if terms is None else sold_by.get(terms.seat_type)
+            if terms is None or offer is None:
                 unknown.append(FailedItem(index, Reason.SEAT_NOT_FOUND, {"seatId": line.seat_id}))
                 continue
             if line.seat_id in seen:
                 faults.append(FieldViolation(f"items[{index}].seat_id", "is requested twice"))
             seen.add(line.seat_id)
             quantity, field = 1, f"items[{index}].seat_id"
+            price = seat_price(offer.price, terms)
         else:
             if line.offer_id is None:
                 raise ValueError("a line has neither offer nor seat")
@@ -100,6 +106,7 @@ def priced(
                 )
                 continue
             quantity, field = line.quantity, f"items[{index}].quantity"
+            price = offer.price
             if offer.seat_type is not None:
                 faults.append(
                     FieldViolation(f"items[{index}].offer_id", "sells seats: give their `seat_id`")
@@ -111,12 +118,17 @@ def priced(
                     field, f"at most {offer.max_per_booking} of {offer.name!r} per booking"
                 )
             )
-        items.append(Item(offer.offer_id, line.seat_id, quantity, offer.price))
+        items.append(Item(offer.offer_id, line.seat_id, quantity, price))
     if faults:
         raise invalid(*faults, *map(_violation, unknown))
     if unknown:
         raise _not_found(unknown)
     return tuple(items)
+
+
+def seat_price(price: Money, terms: SeatTerms) -> Money:
+    """The price of a seat whose offer costs `price`; never less than 0."""
+    return Money(max(0, price.amount_minor + terms.price_modifier), price.currency_code)
 
 
 def _not_found(unknown: Sequence[FailedItem]) -> DomainError:

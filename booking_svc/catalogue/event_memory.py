@@ -1,7 +1,8 @@
-"""Events and seat types in the memory of this process, as they were last read.
+"""Events and the terms of seats in the memory of this process, as they were last read.
 
 An event may have changed since. Who acts on one tests its revision in the transaction that writes,
-and refuses nothing because of it (bookings/placement.py). The type of a seat never changes.
+and refuses nothing because of it (bookings/placement.py). The type and
+the price modifier of a seat never change.
 """
 
 from collections import OrderedDict
@@ -13,14 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.tables import seats
+from booking_svc.catalogue.venues import SeatTerms
 
 _MOST_EVENTS = 1_000
 # Of all auditoriums together: about 25 MB.
 _MOST_SEATS = 250_000
 _UUID_BYTES = 16
 
-SeatTypes = Mapping[bytes, str]
-"""The types of all seats of an auditorium, by the 16 bytes of the seat's id."""
+SeatsByKey = Mapping[bytes, SeatTerms]
+"""The terms of all seats of an auditorium, by the 16 bytes of the seat's id."""
 
 
 class EventMemory:
@@ -30,7 +32,7 @@ class EventMemory:
         self._most_events = most_events
         self._most_seats = most_seats
         self._events: OrderedDict[UUID, Event] = OrderedDict()
-        self._seats: OrderedDict[UUID, SeatTypes] = OrderedDict()
+        self._seats: OrderedDict[UUID, SeatsByKey] = OrderedDict()
 
     def event(self, event_id: UUID) -> Event | None:
         event = self._events.get(event_id)
@@ -46,36 +48,39 @@ class EventMemory:
             while len(self._events) > self._most_events:
                 self._events.popitem(last=False)
 
-    def seat_types(self, event: Event, seat_ids: Collection[UUID]) -> Mapping[UUID, str] | None:
-        """The types of seats of the event's auditorium; None if one of them is not known."""
+    def seat_terms(
+        self, event: Event, seat_ids: Collection[UUID]
+    ) -> Mapping[UUID, SeatTerms] | None:
+        """The terms of seats of the event's auditorium; None if one of them is not known."""
         if not seat_ids:
             return {}
         known = self._seats.get(event.auditorium_id) if event.auditorium_id else None
         if known is None:
             return None
-        types = {seat_id: known[key] for seat_id in seat_ids if (key := seat_id.bytes) in known}
-        return types if len(types) == len(seat_ids) else None
+        terms = {seat_id: known[key] for seat_id in seat_ids if (key := seat_id.bytes) in known}
+        return terms if len(terms) == len(seat_ids) else None
 
-    def remember_seats(self, auditorium_id: UUID, types: SeatTypes) -> None:
+    def remember_seats(self, auditorium_id: UUID, terms: SeatsByKey) -> None:
         """Keeps all seats of an auditorium, unless there are too many."""
         self._seats.pop(auditorium_id, None)
-        if len(types) > self._most_seats:
+        if len(terms) > self._most_seats:
             return
-        self._seats[auditorium_id] = types
+        self._seats[auditorium_id] = terms
         while sum(map(len, self._seats.values())) > self._most_seats:
             self._seats.popitem(last=False)
 
 
-async def read_seat_types(connection: AsyncConnection, auditorium_id: UUID) -> SeatTypes:
-    """The types of all seats of an auditorium, in a few large values: a row each takes longer."""
+async def read_seat_terms(connection: AsyncConnection, auditorium_id: UUID) -> SeatsByKey:
+    """The terms of all seats of an auditorium, in a few large values: a row each takes longer."""
     ids = sa.func.string_agg(sa.func.uuid_send(seats.c.seat_id), sa.literal(b""))
     rows = await connection.execute(
-        sa.select(seats.c.seat_type, ids.label("ids"))
+        sa.select(seats.c.seat_type, seats.c.price_modifier, ids.label("ids"))
         .where(seats.c.auditorium_id == auditorium_id)
-        .group_by(seats.c.seat_type)
+        .group_by(seats.c.seat_type, seats.c.price_modifier)
     )
     return {
-        row.ids[start : start + _UUID_BYTES]: row.seat_type
+        row.ids[start : start + _UUID_BYTES]: terms
         for row in rows
+        for terms in [SeatTerms(row.seat_type, row.price_modifier)]
         for start in range(0, len(row.ids), _UUID_BYTES)
     }

@@ -104,7 +104,7 @@ def auditorium(value: Auditorium) -> venue_pb2.Auditorium:
 
 
 def row(value: Row) -> venue_pb2.Row:
-    return venue_pb2.Row(label=value.label, seats=map(seat, value.seats))
+    return venue_pb2.Row(label=value.label, seats=map(seat, value.seats), section=value.section)
 
 
 def seat(value: Seat) -> venue_pb2.Seat:
@@ -115,6 +115,7 @@ def seat(value: Seat) -> venue_pb2.Seat:
         x=value.x,
         y=value.y,
         is_active=value.is_active,
+        price_modifier=value.price_modifier,
     )
 
 
@@ -139,9 +140,11 @@ def to_row(message: venue_pb2.Row) -> Row:
                 seat.x if seat.HasField("x") else None,
                 seat.y if seat.HasField("y") else None,
                 seat.is_active if seat.HasField("is_active") else True,
+                seat.price_modifier,
             )
             for seat in message.seats
         ),
+        message.section,
     )
 
 

@@ -63,13 +63,19 @@ seats = sa.Table(
     sa.Column("auditorium_id", _Uuid, sa.ForeignKey("auditoriums.auditorium_id"), nullable=False),
     sa.Column("row_index", sa.Integer, nullable=False),
     sa.Column("seat_index", sa.Integer, nullable=False),
+    # Empty for a row without one.
+    sa.Column("section", sa.Text, nullable=False, server_default=""),
     sa.Column("row_label", sa.Text, nullable=False),
     sa.Column("number", sa.Text, nullable=False),
     sa.Column("seat_type", sa.Text, nullable=False),
     sa.Column("x", sa.Double),
     sa.Column("y", sa.Double),
     sa.Column("is_active", sa.Boolean, nullable=False, server_default="true"),
-    sa.UniqueConstraint("auditorium_id", "row_label", "number"),
+    # Minor units, added to the offer's price. Never changes: event_memory.py keeps it.
+    sa.Column("price_modifier", sa.BigInteger, nullable=False, server_default="0"),
+    sa.UniqueConstraint(
+        "auditorium_id", "section", "row_label", "number", name="seats_auditorium_id_place_key"
+    ),
     sa.CheckConstraint("seat_type IN ('REGULAR', 'PREMIUM', 'WHEELCHAIR')", name="seat_type"),
 )
 

@@ -55,12 +55,29 @@ class Seat:
     x: float | None
     y: float | None
     is_active: bool = True
+    price_modifier: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SeatTerms:
+    """What decides the price of a seat; neither changes. `price_modifier` is in minor units."""
+
+    seat_type: str
+    price_modifier: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """A row; `section` is empty without one."""
+
     label: str
     seats: tuple[Seat, ...]
+    section: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Section and label, unique in the auditorium."""
+        return self.section, self.label
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +243,22 @@ async def get_auditorium(connection: AsyncConnection, *, auditorium_id: UUID) ->
         Row(
             label,
             tuple(
-                Seat(seat.seat_id, seat.number, seat.seat_type, seat.x, seat.y, seat.is_active)
+                Seat(
+                    seat.seat_id,
+                    seat.number,
+                    seat.seat_type,
+                    seat.x,
+                    seat.y,
+                    seat.is_active,
+                    seat.price_modifier,
+                )
                 for seat in row
             ),
+            section,
         )
-        for label, row in groupby(seat_rows, key=lambda seat: str(seat.row_label))
+        for (section, label), row in groupby(
+            seat_rows, key=lambda seat: (str(seat.section), str(seat.row_label))
+        )
     )
     return _auditorium(auditorium, rows)
 
@@ -317,7 +345,7 @@ async def add_seats(
     # Locks the row: another call waits before it reads the seats.
     await _change_auditorium(connection, auditorium_id, update_time=now)
     existing = await get_auditorium(connection, auditorium_id=auditorium_id)
-    numbers = {row.label: {seat.number for seat in row.seats} for row in existing.rows}
+    numbers = {row.place: {seat.number for seat in row.seats} for row in existing.rows}
     violations = [
         FieldViolation(
             f"rows[{index}].seats[{seat_index}].number",
@@ -325,7 +353,7 @@ async def add_seats(
         )
         for index, row in enumerate(rows)
         for seat_index, seat in enumerate(row.seats)
-        if seat.number in numbers.get(row.label, ())
+        if seat.number in numbers.get(row.place, ())
     ]
     total = existing.seat_count + sum(len(row.seats) for row in rows)
     if total > MAX_SEATS:
@@ -334,14 +362,14 @@ async def add_seats(
         )
     if violations:
         raise invalid(*violations)
-    row_indexes = {row.label: index for index, row in enumerate(existing.rows)}
-    new_labels = [row.label for row in rows if row.label not in row_indexes]
-    row_indexes |= {label: len(existing.rows) + n for n, label in enumerate(new_labels)}
+    row_indexes = {row.place: index for index, row in enumerate(existing.rows)}
+    new_places = [row.place for row in rows if row.place not in row_indexes]
+    row_indexes |= {place: len(existing.rows) + n for n, place in enumerate(new_places)}
     await _insert_seats(
         connection,
         auditorium_id,
-        ((row_indexes[row.label], row) for row in rows),
-        {row.label: len(row.seats) for row in existing.rows},
+        ((row_indexes[row.place], row) for row in rows),
+        {row.place: len(row.seats) for row in existing.rows},
     )
     return total
 
@@ -395,33 +423,35 @@ async def seat_types(
     connection: AsyncConnection,
     *,
     auditorium_id: UUID,
-    seat_ids: Collection[UUID] | None = None,
 ) -> Mapping[UUID, str]:
-    """Types of an auditorium's active seats by seat id.
-
-    With `seat_ids`, of those that exist, active or not: an event may still sell a retired seat.
-    """
-    query = sa.select(seats.c.seat_id, seats.c.seat_type).where(
-        seats.c.auditorium_id == auditorium_id
+    """Types of an auditorium's active seats by seat id."""
+    rows = await connection.execute(
+        sa.select(seats.c.seat_id, seats.c.seat_type)
+        .where(seats.c.auditorium_id == auditorium_id, seats.c.is_active)
+        .order_by(seats.c.row_index, seats.c.seat_index)
     )
-    query = query.where(seats.c.is_active if seat_ids is None else seats.c.seat_id.in_(seat_ids))
-    rows = await connection.execute(query.order_by(seats.c.row_index, seats.c.seat_index))
     return {row.seat_id: row.seat_type for row in rows}
 
 
 async def seats_of_any(
     connection: AsyncConnection, seat_ids: Collection[UUID]
-) -> Mapping[UUID, tuple[UUID, str]]:
-    """Auditorium and type of each existing seat, in any auditorium, by seat id."""
+) -> Mapping[UUID, tuple[UUID, SeatTerms]]:
+    """Auditorium and terms of each existing seat, in any auditorium, by seat id.
+
+    Also of retired seats: an event may still sell one.
+    """
     if not seat_ids:
         return {}
     ids = sa.bindparam("ids", list(seat_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
     rows = await connection.execute(
-        sa.select(seats.c.seat_id, seats.c.auditorium_id, seats.c.seat_type).where(
-            seats.c.seat_id == sa.any_(ids)
-        )
+        sa.select(
+            seats.c.seat_id, seats.c.auditorium_id, seats.c.seat_type, seats.c.price_modifier
+        ).where(seats.c.seat_id == sa.any_(ids))
     )
-    return {row.seat_id: (row.auditorium_id, row.seat_type) for row in rows}
+    return {
+        row.seat_id: (row.auditorium_id, SeatTerms(row.seat_type, row.price_modifier))
+        for row in rows
+    }
 
 
 async def _page(
@@ -459,9 +489,9 @@ async def _insert_seats(
     connection: AsyncConnection,
     auditorium_id: UUID,
     rows: Iterable[tuple[int, Row]],
-    seat_counts: Mapping[str, int],
+    seat_counts: Mapping[tuple[str, str], int],
 ) -> None:
-    """Adds rows, given with their index, behind the `seat_counts` seats of their labels."""
+    """Adds rows, given with their index, behind the `seat_counts` seats of the same row."""
     await connection.execute(
         seats.insert(),
         [
@@ -469,13 +499,15 @@ async def _insert_seats(
                 "seat_id": seat.seat_id,
                 "auditorium_id": auditorium_id,
                 "row_index": row_index,
-                "seat_index": seat_counts.get(row.label, 0) + index,
+                "seat_index": seat_counts.get(row.place, 0) + index,
+                "section": row.section,
                 "row_label": row.label,
                 "number": seat.number,
                 "seat_type": seat.seat_type,
                 "x": seat.x,
                 "y": seat.y,
                 "is_active": seat.is_active,
+                "price_modifier": seat.price_modifier,
             }
             for row_index, row in rows
             for index, seat in enumerate(row.seats)
@@ -527,13 +559,13 @@ def _refuse_unknown_time_zone(time_zone: str) -> None:
 
 
 def _refuse_duplicates(rows: tuple[Row, ...]) -> None:
-    labels = Counter(row.label for row in rows)
+    places = Counter(row.place for row in rows)
     violations = [
         FieldViolation(
-            f"rows[{index}].label", f"the row {row.label!r} occurs {labels[row.label]} times"
+            f"rows[{index}].label", f"the row {row.label!r} occurs {places[row.place]} times"
         )
         for index, row in enumerate(rows)
-        if labels[row.label] > 1
+        if places[row.place] > 1
     ]
     for index, row in enumerate(rows):
         numbers = Counter(seat.number for seat in row.seats)

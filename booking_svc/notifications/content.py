@@ -230,11 +230,15 @@ async def _lines(connection: AsyncConnection, items: tuple[Item, ...]) -> tuple[
     labels: dict[UUID, str] = {}
     if seat_ids:
         seat_rows = await connection.execute(
-            sa.select(seats.c.seat_id, seats.c.row_label, seats.c.number).where(
+            sa.select(seats.c.seat_id, seats.c.section, seats.c.row_label, seats.c.number).where(
                 seats.c.seat_id.in_(seat_ids)
             )
         )
-        labels = {row.seat_id: f"Row {row.row_label}, seat {row.number}" for row in seat_rows}
+        labels = {
+            row.seat_id: (f"{row.section}, row" if row.section else "Row")
+            + f" {row.row_label}, seat {row.number}"
+            for row in seat_rows
+        }
     return tuple(_line(item, names, labels) for item in items)
 
 

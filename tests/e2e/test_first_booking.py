@@ -71,10 +71,11 @@ def test_cancelling_while_unpaid_frees_the_places(admin: Api, customer: Api) -> 
 def test_seats_are_chosen_from_the_map(admin: Api, customer: Api) -> None:
     venue = admin.post("/api/v1/venues", {"name": "Regal", "timeZone": "Asia/Kolkata"})
     assert venue.status_code == 201, venue.text
-    rows = [
-        {"label": label, "seats": [{"number": str(n), "seatType": "REGULAR"} for n in (1, 2, 3)]}
-        for label in "AB"
+    seats = [
+        {"number": str(n), "seatType": "REGULAR", "priceModifier": str(n * 1_000)} for n in (1, 2)
     ]
+    # The same row in two sections.
+    rows = [{"section": section, "label": "A", "seats": seats} for section in ("North", "South")]
     auditorium = admin.post(
         f"/api/v1/venues/{venue.json()['venueId']}/auditoriums", {"name": "Screen 1", "rows": rows}
     )
@@ -94,6 +95,10 @@ def test_seats_are_chosen_from_the_map(admin: Api, customer: Api) -> None:
     booking = customer.book({"eventId": event["eventId"], "items": [{"seatId": seat}]})
     assert booking.status_code == 201, booking.text
     assert booking.json()["items"][0]["seatId"] == seat
+    assert booking.json()["items"][0]["unitPrice"]["amountMinor"] == "32000"
+    shown = customer.get(f"/api/v1/auditoriums/{auditorium.json()['auditoriumId']}").json()["rows"]
+    assert [(row["section"], row["label"]) for row in shown] == [("North", "A"), ("South", "A")]
+    assert [entry["priceModifier"] for entry in shown[0]["seats"]] == ["1000", "2000"]
     availability = customer.get(f"/api/v1/events/{event['eventId']}/availability").json()
     states = {entry["seatId"]: entry["state"] for entry in availability["seats"]}
     assert states.pop(seat) == "HELD"

@@ -181,18 +181,20 @@ def _violations(message: Message) -> list[FieldViolation]:
     except DomainError as refusal:
         violations += refusal.violations
     if isinstance(message, venue_service_pb2.CreateAuditoriumRequest):
-        violations += _duplicates("rows", "label", [row.label for row in message.rows])
+        places = [(row.section, row.label) for row in message.rows]
+        violations += _duplicates("rows", "label", places)
         for n, row in enumerate(message.rows):
             violations += _duplicates(
-                f"rows[{n}].seats", "number", [seat.number for seat in row.seats]
+                f"rows[{n}].seats", "number", [("", seat.number) for seat in row.seats]
             )
     return violations
 
 
-def _duplicates(field: str, name: str, values: list[str]) -> list[FieldViolation]:
+def _duplicates(field: str, name: str, values: list[tuple[str, str]]) -> list[FieldViolation]:
+    """Values that occur twice, each with the section that it must be unique in."""
     counts = Counter(values)
     return [
-        FieldViolation(f"{field}[{n}].{name}", f"{value!r} occurs {counts[value]} times")
+        FieldViolation(f"{field}[{n}].{name}", f"{value[1]!r} occurs {counts[value]} times")
         for n, value in enumerate(values)
         if counts[value] > 1
     ]

@@ -22,7 +22,7 @@ from booking_svc.catalogue.event_memory import EventMemory
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.events import Status as EventStatus
-from booking_svc.catalogue.venues import Row, Seat
+from booking_svc.catalogue.venues import Row, Seat, SeatTerms
 from booking_svc.clients import ports
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -292,8 +292,8 @@ async def test_seats_are_sold_from_memory_and_new_ones_are_found(harness: Bookin
     def row(label: str, *seats: Seat) -> Row:
         return Row(label, seats)
 
-    def a_seat(number: int, seat_type: str = "REGULAR") -> Seat:
-        return Seat(new_id(), str(number), seat_type, None, None)
+    def a_seat(number: int, seat_type: str = "REGULAR", price_modifier: int = 0) -> Seat:
+        return Seat(new_id(), str(number), seat_type, None, None, price_modifier=price_modifier)
 
     async with harness.database.transaction() as connection:
         venue = await venues.create_venue(
@@ -303,10 +303,13 @@ async def test_seats_are_sold_from_memory_and_new_ones_are_found(harness: Bookin
             connection,
             venue_id=venue.venue_id,
             name="One",
-            rows=(row("A", a_seat(1), a_seat(2)), row("B", a_seat(1, "PREMIUM"))),
+            rows=(
+                row("A", a_seat(1), a_seat(2, price_modifier=5_000)),
+                row("B", a_seat(1, "PREMIUM", price_modifier=-10), a_seat(2, "PREMIUM")),
+            ),
             now=harness.clock(),
         )
-    seats = {seat.seat_id: seat.seat_type for row in auditorium.rows for seat in row.seats}
+    seats = [seat.seat_id for row in auditorium.rows for seat in row.seats]
     event = await harness.an_event(
         an_offer(seat_type="REGULAR", capacity=None, pool="a"),
         an_offer(name="Best", seat_type="PREMIUM", capacity=None, pool="b", price=Money(9, "INR")),
@@ -317,8 +320,9 @@ async def test_seats_are_sold_from_memory_and_new_ones_are_found(harness: Bookin
         booking = await harness.place(event, items=[RequestedItem(None, 1, seat_id)], checkout=None)
         return booking.total.amount_minor
 
-    for seat_id, seat_type in seats.items():
-        assert await place(seat_id) == {"REGULAR": 150_000, "PREMIUM": 9}[seat_type]
+    # The first is priced by what the database has, the others by the memory. No price is below 0.
+    for seat_id, price in zip(seats, (150_000, 155_000, 0, 9), strict=True):
+        assert await place(seat_id) == price
         assert harness.deps.batch_writer.remembered(event.event_id, seats) is not None
     with pytest.raises(DomainError) as refused:
         await place(new_id())
@@ -334,6 +338,9 @@ async def test_seats_are_sold_from_memory_and_new_ones_are_found(harness: Bookin
     assert await place(new.seat_id) == 150_000
 
 
+REGULAR = SeatTerms("REGULAR")
+
+
 async def test_memory_is_bounded(harness: BookingHarness) -> None:
     event = await harness.an_event()
     memory = EventMemory(most_events=2, most_seats=3)
@@ -343,10 +350,10 @@ async def test_memory_is_bounded(harness: BookingHarness) -> None:
     assert [memory.event(event_id) is None for event_id in ids] == [True, False, False]
     seat, halls = new_id(), [new_id() for _ in range(3)]
     for hall in halls[:2]:
-        memory.remember_seats(hall, {seat.bytes: "REGULAR", new_id().bytes: "REGULAR"})
-    memory.remember_seats(halls[2], {new_id().bytes: "REGULAR" for _ in range(4)})
+        memory.remember_seats(hall, {seat.bytes: REGULAR, new_id().bytes: REGULAR})
+    memory.remember_seats(halls[2], {new_id().bytes: REGULAR for _ in range(4)})
     known = [
-        memory.seat_types(replace(event, auditorium_id=hall), [seat]) is not None for hall in halls
+        memory.seat_terms(replace(event, auditorium_id=hall), [seat]) is not None for hall in halls
     ]
     assert known == [False, True, False]
 

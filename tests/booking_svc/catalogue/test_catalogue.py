@@ -1,6 +1,7 @@
 """Venues, auditoriums and new events, and the violations of new events."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -66,7 +67,11 @@ async def test_every_duplicate_row_and_seat_is_named(harness: BookingHarness) ->
                 connection,
                 venue_id=venue.venue_id,
                 name="Screen 1",
-                rows=(a_row("A", "1", "1"), a_row("A", "2")),
+                rows=(
+                    a_row("A", "1", "1"),
+                    a_row("A", "2"),
+                    replace(a_row("A", "1"), section="North"),
+                ),
                 now=START,
             )
     assert [violation.field for violation in refusal.value.violations] == [
