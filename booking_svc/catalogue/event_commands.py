@@ -5,6 +5,7 @@ an event always has its stock in the ledger, and orphaned_stock.py removes stock
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -137,7 +138,7 @@ class EventCommands:
             limits = await self._limits(event.currency_code)
         now = self._clock()
         async with self._database.transaction() as connection:
-            event = await events.get(connection, event_id=event_id, lock=True)
+            event = await events.get_to_change(connection, event_id=event_id)
             await _refuse_stale(connection, event, etag, now)
             from_venue, to_venue = await _venues(connection, event, change)
             plan = event_update.plan(
@@ -203,27 +204,23 @@ class EventCommands:
             return changed
 
     async def delete(self, *, event_id: UUID) -> None:
-        """Deletes an event that was never booked. Raises EVENT_NOT_FOUND, EVENT_STATE_INVALID."""
+        """Deletes an event; one with bookings is kept for them, hidden, once it is cancelled or over.
+
+        Raises EVENT_NOT_FOUND, or EVENT_STATE_INVALID.
+        """
         now = self._clock()
         async with self._database.transaction() as connection:
             # The strongest row lock: it also excludes inserts of bookings, which refer to the row.
-            locked = await connection.execute(
+            await connection.execute(
                 sa.select(events_table.c.event_id)
                 .where(events_table.c.event_id == event_id)
                 .with_for_update()
             )
-            if locked.one_or_none() is None:
-                raise DomainError(Reason.EVENT_NOT_FOUND, "no such event", event_id=event_id)
-            try:
-                for table in (offers, levels_table, cancellations_table, events_table):
-                    await connection.execute(sa.delete(table).where(table.c.event_id == event_id))
-            except sa.exc.IntegrityError as error:
-                # Bookings refer to the event by a foreign key.
-                if isinstance(error.orig, ForeignKeyViolation):
-                    raise DomainError(
-                        Reason.EVENT_STATE_INVALID, "the event has bookings: cancel it instead"
-                    ) from None
-                raise
+            event = await events.get_to_change(connection, event_id=event_id)
+            if not await _delete_unbooked(connection, event_id):
+                await _hide(connection, event, now)
+                self._on_change(event_id)
+                return
             # A reservation without a booking expires: its booking can no longer be inserted.
             await orphaned_stock.schedule_removal(
                 connection, event_id=event_id, due_time=now, taken=True
@@ -239,7 +236,7 @@ class EventCommands:
         availability = await self._stock.availability(event_id=event_id, with_seats=False)
         now = self._clock()
         async with self._database.transaction() as connection:
-            before = await events.get(connection, event_id=event_id, lock=True)
+            before = await events.get_to_change(connection, event_id=event_id)
             event = await event_status.set_status(
                 connection,
                 event_id=event_id,
@@ -258,6 +255,43 @@ class EventCommands:
                 )
         self._on_change(event_id)
         return event, availability
+
+
+async def _delete_unbooked(connection: AsyncConnection, event_id: UUID) -> bool:
+    """Deletes the rows of an event; False, and nothing is deleted, if it has bookings."""
+    try:
+        async with connection.begin_nested():
+            for table in (offers, levels_table, cancellations_table, events_table):
+                await connection.execute(sa.delete(table).where(table.c.event_id == event_id))
+    except sa.exc.IntegrityError as error:
+        # Bookings refer to the event by a foreign key.
+        if isinstance(error.orig, ForeignKeyViolation):
+            return False
+        raise
+    return True
+
+
+async def _hide(connection: AsyncConnection, event: Event, now: datetime) -> None:
+    """Marks an event with bookings as deleted. Raises EVENT_STATE_INVALID if it is to come."""
+    has_id = events_table.c.event_id == event.event_id
+    if await connection.scalar(sa.select(events.is_to_come(now)).where(has_id)):
+        raise DomainError(
+            Reason.EVENT_STATE_INVALID, "the event has bookings and is to come: cancel it first"
+        )
+    hidden = replace(event, revision=event.revision + 1, update_time=now, delete_time=now)
+    await connection.execute(
+        sa.update(events_table)
+        .where(has_id)
+        .values(revision=hidden.revision, update_time=now, delete_time=now)
+    )
+    stock = await stock_projection.availability_of(connection, events=[hidden])
+    await outbox.append(
+        connection,
+        event=hidden,
+        stock=stock[event.event_id],
+        change=Changed(("deleteTime",)),
+        now=now,
+    )
 
 
 async def _refuse_stale(

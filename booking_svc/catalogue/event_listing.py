@@ -166,6 +166,7 @@ def _matching(columns: _Columns, filters: Filters) -> sa.ColumnElement[bool]:
     """Events that match the filters, apart from the full-text query."""
     statuses = _LISTED if filters.status is None else [filters.status]
     matching: sa.ColumnElement[bool] = columns.current_status.in_(statuses)
+    matching &= columns.delete_time.is_(None)
     if filters.starts_after is not None:
         # The index sorts events without a start time at infinity.
         dated = columns.sort_time < sa.literal_column(f"'{_UNDATED}'::timestamptz")
@@ -199,6 +200,7 @@ async def _search_first(
             table.current_status,
             table.production_id,
             table.venue_id,
+            table.delete_time,
         )
         .where(text)
         .limit(COUNTED_EXACTLY + 1)

@@ -84,6 +84,7 @@ class Event:
     update_time: datetime
     # Across all offers; None means no limit.
     per_customer_limit: int | None = None
+    delete_time: datetime | None = None
 
     @property
     def etag(self) -> str:
@@ -303,6 +304,7 @@ _COLUMNS = [
         "create_time",
         "update_time",
         "per_customer_limit",
+        "delete_time",
     )
 ]
 
@@ -325,6 +327,14 @@ async def get(connection: AsyncConnection, *, event_id: UUID, lock: bool = False
     if row is None:
         raise not_found(event_id)
     return from_row(row)
+
+
+async def get_to_change(connection: AsyncConnection, *, event_id: UUID) -> Event:
+    """An event, locked until the transaction ends. Raises EVENT_NOT_FOUND, also if deleted."""
+    event = await get(connection, event_id=event_id, lock=True)
+    if event.delete_time is not None:
+        raise not_found(event_id)
+    return event
 
 
 def is_to_come(now: datetime) -> sa.ColumnElement[bool]:
@@ -409,4 +419,5 @@ def from_row(row: sa.Row[Any]) -> Event:
         create_time=row.create_time,
         update_time=row.update_time,
         per_customer_limit=row.per_customer_limit,
+        delete_time=row.delete_time,
     )

@@ -20,6 +20,7 @@ async def add(connection: AsyncConnection, *, user_id: UUID, event_id: UUID, now
     listed = sa.select(
         sa.literal(user_id, sa.UUID()), events_table.c.event_id, sa.literal(now)
     ).where(events_table.c.event_id == event_id, events_table.c.current_status != Status.DRAFT)
+    listed = listed.where(events_table.c.delete_time.is_(None))
     added = await connection.execute(
         postgresql.insert(favourites)
         .from_select(["user_id", "event_id", "create_time"], listed)
@@ -51,10 +52,11 @@ async def list_page(
 ) -> Page:
     """A page of a user's events. Raises VALIDATION_FAILED for a page token of another list."""
     is_marked = favourites.c.user_id == user_id
+    is_listed = events_table.c.delete_time.is_(None)
     query = (
         events.selected.add_columns(favourites.c.create_time.label("mark_time"))
         .join(favourites, favourites.c.event_id == events_table.c.event_id)
-        .where(is_marked)
+        .where(is_marked, is_listed)
     )
     scope = f"favourites of {user_id}"
     if (after := from_token(page_token, 2, scope=scope)) is not None:
@@ -70,7 +72,7 @@ async def list_page(
     rows = (await connection.execute(query.limit(page_size + 1))).all()
     shown = rows[:page_size]
     total = await connection.execute(
-        sa.select(sa.func.count()).select_from(favourites).where(is_marked)
+        sa.select(sa.func.count()).join_from(favourites, events_table).where(is_marked, is_listed)
     )
     return Page(
         await event_listing.with_availability(connection, [events.from_row(row) for row in shown]),

@@ -121,6 +121,8 @@ events = sa.Table(
     sa.Column("update_time", _Time, nullable=False),
     # Across all offers; enforced by the ledger.
     sa.Column("per_customer_limit", sa.Integer),
+    # Deleted with bookings, which keep it.
+    sa.Column("delete_time", _Time),
     sa.CheckConstraint("status IN ('DRAFT', 'UPCOMING', 'PAUSED', 'CANCELLED')", name="status"),
     sa.CheckConstraint(
         "current_status IN ('DRAFT', 'UPCOMING', 'ON_SALE', 'SOLD_OUT', 'PAUSED', 'ENDED',"

@@ -220,6 +220,13 @@ def test_a_cancelled_event_cancels_its_bookings(admin: Api, customer: Api) -> No
     progress = admin.get(f"{path}/cancellation").json()
     assert progress["reason"] == "Monsoon"
     assert (progress["bookingsFound"], progress["bookingsLeft"]) == (3, 0)
+    # Deleted, it is kept for its bookings only.
+    assert admin.delete(path).status_code == 204
+    assert admin.get(path).json()["deleteTime"]
+    assert customer.get(f"/api/v1/bookings/{bookings[0]}").status_code == 200
+    cancelled = admin.get("/api/v1/events?status=CANCELLED&pageSize=100").json()["events"]
+    assert event["eventId"] not in {entry["eventId"] for entry in cancelled}
+    assert reason(admin.send("PATCH", path, {"name": "x"})) == "EVENT_NOT_FOUND"
     assert customer.get(f"{path}/cancellation").status_code == 403
 
 

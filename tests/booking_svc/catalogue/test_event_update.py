@@ -11,9 +11,18 @@ import pytest
 import sqlalchemy as sa
 
 from booking_svc.bookings.pricing import RequestedItem
-from booking_svc.catalogue import event_update, events, orphaned_stock, stock_projection
+from booking_svc.catalogue import (
+    event_listing,
+    event_status,
+    event_update,
+    events,
+    favourites,
+    orphaned_stock,
+    stock_projection,
+)
 from booking_svc.catalogue import tables as booking_tables
 from booking_svc.catalogue.event_commands import EventCommands
+from booking_svc.catalogue.event_listing import Filters
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.clients.ports import Availability
@@ -395,7 +404,49 @@ async def test_an_event_is_deleted_with_its_stock(harness: BookingHarness) -> No
         assert refusal.value.reason is Reason.EVENT_NOT_FOUND
 
 
-async def test_an_event_with_bookings_cannot_be_deleted(harness: BookingHarness) -> None:
+async def test_an_event_that_is_over_is_hidden_and_kept_for_its_bookings(
+    harness: BookingHarness,
+) -> None:
+    listed, event = await harness.an_event(), await harness.an_event()
+    await harness.place(event)
+    assert event.end_time is not None
+    harness.clock.now = event.end_time
+    user_id = new_id()
+    async with harness.database.transaction() as connection:
+        await event_status.apply_due_transitions(connection, now=harness.clock())
+        await favourites.add(
+            connection, user_id=user_id, event_id=event.event_id, now=harness.clock()
+        )
+    await commands(harness).delete(event_id=event.event_id)
+    hidden = await read(harness, event.event_id)
+    assert (hidden.delete_time, hidden.update_time) == (harness.clock(), harness.clock())
+    async with harness.database.transaction() as connection:
+        for query in ("", "monsoon"):
+            page = await event_listing.list_page(
+                connection,
+                filters=Filters(status=Status.ENDED, query=query),
+                page_size=20,
+                page_token="",
+                totals=event_listing.Totals(),
+                now=harness.clock(),
+            )
+            assert [entry.event.event_id for entry in page.events] == [listed.event_id]
+            assert page.total_size == 1
+        marked = await favourites.list_page(
+            connection, user_id=user_id, page_size=20, page_token=""
+        )
+        assert (marked.events, marked.total_size) == ((), 0)
+    for call in (
+        commands(harness).delete(event_id=event.event_id),
+        commands(harness).set_status(event_id=event.event_id, to=Status.CANCELLED),
+        change(harness, event, name="Renamed"),
+    ):
+        with pytest.raises(DomainError) as refusal:
+            await call
+        assert refusal.value.reason is Reason.EVENT_NOT_FOUND
+
+
+async def test_an_event_to_come_with_bookings_cannot_be_deleted(harness: BookingHarness) -> None:
     event = await harness.an_event()
     booking = await harness.place(event)
     await harness.cancel(booking.booking_id)
