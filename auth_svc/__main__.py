@@ -26,8 +26,10 @@ from auth_svc.password_change import PasswordChange
 from auth_svc.password_reset import PasswordReset
 from auth_svc.passwords import PasswordHasher
 from auth_svc.servicers.accounts import AccountServicer
+from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.auth import AuthServicer
 from auth_svc.servicers.auth_events import AuthEventServicer
+from auth_svc.servicers.authorization import AuthorizationServicer
 from auth_svc.servicers.users import UserServicer
 from auth_svc.settings import Settings
 from auth_svc.sign_in import SignIn
@@ -35,6 +37,8 @@ from auth_svc.sign_in_guard import SignInGuard
 from auth_svc.sign_up import SignUp
 from auth_svc.throttle import LoginThrottle
 from boxoffice.auth.v1 import (
+    api_key_service_pb2,
+    api_key_service_pb2_grpc,
     auth_event_service_pb2,
     auth_event_service_pb2_grpc,
     auth_service_pb2,
@@ -42,6 +46,7 @@ from boxoffice.auth.v1 import (
     user_service_pb2,
     user_service_pb2_grpc,
 )
+from boxoffice.authorization.v1 import authorization_service_pb2, authorization_service_pb2_grpc
 from mesh.clock import Clock, system_clock
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites
@@ -121,6 +126,7 @@ def _service(base: _Base) -> Service:
             _auth(base, parts),
             _account(base, parts),
             _users(base, parts),
+            *_api_keys(base),
             Servicer(
                 event_servicer,
                 auth_event_service_pb2_grpc.add_AuthEventServiceServicer_to_server,
@@ -244,6 +250,23 @@ def _users(base: _Base, parts: _Parts) -> Servicer:
         user_service_pb2_grpc.add_UserServiceServicer_to_server,
         user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
     )
+
+
+def _api_keys(base: _Base) -> list[Servicer]:
+    return [
+        Servicer(
+            ApiKeyServicer(database=base.database, clock=base.clock),
+            api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server,
+            api_key_service_pb2.DESCRIPTOR.services_by_name["ApiKeyService"],
+        ),
+        Servicer(
+            AuthorizationServicer(
+                database=base.database, clock=base.clock, signing_key=base.ring.signing
+            ),
+            authorization_service_pb2_grpc.add_AuthorizationServicer_to_server,
+            authorization_service_pb2.DESCRIPTOR.services_by_name["Authorization"],
+        ),
+    ]
 
 
 def _loops(

@@ -1,8 +1,10 @@
-"""Conversions of users and sessions to the contract's messages."""
+"""Conversions of users, sessions and API keys to the contract's messages."""
 
 from auth_svc import sessions
 from auth_svc.accounts import Role, User
+from auth_svc.api_keys import ApiKey
 from boxoffice.auth.v1 import (
+    api_key_pb2,
     session_pb2,
     user_pb2,
 )
@@ -16,6 +18,8 @@ ROLES = {
     Role.STAFF: user_pb2.User.STAFF,
     Role.ADMIN: user_pb2.User.ADMIN,
 }
+ROLES_FROM = {number: role for role, number in ROLES.items()}
+"""ROLE_UNSPECIFIED has no entry."""
 
 
 def user_to_proto(user: User) -> user_pb2.User:
@@ -40,4 +44,20 @@ def session_to_proto(session: sessions.Session) -> session_pb2.Session:
         create_time=time_to_proto(session.create_time),
         refresh_time=time_to_proto(session.refresh_time),
         expire_time=time_to_proto(session.expire_time),
+    )
+
+
+def api_key_to_proto(key: ApiKey, text: str = "") -> api_key_pb2.ApiKey:
+    """`text` is the key itself, which is shown once."""
+    return api_key_pb2.ApiKey(
+        api_key_id=str(key.api_key_id),
+        name=key.name,
+        role=ROLES[key.role],
+        key=text,
+        key_start=key.key_start,
+        creator_id=str(key.creator_id),
+        create_time=time_to_proto(key.create_time),
+        expire_time=time_to_proto(key.expire_time),
+        revoke_time=time_to_proto(key.revoke_time),
+        last_use_time=time_to_proto(key.last_use_time),
     )

@@ -83,6 +83,27 @@ refresh_tokens = sa.Table(
     ),
 )
 
+# Keys of machines. A row stays after its end, for the list of admins.
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("api_key_id", _Uuid, primary_key=True),
+    # The key itself is not stored.
+    sa.Column("key_hash", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("key_start", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("creator_id", _Uuid, sa.ForeignKey("users.user_id"), nullable=False),
+    sa.Column("create_time", _Time, nullable=False),
+    sa.Column("expire_time", _Time, nullable=False),
+    sa.Column("revoke_time", _Time),
+    sa.Column("last_use_time", _Time),
+    sa.CheckConstraint("octet_length(key_hash) = 32", name="key_hash"),
+    sa.CheckConstraint("char_length(name) BETWEEN 1 AND 100", name="name"),
+    sa.CheckConstraint("role IN ('CUSTOMER', 'STAFF', 'ADMIN')", name="role"),
+    sa.CheckConstraint("expire_time > create_time", name="expire_time"),
+)
+
 outbox = outbox_table(metadata)
 # The revocation stream starts at a time; housekeeping deletes by time and by account.
 sa.Index("outbox_create_time_idx", outbox.c.create_time)

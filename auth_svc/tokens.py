@@ -8,6 +8,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import jwt
@@ -15,7 +16,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mesh.ids import new_id
-from mesh.rpc.identity import ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE, UNVERIFIED_CLAIM
+from mesh.rpc.identity import (
+    ALGORITHM,
+    API_KEY_CLAIM,
+    AUDIENCE,
+    ISSUER,
+    TOKEN_TYPE,
+    UNVERIFIED_CLAIM,
+)
 
 _KEY_FILE = "access_token.pem"
 _KEY_BITS = 2048
@@ -96,19 +104,29 @@ def issue(
     now: datetime,
 ) -> str:
     """An access token after RFC 9068. Claim `ver` identifies revoked ones (mesh/rpc/revocations.py)."""
+    claims: dict[str, Any] = {"sub": str(user_id), "sid": str(session_id), "role": role}
+    claims |= {"ver": version} | ({UNVERIFIED_CLAIM: True} if must_verify_email else {})
+    return _sign(key, claims, lifetime=lifetime, now=now)
+
+
+def issue_for_key(
+    key: SigningKey, *, api_key_id: UUID, role: str, lifetime: timedelta, now: datetime
+) -> str:
+    """The access token for which the gateway exchanges an API key. It has no session."""
+    claims = {"sub": str(api_key_id), "role": role, API_KEY_CLAIM: True}
+    return _sign(key, claims, lifetime=lifetime, now=now)
+
+
+def _sign(key: SigningKey, claims: dict[str, Any], *, lifetime: timedelta, now: datetime) -> str:
     issued_at = int(now.timestamp())
     return jwt.encode(
         {
             "iss": ISSUER,
             "aud": AUDIENCE,
-            "sub": str(user_id),
-            "sid": str(session_id),
-            "role": role,
-            "ver": version,
+            **claims,
             "iat": issued_at,
             "exp": issued_at + int(lifetime.total_seconds()),
             "jti": str(new_id()),
-            **({UNVERIFIED_CLAIM: True} if must_verify_email else {}),
         },
         key.private,
         algorithm=ALGORITHM,

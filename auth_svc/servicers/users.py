@@ -12,7 +12,7 @@ from auth_svc import email_confirmation, erasure, users
 from auth_svc.accounts import get_user
 from auth_svc.idempotency import IdempotentCalls
 from auth_svc.mailing import Mailing
-from auth_svc.proto import LINK_SENT, ROLES, user_to_proto
+from auth_svc.proto import LINK_SENT, ROLES_FROM, user_to_proto
 from boxoffice.auth.v1 import user_pb2, user_service_pb2, user_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
@@ -21,9 +21,6 @@ from mesh.db.database import Database
 from mesh.rpc.call import caller
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-# ROLE_UNSPECIFIED has no entry: an omitted role is None.
-_ROLES_FROM = {number: role for role, number in ROLES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         async with self.database.snapshot() as connection:
             page = await users.list_page(
                 connection,
-                role=_ROLES_FROM.get(request.role),
+                role=ROLES_FROM.get(request.role),
                 is_active=given(request, "is_active"),
                 page_size=paging.page_size(request.page_size),
                 page_token=request.page_token,
@@ -65,7 +62,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
             user = await users.update_user(
                 connection,
                 user_id=UUID(request.user_id),
-                role=_ROLES_FROM.get(request.role),
+                role=ROLES_FROM.get(request.role),
                 is_active=given(request, "is_active"),
                 access_lifetime=self.access_lifetime,
                 now=self.clock(),

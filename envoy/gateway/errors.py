@@ -197,6 +197,20 @@ _REPLIES = (
         headers=(("www-authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
     ),
     _Reply(
+        {"and_filter": {"filters": [_because("ext_authz_denied"), _is(410)]}},
+        Reason.TOKEN_EXPIRED,
+        "the API key has expired",
+        status=401,
+        headers=(("www-authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
+    ),
+    _Reply(
+        _because("ext_authz_denied"),
+        Reason.TOKEN_INVALID,
+        "the API key is unknown or revoked",
+        status=401,
+        headers=(("www-authenticate", f'{_CHALLENGE}, error="invalid_token"'),),
+    ),
+    _Reply(
         _because(f"rbac_access_denied_matched_policy[{UNKNOWN_COMPRESSION}]"),
         Reason.VALIDATION_FAILED,
         f"grpc-encoding must be one of {', '.join(COMPRESSIONS)}",

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gateway import (
+    api_keys,
     client_address,
     documentation,
     errors,
@@ -146,6 +147,7 @@ def _filters(
         _rest_body(),
         requests.lua(policies),
         transcoding.transcoder(policies, str(descriptor_path(folder))),
+        api_keys.exchange(),
         tokens.jwt_authn(policies),
         *limits.limits(policies, Scales.configured(settings), settings.gateways),
         # After transcoding, when the route with the method's limit is known.

@@ -102,7 +102,8 @@ def document(
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
-                    "description": "The `accessToken` of `POST /api/v1/auth/login`.",
+                    "description": "The `accessToken` of `POST /api/v1/auth/login`, or the `key` of"
+                    " `POST /api/v1/api-keys`.",
                 }
             },
         },

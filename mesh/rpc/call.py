@@ -25,7 +25,7 @@ class Caller:
     """The calling process, from its certificate, and the user, from a verified token.
 
     `role` is Access.CUSTOMER, STAFF or ADMIN. `user_id`, `role` and `session_id` are None without
-    a token. Revoking a user's tokens raises `token_version` (mesh/rpc/revocations.py). `address` is
+    a token; with an API key `user_id` is the key's id and `session_id` is None. Revoking a user's tokens raises `token_version` (mesh/rpc/revocations.py). `address` is
     the client's as the gateway saw it, for IPv6 the /64 network; empty without the gateway.
     """
 

@@ -31,6 +31,11 @@ REFRESH_TOKEN_LENGTH = 43
 UNVERIFIED_CLAIM = "unverified"
 """The claim of a user who must verify the e-mail address first; only auth_svc knows the setting."""
 
+API_KEY_PREFIX = "boxoffice_"
+"""An API key begins with it; the gateway exchanges it for a token with API_KEY_CLAIM."""
+API_KEY_CLAIM = "api_key"
+"""The claim of a token without session, whose `sub` is the id of an API key."""
+
 GATEWAY = "gateway"
 PAYLOAD_HEADER = "x-jwt-payload"
 """The header with the claims of the token that the gateway verified, base64url."""
@@ -131,6 +136,10 @@ def authorise(caller: Caller, policy: MethodPolicy) -> None:
     if _RANK[caller.role] < _RANK[policy.access]:
         reason = Reason.ADMIN_REQUIRED if policy.access is Access.ADMIN else Reason.STAFF_REQUIRED
         raise DomainError(reason, f"this call requires the role {policy.access.name}")
+    if policy.needs_session and caller.session_id is None:
+        raise DomainError(
+            Reason.CALLER_NOT_ALLOWED, "this call requires a signed-in user, not an API key"
+        )
     if policy.needs_verified_email and caller.must_verify_email:
         raise DomainError(
             Reason.EMAIL_NOT_VERIFIED,
@@ -145,12 +154,13 @@ def _from_payload(payload: str, address: str) -> Caller:
 
 
 def _caller(process: str, claims: Mapping[str, Any]) -> Caller:
+    has_session = claims.get(API_KEY_CLAIM) is not True
     try:
         return Caller(
             process,
             user_id=UUID(str(claims["sub"])),
             role=_ROLES[claims["role"]],
-            session_id=UUID(str(claims["sid"])),
+            session_id=UUID(str(claims["sid"])) if has_session else None,
             token_version=int(claims.get("ver", 0)),
             must_verify_email=claims.get(UNVERIFIED_CLAIM) is True,
         )

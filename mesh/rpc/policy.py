@@ -133,6 +133,7 @@ class MethodPolicy:
         return self.server_streaming and "after_version" in self.request.fields_by_name
 
     needs_verified_email: bool = False
+    needs_session: bool = False
 
     @property
     def service(self) -> str:
@@ -220,6 +221,7 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         reads_token=raw.reads_token,
         accepts_ended_token=raw.accepts_ended_token,
         needs_verified_email=raw.needs_verified_email,
+        needs_session=raw.needs_session,
     )
     _check(policy)
     return policy

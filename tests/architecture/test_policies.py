@@ -94,6 +94,14 @@ def test_callers_are_processes_of_the_mesh() -> None:
     )
 
 
+def test_api_keys_manage_neither_keys_nor_accounts_of_people() -> None:
+    open_to_keys = {path for path, policy in policies().items() if not policy.needs_session}
+    assert [
+        path for path in open_to_keys if "AccountService/" in path or "ApiKeyService/" in path
+    ] == []
+    assert "/boxoffice.auth.v1.AuthService/ChangeEmail" not in open_to_keys
+
+
 def test_no_policy_names_a_reason_that_is_never_sent() -> None:
     unspecified = policy.reason_name(reason_pb2.REASON_UNSPECIFIED)
     assert [path for path in PATHS if unspecified in policies()[path].reasons] == []

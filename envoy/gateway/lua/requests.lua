@@ -377,8 +377,12 @@ function envoy_on_request(handle)
   if authorization and not find(authorization, "^Bearer ") then
     local token = authorization:match("^[bB][eE][aA][rR][eE][rR] +(.*)$")
     if token then
-      headers:replace("authorization", "Bearer " .. token)
+      authorization = "Bearer " .. token
+      headers:replace("authorization", authorization)
     end
+  end
+  if authorization and find(authorization, API_KEY) then
+    handle:streamInfo():dynamicMetadata():set(API_KEYS, API_KEY_MARK, true)
   end
   if find(headers:get("content-type") or "", "^application/grpc") then
     return

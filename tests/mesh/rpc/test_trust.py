@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import grpc
+import jwt
 import pytest
 from google.protobuf import descriptor_pb2
 
@@ -372,6 +373,20 @@ def test_users_cannot_call_an_internal_method_through_the_gateway() -> None:
     assert refused.value.reason is Reason.CALLER_NOT_ALLOWED
     # Without a user, as it calls limit_svc.
     identity.authorise(Caller("gateway"), method)
+
+
+async def test_an_api_key_has_an_id_and_no_session(who_am_i: WhoAmI, key: TokenKey) -> None:
+    claims = a_payload(sid=None, api_key=True, role="ADMIN")
+
+    async def jwks() -> jwt.PyJWKSet:
+        return key.jwks
+
+    machine = await identity.identify("gateway", {"x-jwt-payload": encoded(claims)}, jwks)
+    assert machine == Caller("gateway", UUID(claims["sub"]), Access.ADMIN)
+    # GetMe is about the caller's own account.
+    asked = await who_am_i.ask("gateway", x_jwt_payload=encoded(claims))
+    assert asked == "CALLER_NOT_ALLOWED"
+    assert who_am_i.seen == []
 
 
 async def test_a_method_of_another_service_is_unimplemented(
