@@ -8,7 +8,7 @@ WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
 
 .DEFAULT_GOAL := help
-.PHONY: help up down restart migrate logs backup restore demo protos check test test-long browser settings env-example keys-rotate mails format manifests lock bench bench-compare clean bootstrap bootstrap-dev
+.PHONY: help up down restart migrate logs backup restore sample-data demo protos check test test-long browser settings env-example keys-rotate mails format manifests lock bench bench-compare clean bootstrap bootstrap-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ backup: bootstrap ## Back up the embedded databases, keys and secrets of the run
 
 restore: bootstrap ## Restore a backup while the mesh is stopped; FILE=<file>
 	@exec $(LAUNCHER) restore $(FILE)
+
+sample-data: bootstrap ## Create accounts, events on sale and a paid booking in the running mesh
+	@exec $(VENV)/python -m tools.boxoffice sample-data
 
 demo: bootstrap protos ## Sell a stadium and a cinema to 300 concurrent customers, then audit the result
 	@exec $(VENV)/python -m demo $(DEMO)

@@ -31,7 +31,7 @@ _HEADER = """\
 """
 
 # Read by tools/, not by the mesh.
-_OF_TOOLS = {"BOXOFFICE_STAFF_EMAIL", "BOXOFFICE_STAFF_PASSWORD"}
+_OF_TOOLS = {"BOXOFFICE_PASSWORD", "BOXOFFICE_STAFF_EMAIL", "BOXOFFICE_STAFF_PASSWORD"}
 
 _S = TypeVar("_S", bound=BaseSettings)
 

@@ -1,4 +1,4 @@
-"""REST calls of the import and the export, as staff."""
+"""REST calls of the command-line tools."""
 
 import time
 from collections.abc import Iterator
@@ -11,12 +11,18 @@ _ATTEMPTS = 5
 
 
 class RefusedError(Exception):
-    """The API refused a call. The text is the reason."""
+    """The API refused a call. The text is its message, `reason` e.g. `TOKEN_EXPIRED`."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Api:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str = "") -> None:
         self._client = httpx.Client(base_url=url, timeout=30)
+        if token:
+            self._use(token)
 
     def __enter__(self) -> Self:
         return self
@@ -29,15 +35,21 @@ class Api:
     ) -> None:
         self._client.close()
 
-    def sign_in(self, email: str, password: str) -> None:
-        answer = self._call(
-            "POST", "/api/v1/auth/login", json={"email": email, "password": password}
-        )
-        self._client.headers["authorization"] = f"Bearer {answer['accessToken']}"
+    def sign_in(self, email: str, password: str) -> dict[str, Any]:
+        """Later calls are the user's. Returns the answer of Login."""
+        answer = self.post("/api/v1/auth/login", {"email": email, "password": password})
+        self._use(answer["accessToken"])
+        return answer
 
     def create(self, path: str, body: Any, *, key: str) -> dict[str, Any]:
         """Creates a resource, once per key."""
         return self._call("POST", path, json=body, headers={"idempotency-key": key})
+
+    def post(self, path: str, body: Any) -> dict[str, Any]:
+        return self._call("POST", path, json=body)
+
+    def delete(self, path: str) -> None:
+        self._call("DELETE", path)
 
     def get(self, path: str) -> dict[str, Any]:
         return self._call("GET", path)
@@ -52,6 +64,9 @@ class Api:
             if not token:
                 return
 
+    def _use(self, token: str) -> None:
+        self._client.headers["authorization"] = f"Bearer {token}"
+
     def _call(self, verb: str, path: str, **request: Any) -> dict[str, Any]:
         for attempt in range(_ATTEMPTS):
             answer = self._client.request(verb, path, **request)
@@ -60,8 +75,8 @@ class Api:
             # At a rate limit the server sends the time to wait.
             time.sleep(min(float(answer.headers.get("retry-after", 1)), 60))
         if answer.is_error:
-            raise RefusedError(_message(answer))
-        content: dict[str, Any] = answer.json()
+            raise RefusedError(_message(answer), _reason(answer))
+        content: dict[str, Any] = answer.json() if answer.content else {}
         return content
 
 
@@ -76,3 +91,10 @@ def _message(answer: httpx.Response) -> str:
         return "; ".join(fields) or str(error["message"])
     except (ValueError, KeyError, TypeError):
         return f"HTTP {answer.status_code}"
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["details"][0]["reason"])
+    except (ValueError, LookupError, TypeError):
+        return ""

@@ -15,8 +15,8 @@ from rich.progress import track
 
 from mesh.settings import MeshSettings
 from tools.catalogue import lines
-from tools.catalogue.api import Api, RefusedError
 from tools.catalogue.lines import Line
+from tools.rest import Api, RefusedError
 
 _console = Console(stderr=True)
 

@@ -1,0 +1,4 @@
+"""The command line for trying a mesh: accounts, events, bookings, API keys and sample data.
+
+REST only, through the gateway, as any other client.
+"""
