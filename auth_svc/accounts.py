@@ -46,6 +46,8 @@ class User:
     update_time: datetime
     access_version: int = 0
     email_verify_time: datetime | None = None
+    delete_time: datetime | None = None
+    erase_time: datetime | None = None
 
 
 InTransaction = Callable[[AsyncConnection, User], Awaitable[None]]
@@ -193,6 +195,8 @@ USER_COLUMNS = (
     users.c.update_time,
     users.c.access_version,
     users.c.email_verify_time,
+    users.c.delete_time,
+    users.c.erase_time,
 )
 
 _USERS = sa.select(*USER_COLUMNS)
@@ -225,4 +229,6 @@ def to_user(row: sa.Row[*tuple[Any, ...]]) -> User:
         update_time=row.update_time,
         access_version=row.access_version,
         email_verify_time=row.email_verify_time,
+        delete_time=row.delete_time,
+        erase_time=row.erase_time,
     )

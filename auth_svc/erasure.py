@@ -14,11 +14,9 @@ from auth_svc.tables import (
     idempotency_records,
     mails,
     password_reset_requests,
-    password_resets,
-    sign_in_addresses,
     users,
 )
-from auth_svc.users import lock_with_admins, refuse_last_admin
+from auth_svc.users import end_links, lock_with_admins, refuse_last_admin
 from mesh.mail.queue import withdraw
 from mesh.text import email_key
 
@@ -37,12 +35,12 @@ async def erase(
 ) -> User:
     """Deletes an account's personal data, ends its sessions and publishes the erasure.
 
-    Id, role and times stay. Repeating it changes nothing. Raises USER_NOT_FOUND or LAST_ADMIN.
+    Id, role and times stay; the account is deleted. Repeating it changes nothing. Raises USER_NOT_FOUND or LAST_ADMIN.
     """
     user, admins = await lock_with_admins(connection, user_id=user_id)
-    erased_email = f"{user_id}@{DOMAIN}"
-    if user.email == erased_email:
+    if user.erase_time is not None:
         return user
+    erased_email = f"{user_id}@{DOMAIN}"
     refuse_last_admin(user, admins)
     await connection.execute(
         sa.update(users)
@@ -58,6 +56,7 @@ async def erase(
             password_change_time=now,
             email_verify_time=None,
             erase_time=now,
+            delete_time=sa.func.coalesce(users.c.delete_time, now),
             update_time=sa.func.greatest(users.c.update_time, now),
         )
     )
@@ -74,8 +73,7 @@ async def _delete_copies(connection: AsyncConnection, user: User, *, now: dateti
     )
     for address in {user.email, *pending}:
         await withdraw(connection, mails, to=address, now=now)
-    for table in (password_resets, email_confirmations, sign_in_addresses):
-        await connection.execute(sa.delete(table).where(table.c.user_id == user.user_id))
+    await end_links(connection, user_id=user.user_id)
     for requests in (password_reset_requests, email_verification_requests):
         await connection.execute(
             sa.delete(requests).where(requests.c.email_key == email_key(user.email))

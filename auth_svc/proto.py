@@ -34,6 +34,8 @@ def user_to_proto(user: User) -> user_pb2.User:
         create_time=time_to_proto(user.create_time),
         update_time=time_to_proto(user.update_time),
         email_verify_time=time_to_proto(user.email_verify_time),
+        delete_time=time_to_proto(user.delete_time),
+        erase_time=time_to_proto(user.erase_time),
     )
 
 

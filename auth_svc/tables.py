@@ -37,6 +37,8 @@ users = sa.Table(
     sa.Column("update_time", _Time, nullable=False),
     # When the user proved to receive mails at the address.
     sa.Column("email_verify_time", _Time),
+    # When the account was deleted; the row stays.
+    sa.Column("delete_time", _Time),
     # When the personal data was erased; the row stays.
     sa.Column("erase_time", _Time),
     sa.CheckConstraint("char_length(email) BETWEEN 3 AND 254", name="email"),
@@ -47,6 +49,7 @@ users = sa.Table(
     sa.CheckConstraint("role IN ('CUSTOMER', 'STAFF', 'ADMIN')", name="role"),
     sa.CheckConstraint("password_hash LIKE '$2b$%'", name="password_hash"),
     sa.CheckConstraint("update_time >= create_time", name="update_time"),
+    sa.CheckConstraint("delete_time IS NULL OR NOT is_active", name="delete_time"),
 )
 
 # A session is a family of refresh tokens: each replaces the previous one; all end with the session.

@@ -8,10 +8,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import sessions
-from auth_svc.accounts import USER_COLUMNS, Role, User, get_user, to_user
-from auth_svc.tables import users
+from auth_svc.accounts import USER_COLUMNS, Role, User, get_user, no_such_user, to_user
+from auth_svc.tables import email_confirmations, password_resets, sign_in_addresses, users
 from mesh import paging
 from mesh.errors import DomainError, Reason
+
+_DELETED_DOMAIN = "deleted.invalid"
+# Links and addresses that end with an account.
+_ENDING_WITH_ACCOUNT = (password_resets, email_confirmations, sign_in_addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +32,16 @@ async def list_page(
     *,
     role: Role | None,
     is_active: bool | None,
+    show_deleted: bool = False,
     page_size: int,
     page_token: str,
 ) -> UserPage:
-    """A page of the accounts with this role and activity; None matches any.
+    """A page of the accounts with this role and activity; None matches any. Deleted ones are
+    left out unless `show_deleted`.
 
     Raises VALIDATION_FAILED for a `page_token` of another list.
     """
-    matching: sa.ColumnElement[bool] = sa.true()
+    matching: sa.ColumnElement[bool] = sa.true() if show_deleted else users.c.delete_time.is_(None)
     if role is not None:
         matching &= users.c.role == role
     if is_active is not None:
@@ -70,13 +76,15 @@ async def update_user(
     """Changes the values that are not None. Deactivation ends the user's sessions.
 
     A new role revokes the access tokens with the old one; the sessions continue. Returns the
-    changed account. Raises USER_NOT_FOUND or LAST_ADMIN.
+    changed account. Raises USER_NOT_FOUND, also for a deleted account, or LAST_ADMIN.
     """
     values = {"role": role, "is_active": is_active}
     changes = {name: value for name, value in values.items() if value is not None}
     # The row stays locked to the end: a concurrent sign-in either precedes the lock and is ended
     # here, or follows and is refused.
     before, admins = await lock_with_admins(connection, user_id=user_id)
+    if before.delete_time is not None:
+        raise no_such_user()
     if is_active is False or role not in (None, Role.ADMIN):
         refuse_last_admin(before, admins)
     if changes:
@@ -96,6 +104,38 @@ async def update_user(
     return await get_user(connection, user_id=user_id)
 
 
+async def delete_user(
+    connection: AsyncConnection, *, user_id: UUID, access_lifetime: timedelta, now: datetime
+) -> None:
+    """Deletes an account softly, and ends its sessions and links. Repeating it changes nothing.
+
+    Its data stays. Its e-mail address is free for a new account. Raises USER_NOT_FOUND or
+    LAST_ADMIN.
+    """
+    user, admins = await lock_with_admins(connection, user_id=user_id)
+    if user.delete_time is not None:
+        return
+    refuse_last_admin(user, admins)
+    await connection.execute(
+        sa.update(users)
+        .where(users.c.user_id == user_id)
+        .values(
+            email_key=f"{user_id}@{_DELETED_DOMAIN}",
+            is_active=False,
+            delete_time=now,
+            update_time=sa.func.greatest(users.c.update_time, now),
+        )
+    )
+    await sessions.end_all(connection, user_id=user_id, access_lifetime=access_lifetime, now=now)
+    await end_links(connection, user_id=user_id)
+
+
+async def end_links(connection: AsyncConnection, *, user_id: UUID) -> None:
+    """Deletes an account's mailed links and known addresses."""
+    for table in _ENDING_WITH_ACCOUNT:
+        await connection.execute(sa.delete(table).where(table.c.user_id == user_id))
+
+
 async def lock_with_admins(
     connection: AsyncConnection, *, user_id: UUID
 ) -> tuple[User, frozenset[UUID]]:
@@ -113,7 +153,7 @@ async def lock_with_admins(
     )
     locked = {row.user_id: to_user(row) for row in rows}
     if user_id not in locked:
-        raise DomainError(Reason.USER_NOT_FOUND, "no such user")
+        raise no_such_user()
     admins = [user for user in locked.values() if user.role is Role.ADMIN and user.is_active]
     return locked[user_id], frozenset(user.user_id for user in admins)
 

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from auth_svc import email_confirmation, erasure, users
@@ -40,6 +41,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
                 connection,
                 role=ROLES_FROM.get(request.role),
                 is_active=given(request, "is_active"),
+                show_deleted=request.show_deleted,
                 page_size=paging.page_size(request.page_size),
                 page_token=request.page_token,
             )
@@ -93,6 +95,21 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         )
         self.mailing.wake()
         return answer
+
+    async def DeleteUser(
+        self, request: user_service_pb2.DeleteUserRequest, context: _Context
+    ) -> Empty:
+        async def delete(connection: AsyncConnection) -> tuple[UUID, Empty]:
+            user_id = UUID(request.user_id)
+            await users.delete_user(
+                connection,
+                user_id=user_id,
+                access_lifetime=self.access_lifetime,
+                now=self.clock(),
+            )
+            return user_id, Empty()
+
+        return await self.idempotent.run_once(caller().user(), request, Empty, delete)
 
     async def EraseUser(
         self, request: user_service_pb2.EraseUserRequest, context: _Context

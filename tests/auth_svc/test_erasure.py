@@ -107,6 +107,7 @@ async def test_no_table_contains_personal_data_after_erasure(
     assert personal(await everything(database)) == []
     assert (erased.user_id, erased.create_time) == (user.user_id, user.create_time)
     assert (erased.full_name, erased.is_active) == ("Erased user", False)
+    assert erased.erase_time == erased.delete_time == LATER
 
 
 async def test_erasure_ends_sessions_and_publishes_an_event(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from auth_svc import users
 from auth_svc.accounts import Role, User
-from auth_svc.tables import sessions
+from auth_svc.tables import password_resets, sessions
 from auth_svc.tables import users as users_table
 from auth_svc.users import UserPage
 from mesh.db.database import Database
@@ -36,12 +36,18 @@ async def listed(
     *,
     role: Role | None = None,
     is_active: bool | None = None,
+    show_deleted: bool = False,
     page_size: int = 20,
     page_token: str = "",
 ) -> UserPage:
     async with database.snapshot() as connection:
         return await users.list_page(
-            connection, role=role, is_active=is_active, page_size=page_size, page_token=page_token
+            connection,
+            role=role,
+            is_active=is_active,
+            show_deleted=show_deleted,
+            page_size=page_size,
+            page_token=page_token,
         )
 
 
@@ -116,6 +122,55 @@ async def test_a_deactivated_user_is_signed_out_until_active_again(
     error = await refusal_of(accounts.refresh(refresh_token=current.refresh_token, now=LATER))
     assert error.reason is Reason.TOKEN_INVALID
     await signed_in(accounts)
+
+
+async def delete(database: Database, user_id: UUID) -> None:
+    async with database.transaction() as connection:
+        await users.delete_user(
+            connection, user_id=user_id, access_lifetime=ACCESS_LIFETIME, now=LATER
+        )
+
+
+async def test_a_deleted_account_is_hidden_and_kept(accounts: Accounts, database: Database) -> None:
+    [other] = await some_users(accounts, 1)
+    current = await signed_in(accounts)
+    user = current.user
+    await accounts.ask_for_reset(user.email, now=NOW)
+    await accounts.answer_resets(now=NOW)
+    for _ in range(2):
+        await delete(database, user.user_id)
+    kept = await accounts.get(user.user_id)
+    assert kept == dataclasses.replace(
+        user, is_active=False, delete_time=LATER, update_time=LATER, access_version=1
+    )
+    assert (await listed(database)).users == (other,)
+    everyone = await listed(database, show_deleted=True)
+    assert (everyone.users, everyone.total_size) == ((kept, other), 2)
+    assert {row.revoke_time for row in await rows(database, sessions)} == {LATER}
+    assert await rows(database, password_resets) == []
+    for change in ({"is_active": True}, {"role": Role.STAFF}):
+        error = await refusal_of(update(database, user.user_id, **change))
+        assert error.reason is Reason.USER_NOT_FOUND
+    error = await refusal_of(delete(database, uuid4()))
+    assert error.reason is Reason.USER_NOT_FOUND
+
+
+async def test_the_address_of_a_deleted_account_can_be_registered_again(
+    accounts: Accounts, database: Database
+) -> None:
+    first = await accounts.register(**a_sign_up())
+    await delete(database, first.user_id)
+    second = await accounts.register(**a_sign_up(password="Another-Tram-48"))
+    assert second.email == first.email
+    error = await refusal_of(accounts.login(email=first.email, password=GOOD_PASSWORD, now=NOW))
+    assert error.reason is Reason.INVALID_CREDENTIALS
+    await accounts.login(email=first.email, password="Another-Tram-48", now=NOW)
+
+
+async def test_the_last_admin_cannot_be_deleted(accounts: Accounts, database: Database) -> None:
+    admin = await accounts.register_admin(**a_sign_up(admin_secret=ADMIN_SECRET))
+    error = await refusal_of(delete(database, admin.user_id))
+    assert error.reason is Reason.LAST_ADMIN
 
 
 async def test_a_new_role_ends_no_session(accounts: Accounts, database: Database) -> None:

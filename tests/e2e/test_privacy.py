@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ CANARIES = {
 REDACTED = {
     *("email", "full_name", "phone", "address", "note", "attendees", "reason"),
     *("password", "current_password", "new_password", "confirm_password", "admin_secret", "token"),
-    *("access_token", "refresh_token", "device_token", "secret", "new_email"),
+    *("access_token", "refresh_token", "device_token", "secret", "key", "new_email"),
 }
 # Part of invalid requests, which must not be repeated either.
 UNREADABLE = "kanarie-onleesbaar"
@@ -100,6 +101,7 @@ def a_whole_run(
     note(me.post("/webhooks/sandbox", {"kanarie": UNREADABLE}))
     hook = admin.post("/api/v1/webhook-endpoints", {"url": f"{api.client.base_url}/hook"})
     seen.append(("secret", hook.json()["secret"]))
+    seen.append(("secret", an_api_key(admin)))
     seen += [("secret", token) for token in a_forgotten_password(mails, api, note)]
     me = api.sign_in(EMAIL, CANARIES["password"])
     new_email = {"newEmail": f"new.{EMAIL}", "currentPassword": CANARIES["wrong password"]}
@@ -124,6 +126,15 @@ def a_whole_run(
         # Only the signature: the rest of the token is not secret.
         seen.append(("secret", session["accessToken"].rpartition(".")[2]))
     return seen
+
+
+def an_api_key(admin: Api) -> str:
+    """The secret part of a key that was used."""
+    end = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    made = admin.post("/api/v1/api-keys", {"name": "Till", "role": "STAFF", "expireTime": end})
+    key = made.json()
+    assert Api(admin.client, key["key"]).get("/api/v1/bookings").status_code == 200
+    return str(key["key"]).removeprefix(key["keyStart"])
 
 
 def a_forgotten_password(

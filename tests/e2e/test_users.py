@@ -52,6 +52,26 @@ def test_an_unknown_role_is_refused(admin: Api, customer: Api, body: Any) -> Non
     assert admin.get(f"{USERS}/{customer.user_id}").json() == customer.session["user"]
 
 
+def test_a_deleted_account_is_hidden_and_kept(admin: Api, customer: Api) -> None:
+    path = f"{USERS}/{customer.user_id}"
+    for _ in range(2):
+        assert admin.delete(path).status_code == 204
+    kept = admin.get(path).json()
+    assert kept == {
+        **customer.session["user"],
+        "isActive": False,
+        "deleteTime": kept["deleteTime"],
+        "updateTime": kept["updateTime"],
+    }
+    newest = f"{USERS}?page_size=1&role=CUSTOMER"
+    assert admin.get(newest).json()["users"] != [kept]
+    assert admin.get(f"{newest}&show_deleted=true").json()["users"] == [kept]
+    erased = admin.post(f"{path}/erase", {}).json()
+    assert erased["deleteTime"] == kept["deleteTime"]
+    assert erased["eraseTime"] >= kept["deleteTime"]
+    assert erased["fullName"] == "Erased user"
+
+
 def test_an_unknown_account_is_not_found(admin: Api) -> None:
     path = f"{USERS}/{new_id()}"
     for refused in (admin.get(path), admin.send("PATCH", path, {"isActive": False})):
