@@ -1,7 +1,8 @@
 """Password policy, hashing and verification.
 
-bcrypt occupies a core for a fifth of a second at cost 12. It runs in a bounded thread pool, never
-on the event loop, and a bounded queue rejects work that would wait too long.
+bcrypt occupies a core for a fifth of a second at cost 12. It runs in threads of its own
+(hashing_threads.py), never on the event loop, and a bounded queue rejects work that would wait too
+long.
 """
 
 import asyncio
@@ -13,25 +14,26 @@ import secrets
 import threading
 import unicodedata
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import ParamSpec, TypeVar
 
 import bcrypt
 
+from auth_svc.hashing_threads import HashingThreads
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 
 MIN_LENGTH = 8
 MAX_LENGTH = 128
 """In characters after NFC normalisation."""
 
-# At cost 12 the last entry of the queue waits about two seconds.
+# At cost 12 the last entry of the queue waits about two seconds, with one worker eight: less than
+# the calls' deadline of 25 s, also when each hash takes three times as long on a busy machine.
 _WAITING_PER_WORKER = 10
+_MIN_WAITING = 32
 
-# Gives the threads about a tenth of the share of other threads on the same core.
-_NICENESS = 10
+# An idle machine begins work earlier, so the floor is used only under pressure.
+_FLOOR_AFTER_SECONDS = 1.0
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -86,12 +88,11 @@ class PasswordHasher:
         self, *, cost: int, pepper: bytes, workers: int | None = None, waiting: int | None = None
     ) -> None:
         workers = workers or max((os.cpu_count() or 1) - 1, 1)
-        waiting = workers * _WAITING_PER_WORKER if waiting is None else waiting
+        if waiting is None:
+            waiting = max(workers * _WAITING_PER_WORKER, _MIN_WAITING)
         self._cost = cost
         self._pepper = pepper
-        self._pool = ThreadPoolExecutor(
-            workers, thread_name_prefix="bcrypt", initializer=_lower_priority
-        )
+        self._threads = HashingThreads(workers, floor_after_seconds=_FLOOR_AFTER_SECONDS)
         self._places = threading.BoundedSemaphore(workers + waiting)
         self._random_hash = bcrypt.hashpw(secrets.token_bytes(32), bcrypt.gensalt(cost))
 
@@ -119,7 +120,7 @@ class PasswordHasher:
         return not password_hash.startswith(f"$2b${self._cost:02d}$")
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
 
     def _digest(self, password: str) -> bytes:
         text = unicodedata.normalize("NFC", password).encode()
@@ -134,20 +135,10 @@ class PasswordHasher:
                 "too many sign-ins at the same time; try again",
                 retry_after_seconds=1,
             )
-        running = self._pool.submit(work, *arguments, **keywords)
+        running = self._threads.submit(partial(work, *arguments, **keywords))
         # Not in a finally block: the thread of a cancelled call still runs and keeps its place.
         running.add_done_callback(lambda _: self._places.release())
         return await asyncio.wrap_future(running)
-
-
-def _lower_priority() -> None:
-    """Lowers the priority of this thread.
-
-    Without it, a burst of sign-ins slows down all services (measured by bench/login_stall.py).
-    """
-    # Linux has a niceness per thread; other systems do not find a process with a thread's id.
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _is_personal(password: str, email: str, full_name: str) -> bool:

@@ -3,12 +3,15 @@
 import asyncio
 import base64
 import hmac
+import os
 import threading
 import time
+from functools import partial
 
 import bcrypt
 import pytest
 
+from auth_svc.hashing_threads import NICENESS, HashingThreads
 from auth_svc.passwords import PasswordHasher, check_confirmation, check_policy
 from mesh.errors import DomainError, Reason
 from tests.auth_svc.conftest import GOOD_PASSWORD, PEPPER
@@ -192,6 +195,56 @@ async def test_a_cancelled_call_keeps_its_place_until_its_thread_ends() -> None:
     finally:
         release.set()
         hasher.close()
+
+
+async def test_twenty_customers_at_once_are_not_too_many() -> None:
+    hasher = PasswordHasher(cost=4, pepper=PEPPER, workers=1)
+    try:
+        hashed = await asyncio.gather(*(hasher.hash(GOOD_PASSWORD) for _ in range(20)))
+        assert len(set(hashed)) == 20
+    finally:
+        hasher.close()
+
+
+def test_work_that_waited_gets_a_thread_of_normal_priority() -> None:
+    """As on a machine whose cores are busy: the workers hardly run."""
+    began, release = threading.Event(), threading.Event()
+    threads = HashingThreads(1, floor_after_seconds=0.01)
+
+    def work() -> int:
+        began.set()
+        release.wait()
+        return niceness()
+
+    try:
+        polite = threads.submit(work)
+        began.wait()
+        # The only worker is taken; if the floor did not exist, this would never end.
+        assert threads.submit(niceness).result(timeout=60) == niceness()
+        release.set()
+        assert polite.result(timeout=60) == NICENESS
+    finally:
+        release.set()
+        threads.close()
+
+
+def test_new_work_goes_to_the_workers_in_order() -> None:
+    threads = HashingThreads(1, floor_after_seconds=3600)
+    order: list[int] = []
+    try:
+        futures = [threads.submit(partial(order.append, number)) for number in range(50)]
+        for future in futures:
+            future.result(timeout=60)
+        assert order == list(range(50))
+        assert threads.submit(niceness).result(timeout=60) == NICENESS
+        with pytest.raises(ZeroDivisionError):
+            threads.submit(lambda: 1 / 0).result(timeout=60)
+    finally:
+        threads.close()
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 async def test_the_event_loop_runs_while_a_password_is_hashed() -> None:

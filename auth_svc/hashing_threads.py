@@ -1,0 +1,95 @@
+"""Threads for passwords: polite to the rest of the machine, but never starved.
+
+The workers have a low priority, so that a burst of sign-ins does not slow down other calls (measured
+by bench/login_stall.py). While all
+cores are busy they get almost no time. Then work that has waited `floor_after_seconds` goes to one
+more thread, which has the normal priority.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+NICENESS = 10
+"""Of the workers: about a tenth of the share of other threads on the same core."""
+
+_T = TypeVar("_T")
+
+
+class HashingThreads:
+    """Runs work in the order of its submission. Close it at the end."""
+
+    def __init__(self, workers: int, *, floor_after_seconds: float) -> None:
+        # With the time of submission.
+        self._queue: deque[tuple[float, Future[Any], Callable[[], Any]]] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"bcrypt {n}", daemon=True)
+            for n in range(workers)
+        ]
+        self._threads.append(
+            threading.Thread(
+                target=self._keep_floor,
+                args=(floor_after_seconds,),
+                name="bcrypt floor",
+                daemon=True,
+            )
+        )
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[[], _T]) -> Future[_T]:
+        future: Future[_T] = Future()
+        with self._changed:
+            self._queue.append((time.monotonic(), future, work))
+            # One alone could be the thread for the floor, which does not take new work.
+            self._changed.notify_all()
+        return future
+
+    def close(self) -> None:
+        """Cancels what has not begun and waits for the rest."""
+        with self._changed:
+            self._is_closed = True
+            for _, future, _ in self._queue:
+                future.cancel()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        # Linux has a niceness per thread; other systems do not find a process with a thread's id.
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        self._run(after_seconds=0.0)
+
+    def _keep_floor(self, after_seconds: float) -> None:
+        self._run(after_seconds=after_seconds)
+
+    def _run(self, *, after_seconds: float) -> None:
+        while (task := self._next(after_seconds)) is not None:
+            future, work = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except Exception as error:  # noqa: BLE001 - the caller gets it
+                future.set_exception(error)
+
+    def _next(self, after_seconds: float) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """The oldest work, once it has waited that long. None when closed."""
+        with self._changed:
+            while not self._is_closed:
+                left = None
+                if self._queue:
+                    left = self._queue[0][0] + after_seconds - time.monotonic()
+                    if left <= 0:
+                        _, future, work = self._queue.popleft()
+                        return future, work
+                self._changed.wait(left)
+        return None
