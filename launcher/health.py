@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from launcher.certificates import OPERATOR
 from mesh.rpc import client
 
-_SECONDS = 1.5
+_SECONDS = 3.0
 
 
 class ServiceHealth:

@@ -33,6 +33,7 @@ from launcher import (
 from launcher.control import Say
 from launcher.errors import LaunchError
 from launcher.health import ServiceHealth, answers_ok
+from launcher.patience import Patience, wanted_seconds
 from launcher.postgres_server import PostgresServer
 from launcher.provided import PREFIX, Provided, database, environment
 from launcher.redis_server import RedisServer
@@ -41,9 +42,11 @@ from launcher.supervisor import Process, Program, Supervisor, python, wait_healt
 from mesh.rpc.policy import PolicyError
 from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
+# How long they may be idle without becoming healthy; a slow machine may take longer.
 _SERVERS_SECONDS = 60.0
 _SERVICES_SECONDS = 60.0
 _GATEWAY_SECONDS = 30.0
+_READY_CHECK_SECONDS = 0.2
 _LEFTOVER_SECONDS = 20.0
 # Added to the services' own grace, so that they exit before they are killed.
 _GRACE_MARGIN_SECONDS = 2.0
@@ -283,15 +286,16 @@ class Mesh:
     async def _wait_ready(self) -> None:
         """Waits until the gateway reaches the services and /health returns 200."""
         url = f"{self.settings.gateway_url}/health"
-        try:
-            async with asyncio.timeout(_GATEWAY_SECONDS):
-                while not await _answers_ok(url, self.settings.gateway_trust):
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise LaunchError(
-                f"{url} did not return 200 within {_GATEWAY_SECONDS:g} s.",
-                f"See the logs in {self.home / 'logs'}.",
-            ) from None
+        patience = Patience(
+            _GATEWAY_SECONDS, lambda: wanted_seconds(process.pid for process in self.processes)
+        )
+        while not await _answers_ok(url, self.settings.gateway_trust):
+            if patience.is_over:
+                raise LaunchError(
+                    f"{url} does not return 200, and the mesh was idle for {_GATEWAY_SECONDS:g} s.",
+                    f"See the logs in {self.home / 'logs'}.",
+                )
+            await asyncio.sleep(_READY_CHECK_SECONDS)
 
     def _write_gateway_configs(self) -> list[Path]:
         try:

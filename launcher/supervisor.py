@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from launcher import leftovers
 from launcher.errors import LaunchError
+from launcher.patience import Patience, wanted_seconds
 
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
@@ -32,6 +33,7 @@ _FAILED_CHECK_SECONDS = 0.3
 _CHECK_TIMEOUT_SECONDS = 3.0
 _FAILED_CHECKS = 2
 _TAIL_LINES = 20
+_PROGRESS_SECONDS = 1.0
 
 
 class State(StrEnum):
@@ -81,6 +83,7 @@ class Process:
         self.exit_code: int | None = None
         self.started_at = 0.0
         self.retry_at = 0.0
+        self._log_start = 0
         self._on_change = on_change
         self._pid_file = leftovers.pid_file(home, program.name)
         self._child: asyncio.subprocess.Process | None = None
@@ -109,13 +112,22 @@ class Process:
         self._keeper = asyncio.create_task(self._keep_running(), name=f"keep {self.name}")
 
     async def wait_healthy(self, seconds: float) -> None:
-        """Waits until it was healthy once. Otherwise raises LaunchError with the end of its log."""
+        """Waits until it was healthy once, as long as it lives and was not idle for `seconds`.
+
+        Otherwise raises LaunchError with what it has written to its log.
+        """
+        patience = Patience(seconds, lambda: wanted_seconds([self.pid]))
         waiting = {
             asyncio.create_task(self._was_healthy.wait()),
             asyncio.create_task(self._gave_up.wait()),
         }
         try:
-            await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            while not self._was_healthy.is_set() and not self._gave_up.is_set():
+                await asyncio.wait(
+                    waiting, timeout=_PROGRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                if patience.is_over:
+                    break
         finally:
             for task in waiting:
                 task.cancel()
@@ -124,13 +136,15 @@ class Process:
         problem = (
             f"{self.name} does not start: it ended with {self.ending}"
             if self.exit_code is not None
-            else f"{self.name} did not become healthy within {seconds:g} s"
+            else f"{self.name} did not become healthy and was idle for {seconds:g} s"
         )
-        raise LaunchError(problem, f"The end of {self.log}:\n{self.log_tail()}")
+        written = self.log_tail() or "(nothing since its start)"
+        raise LaunchError(problem, f"The end of {self.log}:\n{written}")
 
     def log_tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines since `start`; the file also has those of earlier runs."""
         with suppress(OSError), self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - 64 * 1024))
+            file.seek(max(self._log_start, self.log.stat().st_size - 64 * 1024))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
         return ""
 
@@ -267,9 +281,12 @@ class Process:
         return self.log.open("ab", buffering=0)
 
     def _rotate_log(self) -> None:
+        self._log_start = 0
         with suppress(FileNotFoundError):
             if self.log.stat().st_size > _LOG_BYTES:
                 self.log.replace(self.log.with_suffix(".log.1"))
+            else:
+                self._log_start = self.log.stat().st_size
 
 
 class Supervisor:
@@ -302,7 +319,10 @@ class Supervisor:
 
 
 async def wait_healthy(processes: Sequence[Process], seconds: float) -> None:
-    """Waits until all processes are healthy. Raises LaunchError for the first failure."""
+    """Waits until all processes are healthy. Raises LaunchError for the first failure.
+
+    As Process.wait_healthy: `seconds` of idleness, not of time.
+    """
     waits = [asyncio.create_task(process.wait_healthy(seconds)) for process in processes]
     try:
         await asyncio.gather(*waits)

@@ -132,8 +132,19 @@ async def test_a_program_that_does_not_start_is_an_error_with_the_end_of_its_log
 
 async def test_a_program_that_is_never_healthy_is_an_error(watched: Watched) -> None:
     processes = watched.supervisor.start([a_program("mute", check=no)])
-    with pytest.raises(LaunchError, match=r"mute did not become healthy within 0\.3 s"):
+    with pytest.raises(LaunchError, match=r"mute did not become healthy and was idle for 0\.3 s"):
         await wait_healthy(processes, 0.3)
+
+
+async def test_the_error_shows_no_line_of_an_earlier_run(watched: Watched, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "mute.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("of yesterday\n")
+    processes = watched.supervisor.start([a_program("mute", check=no)])
+    with pytest.raises(LaunchError) as caught:
+        await wait_healthy(processes, 0.3)
+    assert "of yesterday" not in caught.value.remedy
+    assert "nothing since its start" in caught.value.remedy
 
 
 async def test_a_command_that_does_not_exist_is_an_error(watched: Watched, tmp_path: Path) -> None:
