@@ -29,7 +29,7 @@ from auth_svc.servicers.accounts import AccountServicer
 from auth_svc.servicers.api_keys import ApiKeyServicer
 from auth_svc.servicers.auth import AuthServicer
 from auth_svc.servicers.auth_events import AuthEventServicer
-from auth_svc.servicers.authorization import AuthorizationServicer
+from auth_svc.servicers.authorization import ApiKeyExchange
 from auth_svc.servicers.users import UserServicer
 from auth_svc.settings import Settings
 from auth_svc.sign_in import SignIn
@@ -260,9 +260,7 @@ def _api_keys(base: _Base) -> list[Servicer]:
             api_key_service_pb2.DESCRIPTOR.services_by_name["ApiKeyService"],
         ),
         Servicer(
-            AuthorizationServicer(
-                database=base.database, clock=base.clock, signing_key=base.ring.signing
-            ),
+            ApiKeyExchange(database=base.database, clock=base.clock, signing_key=base.ring.signing),
             authorization_service_pb2_grpc.add_AuthorizationServicer_to_server,
             authorization_service_pb2.DESCRIPTOR.services_by_name["Authorization"],
         ),

@@ -33,7 +33,7 @@ from launcher import (
 from launcher.control import Say
 from launcher.errors import LaunchError
 from launcher.health import ServiceHealth, answers_ok
-from launcher.patience import Patience, wanted_seconds
+from launcher.patience import Patience, demand_seconds
 from launcher.postgres_server import PostgresServer
 from launcher.provided import PREFIX, Provided, database, environment
 from launcher.redis_server import RedisServer
@@ -287,7 +287,7 @@ class Mesh:
         """Waits until the gateway reaches the services and /health returns 200."""
         url = f"{self.settings.gateway_url}/health"
         patience = Patience(
-            _GATEWAY_SECONDS, lambda: wanted_seconds(process.pid for process in self.processes)
+            _GATEWAY_SECONDS, lambda: demand_seconds(process.pid for process in self.processes)
         )
         while not await _answers_ok(url, self.settings.gateway_trust):
             if patience.is_over:

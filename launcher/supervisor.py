@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from launcher import leftovers
 from launcher.errors import LaunchError
-from launcher.patience import Patience, wanted_seconds
+from launcher.patience import Patience, demand_seconds
 
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
@@ -116,7 +116,7 @@ class Process:
 
         Otherwise raises LaunchError with what it has written to its log.
         """
-        patience = Patience(seconds, lambda: wanted_seconds([self.pid]))
+        patience = Patience(seconds, lambda: demand_seconds([self.pid]))
         waiting = {
             asyncio.create_task(self._was_healthy.wait()),
             asyncio.create_task(self._gave_up.wait()),

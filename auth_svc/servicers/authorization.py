@@ -12,9 +12,7 @@ from auth_svc import api_keys, tokens
 from auth_svc.api_keys import ApiKey
 from auth_svc.tokens import SigningKey
 from boxoffice.authorization.v1 import authorization_service_pb2 as pb
-from boxoffice.authorization.v1.authorization_service_pb2_grpc import (
-    AuthorizationServicer as Authorization,
-)
+from boxoffice.authorization.v1.authorization_service_pb2_grpc import AuthorizationServicer
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
@@ -33,7 +31,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuthorizationServicer(Authorization):
+class ApiKeyExchange(AuthorizationServicer):
     database: Database
     clock: Clock
     signing_key: Callable[[], SigningKey]

@@ -13,6 +13,7 @@ WIRE = ("grpc", "grpc_status", "grpc_health", "grpc_reflection", "boxoffice", "g
 
 # Where any error at all may be caught, and why. One each.
 CATCH_ALL = {
+    "auth_svc.hashing_threads": "whatever hashing ends with, its caller must get it",
     "mesh.coalescing": "whatever a batch ends with, its callers must get it",
     "mesh.rpc.server": "whatever it is, the database is not usable",
     "mesh.tasks": "the top of every background loop",

@@ -11,7 +11,7 @@ import pytest
 from auth_svc import api_keys, tables, tokens
 from auth_svc.accounts import Role
 from auth_svc.api_keys import MAX_LIFETIME, ApiKey
-from auth_svc.servicers.authorization import AuthorizationServicer
+from auth_svc.servicers.authorization import ApiKeyExchange
 from auth_svc.tokens import SigningKey
 from boxoffice.authorization.v1 import authorization_service_pb2 as pb
 from mesh.db.database import Database
@@ -102,9 +102,7 @@ async def test_the_calls_of_a_key_share_a_token_until_it_is_revoked(
 ) -> None:
     api_key, text = await create(database, admin_id)
     clock = SimpleNamespace(now=NOW)
-    servicer = AuthorizationServicer(
-        database=database, clock=lambda: clock.now, signing_key=lambda: key
-    )
+    servicer = ApiKeyExchange(database=database, clock=lambda: clock.now, signing_key=lambda: key)
     request = pb.CheckRequest()
     request.attributes.request.http.headers["authorization"] = f"Bearer {text}"
 

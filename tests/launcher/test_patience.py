@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launcher.patience import Patience, wanted_seconds
+from launcher.patience import Patience, demand_seconds
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ def test_only_idle_time_uses_up_patience(share: float, lasts: int | None) -> Non
 
 
 def test_a_process_that_ended_is_no_progress() -> None:
-    wanted = [50.0, 0.0, 10.0]
+    demand = [50.0, 0.0, 10.0]
     times = [0.0, 40.0, 60.0]
-    patience = Patience(50, lambda: wanted.pop(0), clock=lambda: times.pop(0))
+    patience = Patience(50, lambda: demand.pop(0), clock=lambda: times.pop(0))
     # 40 s idle, then 10 of 20 s.
     assert not patience.is_over
     assert patience.is_over
@@ -42,9 +42,9 @@ def test_children_and_waiting_for_a_cpu_count() -> None:
     # One group, so that the child ends with its parent.
     with subprocess.Popen([sys.executable, "-c", nested], process_group=0) as process:
         try:
-            before = wanted_seconds([process.pid, None])
-            while wanted_seconds([process.pid]) < before + 0.3:
+            before = demand_seconds([process.pid, None])
+            while demand_seconds([process.pid]) < before + 0.3:
                 assert process.poll() is None
         finally:
             os.killpg(process.pid, signal.SIGKILL)
-    assert wanted_seconds([process.pid]) == 0
+    assert demand_seconds([process.pid]) == 0
