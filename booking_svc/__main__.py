@@ -127,6 +127,7 @@ class _Common:
     payments: PaymentClient
     outbox: OutboxReader
     link: RedisLink
+    locks: Locks
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             PaymentClient(payment_service_pb2_grpc.PaymentServiceStub(channels["payment_svc"])),
             OutboxReader(database, outbox),
             await stack.enter_async_context(RedisLink.open(settings.required("redis_url"))),
+            await stack.enter_async_context(Locks.open(settings.required("redis_url"))),
         )
         parts = (
             _catalogue(common),
@@ -316,7 +318,7 @@ def _mails(common: _Common) -> _Part:
             partial(sender.run, "mail sender"),
             _forever(
                 "mails without address",
-                partial(consumer.delete_expired, database, system_clock, Locks(common.link)),
+                partial(consumer.delete_expired, database, system_clock, common.locks),
             ),
         ]
     )
@@ -360,7 +362,7 @@ async def _webhooks(common: _Common, stack: AsyncExitStack) -> _Part:
                     database,
                     system_clock,
                     secret_box,
-                    Locks(common.link),
+                    common.locks,
                 ),
             ),
         ],

@@ -26,6 +26,11 @@ _PREFIX = "cache:"
 _CLOSED = b"closed"
 # Longer than statement_timeout, so that readers of the old value have finished or failed.
 _CLOSED_SECONDS = 5
+_SET = """
+if redis.call('GET', KEYS[1]) == ARGV[3] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
 _SCAN_COUNT = 500
 # Most keys to remember for deletion while Redis is unavailable. Others expire by their TTL.
 _MAX_PENDING = 10_000
@@ -87,38 +92,41 @@ class Cache:
         *,
         ttl_seconds: int = DEFAULT_TTL_SECONDS,
     ) -> bool:
-        """Stores a value unless the key has one or is closed. Returns whether it was stored."""
+        """Stores a value, over an earlier one, unless the key is closed. Returns whether it did."""
         text = adapter.dump_json(value)
         seconds = min(ttl_seconds, MAX_TTL_SECONDS)
         try:
             return bool(
                 await self._link.call(
-                    lambda client: client.set(_PREFIX + key, text, ex=seconds, nx=True)
+                    lambda client: client.eval(_SET, 1, _PREFIX + key, text, seconds, _CLOSED)
                 )
             )
         except RedisAwayError:
             return False
 
     async def exists(self, key: str) -> bool:
+        """Whether the key has a value; False while Redis is unavailable."""
         try:
             stored = await self._link.call(lambda client: client.get(_PREFIX + key))
         except RedisAwayError:
             return False
         return stored is not None and stored != _CLOSED
 
-    async def delete(self, *keys: str) -> None:
+    async def delete(self, *keys: str) -> bool:
         """Deletes values whose source has changed. Call it after the change has committed.
 
-        While Redis is unavailable the keys are remembered and deleted before it is used again.
+        Returns whether any of the keys had a value. While Redis is unavailable that is False; the
+        keys are remembered and deleted before it is used again.
         """
         # A running read may have the old value: later readers must not share it.
         for key in keys:
             self._reading.pop(key, None)
         try:
-            await self._close(keys, self._link.call)
+            return await self._close(keys, self._link.call)
         except RedisAwayError:
             if len(self._pending_deletes) < _MAX_PENDING:
                 self._pending_deletes.update(dict.fromkeys(keys))
+            return False
 
     async def delete_matching(self, prefix: str) -> int:
         """Deletes all keys that begin with a prefix, 500 at a time. Returns the number."""
@@ -170,11 +178,14 @@ class Cache:
         for key in keys:
             self._pending_deletes.pop(key, None)
 
-    async def _close(self, keys: tuple[str, ...], call: Callable[..., Awaitable[Any]]) -> None:
-        async def close_all(client: Any) -> None:
+    async def _close(self, keys: tuple[str, ...], call: Callable[..., Awaitable[Any]]) -> bool:
+        """Returns whether any of the keys had a value."""
+
+        async def close_all(client: Any) -> list[bytes | None]:
             pipeline = client.pipeline(transaction=False)
             for key in keys:
-                pipeline.set(_PREFIX + key, _CLOSED, ex=_CLOSED_SECONDS)
-            await pipeline.execute()
+                pipeline.set(_PREFIX + key, _CLOSED, ex=_CLOSED_SECONDS, get=True)
+            before: list[bytes | None] = await pipeline.execute()
+            return before
 
-        await call(close_all)
+        return any(value not in (None, _CLOSED) for value in await call(close_all))

@@ -51,9 +51,12 @@ class RedisLink:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, url: str, *, call_seconds: float = CALL_TIMEOUT_SECONDS
+        cls, url: str, *, call_seconds: float = CALL_TIMEOUT_SECONDS, database: int = 0
     ) -> AsyncIterator["RedisLink"]:
-        """A link that connects with the first call. `url` is redis://, rediss:// or unix://."""
+        """A link that connects with the first call. `url` is redis://, rediss:// or unix://.
+
+        `database` counts from the URL's database index.
+        """
         pool = ConnectionPool.from_url(
             url,
             max_connections=_POOL_SIZE,
@@ -63,6 +66,7 @@ class RedisLink:
             # A retry would cost a second timeout.
             retry=Retry(NoBackoff(), 0),
         )
+        pool.connection_kwargs["db"] = int(pool.connection_kwargs.get("db") or 0) + database
         link = cls(Redis.from_pool(pool), call_seconds)
         try:
             yield link

@@ -6,12 +6,16 @@ Algorithm: https://redis.io/docs/latest/develop/clients/patterns/distributed-loc
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mesh.redis.link import RedisAwayError, RedisLink
 
 _log = logging.getLogger(__name__)
+
+DATABASE = 1
+"""The locks' database index, after the one of the URL: emptying the cache releases no lock."""
 
 DEFAULT_TTL_SECONDS = 30.0
 ATTEMPTS = 3
@@ -53,10 +57,17 @@ class Held:
 
 
 class Locks:
-    """Locks by name."""
+    """Locks by name, on a link to DATABASE."""
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator["Locks"]:
+        """Locks on a link of their own."""
+        async with RedisLink.open(url, database=DATABASE) as link:
+            yield cls(link)
 
     async def acquire(
         self,

@@ -66,6 +66,22 @@ def cache(link: RedisLink) -> Cache:
     return Cache(link)
 
 
+async def test_set_overwrites_and_delete_and_exists_answer_whether_there_was_a_value(
+    cache: Cache,
+) -> None:
+    assert not await cache.exists("k")
+    assert not await cache.delete("j", "k")
+    # A deleted key takes no value for as long as a reader of the old one may run.
+    assert not await cache.set("k", TEXTS, "stale")
+    assert await cache.set("l", TEXTS, "first")
+    assert await cache.set("l", TEXTS, "second")
+    assert await cache.get("l", TEXTS) == "second"
+    assert await cache.exists("l")
+    assert await cache.delete("k", "l")
+    assert not await cache.exists("l")
+    assert not await cache.delete("l")
+
+
 async def until_available(link: RedisLink) -> None:
     async with asyncio.timeout(60):
         while link.is_away:

@@ -34,6 +34,16 @@ async def acquired(locks: Locks, name: str = "job", **options: float) -> Held:
     return held
 
 
+async def test_locks_are_in_a_database_index_of_their_own(server: RedisProcess) -> None:
+    async with Locks.open(server.url) as locks, redis.asyncio.from_url(server.url) as cache:
+        held = await acquired(locks)
+        assert await cache.dbsize() == 0
+        # Emptying the cache releases no lock.
+        await cache.flushdb()
+        assert await locks.acquire("job", attempts=1) is None
+        assert await locks.release(held)
+
+
 async def test_one_of_many_callers_gets_the_lock(locks: Locks) -> None:
     holders = await asyncio.gather(*(locks.acquire("job", attempts=1) for _ in range(8)))
     assert len([held for held in holders if held is not None]) == 1
