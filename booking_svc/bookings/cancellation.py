@@ -37,6 +37,15 @@ from mesh.money import Money
 _LENGTH = timedelta(hours=24)
 
 
+ENDED = {
+    Status.COMPLETED: "the event is over: the booking cannot be cancelled or changed any more",
+    Status.EXPIRED: "the booking was not paid in time and has ended: place another",
+    Status.FAILED: "the payment failed and the booking has ended: place another",
+    Status.CANCELLED: "the booking is cancelled: place another",
+}
+"""What a booking's state says to a request to cancel or change it."""
+
+
 @dataclass(frozen=True, slots=True)
 class StaffRefund:
     """The refund that staff decide, in place of the policy's: one of the two is set."""
@@ -149,7 +158,10 @@ async def terms_of(connection: AsyncConnection, booking: Booking, now: datetime)
     if booking.status is not Status.CONFIRMED or booking.confirm_time is None:
         raise DomainError(
             Reason.BOOKING_STATE_INVALID,
-            f"a booking that is {booking.status} cannot be cancelled or changed",
+            ENDED.get(
+                booking.status,
+                "only a confirmed booking can be moved: cancel it at no cost, and place another",
+            ),
             status=booking.status,
         )
     event = await events.get(connection, event_id=booking.event_id)

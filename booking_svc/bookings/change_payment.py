@@ -6,6 +6,7 @@ The booking stays as it is until the difference is paid (payment_events.py).
 from uuid import UUID
 
 from booking_svc.bookings import (
+    alternatives,
     bookings,
     modification_store,
     payment_pages,
@@ -30,9 +31,12 @@ async def open_first(deps: Dependencies, change: Change, checkout: Checkout) -> 
     """
     try:
         url = await _open(deps, change, checkout)
-    except DomainError:
-        await _cancel(deps, change)
-        raise
+    except DomainError as error:
+        refusal = await alternatives.for_move(
+            deps, from_event_id=change.from_event_id, to_event_id=change.to_event_id, refusal=error
+        )
+        await _cancel(deps, change, refusal.reason)
+        raise refusal from error
     if url is not None:
         await _store(deps, change, url)
 
@@ -104,7 +108,7 @@ async def _reopen(deps: Dependencies, change: Change, checkout: Checkout) -> str
         return await _open(deps, change, checkout)
     except DomainError as refusal:
         if refusal.reason is Reason.PAYMENT_FAILED:
-            await _cancel(deps, change)
+            await _cancel(deps, change, refusal.reason)
         raise
 
 
@@ -135,7 +139,7 @@ async def _store(deps: Dependencies, change: Change, url: str) -> None:
         )
 
 
-async def _cancel(deps: Dependencies, change: Change) -> None:
+async def _cancel(deps: Dependencies, change: Change, refusal: Reason) -> None:
     async with deps.database.transaction() as connection:
         booking = await bookings.get(connection, booking_id=change.booking_id, lock=True)
         current = await modification_store.get(connection, change_id=change.change_id)
@@ -145,6 +149,7 @@ async def _cancel(deps: Dependencies, change: Change) -> None:
                 booking=booking,
                 change=current,
                 to=ChangeState.CANCELLED,
+                refusal=refusal,
                 now=deps.clock(),
             )
     deps.on_steps_enqueued()

@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import (
+    alternatives,
     bookings,
     cancellation,
     change_payment,
@@ -124,10 +125,8 @@ async def reschedule(
     Raises BOOKING_NOT_FOUND, CANCELLATION_CLOSED (not for staff), BOOKING_STATE_INVALID,
     VALIDATION_FAILED, and as `placement.place` does.
     """
-    async with deps.database.reading() as connection:
-        event = await events.get(connection, event_id=event_id)
+    event = await _destination(deps, booking_id, owner, by, event_id, items)
     limits = await payment_pages.limits(deps, event.currency_code)
-    event.refuse_unless_visible(to_staff=by.actor is Actor.STAFF)
 
     async def begin(connection: AsyncConnection, now: datetime) -> Change | None:
         booking = await bookings.get(connection, booking_id=booking_id, owner=owner, lock=True)
@@ -163,6 +162,31 @@ async def reschedule(
         return change
 
     return await _run_once(deps, key, encode, booking_id, begin, checkout)
+
+
+async def _destination(
+    deps: Dependencies,
+    booking_id: UUID,
+    owner: UUID | None,
+    by: By,
+    event_id: UUID,
+    items: Sequence[RequestedItem],
+) -> Event:
+    """The event to move to. Raises BOOKING_NOT_FOUND, EVENT_NOT_FOUND or SLOT_CONFLICT."""
+    async with deps.database.reading() as connection:
+        try:
+            event = await events.get(connection, event_id=event_id)
+            event.refuse_unless_visible(to_staff=by.actor is Actor.STAFF)
+        except DomainError as refusal:
+            booking = await bookings.get(connection, booking_id=booking_id, owner=owner)
+            raise await alternatives.for_missing(
+                connection,
+                event=await events.get(connection, event_id=booking.event_id),
+                refusal=refusal,
+                quantity=sum(item.quantity for item in items or booking.items),
+                now=deps.clock(),
+            ) from None
+    return event
 
 
 async def _refuse_update(
@@ -286,7 +310,16 @@ async def _continue(
         async with deps.database.reading() as connection:
             change = await modification_store.get(connection, change_id=change_id)
         if change.refusal is not None:
-            raise DomainError(change.refusal, "the change was refused")
+            refusal = DomainError(
+                change.refusal,
+                "the change was refused: to try again, use another idempotency key",
+            )
+            raise await alternatives.for_move(
+                deps,
+                from_event_id=change.from_event_id,
+                to_event_id=change.to_event_id,
+                refusal=refusal,
+            )
         if change.state is ChangeState.EXCHANGING:
             await step_handlers.exchange_places(deps, change)
             await refund_requests.send(deps, change.booking_id)
@@ -366,9 +399,18 @@ def _same_places(booking: Booking, old: Event, new: Event) -> list[RequestedItem
     return requested
 
 
+_NOT_CHANGEABLE = {
+    Status.PENDING_PAYMENT: "items and note cannot be changed while the customer pays: cancel the"
+    " booking at no cost, or wait for the payment",
+    **cancellation.ENDED,
+}
+
+
 def _state_invalid(booking: Booking) -> DomainError:
     return DomainError(
         Reason.BOOKING_STATE_INVALID,
-        f"a booking that is {booking.status} cannot be changed in this way",
+        _NOT_CHANGEABLE.get(
+            booking.status, "a booking without a price cannot be changed: cancel it"
+        ),
         status=booking.status,
     )

@@ -184,10 +184,19 @@ async def start_exchange(connection: AsyncConnection, *, change: Change, now: da
 
 
 async def end_unpaid(
-    connection: AsyncConnection, *, booking: Booking, change: Change, to: ChangeState, now: datetime
+    connection: AsyncConnection,
+    *,
+    booking: Booking,
+    change: Change,
+    to: ChangeState,
+    now: datetime,
+    refusal: Reason | None = None,
 ) -> None:
-    """Ends a change that waits for its payment; the locked booking stays as it is."""
-    await _set_state(connection, change, to, now)
+    """Ends a change that waits for its payment; the locked booking stays as it is.
+
+    `refusal` is why its places or its payment could not be had.
+    """
+    await _set_state(connection, change, to, now, refusal=refusal)
     await _enqueue_release(connection, change, now)
     await state_machine.note(connection, booking=booking, reason=f"change {to.lower()}", now=now)
 

@@ -13,14 +13,14 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import proto
-from booking_svc.bookings.bookings import Actor, Booking
+from booking_svc.bookings.bookings import SYSTEM, Actor, Booking, By
 from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
 from booking_svc.catalogue.proto import schedule, to_schedule
 from booking_svc.tables import outbox as table
 from boxoffice.bookings.v1 import booking_event_pb2, booking_pb2
 from boxoffice.types.v1 import money_pb2
-from mesh.conversions import money_from_proto, money_to_proto, time_from_proto
+from mesh.conversions import id_to_proto, money_from_proto, money_to_proto, time_from_proto
 from mesh.db import outbox
 from mesh.db.consumer import Batch
 from mesh.db.database import on_commit
@@ -52,7 +52,11 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
+    """`by` is the system when `payment_id` was captured, or who checked out a free booking."""
+
     reason: str
+    by: By = SYSTEM
+    payment_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +237,15 @@ def _set(message: booking_event_pb2.BookingEvent, change: Change) -> None:
         case Held(is_mail_wanted):
             message.held.mail_wanted = is_mail_wanted
             message.held.SetInParent()
-        case Confirmed(reason):
+        case Confirmed(reason, by, payment_id):
             message.confirmed.reason = reason
-            message.confirmed.SetInParent()
+            message.confirmed.confirmed_by.CopyFrom(
+                booking_event_pb2.ConfirmedBy(
+                    actor=booking_pb2.TimelineEntry.Actor.Value(by.actor),
+                    user_id=id_to_proto(by.user_id),
+                    payment_id=id_to_proto(payment_id),
+                )
+            )
         case Cancelled(actor, reason, refund):
             message.cancelled.actor = booking_pb2.TimelineEntry.Actor.Value(actor)
             message.cancelled.reason = reason
@@ -268,6 +278,17 @@ def _change(message: booking_event_pb2.BookingEvent) -> Change:
     return _CHANGES[message.WhichOneof("event") or ""](message)
 
 
+def _confirmed(message: booking_event_pb2.BookingEvent) -> Change:
+    confirmed, by = message.confirmed, message.confirmed.confirmed_by
+    if not by.actor:
+        # Of an older version.
+        return Confirmed(confirmed.reason)
+    actor = Actor(booking_pb2.TimelineEntry.Actor.Name(by.actor))
+    user_id = UUID(by.user_id) if by.HasField("user_id") else None
+    payment_id = UUID(by.payment_id) if by.HasField("payment_id") else None
+    return Confirmed(confirmed.reason, By(actor, user_id), payment_id)
+
+
 def _cancelled(message: booking_event_pb2.BookingEvent) -> Change:
     cancelled = message.cancelled
     actor = Actor(booking_pb2.TimelineEntry.Actor.Name(cancelled.actor))
@@ -293,7 +314,7 @@ def _rescheduled(message: booking_event_pb2.BookingEvent) -> Change:
 
 _CHANGES: dict[str, Callable[[booking_event_pb2.BookingEvent], Change]] = {
     "held": lambda message: Held(message.held.mail_wanted),
-    "confirmed": lambda message: Confirmed(message.confirmed.reason),
+    "confirmed": _confirmed,
     "cancelled": _cancelled,
     "expired": lambda message: Expired(message.expired.reason),
     "failed": lambda message: Failed(message.failed.reason),

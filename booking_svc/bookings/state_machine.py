@@ -148,7 +148,7 @@ def moved(
         timeline=(*booking.timeline, entry),
         update_time=now,
     )
-    change = _change(to, reason, by, refund)
+    change = _change(booking, to, reason, by, refund)
     return Transition(booking, after, by, entry, change, request_context.origin())
 
 
@@ -373,11 +373,14 @@ def _payment_of(booking: Booking) -> Payment:
     return booking.payment
 
 
-def _change(to: Status, reason: str, by: By, refund: Money | None) -> Change | None:
+def _change(
+    booking: Booking, to: Status, reason: str, by: By, refund: Money | None
+) -> Change | None:
     """The domain event of a move; PENDING_PAYMENT has none."""
     match to:
         case Status.CONFIRMED:
-            return outbox.Confirmed(reason)
+            paid = booking.payment if by == SYSTEM else None
+            return outbox.Confirmed(reason, by, None if paid is None else paid.payment_id)
         case Status.CANCELLED:
             return outbox.Cancelled(by.actor, reason, refund)
         case Status.EXPIRED:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from booking_svc.bookings import (
+    alternatives,
     bookings,
     modification_store,
     payment_events,
@@ -48,7 +49,8 @@ _NO_PLACES = frozenset({Reason.SOLD_OUT, Reason.SEAT_UNAVAILABLE, Reason.PURCHAS
 _EXCHANGE_REFUSED = (
     RESERVATION_LOST
     | _NO_PLACES
-    | {Reason.OFFER_NOT_FOUND, Reason.SEAT_NOT_FOUND, Reason.EVENT_NOT_FOUND}
+    | {Reason.SLOT_CONFLICT, Reason.OFFER_NOT_FOUND, Reason.SEAT_NOT_FOUND}
+    | {Reason.EVENT_NOT_FOUND}
 )
 _SOLD = (Status.CONFIRMED, Status.COMPLETED)
 
@@ -185,7 +187,9 @@ async def exchange_places(deps: Dependencies, change: Change) -> None:
     except DomainError as error:
         if error.reason not in _EXCHANGE_REFUSED:
             raise
-        refusal = error
+        refusal = await alternatives.for_move(
+            deps, from_event_id=change.from_event_id, to_event_id=change.to_event_id, refusal=error
+        )
     now = deps.clock()
     async with deps.database.transaction() as connection:
         booking = await bookings.get(connection, booking_id=change.booking_id, lock=True)

@@ -1,6 +1,7 @@
 """The refusal of an event without enough places names other events that have them."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,9 @@ from booking_svc.catalogue.events import Event, StaffStatus
 from booking_svc.catalogue.tables import events, stock_levels
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
-from testing.booking_harness import START, BookingHarness, a_new_event
+from mesh.money import Money
+from testing.booking_harness import START, BookingHarness, a_new_event, an_offer
+from tests.booking_svc.bookings.test_cancellation import a_confirmed
 
 DAY = timedelta(days=1)
 PRODUCTION = new_id()
@@ -78,6 +81,31 @@ async def test_too_few_places_are_sold_out_and_name_events_with_enough(
     refusal = await refused(harness, requested, quantity=2)
     assert refusal.reason is Reason.SOLD_OUT
     assert days(refusal, {str(slot.event_id): slot for slot in (small, large)}) == ["day 12"]
+
+
+async def test_a_move_to_a_full_or_missing_slot_names_the_next_slots(
+    harness: BookingHarness,
+) -> None:
+    slots = [await a_slot(harness, day) for day in (3, 10, 11)]
+    dearer = await a_slot(harness, 12, offers=(an_offer(price=Money(200_000, "INR")),))
+    made = {str(slot.event_id): slot for slot in [*slots, dearer]}
+    booking = await a_confirmed(harness, slots[0])
+    for full in (slots[1], dearer):
+        await harness.place(full, quantity=10)
+    missing = replace(slots[1], event_id=new_id())
+    for event, others in (
+        (slots[1], ["day 11", "day 12", "day 3"]),
+        (dearer, ["day 10", "day 11", "day 3"]),
+        (missing, ["day 10", "day 11", "day 12"]),
+    ):
+        # The stored answer of the key is the same.
+        for _ in range(2):
+            with pytest.raises(DomainError) as refusal:
+                await harness.reschedule(booking, event, key=event.name)
+            assert refusal.value.reason is Reason.SLOT_CONFLICT
+            assert sorted(days(refusal.value, made)) == others
+    after = await harness.booking(booking.booking_id)
+    assert (after.event_id, after.change) == (slots[0].event_id, None)
 
 
 async def test_an_event_without_a_production_has_no_alternatives(harness: BookingHarness) -> None:

@@ -325,7 +325,8 @@ async def test_events_that_a_booking_cannot_be_rescheduled_to(harness: BookingHa
     await refused(Reason.VALIDATION_FAILED, harness.reschedule(booking, other))
     await refused(Reason.VALIDATION_FAILED, harness.reschedule(booking, first))
     held = await harness.place(first, checkout=None)
-    await refused(Reason.BOOKING_STATE_INVALID, harness.reschedule(held, second))
+    refusal = await refused(Reason.BOOKING_STATE_INVALID, harness.reschedule(held, second))
+    assert "cancel it at no cost" in refusal.message
     assert first.start_time is not None
     harness.clock.now = first.start_time - timedelta(hours=1)
     await refused(Reason.CANCELLATION_CLOSED, harness.reschedule(booking, second))

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc import tables as service_tables
 from booking_svc.bookings import outbox
-from booking_svc.bookings.bookings import Actor
+from booking_svc.bookings.bookings import SYSTEM, Actor, By
 from booking_svc.bookings.outbox import (
     BookingEvent,
     BookingEvents,
@@ -65,8 +65,9 @@ async def test_each_move_is_published_once_and_in_order(harness: BookingHarness)
     by_booking: dict[UUID, list[Change]] = {}
     for entry in published:
         by_booking.setdefault(entry.booking_id, []).append(entry.change)
+    assert paid.payment is not None
     assert by_booking == {
-        paid.booking_id: [Held(), Confirmed("payment captured")],
+        paid.booking_id: [Held(), Confirmed("payment captured", SYSTEM, paid.payment.payment_id)],
         cancelled.booking_id: [Held(), Cancelled(Actor.CUSTOMER, "changed my mind", None)],
         refused.booking_id: [Held(), Failed("payment declined, and not paid in time")],
         idle.booking_id: [Held(), Expired("not paid in time")],
@@ -112,7 +113,8 @@ async def test_a_consumer_inside_the_service_has_each_effect_once(harness: Booki
     "change",
     [
         Held(),
-        Confirmed("payment captured"),
+        Confirmed("payment captured", SYSTEM, new_id()),
+        Confirmed("nothing to pay", By(Actor.STAFF, new_id())),
         Cancelled(Actor.ORGANISER, "the band is ill", Money(1, "JPY")),
         Expired("not paid in time"),
         Failed("payment failed: card_declined"),
