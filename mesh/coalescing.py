@@ -226,3 +226,23 @@ class Coalescer(Generic[RequestT, ResultT]):
 
     def _drop_cancelled(self) -> None:
         self._queue = deque(waiting for waiting in self._queue if not waiting.outcome.done())
+
+
+# For `reads`. Longer than the wait for a connection and the time limit of a statement.
+_READ_SECONDS = 4.0
+
+
+def reads(
+    name: str, read: Callable[[Sequence[RequestT]], Awaitable[Sequence[ResultT | Exception]]]
+) -> Coalescer[RequestT, ResultT]:
+    """A Coalescer for reads by key: calls that arrive during a read share the next one."""
+    return Coalescer(
+        name,
+        read,
+        max_batch=64,
+        max_in_flight=2,
+        max_queued=1000,
+        seconds=_READ_SECONDS,
+        # No call waits for others to arrive.
+        gather_seconds=0,
+    )

@@ -22,18 +22,11 @@ from boxoffice.auth.v1 import (
     auth_service_pb2_grpc,
     user_pb2,
 )
-from mesh import paging
+from mesh import coalescing, paging
 from mesh.clock import Clock
-from mesh.coalescing import Coalescer
 from mesh.conversions import given, time_to_proto
 from mesh.db.database import Database
 from mesh.rpc.call import caller
-
-_MAX_BATCH = 64
-_MAX_IN_FLIGHT = 2
-_MAX_QUEUED = 1000
-# Longer than the wait for a connection and the time limit of a statement.
-_READ_SECONDS = 4.0
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -48,16 +41,7 @@ class AccountServicer(auth_service_pb2_grpc.AccountServiceServicer):
     phone_region: str
 
     def __post_init__(self) -> None:
-        # Calls that arrive during a read share the next one. No call waits for others to arrive.
-        self._users = Coalescer(
-            "users",
-            self._read_users,
-            max_batch=_MAX_BATCH,
-            max_in_flight=_MAX_IN_FLIGHT,
-            max_queued=_MAX_QUEUED,
-            seconds=_READ_SECONDS,
-            gather_seconds=0,
-        )
+        self._users = coalescing.reads("users", self._read_users)
 
     async def GetMe(
         self, request: auth_service_pb2.GetMeRequest, context: _Context

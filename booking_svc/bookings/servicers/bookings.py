@@ -1,6 +1,6 @@
 """BookingService: message → one domain call → message."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from booking_svc.bookings.modification import BookingPatch
 from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
-from mesh import paging
+from mesh import coalescing, paging
 from mesh.conversions import money_from_proto
 from mesh.db.idempotent import key_for, key_of_call
 from mesh.errors import DomainError, Reason
@@ -37,6 +37,7 @@ _CHANGE_SECONDS = 9.5
 class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     def __init__(self, deps: Dependencies) -> None:
         self._deps = deps
+        self._readings = coalescing.reads("bookings", self._read_all)
 
     async def PlaceBooking(
         self, request: booking_service_pb2.PlaceBookingRequest, context: Any
@@ -63,12 +64,17 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def GetBooking(
         self, request: booking_service_pb2.GetBookingRequest, context: Any
     ) -> booking_pb2.Booking:
+        booking = await self._readings.submit(UUID(request.booking_id))
+        if caller().owner_scope not in (None, booking.customer_id):
+            raise bookings.not_found(booking.booking_id)
+        return proto.booking(booking)
+
+    async def _read_all(self, booking_ids: Sequence[UUID]) -> Sequence[Booking | Exception]:
         async with self._deps.database.reading() as connection:
-            return proto.booking(
-                await bookings.get(
-                    connection, booking_id=UUID(request.booking_id), owner=caller().owner_scope
-                )
-            )
+            existing = await bookings.get_all(connection, set(booking_ids))
+        return [
+            existing.get(booking_id) or bookings.not_found(booking_id) for booking_id in booking_ids
+        ]
 
     async def ListBookings(
         self, request: booking_service_pb2.ListBookingsRequest, context: Any

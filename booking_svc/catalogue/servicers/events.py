@@ -1,6 +1,7 @@
 """EventService: proto → one domain call → proto."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 from uuid import UUID
@@ -14,15 +15,19 @@ from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Availability
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
-from mesh import paging
+from mesh import coalescing, paging
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.idempotent import key_of_call
+from mesh.errors import DomainError
 from mesh.rpc.call import caller
 from mesh.tasks import shielded
 
 # A change of stock continues up to this long after the client cancelled the call.
 _WRITE_SECONDS = 9.5
+
+_List = tuple[bytes, bool]
+"""A serialised ListEventsRequest, and whether drafts are shown."""
 
 
 class EventServicer(event_service_pb2_grpc.EventServiceServicer):
@@ -47,6 +52,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self._streams = streams
         self._clock = clock
         self._totals = event_listing.Totals()
+        self._lists = coalescing.reads("event lists", self._read_lists)
 
     async def CreateEvent(
         self, request: event_service_pb2.CreateEventRequest, context: Any
@@ -61,8 +67,29 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         )
         return event_pb2.Event.FromString(answer)
 
-    async def ListEvents(
-        self, request: event_service_pb2.ListEventsRequest, context: Any
+    async def ListEvents(self, request: event_service_pb2.ListEventsRequest, context: Any) -> Any:
+        if request.query:
+            return await self._list(request, shows_drafts=caller().is_staff)
+        return await self._lists.submit((request.SerializeToString(), caller().is_staff))
+
+    async def _read_lists(self, requests: Sequence[_List]) -> Sequence[bytes | Exception]:
+        """The serialised lists; equal requests share one reading."""
+
+        async def read(sent: bytes, shows_drafts: bool) -> bytes | Exception:
+            request = event_service_pb2.ListEventsRequest.FromString(sent)
+            try:
+                answer = await self._list(request, shows_drafts=shows_drafts)
+            except DomainError as refusal:
+                return refusal
+            return answer.SerializeToString()
+
+        distinct = list(dict.fromkeys(requests))
+        answers = await asyncio.gather(*(read(*key) for key in distinct))
+        answer_of = dict(zip(distinct, answers, strict=True))
+        return [answer_of[key] for key in requests]
+
+    async def _list(
+        self, request: event_service_pb2.ListEventsRequest, *, shows_drafts: bool
     ) -> event_service_pb2.ListEventsResponse:
         now = self._clock()
         async with self._database.reading() as connection:
@@ -73,7 +100,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
                 page_token=request.page_token,
                 totals=self._totals,
                 now=now,
-                shows_drafts=caller().is_staff,
+                shows_drafts=shows_drafts,
             )
         return event_service_pb2.ListEventsResponse(
             events=[proto.event(listed.event, listed.availability, now) for listed in page.events],

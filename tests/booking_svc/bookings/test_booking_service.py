@@ -82,10 +82,11 @@ async def test_a_booking_from_placing_to_cancellation_in_messages(harness: Booki
     assert paying.status == Booking.PENDING_PAYMENT
     await harness.capture(await harness.booking(UUID(booking_id)))
     await harness.run_until_idle()
-    await refused(
-        Reason.BOOKING_NOT_FOUND,
-        other("CancelBooking", pb2.CancelBookingRequest(booking_id=booking_id)),
-    )
+    for method, request in (
+        ("GetBooking", pb2.GetBookingRequest(booking_id=booking_id)),
+        ("CancelBooking", pb2.CancelBookingRequest(booking_id=booking_id)),
+    ):
+        await refused(Reason.BOOKING_NOT_FOUND, other(method, request))
     preview = await mine(
         "PreviewCancellation",
         pb2.PreviewCancellationRequest(booking_id=booking_id, keep=[f"{offer_id}:3"]),

@@ -10,9 +10,14 @@ import pytest
 from booking_svc.catalogue import event_listing, event_status, search
 from booking_svc.catalogue.event_listing import Filters, Page, Totals
 from booking_svc.catalogue.events import Event, Status
+from booking_svc.catalogue.servicers.events import EventServicer
 from booking_svc.catalogue.tables import events as events_table
+from boxoffice.catalogue.v1 import event_pb2, event_service_pb2
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+from mesh.rpc import call
+from mesh.rpc.call import Caller
+from mesh.rpc.policy import Access
 from testing.booking_harness import START, BookingHarness
 
 DAY = timedelta(days=1)
@@ -256,3 +261,49 @@ async def test_the_listed_status_follows_the_clock(harness: BookingHarness) -> N
     assert await status_after_transitions() is Status.ON_SALE
     harness.clock.advance(DAY)
     assert await status_after_transitions() is Status.ENDED
+
+
+async def test_equal_requests_share_a_reading_and_only_staff_gets_drafts(
+    harness: BookingHarness,
+) -> None:
+    draft = await harness.an_event(is_draft=True)
+    not_needed: Any = None
+    servicer = EventServicer(
+        database=harness.database,
+        commands=not_needed,
+        availability=not_needed,
+        streams=not_needed,
+        cache=not_needed,
+        cancellation_progress=not_needed,
+        clock=harness.clock,
+    )
+
+    async def listed(role: Access, **fields: Any) -> bytes:
+        call.identify(Caller("gateway", new_id(), role))
+        request = event_service_pb2.ListEventsRequest(status=event_pb2.Event.DRAFT, **fields)
+        answer: bytes = await servicer.ListEvents(request, None)
+        return answer
+
+    def is_listed(answer: bytes) -> bool:
+        listed_events = event_service_pb2.ListEventsResponse.FromString(answer).events
+        return [event.event_id for event in listed_events] == [str(draft.event_id)]
+
+    # The first one is being read while the others arrive.
+    _, staff, customer, again, other = await asyncio.gather(
+        listed(Access.STAFF),
+        listed(Access.STAFF),
+        listed(Access.CUSTOMER),
+        listed(Access.ADMIN),
+        listed(Access.STAFF, page_size=1),
+    )
+    assert [is_listed(answer) for answer in (staff, customer, again, other)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert again is staff
+    assert other is not staff
+    with pytest.raises(DomainError) as refusal:
+        await listed(Access.STAFF, page_token="x")
+    assert refusal.value.reason is Reason.VALIDATION_FAILED
