@@ -32,7 +32,7 @@ def hold(home: Path) -> Iterator[None]:
             raise LaunchError(
                 f"A mesh is already running in {home} (pid {_holder(home) or 'unknown'}).",
                 "Stop it with `make down`, or set a different BOXOFFICE_HOME, "
-                "BOXOFFICE_GATEWAY_PORT, BOXOFFICE_PORT_BASE and BOXOFFICE_ENVOY_ADMIN_PORT.",
+                "BOXOFFICE_GATEWAY_PORT and BOXOFFICE_PORT_BASE.",
             ) from None
         lock.seek(0)
         lock.truncate()

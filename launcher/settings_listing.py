@@ -207,7 +207,11 @@ _TYPE_NAMES: dict[Any, str] = {
 
 
 def _default(field: FieldInfo) -> str:
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    default = (
+        None
+        if field.is_required()
+        else field.get_default(call_default_factory=True, validated_data={})
+    )
     if default is None:
         return ""
     if isinstance(default, SecretStr):

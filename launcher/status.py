@@ -202,12 +202,13 @@ def _addresses(mesh: Mesh) -> list[tuple[str, str]]:
     return [
         ("Gateway", f"{settings.gateway_url}  (REST, gRPC and gRPC-Web)"),
         *more,
+        ("API page", f"{settings.gateway_url}/docs"),
         ("Health", f"{settings.gateway_url}/health"),
         ("Envoy admin", f"http://127.0.0.1:{settings.envoy_admin_port}"),
         ("Metrics", _metrics(mesh)),
         ("Certificates", str(settings.certificates)),
         ("Logs", str(settings.home / "logs")),
-        ("First booking", "see the README for an example with curl"),
+        ("First booking", "./boxoffice --help, or the README for an example with curl"),
     ]
 
 

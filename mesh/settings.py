@@ -26,11 +26,19 @@ _PORT_BASE = 50050
 # The gateway checks health every second and acts on the second failed check.
 _DRAIN_SECONDS = 3.0
 _METRICS_PORT_BASE = 9463
+_ADMIN_PORT = 9901
+# After the ports of eight replicas.
+_ADMIN_PORT_OFFSET = 91
 
 PUBLISHED_SECRETS = ("an-admin-secret-of-32-characters",)
 """Example values in the README; production refuses them."""
 # A random secret has at least this many distinct characters.
 _MIN_DISTINCT_CHARACTERS = 8
+
+
+def _admin_port(port_base: int) -> int:
+    """Derived from the port base, so that two meshes on one machine do not collide."""
+    return _ADMIN_PORT if port_base == _PORT_BASE else port_base + _ADMIN_PORT_OFFSET
 
 
 class MeshSettings(BaseSettings):
@@ -91,7 +99,11 @@ class MeshSettings(BaseSettings):
     )
     gateway_key: Path | None = Field(None, description="Private key of that certificate, PEM.")
     envoy_admin_port: int = Field(
-        9901, ge=1024, le=65535, description="Port of Envoy's admin page, on 127.0.0.1 only."
+        default_factory=lambda given: _admin_port(given.get("port_base", _PORT_BASE)),
+        ge=1024,
+        le=65535,
+        description="Port of Envoy's admin page, on 127.0.0.1 only. Unset: 9901, or the port base"
+        " + 91 if that is not the default.",
     )
     gateways: int = Field(1, ge=1, le=8, description="Gateway processes that `make up` starts.")
     replicas: int = Field(

@@ -1,4 +1,4 @@
-"""Serves /openapi.json and /docs from files. openapi/page.py writes the files.
+"""Serves /openapi.json, /docs and the page at / from files. openapi/page.py writes the files.
 
 Envoy's file server answers only GET and HEAD.
 """
@@ -9,6 +9,8 @@ from gateway.extension import Config, extension, typed
 from openapi import page
 
 DOCUMENT, PAGE = "/openapi.json", "/docs"
+WELCOME = f"{PAGE}/{page.WELCOME}"
+"""The page at /: lua/requests.lua changes the path."""
 
 _DOCUMENT_SECONDS = 60
 _PAGE_SECONDS = 3600

@@ -140,12 +140,13 @@ def _filters(
         ),
         limits.per_ip_ceiling(policies, Scales.configured(settings)),
         _known_compression(),
-        documentation.file_server(public_folder(folder)),
         _decompressor(),
         # Counts inflated bytes.
         _body_limit(),
         _rest_body(),
         requests.lua(policies),
+        # After Lua, which maps / to a page.
+        documentation.file_server(public_folder(folder)),
         transcoding.transcoder(policies, str(descriptor_path(folder))),
         api_keys.exchange(),
         tokens.jwt_authn(policies),

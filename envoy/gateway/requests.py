@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
-from gateway import api_keys
+from gateway import api_keys, documentation
 from gateway.extension import Config, extension
 from mesh.rpc.identity import API_KEY_PREFIX
 from mesh.rpc.policy import HttpBinding, MethodPolicy
@@ -23,8 +23,9 @@ ENCODING_HEADER = "x-boxoffice-content-encoding"
 _SCRIPT = Path(__file__).parent / "lua" / "requests.lua"
 _RAW = "google.api.HttpBody"
 _TIMESTAMP = "google.protobuf.Timestamp"
-_API_KEYS = f"""local API_KEY = "^Bearer {API_KEY_PREFIX}"
+_NAMES = f"""local API_KEY = "^Bearer {API_KEY_PREFIX}"
 local API_KEYS, API_KEY_MARK = "{api_keys.NAMESPACE}", "{api_keys.MARK}"
+local WELCOME = "{documentation.WELCOME}"
 """
 # Their JSON is a text, a number or a boolean.
 _SCALAR_MESSAGES = frozenset(
@@ -47,7 +48,7 @@ def lua(policies: Collection[MethodPolicy]) -> Config:
     return extension(
         FILTER,
         "envoy.extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": _API_KEYS + tables(policies) + _SCRIPT.read_text()},
+        default_source_code={"inline_string": _NAMES + tables(policies) + _SCRIPT.read_text()},
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes the files of /openapi.json and /docs: the document and Swagger UI from its package.
+"""Writes the files of /openapi.json, /docs and /: the document, Swagger UI from its package, links.
 
 Both scripts are files, so that the content security policy needs no exception for scripts.
 """
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-DOCUMENT, PAGE = "openapi.json", "index.html"
+DOCUMENT, PAGE, WELCOME = "openapi.json", "index.html", "welcome.html"
 CONTENT_TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -43,6 +43,35 @@ _PAGE = """<!doctype html>
   </body>
 </html>
 """
+_WELCOME = """<!doctype html>
+<html lang="en">
+  <head>
+    <meta charset="utf-8">
+    <meta name="viewport" content="width=device-width, initial-scale=1">
+    <title>{title}</title>
+    <link rel="icon" href="/docs/favicon-32x32.png">
+    <style>body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 3rem auto; padding: 0 1rem }}</style>
+  </head>
+  <body>
+    <h1>{title}</h1>
+    <p>This is the gateway of an API. It speaks REST, gRPC and gRPC-Web.</p>
+    <ul>
+      <li><a href="/docs">Read and try the API</a></li>
+      <li><a href="/openapi.json">OpenAPI document</a></li>
+      <li><a href="/health">Health of the services</a></li>
+      <li><a href="/api/v1/events">Events on sale</a></li>
+    </ul>
+    <h2>First steps</h2>
+    <ol>
+      <li>Register: <code>POST /api/v1/auth/register</code></li>
+      <li>Sign in: <code>POST /api/v1/auth/login</code>. Send the <code>accessToken</code> as
+        <code>Authorization: Bearer …</code></li>
+      <li>Choose an event: <code>GET /api/v1/events</code></li>
+      <li>Book places: <code>POST /api/v1/bookings</code> with an <code>Idempotency-Key</code></li>
+    </ol>
+  </body>
+</html>
+"""
 _START = """window.ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#docs",
@@ -66,6 +95,7 @@ def write(folder: Path, document: dict[str, Any]) -> None:
     docs.mkdir(parents=True, exist_ok=True)
     (openapi / DOCUMENT).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     (docs / PAGE).write_text(_PAGE.format(title=html.escape(document["info"]["title"])))
+    (docs / WELCOME).write_text(_WELCOME.format(title=html.escape(document["info"]["title"])))
     (docs / "start.js").write_text(_START)
     for name in _FILES:
         shutil.copyfile(_package() / name, docs / name)

@@ -169,6 +169,19 @@ def test_the_gateway_serves_the_description(gateway: Gateway) -> None:
     assert "max-age" in answer.headers["cache-control"]
 
 
+def test_the_root_is_a_page_with_links_that_work(gateway: Gateway) -> None:
+    answer = gateway.rest.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    links = re.findall(r'href="(/[^"]*)"', answer.text)
+    assert {"/docs", "/openapi.json", "/health"} <= set(links)
+    for link in links:
+        assert gateway.rest.get(link, follow_redirects=True).status_code == 200, link
+    assert gateway.rest.head("/").status_code == 200
+    assert gateway.rest.post("/", json={}).status_code == 405
+
+
 @pytest.mark.parametrize("path", ["/docs", "/docs/"])
 def test_the_page_loads_only_from_the_gateway(gateway: Gateway, path: str) -> None:
     page = gateway.rest.get(path)

@@ -53,6 +53,14 @@ def test_every_process_has_its_ports_checked() -> None:
     assert len({port.number for port in ports}) == len(ports)
 
 
+def test_two_meshes_need_another_gateway_port_and_port_base() -> None:
+    sizes = {"gateways": 2, "replicas": 8}
+    first = preflight.ports(some_settings(**sizes))
+    second = preflight.ports(some_settings(**sizes, gateway_port=8090, port_base=51050))
+    numbers = [port.number for port in [*first, *second]]
+    assert len(set(numbers)) == len(numbers)
+
+
 def test_a_port_with_connections_in_time_wait_is_free() -> None:
     with socket.socket() as listener:
         # Servers set it too.

@@ -391,6 +391,10 @@ function envoy_on_request(handle)
   local path, query = (headers:get(":path") or ""):match("^([^?]*)%??(.*)$")
   local target = target_of(handle, headers, path)
   if not target then
+    if path == "/" then
+      headers:replace(":path", WELCOME)
+      handle:clearRouteCache()
+    end
     return
   end
   local encoding = headers:get("content-encoding")
