@@ -23,7 +23,8 @@ class Settings(MeshSettings):
         description="How long a booking holds its places from its first checkout on.",
     )
     webhook_allow_loopback: bool = Field(
-        False, description="Allows webhooks to this machine; development only."
+        default_factory=lambda given: given.get("environment") != "production",
+        description="Allows webhooks to this machine. Unset: in development; production refuses it.",
     )
 
     webhook_secret_keys: SecretStr | None = Field(

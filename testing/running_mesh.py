@@ -63,7 +63,6 @@ def running_mesh(checkout: Path = ROOT, /, **settings: str) -> Iterator[RunningM
             "BOXOFFICE_PORT_BASE": str(base),
             "BOXOFFICE_RATE_LIMIT_SCALE": "1000",
             "BOXOFFICE_PASSWORD_COST": "4",
-            "BOXOFFICE_WEBHOOK_ALLOW_LOOPBACK": "true",
             "BOXOFFICE_ADMIN_REGISTRATION_SECRET": ADMIN_SECRET,
             "BOXOFFICE_SANDBOX_WEBHOOK_SECRET": SANDBOX_SECRET,
             "BOXOFFICE_INBOUND_WEBHOOK_SECRETS": f"crm={INBOUND_SECRET}",

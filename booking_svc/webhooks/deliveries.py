@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from booking_svc.webhooks.payload import WebhookMessage
 from booking_svc.webhooks.tables import webhook_deliveries, webhook_endpoints, webhook_messages
 from mesh.db.jobs import JobQueue
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
@@ -265,6 +266,38 @@ async def resend(
     Raises WEBHOOK_DELIVERY_NOT_FOUND, or VALIDATION_FAILED for a disabled endpoint.
     """
     await get(connection, endpoint_id=endpoint_id, delivery_id=delivery_id)
+    await _refuse_disabled(connection, endpoint_id)
+    await connection.execute(
+        sa.update(webhook_deliveries)
+        .where(webhook_deliveries.c.delivery_id == delivery_id)
+        .values(status=Status.PENDING, attempts=0, due_time=now, end_time=None)
+    )
+    return await get(connection, endpoint_id=endpoint_id, delivery_id=delivery_id)
+
+
+async def send_test(
+    connection: AsyncConnection, *, endpoint_id: UUID, message: WebhookMessage, now: datetime
+) -> Delivery:
+    """Enqueues a message to one endpoint, whatever it subscribes to. The endpoint must be locked.
+
+    Raises VALIDATION_FAILED for a disabled endpoint.
+    """
+    await _refuse_disabled(connection, endpoint_id)
+    await enqueue(
+        connection,
+        message_id=message.message_id,
+        event_type=message.event_type,
+        body=message.body,
+        endpoint_ids=[endpoint_id],
+        now=now,
+    )
+    rows = await connection.execute(
+        _select(endpoint_id).where(webhook_deliveries.c.message_id == message.message_id)
+    )
+    return _delivery(rows.one())
+
+
+async def _refuse_disabled(connection: AsyncConnection, endpoint_id: UUID) -> None:
     is_enabled = await connection.execute(
         sa.select(webhook_endpoints.c.is_enabled).where(
             webhook_endpoints.c.endpoint_id == endpoint_id
@@ -272,12 +305,6 @@ async def resend(
     )
     if not is_enabled.scalar_one():
         raise invalid(FieldViolation("webhook_endpoint_id", "the endpoint is disabled"))
-    await connection.execute(
-        sa.update(webhook_deliveries)
-        .where(webhook_deliveries.c.delivery_id == delivery_id)
-        .values(status=Status.PENDING, attempts=0, due_time=now, end_time=None)
-    )
-    return await get(connection, endpoint_id=endpoint_id, delivery_id=delivery_id)
 
 
 async def forget(connection: AsyncConnection, *, now: datetime) -> int:

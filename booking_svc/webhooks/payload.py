@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from google.protobuf.json_format import MessageToDict
@@ -9,6 +10,10 @@ from google.protobuf.json_format import MessageToDict
 from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
 from boxoffice.bookings.v1 import booking_event_pb2
 from boxoffice.catalogue.v1 import catalogue_event_pb2
+from mesh.ids import new_id
+
+TEST = "webhook.test"
+"""The type of the messages of TestWebhookEndpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,16 @@ def from_outbox(event_type: str, payload: bytes) -> WebhookMessage:
     if event_type.startswith(OF_CATALOGUE):
         return _of_catalogue(catalogue_event_pb2.CatalogueEvent.FromString(payload))
     return _of_booking(booking_event_pb2.BookingEvent.FromString(payload))
+
+
+def of_test(endpoint_id: UUID, *, now: datetime) -> WebhookMessage:
+    """A message with which an admin tries an endpoint."""
+    content = {
+        "type": TEST,
+        "timestamp": now.isoformat().replace("+00:00", "Z"),
+        "data": {"webhookEndpointId": str(endpoint_id)},
+    }
+    return WebhookMessage(new_id(), TEST, json.dumps(content, separators=(",", ":")).encode())
 
 
 def _of_booking(message: booking_event_pb2.BookingEvent) -> WebhookMessage:

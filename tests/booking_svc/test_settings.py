@@ -31,5 +31,9 @@ def test_a_key_is_required() -> None:
 
 
 def test_loopback_is_for_development() -> None:
+    assert settings().webhook_allow_loopback
+    assert not settings(webhook_allow_loopback=False).webhook_allow_loopback
+    production = {"environment": "production", "webhook_secret_keys": KEY}
+    assert not settings(**production).webhook_allow_loopback
     with pytest.raises(ValidationError, match="development only"):
         settings(environment="production", webhook_allow_loopback=True)

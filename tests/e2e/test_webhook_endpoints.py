@@ -95,6 +95,12 @@ def test_a_booking_event_is_delivered_and_resent(
     repeated_headers, repeated_body = receiver.wait_for(2)
     assert (repeated_headers["webhook-id"], repeated_body) == (headers["webhook-id"], body)
 
+    tested = admin.post(f"{path}/test", {})
+    assert (tested.status_code, tested.json()["eventType"]) == (200, "webhook.test")
+    headers, body = receiver.wait_for(3)
+    assert is_signed(headers, body, endpoint["secret"])
+    assert json.loads(body)["data"] == {"webhookEndpointId": endpoint["webhookEndpointId"]}
+
     assert admin.delete(path).status_code == 204
     assert reason(admin.get(path)) == "WEBHOOK_ENDPOINT_NOT_FOUND"
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from google.protobuf.empty_pb2 import Empty
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.webhooks import deliveries, endpoints
+from booking_svc.webhooks import deliveries, endpoints, payload
 from booking_svc.webhooks.deliveries import Delivery, Status
 from booking_svc.webhooks.delivery_worker import DeliveryWorker
 from booking_svc.webhooks.encryption import SecretBox
@@ -138,6 +138,27 @@ class WebhookEndpointServicer(webhook_endpoint_service_pb2_grpc.WebhookEndpointS
         key = key_of_call("RotateWebhookSecret", request)
         answer = await self._writes.run_once(key, rotate)
         return self._decrypted(answer)
+
+    async def TestWebhookEndpoint(
+        self, request: webhook_endpoint_service_pb2.TestWebhookEndpointRequest, context: Any
+    ) -> webhook_endpoint_pb2.WebhookDelivery:
+        now = self._clock()
+        endpoint_id = UUID(request.webhook_endpoint_id)
+
+        async def send(connection: AsyncConnection) -> tuple[UUID, bytes]:
+            await endpoints.get(connection, endpoint_id=endpoint_id, now=now, lock=True)
+            queued = await deliveries.send_test(
+                connection,
+                endpoint_id=endpoint_id,
+                message=payload.of_test(endpoint_id, now=now),
+                now=now,
+            )
+            return queued.delivery_id, _delivery(queued).SerializeToString()
+
+        key = key_of_call("TestWebhookEndpoint", request)
+        answer = await self._writes.run_once(key, send)
+        self._delivery_worker.wake()
+        return webhook_endpoint_pb2.WebhookDelivery.FromString(answer)
 
     async def ListWebhookDeliveries(
         self, request: webhook_endpoint_service_pb2.ListWebhookDeliveriesRequest, context: Any

@@ -11,7 +11,14 @@ import sqlalchemy as sa
 
 from booking_svc import tables as service_tables
 from booking_svc.tables import idempotency_records
-from booking_svc.webhooks import consumer, deliveries, endpoints, signature, url_policy
+from booking_svc.webhooks import (
+    consumer,
+    deliveries,
+    endpoints,
+    payload,
+    signature,
+    url_policy,
+)
 from booking_svc.webhooks.deliveries import Delivery, Status
 from booking_svc.webhooks.delivery_worker import DeliveryWorker
 from booking_svc.webhooks.encryption import SecretBox, UnknownKeyError
@@ -533,6 +540,34 @@ async def test_deleting_an_endpoint_deletes_its_deliveries(
         async with harness.database.transaction() as connection:
             await endpoints.delete(connection, endpoint_id=endpoint.endpoint_id)
     assert refused.value.reason is Reason.WEBHOOK_ENDPOINT_NOT_FOUND
+
+
+async def test_a_test_message_reaches_its_endpoint_only_whatever_it_subscribes_to(
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
+) -> None:
+    endpoint = await subscribe(harness, outside.url, "booking.confirmed")
+    other = await subscribe(harness, outside.url)
+    message = payload.of_test(endpoint.endpoint_id, now=harness.clock())
+
+    async def send() -> Delivery:
+        async with harness.database.transaction() as connection:
+            return await deliveries.send_test(
+                connection,
+                endpoint_id=endpoint.endpoint_id,
+                message=message,
+                now=harness.clock(),
+            )
+
+    queued = await send()
+    assert (queued.event_type, queued.status) == ("webhook.test", Status.PENDING)
+    assert await deliver(delivery_worker) == 1
+    [delivery] = await log(harness, endpoint)
+    assert (delivery.delivery_id, delivery.status) == (queued.delivery_id, Status.DELIVERED)
+    assert await log(harness, other) == ()
+    await change(harness, endpoint, is_enabled=False)
+    with pytest.raises(DomainError) as refused:
+        await send()
+    assert refused.value.reason is Reason.VALIDATION_FAILED
 
 
 async def test_the_number_of_endpoints_is_limited(
