@@ -88,7 +88,6 @@ def test_a_wrong_query_parameter_is_named(gateway: Gateway, query: str, field: s
 @pytest.mark.parametrize(
     ("verb", "path"),
     [
-        ("GET", "/"),
         ("GET", "/api/v1/nothing"),
         ("GET", "/api/v1/bookings/b1/cancel/more"),
         ("POST", "/healthy"),
