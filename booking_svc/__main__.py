@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc import housekeeping
 from booking_svc.bookings import (
@@ -37,6 +38,7 @@ from booking_svc.catalogue.servicers.productions import ProductionServicer
 from booking_svc.catalogue.servicers.venues import VenueServicer
 from booking_svc.clients.accounts import AccountEvents
 from booking_svc.clients.payments import PaymentClient, PaymentEvents
+from booking_svc.clients.ports import InboundWebhook, PaymentEvent
 from booking_svc.clients.stock import StockChanges, StockClient
 from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
@@ -271,7 +273,7 @@ def _bookings(common: _Common) -> _Part:
         open_stream=PaymentEvents(
             payment_event_service_pb2_grpc.PaymentEventServiceStub(channel)
         ).open,
-        apply=payment_events.apply_all,
+        apply=_apply_payment_stream,
         after_commit=deps.on_steps_enqueued,
     )
     return _Part(
@@ -299,6 +301,16 @@ def _bookings(common: _Common) -> _Part:
             ),
         ],
     )
+
+
+async def _apply_payment_stream(
+    connection: AsyncConnection, events: Sequence[PaymentEvent | InboundWebhook], now: datetime
+) -> None:
+    """Both kinds in the transaction of the stream's cursor."""
+    inbound = [event for event in events if isinstance(event, InboundWebhook)]
+    of_payments = [event for event in events if not isinstance(event, InboundWebhook)]
+    await payment_events.apply_all(connection, of_payments, now)
+    await webhook_consumer.apply_inbound(connection, inbound, now)
 
 
 def _mails(common: _Common) -> _Part:

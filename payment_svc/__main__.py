@@ -13,6 +13,8 @@ from boxoffice.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from boxoffice.payments.v1 import (
     book_service_pb2,
     book_service_pb2_grpc,
+    inbound_webhook_service_pb2,
+    inbound_webhook_service_pb2_grpc,
     payment_event_service_pb2,
     payment_event_service_pb2_grpc,
     payment_service_pb2,
@@ -48,6 +50,7 @@ from payment_svc.providers.sandbox.provider import SandboxProvider
 from payment_svc.providers.stripe.provider import NAME as STRIPE
 from payment_svc.providers.stripe.provider import StripeProvider
 from payment_svc.reconciler import Reconciler
+from payment_svc.servicers.inbound_webhooks import InboundWebhookServicer
 from payment_svc.servicers.ledger import BookServicer
 from payment_svc.servicers.payment_events import PaymentEventServicer
 from payment_svc.servicers.payments import PaymentServicer
@@ -227,6 +230,11 @@ def _servicers(
             PaymentEventServicer(events),
             payment_event_service_pb2_grpc.add_PaymentEventServiceServicer_to_server,
             payment_event_service_pb2.DESCRIPTOR.services_by_name["PaymentEventService"],
+        ),
+        Servicer(
+            InboundWebhookServicer(database),
+            inbound_webhook_service_pb2_grpc.add_InboundWebhookServiceServicer_to_server,
+            inbound_webhook_service_pb2.DESCRIPTOR.services_by_name["InboundWebhookService"],
         ),
         Servicer(
             SandboxServicer(database, clock, wakeups.webhook_queued, lab),

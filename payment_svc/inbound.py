@@ -8,12 +8,16 @@ import hmac
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh import paging
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from payment_svc import outbox
@@ -32,6 +36,27 @@ HANDSHAKE_HEADER = "validation-token"
 _HANDSHAKE = re.compile(r"[\x21-\x7e]{1,256}")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InboundWebhook:
+    """A stored webhook. In lists `body` is empty."""
+
+    inbound_id: UUID
+    sender: str
+    content_type: str
+    size_bytes: int
+    body: bytes
+    receive_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Webhooks, newest first. `next_page_token` is empty on the last page."""
+
+    webhooks: tuple[InboundWebhook, ...]
+    next_page_token: str
+    total_size: int
 
 
 def verify(body: bytes, headers: Mapping[str, str], *, secret: str) -> None:
@@ -89,6 +114,55 @@ async def receive(
         )
     _log.info("inbound webhook", extra={"sender": sender, "sha256": digest.hex(), "is_new": is_new})
     return is_new
+
+
+async def list_page(
+    connection: AsyncConnection, *, sender: str, page_size: int, page_token: str
+) -> Page:
+    """A page of a sender's webhooks, or of all. Raises VALIDATION_FAILED for another list's token."""
+    table = inbound_webhooks.c
+    matching = table.sender == sender if sender else sa.true()
+    after = paging.id_from_token(page_token)
+    # UUIDv7 sorts by creation time.
+    beyond = sa.true() if after is None else table.inbound_id < after
+    rows = await connection.execute(
+        _select(sa.literal(b""))
+        .where(matching, beyond)
+        .order_by(table.inbound_id.desc())
+        .limit(page_size + 1)
+    )
+    listed = [InboundWebhook(*row) for row in rows]
+    total = await connection.execute(
+        sa.select(sa.func.count()).select_from(inbound_webhooks).where(matching)
+    )
+    shown = tuple(listed[:page_size])
+    more = len(listed) > page_size
+    return Page(
+        shown, paging.to_token(str(shown[-1].inbound_id)) if more else "", total.scalar_one()
+    )
+
+
+async def get(connection: AsyncConnection, *, inbound_id: UUID) -> InboundWebhook:
+    """Raises INBOUND_WEBHOOK_NOT_FOUND."""
+    rows = await connection.execute(
+        _select(inbound_webhooks.c.body).where(inbound_webhooks.c.inbound_id == inbound_id)
+    )
+    row = rows.one_or_none()
+    if row is None:
+        raise DomainError(Reason.INBOUND_WEBHOOK_NOT_FOUND, "no such inbound webhook")
+    return InboundWebhook(*row)
+
+
+def _select(body: sa.ColumnElement[bytes]) -> sa.Select[Any]:
+    table = inbound_webhooks.c
+    return sa.select(
+        table.inbound_id,
+        table.sender,
+        table.content_type,
+        sa.func.octet_length(table.body),
+        body,
+        table.receive_time,
+    )
 
 
 async def delete_old(connection: AsyncConnection, *, before: datetime) -> int:

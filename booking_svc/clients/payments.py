@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from datetime import UTC
 from uuid import UUID
 
 from booking_svc.clients.ports import (
@@ -10,6 +11,7 @@ from booking_svc.clients.ports import (
     Disputed,
     DisputeStatus,
     Failed,
+    InboundWebhook,
     Limits,
     Payment,
     PaymentEvent,
@@ -156,32 +158,41 @@ class PaymentClient:
 
 
 class PaymentEvents:
-    """payment_svc's event stream as batches of PaymentEvent."""
+    """payment_svc's event stream as batches of PaymentEvent and InboundWebhook."""
 
     def __init__(self, stub: PaymentEventServiceStub) -> None:
         self._stub = stub
 
-    async def open(self, after_position: str) -> AsyncIterator[Batch[PaymentEvent]]:
+    async def open(
+        self, after_position: str
+    ) -> AsyncIterator[Batch[PaymentEvent | InboundWebhook]]:
         stream = self._stub.StreamEvents(
             event_messages.StreamEventsRequest(after_position=after_position),
             # No caller waits for the consumer, so it can wait until payment_svc is reachable.
             wait_for_ready=True,
         )
         async for batch in stream:
-            known = [
-                replace(event, origin=message.origin)
-                for message in batch.events
-                if (event := _event(message)) is not None
-            ]
+            known = [event for message in batch.events if (event := _event(message)) is not None]
             yield batch.events[-1].position, known
 
 
-def _event(message: event_messages.PaymentEvent) -> PaymentEvent | None:
-    """The event; None for one without a payment or of a type that this version does not know."""
-    read = _READERS.get(message.WhichOneof("event") or "")
+def _event(message: event_messages.PaymentEvent) -> PaymentEvent | InboundWebhook | None:
+    """The event; None for one of a type that this version does not know."""
+    kind = message.WhichOneof("event") or ""
+    if kind == "inbound_received":
+        inbound = message.inbound_received
+        return InboundWebhook(
+            UUID(inbound.inbound_id),
+            inbound.sender,
+            inbound.content_type,
+            inbound.body,
+            message.event_time.ToDatetime(UTC),
+        )
+    read = _READERS.get(kind)
     if read is None or not message.payment_id:
         return None
-    return read(UUID(message.booking_id), UUID(message.payment_id), message)
+    event = read(UUID(message.booking_id), UUID(message.payment_id), message)
+    return None if event is None else replace(event, origin=message.origin)
 
 
 def _captured(

@@ -289,6 +289,17 @@ class Disputed(_Caused):
     taken: Money
 
 
+@dataclass(frozen=True, slots=True)
+class InboundWebhook:
+    """A webhook that payment_svc has received from a sender that is no payment provider."""
+
+    inbound_id: UUID
+    sender: str
+    content_type: str
+    body: bytes
+    receive_time: datetime
+
+
 PaymentEvent = Captured | Failed | Voided | Refunded | RefundUpdated | Disputed
 
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from booking_svc.clients.ports import InboundWebhook
 from booking_svc.tables import event_cursors
 from booking_svc.webhooks import deliveries, endpoints, payload
 from booking_svc.webhooks.encryption import SecretBox
+from booking_svc.webhooks.payload import WebhookMessage
 from mesh.clock import Clock
 from mesh.db.consumer import Batch, EventConsumer
 from mesh.db.database import Database
@@ -26,10 +28,25 @@ _CLEAN_UP_EVERY_SECONDS = 600.0
 
 async def apply(connection: AsyncConnection, events: Sequence[Event], now: datetime) -> None:
     """Queues each domain event for every enabled endpoint that subscribes to its type."""
+    await _queue(
+        connection, (payload.from_outbox(event.event_type, event.payload) for event in events), now
+    )
+
+
+async def apply_inbound(
+    connection: AsyncConnection, webhooks: Sequence[InboundWebhook], now: datetime
+) -> None:
+    """Queues webhooks of other senders, as `apply`."""
+    if webhooks:
+        await _queue(connection, map(payload.of_inbound, webhooks), now)
+
+
+async def _queue(
+    connection: AsyncConnection, messages: Iterable[WebhookMessage], now: datetime
+) -> None:
     if not (subscriptions := await endpoints.subscriptions(connection)):
         return
-    for event in events:
-        message = payload.from_outbox(event.event_type, event.payload)
+    for message in messages:
         endpoint_ids = [
             endpoint_id
             for endpoint_id, event_types in subscriptions

@@ -1,5 +1,6 @@
 """Messages to endpoints, with the field names of REST, from the outbox's messages."""
 
+import base64
 import json
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,12 +9,16 @@ from uuid import UUID
 from google.protobuf.json_format import MessageToDict
 
 from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
+from booking_svc.clients.ports import InboundWebhook
 from boxoffice.bookings.v1 import booking_event_pb2
 from boxoffice.catalogue.v1 import catalogue_event_pb2
 from mesh.ids import new_id
 
 TEST = "webhook.test"
 """The type of the messages of TestWebhookEndpoint."""
+
+
+INBOUND = "inbound.received"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,28 @@ def from_outbox(event_type: str, payload: bytes) -> WebhookMessage:
     if event_type.startswith(OF_CATALOGUE):
         return _of_catalogue(catalogue_event_pb2.CatalogueEvent.FromString(payload))
     return _of_booking(booking_event_pb2.BookingEvent.FromString(payload))
+
+
+def of_inbound(webhook: InboundWebhook) -> WebhookMessage:
+    """A webhook of another sender, passed on."""
+    try:
+        text = webhook.body.decode()
+    except UnicodeDecodeError:
+        text = None
+    inbound = {
+        "inboundWebhookId": str(webhook.inbound_id),
+        "sender": webhook.sender,
+        "contentType": webhook.content_type,
+        "body": base64.b64encode(webhook.body).decode(),
+        "text": text,
+    }
+    content = {
+        "type": INBOUND,
+        "timestamp": webhook.receive_time.isoformat().replace("+00:00", "Z"),
+        "data": {"inbound": inbound},
+    }
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return WebhookMessage(webhook.inbound_id, INBOUND, body)
 
 
 def of_test(endpoint_id: UUID, *, now: datetime) -> WebhookMessage:

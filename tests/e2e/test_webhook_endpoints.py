@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from testing.running_mesh import Api, RunningMesh, items, reason, until, violated_fields
+from testing.running_mesh import (
+    INBOUND_SECRET,
+    Api,
+    RunningMesh,
+    items,
+    reason,
+    until,
+    violated_fields,
+)
 from tests.e2e.test_mails import wait_for_mail
 
 ENDPOINTS = "/api/v1/webhook-endpoints"
@@ -103,6 +111,31 @@ def test_a_booking_event_is_delivered_and_resent(
 
     assert admin.delete(path).status_code == 204
     assert reason(admin.get(path)) == "WEBHOOK_ENDPOINT_NOT_FOUND"
+
+
+def test_a_webhook_of_another_sender_is_read_and_passed_on(
+    admin: Api, customer: Api, receiver: Receiver
+) -> None:
+    endpoint = create(admin, receiver, eventTypes=["inbound.received"])
+    text = json.dumps({"lead": endpoint["webhookEndpointId"]})
+    signature = hmac.new(INBOUND_SECRET.encode(), text.encode(), hashlib.sha256).hexdigest()
+    posted = admin.client.post(
+        "/webhooks/inbound/crm", content=text, headers={"X-Webhook-Signature": signature}
+    )
+    assert posted.status_code == 200, posted.text
+    headers, body = receiver.wait_for(1, seconds=60)
+    passed_on = json.loads(body)["data"]["inbound"]
+    assert (passed_on["sender"], passed_on["text"]) == ("crm", text)
+    assert headers["webhook-id"] == passed_on["inboundWebhookId"]
+
+    path = "/api/v1/inbound-webhooks"
+    newest = admin.get(f"{path}?sender=crm&page_size=1").json()["inboundWebhooks"][0]
+    assert (newest["text"], newest["body"], newest["sizeBytes"]) == ("", "", len(text))
+    stored = admin.get(f"{path}/{passed_on['inboundWebhookId']}").json()
+    assert stored == {**newest, "text": text, "body": passed_on["body"]}
+    missing = admin.get(f"{path}/{endpoint['webhookEndpointId']}")
+    assert (missing.status_code, reason(missing)) == (404, "INBOUND_WEBHOOK_NOT_FOUND")
+    assert reason(customer.get(path)) == "ADMIN_REQUIRED"
 
 
 def test_the_secret_is_returned_once_and_rotates(admin: Api, receiver: Receiver) -> None:

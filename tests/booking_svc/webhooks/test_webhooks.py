@@ -1,6 +1,8 @@
 """Webhooks from a booking's event to the external system that receives it, over real HTTP."""
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
@@ -10,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from booking_svc import tables as service_tables
+from booking_svc.clients.ports import InboundWebhook
 from booking_svc.tables import idempotency_records
 from booking_svc.webhooks import (
     consumer,
@@ -540,6 +543,30 @@ async def test_deleting_an_endpoint_deletes_its_deliveries(
         async with harness.database.transaction() as connection:
             await endpoints.delete(connection, endpoint_id=endpoint.endpoint_id)
     assert refused.value.reason is Reason.WEBHOOK_ENDPOINT_NOT_FOUND
+
+
+async def test_a_webhook_of_another_sender_is_passed_on_once(
+    harness: BookingHarness, delivery_worker: DeliveryWorker, outside: Receiver
+) -> None:
+    endpoint = await subscribe(harness, outside.url, "inbound.received")
+    other = await subscribe(harness, outside.url, "booking.held")
+    bodies = (b'{"lead": "\xc3\xa9"}', b"\xff\x00")
+    webhooks = [
+        InboundWebhook(UUID(int=number), "crm", "application/json", body, harness.clock())
+        for number, body in enumerate(bodies, 1)
+    ]
+    for _ in range(2):
+        async with harness.database.transaction() as connection:
+            await consumer.apply_inbound(connection, webhooks, harness.clock())
+    while await deliver(delivery_worker):
+        pass
+    assert await log(harness, other) == ()
+    assert len(await log(harness, endpoint)) == 2
+    sent = [payload.of_inbound(webhook) for webhook in webhooks]
+    assert [message.message_id for message in sent] == [UUID(int=1), UUID(int=2)]
+    contents = [json.loads(message.body)["data"]["inbound"] for message in sent]
+    assert [base64.b64decode(content["body"]) for content in contents] == list(bodies)
+    assert [content["text"] for content in contents] == ['{"lead": "é"}', None]
 
 
 async def test_a_test_message_reaches_its_endpoint_only_whatever_it_subscribes_to(
