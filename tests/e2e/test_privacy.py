@@ -14,7 +14,7 @@ from mesh.ids import new_id
 from mesh.rpc.policy import PACKAGE
 from mesh.settings import SERVICES
 from testing.error_tracker import ErrorTracker
-from testing.running_mesh import Api, RunningMesh, items, until
+from testing.running_mesh import INBOUND_SECRET, Api, RunningMesh, items, until
 from testing.smtp_server import MailServer
 from tests.architecture.contract import contract
 from tests.e2e.conftest import ADMIN_SECRET_CANARY, ObservedMesh
@@ -36,12 +36,13 @@ CANARIES = {
     "attendee": "Sylvester Katerman",
     "admin secret": ADMIN_SECRET_CANARY,
     "wrong admin secret": "kanarie-geraden-geheim-van-een-ander",
+    "inbound webhook": "kanarie in een bericht",
     "wrong reset token": "kanarie-geraden-token-voor-een-ander",
 }
 # Fields that the contract marks with debug_redact: each has a canary above, or is a secret that the
 # run receives and searches for.
 REDACTED = {
-    *("email", "full_name", "phone", "address", "note", "attendees", "reason"),
+    *("email", "full_name", "phone", "address", "note", "attendees", "reason", "body", "text"),
     *("password", "current_password", "new_password", "confirm_password", "admin_secret", "token"),
     *("access_token", "refresh_token", "device_token", "secret", "key", "new_email"),
 }
@@ -102,6 +103,10 @@ def a_whole_run(
     hook = admin.post("/api/v1/webhook-endpoints", {"url": f"{api.client.base_url}/hook"})
     seen.append(("secret", hook.json()["secret"]))
     seen.append(("secret", an_api_key(admin)))
+    inbound = {"Verification-Token": INBOUND_SECRET}
+    crm = "/webhooks/inbound/crm"
+    posted = api.client.post(crm, content=CANARIES["inbound webhook"], headers=inbound)
+    assert posted.status_code == 200
     seen += [("secret", token) for token in a_forgotten_password(mails, api, note)]
     me = api.sign_in(EMAIL, CANARIES["password"])
     new_email = {"newEmail": f"new.{EMAIL}", "currentPassword": CANARIES["wrong password"]}
