@@ -1,9 +1,9 @@
 """Threads for passwords: polite to the rest of the machine, but never starved.
 
 The workers have a low priority, so that a burst of sign-ins does not slow down other calls (measured
-by bench/login_stall.py). While all
-cores are busy they get almost no time. Then work that has waited `floor_after_seconds` goes to one
-more thread, which has the normal priority.
+by bench/login_stall.py). While all cores are busy they get almost no time. Then one more thread of
+normal priority takes work that has waited `floor_seconds`. It begins at most one in `floor_seconds`,
+so that a flood of sign-ins cannot use it against other calls.
 """
 
 import os
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 class HashingThreads:
     """Runs work in the order of its submission. Close it at the end."""
 
-    def __init__(self, workers: int, *, floor_after_seconds: float) -> None:
+    def __init__(self, workers: int, *, floor_seconds: float) -> None:
         # With the time of submission.
         self._queue: deque[tuple[float, Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
@@ -36,7 +36,7 @@ class HashingThreads:
         self._threads.append(
             threading.Thread(
                 target=self._keep_floor,
-                args=(floor_after_seconds,),
+                args=(floor_seconds,),
                 name="bcrypt floor",
                 daemon=True,
             )
@@ -66,13 +66,16 @@ class HashingThreads:
         # Linux has a niceness per thread; other systems do not find a process with a thread's id.
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        self._run(after_seconds=0.0)
+        self._run()
 
-    def _keep_floor(self, after_seconds: float) -> None:
-        self._run(after_seconds=after_seconds)
+    def _keep_floor(self, seconds: float) -> None:
+        self._run(seconds)
 
-    def _run(self, *, after_seconds: float) -> None:
-        while (task := self._next(after_seconds)) is not None:
+    def _run(self, pause_seconds: float = 0.0) -> None:
+        """Runs work that has waited `pause_seconds`, at most one in `pause_seconds`."""
+        earliest = 0.0
+        while (task := self._next(pause_seconds, earliest)) is not None:
+            earliest = time.monotonic() + pause_seconds
             future, work = task
             if not future.set_running_or_notify_cancel():
                 continue
@@ -81,13 +84,16 @@ class HashingThreads:
             except Exception as error:  # noqa: BLE001 - the caller gets it
                 future.set_exception(error)
 
-    def _next(self, after_seconds: float) -> tuple[Future[Any], Callable[[], Any]] | None:
-        """The oldest work, once it has waited that long. None when closed."""
+    def _next(
+        self, wait_seconds: float, earliest: float
+    ) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """The oldest work, once it has waited that long, and from `earliest` on. None when closed."""
         with self._changed:
             while not self._is_closed:
                 left = None
                 if self._queue:
-                    left = self._queue[0][0] + after_seconds - time.monotonic()
+                    due = max(self._queue[0][0] + wait_seconds, earliest)
+                    left = due - time.monotonic()
                     if left <= 0:
                         _, future, work = self._queue.popleft()
                         return future, work

@@ -209,7 +209,7 @@ async def test_twenty_customers_at_once_are_not_too_many() -> None:
 def test_work_that_waited_gets_a_thread_of_normal_priority() -> None:
     """As on a machine whose cores are busy: the workers hardly run."""
     began, release = threading.Event(), threading.Event()
-    threads = HashingThreads(1, floor_after_seconds=0.01)
+    threads = HashingThreads(1, floor_seconds=0.01)
 
     def work() -> int:
         began.set()
@@ -229,7 +229,7 @@ def test_work_that_waited_gets_a_thread_of_normal_priority() -> None:
 
 
 def test_new_work_goes_to_the_workers_in_order() -> None:
-    threads = HashingThreads(1, floor_after_seconds=3600)
+    threads = HashingThreads(1, floor_seconds=3600)
     order: list[int] = []
     try:
         futures = [threads.submit(partial(order.append, number)) for number in range(50)]
