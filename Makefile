@@ -8,7 +8,7 @@ WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
 
 .DEFAULT_GOAL := help
-.PHONY: help up down restart migrate logs backup restore sample-data demo protos check test test-long browser settings env-example keys-rotate mails format manifests lock bench bench-compare clean bootstrap bootstrap-dev
+.PHONY: help up down restart migrate logs backup restore sample-data demo chaos protos check test test-long browser settings env-example keys-rotate mails format manifests lock bench bench-compare clean bootstrap bootstrap-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ sample-data: bootstrap ## Create accounts, events on sale and a paid booking in 
 
 demo: bootstrap protos ## Sell a stadium and a cinema to 300 concurrent customers, then audit the result
 	@exec $(VENV)/python -m demo $(DEMO)
+
+chaos: bootstrap protos ## Sell while everything fails, then audit; MINUTES=20 SEED=1, CHAOS="--only kill" adds options
+	@exec $(VENV)/python -m chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
 protos: bootstrap ## Compile the contract to stubs and a descriptor set in build/
 	@$(LAUNCHER) protos

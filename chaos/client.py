@@ -4,12 +4,13 @@ Interpreting the answers is the caller's part.
 """
 
 import asyncio
+import itertools
 import json
 import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,9 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RETRY_DELAY = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
+_Free = asyncio.LifoQueue[httpx.AsyncClient]
+
+
 class RefusedError(Exception):
     """The API refused the call. `reason` is the API's, e.g. `SOLD_OUT`.
 
@@ -51,6 +55,24 @@ class UnansweredError(Exception):
     """The call neither succeeded nor was refused in time. It may have had its effect."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of a call. Times are in seconds of the monotonic clock.
+
+    `status` is 0 without an answer; `reason` is the API's, or what happened instead of an answer.
+    """
+
+    number: int
+    method: str
+    path: str
+    key: str
+    url: str
+    began: float
+    ended: float
+    status: int
+    reason: str
+
+
 @dataclass
 class Tally:
     """Counts of all calls of the client.
@@ -68,37 +90,43 @@ class Tally:
 class Api:
     """The mesh's REST API. Use it as an async context manager.
 
-    All customers share `connections` kept-alive connections; a call waits for a free one.
+    All customers share `connections` kept-alive connections per URL; a call waits for a free one.
+    With several URLs, of gateways, a retry goes to the next one. `on_attempt` is called with every
+    attempt.
     """
 
     def __init__(
         self,
-        url: str,
-        *,
+        *urls: str,
         connections: int = CONNECTIONS,
         transport: httpx.AsyncBaseTransport | None = None,
         randomness: random.Random | None = None,
+        on_attempt: Callable[[Attempt], None] = lambda _: None,
     ) -> None:
         self.tally = Tally()
         self._random = randomness or random.Random()
-        tls = httpx.create_ssl_context()
-        # One client per connection: httpx's own pool scans all connections for each call.
-        self._clients = [
-            httpx.AsyncClient(
-                base_url=url,
-                timeout=_TIMEOUT,
-                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
-                transport=transport,
-                verify=tls,
-                # No proxy from the environment: the mesh runs on this machine.
-                trust_env=False,
-            )
-            for _ in range(connections)
-        ]
-        # Last in, first out: opens no more connections than concurrent calls need.
-        self._free: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
-        for client in self._clients:
-            self._free.put_nowait(client)
+        self._on_attempt = on_attempt
+        self._attempts = itertools.count(1)
+        self._transport = transport
+        self._tls = httpx.create_ssl_context()
+        # One client per connection: httpx's own pool scans all connections for each call. Last in,
+        # first out: opens no more connections than concurrent calls need.
+        self._free: list[_Free] = []
+        for url in urls:
+            self._free.append(asyncio.LifoQueue())
+            for _ in range(connections):
+                self._free[-1].put_nowait(self._client(url))
+
+    def _client(self, url: str | httpx.URL) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=url,
+            timeout=_TIMEOUT,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+            transport=self._transport,
+            verify=self._tls,
+            # No proxy from the environment: the mesh runs on this machine.
+            trust_env=False,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,7 +137,9 @@ class Api:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.gather(*(client.aclose() for client in self._clients))
+        for free in self._free:
+            while not free.empty():
+                await free.get_nowait().aclose()
 
     async def call(
         self,
@@ -137,13 +167,17 @@ class Api:
         content = None if body is None else json.dumps(body).encode()
         if content is not None:
             headers["Content-Type"] = "application/json"
-        request = self._clients[0].build_request(
-            method, path, content=content, headers=headers, params=params
-        )
+        request = _Request(method, path, content, headers, params)
+        gateway = self._random.randrange(len(self._free))
         deadline = time.monotonic() + deadline_seconds
         attempts = 0
         while True:
-            answer, cause, wait = await self._try(request, label, is_first=attempts == 0)
+            answer, cause, wait = await self._try(
+                request,
+                self._free[(gateway + attempts) % len(self._free)],
+                label,
+                is_first=attempts == 0,
+            )
             if answer is not None:
                 return answer
             self.tally.retries[cause] += 1
@@ -156,11 +190,16 @@ class Api:
             attempts += 1
 
     async def _try(
-        self, request: httpx.Request, label: str, *, is_first: bool
+        self,
+        request: "_Request",
+        free: "_Free",
+        label: str,
+        *,
+        is_first: bool,
     ) -> tuple[Json | None, str, float]:
         """One attempt: the answer, or the cause of a retry and its minimum delay in seconds."""
         try:
-            response, taken = await self._send(request)
+            response, taken = await self._send(request, free)
         except httpx.TimeoutException:
             return None, "no answer in time", 0.0
         except httpx.TransportError:
@@ -169,32 +208,72 @@ class Api:
         answer = _json(response)
         if status < 300:
             if not answer:
-                raise UnansweredError(f"{request.method} {request.url.path}: {status} without JSON")
+                raise UnansweredError(f"{request.method} {request.path}: {status} without JSON")
             if label:
                 self.tally.seconds[label].append(taken)
             return answer, "", 0.0
         reason, metadata = _error_info(answer)
         if reason == _NO_REASON:
             text = " ".join(response.text.split())[:_QUOTED]
-            path = _ID.sub("…", request.url.path)
+            path = _ID.sub("…", request.path)
             self.tally.oddities[f"{request.method} {path}: {status} {text!r}"] += 1
         if status in _RETRIED_STATUSES or reason in _RETRIED_REASONS:
             return None, f"{status} {reason}", _retry_after(response, answer)
         if status >= 500:
-            raise UnansweredError(f"{request.method} {request.url.path}: {status} {reason}")
+            raise UnansweredError(f"{request.method} {request.path}: {status} {reason}")
         message = str(answer.get("message", ""))
         raise RefusedError(reason, message, metadata, is_first=is_first)
 
-    async def _send(self, request: httpx.Request) -> tuple[httpx.Response, float]:
+    async def _send(self, request: "_Request", free: "_Free") -> tuple[httpx.Response, float]:
         """The response and its duration in seconds, after waiting for a free connection."""
-        client = await self._free.get()
+        client = await free.get()
+        built = client.build_request(
+            request.method,
+            request.path,
+            content=request.content,
+            headers=request.headers,
+            params=request.params,
+        )
+        start, status, reason = time.monotonic(), 0, "left"
         try:
             self.tally.calls += 1
-            start = time.monotonic()
-            response = await client.send(request)
+            response = await client.send(built)
+            status, reason = response.status_code, ""
+            if status >= 300:
+                reason, _ = _error_info(_json(response))
             return response, time.monotonic() - start
+        except httpx.HTTPError as error:
+            reason = type(error).__name__
+            raise
+        except asyncio.CancelledError:
+            # The pool of a client may count the connection of a cancelled call for ever.
+            abandoned, client = client, self._client(client.base_url)
+            await abandoned.aclose()
+            raise
         finally:
-            self._free.put_nowait(client)
+            free.put_nowait(client)
+            self._on_attempt(
+                Attempt(
+                    next(self._attempts),
+                    request.method,
+                    request.path,
+                    request.headers.get("Idempotency-Key", ""),
+                    str(client.base_url),
+                    start,
+                    time.monotonic(),
+                    status,
+                    reason,
+                )
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    content: bytes | None
+    headers: Mapping[str, str]
+    params: Mapping[str, str] | None
 
 
 def _json(response: httpx.Response) -> Json:

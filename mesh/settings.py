@@ -62,6 +62,11 @@ class MeshSettings(BaseSettings):
         description="production refuses example secrets, the sandbox provider and reflection.",
     )
     host: str = Field("127.0.0.1", description="Address that the services listen on.")
+    peer_host: str | None = Field(
+        None,
+        description="Address on which the services and the gateway reach the services, e.g. of a "
+        "proxy between them. Unset: BOXOFFICE_HOST.",
+    )
     port_base: int = Field(
         _PORT_BASE, ge=1024, le=65000, description="The services listen on the ports after this."
     )
@@ -306,7 +311,8 @@ class MeshSettings(BaseSettings):
         """gRPC target with all replicas of a service, for round-robin balancing."""
         if (name := self.host_name(service)) is not None:
             return f"dns:///{name}:{self.port(service)}"
-        addresses = (f"{self.host}:{self.port(service, n)}" for n in range(self.replicas))
+        host = self.peer_host or self.host
+        addresses = (f"{host}:{self.port(service, n)}" for n in range(self.replicas))
         return "ipv4:" + ",".join(addresses)
 
 

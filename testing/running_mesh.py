@@ -26,7 +26,7 @@ INBOUND_SECRET = "agreed-with-the-crm"
 SANDBOX_SECRET = "whsec_the_real_one"
 T = TypeVar("T")
 
-_START_SECONDS = 120
+_START_SECONDS = 240
 _STOP_SECONDS = 60
 
 

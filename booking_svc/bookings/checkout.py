@@ -219,6 +219,9 @@ async def _confirm_free(deps: Dependencies, booking: Booking, by: By, answer: An
     async with deps.database.transaction() as connection:
         booking = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
         if booking.status is not Status.CONFIRMED:
+            if booking.status not in state_machine.UNPAID:
+                # Its places, which the ledger has just sold, are returned by the step that ended it.
+                refuse_checkout(booking, now)
             booking = await state_machine.move(
                 connection, booking=booking, to=Status.CONFIRMED, reason=_FREE, by=by, now=now
             )

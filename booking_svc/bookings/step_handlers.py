@@ -85,9 +85,11 @@ async def release(deps: Dependencies, step: Step) -> None:
     except DomainError as refusal:
         if refusal.reason is not Reason.RESERVATION_STATE_INVALID:
             raise
-        if is_current and booking.status is not Status.CANCELLED:
+        may_be_confirmed = booking.payment is not None and booking.status is not Status.CANCELLED
+        if is_current and may_be_confirmed:
             # Committed by a late payment whose booking is not yet confirmed: try again later.
             raise
+        # Also the places of a free booking: the process died before it was confirmed.
         await deps.stock.return_sold(event_id=event_id, reservation_id=step.subject_id)
     await _finish(deps, step)
 

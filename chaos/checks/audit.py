@@ -223,7 +223,7 @@ def _money_fault(booking: Booking, captured: int, refunded: int) -> Fault | None
         return Fault.REFUNDED_TOO_MUCH
     if booking.status not in SOLD:
         return Fault.CHARGED_FOR_NOTHING if net else None
-    if net == booking.total_minor:
+    if net == booking.total_minor - booking.compensated_minor:
         return None
     if captured == 0:
         return Fault.CONFIRMED_UNPAID

@@ -12,6 +12,9 @@ from chaos.client import Api, Json, RefusedError
 OPEN = frozenset({"HELD", "PENDING_PAYMENT"})
 SOLD = frozenset({"CONFIRMED", "COMPLETED"})
 
+COMPENSATION = "compensation"
+"""The reason of partial refunds by staff, after which a booking stays confirmed."""
+
 _PAGE = "100"
 _LEDGER_PAGE = "1000"
 
@@ -22,7 +25,7 @@ class Order:
 
     `booking_ids` has one entry per 201. `is_uncertain`: an attempt got no answer and may have made
     a booking. `paid` is the payment that the payment page reported as successful. `was_confirmed`:
-    the customer saw the booking CONFIRMED. `is_second_try`: the customer has paid in time after a
+    the customer saw the booking CONFIRMED, and has not cancelled it since. `is_second_try`: the customer has paid in time after a
     declined attempt.
     """
 
@@ -55,6 +58,7 @@ class Booking:
     hold_expire_time: datetime
     payment_id: str = ""
     refund_status: str = ""
+    compensated_minor: int = 0
 
     @property
     def quantity(self) -> int:
@@ -250,4 +254,9 @@ def _booking(booking: Json) -> Booking:
         hold_expire_time=parse_time(booking["holdExpireTime"]),
         payment_id=(booking.get("payment") or {}).get("paymentId", ""),
         refund_status=(booking.get("refund") or {}).get("status", ""),
+        compensated_minor=sum(
+            int(refund["amount"]["amountMinor"])
+            for refund in booking.get("refunds", ())
+            if refund["reason"] == COMPENSATION and refund["status"] == "PROCESSED"
+        ),
     )

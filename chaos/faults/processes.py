@@ -62,10 +62,13 @@ class Outage:
         return f"{self.fault} {self.target}{duration}"
 
 
-async def inflict(outage: Outage, home: Path, is_healthy: IsHealthy) -> None:
-    """Injects a fault of a process of the mesh at `home`, and waits until it is healthy again."""
+async def inflict(
+    outage: Outage, home: Path, is_healthy: IsHealthy, *, seconds: float = RECOVERY_SECONDS
+) -> None:
+    """Injects a fault of a process of the mesh at `home`, and waits until it is healthy again, for at
+    most `seconds`."""
     outage.began = time.monotonic()
-    pid = await _wait_for(home, outage.target)
+    pid = await _wait_for(home, outage.target, seconds)
     if pid is None:
         return
     stopped: set[int | None] = {None}
@@ -82,7 +85,7 @@ async def inflict(outage: Outage, home: Path, is_healthy: IsHealthy) -> None:
             stopped.add(pid)
             with suppress(ProcessLookupError):
                 os.kill(pid, _SIGNALS[outage.fault])
-    while time.monotonic() < outage.healed + RECOVERY_SECONDS:
+    while time.monotonic() < outage.healed + seconds:
         await asyncio.sleep(_POLL_SECONDS)
         if running_pid(home, outage.target) not in stopped and await is_healthy():
             outage.away_seconds = time.monotonic() - outage.healed
@@ -139,9 +142,9 @@ async def superuser(home: Path, database: str = "postgres") -> psycopg.AsyncConn
     )
 
 
-async def _wait_for(home: Path, name: str) -> int | None:
+async def _wait_for(home: Path, name: str, seconds: float) -> int | None:
     """The pid of a process that may be restarting by itself; None when it does not come back."""
-    end = time.monotonic() + RECOVERY_SECONDS
+    end = time.monotonic() + seconds
     while (pid := running_pid(home, name)) is None and time.monotonic() < end:
         await asyncio.sleep(_POLL_SECONDS)
     return pid

@@ -76,9 +76,18 @@ async def sign_in_admin(api: Api, secret: str) -> str:
     return str(answer["accessToken"])
 
 
-async def put_on_sale(api: Api, token: str, name: str) -> Show:
-    """Creates the venue, the auditorium if there is one, and the event of a data file."""
+async def put_on_sale(
+    api: Api, token: str, name: str, changes: Json | None = None, *, price_percent: int = 100
+) -> Show:
+    """Creates the venue, the auditorium if there is one, and the event of a data file.
+
+    `changes` replace fields of the event; `price_percent` changes the prices of its offers.
+    """
     content = load(name, datetime.now(UTC))
+    content["event"] |= changes or {}
+    for offer in content["event"]["offers"]:
+        amount = int(offer["price"]["amountMinor"]) * price_percent // 100
+        offer["price"]["amountMinor"] = str(amount)
     venue = await api.call("POST", "/api/v1/venues", body=content["venue"], token=token)
     auditorium: Json = {}
     if "auditorium" in content:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from chaos.checks.evidence import Order, parse_time
+from chaos.checks.evidence import COMPENSATION, Order, parse_time
 from chaos.client import Api, Json, RefusedError, UnansweredError
 from chaos.workload.catalogue import Offer, Seat, Show
 from chaos.workload.journal import Journal
@@ -42,6 +42,10 @@ class Behaviour(StrEnum):
     CANCELS = "cancels before paying"
     WALKS_AWAY = "walks away"
     PAYS_LATE = "pays when the hold ends"
+    CANCELS_PAID = "pays, then cancels"
+    GIVES_BACK = "pays, then returns one of its places"
+    MOVES = "pays, then moves to another date"
+    IS_COMPENSATED = "pays, then staff refund a part"
 
 
 MIX: dict[Behaviour, int] = {
@@ -54,7 +58,10 @@ MIX: dict[Behaviour, int] = {
     Behaviour.WALKS_AWAY: 9,
     Behaviour.PAYS_LATE: 8,
 }
-"""The percentage of customers with each behaviour."""
+"""The percentage of customers with each behaviour, in the demo."""
+
+
+_Act = Callable[[Order, Json], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,10 @@ class Person:
 
 
 class Customer:
-    """A customer of one show. All random choices come from `randomness`."""
+    """A customer of one show. All random choices come from `randomness`.
+
+    `other_date` is where one that moves goes. `staff_token` is needed for a compensation.
+    """
 
     def __init__(
         self,
@@ -75,7 +85,11 @@ class Customer:
         api: Api,
         journal: Journal,
         randomness: random.Random,
+        other_date: Show | None = None,
+        staff_token: str = "",
     ) -> None:
+        self._other_date = other_date
+        self._staff_token = staff_token
         self._person = person
         self._show = show
         self._behaviour = behaviour
@@ -110,7 +124,7 @@ class Customer:
         quantity = self._random.randint(1, min(4, offer.max_per_booking))
         order, booking = await self._buy(offer, quantity)
         await self._think()
-        act: dict[Behaviour, Callable[[Order, Json], Awaitable[None]]] = {
+        act: dict[Behaviour, _Act] = {
             Behaviour.PAYS: self._pay,
             Behaviour.DOUBLE_CLICKS: self._pay,
             Behaviour.BUYS_AGAIN: self._pay,
@@ -119,6 +133,10 @@ class Customer:
             Behaviour.CANCELS: self._cancel,
             Behaviour.WALKS_AWAY: self._walk_away,
             Behaviour.PAYS_LATE: self._pay_late,
+            Behaviour.CANCELS_PAID: self._pay_and(self._cancel),
+            Behaviour.GIVES_BACK: self._pay_and(self._give_back),
+            Behaviour.MOVES: self._pay_and(self._move),
+            Behaviour.IS_COMPENSATED: self._pay_and(self._be_compensated),
         }
         await act[self._behaviour](order, booking)
         if self._behaviour is Behaviour.BUYS_AGAIN:
@@ -187,8 +205,7 @@ class Customer:
         return [{"seatId": seat.seat_id} for seat in best_seats(seats, quantity, self._random)]
 
     async def _place(self, items: list[Json]) -> tuple[Order, Json]:
-        key = str(UUID(int=self._random.getrandbits(128), version=4))
-        order = Order(key=key, customer_id=self._customer_id)
+        order = Order(key=self._new_key(), customer_id=self._customer_id)
         self._journal.orders.append(order)
         body: Json = {"eventId": self._show.event_id, "items": items}
         if self._behaviour is not Behaviour.WALKS_AWAY and self._random.random() < 0.5:
@@ -223,7 +240,7 @@ class Customer:
             if placed := refusal.metadata.get("bookingId"):
                 order.booking_ids.append(placed)
             raise
-        except UnansweredError:
+        except (UnansweredError, asyncio.CancelledError):
             order.is_uncertain = True
             raise
         order.booking_ids.append(booking["bookingId"])
@@ -234,6 +251,80 @@ class Customer:
         await self._think()
         await self._choose(order, booking, "SUCCEEDED")
         await self._watch(order, booking)
+
+    def _pay_and(self, act: _Act) -> _Act:
+        """Pays, and acts when the booking is confirmed."""
+
+        async def both(order: Order, booking: Json) -> None:
+            await self._pay(order, booking)
+            if order.was_confirmed:
+                await self._think()
+                await act(order, await self._read(booking))
+
+        return both
+
+    async def _give_back(self, _: Order, booking: Json) -> None:
+        """Returns one place or seat, if there are several."""
+        self._doing = "returning a place"
+        items = [_requested(item) for item in booking["items"]]
+        if "seatId" in items[0]:
+            items.pop()
+        else:
+            items[0]["quantity"] -= 1
+            items = [item for item in items if item["quantity"]]
+        if items:
+            await self._change("PATCH", booking, "", {"items": items})
+
+    async def _move(self, _: Order, booking: Json) -> None:
+        """Moves to the other date; pays the difference if that is dearer."""
+        self._doing = "moving to another date"
+        if self._other_date is None or self._show.seats:
+            return
+        checkout = {"provider": "sandbox"}
+        body = {"eventId": self._other_date.event_id, "checkout": checkout}
+        booking = await self._change("POST", booking, "/reschedule", body)
+        change = booking.get("change")
+        if change and self._random.random() < 0.8:
+            payment_id = change["payment"]["paymentId"]
+            self._doing = "paying the difference"
+            await self._api.call(
+                "POST", f"/sandbox/pay/{payment_id}", body={"outcome": "SUCCEEDED"}
+            )
+
+    async def _be_compensated(self, _: Order, booking: Json) -> None:
+        """Staff refund a tenth, and click twice."""
+        self._doing = "refunding a part"
+        paid = booking["total"]
+        amount = int(paid["amountMinor"]) // 10
+        if not amount:
+            return
+        body = {"amount": {**paid, "amountMinor": str(amount)}, "reason": COMPENSATION}
+        key = self._new_key()
+        refunds = await asyncio.gather(
+            *(
+                self._api.call(
+                    "POST",
+                    f"/api/v1/payments/{booking['payment']['paymentId']}/refund",
+                    body=body,
+                    token=self._staff_token,
+                    key=key,
+                )
+                for _ in range(2)
+            )
+        )
+        if refunds[0]["refundId"] != refunds[1]["refundId"]:
+            raise ValueError(f"one key, two refunds: {refunds}")
+
+    async def _change(self, method: str, booking: Json, action: str, body: Json) -> Json:
+        path = f"/api/v1/bookings/{booking['bookingId']}{action}"
+        return await self._api.call(method, path, body=body, token=self._token, key=self._new_key())
+
+    async def _read(self, booking: Json) -> Json:
+        path = f"/api/v1/bookings/{booking['bookingId']}"
+        return await self._api.call("GET", path, token=self._token)
+
+    def _new_key(self) -> str:
+        return str(UUID(int=self._random.getrandbits(128), version=4))
 
     async def _decline(self, order: Order, booking: Json) -> None:
         booking = await self._checkout(booking)
@@ -265,6 +356,7 @@ class Customer:
 
     async def _cancel(self, order: Order, booking: Json) -> None:
         self._doing = "cancelling"
+        order.was_confirmed = False
         try:
             booking = await self._api.call(
                 "POST",
@@ -309,9 +401,7 @@ class Customer:
         pause = 0.15
         while time.monotonic() < start + _WATCH_SECONDS:
             await asyncio.sleep(pause)
-            booking = await self._api.call(
-                "GET", f"/api/v1/bookings/{booking['bookingId']}", token=self._token
-            )
+            booking = await self._read(booking)
             refunded = (booking.get("refund") or {}).get("status") == "PROCESSED"
             if booking["status"] == "CONFIRMED":
                 order.was_confirmed = True
@@ -325,6 +415,13 @@ class Customer:
 
     async def _think(self) -> None:
         await asyncio.sleep(self._random.uniform(0.05, 0.5))
+
+
+def _requested(item: Json) -> Json:
+    """The item of a booking as one of a request."""
+    if item.get("seatId"):
+        return {"seatId": item["seatId"]}
+    return {"offerId": item["offerId"], "quantity": int(item["quantity"])}
 
 
 def best_seats(seats: list[Seat], quantity: int, randomness: random.Random) -> list[Seat]:

@@ -215,7 +215,8 @@ def _jwks(settings: MeshSettings) -> Config:
 
 
 def _endpoint(settings: MeshSettings, port: int) -> Config:
-    address = {"address": reachable(settings.host), "port_value": port}
+    host = settings.peer_host or reachable(settings.host)
+    address = {"address": host, "port_value": port}
     return {"endpoint": {"address": {"socket_address": address}}}
 
 

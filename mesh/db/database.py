@@ -68,7 +68,8 @@ class Database:
     def __init__(self, engine: AsyncEngine, notifier: Notifier, url: str) -> None:
         self._engine = engine
         self._notifier = notifier
-        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._reading = engine.execution_options()
+        sa.event.listen(self._reading.sync_engine, "engine_connect", _set_autocommit)
         self._users = 0
         self._is_closed = False
         self.url = url
@@ -225,6 +226,20 @@ def notify_on_commit(connection: AsyncConnection, channel: str) -> None:
     notifier: Notifier | None = connection.info.get(_NOTIFIER)
     if notifier is not None:
         on_commit(connection, partial(notifier.notify, channel))
+
+
+def _set_autocommit(connection: sa.Connection) -> None:
+    """Of an engine's every connection, until it returns to the pool.
+
+    psycopg yields to the loop here if that has been busy for long. A call that is cancelled at this
+    moment closes its connection: otherwise nothing would, or it would stay in autocommit mode.
+    """
+    try:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+    except BaseException:
+        connection.invalidate()
+        connection.close()
+        raise
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:

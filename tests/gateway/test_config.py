@@ -77,6 +77,19 @@ def _rate(bucket: Mapping[str, Any]) -> float:
     return round(int(bucket["tokens_per_fill"]) / interval, 4)
 
 
+def test_services_are_reached_at_the_peer_host(contract: descriptor_pb2.FileDescriptorSet) -> None:
+    hosts = {"host": "127.0.0.1", "peer_host": "127.0.0.9", "gateways": 2, "replicas": 2}
+    clusters = generate(contract, **hosts)["static_resources"]["clusters"]
+    addresses = {
+        endpoint["endpoint"]["address"]["socket_address"]["address"]
+        for cluster in clusters
+        for endpoint in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        if "socket_address" in endpoint["endpoint"]["address"]
+    }
+    assert addresses == {"127.0.0.9"}
+    assert settings(**hosts).target("stock_svc") == "ipv4:127.0.0.9:50053,127.0.0.9:50063"
+
+
 def test_every_public_rpc_has_one_route(
     contract: descriptor_pb2.FileDescriptorSet, policies: dict[str, MethodPolicy]
 ) -> None:

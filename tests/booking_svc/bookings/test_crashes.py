@@ -115,6 +115,23 @@ async def place_for_good(
     return stage.dying.place(event, quantity=4), check
 
 
+async def place_free_for_good(stage: Stage) -> tuple[Call, Check]:
+    """No call repeats the key of a free booking: it is confirmed, or its places are free again."""
+    event = await stage.harness.an_event(an_offer(price=Money(0, "INR")))
+
+    async def check() -> None:
+        stage.harness.clock.advance(timedelta(minutes=15))
+        await stage.recover()
+        await whole(stage.harness, event)
+        assert await stage.harness.available(event) == 10 - sum(
+            sum(item.quantity for item in booking.items)
+            for booking in await stage.harness.all_bookings(event)
+            if booking.status is Status.CONFIRMED
+        )
+
+    return stage.dying.place(event, quantity=4), check
+
+
 async def remember(stage: Stage, event: Event) -> None:
     """The process that dies later remembers the event: it has sold nothing of it."""
     with pytest.raises(DomainError):
@@ -293,6 +310,7 @@ async def reschedule_dearer(
 SCENES: list[Scene] = [
     place,
     place_for_good,
+    place_free_for_good,
     place_from_memory,
     place_at_a_new_price,
     place_in_a_cancelled_event,

@@ -89,6 +89,41 @@ async def test_a_free_booking_is_confirmed_by_checkout(harness: BookingHarness) 
     assert harness.payments.opened == {}
 
 
+async def test_a_free_booking_whose_process_died_after_the_ledger_sold_its_places(
+    harness: BookingHarness,
+) -> None:
+    """Nobody repeats the call: the booking expires, and the sold places are returned."""
+    event = await harness.an_event(an_offer(price=Money(0, "INR")))
+    booking = await harness.place(event, quantity=4, checkout=None)
+    await harness.stock.commit(event_id=event.event_id, reservation_id=booking.reservation_id)
+    harness.clock.advance(HOLD + timedelta(seconds=1))
+    await harness.run_until_idle()
+    assert (await harness.booking(booking.booking_id)).status is Status.EXPIRED
+    assert (await harness.available(event), await harness.sold_places(event)) == (10, 0)
+    assert await harness.audit(event) == ()
+
+
+async def test_a_free_booking_that_expires_while_it_is_confirmed_stays_expired(
+    harness: BookingHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = await harness.an_event(an_offer(price=Money(0, "INR")))
+    booking = await harness.place(event, checkout=None)
+    commit = harness.stock.commit
+
+    async def slow_commit(**reservation: UUID) -> None:
+        await commit(**reservation)
+        harness.clock.advance(HOLD + timedelta(seconds=1))
+        await harness.run_until_idle()
+
+    monkeypatch.setattr(harness.stock, "commit", slow_commit)
+    await refused(
+        Reason.HOLD_EXPIRED,
+        harness.checkout(booking.booking_id, owner=booking.customer_id, checkout=SANDBOX),
+    )
+    assert (await harness.booking(booking.booking_id)).status is Status.EXPIRED
+    assert (await harness.available(event), await harness.sold_places(event)) == (10, 0)
+
+
 async def test_the_same_key_has_one_booking(harness: BookingHarness) -> None:
     event, customer = await harness.an_event(), new_id()
     first = await harness.place(event, key="k", customer_id=customer)

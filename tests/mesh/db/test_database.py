@@ -59,6 +59,30 @@ async def test_reading_does_not_leave_a_connection_in_autocommit_mode(open_datab
         assert await count(database) == 0
 
 
+async def test_a_call_that_is_cancelled_at_any_moment_returns_its_connection(
+    open_database: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between two statements, where psycopg yields to the loop if it has been busy for long."""
+    monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0.0)
+    async with open_database("stock_svc") as database:
+        await count(database)
+        for call in (count, insert):
+            for turns in range(40):
+                cancelled = asyncio.create_task(call(database))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                cancelled.cancel()
+                await asyncio.gather(cancelled, return_exceptions=True)
+                del cancelled
+            # Finds connections that nothing refers to, which is a warning and so an error.
+            gc.collect()
+        # None of the pool's connections is in autocommit mode.
+        before = await count(database)
+        with pytest.raises(RuntimeError, match="undo"):
+            await insert(database, failing=True)
+        assert await count(database) == before
+
+
 async def test_closing_waits_for_a_cancelled_call(open_database: Open) -> None:
     """Otherwise its connection would never be closed."""
     reads = asyncio.Event()

@@ -1,0 +1,134 @@
+"""`python -m chaos`. Exit codes: 0 for a clean run, 1 for failures, 2 when it could not run."""
+
+import argparse
+import asyncio
+import importlib
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from chaos.faults import plan
+from chaos.faults.plan import Choice, Injection
+from launcher import protos
+from launcher.errors import LaunchError
+from mesh.paths import ROOT
+
+CLEAN, FAILED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
+
+_FOLDER = ROOT / "build" / "chaos"
+
+
+def main() -> int:
+    """Runs and returns the exit code."""
+    arguments = _parser().parse_args()
+    try:
+        if protos.compile_contract():
+            importlib.invalidate_caches()
+        return asyncio.run(_run(arguments))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return INTERRUPTED
+    except (LaunchError, protos.ProtoError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+    return NOT_RUN
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos",
+        description="Sells events while processes, connections and clients fail, and audits the sale.",
+    )
+    add = parser.add_argument
+    add("--minutes", type=float, default=3.0, metavar="N", help="default: 3")
+    add("--seed", type=int, metavar="N", help="repeats the plan and the customers of another run")
+    add(
+        "--only",
+        default="",
+        metavar="FAULT[:TARGET[:SECONDS]],…",
+        help=f"only these faults: {', '.join(plan.Fault)}; e.g. freeze:postgres:60",
+    )
+    add("--plan", type=Path, metavar="FILE", help="a plan.txt in place of the seed's plan")
+    add("--replicas", type=int, default=2, metavar="N", help="of each service; default: 2")
+    add("--gateways", type=int, default=2, metavar="N", help="default: 2")
+    add("--customers", type=float, default=6.0, metavar="N", help="new ones a second; default: 6")
+    add("--leavers", type=int, default=3, metavar="N", help="who leave calls; default: 3")
+    add("--hold", type=int, default=15, metavar="N", help="seconds; twice as long for payments")
+    add(
+        "--patience",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="factor for the limits of recovery, where the machine does other work",
+    )
+    add("--report", type=Path, metavar="FOLDER", help=f"default: {_FOLDER}/SEED")
+    return parser
+
+
+async def _run(arguments: argparse.Namespace) -> int:
+    # Imports the stubs, which the lines above may have generated.
+    from chaos import report, run
+    from testing.ports import mesh_ports
+
+    task = asyncio.current_task()
+    if task is not None:
+        # SIGTERM must also stop the processes of the mesh.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    seed = arguments.seed if arguments.seed is not None else random.randrange(1_000_000)
+    folder = arguments.report or _FOLDER / str(seed)
+    options = run.Options(
+        seed=seed,
+        minutes=arguments.minutes,
+        command=_command(arguments, seed),
+        home=_home(),
+        folder=folder,
+        ports=mesh_ports(),
+        replicas=arguments.replicas,
+        gateways=arguments.gateways,
+        customers_per_second=arguments.customers,
+        leavers=arguments.leavers,
+        hold_seconds=arguments.hold,
+        only=[Choice.parse(text) for text in arguments.only.split(",") if text],
+        given=_given(arguments.plan),
+        patience=arguments.patience,
+    )
+    result = await run.run(options, _say)
+    text = report.write(result, folder)
+    print(text)
+    print(f"Report: {folder / 'report.html'}. Logs: {options.home / 'mesh' / 'logs'}.")
+    return FAILED if result.failures() else CLEAN
+
+
+def _home() -> Path:
+    """The state folder, which is emptied first."""
+    return Path(os.environ.get("BOXOFFICE_HOME", ROOT / ".boxoffice")).absolute() / "chaos"
+
+
+def _given(file: Path | None) -> list[Injection]:
+    return plan.parse(file.read_text()) if file is not None else []
+
+
+def _command(arguments: argparse.Namespace, seed: int) -> str:
+    """The command that repeats the run."""
+    parts = [f"python -m chaos --minutes {arguments.minutes:g} --seed {seed}"]
+    parts += [f"--only {arguments.only}"] if arguments.only else []
+    parts += [f"--plan {arguments.plan}"] if arguments.plan else []
+    for name, default in (
+        ("replicas", 2),
+        ("gateways", 2),
+        ("customers", 6.0),
+        ("leavers", 3),
+        ("hold", 15),
+    ):
+        if (value := getattr(arguments, name)) != default:
+            parts.append(f"--{name} {value:g}")
+    return " ".join(parts)
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
