@@ -23,8 +23,8 @@ class Result:
     """`command` repeats the run. Times are in seconds of the monotonic clock.
 
     `converged` has, per outage, the seconds until all saga steps from before its end were done.
-    `leftovers` are what should be gone when nothing calls any more: steps, transactions,
-    connections.
+    `leftovers` are the connections and transactions that should be gone when nothing calls any
+    more; `has_open_sagas` whether saga steps are left then.
     """
 
     seed: int
@@ -42,6 +42,7 @@ class Result:
     findings: list[Finding] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
+    has_open_sagas: bool = False
     looks: int = 0
     purchases: int = 0
     commits_cut: dict[str, int] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Result:
             *(f"audit: {finding.fault}: {finding.detail}" for finding in self.findings),
             *(f"during the run: {violation}" for violation in self.violations),
             *(f"left over: {leftover}" for leftover in self.leftovers),
+            *(["left over: saga steps"] if self.has_open_sagas else []),
             *(f"no answer in time: {call}" for call in self.hung()),
             *(f"answer that violates the contract: {text}" for text in self.journal.violations),
             *(f"error without a reason: {text}" for text in self.oddities),

@@ -121,6 +121,8 @@ class _Run:
             for moment in ("before", "after")
         }
         result.leftovers += await self._leftovers()
+        seconds = CONVERGE_SECONDS * self._options.patience
+        result.has_open_sagas = await self._watcher.converged_after(seconds) is None
         return result
 
     async def _break(self, shop: Shop, api: Api, token: str, canary: Canary) -> None:
@@ -205,12 +207,10 @@ class _Run:
     async def _leftovers(self) -> list[str]:
         lost = dropped_connections(self._mesh.home / "logs")
         held = await pool_slots_in_use(self._mesh.metrics_urls())
-        remaining = await self._watcher.converged_after(CONVERGE_SECONDS * self._options.patience)
         return [
             *(f"{count} connections of {name} in use" for name, count in held.items()),
             *(f"{count} connections that {name} lost" for name, count in lost.items()),
             *(f"idle transaction, {text}" for text in await self._watcher.idle_transactions()),
-            *([] if remaining is not None else ["saga steps"]),
         ]
 
 

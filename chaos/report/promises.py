@@ -136,7 +136,7 @@ def measure(result: Result) -> list[Measured]:
             "Sagas end after a partition",
             outages(OF_EDGES),
             "broken edges",
-            late,
+            late + result.has_open_sagas,
         ),
         Measured(
             "P18",
