@@ -31,6 +31,7 @@ CONVERGE_SECONDS = 60.0
 
 # Customers who are still there after this time leave in the middle of what they do.
 _CLOSING_SECONDS = 60.0
+_PURCHASE_SECONDS = 5.0
 _SETTLE_SECONDS = 240.0
 _REPORT_SECONDS = 15.0
 _CONNECTIONS = 100
@@ -102,7 +103,9 @@ class _Run:
         ):
             token = await catalogue.sign_in_admin(staff, mesh.admin_secret)
             shop = await customers.put_shop_on_sale(staff, token)
-            canary = await Canary.create(staff, token, mesh.direct_urls)
+            canary = await Canary.create(
+                staff, token, mesh.direct_urls, seconds=_PURCHASE_SECONDS * self._options.patience
+            )
             investigator = Investigator(
                 staff, token, [*(show.event_id for show in shop.shows), canary.event_id]
             )

@@ -8,7 +8,6 @@ import httpx
 
 from chaos.client import Api
 
-_SECONDS = 5.0
 _LIMIT = 1_000_000
 _EVENT = {
     "name": "Free entrance",
@@ -29,17 +28,20 @@ _ACCOUNT = {"password": "Front-Row-2026!"}
 
 @dataclass
 class Canary:
-    """Buys places that cost nothing, through the gateways in turn."""
+    """Buys places that cost nothing, through every gateway, each within `seconds`."""
 
     urls: list[str]
     headers: dict[str, str]
     body: dict[str, object]
+    seconds: float
     purchases: int = 0
     # Loading the certificates takes longer than a purchase.
     _tls: ssl.SSLContext = field(default_factory=httpx.create_ssl_context)
 
     @classmethod
-    async def create(cls, api: Api, staff_token: str, urls: list[str]) -> "Canary":
+    async def create(
+        cls, api: Api, staff_token: str, urls: list[str], *, seconds: float
+    ) -> "Canary":
         event = await api.call("POST", "/api/v1/events", body=_EVENT, token=staff_token)
         account = {**_ACCOUNT, "email": f"canary.{uuid4().hex[:12]}@example.com"}
         await api.call("POST", "/api/v1/auth/register", body={**account, "fullName": "Canary"})
@@ -53,6 +55,7 @@ class Canary:
                 "items": [item],
                 "checkout": {"provider": "sandbox"},
             },
+            seconds,
         )
 
     @property
@@ -60,8 +63,10 @@ class Canary:
         return str(self.body["eventId"])
 
     async def buys(self) -> bool:
-        """Whether a purchase through every gateway is confirmed within 5 s."""
-        async with httpx.AsyncClient(timeout=_SECONDS, trust_env=False, verify=self._tls) as client:
+        """Whether a purchase through every gateway is confirmed in time."""
+        async with httpx.AsyncClient(
+            timeout=self.seconds, trust_env=False, verify=self._tls
+        ) as client:
             for url in self.urls:
                 try:
                     answer = await client.post(
