@@ -1,4 +1,7 @@
-"""The demo with 80 customers while each service in turn is killed: the audit is clean."""
+"""The demo with 40 customers while a service is killed: the audit is clean.
+
+tests/chaos/ and `make chaos` have more faults.
+"""
 
 import os
 import subprocess
@@ -14,7 +17,7 @@ _SECONDS = 600
 
 
 @pytest.mark.timeout(_SECONDS + 60)
-def test_the_audit_is_clean_after_every_service_was_killed() -> None:
+def test_the_audit_is_clean_after_a_service_was_killed() -> None:
     gateway, admin, base = mesh_ports()
     with tempfile.TemporaryDirectory(prefix="boxoffice-", ignore_cleanup_errors=True) as home:
         environment = {
@@ -26,7 +29,7 @@ def test_the_audit_is_clean_after_every_service_was_killed() -> None:
         }
         try:
             completed = subprocess.run(
-                [sys.executable, "-m", "demo", "--customers", "80", "--kill", "all-in-turn"],
+                [sys.executable, "-m", "demo", "--customers", "40", "--kill", "stock_svc"],
                 cwd=ROOT,
                 env=environment,
                 capture_output=True,
@@ -45,5 +48,4 @@ def test_the_audit_is_clean_after_every_service_was_killed() -> None:
             )
     report = completed.stdout + completed.stderr
     assert completed.returncode == 0, report
-    for service in ("auth_svc", "booking_svc", "stock_svc", "payment_svc"):
-        assert service in report
+    assert "kill stock_svc" in report
