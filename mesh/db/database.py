@@ -9,7 +9,7 @@ import re
 import select
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -234,12 +234,11 @@ def _set_autocommit(connection: sa.Connection) -> None:
     psycopg yields to the loop here if that has been busy for long. A call that is cancelled at this
     moment closes its connection: otherwise nothing would, or it would stay in autocommit mode.
     """
-    try:
+    with ExitStack() as cancelled:
+        cancelled.callback(connection.close)
+        cancelled.callback(connection.invalidate)
         connection.execution_options(isolation_level="AUTOCOMMIT")
-    except BaseException:
-        connection.invalidate()
-        connection.close()
-        raise
+        cancelled.pop_all()
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:
