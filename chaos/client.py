@@ -33,7 +33,7 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _RETRY_DELAY = re.compile(r"(\d+(?:\.\d+)?)s")
 
 
-_Free = asyncio.LifoQueue[httpx.AsyncClient]
+_Idle = asyncio.LifoQueue[httpx.AsyncClient]
 
 
 class RefusedError(Exception):
@@ -111,7 +111,7 @@ class Api:
         self._tls = httpx.create_ssl_context()
         # One client per connection: httpx's own pool scans all connections for each call. Last in,
         # first out: opens no more connections than concurrent calls need.
-        self._free: list[_Free] = []
+        self._free: list[_Idle] = []
         for url in urls:
             self._free.append(asyncio.LifoQueue())
             for _ in range(connections):
@@ -192,7 +192,7 @@ class Api:
     async def _try(
         self,
         request: "_Request",
-        free: "_Free",
+        free: "_Idle",
         label: str,
         *,
         is_first: bool,
@@ -224,7 +224,7 @@ class Api:
         message = str(answer.get("message", ""))
         raise RefusedError(reason, message, metadata, is_first=is_first)
 
-    async def _send(self, request: "_Request", free: "_Free") -> tuple[httpx.Response, float]:
+    async def _send(self, request: "_Request", free: "_Idle") -> tuple[httpx.Response, float]:
         """The response and its duration in seconds, after waiting for a free connection."""
         client = await free.get()
         built = client.build_request(

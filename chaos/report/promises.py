@@ -36,7 +36,7 @@ def measure(result: Result) -> list[Measured]:
     payments = result.evidence.ledger if result.evidence else ()
     captures = sum(entry.kind == "CAPTURE" for entry in payments)
     refunds = len(payments) - captures
-    found = Counted(result).of
+    findings = Counted(result).of
     hung = len(result.hung())
     lost = sum(outage.away_seconds is None for outage in result.outages)
     late = sum(seconds is None for seconds in result.converged.values())
@@ -47,21 +47,21 @@ def measure(result: Result) -> list[Measured]:
             "Never more sold and held than there is",
             len(bookings),
             "bookings",
-            found(Finding.OVERSOLD, Finding.STOCK_DIFFERENCE) + len(result.violations),
+            findings(Finding.OVERSOLD, Finding.STOCK_DIFFERENCE) + len(result.violations),
         ),
         Measured(
             "P2",
             "No seat in two bookings",
             sum(bool(item.seat_id) for booking in bookings for item in booking.items),
             "booked seats",
-            found(Finding.SEAT_TWICE, Finding.SEAT_STATE_WRONG),
+            findings(Finding.SEAT_TWICE, Finding.SEAT_STATE_WRONG),
         ),
         Measured(
             "P3",
             "Every place is sold, held or available",
             len(bookings),
             "bookings",
-            found(
+            findings(
                 Finding.SOLD_MISMATCH,
                 Finding.HELD_MISMATCH,
                 Finding.AVAILABILITY_WRONG,
@@ -73,7 +73,7 @@ def measure(result: Result) -> list[Measured]:
             "Every charge ends in a confirmed booking or a full refund",
             captures,
             "charges",
-            found(
+            findings(
                 Finding.CHARGED_FOR_NOTHING,
                 Finding.PAYMENT_LOST,
                 Finding.CONFIRMATION_LOST,
@@ -86,21 +86,21 @@ def measure(result: Result) -> list[Measured]:
             "No booking is charged twice, none confirmed without a charge",
             captures,
             "charges",
-            found(Finding.CHARGED_TOO_MUCH, Finding.CONFIRMED_UNPAID),
+            findings(Finding.CHARGED_TOO_MUCH, Finding.CONFIRMED_UNPAID),
         ),
         Measured(
             "P7",
             "Each refund is made once",
             refunds,
             "refunds",
-            found(Finding.REFUNDED_TOO_MUCH, Finding.REFUND_OPEN),
+            findings(Finding.REFUNDED_TOO_MUCH, Finding.REFUND_OPEN),
         ),
         Measured(
             "P8",
             "One booking per idempotency key",
             len(result.journal.orders),
             "keys",
-            found(
+            findings(
                 Finding.KEY_TWICE,
                 Finding.BOOKING_SHARED,
                 Finding.BOOKING_UNREPORTED,
@@ -129,7 +129,7 @@ def measure(result: Result) -> list[Measured]:
             "A lost COMMIT is neither lost nor repeated",
             sum(result.commits_cut.values()),
             "connections cut at a COMMIT",
-            found(Finding.BOOKING_LOST, Finding.KEY_TWICE, Finding.BOOKING_UNREPORTED),
+            findings(Finding.BOOKING_LOST, Finding.KEY_TWICE, Finding.BOOKING_UNREPORTED),
         ),
         Measured(
             "P17",

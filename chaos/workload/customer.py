@@ -134,7 +134,7 @@ class Customer:
             Behaviour.WALKS_AWAY: self._walk_away,
             Behaviour.PAYS_LATE: self._pay_late,
             Behaviour.CANCELS_PAID: self._pay_and(self._cancel),
-            Behaviour.GIVES_BACK: self._pay_and(self._give_back),
+            Behaviour.GIVES_BACK: self._pay_and(self._return_place),
             Behaviour.MOVES: self._pay_and(self._move),
             Behaviour.IS_COMPENSATED: self._pay_and(self._be_compensated),
         }
@@ -263,7 +263,7 @@ class Customer:
 
         return both
 
-    async def _give_back(self, _: Order, booking: Json) -> None:
+    async def _return_place(self, _: Order, booking: Json) -> None:
         """Returns one place or seat, if there are several."""
         self._doing = "returning a place"
         items = [_requested(item) for item in booking["items"]]
