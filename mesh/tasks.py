@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from mesh.deadlines import deadline_in
 from mesh.observability import metrics
+from mesh.outages import is_outage, is_planned
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -55,7 +56,10 @@ async def drain(seconds: float) -> None:
 async def forever(
     name: str, turn: Callable[[], Awaitable[None]], *, retry_seconds: float = 1.0
 ) -> None:
-    """Repeats `turn` until cancelled. Logs a failure and waits `retry_seconds` after it."""
+    """Repeats `turn` until cancelled. Logs a failure and waits `retry_seconds` after it.
+
+    A stream that ends, e.g. at its connection's maximum age, is not counted as a failure.
+    """
     turns, failures, last_turn = (
         _TURNS.labels(name),
         _FAILURES.labels(name),
@@ -67,10 +71,22 @@ async def forever(
             await turn()
             turns.inc()
             last_turn.set_to_current_time()
-        except Exception:  # noqa: BLE001 - the top of a background loop
-            failures.inc()
-            _log.exception("background loop failed", extra={"loop": name})
+        except Exception as error:  # noqa: BLE001 - the top of a background loop
+            if not is_planned(error):
+                failures.inc()
+            _log_end_of_turn(name, error)
             await asyncio.sleep(retry_seconds)
+
+
+def _log_end_of_turn(name: str, error: Exception) -> None:
+    """Bugs are errors. An outage is a warning: alerts and health tell what is away."""
+    extra = {"loop": name, "error": type(error).__name__}
+    if is_planned(error):
+        _log.info("a background loop starts again", extra=extra)
+    elif is_outage(error):
+        _log.warning("a background loop could not do its work", extra=extra)
+    else:
+        _log.exception("background loop failed", extra={"loop": name})
 
 
 async def _bounded(work: Coroutine[Any, Any, _T], seconds: float) -> _T:

@@ -50,7 +50,8 @@ from mesh.db.jobs import Wakeup
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import AmountLimits, Money
-from mesh.rpc.errors import from_database, from_status, to_status
+from mesh.outages import from_database
+from mesh.rpc.errors import from_status, to_status
 from mesh.rpc.validation import validate
 from stock_svc import audit as stock_audit
 from stock_svc import tables as stock_tables

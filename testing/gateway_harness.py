@@ -288,6 +288,8 @@ def _envoy(path: Path, log: Path, workers: int) -> Iterator[None]:
         *("--config-path", str(path)),
         *("--concurrency", str(workers)),
         *("--log-level", "warning"),
+        # For tests that read its log.
+        *("--file-flush-interval-msec", "100"),
         # With hot restart only one Envoy can run per machine.
         "--disable-hot-restart",
     ]

@@ -13,13 +13,15 @@ import grpc
 
 from gateway.extension import Config, typed
 from mesh.errors import DomainError, Reason
-from mesh.rpc.errors import CODES, DOMAIN, to_status
+from mesh.rpc.errors import CODES, DOMAIN, REASON_HEADER, to_status
 from mesh.rpc.field_names import json_name
 from mesh.rpc.identity import REFRESH_TOKEN_LENGTH
 from mesh.settings import SERVICES
 
 COMPRESSIONS = ("identity", "deflate", "gzip")
 """Values of `grpc-encoding` that the services' gRPC runtime supports."""
+SECONDS = "NNN"
+"""In a message: replaced by lua/replies.lua with the response's Retry-After."""
 UNKNOWN_COMPRESSION = "unknown_compression"
 """The RBAC rule in listener.py that rejects other values."""
 
@@ -74,6 +76,7 @@ def _mapper(reply: _Reply) -> Config:
         *reply.headers,
         (_CODE_HEADER, str(reply.code_for_grpc)),
         (_MESSAGE_HEADER, reply.message),
+        (REASON_HEADER, reply.reason.value),
         (_DETAILS_HEADER, _details(reply)),
     )
     mapper: Config = {
@@ -220,7 +223,7 @@ _REPLIES = (
         headers=(("grpc-accept-encoding", ",".join(COMPRESSIONS)),),
     ),
     # The rate limit filter adds retry-after.
-    _Reply(_is(429), Reason.RATE_LIMITED, "too many calls; wait for the seconds in Retry-After"),
+    _Reply(_is(429), Reason.RATE_LIMITED, f"too many calls. Try again in {SECONDS} seconds."),
     # UO: a circuit breaker's limit is reached. OM: the overload manager rejects the request.
     _Reply(
         _flagged("UO"),

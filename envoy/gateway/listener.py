@@ -1,5 +1,6 @@
 """The public listener: connection settings, HTTP filters in order, access log."""
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gateway import (
     transcoding,
 )
 from gateway.extension import Config, extension
+from mesh.rpc.errors import REASON_HEADER
 from mesh.rpc.identity import PAYLOAD_HEADER
 from mesh.rpc.limits import Scales
 from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
@@ -52,6 +54,17 @@ _COMPRESSED_TYPES = (
     "text/javascript",
 )
 
+
+def _first_of(*commands: tuple[str, str]) -> str:
+    """The parameter of COALESCE: the first command with a value."""
+    operators = [{"command": command, "param": param} for command, param in commands]
+    return json.dumps({"operators": operators})
+
+
+_GRPC_STATUS = _first_of(
+    ("DYNAMIC_METADATA", "boxoffice.log:grpc_status"), ("GRPC_STATUS", "SNAKE_STRING")
+)
+_REASON = _first_of(("DYNAMIC_METADATA", "boxoffice.log:reason"), ("TRAILER", REASON_HEADER))
 _LOG_FORMAT = {
     "time": "%START_TIME%",
     "request_id": "%REQ(X-REQUEST-ID)%",
@@ -61,7 +74,10 @@ _LOG_FORMAT = {
     "rpc": "%ROUTE_NAME%",
     "protocol": "%PROTOCOL%",
     "status": "%RESPONSE_CODE%",
-    "grpc_status": "%GRPC_STATUS%",
+    # The first is set by lua/replies.lua, also for REST; the second is for statuses in trailers.
+    "grpc_status": f"%COALESCE({_GRPC_STATUS})%",
+    "reason": f"%COALESCE({_REASON})%",
+    "user_id": f"%DYNAMIC_METADATA({tokens.FILTER}:{tokens.CLAIMS}:sub)%",
     "flags": "%RESPONSE_FLAGS%",
     "details": "%RESPONSE_CODE_DETAILS%",
     "duration_ms": "%DURATION%",

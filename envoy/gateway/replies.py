@@ -1,7 +1,7 @@
 """The Lua filter that finishes responses: success statuses, Location, ETag, errors.
 
 The script is lua/replies.lua. This module gives it facts of the contract: as route metadata, and
-as a table before the script.
+as tables before the script.
 """
 
 import re
@@ -9,8 +9,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from gateway import documentation
+import grpc
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+
+from gateway import documentation, errors
 from gateway.extension import Config, extension
+from mesh.errors import DomainError, Reason
+from mesh.rpc.errors import to_status
 from mesh.rpc.field_names import json_name
 from mesh.rpc.limits import Bucket, Scales, buckets
 from mesh.rpc.policy import MethodPolicy
@@ -39,7 +45,9 @@ def lua(policies: Collection[MethodPolicy]) -> Config:
     return extension(
         FILTER,
         "envoy.extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": _paths(policies) + _SCRIPT.read_text()},
+        default_source_code={
+            "inline_string": _paths(policies) + _status_codes() + _limited() + _SCRIPT.read_text()
+        },
     )
 
 
@@ -107,3 +115,25 @@ def _paths(policies: Iterable[MethodPolicy]) -> str:
         verbs[path] = {"GET", "HEAD"}
     entries = (f'  {{"^{path}$", "{", ".join(sorted(names))}"}},' for path, names in verbs.items())
     return "local PATHS = {\n" + "\n".join(entries) + "\n}\n"
+
+
+def _status_codes() -> str:
+    """A Lua table of the names of gRPC's status codes."""
+    entries = (f'["{code.value[0]}"] = "{code.name}"' for code in grpc.StatusCode)
+    return "local CODES = {" + ", ".join(entries) + "}\n"
+
+
+def _limited() -> str:
+    """Lua constants: parts of the google.rpc.Status of a call beyond its limit."""
+    status = to_status(DomainError(Reason.RATE_LIMITED, ""))
+    code = status_pb2.Status(code=status.code)
+    details = status_pb2.Status(details=status.details)
+    return (
+        f'local SECONDS = "{errors.SECONDS}"\n'
+        f"local LIMITED_CODE = {_bytes(code)}\nlocal LIMITED_DETAILS = {_bytes(details)}\n"
+    )
+
+
+def _bytes(message: Message) -> str:
+    """A serialised message as a Lua string."""
+    return '"' + "".join(f"\\{byte:03}" for byte in message.SerializeToString()) + '"'

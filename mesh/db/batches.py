@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
-from mesh.rpc.errors import cause_of, from_database
+from mesh.outages import cause_of, from_database
 
 _ATTEMPTS = 2
 _MAX_PAUSE_SECONDS = 0.02

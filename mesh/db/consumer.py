@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.observability import metrics
+from mesh.outages import InterruptedLoopError
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def cursor_table(metadata: sa.MetaData) -> sa.Table:
     )
 
 
-class FencedError(Exception):
+class FencedError(InterruptedLoopError):
     """Another process moved the cursor: this one must start again from the stored position."""
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.outages import is_outage
 from mesh.tasks import forever
 
 _J = TypeVar("_J")
@@ -292,4 +293,5 @@ class Workers:
         if self._per_group is not None or is_half_free:
             self._wake.ring()
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a job ended without an outcome, its lease ends later", exc_info=error)
+            level = logging.WARNING if is_outage(error) else logging.ERROR
+            _log.log(level, "a job ended without an outcome, its lease ends later", exc_info=error)

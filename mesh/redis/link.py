@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from mesh.observability import metrics
+from mesh.outages import OutageError
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _AWAY = metrics.counter("redis_away", "Times at which Redis became unavailable."
 _T = TypeVar("_T")
 
 
-class RedisAwayError(Exception):
+class RedisAwayError(OutageError):
     """Redis did not answer in time, or was not called because it is unavailable."""
 
 

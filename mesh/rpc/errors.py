@@ -3,11 +3,11 @@
 Detail types: google/rpc/error_details.proto and AIP-193.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NoReturn
 
 import grpc
-import sqlalchemy.exc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -92,12 +92,6 @@ COMMON_REASONS = frozenset(
 )
 """Reasons that any call can fail with; policies do not list them."""
 
-# SQLSTATEs of a busy database: statement timeout and lock timeout.
-_BUSY_SQLSTATES = frozenset({"57014", "55P03"})
-# Serialization failure and deadlock: the transaction was rolled back and may be retried.
-_ROLLED_BACK_SQLSTATES = frozenset({"40001", "40P01"})
-
-
 # Reasons whose HTTP status differs from the one that Envoy's transcoder derives from the code.
 _HTTP_OWN = {
     Reason.PAYMENT_FAILED: 402,
@@ -118,6 +112,33 @@ _HTTP = {
     _Code.UNAVAILABLE: 503,
     _Code.DEADLINE_EXCEEDED: 504,
 }
+
+
+REASON_HEADER = "x-boxoffice-reason"
+"""Trailing metadata with an error's reason, for the gateway's log. The gateway removes it."""
+
+
+def with_wait(error: DomainError) -> DomainError:
+    """The error for a client: a refusal of too many calls says when to try again."""
+    seconds = error.retry_after_seconds
+    if seconds is None or CODES[error.reason] is not _Code.RESOURCE_EXHAUSTED:
+        return error
+    return DomainError(
+        error.reason,
+        f"{error.message}. Try again in {math.ceil(seconds)} seconds.",
+        violations=error.violations,
+        retry_after_seconds=seconds,
+        **error.metadata,
+    )
+
+
+def to_grpc(error: DomainError) -> grpc.Status:
+    """The status with which a service answers: that of `to_status`, and the reason for the log."""
+    answer = rpc_status.to_status(to_status(error))
+    replaced: grpc.Status = answer._replace(  # type: ignore[attr-defined]  # a named tuple
+        trailing_metadata=(*answer.trailing_metadata, (REASON_HEADER, error.reason.value))
+    )
+    return replaced
 
 
 def to_status(error: DomainError) -> status_pb2.Status:
@@ -191,39 +212,6 @@ def raise_from_rpc(error: grpc.aio.AioRpcError) -> NoReturn:
             retry_after_seconds=1,
         ) from error
     raise error
-
-
-def from_database(error: sqlalchemy.exc.SQLAlchemyError) -> DomainError | None:
-    """The DomainError for a busy or unavailable database; None for other errors, which are bugs."""
-    if isinstance(error, sqlalchemy.exc.TimeoutError):
-        return DomainError(Reason.OVERLOADED, "too many concurrent calls", retry_after_seconds=1)
-    if not isinstance(error, sqlalchemy.exc.DBAPIError):
-        return None
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    if sqlstate in _BUSY_SQLSTATES:
-        return DomainError(Reason.OVERLOADED, "the database is busy", retry_after_seconds=1)
-    if (
-        sqlstate in _ROLLED_BACK_SQLSTATES
-        or error.connection_invalidated
-        or isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
-    ):
-        return DomainError(
-            Reason.DEPENDENCY_UNAVAILABLE, "the database is unavailable", retry_after_seconds=1
-        )
-    return None
-
-
-def cause_of(error: sqlalchemy.exc.SQLAlchemyError) -> str:
-    """PostgreSQL's message for the log. Use it only for errors of `from_database`: the messages of
-    others quote values."""
-    original = getattr(error, "orig", None)
-    diagnostics = getattr(original, "diag", None)
-    parts = (
-        getattr(original, "sqlstate", None),
-        getattr(diagnostics, "message_primary", None),
-        getattr(diagnostics, "context", None),
-    )
-    return ": ".join(part for part in parts if part) or type(original or error).__name__
 
 
 def from_status(status: status_pb2.Status) -> DomainError | None:

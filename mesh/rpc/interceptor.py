@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import grpc
 import sqlalchemy.exc
 from google.protobuf.message import DecodeError, Message
-from grpc_status import rpc_status
 
 from mesh.deadlines import set_deadline
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.observability import logs, metrics, redaction, request_context, tracing
+from mesh.outages import cause_of, from_database
 from mesh.rpc import call, field_names, identity
 from mesh.rpc.errors import (
     CODES,
     COMMON_REASONS,
-    cause_of,
-    from_database,
     raise_from_rpc,
-    to_status,
+    to_grpc,
+    with_wait,
 )
 from mesh.rpc.policy import MAX_IDEMPOTENCY_KEY_LENGTH, Access, Idempotency, MethodPolicy
 from mesh.rpc.revocations import Revocations
@@ -322,8 +321,8 @@ class _Call:
             raise RuntimeError("the call was not refused")
         if self.line.get("caller") == identity.GATEWAY:
             is_rest = field_names.REST_HEADER in self.metadata
-            refusal = field_names.for_client(
-                refusal, self.method.policy.body_field, is_rest=is_rest
+            refusal = with_wait(
+                field_names.for_client(refusal, self.method.policy.body_field, is_rest=is_rest)
             )
         await self._context.abort_with_status(_answer(refusal))
         raise AssertionError("abort_with_status raises")
@@ -372,7 +371,7 @@ def _refusal(error: Exception) -> DomainError:
 
 
 def _answer(refusal: DomainError) -> grpc.Status:
-    answer = rpc_status.to_status(to_status(refusal))
+    answer = to_grpc(refusal)
     if CODES[refusal.reason] is grpc.StatusCode.UNAUTHENTICATED:
         # RFC 6750 section 3, over gRPC as over REST.
         challenge = _CHALLENGE if refusal.reason in _NOT_ABOUT_TOKENS else _CHALLENGE_TOKEN

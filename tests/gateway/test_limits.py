@@ -7,6 +7,8 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from testing import gateway_harness
 from testing.gateway_harness import Gateway, bearer, token
@@ -56,6 +58,7 @@ def test_a_users_second_booking_in_six_seconds_is_refused(limited: Gateway) -> N
         "ErrorInfo",
         "RetryInfo",
     ]
+    assert body["message"] == f"too many calls. Try again in {retry_after} seconds."
     assert body["details"][0]["reason"] == "RATE_LIMITED"
     assert body["details"][1]["retryDelay"] == f"{retry_after}s"
     assert second.headers["x-ratelimit-remaining"] == "0"
@@ -68,7 +71,16 @@ def test_grpc_and_rest_share_buckets(limited: Gateway) -> None:
         limited.unary(PLACE, metadata=headers)
     assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     trailers = failure.value.trailing_metadata()
-    assert "retry-after" in [entry[0] for entry in trailers]  # type: ignore[index]
+    [seconds] = [entry[1] for entry in trailers if entry[0] == "retry-after"]  # type: ignore[index]
+    # Raises ValueError unless the details have the same message.
+    status = rpc_status.from_call(failure.value)  # type: ignore[arg-type]
+    assert status is not None
+    assert status.message == f"too many calls. Try again in {seconds} seconds."
+    info, delay = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    assert status.details[0].Unpack(info)
+    assert info.reason == "RATE_LIMITED"
+    assert status.details[1].Unpack(delay)
+    assert delay.retry_delay.seconds == int(seconds)
 
 
 def test_users_do_not_share_buckets(limited: Gateway) -> None:

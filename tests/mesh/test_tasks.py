@@ -2,12 +2,24 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from boxoffice.stock.v1 import stock_service_pb2
+from boxoffice.stock.v1 import (
+    stock_change_service_pb2,
+    stock_change_service_pb2_grpc,
+    stock_service_pb2,
+)
 from mesh import deadlines, tasks
+from mesh.db.consumer import FencedError
+from mesh.db.database import Database
+from mesh.errors import DomainError, Reason
+from mesh.redis.link import RedisAwayError
 from testing.network import Context, Network, a_service, call, standing_in
 
 STOCK = "boxoffice.stock.v1.StockService"
@@ -144,3 +156,72 @@ async def test_a_background_loop_continues_after_an_error(
         with pytest.raises(asyncio.CancelledError):
             await loop
     assert caplog.text.count("background loop failed") == 2
+
+
+async def ended(turn: Callable[[], Awaitable[None]], caplog: pytest.LogCaptureFixture) -> int:
+    """The level at which a background loop logs the end of a turn that raises."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "mesh.tasks"):
+        loop = asyncio.create_task(tasks.forever("test", turn))
+        async with asyncio.timeout(60):
+            while not caplog.records:
+                await asyncio.sleep(0.01)
+        loop.cancel()
+    return caplog.records[0].levelno
+
+
+async def test_a_stream_that_its_server_ends_is_no_failure(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As at the maximum age of a connection and at a restart."""
+
+    async def changes(_request: Any, _context: Context) -> Any:
+        yield stock_change_service_pb2.StreamChangesResponse(position="1")
+        await asyncio.sleep(3600)
+
+    service = a_service(standing_in("boxoffice.stock.v1.StockChangeService", StreamChanges=changes))
+    async with AsyncExitStack() as serving:
+        port = await serving.enter_async_context(network.serve("stock_svc", service))
+        async with network.mesh_channel("booking_svc", "stock_svc", port) as channel:
+            stub = stock_change_service_pb2_grpc.StockChangeServiceStub(channel)
+
+            async def follow() -> None:
+                request = stock_change_service_pb2.StreamChangesRequest()
+                async for _ in stub.StreamChanges(request, wait_for_ready=True):
+                    await serving.aclose()
+
+            assert await ended(follow, caplog) == logging.INFO
+
+
+async def test_an_outage_is_a_warning_and_a_bug_an_error(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only errors are reported to the error tracker."""
+
+    async def raising(error: Exception) -> None:
+        raise error
+
+    async def terminated() -> None:
+        async with database.transaction() as connection:
+            await connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    async def misspelt() -> None:
+        async with database.transaction() as connection:
+            await connection.execute(sa.text("SELECT nothing"))
+
+    away = DomainError(Reason.DEPENDENCY_UNAVAILABLE, "away")
+    refused = DomainError(Reason.SOLD_OUT, "a refusal that the loop should have handled")
+    levels = {
+        turn: await ended(turn, caplog)
+        for turn in (
+            terminated,
+            partial(raising, away),
+            partial(raising, RedisAwayError()),
+            partial(raising, TimeoutError()),
+            misspelt,
+            partial(raising, refused),
+            partial(raising, ValueError()),
+            partial(raising, FencedError()),
+        )
+    }
+    assert list(levels.values()) == [logging.WARNING] * 4 + [logging.ERROR] * 3 + [logging.INFO]

@@ -11,6 +11,9 @@ local CODE = "x-boxoffice-code"
 local MESSAGE = "x-boxoffice-message"
 local STATUS = "x-boxoffice-status"
 local REQUEST = "x-boxoffice-request"
+local REASON = "x-boxoffice-reason"
+-- Namespace of the metadata for the access log (listener.py).
+local LOG = "boxoffice.log"
 local DETAILS = "grpc-status-details-bin"
 
 local REASONS = {
@@ -20,6 +23,40 @@ local REASONS = {
   ["12"] = "ROUTE_NOT_FOUND",
   ["14"] = "DEPENDENCY_UNAVAILABLE",
 }
+
+local function log(handle, key, value)
+  handle:streamInfo():dynamicMetadata():set(LOG, key, value)
+end
+
+-- Notes an RPC's status and the reason of its error. Statuses and reasons in trailers are in the log
+-- without this.
+local function log_status(handle, code, reason)
+  log(handle, "grpc_status", CODES[code] or code)
+  if code ~= "0" then
+    log(handle, "reason", reason or REASONS[code] or "INTERNAL")
+  end
+end
+
+local function varint(number)
+  local bytes = ""
+  while number > 127 do
+    bytes = bytes .. string.char(number % 128 + 128)
+    number = math.floor(number / 128)
+  end
+  return bytes .. string.char(number)
+end
+
+local function length_delimited(tag, bytes)
+  return string.char(tag) .. varint(#bytes) .. bytes
+end
+
+-- The google.rpc.Status with a message of this response, and RetryInfo, in base64 without padding.
+local function limited_status(handle, message, seconds)
+  local delay = length_delimited(0x0a, "\8" .. varint(seconds))
+  local retry = length_delimited(0x0a, "type.googleapis.com/google.rpc.RetryInfo") .. length_delimited(0x12, delay)
+  local status = LIMITED_CODE .. length_delimited(0x12, message) .. LIMITED_DETAILS .. length_delimited(0x1a, retry)
+  return (handle:base64Escape(status):gsub("=+$", ""))
+end
 
 local function type_url(name)
   return '{"@type":"type.googleapis.com/google.rpc.' .. name .. '",'
@@ -80,7 +117,12 @@ local function rate_limit_headers(handle, headers)
   end
 end
 
-local function grpc_reply(headers, code, message)
+local function grpc_reply(handle, headers, code, message)
+  local retry_after = headers:get("retry-after")
+  if retry_after and message:find(SECONDS, 1, true) then
+    message = message:gsub(SECONDS, retry_after)
+    headers:replace(DETAILS, limited_status(handle, message, tonumber(retry_after)))
+  end
   headers:replace(":status", "200")
   headers:replace("grpc-status", code)
   headers:replace("grpc-message", message)
@@ -100,6 +142,7 @@ end
 local function wrong_verb(handle, headers, verbs)
   headers:replace(":status", "405")
   headers:replace("allow", verbs)
+  log(handle, "reason", "METHOD_NOT_ALLOWED")
   local body = handle:body()
   if body and body:length() > 0 then
     body:setBytes('{"code":12,"details":[' .. type_url("ErrorInfo")
@@ -135,6 +178,7 @@ local function rest_reply(handle, headers, message, status, request)
     json = with_field(json, message)
   end
   if retry_after then
+    json = json:gsub(SECONDS, retry_after)
     json = with_detail(json, type_url("RetryInfo") .. '"retryDelay":"' .. retry_after .. 's"}')
   end
   -- Envoy sets content-length. `headers` is no longer valid: reading the body yielded the script.
@@ -198,8 +242,12 @@ local function rest_error(handle, headers)
   if json:find('"reason":"PAYMENT_FAILED"', 1, true) then
     handle:headers():replace(":status", "402")
   end
+  local code = json:match('^{"code":(%d+)')
+  if code then
+    log_status(handle, code, json:match('"reason":"([%u_]+)"'))
+  end
   -- For example `{"code":4,"message":"Deadline Exceeded","details":[]}` of an overloaded service.
-  local head, code = json:match('^({"code":(%d+),"message":".*","details":%[)%]}%s*$')
+  local head = json:match('^({"code":%d+,"message":".*","details":%[)%]}%s*$')
   if head then
     local reason = REASONS[code] or "INTERNAL"
     body:setBytes(head .. type_url("ErrorInfo") .. '"reason":"' .. reason .. '","domain":"boxoffice","metadata":{}}]}')
@@ -241,14 +289,19 @@ function envoy_on_response(handle)
   local is_grpc = content_type:find("application/grpc", 1, true) == 1
   local message = headers:get(MESSAGE)
   rate_limit_headers(handle, headers)
+  local code = headers:get(CODE) or headers:get("grpc-status")
+  if code then
+    log_status(handle, code, headers:get(REASON))
+  end
+  headers:remove(REASON)
   if message then
-    local code, status, request = headers:get(CODE), headers:get(STATUS), headers:get(REQUEST)
+    local status, request = headers:get(STATUS), headers:get(REQUEST)
     headers:remove(MESSAGE)
     headers:remove(CODE)
     headers:remove(STATUS)
     headers:remove(REQUEST)
     if is_grpc then
-      grpc_reply(headers, code, message)
+      grpc_reply(handle, headers, code, message)
     else
       rest_reply(handle, headers, message, status, request)
     end

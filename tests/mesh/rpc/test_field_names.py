@@ -11,6 +11,7 @@ from boxoffice.catalogue.v1 import event_service_pb2
 from boxoffice.stock.v1 import stock_service_pb2
 from boxoffice.stock.v1.stock_service_pb2_grpc import StockServiceStub
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
+from mesh.rpc.errors import REASON_HEADER, to_status
 from mesh.rpc.field_names import REST_HEADER, for_client, json_name
 from testing.network import (
     Context,
@@ -139,6 +140,17 @@ async def test_the_gateways_client_gets_its_own_names(
     assert fields(error) == expected
     assert all(f"{field}: " in (error.details() or "") for field in expected)
     assert "`" not in str(error)
+
+
+async def test_the_gateways_client_learns_when_to_try_again(network: Network) -> None:
+    """A service does not: the text would be written at every hop."""
+    limited = DomainError(Reason.RATE_LIMITED, "too many mails", retry_after_seconds=5.2)
+    away = DomainError(Reason.DEPENDENCY_UNAVAILABLE, "away", retry_after_seconds=1)
+    error = await answer_of(network, raising(limited), {})
+    assert error.details() == "too many mails. Try again in 6 seconds."
+    assert dict(error.trailing_metadata())[REASON_HEADER] == "RATE_LIMITED"
+    assert (await answer_of(network, raising(away), {})).details() == "away"
+    assert to_status(limited).message == "too many mails"
 
 
 async def test_names_are_written_once_however_many_services_a_call_passes(
