@@ -7,7 +7,7 @@ import jwt
 
 from boxoffice.limits.v1 import rate_limit_service_pb2
 from boxoffice.limits.v1.rate_limit_service_pb2_grpc import add_RateLimitServiceServicer_to_server
-from limit_svc.gcra import Counter
+from limit_svc.counting import Counter
 from limit_svc.rules import Rules
 from limit_svc.servicers.rate_limits import RateLimitServicer
 from limit_svc.settings import Settings

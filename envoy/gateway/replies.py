@@ -19,7 +19,8 @@ from mesh.errors import DomainError, Reason
 from mesh.rpc.errors import to_status
 from mesh.rpc.field_names import json_name
 from mesh.rpc.limits import Bucket, Scales, buckets
-from mesh.rpc.policy import MethodPolicy
+from mesh.rpc.policy import LimitAlgorithm, MethodPolicy
+from mesh.settings import MeshSettings
 
 FILTER = "envoy.filters.http.lua"
 SUCCESS_STATUS = "success_status"
@@ -32,7 +33,9 @@ ETAG = "etag"
 RESUMES = "resumes"
 """Key of a route's metadata: whether messages of the stream have a `version`, its event id."""
 QUOTAS = "quotas"
-"""Key of a route's metadata: by quota, the seconds per request, the bucket's size and its name."""
+"""Key of a route's metadata: by quota, the seconds per request, the bucket's size and its name.
+
+The seconds are 0 for a window, whose end limit_svc reports."""
 QUOTA_POLICY = "quota_policy"
 """Key of a route's metadata: the field RateLimit-Policy."""
 
@@ -51,7 +54,10 @@ def lua(policies: Collection[MethodPolicy]) -> Config:
     )
 
 
-def route_metadata(policy: MethodPolicy, location: str | None, scales: Scales) -> dict[str, object]:
+def route_metadata(
+    policy: MethodPolicy, location: str | None, settings: MeshSettings
+) -> dict[str, object]:
+    scales = Scales.configured(settings)
     metadata: dict[str, object] = {SUCCESS_STATUS: policy.success_status}
     if location is not None:
         metadata[LOCATION] = location
@@ -60,9 +66,7 @@ def route_metadata(policy: MethodPolicy, location: str | None, scales: Scales) -
     if policy.resumes_streams:
         metadata[RESUMES] = True
     quotas = {
-        str(
-            number
-        ): f"{bucket.limit.window_seconds / bucket.limit.requests:.6f} {bucket.size} {name}"
+        str(number): f"{_seconds(bucket, settings):.6f} {bucket.size} {name}"
         for name, bucket in _quotas(policy, scales)
         for number in (bucket.size, bucket.limit.requests)
     }
@@ -73,6 +77,12 @@ def route_metadata(policy: MethodPolicy, location: str | None, scales: Scales) -
             for name, bucket in _quotas(policy, scales)
         )
     return metadata
+
+
+def _seconds(bucket: Bucket, settings: MeshSettings) -> float:
+    """Time in which a bucket gets one more request; 0 for a window."""
+    is_bucket = bucket.limit.algorithm is LimitAlgorithm.TOKEN_BUCKET
+    return bucket.interval_seconds if is_bucket or not settings.counts_globally else 0.0
 
 
 def _quotas(policy: MethodPolicy, scales: Scales) -> list[tuple[str, Bucket]]:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from gateway import client_address, documentation, limits, replies
 from gateway.clusters import HEALTH_CLUSTER, destination, is_health
 from gateway.extension import Config, extension, seconds, typed
-from mesh.rpc.limits import Scales
 from mesh.rpc.policy import MAX_REQUEST_BYTES, MethodPolicy
 from mesh.settings import SERVICES, MeshSettings
 
@@ -79,7 +78,6 @@ def route_configuration(
     """
     policies = list(policies)
     locations = dict(replies.locations(policies))
-    scales = Scales.configured(settings)
     return {
         "name": "boxoffice",
         **client_address.to_services(),
@@ -93,7 +91,7 @@ def route_configuration(
                     "envoy.filters.http.cors": _cors(settings.cors_origins)
                 },
                 "routes": [
-                    *(_route(policy, locations.get(policy.path), scales) for policy in policies),
+                    *(_route(policy, locations.get(policy.path), settings) for policy in policies),
                     *documentation.routes(security_headers, _NOWHERE),
                     _grpc_not_found(),
                     _rest(),
@@ -103,7 +101,7 @@ def route_configuration(
     }
 
 
-def _route(policy: MethodPolicy, location: str | None, scales: Scales) -> Config:
+def _route(policy: MethodPolicy, location: str | None, settings: MeshSettings) -> Config:
     to = destination(policy)
     route: Config = {
         "name": policy.path.removeprefix("/"),
@@ -113,7 +111,7 @@ def _route(policy: MethodPolicy, location: str | None, scales: Scales) -> Config
         "metadata": {
             "filter_metadata": {
                 limits.METADATA: limits.route_metadata(policy),
-                replies.FILTER: replies.route_metadata(policy, location, scales),
+                replies.FILTER: replies.route_metadata(policy, location, settings),
             }
         },
         "route": {

@@ -7,7 +7,7 @@ from google.protobuf import duration_pb2
 
 from boxoffice.limits.v1 import rate_limit_service_pb2 as pb
 from boxoffice.limits.v1.rate_limit_service_pb2_grpc import RateLimitServiceServicer
-from limit_svc.gcra import Counter, Demand, Verdict
+from limit_svc.counting import Counter, Demand, Verdict
 from limit_svc.rules import Rules
 from mesh.errors import FieldViolation, invalid
 from mesh.observability import metrics

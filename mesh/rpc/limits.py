@@ -5,7 +5,7 @@ envoyproxy/ratelimit use these definitions.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mesh.rpc.policy import (
     DEFAULT_LIMIT_REQUESTS,
@@ -68,12 +68,8 @@ class Bucket:
         """The bucket with requests and burst multiplied by its factor, each at least 1."""
         limit, scale = self.limit, scales.of(self.limit.key)
         burst = None if limit.burst is None else _times(limit.burst, scale)
-        return Bucket(
-            self.name,
-            RateLimit(
-                _times(limit.requests, scale), limit.window_seconds, limit.key, burst, limit.shadow
-            ),
-        )
+        requests = _times(limit.requests, scale)
+        return Bucket(self.name, replace(limit, requests=requests, burst=burst))
 
     @property
     def size(self) -> int:

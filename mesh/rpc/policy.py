@@ -61,11 +61,18 @@ class LimitKey(Enum):
     USER = policy_pb2.LIMIT_KEY_USER
 
 
+class LimitAlgorithm(Enum):
+    TOKEN_BUCKET = policy_pb2.LIMIT_ALGORITHM_TOKEN_BUCKET
+    FIXED_WINDOW = policy_pb2.LIMIT_ALGORITHM_FIXED_WINDOW
+    SLIDING_WINDOW = policy_pb2.LIMIT_ALGORITHM_SLIDING_WINDOW
+
+
 @dataclass(frozen=True, slots=True)
 class RateLimit:
     """Requests per window. `burst` is the number admitted at once; None: all of them.
 
-    A `shadow` limit is counted but not enforced.
+    A `shadow` limit is counted but not enforced. Gateways that count alone use token buckets for
+    all algorithms.
     """
 
     requests: int
@@ -73,6 +80,7 @@ class RateLimit:
     key: LimitKey
     burst: int | None = None
     shadow: bool = False
+    algorithm: LimitAlgorithm = LimitAlgorithm.TOKEN_BUCKET
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +284,15 @@ def _limit(raw: policy_pb2.RateLimit, path: str) -> RateLimit:
         key=_enum(LimitKey, raw.key, path, "limits.key"),
         burst=raw.burst or None,
         shadow=raw.shadow,
+        algorithm=_enum(
+            LimitAlgorithm,
+            raw.algorithm or policy_pb2.LIMIT_ALGORITHM_TOKEN_BUCKET,
+            path,
+            "limits.algorithm",
+        ),
     )
+    if limit.burst is not None and limit.algorithm is not LimitAlgorithm.TOKEN_BUCKET:
+        raise PolicyError(f"{path} has a limit with a burst, which only a token bucket has")
     if limit.burst is not None and limit.burst > limit.requests:
         raise PolicyError(f"{path} has a limit whose burst exceeds its requests")
     if limit.requests < 1 or limit.window_seconds <= 0:

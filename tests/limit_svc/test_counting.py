@@ -1,4 +1,4 @@
-"""Counting in a real Redis: bursts, sustained rates, several buckets, shadow limits."""
+"""Counting in a real Redis: bursts, rates, windows, several buckets, shadow limits."""
 
 import asyncio
 import time
@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import from_url
 
-from limit_svc.gcra import Counter, Demand
+from limit_svc.counting import Counter, Demand, Verdict
 from mesh.redis.link import RedisAwayError, RedisLink
 from mesh.rpc.limits import Bucket
-from mesh.rpc.policy import LimitKey, RateLimit
+from mesh.rpc.policy import LimitAlgorithm, LimitKey, RateLimit
 from testing.redis_server import RedisProcess, redis_process
 
 
@@ -34,9 +34,71 @@ def a_demand(
     owner: str = "u",
     burst: int | None = None,
     shadow: bool = False,
+    algorithm: LimitAlgorithm = LimitAlgorithm.TOKEN_BUCKET,
 ) -> Demand:
-    limit = RateLimit(requests, window, LimitKey.USER, burst, shadow)
+    limit = RateLimit(requests, window, LimitKey.USER, burst, shadow, algorithm)
     return Demand(Bucket(name, limit), owner)
+
+
+class Minutes:
+    """A Counter whose clock the test sets, and a limit of 10 per minute."""
+
+    def __init__(self, link: RedisLink, algorithm: LimitAlgorithm) -> None:
+        self._now = 0.0
+        self._counter = Counter(link, lambda: self._now)
+        self._demand = a_demand(10, 60, algorithm=algorithm)
+
+    async def admitted(self, second: float, calls: int) -> int:
+        """How many of the calls pass at a second after a full minute of 2001."""
+        self._now = 1_000_000_020 + second
+        verdicts = [(await self._counter.count([self._demand]))[0] for _ in range(calls)]
+        self.last = verdicts[-1]
+        return sum(verdict.has_room for verdict in verdicts)
+
+
+# What docs/gateway.md says: the second, the calls, and how many of them each algorithm admits.
+BY_NUMBERS = [
+    (0, 3, {"TOKEN_BUCKET": 3, "FIXED_WINDOW": 3, "SLIDING_WINDOW": 3}),
+    (59, 20, {"TOKEN_BUCKET": 10, "FIXED_WINDOW": 7, "SLIDING_WINDOW": 7}),
+    (61, 20, {"TOKEN_BUCKET": 0, "FIXED_WINDOW": 10, "SLIDING_WINDOW": 3}),
+    (90, 20, {"TOKEN_BUCKET": 5, "FIXED_WINDOW": 0, "SLIDING_WINDOW": 0}),
+    (119, 20, {"TOKEN_BUCKET": 5, "FIXED_WINDOW": 0, "SLIDING_WINDOW": 7}),
+    (121, 20, {"TOKEN_BUCKET": 0, "FIXED_WINDOW": 10, "SLIDING_WINDOW": 3}),
+]
+
+
+@pytest.mark.parametrize("algorithm", LimitAlgorithm, ids=lambda algorithm: algorithm.name)
+async def test_each_algorithm_admits_what_the_document_says(
+    redis: RedisProcess, algorithm: LimitAlgorithm
+) -> None:
+    async with RedisLink.open(redis.url, call_seconds=60) as link:
+        minutes = Minutes(link, algorithm)
+        admitted = [await minutes.admitted(second, calls) for second, calls, _ in BY_NUMBERS]
+    assert admitted == [expected[algorithm.name] for *_, expected in BY_NUMBERS]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "remaining", "until_unused", "until_admitted"),
+    [
+        (LimitAlgorithm.TOKEN_BUCKET, 7, 18, 3),
+        (LimitAlgorithm.FIXED_WINDOW, 7, 50, 47),
+        (LimitAlgorithm.SLIDING_WINDOW, 7, 60, 57),
+    ],
+)
+async def test_clients_learn_when_to_try_again(
+    redis: RedisProcess,
+    algorithm: LimitAlgorithm,
+    remaining: int,
+    until_unused: float,
+    until_admitted: float,
+) -> None:
+    """Three calls at second 10, the others at second 13."""
+    async with RedisLink.open(redis.url, call_seconds=60) as link:
+        minutes = Minutes(link, algorithm)
+        await minutes.admitted(10, 3)
+        assert minutes.last == Verdict(True, remaining, until_unused)
+        await minutes.admitted(13, 20)
+        assert minutes.last == Verdict(False, 0, until_admitted)
 
 
 async def test_a_burst_is_admitted_then_refused(counter: Counter) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2
 
+from boxoffice.options.v1 import policy_pb2
 from limit_svc.rules import Rules
 from mesh.paths import CONTRACT
 from mesh.rpc.limits import Scales
+from mesh.rpc.policy import LimitAlgorithm, PolicyError
 from testing import gateway_harness
 
 PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
@@ -59,4 +61,18 @@ def test_a_burst_larger_than_the_limit_is_an_error(contract: Path) -> None:
     gateway_harness.policy_in(files, PLACE).limits[0].burst = 11
     replace(contract, files)
     with pytest.raises(Exception, match="burst"):
+        Rules(contract, Scales())
+
+
+def test_a_limit_names_its_algorithm(contract: Path) -> None:
+    files = gateway_harness.contract()
+    limit = gateway_harness.policy_in(files, PLACE).limits[0]
+    limit.algorithm = policy_pb2.LIMIT_ALGORITHM_SLIDING_WINDOW
+    replace(contract, files)
+    bucket = Rules(contract, Scales(2)).bucket(BUCKET)
+    assert bucket is not None
+    assert bucket.limit.algorithm is LimitAlgorithm.SLIDING_WINDOW
+    limit.burst = 3
+    replace(contract, files)
+    with pytest.raises(PolicyError, match="only a token bucket has"):
         Rules(contract, Scales())

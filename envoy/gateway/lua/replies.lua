@@ -89,7 +89,8 @@ end
 -- Removes the limit of 2^32-1, which the rate limit filter reports for calls without limits. Adds
 -- the standard's RateLimit headers to the others; limit_svc's value is followed by its window.
 --
--- A bucket has no window that ends: `reset` is the time until it is full again.
+-- A bucket has no window that ends: `reset` is the time until it is full again. For a window, which has
+-- 0 seconds per request, it is what limit_svc reports.
 local function rate_limit_headers(handle, headers)
   local limit = headers:get("x-ratelimit-limit")
   if limit == "4294967295" then
@@ -109,6 +110,9 @@ local function rate_limit_headers(handle, headers)
     end
     local seconds, size, name = quota:match("^(%S+) (%S+) (%S+)$")
     local reset = math.ceil(math.max(0, tonumber(size) - tonumber(remaining)) * tonumber(seconds))
+    if tonumber(seconds) == 0 then
+      reset = tonumber(headers:get("x-ratelimit-reset") or 0)
+    end
     reset = string.format("%d", reset)
     headers:replace("x-ratelimit-reset", reset)
     headers:replace("ratelimit-reset", reset)
