@@ -12,6 +12,8 @@ from typing import Any
 FOLDER = Path(__file__).parent / "grafana"
 
 _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 24
+_STAT_HEIGHT = 4
+_SOURCE = {"type": "prometheus", "uid": "${source}"}
 _P = "histogram_quantile({}, sum by (le{}) (rate({}_bucket{}[$__rate_interval])))"
 
 
@@ -26,10 +28,30 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
+class Stat:
+    """A number of the row at the top; red from `alarm` on, or below `least`."""
+
+    title: str
+    unit: str
+    query: str
+    alarm: float | None = None
+    least: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dashboard:
     name: str
     title: str
+    stats: tuple[Stat, ...]
     panels: tuple[Panel, ...]
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """The PromQL expressions of all panels."""
+        return (
+            *(stat.query for stat in self.stats),
+            *(query for panel in self.panels for query, _ in panel.queries),
+        )
 
 
 def _rate(metric: str, by: str, labels: str = "") -> str:
@@ -41,12 +63,21 @@ def _quantile(share: float, metric: str, labels: str = "", by: str = "") -> str:
 
 
 _SERVED = "boxoffice_rpc_server_seconds"
+_FAILED = '{caller="gateway",code=~"INTERNAL|UNKNOWN|DATA_LOSS|UNAVAILABLE|DEADLINE_EXCEEDED"}'
 _BOOKING = '{rpc="BookingService/PlaceBooking"}'
 
 DASHBOARDS = (
     Dashboard(
         "mesh",
         "Boxoffice: the mesh",
+        (
+            Stat("Ready processes", "short", "sum(boxoffice_ready)", least=1),
+            Stat("Calls per second", "reqps", f'sum(rate({_SERVED}_count{{caller="gateway"}}[$__rate_interval]))'),
+            Stat("Failed calls", "percentunit", f'sum(rate({_SERVED}_count{_FAILED}[1h])) / sum(rate({_SERVED}_count{{caller="gateway"}}[1h]))', alarm=0.001),
+            Stat("Duration, p99", "s", f"histogram_quantile(0.99, sum by (le) (rate({_SERVED}_bucket[$__rate_interval])))", alarm=1),
+            Stat("Oldest queue entry", "s", "max(boxoffice_backlog_age_seconds)", alarm=120),
+            Stat("First certificate expires", "s", "min(boxoffice_certificate_remaining_seconds)", least=1_209_600),
+        ),
         (
             Panel("Ready processes", "short", (("sum by (job) (boxoffice_ready)", "{{job}}"),)),
             Panel("Calls", "reqps", ((_rate(f"{_SERVED}_count", "job"), "{{job}}"),)),
@@ -87,6 +118,12 @@ DASHBOARDS = (
         "on-sale",
         "Boxoffice: a sale",
         (
+            Stat("Bookings per minute", "short", 'sum(rate(boxoffice_domain_events_total{job="booking_svc",type="confirmed"}[$__rate_interval])) * 60'),
+            Stat("PlaceBooking, p99", "s", f"histogram_quantile(0.99, sum by (le) (rate({_SERVED}_bucket{_BOOKING}[$__rate_interval])))", alarm=1),
+            Stat("Watching customers", "short", "sum(boxoffice_availability_watchers)"),
+            Stat("Refused by the gateway", "reqps", 'sum(rate(envoy_cluster_upstream_rq_active_overflow{envoy_cluster_name=~".+_svc"}[$__rate_interval]))', alarm=1),
+        ),
+        (
             Panel("Bookings", "ops", ((_rate("boxoffice_domain_events_total", "type", '{job="booking_svc"}'), "{{type}}"),), "Domain events of bookings, by type."),
             Panel(
                 "Conversion",
@@ -117,6 +154,13 @@ DASHBOARDS = (
         "money",
         "Boxoffice: money",
         (
+            Stat("Unexplained items", "short", "sum(boxoffice_payments_unexplained)", alarm=1),
+            Stat("Stock differences", "short", "max(boxoffice_stock_audit_differences)", alarm=1),
+            Stat("Oldest refund", "s", 'max(boxoffice_backlog_age_seconds{queue="refunds"})', alarm=900),
+            Stat("Oldest failed refund", "s", 'max(boxoffice_backlog_age_seconds{queue="failed refunds"})', alarm=1),
+            Stat("Disputes of the last day", "short", 'sum(increase(boxoffice_booking_disputes_total{status="OPEN"}[24h]))', alarm=1),
+        ),
+        (
             Panel("Sold, minor units per minute", "short", (('sum by (currency) (rate(boxoffice_booking_money_minor_total{kind="sold"}[$__rate_interval])) * 60', "{{currency}}"),)),
             Panel("Refunded, minor units per minute", "short", (('sum by (currency) (rate(boxoffice_booking_money_minor_total{kind="refunded"}[$__rate_interval])) * 60', "{{currency}}"),)),
             Panel("Captured by providers, minor units per minute", "short", (('sum by (provider, currency) (rate(boxoffice_payment_money_minor_total{kind="captured"}[$__rate_interval])) * 60', "{{provider}} {{currency}}"),)),
@@ -132,6 +176,12 @@ DASHBOARDS = (
         "auth",
         "Boxoffice: accounts",
         (
+            Stat("Calls per second", "reqps", f'sum(rate({_SERVED}_count{{job="auth_svc"}}[$__rate_interval]))'),
+            Stat("Duration, p99", "s", f'histogram_quantile(0.99, sum by (le) (rate({_SERVED}_bucket{{job="auth_svc"}}[$__rate_interval])))'),
+            Stat("Age of revocations", "s", "max(boxoffice_revocations_lag_seconds)", alarm=60),
+            Stat("Revoked sessions and users", "short", "max(boxoffice_revocations_entries)"),
+        ),
+        (
             Panel("Calls", "reqps", ((_rate(f"{_SERVED}_count", "rpc", '{job="auth_svc"}'), "{{rpc}}"),)),
             Panel("Duration, p99", "s", ((_quantile(0.99, _SERVED, '{job="auth_svc"}', by="rpc"), "{{rpc}}"),), "Hashing of passwords is slow by design."),
             Panel("Refusals", "ops", ((_rate("boxoffice_rpc_server_refusals_total", "reason", '{job="auth_svc"}'), "{{reason}}"),), "Many INVALID_CREDENTIALS indicate password guessing."),
@@ -145,7 +195,12 @@ DASHBOARDS = (
 
 def rendered(dashboard: Dashboard) -> str:
     """The dashboard's JSON for import into Grafana."""
-    panels = [_panel(number, panel) for number, panel in enumerate(dashboard.panels)]
+    panels = [
+        *(_stat(number, len(dashboard.stats), stat) for number, stat in enumerate(dashboard.stats)),
+        *(_panel(number, panel) for number, panel in enumerate(dashboard.panels)),
+    ]
+    for number, panel in enumerate(panels):
+        panel["id"] = number + 1
     return (
         json.dumps(
             {
@@ -173,18 +228,37 @@ def rendered(dashboard: Dashboard) -> str:
     )
 
 
+def _stat(number: int, of: int, stat: Stat) -> dict[str, Any]:
+    width = _COLUMNS // of
+    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
+    if stat.least is not None:
+        steps = [{"color": "red", "value": None}, {"color": "green", "value": stat.least}]
+    elif stat.alarm is not None:
+        steps.append({"color": "red", "value": stat.alarm})
+    return {
+        "type": "stat",
+        "title": stat.title,
+        "datasource": _SOURCE,
+        "gridPos": {"x": number * width, "y": 0, "w": width, "h": _STAT_HEIGHT},
+        "fieldConfig": {
+            "defaults": {"unit": stat.unit, "thresholds": {"mode": "absolute", "steps": steps}},
+            "overrides": [],
+        },
+        "options": {"colorMode": "background", "reduceOptions": {"calcs": ["lastNotNull"]}},
+        "targets": [{"refId": "A", "expr": stat.query, "datasource": _SOURCE}],
+    }
+
+
 def _panel(number: int, panel: Panel) -> dict[str, Any]:
     per_row = _COLUMNS // _WIDTH
-    source = {"type": "prometheus", "uid": "${source}"}
     return {
-        "id": number + 1,
         "type": "timeseries",
         "title": panel.title,
         "description": panel.description,
-        "datasource": source,
+        "datasource": _SOURCE,
         "gridPos": {
             "x": number % per_row * _WIDTH,
-            "y": number // per_row * _HEIGHT,
+            "y": number // per_row * _HEIGHT + _STAT_HEIGHT,
             "w": _WIDTH,
             "h": _HEIGHT,
         },
@@ -195,7 +269,7 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
                 "refId": chr(ord("A") + index),
                 "expr": query,
                 "legendFormat": legend,
-                "datasource": source,
+                "datasource": _SOURCE,
             }
             for index, (query, legend) in enumerate(panel.queries)
         ],

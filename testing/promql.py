@@ -87,6 +87,14 @@ class _Parser:
         self._time = time
 
     def expression(self) -> Vector | float:
+        value = self._comparison()
+        while self._next == "and":
+            self._take()
+            both = _vector(self._comparison())
+            value = {labels: kept for labels, kept in _vector(value).items() if labels in both}
+        return value
+
+    def _comparison(self) -> Vector | float:
         value = self._product()
         while self._next in _COMPARE:
             value = _compared(_COMPARE[self._take()], value, self._product())

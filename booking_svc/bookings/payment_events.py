@@ -53,6 +53,9 @@ _DISPUTE_NOTES = {
     DisputeStatus.WON: "dispute won: the payment is kept",
     DisputeStatus.LOST: "dispute lost: the bank took the payment back",
 }
+for _status in _DISPUTE_NOTES:
+    # A counter that appears with 1 has no increase, which the alert needs.
+    _DISPUTES.labels(_status)
 _REFUND_NOTES = {
     RefundStatus.PENDING: "refund started",
     RefundStatus.FAILED: "refund failed: it is tried again, or the staff settle it",

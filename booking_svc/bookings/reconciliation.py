@@ -25,6 +25,7 @@ from booking_svc.clients.ports import PaymentEvent
 from booking_svc.tables import event_cursors
 from mesh.db.jobs import JobQueue
 from mesh.errors import DomainError
+from mesh.observability import metrics
 
 INTERVAL_SECONDS = 5.0
 _LAST_CHECK = timedelta(days=3)
@@ -45,14 +46,19 @@ _REFUND_CHECKS = JobQueue(
 
 _log = logging.getLogger(__name__)
 
+_GIVEN_UP = metrics.counter(
+    "reconciliation_given_up", "Payments and refunds that are not checked any more after 3 days."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class DueCheck:
-    """A payment, or a refund of it, to ask payment_svc about."""
+    """A payment, or a refund of it, to ask payment_svc about. `is_last`: it is too old for more."""
 
     booking_id: UUID
     payment_id: UUID
     refund_id: UUID | None
+    is_last: bool
 
 
 async def take_due(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[DueCheck]:
@@ -62,14 +68,25 @@ async def take_due(connection: AsyncConnection, *, now: datetime, limit: int) ->
         now=now,
         until=_next(bookings.c.create_time, now),
         limit=limit,
-        returning=[bookings.c.booking_id, bookings.c.payment_id],
+        returning=[
+            bookings.c.booking_id,
+            bookings.c.payment_id,
+            bookings.c.payment_check_time.label("next_time"),
+        ],
     )
     refunds = await _REFUND_CHECKS.lease(
         connection, now=now, until=_next(booking_refunds.c.create_time, now), limit=limit
     )
     return [
-        *(DueCheck(row.booking_id, row.payment_id, None) for row in payments if row.payment_id),
-        *(DueCheck(row.booking_id, row.payment_id, row.refund_id) for row in refunds),
+        *(
+            DueCheck(row.booking_id, row.payment_id, None, is_last=row.next_time is None)
+            for row in payments
+            if row.payment_id
+        ),
+        *(
+            DueCheck(row.booking_id, row.payment_id, row.refund_id, is_last=row.check_time is None)
+            for row in refunds
+        ),
     ]
 
 
@@ -100,6 +117,12 @@ async def ask_payments(deps: Dependencies) -> int:
             async with deps.database.transaction() as connection:
                 await payment_events.apply(connection, event=event, now=deps.clock())
             applied += 1
+        elif check.is_last:
+            _GIVEN_UP.inc()
+            _log.error(
+                "a payment or refund has had no final state for three days and is not checked again",
+                extra={"booking_id": str(check.booking_id), "payment_id": str(check.payment_id)},
+            )
     if applied:
         deps.on_steps_enqueued()
     return len(checks)

@@ -30,6 +30,7 @@ _PROBE_SECONDS = 0.5
 _HEALTH_CHECK_SECONDS = 15
 
 _AWAY = metrics.counter("redis_away", "Times at which Redis became unavailable.")
+_IS_AWAY = metrics.gauge("redis_unavailable", "Links to a Redis that does not answer.")
 
 _T = TypeVar("_T")
 
@@ -131,9 +132,10 @@ class RedisLink:
         if not await self._has_returned():
             _AWAY.inc()
             _log.warning("redis is unavailable", extra={"error": error})
-            await asyncio.sleep(_PROBE_SECONDS)
-            while not await self._has_returned():
+            with _IS_AWAY.track_inprogress():
                 await asyncio.sleep(_PROBE_SECONDS)
+                while not await self._has_returned():
+                    await asyncio.sleep(_PROBE_SECONDS)
             _log.info("redis is available again")
         self._probe = None
 

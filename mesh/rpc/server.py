@@ -24,7 +24,7 @@ from mesh import paging, tasks
 from mesh.observability import logs, reporting, tracing
 from mesh.observability.metrics import Listener
 from mesh.observability.probes import Heartbeat, Readiness
-from mesh.rpc import freshness, policy
+from mesh.rpc import certificates, freshness, policy
 from mesh.rpc.health import DATABASE, HealthServicer, open_health
 from mesh.rpc.identity import Jwks
 from mesh.rpc.interceptor import Interceptor
@@ -145,6 +145,8 @@ async def _serve(
         server = build_server(settings, service, healthy, interceptor)
         port = settings.port(name, replica)
         _listen(server, settings.host, port, _credentials(name, settings))
+        # Measured while the object lives.
+        certificate = certificates.watch(settings.certificates, name)
         probes = _probes(settings, settings.metrics_port(name, replica), heartbeat, readiness)
         await server.start()
         watching = [
@@ -175,6 +177,7 @@ async def _serve(
             await tasks.drain(max(end - time.monotonic(), 0))
             _log.info("stopped")
             await _end(watching)
+            del certificate
 
 
 def _health_service(overview: HealthServicer) -> Servicer:

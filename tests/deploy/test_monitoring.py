@@ -24,15 +24,13 @@ def test_the_files_are_up_to_date(dashboard: dashboards.Dashboard) -> None:
     places = [tuple(panel["gridPos"].values()) for panel in shown["panels"]]
     assert len(set(places)) == len(places)
     assert all(panel["targets"] for panel in shown["panels"])
+    stats = [panel["gridPos"] for panel in shown["panels"] if panel["type"] == "stat"]
+    assert {place["y"] for place in stats} == {0}
+    assert sum(place["w"] for place in stats) <= 24
 
 
 def test_every_query_names_a_metric() -> None:
-    queries = [
-        query
-        for dashboard in dashboards.DASHBOARDS
-        for panel in dashboard.panels
-        for query, _ in panel.queries
-    ]
+    queries = [query for dashboard in dashboards.DASHBOARDS for query in dashboard.queries]
     queries += [alert["expr"] for alert in ALERTS]
     assert all(metrics_of(query) for query in queries)
     assert all(query.count("(") == query.count(")") for query in queries)
@@ -52,6 +50,8 @@ def test_an_alert_has_a_severity_and_a_runbook(alert: dict[str, object]) -> None
         if line.startswith("#")
     ]
     assert section in headings, f"{page} has no section {section}"
+    base = "{{ $externalLabels.docs_url }}"
+    assert annotations["runbook_url"] == f"{base}/{page.removeprefix('docs/')}#{section}"
 
 
 def test_every_alert_fires_in_a_promtool_test() -> None:

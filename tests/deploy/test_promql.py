@@ -44,6 +44,7 @@ def gauge(**values: float) -> Series:
         ("min by (zone) (g) * 60", [60.0]),
         ("max by (job) (g) / max by (job) (g)", [1.0, 1.0, 1.0]),
         ("(g) == 2", [2.0]),
+        ("g > 1 and g < 6", [2.0]),
         ("missing", []),
         ("7", [7.0]),
     ],

@@ -202,12 +202,7 @@ def test_every_process_has_its_metrics_and_probes(watched: RunningMesh) -> None:
 
 
 def test_every_metric_of_panels_and_alerts_exists(watched: RunningMesh) -> None:
-    queries = [
-        query
-        for dashboard in dashboards.DASHBOARDS
-        for panel in dashboard.panels
-        for query, _ in panel.queries
-    ]
+    queries = [query for dashboard in dashboards.DASHBOARDS for query in dashboard.queries]
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())
     queries += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     # Prometheus creates `up` itself.

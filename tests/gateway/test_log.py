@@ -27,8 +27,8 @@ def line(gateway: Gateway, request_id: str) -> dict[str, Any]:
     while True:
         for text in log.read_text().splitlines():
             if request_id in text:
-                found: dict[str, Any] = json.loads(text)
-                return found
+                entry: dict[str, Any] = json.loads(text)
+                return entry
         assert time.monotonic() < deadline, request_id
         time.sleep(0.05)
 
