@@ -77,6 +77,12 @@ class Result:
             *(f"left over: {leftover}" for leftover in self.leftovers),
             *(["left over: saga steps"] if self.has_open_sagas else []),
             *(f"no answer in time: {call}" for call in self.hung()),
+            *(
+                f"a bug: {attempt.method} {attempt.path}: INTERNAL, "
+                f"{attempt.began - self.began:.0f} s after the start"
+                for attempt in self.history.attempts
+                if attempt.reason == "INTERNAL"
+            ),
             *(f"answer that violates the contract: {text}" for text in self.journal.violations),
             *(f"error without a reason: {text}" for text in self.oddities),
             *(

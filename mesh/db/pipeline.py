@@ -12,6 +12,7 @@ from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.pq import PipelineStatus
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.db import database_metrics
@@ -124,6 +125,11 @@ async def run_together(
         ]
     except psycopg.Error as error:
         raise _as_sqlalchemy(connection, error, is_broken=driver.broken) from error
+    finally:
+        if driver.pgconn.pipeline_status != PipelineStatus.OFF:
+            # Cancelled while psycopg entered the pipeline, where it sometimes yields to the loop,
+            # and never left it: the next caller would get no results.
+            await connection.invalidate()
 
 
 def _as_sqlalchemy(

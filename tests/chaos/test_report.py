@@ -57,8 +57,9 @@ def test_every_failure_is_listed(tmp_path: Path) -> None:
     result.outages[0] = replace(result.outages[0], away_seconds=None)
     result.converged[1] = None
     result.history.record(Attempt(99, "GET", "/y", "", "", 140.0, 155.0, 0, "ReadTimeout"))
+    result.history.record(Attempt(98, "GET", "/z", "", "", 120.0, 120.1, 500, "INTERNAL"))
     failures = result.failures()
-    assert len(failures) == 8
+    assert len(failures) == 9
     text = report.write(result, tmp_path)
     assert all(failure in text for failure in failures)
     page = (tmp_path / "report.html").read_text()

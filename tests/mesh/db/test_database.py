@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from mesh.db.database import ClosedError, Database, notify_on_commit
+from mesh.db.pipeline import Statement, run_together
 from mesh.ids import new_id
 from stock_svc.tables import events
 
@@ -30,6 +31,11 @@ async def insert(database: Database, *, failing: bool = False) -> None:
         )
         if failing:
             raise RuntimeError("undo")
+
+
+async def together(database: Database) -> None:
+    async with database.transaction() as connection:
+        await run_together(connection, [Statement("SELECT 1"), Statement("SELECT 2")])
 
 
 async def test_connections_that_the_server_closed_are_replaced(open_database: Open) -> None:
@@ -66,7 +72,7 @@ async def test_a_call_that_is_cancelled_at_any_moment_returns_its_connection(
     monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", 0.0)
     async with open_database("stock_svc") as database:
         await count(database)
-        for call in (count, insert):
+        for call in (count, insert, together):
             for turns in range(40):
                 cancelled = asyncio.create_task(call(database))
                 for _ in range(turns):
@@ -74,6 +80,9 @@ async def test_a_call_that_is_cancelled_at_any_moment_returns_its_connection(
                 cancelled.cancel()
                 await asyncio.gather(cancelled, return_exceptions=True)
                 del cancelled
+                # The next caller gets its own answers: a connection that stayed in pipeline mode
+                # would give none.
+                assert await count(database) >= 0
             # Finds connections that nothing refers to, which is a warning and so an error.
             gc.collect()
         # None of the pool's connections is in autocommit mode.
