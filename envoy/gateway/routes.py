@@ -178,6 +178,8 @@ _HEDGED: Config = {
         "retry_on": _NOT_SENT,
         "num_retries": len(SERVICES) - 1,
         "per_try_timeout": seconds(_HEDGE_SECONDS),
+        # Otherwise the third service would be asked too late to wait for a frozen one.
+        "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.010s"},
         **_other_hosts(attempts=20),
     },
     "hedge_policy": {"hedge_on_per_try_timeout": True},
