@@ -145,6 +145,13 @@ class MeshSettings(BaseSettings):
         ("http://localhost:3000",),
         description="Origins from which browsers may call the API, separated by commas.",
     )
+    api_contact: str = Field(
+        "Boxoffice <support@example.com>",
+        description="Whom users of the API can ask; shown at /docs.",
+    )
+    api_licence: str = Field(
+        "All rights reserved", description="Terms of use of the API; shown at /docs."
+    )
     redis_url: SecretStr | None = Field(
         None, description="Redis to use instead of the embedded one, e.g. redis://host:6379/0."
     )
@@ -250,12 +257,16 @@ class MeshSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_invalid_mail_settings(self) -> Self:
-        try:
-            address_of(self.mail_from)
-        except ValueError:
-            raise ValueError(
-                "BOXOFFICE_MAIL_FROM must be an address like Boxoffice <noreply@example.com>"
-            ) from None
+        for name, address in (
+            ("BOXOFFICE_MAIL_FROM", self.mail_from),
+            ("BOXOFFICE_API_CONTACT", self.api_contact),
+        ):
+            try:
+                address_of(address)
+            except ValueError:
+                raise ValueError(
+                    f"{name} must be an address like Boxoffice <noreply@example.com>"
+                ) from None
         if self.smtp_url is not None:
             try:
                 SmtpServer.parse(self.smtp_url.get_secret_value())

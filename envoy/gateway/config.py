@@ -91,7 +91,7 @@ def write_for(
     folder = _folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     policies = routed(policy.of_contract(contract).values(), settings)
-    page.write(public_folder(folder), document(contract, policies))
+    page.write(public_folder(folder), document(contract, policies, settings))
     descriptor_path(folder).write_bytes(descriptors(contract).SerializeToString())
     (folder / "ratelimit.yaml").write_text(
         ratelimit_yaml.text(policies, Scales.configured(settings))

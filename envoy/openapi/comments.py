@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 from google.protobuf import descriptor_pb2
 
+from mesh.rpc.field_names import MARKED, json_name
+
 _MESSAGE, _ENUM, _SERVICE = 4, 5, 6
 _NESTED, _NESTED_ENUM, _MEMBER = 3, 4, 2
 
@@ -12,13 +14,20 @@ _EXAMPLE = re.compile(r"[Ee]\.g\. `([^`]+)`")
 
 
 def comments(contract: descriptor_pb2.FileDescriptorSet) -> dict[str, str]:
-    """Leading comments by full name, e.g. `boxoffice.types.v1.Money.amount_minor`."""
-    return {
-        name: text
-        for file in contract.file
-        for name, text in _of_file(file)
-        if file.package.startswith("boxoffice.")
+    """Leading comments by full name, e.g. `boxoffice.types.v1.Money.amount_minor`.
+
+    Fields in backticks are named as in JSON, e.g. `amountMinor`.
+    """
+    files = [file for file in contract.file if file.package.startswith("boxoffice.")]
+    fields = {
+        field for file in files for message in file.message_type for field in _fields(message)
     }
+
+    def renamed(name: "re.Match[str]") -> str:
+        parts = re.findall(r"[a-z]\w*", name[1])
+        return f"`{json_name(name[1])}`" if fields.issuperset(parts) else name[0]
+
+    return {name: MARKED.sub(renamed, text) for file in files for name, text in _of_file(file)}
 
 
 def paragraphs(text: str) -> str:
@@ -30,14 +39,29 @@ def paragraphs(text: str) -> str:
 
 def summary(text: str) -> str:
     """The first sentence, without its full stop."""
-    first = paragraphs(text).split("\n\n")[0]
-    return re.split(r"\.(?:\s|$)|: ", first, maxsplit=1)[0].replace("`", "")
+    return _first(paragraphs(text)).replace("`", "")
+
+
+def after_summary(text: str) -> str:
+    """The text without its first sentence, which is the summary."""
+    whole = paragraphs(text)
+    return re.sub(rf"^{re.escape(_first(whole))}[.:]?\s*", "", whole)
 
 
 def example(text: str) -> str | None:
     """The example in a comment: 42 of "Units, e.g. `42`"."""
     match = _EXAMPLE.search(" ".join(text.split()))
     return match.group(1) if match else None
+
+
+def _first(text: str) -> str:
+    return re.split(r"\.(?:\s|$)|: ", text.split("\n\n", maxsplit=1)[0], maxsplit=1)[0]
+
+
+def _fields(message: descriptor_pb2.DescriptorProto) -> Iterator[str]:
+    yield from (field.name for field in message.field)
+    for nested in message.nested_type:
+        yield from _fields(nested)
 
 
 def _of_file(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str, str]]:

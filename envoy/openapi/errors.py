@@ -11,6 +11,8 @@ from mesh.rpc.errors import http_status, to_status
 from mesh.rpc.policy import Access, MethodPolicy
 from openapi.comments import paragraphs
 
+RATE_LIMIT_HEADERS = ("RateLimit", "RateLimit-Policy")
+
 _REASON = "boxoffice.errors.v1.Reason.REASON_"
 
 ERROR: dict[str, Any] = {
@@ -61,17 +63,19 @@ def reasons_schema(comments: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def responses(
-    policy: MethodPolicy, comments: Mapping[str, str], *, has_body: bool
-) -> dict[str, Any]:
+def examples(comments: Mapping[str, str]) -> dict[str, Any]:
+    """An example of an error per reason."""
+    return {reason.value: {"value": _example(reason, comments)} for reason in Reason}
+
+
+def responses(policy: MethodPolicy, *, has_body: bool) -> dict[str, Any]:
     """Error responses by HTTP status, with an example for each reason."""
     by_status: dict[int, list[Reason]] = defaultdict(list)
     for reason in Reason:
         if reason in policy.reasons or reason in _common(policy, has_body=has_body):
             by_status[http_status(reason)].append(reason)
     return {
-        str(status): _response(status, reasons, comments)
-        for status, reasons in sorted(by_status.items())
+        str(status): _response(status, reasons) for status, reasons in sorted(by_status.items())
     }
 
 
@@ -95,27 +99,28 @@ def _common(policy: MethodPolicy, *, has_body: bool) -> set[Reason]:
     return common
 
 
-def _response(status: int, reasons: list[Reason], comments: Mapping[str, str]) -> dict[str, Any]:
-    response: dict[str, Any] = {
+def _response(status: int, reasons: list[Reason]) -> dict[str, Any]:
+    names: list[str] = []
+    if status == 401:
+        names.append("WWW-Authenticate")
+    if status in (429, 503):
+        names.append("Retry-After")
+    if status == 429:
+        names += RATE_LIMIT_HEADERS
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+    return {
         "description": ", ".join(f"`{reason}`" for reason in reasons),
+        **({"headers": headers} if headers else {}),
         "content": {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/Error"},
                 "examples": {
-                    reason.value: {
-                        "summary": paragraphs(comments.get(_REASON + reason, "")),
-                        "value": _example(reason, comments),
-                    }
+                    reason.value: {"$ref": f"#/components/examples/{reason.value}"}
                     for reason in reasons
                 },
             }
         },
     }
-    headers = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
-    if status in headers:
-        name = headers[status]
-        response["headers"] = {name: {"$ref": f"#/components/headers/{name}"}}
-    return response
 
 
 def _example(reason: Reason, comments: Mapping[str, str]) -> Any:

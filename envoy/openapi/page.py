@@ -72,20 +72,7 @@ _WELCOME = """<!doctype html>
   </body>
 </html>
 """
-_START = """window.ui = SwaggerUIBundle({
-  url: "/openapi.json",
-  dom_id: "#docs",
-  deepLinking: true,
-  docExpansion: "none",
-  filter: true,
-  persistAuthorization: false,
-  tryItOutEnabled: true,
-  displayRequestDuration: true,
-  defaultModelsExpandDepth: 0,
-  validatorUrl: null,
-  queryConfigEnabled: false
-});
-"""
+_START = Path(__file__).parent / "static" / "start.js"
 
 
 def write(folder: Path, document: dict[str, Any]) -> None:
@@ -93,10 +80,12 @@ def write(folder: Path, document: dict[str, Any]) -> None:
     openapi, docs = folder / "openapi", folder / "docs"
     openapi.mkdir(parents=True, exist_ok=True)
     docs.mkdir(parents=True, exist_ok=True)
-    (openapi / DOCUMENT).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    (openapi / DOCUMENT).write_text(
+        json.dumps(document, separators=(",", ":"), ensure_ascii=False) + "\n"
+    )
     (docs / PAGE).write_text(_PAGE.format(title=html.escape(document["info"]["title"])))
     (docs / WELCOME).write_text(_WELCOME.format(title=html.escape(document["info"]["title"])))
-    (docs / "start.js").write_text(_START)
+    shutil.copyfile(_START, docs / _START.name)
     for name in _FILES:
         shutil.copyfile(_package() / name, docs / name)
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from schemathesis import openapi
 from schemathesis.generation import GenerationMode
 
+from mesh.rpc.field_names import json_name
 from mesh.rpc.policy import MethodPolicy
 from testing.network import contract_services
 from testing.running_mesh import ADMIN_SECRET, Api, RunningMesh, items
@@ -194,7 +195,11 @@ def _outcomes(
 def _rest_cases(
     operation: Any, known: dict[str, str], url: str, session: requests.Session
 ) -> st.SearchStrategy[Send]:
-    ids = {name: value for name, value in known.items() if f"{{{name}}}" in operation.path}
+    ids = {
+        json_name(name): value
+        for name, value in known.items()
+        if f"{{{json_name(name)}}}" in operation.path
+    }
     valid, invalid = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 
     def sending(case: Any) -> Send:

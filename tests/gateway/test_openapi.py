@@ -18,6 +18,7 @@ from mesh.rpc.errors import http_status
 from mesh.rpc.policy import MethodPolicy
 from mesh.settings import MeshSettings
 from openapi.document import document
+from openapi.operations import path_of
 from testing import gateway_harness
 from testing.gateway_harness import Gateway
 
@@ -28,7 +29,7 @@ WATCH = "/boxoffice.catalogue.v1.EventService/GetAvailability"
 
 def of(files: descriptor_pb2.FileDescriptorSet, **overrides: object) -> dict[str, Any]:
     settings = MeshSettings.model_validate(overrides)
-    return document(files, routed(policy.of_contract(files).values(), settings))
+    return document(files, routed(policy.of_contract(files).values(), settings), settings)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,22 @@ def api() -> dict[str, Any]:
 def bindings() -> Iterator[tuple[MethodPolicy, str, str]]:
     for rpc in policy.of_contract(gateway_harness.contract()).values():
         for binding in rpc.bindings:
-            yield rpc, binding.verb.lower(), re.sub(r"=[^}]*", "", binding.path)
+            yield rpc, binding.verb.lower(), path_of(binding)
+
+
+def resolved(api: dict[str, Any], part: dict[str, Any]) -> Any:
+    """The component that a part refers to, or the part itself."""
+    for key in part.get("$ref", "#").split("/")[1:]:
+        api = api[key]
+    return api if "$ref" in part else part
+
+
+def body_of(api: dict[str, Any], verb: str, path: str) -> dict[str, Any]:
+    """The schema of a request's body, which is a component."""
+    schema = api["paths"][path][verb]["requestBody"]["content"]["application/json"]["schema"]
+    assert list(schema) == ["$ref"] or list(schema) == ["$ref", "description"]
+    found: dict[str, Any] = resolved(api, schema)
+    return found
 
 
 def test_it_is_valid_openapi(api: dict[str, Any]) -> None:
@@ -69,8 +85,9 @@ def test_every_reason_of_a_policy_is_an_example_under_its_status(api: dict[str, 
         responses = api["paths"][path][verb]["responses"]
         assert str(rpc.success_status) in responses
         for reason in rpc.reasons:
-            content = responses[str(http_status(Reason(reason)))]["content"]["application/json"]
-            example = content["examples"][reason]["value"]
+            response = resolved(api, responses[str(http_status(Reason(reason)))])
+            examples = response["content"]["application/json"]["examples"]
+            example = resolved(api, examples[reason])["value"]
             error.validate(example)
             assert example["details"][0]["reason"] == reason
 
@@ -85,19 +102,115 @@ def test_operations_require_a_token_as_their_policy_does(api: dict[str, Any]) ->
 
 
 def test_schemas_have_the_rules_and_the_comments(api: dict[str, Any]) -> None:
-    operation = api["paths"]["/api/v1/bookings"]["post"]
-    body = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert set(body["required"]) == {"eventId", "items"}
+    schemas = api["components"]["schemas"]
+    body = body_of(api, "post", "/api/v1/bookings")
+    assert body is schemas["PlaceBookingRequest"]
+    assert (set(body["required"]), body["additionalProperties"]) == ({"eventId", "items"}, False)
     assert body["properties"]["items"]["maxItems"] == 100
     assert body["properties"]["eventId"]["format"] == "uuid"
-    item = api["components"]["schemas"]["PlaceBookingRequest.Item"]
-    assert item["properties"]["quantity"]["maximum"] == 1000
-    assert "`quantity` is not allowed with `seat_id`" in item["description"]
-    user = api["components"]["schemas"]["User"]
-    assert user["properties"]["fullName"]["examples"] == ["Mira Rao"]
-    assert user["properties"]["fullName"]["description"].startswith("As typed")
-    [key] = [parameter for parameter in operation["parameters"] if parameter["in"] == "header"]
-    assert (key["name"], key["required"]) == ("Idempotency-Key", True)
+    assert schemas["User"]["properties"]["fullName"]["examples"] == ["Mira Rao"]
+    assert schemas["User"]["properties"]["fullName"]["description"].startswith("As typed")
+    [key] = api["paths"]["/api/v1/bookings"]["post"]["parameters"]
+    key = resolved(api, key)
+    assert (key["name"], key["in"], key["required"]) == ("Idempotency-Key", "header", True)
+
+
+def test_exactly_one_of_several_fields_is_an_alternative(api: dict[str, Any]) -> None:
+    schemas = api["components"]["schemas"]
+    item = jsonschema_rs.validator_for(
+        {"$ref": "#/components/schemas/PlaceBookingRequestItem", "components": api["components"]}
+    )
+    an_id = "0197f000-0000-7000-8000-000000000001"
+    valid: list[dict[str, object]] = [{"offerId": an_id, "quantity": 2}, {"seatId": an_id}]
+    faulty: list[dict[str, object]] = [
+        {},
+        {"offerId": an_id},
+        {"seatId": an_id, "quantity": 1},
+        valid[0] | valid[1],
+    ]
+    assert [item.is_valid(case) for case in (*valid, *faulty)] == [True] * 2 + [False] * 4
+    assert (
+        "`quantity` is not allowed with `seatId`"
+        in schemas["PlaceBookingRequestItem"]["description"]
+    )
+    assert schemas["CancellationPolicyTiered"]["required"] == ["tiered"]
+    cancel = jsonschema_rs.validator_for(
+        schemas["CancelBookingRequest"] | {"components": api["components"]}
+    )
+    amount = {"currencyCode": "INR", "amountMinor": "1"}
+    assert cancel.is_valid({"refundAmount": amount})
+    assert not cancel.is_valid({"refundAmount": amount, "refundPercent": 1})
+
+
+def test_answers_have_what_the_server_sets_and_requests_do_not(api: dict[str, Any]) -> None:
+    schemas = api["components"]["schemas"]
+    answered, sent = schemas["Event"], schemas["EventInput"]
+    assert {"eventId", "createTime", "offers", "etag"} <= set(answered["required"])
+    assert set(answered["properties"]) - set(answered["required"]) >= {"startTime", "productionId"}
+    assert answered["properties"]["eventId"]["readOnly"]
+    assert set(sent["required"]) == {"name", "saleStartTime", "offers"}
+    assert not {"eventId", "createTime", "etag"} & set(sent["properties"])
+    assert sent["properties"]["offers"]["items"] == {"$ref": "#/components/schemas/OfferInput"}
+    assert body_of(api, "post", "/api/v1/events") is sent
+    for name in ("Booking", "Payment", "Venue", "User", "WebhookEndpoint"):
+        an_id = f"{name[0].lower()}{name[1:]}Id"
+        assert {an_id, "createTime"} <= set(schemas[name]["required"]), name
+    assert "MoneyInput" not in schemas
+
+
+def test_names_are_as_in_json(api: dict[str, Any]) -> None:
+    names = [
+        resolved(api, parameter)["name"]
+        for verbs in api["paths"].values()
+        for operation in verbs.values()
+        for parameter in operation["parameters"]
+    ]
+    assert {"pageSize", "startsAfter"} <= set(names)
+    assert not [name for name in names if "_" in name]
+    assert not [path for path in api["paths"] if re.search(r"\{\w*_\w*\}", path)]
+    assert not [name for name in api["components"]["schemas"] if not name.isalnum()]
+    described = json.dumps([api["paths"], api["components"]["schemas"]])
+    assert "`per_customer_limit`" not in described
+    assert "`refundPercent`" in described
+
+
+def test_headers_are_described_where_they_are_sent(api: dict[str, Any]) -> None:
+    def headers(verb: str, path: str, status: str) -> set[str]:
+        return set(resolved(api, api["paths"][path][verb]["responses"][status])["headers"])
+
+    limits = {"RateLimit", "RateLimit-Policy"}
+    assert headers("post", "/api/v1/bookings", "201") >= {"Location", "X-Request-Id", *limits}
+    assert "Location" not in headers("get", "/api/v1/bookings/{bookingId}", "200")
+    assert "ETag" in headers("get", "/api/v1/events/{eventId}", "200")
+    assert not limits & headers("get", "/health", "200")
+    assert headers("post", "/api/v1/bookings", "429") == {"Retry-After", *limits}
+    update = api["paths"]["/api/v1/events/{eventId}"]
+    for verb in ("patch", "put", "get", "delete"):
+        named = [resolved(api, parameter)["name"] for parameter in update[verb]["parameters"]]
+        assert ("If-Match" in named) is (verb in ("patch", "put"))
+
+
+def test_webhooks_are_the_events_that_an_endpoint_can_ask_for(api: dict[str, Any]) -> None:
+    """A new event type needs its message in envoy/openapi/webhooks.py."""
+    asked = body_of(api, "post", "/api/v1/webhook-endpoints")["properties"]["eventTypes"]
+    assert set(api["webhooks"]) - {"webhook.test"} == set(asked["items"]["enum"]) - {"*"}
+    body = api["webhooks"]["booking.cancelled"]["post"]["requestBody"]["content"]
+    data = body["application/json"]["schema"]["properties"]["data"]
+    assert data["required"] == ["booking", "cancelled"]
+
+
+def test_contact_and_licence_are_settings() -> None:
+    info = of(
+        gateway_harness.contract(), api_contact="Help <help@shop.example>", api_licence="MIT"
+    )["info"]
+    assert info["contact"] == {"name": "Help", "email": "help@shop.example"}
+    assert info["license"] == {"name": "MIT"}
+
+
+def test_it_is_small(gateway: Gateway, api: dict[str, Any]) -> None:
+    """Errors, parameters and examples are written once: at most 4 KB for an operation."""
+    size = len(gateway.rest.get("/openapi.json").content)
+    assert size < 4_000 * sum(len(verbs) for verbs in api["paths"].values())
 
 
 def test_patterns_are_portable(api: dict[str, Any]) -> None:
@@ -106,8 +219,7 @@ def test_patterns_are_portable(api: dict[str, Any]) -> None:
     assert len(patterns) > 20
     for pattern in patterns:
         re.compile(json.loads(pattern))
-    body = api["paths"]["/api/v1/auth/register"]["post"]["requestBody"]["content"]
-    name = body["application/json"]["schema"]["properties"]["fullName"]
+    name = body_of(api, "post", "/api/v1/auth/register")["properties"]["fullName"]
     for text, is_name in [("Mira Rao", True), ("Mira\x00", False), ("\x85", False), ("  ", False)]:
         assert bool(re.search(name["pattern"], text)) is is_name, text
 
@@ -115,23 +227,25 @@ def test_patterns_are_portable(api: dict[str, Any]) -> None:
 def test_money_is_text_and_enums_have_no_zero(api: dict[str, Any]) -> None:
     schemas = api["components"]["schemas"]
     assert schemas["Money"]["properties"]["amountMinor"]["type"] == "string"
-    assert "STATUS_UNSPECIFIED" not in schemas["Booking.Status"]["enum"]
-    assert "PENDING_PAYMENT" in schemas["Booking.Status"]["enum"]
+    assert "STATUS_UNSPECIFIED" not in schemas["BookingStatus"]["enum"]
+    assert "PENDING_PAYMENT" in schemas["BookingStatus"]["enum"]
 
 
 def test_path_variables_are_not_in_the_body(api: dict[str, Any]) -> None:
-    operation = api["paths"]["/api/v1/bookings/{booking_id}/checkout"]["post"]
-    body = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert "bookingId" not in body["properties"]
-    assert [
-        parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"
-    ] == ["booking_id"]
+    path = "/api/v1/bookings/{bookingId}/checkout"
+    assert "bookingId" not in body_of(api, "post", path)["properties"]
+    [variable] = [
+        resolved(api, parameter)
+        for parameter in api["paths"][path]["post"]["parameters"]
+        if resolved(api, parameter)["in"] == "path"
+    ]
+    assert (variable["name"], variable["required"]) == ("bookingId", True)
 
 
 def test_raw_bodies_and_pages_are_not_json(api: dict[str, Any]) -> None:
     webhook = api["paths"]["/webhooks/{provider}"]["post"]
     assert webhook["requestBody"]["content"].keys() == {"*/*"}
-    page = api["paths"]["/sandbox/pay/{payment_id}"]["get"]
+    page = api["paths"]["/sandbox/pay/{paymentId}"]["get"]
     assert page["responses"]["200"]["content"].keys() == {"*/*"}
 
 
@@ -140,9 +254,10 @@ def test_streams_are_events_and_204_has_no_body() -> None:
     gateway_harness.method_in(files, WATCH).server_streaming = True
     gateway_harness.policy_in(files, PLACE).success_status = 204
     api = of(files)
-    stream = api["paths"]["/api/v1/events/{event_id}/availability"]["get"]["responses"]["200"]
+    stream = api["paths"]["/api/v1/events/{eventId}/availability"]["get"]["responses"]["200"]
     assert stream["content"].keys() == {"text/event-stream"}
-    assert "content" not in api["paths"]["/api/v1/bookings"]["post"]["responses"]["204"]
+    placed = api["paths"]["/api/v1/bookings"]["post"]["responses"]["204"]
+    assert "content" not in resolved(api, placed)
 
 
 def test_production_does_not_describe_development_rpcs() -> None:
