@@ -61,10 +61,10 @@ def resolved(part: dict[str, Any]) -> dict[str, Any]:
     """The component that a part of the document refers to, or the part itself."""
     if "$ref" not in part:
         return part
-    found: Any = api()
+    component: Any = api()
     for key in part["$ref"].removeprefix("#/").split("/"):
-        found = found[key]
-    return resolved(found)
+        component = component[key]
+    return resolved(component)
 
 
 def _schema(operation: dict[str, Any], status: str) -> dict[str, Any]:
@@ -91,6 +91,6 @@ def _paths() -> list[tuple["re.Pattern[str]", dict[str, Any]]]:
 def _operation(verb: str, path: str) -> dict[str, Any] | None:
     for pattern, verbs in _paths():
         if pattern.fullmatch(path) and verb in verbs:
-            found: dict[str, Any] = verbs[verb]
-            return found
+            operation: dict[str, Any] = verbs[verb]
+            return operation
     return None

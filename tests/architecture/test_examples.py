@@ -89,14 +89,14 @@ def test_what_comments_say_about_answers_is_in_the_contract() -> None:
 
 def messages(roots: Iterable[Descriptor]) -> dict[str, Descriptor]:
     """The messages and all messages in their fields, by full name."""
-    found: dict[str, Descriptor] = {}
+    reached: dict[str, Descriptor] = {}
     waiting = list(roots)
     while waiting:
         message = waiting.pop()
-        if message.full_name not in found:
-            found[message.full_name] = message
+        if message.full_name not in reached:
+            reached[message.full_name] = message
             waiting += [field.message_type for field in message.fields if field.message_type]
-    return found
+    return reached
 
 
 def parsed(message: Descriptor, example: Any) -> Message:

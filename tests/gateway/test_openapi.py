@@ -54,8 +54,8 @@ def body_of(api: dict[str, Any], verb: str, path: str) -> dict[str, Any]:
     """The schema of a request's body, which is a component."""
     schema = api["paths"][path][verb]["requestBody"]["content"]["application/json"]["schema"]
     assert list(schema) == ["$ref"] or list(schema) == ["$ref", "description"]
-    found: dict[str, Any] = resolved(api, schema)
-    return found
+    body: dict[str, Any] = resolved(api, schema)
+    return body
 
 
 def test_it_is_valid_openapi(api: dict[str, Any]) -> None:
