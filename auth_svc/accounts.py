@@ -97,6 +97,7 @@ async def insert_user(connection: AsyncConnection, *, user: User, password_hash:
         user_id=user.user_id,
         email=user.email,
         full_name=user.full_name,
+        phone=user.phone,
         now=user.create_time,
     )
 

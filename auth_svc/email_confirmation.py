@@ -115,7 +115,12 @@ async def confirm(
         await end_unused(connection, password_resets, user_id=user.user_id, now=now)
         await mailing.email_changed(connection, user, now=now)
         await outbox.user_changed(
-            connection, user_id=user.user_id, email=row.email, full_name=user.full_name, now=now
+            connection,
+            user_id=user.user_id,
+            email=row.email,
+            full_name=user.full_name,
+            phone=user.phone,
+            now=now,
         )
     return await get_user(connection, user_id=user.user_id)
 

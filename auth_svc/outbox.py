@@ -46,10 +46,18 @@ async def access_revoked(
 
 
 async def user_changed(
-    connection: AsyncConnection, *, user_id: UUID, email: str, full_name: str, now: datetime
+    connection: AsyncConnection,
+    *,
+    user_id: UUID,
+    email: str,
+    full_name: str,
+    phone: str,
+    now: datetime,
 ) -> None:
-    """An account was created, or its e-mail address or name changed."""
-    message = stream_pb2.UserChanged(user_id=str(user_id), email=email, full_name=full_name)
+    """An account was created, or its e-mail address, name or phone changed."""
+    message = stream_pb2.UserChanged(
+        user_id=str(user_id), email=email, full_name=full_name, phone=phone
+    )
     await _append(connection, user_id, stream_pb2.AuthEvent(user_changed=message), now)
 
 

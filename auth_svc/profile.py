@@ -34,8 +34,13 @@ async def update_profile(
             .values(**changes, update_time=sa.func.greatest(users.c.update_time, now))
         )
     user = await get_user(connection, user_id=user_id)
-    if full_name is not None:
+    if full_name is not None or phone is not None:
         await outbox.user_changed(
-            connection, user_id=user_id, email=user.email, full_name=full_name, now=now
+            connection,
+            user_id=user_id,
+            email=user.email,
+            full_name=user.full_name,
+            phone=user.phone,
+            now=now,
         )
     return user

@@ -264,6 +264,7 @@ def _bookings(common: _Common) -> _Part:
         on_steps_enqueued=steps_enqueued.ring,
         batch_writer=BatchWriter(database, system_clock),
         is_http_allowed=settings.is_development,
+        default_provider=settings.default_provider,
     )
     payment_consumer = EventConsumer(
         stream="payment_svc",

@@ -22,6 +22,11 @@ class Settings(MeshSettings):
         le=86_400,
         description="How long a booking holds its places from its first checkout on.",
     )
+    payment_provider: str | None = Field(
+        None,
+        pattern="^[a-z]{1,32}$",
+        description="Provider of a checkout that names none; `sandbox` in development.",
+    )
     webhook_allow_loopback: bool = Field(
         default_factory=lambda given: given.get("environment") != "production",
         description="Allows webhooks to this machine. Unset: in development; production refuses it.",
@@ -59,6 +64,11 @@ class Settings(MeshSettings):
             return ()
         keys = self.webhook_secret_keys.get_secret_value().split(",")
         return tuple(key.strip() for key in keys if key.strip())
+
+    @property
+    def default_provider(self) -> str:
+        """Empty in production without the setting: then a checkout must name its provider."""
+        return self.payment_provider or ("sandbox" if self.is_development else "")
 
     @property
     def database_url(self) -> str:

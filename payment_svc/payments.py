@@ -4,7 +4,7 @@ payment_reports.py decides on moves; refunds are in refunds.py.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -56,7 +56,10 @@ OPEN = frozenset({Status.CREATED, Status.AUTHORIZED, Status.FAILED})
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """Money for one booking, through one provider. `order` has the terms of the request."""
+    """Money for one booking, through one provider. `order` has the terms of the request.
+
+    `payment_url` is None until the payment is opened, and empty for an embedded payment.
+    """
 
     order: Order
     status: Status
@@ -69,6 +72,7 @@ class Payment:
     authorization_reference: str | None
     create_time: datetime
     update_time: datetime
+    client_secret: str | None = field(default=None, repr=False)
 
     @property
     def payment_id(self) -> UUID:
@@ -102,6 +106,10 @@ async def create(connection: AsyncConnection, *, order: Order, now: datetime) ->
                 description=order.description,
                 success_url=order.success_url,
                 cancel_url=order.cancel_url,
+                embedded=order.is_embedded,
+                customer_email=order.email or None,
+                customer_phone=order.phone or None,
+                expire_time=order.expire_time,
                 create_time=now,
                 update_time=now,
             )
@@ -187,6 +195,9 @@ async def attach_session(
             .values(
                 provider_reference=session.reference,
                 payment_url=session.payment_url,
+                client_secret=sa.case((payments.c.status.in_(OPEN), session.client_secret)),
+                customer_email=None,
+                customer_phone=None,
                 check_time=sa.case((payments.c.status.in_(OPEN), now + _FIRST_CHECK)),
                 update_time=now,
             )
@@ -302,7 +313,9 @@ async def _add_refunded(
 
 
 def _until_final(status: Status) -> dict[str, Any]:
-    return {} if status in OPEN else {"check_time": None}
+    if status in OPEN:
+        return {}
+    return dict.fromkeys(("check_time", "client_secret", "customer_email", "customer_phone"))
 
 
 def _before(status: Status) -> Iterable[Status]:
@@ -321,11 +334,16 @@ def _from_row(row: sa.Row[Any]) -> Payment:
             success_url=row.success_url,
             cancel_url=row.cancel_url,
             event_id=row.event_id,
+            is_embedded=row.embedded,
+            email=row.customer_email or "",
+            phone=row.customer_phone or "",
+            expire_time=row.expire_time,
         ),
         status=Status(row.status),
         refunded=Money(row.refunded_minor, row.currency_code),
         provider_reference=row.provider_reference,
         payment_url=row.payment_url,
+        client_secret=row.client_secret,
         method=row.method,
         failure_code=row.failure_code,
         observed_time=row.observed_time,

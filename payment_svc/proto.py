@@ -10,7 +10,7 @@ from mesh.money import AmountLimits, Money
 from payment_svc.declines import DeclinedAttempt
 from payment_svc.disputes import Dispute
 from payment_svc.ledger import LedgerRow
-from payment_svc.payments import Payment
+from payment_svc.payments import OPEN, Payment
 from payment_svc.refunds import Refund
 
 
@@ -28,7 +28,8 @@ def payment_to_proto(
         amount=money_to_proto(payment.amount),
         refunded=money_to_proto(payment.refunded),
         method=payment.method,
-        payment_url=payment.payment_url,
+        payment_url=payment.payment_url or None,
+        client_secret=payment.client_secret,
         provider_reference=payment.provider_reference,
         failure_code=payment.failure_code,
         disputes=map(dispute_to_proto, disputes),
@@ -37,6 +38,8 @@ def payment_to_proto(
     )
     message.create_time.FromDatetime(payment.create_time)
     message.update_time.FromDatetime(payment.update_time)
+    if payment.status in OPEN and payment.order.expire_time is not None:
+        message.expire_time.FromDatetime(payment.order.expire_time)
     return message
 
 
@@ -49,9 +52,9 @@ def _decline_to_proto(attempt: DeclinedAttempt) -> payment_pb2.DeclinedAttempt:
 
 
 def provider_to_proto(
-    name: str, limits: AmountLimits | None
+    name: str, limits: AmountLimits | None, *, has_embedded: bool
 ) -> payment_service_pb2.PaymentProvider:
-    message = payment_service_pb2.PaymentProvider(name=name)
+    message = payment_service_pb2.PaymentProvider(name=name, embedded=has_embedded)
     if limits is not None:
         message.limits.minimum_minor = limits.minimum_minor
         message.limits.maximum_minor = limits.maximum_minor

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.jobs import Wakeup, run_forever
-from mesh.errors import DomainError, Reason
+from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.money import AmountLimits
 from mesh.tasks import shielded
-from payment_svc import payment_reports, payments, refunds
+from payment_svc import payment_reports, payments, refunds, webhooks
 from payment_svc.circuit_breaker import CircuitBreaker
 from payment_svc.payment_reports import Outcome
 from payment_svc.payments import PAID, Payment, Status
@@ -86,17 +88,21 @@ class ProviderCalls:
     async def open(self, order: Order) -> Payment:
         """Stores a payment and opens it at its provider. A repetition returns it.
 
-        Raises PROVIDER_NOT_FOUND, PAYMENT_STATE_INVALID, PAYMENT_FAILED when the provider
-        rejects the amount or the currency, or PAYMENT_GATEWAY_ERROR.
+        Raises PROVIDER_NOT_FOUND, VALIDATION_FAILED for an embedded payment that the provider
+        does not offer, PAYMENT_STATE_INVALID, PAYMENT_FAILED when the provider rejects the amount
+        or the currency, or PAYMENT_GATEWAY_ERROR.
         """
         provider = self.provider(order.provider)
+        if order.is_embedded and not provider.has_embedded:
+            raise invalid(FieldViolation("embedded", f"{order.provider} has no embedded payments"))
         async with self._database.single() as connection:
             payment = await payments.create(connection, order=order, now=self._clock())
         if payment.payment_url is not None or payment.status is Status.VOIDED:
             return payment
         try:
             async with self._breakers[order.provider].calling(is_refusable=True):
-                session = await provider.create_session(order)
+                # As stored: a repeated call gives the provider the same parameters.
+                session = await provider.create_session(payment.order)
         except DomainError as error:
             if error.reason is Reason.PAYMENT_FAILED:
                 await self._record_failure(order, error.metadata["code"])
@@ -182,11 +188,7 @@ class ProviderCalls:
         outcomes = []
         for report in reports:
             async with self._database.transaction() as connection:
-                outcomes.append(
-                    await payment_reports.apply_report(
-                        connection, provider=provider, report=report, now=self._clock()
-                    )
-                )
+                outcomes.append(await self._apply(connection, provider, report))
         # A report may have created a refund.
         self._refund_requested.ring()
         return outcomes
@@ -229,11 +231,21 @@ class ProviderCalls:
         async with self._database.transaction() as connection:
             now = self._clock()
             if report is not None:
-                await payment_reports.apply_report(
-                    connection, provider=due.provider, report=report, now=now
-                )
+                await self._apply(connection, due.provider, report)
             else:
                 await refunds.postpone(connection, due=due, now=now)
+
+    async def _apply(
+        self, connection: AsyncConnection, provider: str, report: ProviderReport
+    ) -> Outcome:
+        """Applies a report of a call, and keeps the answer that changed a payment."""
+        now = self._clock()
+        outcome = await payment_reports.apply_report(
+            connection, provider=provider, report=report, now=now
+        )
+        if outcome is Outcome.APPLIED:
+            await webhooks.keep_answer(connection, provider=provider, report=report, now=now)
+        return outcome
 
     async def _record_failure(self, order: Order, code: str) -> None:
         """CREATED → FAILED: the provider did not open the payment. The caller has the reason."""
@@ -255,13 +267,10 @@ class ProviderCalls:
     ) -> Payment:
         """Applies the answer to a void. A payment with a wrong capture is voided."""
         async with self._database.transaction() as connection:
-            now = self._clock()
             reports: list[ProviderReport] = [answer]
             if isinstance(answer, Captured):
                 # Has an effect when the capture does not pay the payment.
                 reports.append(Voided(payment_id, answer.session_reference, answer.event_time))
             for report in reports:
-                await payment_reports.apply_report(
-                    connection, provider=provider, report=report, now=now
-                )
+                await self._apply(connection, provider, report)
             return await payments.find(connection, payment_id=payment_id, owner=None)

@@ -53,6 +53,13 @@ payments = sa.Table(
     # Time of the next check at the provider, and the number of checks.
     _time("check_time", nullable=True),
     sa.Column("checks", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("embedded", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    # Of an embedded payment, while it can be paid.
+    sa.Column("client_secret", sa.Text),
+    # Of the customer, until the payment is opened at its provider.
+    sa.Column("customer_email", sa.Text),
+    sa.Column("customer_phone", sa.Text),
+    _time("expire_time", nullable=True),
     sa.UniqueConstraint("provider", "provider_reference"),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),
@@ -359,6 +366,9 @@ sandbox_payments = sa.Table(
     _time("update_time"),
     # Time of the last declined attempt.
     _time("decline_time", nullable=True),
+    # Shown on the page while the session is open.
+    sa.Column("customer_email", sa.Text),
+    sa.Column("customer_phone", sa.Text),
     sa.UniqueConstraint("payment_id"),
     sa.CheckConstraint("amount_minor > 0", name="amount"),
     _currency(),

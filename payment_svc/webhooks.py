@@ -1,5 +1,7 @@
 """The inbox of providers' webhooks: each is stored once, in the transaction of its effect.
 
+It also has the answers of calls that changed a payment, e.g. of a poll after a lost webhook.
+
 The caller has verified the signature. Payloads contain personal data: logs have a webhook's
 id, type and hash only.
 """
@@ -13,8 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.ids import new_id
 from payment_svc import payment_reports, unmatched
-from payment_svc.providers.base import WebhookEvent
+from payment_svc.providers.base import ProviderReport, WebhookEvent
 from payment_svc.tables import webhook_inbox
 
 MAX_BYTES = 512 * 1024
@@ -50,6 +53,26 @@ async def delete_old(connection: AsyncConnection, *, before: datetime, limit: in
         .where(webhook_inbox.c.provider_event_id == old.c.provider_event_id)
     )
     return deleted.rowcount
+
+
+async def keep_answer(
+    connection: AsyncConnection, *, provider: str, report: ProviderReport, now: datetime
+) -> None:
+    """Stores the answer of a call that changed a payment, as `receive` stores a webhook."""
+    if report.answer is None:
+        return
+    await connection.execute(
+        postgresql.insert(webhook_inbox).values(
+            provider=provider,
+            provider_event_id=f"answer_{new_id()}",
+            event_type=f"answer.{type(report).__name__}",
+            payment_id=report.payment_id,
+            outcome=Outcome.APPLIED,
+            payload=report.answer,
+            sha256=hashlib.sha256(report.answer).digest(),
+            receive_time=now,
+        )
+    )
 
 
 async def receive(

@@ -170,7 +170,8 @@ class Payments:
     voided: set[UUID] = field(default_factory=set)
     refunds: dict[UUID, tuple[UUID, Money]] = field(default_factory=dict)
     # Provider, success and cancel URL of each payment; providers that reject every payment.
-    terms: dict[UUID, tuple[str, str, str]] = field(default_factory=dict)
+    terms: dict[UUID, tuple[str, str, str, bool]] = field(default_factory=dict)
+    contacts: dict[UUID, ports.Contact | None] = field(default_factory=dict)
     refusing: set[str] = field(default_factory=set)
     booking_of: dict[UUID, UUID] = field(default_factory=dict)
     is_away: bool = False
@@ -189,11 +190,14 @@ class Payments:
         amount: Money,
         success_url: str,
         cancel_url: str,
+        is_embedded: bool = False,
+        contact: ports.Contact | None = None,
         **_: Any,
     ) -> ports.Payment:
         if provider not in PROVIDERS:
             raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such payment provider")
-        terms = (provider, success_url, cancel_url)
+        self.contacts[payment_id] = contact
+        terms = (provider, success_url, cancel_url, is_embedded)
         if self.terms.setdefault(payment_id, terms) != terms:
             raise DomainError(Reason.PAYMENT_STATE_INVALID, "the id was used with other terms")
         if provider in self.refusing:
@@ -201,7 +205,12 @@ class Payments:
         self.opened.setdefault(payment_id, amount)
         self.booking_of[payment_id] = booking_id
         status = "VOIDED" if payment_id in self.voided else "CREATED"
+        if is_embedded:
+            return ports.Payment(payment_id, status, "", f"secret of {payment_id}")
         return ports.Payment(payment_id, status, f"https://pay.example/{payment_id}")
+
+    async def offers_embedded(self, *, provider: str) -> bool:
+        return provider == "sandbox"
 
     async def void(self, *, payment_id: UUID) -> ports.Payment:
         if payment_id not in self.opened:
@@ -280,6 +289,7 @@ class BookingHarness:
             payment_window=WINDOW,
             on_steps_enqueued=steps_enqueued.ring,
             batch_writer=BatchWriter(self.database, self.clock),
+            default_provider="sandbox",
         )
         self.steps = Steps(self.deps, steps_enqueued)
 

@@ -59,6 +59,7 @@ def an_order(
     success_url: str = "",
     cancel_url: str = "",
     event_id: UUID | None = None,
+    **terms: Any,
 ) -> Order:
     return Order(
         payment_id=payment_id or new_id(),
@@ -70,6 +71,7 @@ def an_order(
         success_url=success_url,
         cancel_url=cancel_url,
         event_id=event_id,
+        **terms,
     )
 
 

@@ -1,7 +1,7 @@
 """What a booking is, and how it is read. How it changes is state_machine.py's."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -77,6 +77,8 @@ class Payment:
     provider: str
     status: PaymentStatus
     payment_url: str | None
+    # Of an embedded payment, which has an empty URL.
+    client_secret: str | None = field(default=None, repr=False)
 
 
 class RefundStatus(StrEnum):
@@ -122,6 +124,7 @@ class PendingChange:
     payment_id: UUID
     provider: str
     payment_url: str | None
+    client_secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +208,7 @@ _CHANGE = (
                     "payment_id",
                     "payment_provider",
                     "payment_url",
+                    "payment_client_secret",
                 )
             )
         )
@@ -335,7 +339,11 @@ def _from_row(row: sa.Row[Any], timeline: Sequence[Sequence[Any]]) -> Booking:
         payment=None
         if row.payment_id is None
         else Payment(
-            row.payment_id, row.payment_provider, PaymentStatus(row.payment_status), row.payment_url
+            row.payment_id,
+            row.payment_provider,
+            PaymentStatus(row.payment_status),
+            row.payment_url,
+            row.payment_client_secret,
         ),
         refunds=tuple(
             Refund(UUID(refund), UUID(payment), Money(amount, code), RefundStatus(status), reason)
@@ -357,7 +365,7 @@ def _from_row(row: sa.Row[Any], timeline: Sequence[Sequence[Any]]) -> Booking:
 
 
 def _change(values: Sequence[Any], currency: str) -> PendingChange:
-    change_id, event_id, difference, expire_time, payment_id, provider, url = values
+    change_id, event_id, difference, expire_time, payment_id, provider, *page = values
     return PendingChange(
         UUID(change_id),
         UUID(event_id),
@@ -365,5 +373,5 @@ def _change(values: Sequence[Any], currency: str) -> PendingChange:
         datetime.fromisoformat(expire_time),
         UUID(payment_id),
         provider,
-        url,
+        *page,
     )

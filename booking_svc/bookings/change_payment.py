@@ -16,7 +16,7 @@ from booking_svc.bookings import (
 from booking_svc.bookings.bookings import Booking, ChangeState
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification_store import Change
-from booking_svc.bookings.payment_pages import Checkout, PageRequest
+from booking_svc.bookings.payment_pages import Checkout, PageRequest, PaymentPage
 from booking_svc.catalogue import events
 from booking_svc.clients.ports import Voided
 from mesh.clock import rfc3339
@@ -30,15 +30,15 @@ async def open_first(deps: Dependencies, change: Change, checkout: Checkout) -> 
     Raises as stock_svc and payment_svc do.
     """
     try:
-        url = await _open(deps, change, checkout)
+        page = await _open(deps, change, checkout)
     except DomainError as error:
         refusal = await alternatives.for_move(
             deps, from_event_id=change.from_event_id, to_event_id=change.to_event_id, refusal=error
         )
         await _cancel(deps, change, refusal.reason)
         raise refusal from error
-    if url is not None:
-        await _store(deps, change, url)
+    if page is not None:
+        await _store(deps, change, page)
 
 
 async def check_out(deps: Dependencies, booking: Booking, checkout: Checkout) -> Booking:
@@ -49,21 +49,26 @@ async def check_out(deps: Dependencies, booking: Booking, checkout: Checkout) ->
     """
     if booking.change is None:
         raise ValueError(f"booking {booking.booking_id} has no change to pay")
+    checkout = payment_pages.with_provider(deps, checkout, booking.change.provider)
     _refuse_late(deps, booking)
     await payment_pages.refuse_unpayable(deps, booking.change.difference, checkout)
     async with deps.database.reading() as connection:
         change = await modification_store.get(connection, change_id=booking.change.change_id)
     if change.provider != checkout.provider:
         change = await _replace(deps, change, checkout.provider)
-    elif not checkout.has_addresses and not await _is_closed(deps, change):
+    elif (
+        not checkout.has_addresses
+        and checkout.is_embedded == (booking.change.client_secret is not None)
+        and not await _is_closed(deps, change)
+    ):
         return booking
-    url = await _reopen(deps, change, checkout)
-    if url is None:
+    page = await _reopen(deps, change, checkout)
+    if page is None:
         change = await _replace(deps, change, checkout.provider)
-        url = await _reopen(deps, change, checkout)
-    if url is None:
+        page = await _reopen(deps, change, checkout)
+    if page is None:
         raise modification_store.in_progress(booking)
-    await _store(deps, change, url)
+    await _store(deps, change, page)
     async with deps.database.reading() as connection:
         return await bookings.get(connection, booking_id=booking.booking_id)
 
@@ -78,8 +83,8 @@ async def _is_closed(deps: Dependencies, change: Change) -> bool:
     return isinstance(outcome, Voided)
 
 
-async def _open(deps: Dependencies, change: Change, checkout: Checkout) -> str | None:
-    """The URL of the page. None if the payment must be replaced."""
+async def _open(deps: Dependencies, change: Change, checkout: Checkout) -> PaymentPage | None:
+    """The page. None if the payment must be replaced."""
     async with deps.database.reading() as connection:
         booking = await bookings.get(connection, booking_id=change.booking_id)
         event = await events.get(connection, event_id=change.to_event_id)
@@ -98,11 +103,12 @@ async def _open(deps: Dependencies, change: Change, checkout: Checkout) -> str |
         customer_id=booking.customer_id,
         amount=change.difference,
         description=f"Difference: {pricing.describe(change.items, event)}"[:500],
+        expire_time=change.expire_time,
     )
     return await payment_pages.open_page(deps, request, checkout)
 
 
-async def _reopen(deps: Dependencies, change: Change, checkout: Checkout) -> str | None:
+async def _reopen(deps: Dependencies, change: Change, checkout: Checkout) -> PaymentPage | None:
     """As `_open`; only a final refusal cancels the change."""
     try:
         return await _open(deps, change, checkout)
@@ -128,13 +134,14 @@ async def _replace(deps: Dependencies, change: Change, provider: str) -> Change:
     return replaced
 
 
-async def _store(deps: Dependencies, change: Change, url: str) -> None:
+async def _store(deps: Dependencies, change: Change, page: PaymentPage) -> None:
     async with deps.database.transaction() as connection:
         await modification_store.set_payment_url(
             connection,
             change_id=change.change_id,
             payment_id=_payment_id(change),
-            url=url,
+            url=page.url,
+            client_secret=page.client_secret,
             now=deps.clock(),
         )
 

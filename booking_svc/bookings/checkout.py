@@ -23,7 +23,7 @@ from booking_svc.bookings import (
 )
 from booking_svc.bookings.bookings import Booking, By, Payment, PaymentStatus, Status
 from booking_svc.bookings.dependencies import Dependencies
-from booking_svc.bookings.payment_pages import Checkout, PageRequest
+from booking_svc.bookings.payment_pages import Checkout, PageRequest, PaymentPage
 from booking_svc.bookings.saga_steps import StepKind
 from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event, StaffStatus
@@ -103,6 +103,10 @@ async def confirm_or_open_payment(
 
     Raises as `start` does.
     """
+    present = booking.payment
+    checkout = payment_pages.with_provider(
+        deps, checkout, None if present is None else present.provider
+    )
     refuse_checkout(booking, deps.clock())
     if event.staff_status is StaffStatus.CANCELLED:
         raise DomainError(
@@ -115,18 +119,20 @@ async def confirm_or_open_payment(
     if payment is None or not _is_payable_at(payment, checkout.provider):
         booking = await _begin_payment(deps, booking, checkout.provider, by)
     elif payment.status is PaymentStatus.CAPTURED or (
-        payment.payment_url is not None and not checkout.has_addresses
+        payment.payment_url is not None
+        and not checkout.has_addresses
+        and checkout.is_embedded == (payment.client_secret is not None)
     ):
         async with deps.database.transaction() as connection:
             await answer.store(connection, booking)
         return booking
-    url = await _open_page(deps, booking, event, checkout)
-    if url is None:
+    page = await _open_page(deps, booking, event, checkout)
+    if page is None:
         booking = await _begin_payment(deps, booking, checkout.provider, by)
-        url = await _open_page(deps, booking, event, checkout)
-    if url is None:
+        page = await _open_page(deps, booking, event, checkout)
+    if page is None:
         raise modification_store.in_progress(booking)
-    return await _store_page(deps, booking, url, answer)
+    return await _store_page(deps, booking, page, answer)
 
 
 def _is_payable_at(payment: Payment, provider: str) -> bool:
@@ -138,8 +144,8 @@ def _is_payable_at(payment: Payment, provider: str) -> bool:
 
 async def _open_page(
     deps: Dependencies, booking: Booking, event: Event, checkout: Checkout
-) -> str | None:
-    """The URL of the payment's page. None if the payment must be replaced.
+) -> PaymentPage | None:
+    """The payment's page. None if the payment must be replaced.
 
     A final refusal by the provider ends the booking, which releases its places.
     """
@@ -152,6 +158,7 @@ async def _open_page(
         customer_id=booking.customer_id,
         amount=booking.total,
         description=pricing.describe(booking.items, event),
+        expire_time=booking.hold_expire_time,
     )
     try:
         return await payment_pages.open_page(deps, request, checkout)
@@ -185,11 +192,13 @@ async def _end_refused(
     deps.on_steps_enqueued()
 
 
-async def _store_page(deps: Dependencies, booking: Booking, url: str, answer: Answer) -> Booking:
-    """Stores the URL of a payment, unless the booking has another payment by now."""
+async def _store_page(
+    deps: Dependencies, booking: Booking, page: PaymentPage, answer: Answer
+) -> Booking:
+    """Stores the page of a payment, unless the booking has another payment by now."""
     now, payment = deps.clock(), booking.payment
     if answer.claimed_key is not None:
-        opened = state_machine.payment_opened(booking, url, now)
+        opened = state_machine.payment_opened(booking, page.url, now, page.client_secret)
         response = answer.encode(opened.after)
         if await deps.batch_writer.write(answer.claimed_key, opened, response):
             return opened.after
@@ -197,7 +206,7 @@ async def _store_page(deps: Dependencies, booking: Booking, url: str, answer: An
         booking = await bookings.get(connection, booking_id=booking.booking_id, lock=True)
         if payment is not None and booking.payment is not None:
             if booking.payment.payment_id == payment.payment_id:
-                opened = state_machine.payment_opened(booking, url, now)
+                opened = state_machine.payment_opened(booking, page.url, now, page.client_secret)
                 booking = await state_machine.write(connection, opened, now=now)
             else:
                 # Another call has replaced the payment, perhaps before it was opened.

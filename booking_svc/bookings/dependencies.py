@@ -14,6 +14,7 @@ from mesh.db.idempotent import IdempotentWrites
 @dataclass(frozen=True, slots=True)
 class Dependencies:
     """`is_http_allowed`: whether a payment page may return to http addresses, in development.
+    `default_provider` pays a checkout that names none; empty if it must name one.
     `on_steps_enqueued` is called after a commit that enqueued steps, to run them at once.
     """
 
@@ -27,3 +28,4 @@ class Dependencies:
     on_steps_enqueued: Callable[[], None]
     batch_writer: BatchWriter
     is_http_allowed: bool = False
+    default_provider: str = ""

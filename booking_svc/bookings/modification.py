@@ -38,6 +38,8 @@ from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.ids import new_id
 from mesh.money import Money
 
+_NO_TERMS = Checkout("", "", "")
+
 Encode = Callable[[Booking], bytes]
 _Begin = Callable[[AsyncConnection, datetime], Awaitable[Change | None]]
 
@@ -147,7 +149,7 @@ async def reschedule(
         refund = await cancellation.refund_of(connection, booking, returned, terms, staff_refund)
         change = _change(booking, event_id, priced, total, by=by, percent=percent, refund=refund)
         if difference.amount_minor > 0:
-            provider = _provider(booking, checkout, difference)
+            provider = _provider(booking, checkout, difference, deps.default_provider)
             if limits is not None:
                 payability.refuse_unpayable(difference, limits, provider=provider)
             change = replace(
@@ -325,7 +327,7 @@ async def _continue(
             await refund_requests.send(deps, change.booking_id)
         elif change.state is ChangeState.PENDING_PAYMENT:
             await change_payment.open_first(
-                deps, change, checkout or Checkout(change.provider or "", "", "")
+                deps, change, replace(checkout or _NO_TERMS, provider=change.provider or "")
             )
         deps.on_steps_enqueued()
     async with deps.database.reading() as connection:
@@ -363,10 +365,12 @@ def _change(
     )
 
 
-def _provider(booking: Booking, checkout: Checkout | None, difference: Money) -> str:
+def _provider(booking: Booking, checkout: Checkout | None, difference: Money, default: str) -> str:
     """The provider for the difference. Raises VALIDATION_FAILED if none is known."""
-    if checkout is not None:
+    if checkout is not None and checkout.provider:
         return checkout.provider
+    if booking.payment is None and checkout is not None and default:
+        return default
     if booking.payment is None:
         raise invalid(FieldViolation("checkout", f"is required: {difference} must be paid"))
     return booking.payment.provider

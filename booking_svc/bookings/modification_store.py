@@ -164,14 +164,20 @@ async def set_details(
 
 
 async def set_payment_url(
-    connection: AsyncConnection, *, change_id: UUID, payment_id: UUID, url: str, now: datetime
+    connection: AsyncConnection,
+    *,
+    change_id: UUID,
+    payment_id: UUID,
+    url: str,
+    client_secret: str | None,
+    now: datetime,
 ) -> None:
     """Stores where the difference is paid, unless another payment has replaced this one."""
     await connection.execute(
         sa.update(booking_changes)
         .where(booking_changes.c.change_id == change_id)
         .where(booking_changes.c.payment_id == payment_id)
-        .values(payment_url=url, update_time=now)
+        .values(payment_url=url, payment_client_secret=client_secret, update_time=now)
     )
 
 

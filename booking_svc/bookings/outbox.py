@@ -191,6 +191,9 @@ def to_new(booking: Booking, change: Change, now: datetime) -> outbox.NewEvent:
     message = booking_event_pb2.BookingEvent(event_key=str(key), booking=proto.booking(booking))
     message.event_time.FromDatetime(now)
     message.booking.ClearField("timeline")
+    # For the customer's client only. Reading a field of a message does not set it.
+    message.booking.payment.ClearField("client_secret")
+    message.booking.change.payment.ClearField("client_secret")
     _set(message, change)
     return outbox.NewEvent(
         aggregate_id=booking.booking_id,

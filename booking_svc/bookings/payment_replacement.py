@@ -68,7 +68,13 @@ async def of_change(
     await connection.execute(
         sa.update(booking_changes)
         .where(booking_changes.c.change_id == change.change_id)
-        .values(payment_id=payment_id, payment_provider=provider, payment_url=None, update_time=now)
+        .values(
+            payment_id=payment_id,
+            payment_provider=provider,
+            payment_url=None,
+            payment_client_secret=None,
+            update_time=now,
+        )
     )
     return replace(change, payment_id=payment_id, provider=provider)
 

@@ -74,6 +74,8 @@ async def place(
     Raises EVENT_NOT_FOUND, SALE_NOT_ACTIVE, PRICE_CHANGED, HOLD_EXPIRED, IDEMPOTENCY_IN_PROGRESS,
     IDEMPOTENCY_KEY_REUSED, and as `pricing.priced`, stock_svc and `checkout.start` do.
     """
+    if checkout is not None:
+        checkout = payment_pages.with_provider(deps, checkout, None)
     call = _Call(
         key, customer_id, event_id, items, checkout, encode, is_mail_wanted, shown, is_staff
     )

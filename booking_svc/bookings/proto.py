@@ -1,10 +1,13 @@
 """Conversions from bookings to the contract's messages."""
 
-from booking_svc.bookings.bookings import Booking, PendingChange, Refund
+from booking_svc.bookings.bookings import Booking, PaymentStatus, PendingChange, Refund, Status
 from booking_svc.catalogue.cancellation_policy import Preview
 from booking_svc.catalogue.proto import policy
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2
 from mesh.conversions import id_to_proto, money_to_proto, time_to_proto
+
+_UNPAID = (Status.HELD, Status.PENDING_PAYMENT)
+_PAYABLE = (PaymentStatus.CREATED, PaymentStatus.FAILED)
 
 
 def booking(value: Booking) -> booking_pb2.Booking:
@@ -43,12 +46,15 @@ def booking(value: Booking) -> booking_pb2.Booking:
         max_refund_percent=value.max_refund_percent,
     )
     if value.payment is not None:
+        is_open = value.status in _UNPAID and value.payment.status in _PAYABLE
         message.payment.CopyFrom(
             booking_pb2.BookingPayment(
                 payment_id=str(value.payment.payment_id),
                 provider=value.payment.provider,
                 status=booking_pb2.BookingPayment.Status.Value(value.payment.status),
                 payment_url=value.payment.payment_url or "",
+                client_secret=value.payment.client_secret if is_open else None,
+                expire_time=time_to_proto(value.hold_expire_time) if is_open else None,
             )
         )
     if value.change is not None:
@@ -70,6 +76,8 @@ def _change(value: PendingChange) -> booking_pb2.BookingChange:
             provider=value.provider,
             status=booking_pb2.BookingPayment.CREATED,
             payment_url=value.payment_url or "",
+            client_secret=value.client_secret,
+            expire_time=time_to_proto(value.expire_time),
         ),
     )
 

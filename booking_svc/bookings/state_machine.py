@@ -168,9 +168,11 @@ def payment_begun(
     return replace(begun, after=after)
 
 
-def payment_opened(booking: Booking, url: str, now: datetime) -> Transition:
-    """The booking's payment can be paid at `url`."""
-    payment = replace(_payment_of(booking), payment_url=url)
+def payment_opened(
+    booking: Booking, url: str, now: datetime, client_secret: str | None = None
+) -> Transition:
+    """The booking's payment can be paid at `url`, or with the secret if it is embedded."""
+    payment = replace(_payment_of(booking), payment_url=url, client_secret=client_secret)
     return Transition(booking, replace(booking, payment=payment, update_time=now), SYSTEM)
 
 
@@ -179,7 +181,7 @@ def updating(transitions: Sequence[Transition]) -> Statement:
 
     A booking whose state or payment is no longer the one that was decided on stays as it is.
     """
-    return Statement(_UPDATE, columns(map(_row, transitions), 13))
+    return Statement(_UPDATE, columns(map(_row, transitions), 14))
 
 
 def recording(
@@ -407,6 +409,7 @@ def _row(transition: Transition) -> tuple[object, ...]:
         payment and payment.provider,
         payment and payment.status.value,
         payment and payment.payment_url,
+        payment and payment.client_secret,
         after.update_time + FIRST_CHECK,
         after.confirm_time,
         after.update_time,
@@ -418,17 +421,18 @@ _UPDATE = """
 UPDATE bookings SET status = given.status, hold_expire_time = given.hold_expire_time,
     payment_id = given.payment_id, payment_provider = given.payment_provider,
     payment_status = given.payment_status, payment_url = given.payment_url,
+    payment_client_secret = given.payment_client_secret,
     payment_check_time = CASE
         WHEN given.payment_status IN ('CAPTURED', 'REFUNDED') THEN NULL
         WHEN given.payment_id IS DISTINCT FROM given.before_payment_id THEN given.first_check_time
         ELSE bookings.payment_check_time END,
     confirm_time = given.confirm_time, update_time = given.update_time
 FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::text[], %s::text[], %s::timestamptz[],
-    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[],
-    %s::timestamptz[])
+    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[],
+    %s::timestamptz[], %s::timestamptz[])
     AS given (booking_id, before_status, before_payment_id, before_payment_status, status,
     hold_expire_time, payment_id, payment_provider, payment_status, payment_url,
-    first_check_time, confirm_time, update_time)
+    payment_client_secret, first_check_time, confirm_time, update_time)
 WHERE bookings.booking_id = given.booking_id
     AND bookings.status = given.before_status
     AND bookings.payment_id IS NOT DISTINCT FROM given.before_payment_id

@@ -27,6 +27,8 @@ bookings = sa.Table(
     sa.Column("payment_provider", sa.Text),
     sa.Column("payment_status", sa.Text),
     sa.Column("payment_url", sa.Text),
+    # Of an embedded payment.
+    sa.Column("payment_client_secret", sa.Text),
     # When reconciliation asks payment_svc about the payment, in case its event never arrives.
     sa.Column("payment_check_time", _Time),
     sa.Column("cancellation_policy", JSONB, nullable=False),
@@ -196,6 +198,7 @@ booking_changes = sa.Table(
     sa.Column("payment_id", _Uuid, unique=True),
     sa.Column("payment_provider", sa.Text),
     sa.Column("payment_url", sa.Text),
+    sa.Column("payment_client_secret", sa.Text),
     sa.Column("expire_time", _Time, nullable=False),
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("actor_id", _Uuid),
@@ -240,4 +243,15 @@ booking_steps = sa.Table(
     sa.Column("origin", sa.Text, default=request_context.origin),
     sa.CheckConstraint("kind IN ('CONFIRM', 'RELEASE', 'VOID', 'REFUND', 'EXCHANGE')", name="kind"),
     sa.Index("booking_steps_due_time_idx", "due_time"),
+)
+
+# Customers, from auth_svc's event stream: for mails, payment pages and the search of staff.
+contacts = sa.Table(
+    "contacts",
+    metadata,
+    sa.Column("user_id", _Uuid, primary_key=True),
+    sa.Column("email", sa.Text, nullable=False),
+    sa.Column("full_name", sa.Text, nullable=False),
+    sa.Column("phone", sa.Text, nullable=False, server_default=""),
+    sa.Column("update_time", _Time, nullable=False),
 )

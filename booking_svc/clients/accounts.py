@@ -31,7 +31,7 @@ def _change(message: messages.AuthEvent) -> Contact | Erased | None:
     kind = message.WhichOneof("event")
     if kind == "user_changed":
         changed = message.user_changed
-        return Contact(UUID(changed.user_id), changed.email, changed.full_name)
+        return Contact(UUID(changed.user_id), changed.email, changed.full_name, changed.phone)
     if kind == "user_erased":
         return Erased(UUID(message.user_erased.user_id))
     return None

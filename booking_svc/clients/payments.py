@@ -3,11 +3,12 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, datetime
 from uuid import UUID
 
 from booking_svc.clients.ports import (
     Captured,
+    Contact,
     Disputed,
     DisputeStatus,
     Failed,
@@ -24,7 +25,7 @@ from boxoffice.payments.v1 import payment_pb2
 from boxoffice.payments.v1 import payment_service_pb2 as messages
 from boxoffice.payments.v1.payment_event_service_pb2_grpc import PaymentEventServiceStub
 from boxoffice.payments.v1.payment_service_pb2_grpc import PaymentServiceStub
-from mesh.conversions import money_from_proto, money_to_proto
+from mesh.conversions import money_from_proto, money_to_proto, time_to_proto
 from mesh.db.consumer import Batch
 from mesh.errors import DomainError
 from mesh.money import AmountLimits, Money
@@ -47,6 +48,7 @@ class PaymentClient:
         self._stub = stub
         # Bounded: events have currencies of ISO 4217 only.
         self._limits: dict[str, tuple[float, Limits]] = {}
+        self._embedded: frozenset[str] = frozenset()
 
     async def limits(self, *, currency_code: str) -> Limits:
         known = self._limits.get(currency_code)
@@ -73,7 +75,13 @@ class PaymentClient:
             for provider in answer.providers
         }
         self._limits[currency_code] = time.monotonic() + _LIMITS_SECONDS, limits
+        self._embedded = frozenset(
+            provider.name for provider in answer.providers if provider.embedded
+        )
         return limits
+
+    async def offers_embedded(self, *, provider: str) -> bool:
+        return provider in self._embedded
 
     async def create(
         self,
@@ -87,6 +95,9 @@ class PaymentClient:
         description: str,
         success_url: str,
         cancel_url: str,
+        is_embedded: bool,
+        contact: Contact | None,
+        expire_time: datetime,
     ) -> Payment:
         return _payment(
             await self._stub.CreatePayment(
@@ -100,6 +111,10 @@ class PaymentClient:
                     description=description,
                     success_url=success_url,
                     cancel_url=cancel_url,
+                    embedded=is_embedded,
+                    email=contact.email if contact else "",
+                    phone=contact.phone if contact else "",
+                    expire_time=time_to_proto(expire_time),
                 )
             )
         )
@@ -264,4 +279,5 @@ def _payment(message: payment_pb2.Payment) -> Payment:
         UUID(message.payment_id),
         payment_pb2.Payment.Status.Name(message.status),
         message.payment_url,
+        message.client_secret or None,
     )

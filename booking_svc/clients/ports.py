@@ -88,6 +88,7 @@ class Payment:
     payment_id: UUID
     status: str
     payment_url: str
+    client_secret: str | None = None
 
 
 class Stock(Protocol):
@@ -183,7 +184,13 @@ class Payments(Protocol):
         description: str,
         success_url: str,
         cancel_url: str,
+        is_embedded: bool,
+        contact: "Contact | None",
+        expire_time: datetime,
     ) -> Payment: ...
+
+    async def offers_embedded(self, *, provider: str) -> bool:
+        """Whether the provider has embedded payments, as of the last `limits`."""
 
     async def limits(self, *, currency_code: str) -> Limits:
         """What the configured providers accept in a currency; up to a minute old."""
@@ -308,6 +315,7 @@ class Contact:
     user_id: UUID
     email: str
     full_name: str
+    phone: str = ""
 
 
 @dataclass(frozen=True, slots=True)

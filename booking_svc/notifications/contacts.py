@@ -12,32 +12,24 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from booking_svc.bookings import customers
+from booking_svc.bookings.tables import contacts
 from booking_svc.clients.ports import Contact
-from booking_svc.notifications.tables import contacts, mails, mails_without_address
+from booking_svc.notifications.tables import mails, mails_without_address
 from mesh.mail import queue
 
 WAIT_AT_MOST = timedelta(days=3)
-
-
-async def find(connection: AsyncConnection, *, user_id: UUID) -> Contact | None:
-    rows = await connection.execute(
-        sa.select(contacts.c.user_id, contacts.c.email, contacts.c.full_name).where(
-            contacts.c.user_id == user_id
-        )
-    )
-    row = rows.one_or_none()
-    return None if row is None else Contact(*row)
 
 
 async def find_or_defer(
     connection: AsyncConnection, *, user_id: UUID, key: UUID, payload: bytes, now: datetime
 ) -> Contact | None:
     """The contact; or None, after storing the booking event `key` until the contact arrives."""
-    if (contact := await find(connection, user_id=user_id)) is not None:
+    if (contact := await customers.find(connection, user_id=user_id)) is not None:
         return contact
     # Another transaction may be storing the contact: wait for its end.
     await _lock(connection, user_id)
-    if (contact := await find(connection, user_id=user_id)) is not None:
+    if (contact := await customers.find(connection, user_id=user_id)) is not None:
         return contact
     await connection.execute(
         postgresql.insert(mails_without_address)
@@ -50,7 +42,12 @@ async def find_or_defer(
 async def store(connection: AsyncConnection, *, contact: Contact, now: datetime) -> Sequence[bytes]:
     """Stores an address. Returns the payloads of the booking events that waited for it."""
     await _lock(connection, contact.user_id)
-    values = {"email": contact.email, "full_name": contact.full_name, "update_time": now}
+    values = {
+        "email": contact.email,
+        "full_name": contact.full_name,
+        "phone": contact.phone,
+        "update_time": now,
+    }
     await connection.execute(
         postgresql.insert(contacts)
         .values(user_id=contact.user_id, **values)

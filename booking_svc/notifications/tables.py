@@ -9,16 +9,6 @@ from mesh.mail.queue import mail_table
 _Uuid = UUID(as_uuid=True)
 _Time = sa.DateTime(timezone=True)
 
-# Mail addresses of accounts, from auth_svc's event stream.
-contacts = sa.Table(
-    "contacts",
-    metadata,
-    sa.Column("user_id", _Uuid, primary_key=True),
-    sa.Column("email", sa.Text, nullable=False),
-    sa.Column("full_name", sa.Text, nullable=False),
-    sa.Column("update_time", _Time, nullable=False),
-)
-
 # Booking events that wait for their customer's address. Named waiting_letters in the database.
 mails_without_address = sa.Table(
     "waiting_letters",

@@ -4,14 +4,17 @@ The adapters (stripe/, razorpay/, sandbox/provider.py) implement it over a provi
 How a report changes a payment is in payment_reports.py.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from mesh.money import AmountLimits, Money
+
+_ReportT = TypeVar("_ReportT", bound="ProviderReport")
 
 # Shorter than the lease of a refund and the deadlines of the RPCs that call a provider.
 CALL_SECONDS = 5.0
@@ -34,7 +37,11 @@ class ProviderRefusedError(ProviderError):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a payment is for. `payment_id` is the idempotency key at the provider."""
+    """What a payment is for. `payment_id` is the idempotency key at the provider.
+
+    An embedded payment has no page: the client pays with the session's `client_secret`. `email`
+    and `phone` are the customer's, empty when not known or no longer needed.
+    """
 
     payment_id: UUID
     booking_id: UUID
@@ -45,6 +52,10 @@ class Order:
     success_url: str
     cancel_url: str
     event_id: UUID | None = None
+    is_embedded: bool = False
+    email: str = field(default="", compare=False, repr=False)
+    phone: str = field(default="", compare=False, repr=False)
+    expire_time: datetime | None = field(default=None, compare=False)
 
     @property
     def notes(self) -> dict[str, str]:
@@ -54,10 +65,14 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A payment at the provider: the provider's id and the URL of its payment page."""
+    """A payment at the provider: the provider's id and the URL of its payment page.
+
+    An embedded payment has an empty URL and a `client_secret`.
+    """
 
     reference: str
     payment_url: str
+    client_secret: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +118,13 @@ class ProviderReport:
     payment_id: UUID | None
     session_reference: str | None
     event_time: datetime
+    # The provider's objects that a call returned, as JSON; a webhook's are stored by its receiver.
+    answer: bytes | None = field(default=None, kw_only=True, compare=False, repr=False)
+
+
+def with_answer(report: _ReportT, answer: object) -> _ReportT:
+    """The report with the provider's answer that it was read from."""
+    return replace(report, answer=json.dumps(answer, default=str).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +291,10 @@ class Provider(Protocol):
     """A payment provider. Every call is safe to repeat and raises ProviderError when it fails.
 
     `reference` is the provider's id of the payment, None when opening it had no answer.
+    `has_embedded`: whether it opens embedded payments.
     """
+
+    has_embedded: bool
 
     async def create_session(self, order: Order) -> Session:
         """Opens the payment, or returns the one that was opened for `order.payment_id`.

@@ -1,6 +1,5 @@
 """PaymentService: message → plain values → one domain call → message."""
 
-from itertools import starmap
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from boxoffice.payments.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
-from mesh.conversions import money_from_proto
+from mesh.conversions import money_from_proto, time_from_proto
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites, key_of_call
 from mesh.db.jobs import Wakeup
@@ -57,6 +56,12 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
             success_url=request.success_url,
             cancel_url=request.cancel_url,
             event_id=UUID(request.event_id) if request.event_id else None,
+            is_embedded=request.embedded,
+            email=request.email,
+            phone=request.phone,
+            expire_time=time_from_proto(request.expire_time, "expire_time")
+            if request.HasField("expire_time")
+            else None,
         )
         return payment_to_proto(
             await shielded(self._calls.open(order), seconds=_PROVIDER_STEP_SECONDS)
@@ -101,7 +106,12 @@ class PaymentServicer(payment_service_pb2_grpc.PaymentServiceServicer):
         self, request: payment_service_pb2.ListProvidersRequest, context: _Context
     ) -> payment_service_pb2.ListProvidersResponse:
         return payment_service_pb2.ListProvidersResponse(
-            providers=starmap(provider_to_proto, self._calls.limits(request.currency_code).items())
+            providers=[
+                provider_to_proto(
+                    name, limits, has_embedded=self._calls.provider(name).has_embedded
+                )
+                for name, limits in self._calls.limits(request.currency_code).items()
+            ]
         )
 
     async def GetPayment(

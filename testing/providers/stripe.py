@@ -41,10 +41,11 @@ class StripeStandIn(StandIn):
 
     def pay(self, reference: str, *, declined: str | None = None) -> None:
         with self.lock:
-            session = self.sessions[reference]
-            if session["status"] != "open":
+            # The intent of an embedded payment has no session.
+            session = self.sessions.get(reference)
+            if session is not None and session["status"] != "open":
                 raise ValueError(f"the session is {session['status']}")
-            intent = self._intent_of(session)
+            intent = self.intents[reference] if session is None else self._intent_of(session)
             charge = self._charge(intent, succeeded=declined is None)
             if declined is not None:
                 intent["status"] = "requires_payment_method"
@@ -167,6 +168,17 @@ class StripeStandIn(StandIn):
                 session |= {"status": "expired", "url": None}
                 self._event("checkout.session.expired", session)
                 return session
+            case ["payment_intents"]:
+                return self._open_intent(request.body)
+            case ["payment_intents", intent_id, "cancel"]:
+                intent = _get(self.intents, intent_id)
+                if intent["status"] != "requires_payment_method":
+                    raise Answer(
+                        400, _error("invalid_request_error", "payment_intent_unexpected_state", "")
+                    )
+                intent["status"] = "canceled"
+                self._event("payment_intent.canceled", intent)
+                return intent
             case ["payment_intents", intent_id, "capture"]:
                 intent = _get(self.intents, intent_id)
                 raise Answer(
@@ -230,6 +242,34 @@ class StripeStandIn(StandIn):
         self.sessions[session_id] = session
         return session
 
+    def _open_intent(self, form: dict[str, Any]) -> dict[str, Any]:
+        if form.get("allowed_payment_method_types[0]") != "card" or not form.get(
+            "metadata[payment_id]"
+        ):
+            self.violations.append("an intent without its method or payment_id")
+        intent_id = f"pi_{next(self._numbers)}"
+        self.intents[intent_id] = self._new_intent(
+            intent_id, int(form["amount"]), form["currency"], _metadata(form, "metadata")
+        )
+        return self.intents[intent_id] | {"client_secret": f"{intent_id}_secret_stand_in"}
+
+    def _new_intent(
+        self, intent_id: str, amount: int, currency: str, metadata: dict[str, str]
+    ) -> dict[str, Any]:
+        return {
+            "id": intent_id,
+            "object": "payment_intent",
+            "amount": amount,
+            "amount_received": 0,
+            "currency": currency,
+            "metadata": metadata,
+            "status": "requires_payment_method",
+            "payment_method_types": ["card"],
+            "latest_charge": None,
+            "last_payment_error": None,
+            "created": int(self.clock()),
+        }
+
     def _refund(self, form: dict[str, Any]) -> dict[str, Any]:
         intent = _get(self.intents, form["payment_intent"])
         charge = self.charges[intent["latest_charge"]]
@@ -258,19 +298,9 @@ class StripeStandIn(StandIn):
         if session["payment_intent"] is None:
             intent_id = f"pi_{next(self._numbers)}"
             session["payment_intent"] = intent_id
-            self.intents[intent_id] = {
-                "id": intent_id,
-                "object": "payment_intent",
-                "amount": session["amount_total"],
-                "amount_received": 0,
-                "currency": session["currency"],
-                "metadata": session["intent_metadata"],
-                "status": "requires_payment_method",
-                "payment_method_types": ["card"],
-                "latest_charge": None,
-                "last_payment_error": None,
-                "created": int(self.clock()),
-            }
+            self.intents[intent_id] = self._new_intent(
+                intent_id, session["amount_total"], session["currency"], session["intent_metadata"]
+            )
         return self.intents[session["payment_intent"]]
 
     def _charge(self, intent: dict[str, Any], *, succeeded: bool) -> dict[str, Any]:
@@ -294,14 +324,15 @@ class StripeStandIn(StandIn):
         return charge
 
     def _succeed(
-        self, session: dict[str, Any], intent: dict[str, Any], charge: dict[str, Any]
+        self, session: dict[str, Any] | None, intent: dict[str, Any], charge: dict[str, Any]
     ) -> None:
-        session |= {"status": "complete", "payment_status": "paid", "url": None}
         intent |= {"status": "succeeded", "amount_received": intent["amount"]}
         intent["last_payment_error"] = None
         self._book("CAPTURE", charge)
         self._event("payment_intent.succeeded", intent)
-        self._event("checkout.session.completed", session)
+        if session is not None:
+            session |= {"status": "complete", "payment_status": "paid", "url": None}
+            self._event("checkout.session.completed", session)
 
     def _book(self, kind: str, moved: dict[str, Any]) -> None:
         intent = self.intents[moved["payment_intent"]]

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mesh.ids import new_id
 from testing.running_mesh import Api, an_event, items, reason, until, violated_fields
 
 SANDBOX = {"provider": "sandbox"}
@@ -250,3 +251,32 @@ def test_a_promised_refund_can_be_read(admin: Api, customer: Api) -> None:
     refund = customer.get(f"/api/v1/refunds/{cancelled['refund']['refundId']}")
     assert refund.status_code == 200, refund.text
     assert refund.json()["amount"] == cancelled["refund"]["amount"]
+
+
+def test_an_embedded_payment_is_confirmed_as_always(admin: Api, customer: Api) -> None:
+    number = "+919876543210"
+    assert customer.send("PATCH", "/api/v1/auth/profile", {"phone": number}).status_code == 200
+    event = admin.create_event()
+    # The default provider.
+    hosted = customer.book({**items(event), "checkout": {}}).json()
+    assert hosted["payment"]["provider"] == "sandbox"
+    assert hosted["payment"]["expireTime"] == hosted["holdExpireTime"]
+
+    def page_with_phone() -> bool:
+        # The number reaches booking_svc by auth_svc's stream; each address is a page of its own.
+        url = f"https://shop.test/{new_id()}"
+        opened = check_out(customer, hosted, successUrl=url).json()["payment"]
+        return number in customer.get(f"/sandbox/pay/{opened['paymentId']}").text
+
+    until(page_with_phone, "the page does not show the customer's phone number")
+    embedded = check_out(customer, hosted, flow="EMBEDDED").json()["payment"]
+    assert embedded["clientSecret"]
+    assert embedded["paymentUrl"] == ""
+    known = customer.get(f"/api/v1/payments/{embedded['paymentId']}").json()
+    assert (known["clientSecret"], known["expireTime"]) == (
+        embedded["clientSecret"],
+        embedded["expireTime"],
+    )
+    choose(customer, embedded, "SUCCEEDED")
+    paid = wait_for_payment(customer, hosted, "CAPTURED")
+    assert "clientSecret" not in paid["payment"]

@@ -5,9 +5,11 @@ What only one of them has is in test_stripe.py and test_razorpay.py.
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
@@ -17,6 +19,7 @@ from payment_svc.ledger import Account
 from payment_svc.payments import Status
 from payment_svc.providers.base import Captured, DisputeStatus, MovementKind, RefundProcessed
 from payment_svc.refunds import Status as RefundStatus
+from payment_svc.tables import payments, webhook_inbox
 from payment_svc.webhooks import Outcome
 from testing.provider_harness import (
     OLD_SECRET,
@@ -62,6 +65,34 @@ async def test_a_payment_is_opened_paid_and_refunded_in_two_parts(harness: AnyHa
         "refund_processed",
         "refund_processed",
     ]
+
+
+async def test_the_answer_of_a_check_that_found_the_payment_paid_is_kept(
+    harness: AnyHarness,
+) -> None:
+    payment = await harness.open()
+    await harness.pay(payment)
+    for _ in range(2):
+        assert (await harness.calls.check(payment)).status is Status.CAPTURED
+    async with harness.database.reading() as connection:
+        kept = (await connection.execute(sa.select(webhook_inbox))).one()
+    assert (kept.payment_id, kept.event_type) == (payment.payment_id, "answer.Captured")
+    paid = await harness.find(payment)
+    assert str(paid.provider_reference) in kept.payload.decode() or "captured" in str(kept.payload)
+
+
+async def test_the_customers_contact_goes_to_the_page_once(harness: AnyHarness) -> None:
+    order = harness.order(email="mira@example.com", phone="+919876543210")
+    harness.stand_in.fail_next(harness.stand_in.opening_path, Fault.ERROR_AFTER)
+    with pytest.raises(DomainError):
+        await harness.calls.open(order)
+    # The repetition sends what was stored, whatever the customer has changed meanwhile.
+    await harness.calls.open(replace(order, email="other@example.com"))
+    bodies = [request.body for request in harness.stand_in.called(harness.stand_in.opening_path)]
+    assert all("mira@example.com" in str(body) for body in bodies)
+    async with harness.database.reading() as connection:
+        stored = (await connection.execute(sa.select(payments))).one()
+    assert (stored.customer_email, stored.customer_phone) == (None, None)
 
 
 async def test_a_payment_can_be_paid_after_a_declined_attempt(

@@ -39,6 +39,13 @@ async def test_a_payment_is_a_payment_link(harness: RazorpayHarness) -> None:
     assert (await harness.find(payment)).method == "upi"
 
 
+async def test_an_embedded_payment_is_refused(harness: RazorpayHarness) -> None:
+    with pytest.raises(DomainError) as refusal:
+        await harness.open(is_embedded=True)
+    assert refusal.value.reason is Reason.VALIDATION_FAILED
+    assert harness.stand_in.opened == {}
+
+
 async def test_a_late_authorisation_is_captured(harness: RazorpayHarness) -> None:
     """Razorpay can authorise a failed attempt hours later. It does not capture it by itself."""
     payment = await harness.open()

@@ -25,6 +25,15 @@ def a_page(
     )
 
 
+def test_the_page_shows_the_customers_contact() -> None:
+    session = SandboxSession(
+        "cs_1", new_id(), State.OPEN, Money(1, "INR"), "", "", "", None, "m&m@example.com", "+911"
+    )
+    page = pages.checkout(session)
+    assert "m&amp;m@example.com" in page
+    assert "+911" in page
+
+
 @pytest.mark.parametrize(
     ("amount", "text"),
     [

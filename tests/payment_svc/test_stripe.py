@@ -39,6 +39,46 @@ async def test_a_payment_is_a_checkout_session(harness: StripeHarness) -> None:
     assert (await harness.find(payment)).method == "card"
 
 
+async def test_an_embedded_payment_is_an_intent_that_a_webhook_or_a_check_finds_paid(
+    harness: StripeHarness,
+) -> None:
+    order = harness.order(is_embedded=True)
+    payment, again = await harness.calls.open(order), await harness.calls.open(order)
+    assert payment == again
+    assert (payment.payment_url, payment.client_secret) == (
+        "",
+        f"{payment.provider_reference}_secret_stand_in",
+    )
+    (sent,) = harness.stand_in.called("/payment_intents")
+    assert (sent.body["amount"], sent.body["currency"]) == ("150000", "inr")
+    await harness.pay(payment, declined="insufficient_funds")
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.FAILED
+    await harness.pay(payment)
+    assert (await harness.calls.check(payment)).status is Status.CAPTURED
+    assert Outcome.APPLIED not in await harness.deliver()
+    assert (await harness.find(payment)).client_secret is None
+    by_webhook = await harness.calls.open(harness.order(is_embedded=True))
+    await harness.pay(by_webhook)
+    assert Outcome.APPLIED in await harness.deliver()
+    paid = await harness.find(by_webhook)
+    assert paid.status is Status.CAPTURED
+    assert (await harness.refund(paid)).status is RefundStatus.PROCESSED
+    assert harness.stand_in.violations == []
+
+
+async def test_a_voided_embedded_payment_cannot_be_paid(harness: StripeHarness) -> None:
+    payment = await harness.open(is_embedded=True)
+    assert (await harness.calls.void(payment.payment_id)).status is Status.VOIDED
+    assert harness.stand_in.intents[str(payment.provider_reference)]["status"] == "canceled"
+    await harness.deliver()
+    assert (await harness.find(payment)).status is Status.VOIDED
+    # Paid before it could be voided.
+    paid = await harness.open(is_embedded=True)
+    await harness.pay(paid)
+    assert (await harness.calls.void(paid.payment_id)).status is Status.CAPTURED
+
+
 @pytest.mark.parametrize(
     ("amount", "sent"),
     [

@@ -213,7 +213,13 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 is_http_allowed=self._deps.is_http_allowed,
             )
 
-        return Checkout(message.provider, address("success_url"), address("cancel_url"))
+        return Checkout(
+            message.provider,
+            address("success_url"),
+            address("cancel_url"),
+            is_embedded=message.flow == booking_service_pb2.Checkout.EMBEDDED,
+            prefix=prefix,
+        )
 
 
 async def _shielded(call: Coroutine[Any, Any, bytes], *, seconds: float) -> booking_pb2.Booking:

@@ -37,6 +37,7 @@ from payment_svc.providers.base import (
     Voided,
     WebhookEvent,
     ended,
+    with_answer,
 )
 from payment_svc.providers.razorpay import events
 
@@ -56,6 +57,8 @@ _TOO_MUCH = re.compile("refund amount.*greater than|fully refunded", re.IGNORECA
 
 class RazorpayProvider:
     """Implements payment_svc.providers.base.Provider."""
+
+    has_embedded = False
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class RazorpayProvider:
             return Voided(order.payment_id, reference, self._clock())
         for payment in await self._payments(link):
             if payment["status"] in events.CAPTURED:
-                return events.captured(payment, order.payment_id, reference)
+                return with_answer(events.captured(payment, order.payment_id, reference), payment)
         raise ProviderError(NAME, "not_decided")
 
     async def capture(self, order: Order, authorization_reference: str) -> Captured | Failed:
@@ -116,7 +119,7 @@ class RazorpayProvider:
             # Captured automatically, or released because it was not captured in time.
             payment = await self._payment(authorization_reference)
         if payment["status"] in events.CAPTURED:
-            return events.captured(payment, order.payment_id, None)
+            return with_answer(events.captured(payment, order.payment_id, None), payment)
         return Failed(
             order.payment_id,
             None,
@@ -154,7 +157,7 @@ class RazorpayProvider:
                 failure_code=error.code,
                 is_final=error.code == _ALREADY_REFUNDED,
             )
-        return ended(events.refund_report(refund))
+        return ended(with_answer(events.refund_report(refund), refund))
 
     async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
         # Read before the calls: the reported state is at least as recent.
@@ -164,12 +167,12 @@ class RazorpayProvider:
         for payment in await self._payments(link):
             report = events.payment_report(payment, order.payment_id, reference, at=now)
             if report is not None:
-                reports.append(report)
+                reports.append(with_answer(report, payment))
             if payment["status"] in events.CAPTURED and payment.get("amount_refunded"):
                 refunds = await self._refunds(payment["id"])
-                reports += map(events.refund_report, refunds)
+                reports += [with_answer(events.refund_report(refund), refund) for refund in refunds]
         if link["status"] in _CLOSED:
-            reports.append(Voided(order.payment_id, reference, now))
+            reports.append(with_answer(Voided(order.payment_id, reference, now), link))
         return reports
 
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
@@ -178,11 +181,13 @@ class RazorpayProvider:
         movements: list[Movement] = []
         for payment in await self._pages("payment", window):
             if payment["status"] in events.CAPTURED:
-                movements.append(Movement.of(events.captured(payment, None, None)))
+                movements.append(
+                    Movement.of(with_answer(events.captured(payment, None, None), payment))
+                )
         for refund in await self._pages("refund", window):
             report = events.refund_report(refund)
             if isinstance(report, RefundProcessed):
-                movements.append(Movement.of(report))
+                movements.append(Movement.of(with_answer(report, refund)))
         return movements
 
     def step_minor(self, currency_code: str) -> int:
@@ -209,6 +214,9 @@ class RazorpayProvider:
             "notify": {"sms": False, "email": False},
             "reminder_enable": False,
         }
+        contact = {"email": order.email, "contact": order.phone}
+        if any(contact.values()):
+            parameters["customer"] = {name: value for name, value in contact.items() if value}
         if order.success_url:
             parameters |= {"callback_url": order.success_url, "callback_method": "get"}
         try:

@@ -53,6 +53,8 @@ class SandboxSession:
     success_url: str
     cancel_url: str
     decline_time: datetime | None
+    email: str = ""
+    phone: str = ""
 
 
 class RefusedError(Exception):
@@ -68,6 +70,8 @@ async def open_session(
     success_url: str,
     cancel_url: str,
     now: datetime,
+    email: str = "",
+    phone: str = "",
 ) -> SandboxSession:
     """Opens a session, or returns the session of this payment id."""
     inserted = (
@@ -82,6 +86,8 @@ async def open_session(
                 description=description,
                 success_url=success_url,
                 cancel_url=cancel_url,
+                customer_email=email or None,
+                customer_phone=phone or None,
                 create_time=now,
                 update_time=now,
             )
@@ -350,4 +356,6 @@ def _from_row(row: sa.Row[Any]) -> SandboxSession:
         success_url=row.success_url,
         cancel_url=row.cancel_url,
         decline_time=row.decline_time,
+        email=row.customer_email or "",
+        phone=row.customer_phone or "",
     )

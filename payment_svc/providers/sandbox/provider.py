@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -29,6 +30,7 @@ from payment_svc.providers.base import (
     Session,
     Voided,
     WebhookEvent,
+    with_answer,
 )
 from payment_svc.providers.fields import count_in, money, read_event, text, uuid_in
 from payment_svc.providers.sandbox import NAME, bank, ledger, signature
@@ -39,6 +41,8 @@ from payment_svc.providers.sandbox.ledger import Entry, Kind
 
 class SandboxProvider:
     """Implements payment_svc.providers.base.Provider."""
+
+    has_embedded = True
 
     def __init__(
         self,
@@ -70,9 +74,14 @@ class SandboxProvider:
                 description=order.description,
                 success_url=order.success_url,
                 cancel_url=order.cancel_url,
+                email=order.email,
+                phone=order.phone,
                 now=self._clock(),
             )
         await self._raise_fault(order.payment_id, AFTER_FAULTS)
+        if order.is_embedded:
+            # Paid by a call of CompleteCheckout with the payment's id.
+            return Session(session.session_id, "", f"{session.session_id}_secret")
         return Session(session.session_id, f"{self._gateway_url}/sandbox/pay/{session.payment_id}")
 
     async def void(self, order: Order, reference: str | None) -> Voided | Captured:
@@ -120,7 +129,9 @@ class SandboxProvider:
         async with self._database.transaction() as connection:
             session = await bank.find(connection, payment_id=order.payment_id)
             entries = await ledger.of_session(connection, session_id=session.session_id)
-        reports: list[ProviderReport] = [_report(entry, reference) for entry in entries]
+        reports: list[ProviderReport] = [
+            with_answer(_report(entry, reference), asdict(entry)) for entry in entries
+        ]
         if session.decline_time is not None and session.state is not State.PAID:
             reports.append(
                 _declined(order.payment_id, reference, session.decline_time, bank.DECLINED)

@@ -1,7 +1,7 @@
 """Stripe's objects and events as payment_svc's reports.
 
-A payment is a Checkout Session, its capture a PaymentIntent, of which at most one charge
-succeeds. Refunds carry our ids in their metadata.
+A payment is a Checkout Session, or a PaymentIntent if it is embedded. Its capture is a
+PaymentIntent, of which at most one charge succeeds. Refunds carry our ids in their metadata.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,9 @@ from payment_svc.providers.base import (
     WebhookEvent,
 )
 from payment_svc.providers.fields import count_in, is_attempt, money, text, text_or, time, uuid_in
+
+EMBEDDED = {"flow": "embedded"}
+"""Metadata of an embedded payment's intent."""
 
 _DISPUTES = {
     "warning_needs_response": DisputeStatus.INQUIRY,
@@ -60,6 +63,20 @@ def reports_of(session: dict[str, Any], now: datetime) -> list[ProviderReport]:
         reports.append(_intent_failed(intent, time(at), session["id"]))
     if session["status"] == "expired":
         reports.append(Voided(uuid_in(session["metadata"], "payment_id"), session["id"], now))
+    return reports
+
+
+def reports_of_intent(intent: dict[str, Any], now: datetime) -> list[ProviderReport]:
+    """The state of an embedded payment's intent, with its charge expanded, as reports."""
+    if intent["status"] == "succeeded":
+        return [intent_captured(intent, intent["id"])]
+    reports: list[ProviderReport] = []
+    if isinstance(intent.get("last_payment_error"), dict):
+        charge = intent.get("latest_charge")
+        at = charge["created"] if isinstance(charge, dict) else intent["created"]
+        reports.append(_intent_failed(intent, time(at), intent["id"]))
+    if intent["status"] == "canceled":
+        reports.append(Voided(uuid_in(intent["metadata"], "payment_id"), intent["id"], now))
     return reports
 
 
@@ -183,6 +200,13 @@ def _session_expired(session: dict[str, Any], at: datetime) -> ProviderReport:
     return Voided(uuid_in(session["metadata"], "payment_id"), text(session["id"]), at)
 
 
+def _intent_canceled(intent: dict[str, Any], at: datetime) -> ProviderReport | None:
+    """Only of an embedded payment: the intent of a session ends with its session."""
+    if EMBEDDED.items() <= intent["metadata"].items():
+        return Voided(uuid_in(intent["metadata"], "payment_id"), text(intent["id"]), at)
+    return None
+
+
 def _dispute(dispute: dict[str, Any], at: datetime) -> ProviderReport:
     return Disputed(
         None,
@@ -199,6 +223,7 @@ def _dispute(dispute: dict[str, Any], at: datetime) -> ProviderReport:
 _READERS: dict[str, Callable[[dict[str, Any], datetime], ProviderReport | None]] = {
     "payment_intent.succeeded": lambda intent, at: intent_captured(intent, None, at),
     "payment_intent.payment_failed": lambda intent, at: _intent_failed(intent, at, None),
+    "payment_intent.canceled": _intent_canceled,
     "checkout.session.expired": _session_expired,
     "refund.created": _refund,
     "refund.updated": _refund,

@@ -1,7 +1,8 @@
 """The adapter to Stripe over its official SDK: a Checkout Session for each payment.
 
-Source of the calls: Stripe's API reference, "Checkout Sessions", "Refunds", "Idempotent
-requests". events.py reads Stripe's objects.
+An embedded payment is a PaymentIntent, which the client confirms with Stripe's library.
+Source of the calls: Stripe's API reference, "Checkout Sessions", "PaymentIntents", "Refunds",
+"Idempotent requests". events.py reads Stripe's objects.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import stripe
+from stripe import RequestOptions
 from stripe.params.checkout import SessionCreateParams
 
 from mesh.clock import Clock
@@ -32,6 +34,7 @@ from payment_svc.providers.base import (
     Voided,
     WebhookEvent,
     ended,
+    with_answer,
 )
 from payment_svc.providers.stripe import events
 
@@ -49,6 +52,8 @@ _FINAL_REFUSALS = frozenset({"charge_already_refunded"})
 
 class StripeProvider:
     """Implements payment_svc.providers.base.Provider."""
+
+    has_embedded = True
 
     def __init__(
         self,
@@ -76,24 +81,26 @@ class StripeProvider:
         await self._http.close_async()  # type: ignore[no-untyped-call] # of the SDK
 
     async def create_session(self, order: Order) -> Session:
-        session = await self._open(order)
-        return Session(session["id"], session["url"] or "")
+        opened = await self._open(order)
+        if order.is_embedded:
+            return Session(opened["id"], "", opened["client_secret"])
+        return Session(opened["id"], opened["url"] or "")
 
     async def void(self, order: Order, reference: str | None) -> Voided | Captured:
         if reference is None:
             # The same key returns the session of an earlier call, or opens it.
             reference = (await self._open(order))["id"]
-        # Refused: the session is closed already. Its state decides.
+        # Refused: it is closed already. Its state decides.
         with suppress(ProviderRefusedError):
             async with _calling():
-                await self._api.checkout.sessions.expire_async(reference)
-        session = await self._session(reference)
-        paid = events.captured_of(session)
-        if paid is not None:
-            return paid
-        if session["status"] != "expired":
-            raise ProviderError(NAME, "not_decided")
-        return Voided(order.payment_id, reference, self._clock())
+                if order.is_embedded:
+                    await self._api.payment_intents.cancel_async(reference)
+                else:
+                    await self._api.checkout.sessions.expire_async(reference)
+        for report in await self._reports(order, reference):
+            if isinstance(report, Captured | Voided):
+                return report
+        raise ProviderError(NAME, "not_decided")
 
     async def capture(self, order: Order, authorization_reference: str) -> Captured | Failed:
         try:
@@ -104,13 +111,9 @@ class StripeProvider:
                 )
             intent = answer.to_dict()
         except ProviderRefusedError:
-            async with _calling():
-                answer = await self._api.payment_intents.retrieve_async(
-                    authorization_reference, {"expand": ["latest_charge.balance_transaction"]}
-                )
-            intent = answer.to_dict()
+            intent = await self._intent(authorization_reference)
         if intent["status"] == "succeeded":
-            return events.intent_captured(intent, None)
+            return with_answer(events.intent_captured(intent, None), intent)
         return Failed(
             order.payment_id,
             None,
@@ -142,15 +145,14 @@ class StripeProvider:
                 failure_code=error.code,
                 is_final=error.code in _FINAL_REFUSALS,
             )
-        return ended(events.refund_report(refund.to_dict()))
+        return ended(with_answer(events.refund_report(refund.to_dict()), refund.to_dict()))
 
     async def inspect(self, order: Order, reference: str) -> Sequence[ProviderReport]:
-        session = await self._session(reference)
-        reports = events.reports_of(session, self._clock())
+        reports = await self._reports(order, reference)
         for report in list(reports):
             if isinstance(report, Captured):
-                refunds = await self._refunds(report.capture_reference)
-                reports += map(events.refund_report, refunds)
+                for refund in await self._refunds(report.capture_reference):
+                    reports.append(with_answer(events.refund_report(refund), refund))
         return reports
 
     async def movements(self, *, since: datetime, until: datetime) -> Sequence[Movement]:
@@ -162,11 +164,11 @@ class StripeProvider:
         ):
             capture = events.charge_captured(charge)
             if capture is not None:
-                movements.append(Movement.of(capture))
+                movements.append(Movement.of(with_answer(capture, charge)))
         async for refund in _pages(self._api.refunds.list_async, {"created": created}):
             report = events.refund_report(refund)
             if isinstance(report, RefundProcessed):
-                movements.append(Movement.of(report))
+                movements.append(Movement.of(with_answer(report, refund)))
         return movements
 
     def step_minor(self, currency_code: str) -> int:
@@ -182,18 +184,36 @@ class StripeProvider:
         return fields.read_event(body, events.read)
 
     async def _open(self, order: Order) -> dict[str, Any]:
+        """The session, or the intent of an embedded payment.
+
+        The parameters are the same for each call: Stripe rejects a key with others.
+        """
+        key: RequestOptions = {"idempotency_key": f"{order.payment_id}:open"}
+        opened: Any
         async with _calling():
-            session = await self._api.checkout.sessions.create_async(
-                self._parameters(order), {"idempotency_key": f"{order.payment_id}:open"}
-            )
-        return session.to_dict()
+            if order.is_embedded:
+                opened = await self._api.payment_intents.create_async(
+                    {
+                        "amount": STRIPE.to_provider(order.amount),
+                        "currency": order.amount.currency_code.lower(),
+                        "allowed_payment_method_types": ["card"],
+                        "description": _name(order),
+                        "metadata": {**order.notes, **events.EMBEDDED},
+                    },
+                    key,
+                )
+            else:
+                opened = await self._api.checkout.sessions.create_async(
+                    self._parameters(order), key
+                )
+        answer: dict[str, Any] = opened.to_dict()
+        return answer
 
     def _parameters(self, order: Order) -> SessionCreateParams:
-        """The same for each call: Stripe rejects a key with other parameters."""
         # Stripe requires a URL, also when the order has none.
         success_url = order.success_url or self._return_url
-        name = (order.description or "Booking")[:_MAX_DESCRIPTION]
-        return {
+        name = _name(order)
+        parameters: SessionCreateParams = {
             "mode": "payment",
             # A card payment is decided at once; other methods take days.
             "allowed_payment_method_types": ["card"],
@@ -213,6 +233,24 @@ class StripeProvider:
             "success_url": success_url,
             "cancel_url": order.cancel_url or success_url,
         }
+        if order.email:
+            parameters["customer_email"] = order.email
+        return parameters
+
+    async def _reports(self, order: Order, reference: str) -> list[ProviderReport]:
+        now = self._clock()
+        if order.is_embedded:
+            intent = await self._intent(reference)
+            return [with_answer(r, intent) for r in events.reports_of_intent(intent, now)]
+        session = await self._session(reference)
+        return [with_answer(report, session) for report in events.reports_of(session, now)]
+
+    async def _intent(self, reference: str) -> dict[str, Any]:
+        async with _calling():
+            intent = await self._api.payment_intents.retrieve_async(
+                reference, {"expand": ["latest_charge.balance_transaction"]}
+            )
+        return intent.to_dict()
 
     async def _session(self, reference: str) -> dict[str, Any]:
         async with _calling():
@@ -227,6 +265,10 @@ class StripeProvider:
                 {"payment_intent": intent, "limit": _MAX_REFUNDS}
             )
         return [refund.to_dict() for refund in page.data]
+
+
+def _name(order: Order) -> str:
+    return (order.description or "Booking")[:_MAX_DESCRIPTION]
 
 
 async def _pages(call: Any, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Declined, replaced, closed and refused payments: the places stay until the hold ends, or not."""
 
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -7,12 +8,13 @@ import pytest
 import sqlalchemy as sa
 
 from booking_svc import tables as service_tables
-from booking_svc.bookings import tables
+from booking_svc.bookings import proto, tables
 from booking_svc.bookings.bookings import Actor, Booking, PaymentStatus, Status
 from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import RequestedItem, ShownPrice
 from booking_svc.catalogue.events import Event
-from booking_svc.clients.ports import Captured, Failed, Voided
+from booking_svc.clients.ports import Captured, Contact, Failed, Voided
+from booking_svc.notifications import contacts
 from mesh.errors import Reason
 from mesh.ids import new_id
 from mesh.money import Money
@@ -350,3 +352,69 @@ async def test_who_pays_a_cancelled_event_is_cancelled_by_the_organiser(
             )
         ).all()
     assert kinds.count("cancelled") == 1
+
+
+async def test_a_checkout_without_a_provider_uses_the_default_or_that_of_the_open_payment(
+    harness: BookingHarness,
+) -> None:
+    event = await harness.an_event()
+    any_provider = Checkout("", "", "")
+    booking = await harness.place(event, checkout=any_provider)
+    assert booking.payment is not None
+    assert booking.payment.provider == "sandbox"
+    await harness.checkout(booking.booking_id, checkout=STRIPE)
+    again = await harness.checkout(booking.booking_id, checkout=any_provider)
+    assert again.payment is not None
+    assert again.payment.provider == "stripe"
+    harness.deps = replace(harness.deps, default_provider="")
+    refusal = await refused(Reason.VALIDATION_FAILED, harness.place(event, checkout=any_provider))
+    assert [violation.field for violation in refusal.violations] == ["provider"]
+
+
+async def test_an_embedded_payment_has_a_secret_while_it_can_be_paid(
+    harness: BookingHarness,
+) -> None:
+    event = await harness.an_event()
+    embedded = replace(SANDBOX, is_embedded=True)
+    booking = await harness.place(event, checkout=embedded)
+    again = await harness.checkout(booking.booking_id, checkout=embedded)
+    assert booking.payment == again.payment
+    assert booking.payment is not None
+    message = proto.booking(booking).payment
+    assert message.client_secret == f"secret of {booking.payment.payment_id}"
+    assert (message.payment_url, message.HasField("expire_time")) == ("", True)
+    # Another flow replaces the payment.
+    hosted = await harness.checkout(booking.booking_id, checkout=SANDBOX)
+    assert payment_of(hosted) != payment_of(booking)
+    assert not proto.booking(hosted).payment.HasField("client_secret")
+    embedded_again = await harness.checkout(booking.booking_id, checkout=embedded)
+    await harness.capture(embedded_again)
+    await harness.run_until_idle()
+    paid = await harness.booking(booking.booking_id)
+    assert paid.status is Status.CONFIRMED
+    payment = proto.booking(paid).payment
+    assert (payment.HasField("client_secret"), payment.HasField("expire_time")) == (False, False)
+    refusal = await refused(
+        Reason.VALIDATION_FAILED,
+        harness.place(event, checkout=replace(STRIPE, is_embedded=True)),
+    )
+    assert [violation.field for violation in refusal.violations] == ["flow"]
+
+
+async def test_an_embedded_payment_of_a_price_difference(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness, 200_000)
+    booking = await a_confirmed(harness, first)
+    waiting = await harness.reschedule(booking, second, checkout=replace(SANDBOX, is_embedded=True))
+    assert waiting.change is not None
+    payment = proto.booking(waiting).change.payment
+    assert payment.client_secret == f"secret of {waiting.change.payment_id}"
+    assert payment.HasField("expire_time")
+
+
+async def test_the_contact_of_the_customer_goes_to_the_payment(harness: BookingHarness) -> None:
+    event, customer = await harness.an_event(), new_id()
+    contact = Contact(customer, "mira@example.com", "Mira Rao", "+919876543210")
+    async with harness.database.transaction() as connection:
+        await contacts.store(connection, contact=contact, now=harness.clock())
+    booking = await harness.place(event, customer_id=customer)
+    assert harness.payments.contacts[payment_of(booking)] == contact

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from booking_svc import tables as service_tables
-from booking_svc.bookings import outbox
+from booking_svc.bookings import customers, outbox
 from booking_svc.bookings.bookings import Actor, Booking
 from booking_svc.bookings.outbox import (
     BookingEvent,
@@ -285,7 +285,7 @@ async def test_an_erased_account_gets_no_mail_and_leaves_no_address(
     await apply_accounts(harness, Erased(MIRA.user_id))
     assert await delivered(harness) == []
     async with harness.database.reading() as connection:
-        assert await contacts.find(connection, user_id=MIRA.user_id) is None
+        assert await customers.find(connection, user_id=MIRA.user_id) is None
         stored = await connection.execute(sa.select(mails))
         assert MIRA.email not in repr(stored.all())
 

@@ -1,0 +1,20 @@
+"""Contact details of customers, as auth_svc's event stream gave them."""
+
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.bookings.tables import contacts
+from booking_svc.clients.ports import Contact
+
+
+async def find(connection: AsyncConnection, *, user_id: UUID) -> Contact | None:
+    """None if the account was erased, or its event has not arrived yet."""
+    rows = await connection.execute(
+        sa.select(
+            contacts.c.user_id, contacts.c.email, contacts.c.full_name, contacts.c.phone
+        ).where(contacts.c.user_id == user_id)
+    )
+    row = rows.one_or_none()
+    return None if row is None else Contact(*row)
