@@ -217,6 +217,7 @@ class ProviderCalls:
             provider = self.provider(due.provider)
             async with self._breakers[due.provider].calling():
                 report = await provider.refund(due.order)
+                is_accepted = True
         except DomainError as error:
             _log.warning(
                 "a refund is tried again later",
@@ -227,13 +228,13 @@ class ProviderCalls:
                     "code": error.metadata.get("code"),
                 },
             )
-            report = None
+            report, is_accepted = None, False
         async with self._database.transaction() as connection:
             now = self._clock()
             if report is not None:
                 await self._apply(connection, due.provider, report)
             else:
-                await refunds.postpone(connection, due=due, now=now)
+                await refunds.postpone(connection, due=due, is_accepted=is_accepted, now=now)
 
     async def _apply(
         self, connection: AsyncConnection, provider: str, report: ProviderReport

@@ -43,8 +43,10 @@ StepMinor = Callable[[Payment], int]
 
 # Longer than a call to a provider may take.
 _LEASE = timedelta(seconds=15)
-# A rejected refund is given up at this age: the rejection is final, or needs staff.
+# A refund that is rejected or has no answer is given up at this age: it needs staff.
 _MAX_AGE = timedelta(days=3)
+# Some banks complete a refund after weeks.
+_MAX_COMPLETION = timedelta(days=30)
 _QUEUE = JobQueue(refunds, pauses=Backoff(first_seconds=1, max_seconds=300), max_age=_MAX_AGE)
 
 oldest_due = _QUEUE.oldest_due
@@ -104,6 +106,7 @@ class DueRefund:
     order: RefundOrder
     attempt: int
     lease_end: datetime
+    create_time: datetime
 
 
 async def request(
@@ -378,13 +381,23 @@ async def lease_due(
             ),
             attempt=row.attempts,
             lease_end=row.due_time,
+            create_time=row.create_time,
         )
         for row in rows
     ]
 
 
-async def postpone(connection: AsyncConnection, *, due: DueRefund, now: datetime) -> None:
-    """Makes a refund due again later: the provider gave no answer, or none that is final."""
+async def postpone(
+    connection: AsyncConnection, *, due: DueRefund, is_accepted: bool, now: datetime
+) -> None:
+    """Makes a refund due again later: the provider gave no answer, or accepted it.
+
+    A refund that had no answer for _MAX_AGE, or was not completed for _MAX_COMPLETION, becomes
+    FAILED and waits for staff. It may have been made: a later report still completes it.
+    """
+    if now - due.create_time >= (_MAX_COMPLETION if is_accepted else _MAX_AGE):
+        await _give_up(connection, due, "not_completed" if is_accepted else "no_answer", now)
+        return
     await _QUEUE.reschedule(
         connection,
         due.order.refund_id,
@@ -392,6 +405,26 @@ async def postpone(connection: AsyncConnection, *, due: DueRefund, now: datetime
         lease_end=due.lease_end,
         update_time=now,
     )
+
+
+async def _give_up(
+    connection: AsyncConnection, due: DueRefund, failure_code: str, now: datetime
+) -> None:
+    payment, refund = await _locked(connection, due.order.refund_id)
+    if refund.due_time != due.lease_end:
+        # Ended, or leased again meanwhile.
+        return
+    failed = await _set(
+        connection,
+        refund,
+        status=Status.FAILED,
+        failure_code=failure_code,
+        due_time=None,
+        update_time=now,
+    )
+    _log_failure(failed)
+    if refund.status is not Status.FAILED:
+        await _publish(connection, payment, failed, now)
 
 
 async def complete(

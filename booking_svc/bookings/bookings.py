@@ -1,5 +1,6 @@
 """What a booking is, and how it is read. How it changes is state_machine.py's."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from booking_svc.bookings import customers
 from booking_svc.bookings.tables import (
     booking_changes,
     booking_items,
@@ -22,7 +24,7 @@ from booking_svc.catalogue import cancellation_policy
 from booking_svc.catalogue.cancellation_policy import Policy
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
-from mesh.paging import id_from_token, to_token
+from mesh.paging import from_token, to_token
 
 
 class Status(StrEnum):
@@ -166,6 +168,10 @@ class Booking:
         return any(entry.failure_code is not None for entry in self.timeline)
 
 
+# The first letters of a booking's id, as mails show it.
+_ID = re.compile("[0-9a-f]{8,32}")
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     bookings: tuple[Booking, ...]
@@ -277,27 +283,57 @@ async def exists(connection: AsyncConnection, *, booking_id: UUID) -> bool:
     return row.first() is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which bookings a list has; None and an empty query leave a condition out.
+
+    `query` is the beginning of a booking's id, or words of the customer's name and address.
+    """
+
+    customer_id: UUID | None = None
+    event_id: UUID | None = None
+    status: Status | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    query: str = ""
+
+    def condition(self) -> sa.ColumnElement[bool]:
+        columns = bookings.c
+        conditions = [
+            columns[name] == value
+            for name in ("customer_id", "event_id", "status")
+            if (value := getattr(self, name)) is not None
+        ]
+        if self.created_after is not None:
+            conditions.append(columns.create_time >= self.created_after)
+        if self.created_before is not None:
+            conditions.append(columns.create_time < self.created_before)
+        if self.query.strip():
+            named = _named(self.query)
+            if named is None:
+                named = columns.customer_id.in_(customers.named(self.query))
+            conditions.append(named)
+        return sa.and_(sa.true(), *conditions)
+
+
+def _named(query: str) -> sa.ColumnElement[bool] | None:
+    """The bookings whose id is or begins with a text; None for another text."""
+    digits = query.strip().lower().replace("-", "")
+    if not _ID.fullmatch(digits):
+        return None
+    return bookings.c.booking_id.between(UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))
+
+
 async def list_page(
-    connection: AsyncConnection,
-    *,
-    customer_id: UUID | None = None,
-    event_id: UUID | None = None,
-    status: Status | None = None,
-    page_size: int,
-    page_token: str,
+    connection: AsyncConnection, *, matches: Filter, page_size: int, page_token: str
 ) -> Page:
     """A page of bookings, newest first, without their timelines."""
-    matching: sa.ColumnElement[bool] = sa.true()
-    if customer_id is not None:
-        matching &= bookings.c.customer_id == customer_id
-    if event_id is not None:
-        matching &= bookings.c.event_id == event_id
-    if status is not None:
-        matching &= bookings.c.status == status
+    matching, scope = matches.condition(), repr(matches)
     total = await connection.execute(
         sa.select(sa.func.count()).select_from(bookings).where(matching)
     )
-    after = id_from_token(page_token)
+    key = from_token(page_token, 1, scope=scope)
+    after = None if key is None else UUID(key[0])
     # UUIDv7 ids sort by creation time.
     beyond = sa.true() if after is None else bookings.c.booking_id < after
     rows = (
@@ -317,7 +353,7 @@ async def list_page(
     more = len(rows) > page_size
     return Page(
         tuple(_from_row(row, ()) for row in shown),
-        to_token(str(shown[-1].booking_id)) if more else "",
+        to_token(str(shown[-1].booking_id), scope=scope) if more else "",
         total.scalar_one(),
     )
 

@@ -1,4 +1,4 @@
-"""Contact details of customers, as auth_svc's event stream gave them."""
+"""Contact details of customers, as auth_svc's event stream gave them, and their search."""
 
 from uuid import UUID
 
@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings.tables import contacts
+from booking_svc.catalogue import search
 from booking_svc.clients.ports import Contact
 
 
@@ -18,3 +19,13 @@ async def find(connection: AsyncConnection, *, user_id: UUID) -> Contact | None:
     )
     row = rows.one_or_none()
     return None if row is None else Contact(*row)
+
+
+def words(contact: Contact) -> sa.ColumnElement[object]:
+    """The value of the column `search`."""
+    return search.vector(search.words_of(contact.full_name, contact.email))
+
+
+def named(query: str) -> sa.Select[UUID]:
+    """The customers whose name or address has words that begin with each word of a text."""
+    return sa.select(contacts.c.user_id).where(search.has_prefixes(contacts.c.search, query))

@@ -1,7 +1,7 @@
 """The bookings' tables. Each invariant is a named constraint, too."""
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR, UUID
 
 # The foreign keys to events need its table.
 from booking_svc.catalogue import tables as _catalogue  # noqa: F401
@@ -59,6 +59,8 @@ bookings = sa.Table(
         "(status IN ('CONFIRMED', 'COMPLETED')) <= (confirm_time IS NOT NULL)",
         name="confirmed_has_time",
     ),
+    # Rows are appended in the order of time: an index of a few pages is enough.
+    sa.Index("bookings_create_time_idx", "create_time", postgresql_using="brin"),
     sa.Index("bookings_customer_id_booking_id_idx", "customer_id", "booking_id"),
     sa.Index("bookings_event_id_booking_id_idx", "event_id", "booking_id"),
     sa.Index(
@@ -253,5 +255,8 @@ contacts = sa.Table(
     sa.Column("email", sa.Text, nullable=False),
     sa.Column("full_name", sa.Text, nullable=False),
     sa.Column("phone", sa.Text, nullable=False, server_default=""),
+    # The words of name and address (customers.py).
+    sa.Column("search", TSVECTOR, nullable=False, server_default=""),
     sa.Column("update_time", _Time, nullable=False),
+    sa.Index("contacts_search_idx", "search", postgresql_using="gin"),
 )

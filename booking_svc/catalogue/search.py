@@ -119,6 +119,16 @@ async def condition(connection: AsyncConnection, *, query: str) -> sa.ColumnElem
     return events.c.search.op("@@")(sa.cast(" & ".join(parts), postgresql.TSQUERY))
 
 
+def has_prefixes(column: sa.ColumnElement[object], query: str) -> sa.ColumnElement[bool]:
+    """Whether a vector has, for each word of a query, a word that begins with it."""
+    words = [word[:_MAX_LENGTH] for word in _runs_of(query)[:_MAX_QUERY_WORDS]]
+    if not words:
+        return sa.false()
+    parts = [_contains(word) if _IS_UNSPACED.match(word) else f"'{word}':*" for word in words]
+    # Words consist of letters, marks and digits, none of which is tsquery syntax.
+    return column.op("@@")(sa.cast(" & ".join(parts), postgresql.TSQUERY))
+
+
 def _contains(run: str) -> str:
     """Matches a run of letters without spaces anywhere in a text, by its overlapping parts.
 

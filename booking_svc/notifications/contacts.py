@@ -46,6 +46,7 @@ async def store(connection: AsyncConnection, *, contact: Contact, now: datetime)
         "email": contact.email,
         "full_name": contact.full_name,
         "phone": contact.phone,
+        "search": customers.words(contact),
         "update_time": now,
     }
     await connection.execute(

@@ -137,3 +137,34 @@ def test_a_repeated_call_is_marked_as_replayed(
         )
         _, call = place.with_call(request, metadata=metadata)
         assert dict(call.initial_metadata())["idempotent-replayed"] == "true"
+
+
+def test_lists_of_bookings_are_filtered(admin: Api, customer: Api, api: Api) -> None:
+    event, other = admin.create_event(), admin.create_event()
+    first, second = (customer.book(items(each)).json() for each in (event, other))
+    mine = "/api/v1/bookings"
+
+    def ids(client: Api, path: str) -> list[str]:
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        return [booking["bookingId"] for booking in answer.json()["bookings"]]
+
+    assert ids(customer, f"{mine}?eventId={event['eventId']}") == [first["bookingId"]]
+    assert ids(customer, f"{mine}?createdAfter={second['createTime']}") == [second["bookingId"]]
+    assert ids(customer, f"{mine}?createdBefore={second['createTime']}") == [first["bookingId"]]
+    assert ids(customer, f"{mine}?customerId={customer.user_id}&status=HELD") == [
+        second["bookingId"],
+        first["bookingId"],
+    ]
+    email = customer.session["user"]["email"]
+    until(
+        lambda: ids(admin, f"{mine}?query={email}") == [second["bookingId"], first["bookingId"]],
+        "staff do not find the customer's bookings",
+    )
+    of_event = f"/api/v1/events/{event['eventId']}/bookings"
+    assert ids(admin, f"{of_event}?query={email}") == [first["bookingId"]]
+    assert ids(admin, f"{mine}?customerId={customer.user_id}&query={first['bookingId'][:13]}")
+    stranger = api.sign_up()
+    for query in (f"customerId={customer.user_id}", "query=mira"):
+        refused = stranger.get(f"{mine}?{query}")
+        assert (refused.status_code, reason(refused)) == (403, "STAFF_REQUIRED")

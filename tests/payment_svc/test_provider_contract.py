@@ -415,3 +415,42 @@ async def test_only_webhooks_that_the_provider_signed_are_received(harness: AnyH
     old = harness.stand_in.headers_for(event_id, body, secret=OLD_SECRET)
     assert await harness.receive(event_id, body, old) is Outcome.APPLIED
     assert await harness.receive(event_id, body) is Outcome.DUPLICATE
+
+
+async def test_a_refund_without_an_answer_waits_for_staff_after_three_days(
+    harness: AnyHarness,
+) -> None:
+    payment = await harness.open_paid()
+    refund = await harness.request_refund(payment)
+    for _ in range(16):
+        harness.clock.advance(5 * 3600)
+        harness.stand_in.fail_next("refund", Fault.ERROR)
+        # A circuit breaker of its own: it would stop the calls.
+        await harness.calls_to(harness.provider).refund_due()
+    given_up = await harness.find_refund(refund)
+    assert (given_up.status, given_up.failure_code, given_up.due_time) == (
+        RefundStatus.FAILED,
+        "no_answer",
+        None,
+    )
+    async with harness.database.transaction() as connection:
+        assert await refunds.list_failed(connection, after=None, limit=2) == [given_up]
+        await refunds.retry(connection, refund_id=refund.refund_id, now=harness.clock())
+    harness.stand_in.faults.clear()
+    assert await harness.calls_to(harness.provider).refund_due() == 1
+    assert (await harness.find_refund(refund)).status is RefundStatus.PROCESSED
+    assert harness.moves() == ["CAPTURE", "REFUND"]
+
+
+async def test_an_accepted_refund_is_given_up_after_thirty_days(harness: AnyHarness) -> None:
+    payment = await harness.open_paid()
+    harness.stand_in.has_slow_refunds = True
+    refund = await harness.request_refund(payment)
+    for days, status in ((29, RefundStatus.PENDING), (1, RefundStatus.FAILED)):
+        harness.clock.advance(days * 24 * 3600)
+        await harness.calls.refund_due()
+        assert (await harness.find_refund(refund)).status is status
+    # It may still be made.
+    harness.stand_in.finish_refunds(succeed=True)
+    await harness.deliver()
+    assert (await harness.find_refund(refund)).status is RefundStatus.PROCESSED

@@ -1,7 +1,8 @@
 """BookingService: message → one domain call → message."""
 
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 from uuid import UUID
 
 from booking_svc.bookings import (
@@ -13,7 +14,7 @@ from booking_svc.bookings import (
     proto,
     return_addresses,
 )
-from booking_svc.bookings.bookings import Actor, Booking, By, Status
+from booking_svc.bookings.bookings import Actor, Booking, By, Filter, Status
 from booking_svc.bookings.cancellation import StaffRefund
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification import BookingPatch
@@ -21,7 +22,7 @@ from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from boxoffice.bookings.v1 import booking_pb2, booking_service_pb2, booking_service_pb2_grpc
 from mesh import coalescing, paging
-from mesh.conversions import money_from_proto
+from mesh.conversions import money_from_proto, time_from_proto
 from mesh.db.idempotent import key_for, key_of_call
 from mesh.errors import DomainError, Reason
 from mesh.rpc.call import caller, idempotency_key
@@ -79,11 +80,11 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def ListBookings(
         self, request: booking_service_pb2.ListBookingsRequest, context: Any
     ) -> booking_service_pb2.ListBookingsResponse:
+        matches = _filter(request, _customer_id(request))
         async with self._deps.database.reading() as connection:
             page = await bookings.list_page(
                 connection,
-                customer_id=caller().user(),
-                status=_status(request.status),
+                matches=matches,
                 page_size=paging.page_size(request.page_size),
                 page_token=request.page_token,
             )
@@ -96,11 +97,11 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
     async def ListEventBookings(
         self, request: booking_service_pb2.ListEventBookingsRequest, context: Any
     ) -> booking_service_pb2.ListEventBookingsResponse:
+        matches = _filter(request, _id(request.customer_id))
         async with self._deps.database.reading() as connection:
             page = await bookings.list_page(
                 connection,
-                event_id=UUID(request.event_id),
-                status=_status(request.status),
+                matches=matches,
                 page_size=paging.page_size(request.page_size),
                 page_token=request.page_token,
             )
@@ -294,3 +295,36 @@ def _kept(text: str) -> RequestedItem:
 
 def _status(value: booking_pb2.Booking.Status.ValueType) -> Status | None:
     return None if value == 0 else Status(booking_pb2.Booking.Status.Name(value))
+
+
+def _customer_id(request: booking_service_pb2.ListBookingsRequest) -> UUID | None:
+    """Whose bookings are listed. Raises STAFF_REQUIRED if they are not the caller's."""
+    user, requested = caller(), _id(request.customer_id)
+    if not request.query and requested in (None, user.user()):
+        return user.user()
+    if not user.is_staff:
+        raise DomainError(
+            Reason.STAFF_REQUIRED, "only staff can list the bookings of others or give `query`"
+        )
+    return requested
+
+
+def _filter(
+    request: booking_service_pb2.ListBookingsRequest | booking_service_pb2.ListEventBookingsRequest,
+    customer_id: UUID | None,
+) -> Filter:
+    def time(field: Literal["created_after", "created_before"]) -> datetime | None:
+        return time_from_proto(getattr(request, field), field) if request.HasField(field) else None
+
+    return Filter(
+        customer_id=customer_id,
+        event_id=_id(request.event_id),
+        status=_status(request.status),
+        created_after=time("created_after"),
+        created_before=time("created_before"),
+        query=request.query,
+    )
+
+
+def _id(text: str) -> UUID | None:
+    return UUID(text) if text else None

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from booking_svc.bookings import bookings, step_runner
-from booking_svc.bookings.bookings import PaymentStatus, RefundStatus, Status
+from booking_svc.bookings.bookings import Filter, PaymentStatus, RefundStatus, Status
 from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.state_machine import MOVES
@@ -472,7 +472,7 @@ async def test_bookings_are_listed_page_by_page_newest_first(harness: BookingHar
     async def page(token: str) -> bookings.Page:
         async with harness.database.reading() as connection:
             return await bookings.list_page(
-                connection, customer_id=customer, page_size=2, page_token=token
+                connection, matches=Filter(customer_id=customer), page_size=2, page_token=token
             )
 
     listed, token = [], ""
@@ -483,8 +483,9 @@ async def test_bookings_are_listed_page_by_page_newest_first(harness: BookingHar
         token = shown.next_page_token
     assert token == ""
     assert listed == [booking.booking_id for booking in reversed(placed)]
-    await refused(Reason.VALIDATION_FAILED, page(to_token("not an id")))
     await refused(Reason.VALIDATION_FAILED, page("not a token"))
+    # A token is valid for the filters of its list only.
+    await refused(Reason.VALIDATION_FAILED, page(to_token(str(new_id()))))
 
 
 async def test_steps_that_hang_do_not_delay_other_bookings(harness: BookingHarness) -> None:
