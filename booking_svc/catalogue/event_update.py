@@ -15,7 +15,7 @@ from uuid import UUID
 from booking_svc.catalogue import event_rules, payability
 from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.event_creation import DEFAULT_LIMIT
-from booking_svc.catalogue.events import Event, Offer, StaffStatus
+from booking_svc.catalogue.events import Event, Offer, StaffStatus, Status
 from booking_svc.catalogue.venues import Venue
 from booking_svc.clients.ports import Limits, OfferStock, PoolStock
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
@@ -61,6 +61,9 @@ class EventChange:
     clear: frozenset[str] = frozenset()
     # 0 removes the limit.
     per_customer_limit: int | None = None
+    # As read: they cannot change.
+    event_id: str | None = None
+    status: Status | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +184,19 @@ def _fixed_fields(event: Event, change: EventChange) -> list[FieldViolation]:
         )
     if change.currency_code not in (None, event.currency_code):
         violations.append(FieldViolation("event.currency_code", "cannot change"))
+    if change.event_id not in (None, str(event.event_id)):
+        violations.append(FieldViolation("event.event_id", "must be the id of this event"))
+    if change.status is not None and _staff_status(change.status) is not event.staff_status:
+        violations.append(FieldViolation("event.status", "is changed by SetEventStatus only"))
     if change.add_seat_ids and (change.auditorium_id or event.auditorium_id) is None:
         violations.append(FieldViolation("event.add_seat_ids", "the event has no auditorium"))
     return violations
+
+
+def _staff_status(status: Status) -> StaffStatus:
+    """The staff's part of a status: the others change with the clock and the stock."""
+    by_staff = {Status.DRAFT, Status.PAUSED, Status.CANCELLED}
+    return StaffStatus(status) if status in by_staff else StaffStatus.OPEN
 
 
 def _changed_fields(event: Event, change: EventChange) -> Event:

@@ -210,6 +210,8 @@ def to_change(message: event_pb2.EventChange) -> EventChange:
         remove_seat_ids=tuple(map(UUID, message.remove_seat_ids)),
         clear=frozenset(message.clear),
         per_customer_limit=message.per_customer_limit if given("per_customer_limit") else None,
+        event_id=message.event_id.lower() if given("event_id") else None,
+        status=Status(event_pb2.Event.Status.Name(message.status)) if message.status else None,
     )
 
 

@@ -64,7 +64,7 @@ def place(gateway: Gateway, content: str) -> tuple[str, str]:
             "percent",
         ),
         ("PATCH", "/api/v1/auth/profile", '{"email": "a@example.com"}', "email", None),
-        ("PUT", "/api/v1/events/e", '{"status": "ON_SALE"}', "status", None),
+        ("PUT", "/api/v1/events/e", '{"isOnSale": true}', "isOnSale", None),
         (
             "PATCH",
             "/api/v1/events/e",
