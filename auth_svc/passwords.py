@@ -39,28 +39,45 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def check_policy(password: str, *, email: str, full_name: str, field: str = "password") -> None:
-    """Raises PASSWORD_TOO_WEAK with one violation per unmet rule, each with the name `field`."""
+def violations(
+    password: str, *, email: str, full_name: str, field: str = "password"
+) -> tuple[FieldViolation, ...]:
+    """One violation per unmet rule of the policy, each with the name `field`."""
     password = unicodedata.normalize("NFC", password)
     categories = {unicodedata.category(character) for character in password}
     rules = {
-        f"must have {MIN_LENGTH}–{MAX_LENGTH} characters": MIN_LENGTH
-        <= len(password)
-        <= MAX_LENGTH,
-        "must contain an upper-case letter": "Lu" in categories,
-        "must contain a lower-case letter": "Ll" in categories,
-        "must contain a digit": "Nd" in categories,
-        "must contain a special character": any(kind[0] in "PSZ" for kind in categories),
-        "must not contain control characters": "Cc" not in categories,
-        "must not be the e-mail address or the name": not _is_personal(password, email, full_name),
-        "must not be a common password": not _is_common(password),
+        "length": (
+            f"must have {MIN_LENGTH}–{MAX_LENGTH} characters",
+            MIN_LENGTH <= len(password) <= MAX_LENGTH,
+        ),
+        "upper_case": ("must contain an upper-case letter", "Lu" in categories),
+        "lower_case": ("must contain a lower-case letter", "Ll" in categories),
+        "digit": ("must contain a digit", "Nd" in categories),
+        "special": (
+            "must contain a special character",
+            any(kind[0] in "PSZ" for kind in categories),
+        ),
+        "control": ("must not contain control characters", "Cc" not in categories),
+        "personal": (
+            "must not be the e-mail address or the name",
+            not _is_personal(password, email, full_name),
+        ),
+        "common": ("must not be a common password", not _is_common(password)),
     }
-    unmet = [rule for rule, is_met in rules.items() if not is_met]
-    if unmet:
+    return tuple(
+        FieldViolation(field, text, f"password.{rule}")
+        for rule, (text, is_met) in rules.items()
+        if not is_met
+    )
+
+
+def check_policy(password: str, *, email: str, full_name: str, field: str = "password") -> None:
+    """Raises PASSWORD_TOO_WEAK with the `violations`."""
+    if unmet := violations(password, email=email, full_name=full_name, field=field):
         raise DomainError(
             Reason.PASSWORD_TOO_WEAK,
-            f"the password {'; '.join(unmet)}",
-            violations=tuple(FieldViolation(field, rule) for rule in unmet),
+            f"the password {'; '.join(violation.description for violation in unmet)}",
+            violations=unmet,
         )
 
 

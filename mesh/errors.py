@@ -98,11 +98,13 @@ class FieldViolation:
     """A field by its path in the request, e.g. `items[0].quantity`, and what is wrong with it.
 
     Names are those of the proto. The description puts other fields in backticks, e.g.
-    "must be after `start_time`"; mesh/rpc/field_names.py writes them for the client.
+    "must be after `start_time`"; mesh/rpc/field_names.py writes them for the client. `rule` is the
+    id of the contract's rule, e.g. `string.uuid`, empty for a rule of the domain.
     """
 
     field: str
     description: str
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)

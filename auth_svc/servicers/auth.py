@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc import email_confirmation, password_reset
+from auth_svc import email_confirmation, password_reset, passwords
 from auth_svc.accounts import InTransaction
 from auth_svc.email_change import EmailChange
 from auth_svc.idempotency import IdempotentCalls, StoreAnswer
@@ -30,7 +30,9 @@ from boxoffice.auth.v1 import (
 from mesh.clock import Clock
 from mesh.conversions import given, time_to_proto
 from mesh.db.database import Database
+from mesh.errors import FieldViolation
 from mesh.ids import new_id
+from mesh.rpc import validation
 from mesh.rpc.call import caller
 from mesh.rpc.identity import ALGORITHM
 
@@ -240,3 +242,14 @@ def _tokens(signed_in: SignedIn) -> dict[str, Any]:
 
 def _seconds(lifetime: timedelta) -> int:
     return int(lifetime.total_seconds())
+
+
+def _of_password(
+    request: auth_service_pb2.RegisterRequest | auth_service_pb2.RegisterAdminRequest,
+) -> tuple[FieldViolation, ...]:
+    return passwords.violations(request.password, email=request.email, full_name=request.full_name)
+
+
+# So that one answer has all faults of a sign-up; sign_up.py refuses a weak password alone.
+validation.name_also(auth_service_pb2.RegisterRequest, _of_password)
+validation.name_also(auth_service_pb2.RegisterAdminRequest, _of_password)

@@ -42,6 +42,7 @@ ERROR: dict[str, Any] = {
                             "properties": {
                                 "field": {"type": "string"},
                                 "description": {"type": "string"},
+                                "reason": {"type": "string"},
                             },
                         },
                     },

@@ -165,7 +165,9 @@ def to_status(error: DomainError) -> status_pb2.Status:
             error_details_pb2.BadRequest(
                 field_violations=[
                     error_details_pb2.BadRequest.FieldViolation(
-                        field=violation.field, description=violation.description
+                        field=violation.field,
+                        description=violation.description,
+                        reason=_reason_of(violation.rule),
                     )
                     for violation in violations
                 ]
@@ -176,6 +178,11 @@ def to_status(error: DomainError) -> status_pb2.Status:
         delay.FromMilliseconds(int(error.retry_after_seconds * 1000))
         _pack(status.details.add(), error_details_pb2.RetryInfo(retry_delay=delay))
     return status
+
+
+def _reason_of(rule: str) -> str:
+    """A rule's id as BadRequest writes it, e.g. `STRING_UUID`."""
+    return rule.replace(".", "_").upper()
 
 
 def _fitting(violations: Sequence[FieldViolation]) -> Sequence[FieldViolation]:
@@ -224,7 +231,7 @@ def from_status(status: status_pb2.Status) -> DomainError | None:
             info = error_details_pb2.ErrorInfo.FromString(detail.value)
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             violations = tuple(
-                FieldViolation(violation.field, violation.description)
+                FieldViolation(violation.field, violation.description, violation.reason)
                 for violation in error_details_pb2.BadRequest.FromString(
                     detail.value
                 ).field_violations

@@ -44,7 +44,7 @@ def _renamed(error: DomainError, name: Callable[[str], str]) -> DomainError:
         return MARKED.sub(lambda field: name(field[1]), marked)
 
     violations = tuple(
-        FieldViolation(name(violation.field), text(violation.description))
+        FieldViolation(name(violation.field), text(violation.description), violation.rule)
         for violation in error.violations
     )
     is_listed = error.message == listed(error.violations)

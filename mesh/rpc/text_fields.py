@@ -27,6 +27,12 @@ _FAULTS: dict[int, Callable[[str], str]] = {
 }
 
 
+_RULES = {
+    kind: _TEXT.DESCRIPTOR.values_by_number[kind].name.lower().replace("_", ".", 1)
+    for kind in _FAULTS
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Field:
     """A field of a message with text, or of a message in it."""
@@ -71,7 +77,7 @@ def _fault(kind: int, value: str, path: str) -> Iterator[FieldViolation]:
     if kind == _TEXT.TEXT_UNSPECIFIED and value.isascii() and value.isprintable():
         return
     if value and (fault := _FAULTS[kind](value)):
-        yield FieldViolation(path, fault)
+        yield FieldViolation(path, fault, _RULES[kind])
 
 
 @cache

@@ -1,8 +1,8 @@
 """Enforces the contract's rules on fields, for all requests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import protovalidate
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -12,6 +12,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from mesh.errors import FieldViolation, invalid
 from mesh.rpc import text_fields
+
+_M = TypeVar("_M", bound=Message)
+_ALSO: dict[str, Callable[[Any], Iterable[FieldViolation]]] = {}
 
 PATTERNS = {
     r"^[A-Z]{3}$": "must be a three-letter ISO 4217 code such as INR",
@@ -40,11 +43,23 @@ def validate(request: Message, *, is_internal: bool = False) -> None:
     """
     violations = () if is_internal else text_fields.normalise(request)
     violations += tuple(
-        FieldViolation(_path(violation.proto.field), _description(violation))
+        FieldViolation(
+            _path(violation.proto.field), _description(violation), violation.proto.rule_id
+        )
         for violation in protovalidate.collect_violations(request)
     )
     if violations:
+        if also := _ALSO.get(request.DESCRIPTOR.full_name):
+            violations += tuple(also(request))
         raise invalid(*violations)
+
+
+def name_also(kind: type[_M], violations: Callable[[_M], Iterable[FieldViolation]]) -> None:
+    """Adds violations of a rule of the domain to those of the contract's rules, for a message.
+
+    The domain itself refuses a request that violates its rule alone. Called when a service starts.
+    """
+    _ALSO[kind.DESCRIPTOR.full_name] = violations
 
 
 def refuse_unstorable(request: Message, sent: bytes) -> None:

@@ -126,6 +126,19 @@ async def test_every_unmet_password_rule_reaches_the_client(channel: grpc.aio.Ch
     assert [violation.field for violation in violations] == ["password"] * 5
 
 
+async def test_a_weak_password_is_named_with_the_other_faults(channel: grpc.aio.Channel) -> None:
+    request = a_request()
+    request.password, request.email = "mango", "mira@localhost"
+    error = await refusal(AuthServiceStub(channel).Register(request))
+    assert reason_of(error) == "VALIDATION_FAILED"
+    violations = details_of(error, error_details_pb2.BadRequest).field_violations
+    assert {(violation.field, violation.reason) for violation in violations} >= {
+        ("email", "TEXT_EMAIL"),
+        ("password", "PASSWORD_LENGTH"),
+        ("password", "PASSWORD_DIGIT"),
+    }
+
+
 async def test_all_invalid_fields_are_named_together(channel: grpc.aio.Channel) -> None:
     request = auth_service_pb2.RegisterRequest(
         email="mira\x00@example.com", password="", full_name="M\x00ra", phone="0123"

@@ -1,5 +1,6 @@
 """The contract's rules on fields and headers, enforced before the servicer."""
 
+import re
 from typing import Any
 
 import grpc
@@ -63,6 +64,7 @@ async def invalid_fields(
     assert reason_of(error) == "VALIDATION_FAILED"
     violations = details_of(error, error_details_pb2.BadRequest).field_violations
     assert all(violation.description for violation in violations)
+    assert all(re.fullmatch("[A-Z][A-Z0-9_]*[A-Z0-9]", v.reason) for v in violations)
     return [violation.field for violation in violations]
 
 
