@@ -83,5 +83,7 @@ def id_from_token(token: str) -> UUID | None:
 
 def _invalid_token() -> DomainError:
     return invalid(
-        FieldViolation("page_token", "must be a page token of this list with the same filters")
+        FieldViolation(
+            "page_token", "must be a page token of this list with the same filters", "page_token"
+        )
     )

@@ -404,11 +404,13 @@ def _require_idempotency_key(policy: MethodPolicy) -> None:
     key = call.idempotency_key()
     if key is None:
         if policy.idempotency is Idempotency.REQUIRED:
-            raise invalid(FieldViolation("Idempotency-Key", "the header is required"))
+            raise invalid(FieldViolation("Idempotency-Key", "the header is required", "required"))
         return
     if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
         raise invalid(
             FieldViolation(
-                "Idempotency-Key", f"must have 1–{MAX_IDEMPOTENCY_KEY_LENGTH} characters"
+                "Idempotency-Key",
+                f"must have 1–{MAX_IDEMPOTENCY_KEY_LENGTH} characters",
+                "string.len",
             )
         )

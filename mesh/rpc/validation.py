@@ -92,7 +92,7 @@ def _unstorable(message: Message, prefix: str = "") -> Iterator[FieldViolation]:
         if field.type == FieldDescriptor.TYPE_STRING:
             for element_path, text in _elements(field, value, path):
                 if "\0" in text:
-                    yield FieldViolation(element_path, "must not contain U+0000")
+                    yield FieldViolation(element_path, "must not contain U+0000", "string.storable")
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
             # No request has a map.
             for element_path, element in _elements(field, value, path):
@@ -107,7 +107,7 @@ def _out_of_range(value: Timestamp | Duration, path: str) -> Iterator[FieldViola
     try:
         value.ToDatetime() if isinstance(value, Timestamp) else value.ToTimedelta()
     except (ValueError, OverflowError):
-        yield FieldViolation(path, "is out of range")
+        yield FieldViolation(path, "is out of range", "time.range")
 
 
 _TIME_TYPES = (Timestamp, Duration)
