@@ -141,7 +141,7 @@ def test_a_repeated_call_is_marked_as_replayed(
 
 def test_lists_of_bookings_are_filtered(admin: Api, customer: Api, api: Api) -> None:
     event, other = admin.create_event(), admin.create_event()
-    first, second = (customer.book(items(each)).json() for each in (event, other))
+    first, second = (customer.book(items(sale)).json() for sale in (event, other))
     mine = "/api/v1/bookings"
 
     def ids(client: Api, path: str) -> list[str]:
