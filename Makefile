@@ -8,7 +8,7 @@ WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
 
 .DEFAULT_GOAL := help
-.PHONY: help up down restart migrate logs backup restore sample-data demo chaos protos check test test-long browser settings env-example keys-rotate mails format manifests lock bench bench-compare clean bootstrap bootstrap-dev
+.PHONY: help up down restart migrate logs backup restore sample-data demo chaos protos check test test-long browser settings env-example keys-rotate mails client format manifests lock bench bench-compare clean bootstrap bootstrap-dev
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ env-example: bootstrap ## Write .env.example from the settings
 mails: bootstrap ## Write build/mails.html with samples of all mails to customers
 	@$(LAUNCHER) mails
 
+client: bootstrap ## Write build/client/: protos for other languages and a Python wheel; GO_MODULE=example.com/shop/boxoffice
+	@$(LAUNCHER) client $(if $(GO_MODULE),--go-module $(GO_MODULE))
+
 format: bootstrap-dev ## Format the Python code and the protos
 	@$(VENV)/ruff check --quiet --fix-only .
 	@$(VENV)/ruff format --quiet .
@@ -101,6 +104,8 @@ lock: bootstrap-dev ## Update requirements.lock from pyproject.toml
 	@$(COMPILE) --constraint build/dev.lock --output-file build/image.lock
 	@$(COMPILE) --extra local --extra bench --constraint build/dev.lock --output-file build/bench.lock
 	@$(PYTHON) launcher/bootstrap.py join build/image.lock build/local.lock build/dev.lock build/bench.lock
+	@$(PYTHON) launcher/bootstrap.py --dev
+	@$(LAUNCHER) third-party
 
 clean: ## Remove generated and installed files; keeps the state folder
 	@rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

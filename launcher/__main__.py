@@ -53,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--check", action="store_true", help="fail if .env.example is out of date")
     commands.add_parser("sockets", help="print the folder of the embedded servers' sockets")
     commands.add_parser("mails", help="write a page with samples of all mails")
+    client = commands.add_parser("client", help="write protos and a wheel for clients")
+    client.add_argument("--go-module", default="boxoffice", help="module of the Go packages")
+    commands.add_parser("third-party", help="write the protos that the contract imports")
     keys = commands.add_parser("keys", help="manage the keys that sign access tokens")
     keys.add_argument(
         "action", choices=("rotate",), help="add a key; the old one is removed automatically"
@@ -152,6 +155,21 @@ def _mails(_: argparse.Namespace) -> int:
     return 0
 
 
+def _client(arguments: argparse.Namespace) -> int:
+    _compile()
+    from launcher import client
+
+    print(client.write(go_module=arguments.go_module))
+    return 0
+
+
+def _third_party(_: argparse.Namespace) -> int:
+    from launcher import third_party
+
+    third_party.write()
+    return 0
+
+
 def _list_settings(arguments: argparse.Namespace) -> int:
     _compile()
     from launcher import settings_listing
@@ -199,6 +217,8 @@ _COMMANDS = {
     "settings": _list_settings,
     "sockets": _sockets,
     "mails": _mails,
+    "client": _client,
+    "third-party": _third_party,
     "keys": _keys,
     "check": _check,
 }

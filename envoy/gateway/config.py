@@ -12,6 +12,7 @@ from gateway import key_set, probes, ratelimit_yaml, tracing
 from gateway.clusters import clusters
 from gateway.extension import Config, extension, typed
 from gateway.listener import descriptor_path, listener, public_folder
+from gateway.public_contract import public_contract
 from gateway.routes import routed
 from gateway.transcoding import descriptors
 from mesh.paths import CONTRACT
@@ -91,7 +92,11 @@ def write_for(
     folder = _folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     policies = routed(policy.of_contract(contract).values(), settings)
-    page.write(public_folder(folder), document(contract, policies, settings))
+    page.write(
+        public_folder(folder),
+        document(contract, policies, settings),
+        public_contract(contract).SerializeToString(),
+    )
     descriptor_path(folder).write_bytes(descriptors(contract).SerializeToString())
     (folder / "ratelimit.yaml").write_text(
         ratelimit_yaml.text(policies, Scales.configured(settings))

@@ -1,4 +1,4 @@
-"""Serves /openapi.json, /docs and the page at / from files. openapi/page.py writes the files.
+"""Serves /openapi.json, /contract.binpb, /docs and the page at / from files. openapi/page.py writes the files.
 
 Envoy's file server answers only GET and HEAD.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.extension import Config, extension, typed
 from openapi import page
 
-DOCUMENT, PAGE = "/openapi.json", "/docs"
+DOCUMENT, CONTRACT, PAGE = "/openapi.json", "/contract.binpb", "/docs"
 WELCOME = f"{PAGE}/{page.WELCOME}"
 """The page at /: lua/requests.lua changes the path."""
 
@@ -24,12 +24,15 @@ def file_server(folder: Path) -> Config:
         manager_config={"thread_pool": {"thread_count": 1}},
         path_mappings=[
             {"request_path_prefix": PAGE, "file_path_prefix": f"{folder}{PAGE}"},
-            # A folder with one file, because the file server maps paths only to folders.
+            # Folders with one file, because the file server maps paths only to folders.
             {"request_path_prefix": DOCUMENT, "file_path_prefix": f"{folder}/openapi"},
+            {"request_path_prefix": CONTRACT, "file_path_prefix": f"{folder}/contract"},
         ],
         content_types=page.CONTENT_TYPES,
         default_content_type="application/octet-stream",
-        directory_behaviors=[{"default_file": page.PAGE}, {"default_file": page.DOCUMENT}],
+        directory_behaviors=[
+            {"default_file": name} for name in (page.PAGE, page.DOCUMENT, page.CONTRACT)
+        ],
     )
 
 
@@ -40,7 +43,10 @@ def routes(security_headers: str, nowhere: Config) -> list[Config]:
     a cluster that does not exist.
     """
     return [
-        _route({"path": DOCUMENT}, security_headers, nowhere, _DOCUMENT_SECONDS, {}),
+        *(
+            _route({"path": path}, security_headers, nowhere, _DOCUMENT_SECONDS, {})
+            for path in (DOCUMENT, CONTRACT)
+        ),
         _route(
             {"path_separated_prefix": PAGE},
             security_headers,

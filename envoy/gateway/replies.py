@@ -120,7 +120,8 @@ def _paths(policies: Iterable[MethodPolicy]) -> str:
             verbs[pattern].add(binding.verb)
             if binding.verb == "GET" and not policy.server_streaming:
                 verbs[pattern].add("HEAD")
-    verbs[_MAGIC.sub(r"%\1", documentation.DOCUMENT)] = {"GET", "HEAD"}
+    for path in (documentation.DOCUMENT, documentation.CONTRACT):
+        verbs[_MAGIC.sub(r"%\1", path)] = {"GET", "HEAD"}
     for path in (documentation.PAGE, documentation.PAGE + "/.*"):
         verbs[path] = {"GET", "HEAD"}
     entries = (f'  {{"^{path}$", "{", ".join(sorted(names))}"}},' for path, names in verbs.items())

@@ -10,13 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-DOCUMENT, PAGE, WELCOME = "openapi.json", "index.html", "welcome.html"
+DOCUMENT, CONTRACT = "openapi.json", "contract.binpb"
+PAGE, WELCOME = "index.html", "welcome.html"
 CONTENT_TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "png": "image/png",
     "json": "application/json",
+    "binpb": "application/x-protobuf",
 }
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -58,6 +60,7 @@ _WELCOME = """<!doctype html>
     <ul>
       <li><a href="/docs">Read and try the API</a></li>
       <li><a href="/openapi.json">OpenAPI document</a></li>
+      <li><a href="/contract.binpb">Contract as a descriptor set, e.g. for grpcurl</a></li>
       <li><a href="/health">Health of the services</a></li>
       <li><a href="/api/v1/events">Events on sale</a></li>
     </ul>
@@ -75,11 +78,12 @@ _WELCOME = """<!doctype html>
 _START = Path(__file__).parent / "static" / "start.js"
 
 
-def write(folder: Path, document: dict[str, Any]) -> None:
-    """Writes openapi/openapi.json and docs/ into `folder`."""
-    openapi, docs = folder / "openapi", folder / "docs"
-    openapi.mkdir(parents=True, exist_ok=True)
-    docs.mkdir(parents=True, exist_ok=True)
+def write(folder: Path, document: dict[str, Any], contract: bytes) -> None:
+    """Writes openapi/openapi.json, contract/contract.binpb and docs/ into `folder`."""
+    openapi, docs, descriptors = folder / "openapi", folder / "docs", folder / "contract"
+    for place in (openapi, docs, descriptors):
+        place.mkdir(parents=True, exist_ok=True)
+    (descriptors / CONTRACT).write_bytes(contract)
     (openapi / DOCUMENT).write_text(
         json.dumps(document, separators=(",", ":"), ensure_ascii=False) + "\n"
     )

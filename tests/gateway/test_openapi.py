@@ -322,7 +322,7 @@ def test_the_page_loads_only_from_the_gateway(gateway: Gateway, path: str) -> No
     "path",
     [
         "/docs/../envoy.json",
-        "/docs/%2e%2e/%2e%2e/contract.binpb",
+        "/docs/%2e%2e/%2e%2e/envoy.json",
         "/docs/..%2f..%2fenvoy.json",
         "/docs/nothing.js",
         "/docsx",
