@@ -44,7 +44,8 @@ def document(
         for service in policies_of.services(contract)
         for method in service.methods
     }
-    rest = [(methods[policy.path], policy) for policy in policies if policy.bindings]
+    documented = [policy for policy in policies if not policy.is_undocumented]
+    rest = [(methods[policy.path], policy) for policy in documented if policy.bindings]
     asked = _reached(method.input_type for method, _ in rest)
     answered = _reached(method.output_type for method, _ in rest)
     components = Components()

@@ -142,6 +142,7 @@ class MethodPolicy:
 
     needs_verified_email: bool = False
     needs_session: bool = False
+    is_undocumented: bool = False
 
     @property
     def service(self) -> str:
@@ -230,6 +231,7 @@ def _of_method(method: MethodDescriptor) -> MethodPolicy:
         accepts_ended_token=raw.accepts_ended_token,
         needs_verified_email=raw.needs_verified_email,
         needs_session=raw.needs_session,
+        is_undocumented=raw.is_undocumented,
     )
     _check(policy)
     return policy
