@@ -44,8 +44,7 @@ from mesh.settings import LIMIT_SERVICE, SERVICES, MeshSettings
 
 # How long they may be idle without becoming healthy; a slow machine may take longer.
 _SERVERS_SECONDS = 60.0
-# Two replicas of all services need a minute of CPU time to start.
-_SERVICES_SECONDS = 180.0
+_SERVICES_SECONDS = 60.0
 _GATEWAY_SECONDS = 30.0
 _READY_CHECK_SECONDS = 0.2
 _LEFTOVER_SECONDS = 20.0
