@@ -323,6 +323,7 @@ async def test_production_has_no_sandbox(
         "BookService",
         "ReconciliationService",
         "PaymentEventService",
+        "InboundWebhookService",
     ]
 
 
