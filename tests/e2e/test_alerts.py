@@ -56,6 +56,23 @@ CAUSED = {
     "WebhooksRefused",
 }
 
+RULE_TESTED = {
+    # Minutes to weeks without a change.
+    "CertificateExpires",
+    "ErrorBudgetBurnsFast",
+    "ErrorBudgetBurnsSlowly",
+    "GatewayCertificateExpires",
+    "LoopStopped",
+    "ReconciliationGaveUp",
+    "RevocationsLag",
+    # Not caused in a running mesh yet.
+    "PaymentDisputed",
+    "PaymentsUnexplained",
+    "RedisUnavailable",
+    "WebhookDeliveriesFail",
+}
+"""Not caused here: alerts_test.yaml has their conditions as time series."""
+
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[RunningMesh]:
@@ -182,8 +199,8 @@ class Booking:
         self.customer.wait_for_status(self.booking_id, "CONFIRMED")
 
 
-def test_every_alert_is_caused_in_this_file() -> None:
-    assert BY_NAME.keys() == CAUSED
+def test_every_alert_is_caused_in_this_file_or_has_only_a_test_of_its_rule() -> None:
+    assert BY_NAME.keys() == CAUSED | RULE_TESTED
     text = Path(__file__).read_text().partition("def test_every_alert")[2]
     assert {name for name in CAUSED if not re.search(rf'[("]{name}"', text)} == set()
 
