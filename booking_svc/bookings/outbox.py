@@ -191,9 +191,10 @@ def to_new(booking: Booking, change: Change, now: datetime) -> outbox.NewEvent:
     message = booking_event_pb2.BookingEvent(event_key=str(key), booking=proto.booking(booking))
     message.event_time.FromDatetime(now)
     message.booking.ClearField("timeline")
-    # For the customer's client only. Reading a field of a message does not set it.
-    message.booking.payment.ClearField("client_secret")
-    message.booking.change.payment.ClearField("client_secret")
+    # For the customer's client only. ClearField sets the message that it is called on.
+    for parent in (message.booking, message.booking.change):
+        if parent.HasField("payment"):
+            parent.payment.ClearField("client_secret")
     _set(message, change)
     return outbox.NewEvent(
         aggregate_id=booking.booking_id,

@@ -8,10 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import redis.asyncio
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from redis.exceptions import RedisError
 
 from boxoffice.health.v1 import health_service_pb2, health_service_pb2_grpc
 from mesh.errors import DomainError, Reason
@@ -39,7 +37,11 @@ async def open_health(settings: MeshSettings, process: str) -> AsyncIterator["He
         if settings.redis_url is None:
             yield HealthServicer(services, _no_redis)
             return
-        client = redis.asyncio.from_url(
+        # Here, because it imports packages for traces.
+        from redis.asyncio import from_url
+        from redis.exceptions import RedisError
+
+        client = from_url(
             settings.redis_url.get_secret_value(),
             socket_timeout=_REDIS_TIMEOUT_SECONDS,
             socket_connect_timeout=_REDIS_TIMEOUT_SECONDS,
@@ -47,7 +49,10 @@ async def open_health(settings: MeshSettings, process: str) -> AsyncIterator["He
         stack.push_async_callback(client.aclose)
 
         async def ping() -> None:
-            await client.ping()
+            try:
+                await client.ping()
+            except RedisError as error:
+                raise ConnectionError(str(error)) from error
 
         yield HealthServicer(services, ping)
 
@@ -80,7 +85,7 @@ class HealthServicer(health_service_pb2_grpc.HealthServiceServicer):
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await self._ping_cache()
             state = _SERVING
-        except (OSError, TimeoutError, RedisError):
+        except (OSError, TimeoutError):
             state = _UNREACHABLE
         return _health({"redis": state})
 

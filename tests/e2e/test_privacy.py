@@ -37,6 +37,7 @@ CANARIES = {
     "admin secret": ADMIN_SECRET_CANARY,
     "wrong admin secret": "kanarie-geraden-geheim-van-een-ander",
     "inbound webhook": "kanarie in een bericht",
+    "search": "kanariefokker",
     "wrong reset token": "kanarie-geraden-token-voor-een-ander",
 }
 # Fields that the contract marks with debug_redact: each has a canary above, or is a secret that the
@@ -45,6 +46,7 @@ REDACTED = {
     *("email", "full_name", "phone", "address", "note", "attendees", "reason", "body", "text"),
     *("password", "current_password", "new_password", "confirm_password", "admin_secret", "token"),
     *("access_token", "refresh_token", "device_token", "secret", "key", "new_email"),
+    *("query", "client_secret"),
 }
 # Part of invalid requests, which must not be repeated either.
 UNREADABLE = "kanarie-onleesbaar"
@@ -87,6 +89,12 @@ def a_whole_run(
     booking = me.book({**items(event, 2), "checkout": {"provider": "sandbox"}}).json()
     me.post(f"/sandbox/pay/{booking['payment']['paymentId']}", {"outcome": "SUCCEEDED"})
     me.wait_for_status(booking["bookingId"], "CONFIRMED")
+    embedded = {"checkout": {"provider": "sandbox", "flow": "EMBEDDED"}}
+    opened = me.book({**items(event, 1), **embedded})
+    seen.append(("secret", opened.json()["payment"]["clientSecret"]))
+    search = f"/api/v1/bookings?query={CANARIES['search']}"
+    assert admin.get(search).status_code == 200
+    note(me.get(search))
     until(lambda: "a mail cannot be delivered" in reports.raw, "no report arrived", seconds=60)
     mails.answers.clear()
     path = f"/api/v1/bookings/{booking['bookingId']}"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import grpc
 import pytest
 import sqlalchemy as sa
-from google.rpc import status_pb2
 from prometheus_client import REGISTRY
 
 from boxoffice.auth.v1 import auth_service_pb2
@@ -17,7 +17,7 @@ from mesh.errors import DomainError, Reason
 from mesh.observability import metrics
 from mesh.observability.probes import Heartbeat, Readiness
 from mesh.rpc import interceptor
-from mesh.rpc.errors import to_status
+from mesh.rpc.errors import to_grpc
 from testing.network import Network, a_service, call, refusal, service_descriptor, standing_in
 
 AUTH = "boxoffice.auth.v1.AuthService"
@@ -138,14 +138,14 @@ async def test_a_refusal_is_counted_before_it_is_sent(
     labels = {"rpc": "AuthService/GetJwks", "reason": "OVERLOADED"}
     before, counted = value("rpc_server_refusals_total", **labels), []
 
-    def answer(error: DomainError) -> status_pb2.Status:
+    def answer(error: DomainError) -> grpc.Status:
         counted.append(value("rpc_server_refusals_total", **labels) - before)
-        return to_status(error)
+        return to_grpc(error)
 
     async def refuse(_request: object, _context: object) -> object:
         raise DomainError(Reason.OVERLOADED, "too much")
 
-    monkeypatch.setattr(interceptor, "to_status", answer)
+    monkeypatch.setattr(interceptor, "to_grpc", answer)
     async with (
         network.serve("auth_svc", a_service(standing_in(AUTH, GetJwks=refuse))) as port,
         network.plain_channel("stock_svc", "auth_svc", port) as channel,
