@@ -17,6 +17,7 @@ SERVED_BY = {
     "boxoffice.bookings": "booking_svc",
     "boxoffice.health": "booking_svc",
     "boxoffice.webhooks": "booking_svc",
+    "boxoffice.queueing": "booking_svc",
     "boxoffice.stock": "stock_svc",
     "boxoffice.payments": "payment_svc",
 }

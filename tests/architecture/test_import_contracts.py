@@ -14,6 +14,7 @@ from mesh.paths import ROOT
 PLANTED = [
     ("booking_svc/catalogue/events.py", "booking_svc.bookings.pricing", "downward only"),
     ("booking_svc/bookings/pricing.py", "booking_svc.webhooks.signature", "downward only"),
+    ("booking_svc/bookings/placement.py", "booking_svc.queueing", "downward only"),
     ("stock_svc/ledger.py", "payment_svc.payments", "do not import each other"),
     ("mesh/ids.py", "auth_svc.accounts", "mesh imports nothing"),
     ("stock_svc/ledger.py", "stock_svc.servicers.stock", "Servicers are imported"),

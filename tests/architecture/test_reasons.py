@@ -23,6 +23,7 @@ IMPLEMENTED_BY = {
     "stock": "stock_svc",
     "payments": "payment_svc",
     "webhooks": "booking_svc",
+    "queueing": "booking_svc",
 }
 
 # It names every reason, to say how each looks on the wire.

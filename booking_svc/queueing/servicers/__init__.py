@@ -1,0 +1,1 @@
+"""One file per gRPC service: message -> plain values -> one domain call -> message."""
