@@ -35,6 +35,7 @@ from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.servicers.events import EventServicer
 from booking_svc.catalogue.servicers.favourites import FavouriteServicer
 from booking_svc.catalogue.servicers.productions import ProductionServicer
+from booking_svc.catalogue.servicers.search import SearchServicer
 from booking_svc.catalogue.servicers.venues import VenueServicer
 from booking_svc.clients.accounts import AccountEvents
 from booking_svc.clients.payments import PaymentClient, PaymentEvents
@@ -59,6 +60,8 @@ from boxoffice.catalogue.v1 import (
     favourite_service_pb2_grpc,
     production_service_pb2,
     production_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
     venue_service_pb2,
     venue_service_pb2_grpc,
 )
@@ -219,6 +222,11 @@ def _catalogue(common: _Common) -> _Part:
                 FavouriteServicer(database, system_clock),
                 favourite_service_pb2_grpc.add_FavouriteServiceServicer_to_server,
                 favourite_service_pb2.DESCRIPTOR.services_by_name["FavouriteService"],
+            ),
+            Servicer(
+                SearchServicer(database),
+                search_service_pb2_grpc.add_SearchServiceServicer_to_server,
+                search_service_pb2.DESCRIPTOR.services_by_name["SearchService"],
             ),
             Servicer(
                 EventServicer(

@@ -1,8 +1,9 @@
-"""Deletes rows that are no longer needed."""
+"""Deletes rows that are no longer needed, and indexes rows for the search that are not."""
 
 import asyncio
 from datetime import timedelta
 
+from booking_svc.catalogue import search_index
 from booking_svc.tables import idempotency_records
 from mesh.clock import Clock
 from mesh.db import idempotent
@@ -23,4 +24,5 @@ async def sweep(database: Database, clock: Clock) -> int:
 async def run_once(database: Database, clock: Clock) -> None:
     """One turn of the background loop."""
     await sweep(database, clock)
+    await search_index.index_missing(database)
     await asyncio.sleep(_INTERVAL_SECONDS)

@@ -154,6 +154,7 @@ async def insert(
                 create_time=event.create_time,
                 **_changeable_columns(event),
                 search=search.vector(words),
+                name_search=search.vector(search.words_of(event.name)),
             )
         )
     except sa.exc.IntegrityError as error:
@@ -186,7 +187,11 @@ async def update(connection: AsyncConnection, *, event: Event) -> None:
         await connection.execute(
             sa.update(events)
             .where(events.c.event_id == event.event_id)
-            .values(**_changeable_columns(event), search=search.vector(words))
+            .values(
+                **_changeable_columns(event),
+                search=search.vector(words),
+                name_search=search.vector(search.words_of(event.name)),
+            )
         )
     except sa.exc.IntegrityError as error:
         raise _overlap(error, event.auditorium_id) or error from None

@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.catalogue import events
+from booking_svc.catalogue import events, search_index
 from booking_svc.catalogue.tables import events as events_table
 from booking_svc.catalogue.tables import productions
 from mesh.errors import DomainError, Reason
@@ -17,6 +17,8 @@ from mesh.ids import new_id
 from mesh.paging import from_token, to_token
 
 _SCOPE = "productions"
+# Without those of the search.
+_COLUMNS = [column for column in productions.c if column.name not in ("search", "name_search")]
 _IS_LISTED = productions.c.delete_time.is_(None)
 
 
@@ -53,15 +55,17 @@ async def create(
     row = await connection.execute(
         sa.insert(productions)
         .values(production_id=new_id(), create_time=now, update_time=now, **values)
-        .returning(productions)
+        .returning(*_COLUMNS)
     )
-    return _production(row.one())
+    created = _production(row.one())
+    await search_index.index(connection, productions, created.production_id)
+    return created
 
 
 async def get(connection: AsyncConnection, *, production_id: UUID) -> Production:
     """A production, also a deleted one. Raises PRODUCTION_NOT_FOUND."""
     rows = await connection.execute(
-        sa.select(productions).where(productions.c.production_id == production_id)
+        sa.select(*_COLUMNS).where(productions.c.production_id == production_id)
     )
     return _existing(rows.one_or_none(), production_id)
 
@@ -74,7 +78,7 @@ async def require(connection: AsyncConnection, production_id: UUID | None) -> No
     if production_id is None:
         return
     rows = await connection.execute(
-        sa.select(productions)
+        sa.select(*_COLUMNS)
         .where(productions.c.production_id == production_id, _IS_LISTED)
         .with_for_update(read=True)
     )
@@ -85,7 +89,7 @@ async def list_page(
     connection: AsyncConnection, *, page_size: int, page_token: str
 ) -> ProductionPage:
     """A page of productions by title. Raises VALIDATION_FAILED for a page token of another list."""
-    query = sa.select(productions).where(_IS_LISTED)
+    query = sa.select(*_COLUMNS).where(_IS_LISTED)
     after = from_token(page_token, 2, scope=_SCOPE)
     if after is not None:
         title, production_id = after
@@ -116,16 +120,18 @@ async def update(
         sa.update(productions)
         .where(productions.c.production_id == production_id, _IS_LISTED)
         .values(update_time=now, **values)
-        .returning(productions)
+        .returning(*_COLUMNS)
     )
-    return _existing(rows.one_or_none(), production_id)
+    updated = _existing(rows.one_or_none(), production_id)
+    await search_index.index(connection, productions, production_id)
+    return updated
 
 
 async def delete(connection: AsyncConnection, *, production_id: UUID, now: datetime) -> None:
     """Marks a production as deleted. Raises PRODUCTION_NOT_FOUND, or EVENT_STATE_INVALID."""
     # Excludes `require`: no event can be added between the check and the commit.
     locked = await connection.execute(
-        sa.select(productions)
+        sa.select(*_COLUMNS)
         .where(productions.c.production_id == production_id, _IS_LISTED)
         .with_for_update()
     )

@@ -16,6 +16,7 @@ from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.productions import Production
+from booking_svc.catalogue.search_results import EventResult, ProductionResult, Result
 from booking_svc.catalogue.venues import Auditorium, Row, Seat, SeatChange, Venue
 from booking_svc.clients.ports import Availability
 from boxoffice.catalogue.v1 import (
@@ -23,6 +24,7 @@ from boxoffice.catalogue.v1 import (
     event_pb2,
     event_service_pb2,
     production_pb2,
+    search_service_pb2,
     venue_pb2,
 )
 from mesh.conversions import (
@@ -88,6 +90,41 @@ def changed_production_values(message: production_pb2.ProductionChange) -> dict[
         values["tags"] = list(message.tags)
     empty = production_values(production_pb2.Production())
     return {name: empty[name] for name in message.clear} | values
+
+
+def search_result(value: Result) -> search_service_pb2.SearchResult:
+    if isinstance(value, EventResult):
+        return search_service_pb2.SearchResult(
+            event=search_service_pb2.EventSummary(
+                event_id=str(value.event_id),
+                name=value.name,
+                production_id=id_to_proto(value.production_id),
+                venue_name=value.venue_name,
+                time_zone=value.time_zone,
+                start_time=time_to_proto(value.start_time),
+                end_time=time_to_proto(value.end_time),
+                status=event_pb2.Event.Status.Value(value.status),
+            )
+        )
+    if isinstance(value, ProductionResult):
+        return search_service_pb2.SearchResult(
+            production=search_service_pb2.ProductionSummary(
+                production_id=str(value.production_id),
+                title=value.title,
+                duration_minutes=value.duration_minutes,
+                poster_url=value.poster_url,
+                age_rating=value.age_rating,
+                language=value.language,
+            )
+        )
+    return search_service_pb2.SearchResult(
+        venue=search_service_pb2.VenueSummary(
+            venue_id=str(value.venue_id),
+            name=value.name,
+            time_zone=value.time_zone,
+            address=value.address,
+        )
+    )
 
 
 def auditorium(value: Auditorium) -> venue_pb2.Auditorium:

@@ -1,6 +1,6 @@
-"""Full-text search of events, tolerant of typing errors.
+"""Words of texts, and full-text search that is tolerant of typing errors.
 
-Every word of a query must be a prefix of a word of the event. A word that is no such prefix is
+Every word of a query must be a prefix of a word of what is found. A word that is no such prefix is
 replaced by the nearest known words, found by trigrams; the database lacks pg_trgm.
 
 Scripts such as Han, kana and Thai have no spaces between words. A run of their letters is indexed
@@ -10,6 +10,7 @@ from each letter on, four letters long, so that every part of it is a prefix of 
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -99,24 +100,45 @@ async def learn(connection: AsyncConnection, *, words: Sequence[str]) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """A query as tsqueries: each of its words as a whole word, or as the beginning of a word.
+
+    For a run of letters without spaces, whose words are not known, both find it anywhere.
+    """
+
+    words: str
+    prefixes: str
+
+
+async def patterns(connection: AsyncConnection, *, query: str) -> Patterns | None:
+    """The patterns of a query; None if it has no words, or one that is like no known word."""
+    whole, beginnings = [], []
+    for word in (word[:_MAX_LENGTH] for word in _runs_of(query)[:_MAX_QUERY_WORDS]):
+        if _IS_UNSPACED.match(word):
+            whole.append(_contains(word))
+            beginnings.append(_contains(word))
+            continue
+        known = [word] if await _is_prefix(connection, word) else await _nearest(connection, word)
+        if not known:
+            return None
+        whole.append("(" + " | ".join(f"'{spelling}'" for spelling in known) + ")")
+        beginnings.append("(" + " | ".join(f"'{spelling}':*" for spelling in known) + ")")
+    return Patterns(" & ".join(whole), " & ".join(beginnings)) if whole else None
+
+
+def matches(column: sa.ColumnElement[object], pattern: str) -> sa.ColumnElement[bool]:
+    """Whether a vector matches one of the Patterns."""
+    # Words consist of letters, marks and digits, none of which is tsquery syntax.
+    return column.op("@@")(sa.cast(pattern, postgresql.TSQUERY))
+
+
 async def condition(connection: AsyncConnection, *, query: str) -> sa.ColumnElement[bool]:
     """Matches the events of a query. An empty query matches all, one without words none."""
-    words = _runs_of(query)[:_MAX_QUERY_WORDS]
-    if not words:
-        return sa.false() if query.strip() else sa.true()
-    parts = []
-    for word in (word[:_MAX_LENGTH] for word in words):
-        if _IS_UNSPACED.match(word):
-            parts.append(_contains(word))
-            continue
-        prefixes = (
-            [word] if await _is_prefix(connection, word) else await _nearest(connection, word)
-        )
-        if not prefixes:
-            return sa.false()
-        parts.append("(" + " | ".join(f"'{prefix}':*" for prefix in prefixes) + ")")
-    # Words consist of letters, marks and digits, none of which is tsquery syntax.
-    return events.c.search.op("@@")(sa.cast(" & ".join(parts), postgresql.TSQUERY))
+    if not query.strip():
+        return sa.true()
+    asked = await patterns(connection, query=query)
+    return sa.false() if asked is None else matches(events.c.search, asked.prefixes)
 
 
 def has_prefixes(column: sa.ColumnElement[object], query: str) -> sa.ColumnElement[bool]:
@@ -125,8 +147,7 @@ def has_prefixes(column: sa.ColumnElement[object], query: str) -> sa.ColumnEleme
     if not words:
         return sa.false()
     parts = [_contains(word) if _IS_UNSPACED.match(word) else f"'{word}':*" for word in words]
-    # Words consist of letters, marks and digits, none of which is tsquery syntax.
-    return column.op("@@")(sa.cast(" & ".join(parts), postgresql.TSQUERY))
+    return matches(column, " & ".join(parts))
 
 
 def _contains(run: str) -> str:

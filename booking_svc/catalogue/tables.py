@@ -18,7 +18,11 @@ venues = sa.Table(
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False, server_default=sa.func.now()),
     sa.Column("delete_time", _Time),
+    # As of events; both are NULL until search_results.py has indexed the row.
+    sa.Column("search", TSVECTOR),
+    sa.Column("name_search", TSVECTOR),
     sa.Index("venues_name_venue_id_idx", "name", "venue_id"),
+    sa.Index("venues_search_idx", "search", postgresql_using="gin"),
 )
 
 productions = sa.Table(
@@ -35,7 +39,11 @@ productions = sa.Table(
     sa.Column("create_time", _Time, nullable=False),
     sa.Column("update_time", _Time, nullable=False),
     sa.Column("delete_time", _Time),
+    # As of events; both are NULL until search_results.py has indexed the row.
+    sa.Column("search", TSVECTOR),
+    sa.Column("name_search", TSVECTOR),
     sa.CheckConstraint("duration_minutes > 0", name="duration"),
+    sa.Index("productions_search_idx", "search", postgresql_using="gin"),
     sa.Index(
         "productions_title_production_id_idx",
         "title",
@@ -123,6 +131,9 @@ events = sa.Table(
     sa.Column("per_customer_limit", sa.Integer),
     # Deleted with bookings, which keep it.
     sa.Column("delete_time", _Time),
+    # The words of the name, which decide the order of results. NULL until search_results.py has
+    # indexed the row: an older version does not write it.
+    sa.Column("name_search", TSVECTOR),
     sa.CheckConstraint("status IN ('DRAFT', 'UPCOMING', 'PAUSED', 'CANCELLED')", name="status"),
     sa.CheckConstraint(
         "current_status IN ('DRAFT', 'UPCOMING', 'ON_SALE', 'SOLD_OUT', 'PAUSED', 'ENDED',"

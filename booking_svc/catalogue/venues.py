@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.catalogue import events, time_zones
+from booking_svc.catalogue import events, search_index, time_zones
 from booking_svc.catalogue.tables import auditoriums, seats, venues
 from booking_svc.catalogue.tables import events as events_table
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
@@ -23,6 +23,9 @@ _T = TypeVar("_T")
 
 MAX_SEATS = 100_000
 """Of an auditorium."""
+
+# Without those of the search.
+_VENUE = [column for column in venues.c if column.name not in ("search", "name_search")]
 
 _AUDITORIUMS = sa.select(
     auditoriums,
@@ -136,14 +139,16 @@ async def create_venue(
             create_time=now,
             update_time=now,
         )
-        .returning(venues)
+        .returning(*_VENUE)
     )
-    return Venue(**rows.one()._mapping)
+    venue = Venue(**rows.one()._mapping)
+    await search_index.index(connection, venues, venue.venue_id)
+    return venue
 
 
 async def get_venue(connection: AsyncConnection, *, venue_id: UUID) -> Venue:
     """A venue, also a deleted one. Raises VENUE_NOT_FOUND."""
-    rows = await connection.execute(sa.select(venues).where(venues.c.venue_id == venue_id))
+    rows = await connection.execute(sa.select(*_VENUE).where(venues.c.venue_id == venue_id))
     return _venue(rows.one_or_none(), venue_id)
 
 
@@ -152,7 +157,7 @@ async def list_venues(
 ) -> Page[Venue]:
     """A page of venues by name. Raises VALIDATION_FAILED for a page token of another list."""
     rows, token, total = await _page(
-        connection, sa.select(venues), venues.c.venue_id, "venues", page_size, page_token
+        connection, sa.select(*_VENUE), venues.c.venue_id, "venues", page_size, page_token
     )
     return Page(tuple(Venue(**row._mapping) for row in rows), token, total)
 
@@ -167,9 +172,11 @@ async def update_venue(
         sa.update(venues)
         .where(venues.c.venue_id == venue_id, venues.c.delete_time.is_(None))
         .values(update_time=now, **values)
-        .returning(venues)
+        .returning(*_VENUE)
     )
-    return _venue(rows.one_or_none(), venue_id)
+    venue = _venue(rows.one_or_none(), venue_id)
+    await search_index.index(connection, venues, venue_id)
+    return venue
 
 
 async def delete_venue(connection: AsyncConnection, *, venue_id: UUID, now: datetime) -> None:
@@ -181,7 +188,7 @@ async def delete_venue(connection: AsyncConnection, *, venue_id: UUID, now: date
         sa.update(venues)
         .where(venues.c.venue_id == venue_id, venues.c.delete_time.is_(None))
         .values(delete_time=now)
-        .returning(venues)
+        .returning(*_VENUE)
     )
     _venue(rows.one_or_none(), venue_id)
     auditorium_ids = await connection.scalars(
@@ -208,7 +215,7 @@ async def create_auditorium(
     _refuse_duplicates(rows)
     # Locks the venue: it is not deleted before the commit.
     locked = await connection.execute(
-        sa.select(venues)
+        sa.select(*_VENUE)
         .where(venues.c.venue_id == venue_id, venues.c.delete_time.is_(None))
         .with_for_update(read=True)
     )
@@ -307,7 +314,7 @@ async def delete_auditorium(
 async def venue_of(connection: AsyncConnection, *, auditorium_id: UUID) -> Venue:
     """The venue of an auditorium that is not deleted. Raises AUDITORIUM_NOT_FOUND."""
     rows = await connection.execute(
-        sa.select(venues)
+        sa.select(*_VENUE)
         .join(auditoriums, auditoriums.c.venue_id == venues.c.venue_id)
         .where(auditoriums.c.auditorium_id == auditorium_id, auditoriums.c.delete_time.is_(None))
     )

@@ -17,6 +17,7 @@ VARIABLE = re.compile(r"\{([a-z][a-z0-9]*(?:_[a-z0-9]+)*_id)\}")
 FIXED = re.compile(
     r"/webhooks/(\{provider\}|inbound/\{sender\}|health)"
     r"|/health(/[a-z]+)?"
+    r"|/api/v1/search"
     r"|/\.well-known/[a-z-]+\.json"
     r"|/sandbox/[a-z-]+(/\{[a-z]+(_[a-z]+)*_id\})?"
 )
