@@ -97,6 +97,9 @@ def _sale(evidence: Evidence, journal: Journal) -> Table:
     _sale_row(table, "declined once, then paid in time", second_tries)
     confirmed = [booking for booking in second_tries if booking.status in SOLD]
     _sale_row(table, "  confirmed", confirmed)
+    refunded = [booking for booking in second_tries if booking.refund_status == "PROCESSED"]
+    # On an overloaded machine the payment can reach the booking after its hold.
+    _sale_row(table, "  hold over when it arrived, refunded", refunded)
     table.add_section()
     table.add_row("customers", f"{journal.customers:,}")
     table.add_row("  with a call without an answer", f"{len(journal.unanswered):,}")

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.bookings.tables import booking_steps
+from booking_svc.bookings.tables import booking_steps, is_urgent_step
 from mesh.db.jobs import Backoff, JobQueue
 
 _steps = booking_steps.c
@@ -39,6 +39,10 @@ class StepKind(StrEnum):
     REFUND = "REFUND"
     # The change whose places replace the booking's: exchange the reservations.
     EXCHANGE = "EXCHANGE"
+
+
+URGENT = (StepKind.CONFIRM, StepKind.EXCHANGE)
+"""A customer waits for these. The places of a paid booking are held only until its hold ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +88,18 @@ async def enqueue(
 
 
 async def lease(
-    connection: AsyncConnection, *, now: datetime, limit: int, lease: timedelta
+    connection: AsyncConnection,
+    *,
+    now: datetime,
+    limit: int,
+    lease: timedelta,
+    is_urgent: bool | None = None,
 ) -> Sequence[Step]:
-    """Leases due steps to this process."""
-    rows = await _QUEUE.lease(connection, now=now, until=now + lease, limit=limit)
+    """Leases due steps to this process; only urgent ones or only others, if asked for."""
+    kinds = {None: (), True: (is_urgent_step,), False: (~is_urgent_step,)}
+    rows = await _QUEUE.lease(
+        connection, now=now, until=now + lease, limit=limit, where=kinds[is_urgent]
+    )
     return [
         Step(
             row.booking_id,

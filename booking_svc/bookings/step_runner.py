@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 from booking_svc.bookings import saga_steps
 from booking_svc.bookings.dependencies import Dependencies
@@ -20,8 +21,10 @@ from mesh.observability import request_context
 
 _log = logging.getLogger(__name__)
 
-# Fewer than the pool has connections: calls of customers need some too.
-_AT_ONCE = 8
+# Together fewer than the pool has connections: calls of customers need some too. Those that a
+# customer waits for wait for no others, of which an event's cancellation enqueues very many.
+_URGENT_AT_ONCE = 5
+_OTHERS_AT_ONCE = 6
 _ATTEMPT_SECONDS = 8.0
 # Longer than an attempt.
 _LEASE = timedelta(seconds=10)
@@ -36,11 +39,15 @@ class Steps:
         self._wake = wake
 
     async def run(self) -> None:
-        """Runs steps as they fall due, at most _AT_ONCE at a time. Runs until cancelled."""
-        async with Workers(self._wake, size=_AT_ONCE) as workers:
+        """Runs steps as they fall due, some at a time. Runs until cancelled."""
+        async with (
+            Workers(self._wake, size=_URGENT_AT_ONCE) as urgent,
+            Workers(self._wake, size=_OTHERS_AT_ONCE) as others,
+        ):
 
             async def turn() -> bool:
-                await workers.fill(lambda limit: self.claim(limit=limit), self.attempt)
+                for workers, is_urgent in ((urgent, True), (others, False)):
+                    await workers.fill(partial(self._claim, is_urgent), self.attempt)
                 # The end of a step starts the next turn.
                 return False
 
@@ -48,9 +55,16 @@ class Steps:
 
     async def claim(self, *, limit: int) -> Sequence[Step]:
         """Leases due steps to this process."""
+        return await self._claim(None, limit)
+
+    async def _claim(self, is_urgent: bool | None, limit: int) -> Sequence[Step]:
         async with self._deps.database.single() as connection:
             return await saga_steps.lease(
-                connection, now=self._deps.clock(), limit=limit, lease=_LEASE
+                connection,
+                now=self._deps.clock(),
+                limit=limit,
+                lease=_LEASE,
+                is_urgent=is_urgent,
             )
 
     async def attempt(self, step: Step) -> None:

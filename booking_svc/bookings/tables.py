@@ -245,7 +245,18 @@ booking_steps = sa.Table(
     sa.Column("origin", sa.Text, default=request_context.origin),
     sa.CheckConstraint("kind IN ('CONFIRM', 'RELEASE', 'VOID', 'REFUND', 'EXCHANGE')", name="kind"),
     sa.Index("booking_steps_due_time_idx", "due_time"),
+    # There can be very many others, after an event was cancelled.
+    sa.Index(
+        "booking_steps_urgent_due_time_idx",
+        "due_time",
+        postgresql_where=sa.text("kind IN ('CONFIRM', 'EXCHANGE')"),
+    ),
 )
+
+is_urgent_step = booking_steps.c.kind.in_(
+    [sa.literal_column("'CONFIRM'"), sa.literal_column("'EXCHANGE'")]
+)
+"""As literals: with parameters, prepared plans could not use the partial index."""
 
 # Customers, from auth_svc's event stream: for mails, payment pages and the search of staff.
 contacts = sa.Table(

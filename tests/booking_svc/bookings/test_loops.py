@@ -1,15 +1,21 @@
 """Background loops: completion, reconciliation, housekeeping."""
 
+import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 
 from booking_svc import housekeeping
-from booking_svc.bookings import completion, reconciliation, saga_steps, state_machine
+from booking_svc.bookings import completion, reconciliation, saga_steps, state_machine, tables
 from booking_svc.bookings.bookings import Actor, PaymentStatus, RefundStatus, Status
 from booking_svc.bookings.saga_steps import StepKind
+from booking_svc.bookings.step_runner import Steps
 from booking_svc.tables import idempotency_records
+from mesh.db.jobs import Wakeup
 from mesh.ids import new_id
 from testing.booking_harness import BookingHarness
 from tests.booking_svc.bookings.test_cancellation import a_confirmed
@@ -146,6 +152,52 @@ async def test_a_step_waits_since_it_was_due(harness: BookingHarness) -> None:
     harness.clock.advance(timedelta(seconds=1))
     assert len(await harness.steps.claim(limit=9)) == 1
     assert await oldest() == enqueued_at
+
+
+async def test_a_paid_booking_is_confirmed_while_many_other_steps_wait(
+    harness: BookingHarness,
+) -> None:
+    """Others hang, e.g. while payment_svc is away: they hold up no booking whose hold would end."""
+    event = await harness.an_event()
+    hanging = await harness.place(event)
+    paid = await harness.place(event)
+    is_open, has_begun = asyncio.Event(), asyncio.Event()
+
+    class Payments:
+        def __getattr__(self, method: str) -> Any:
+            return getattr(harness.payments, method)
+
+        async def void(self, *, payment_id: UUID) -> Any:
+            has_begun.set()
+            await is_open.wait()
+            return await harness.payments.void(payment_id=payment_id)
+
+    async with harness.database.transaction() as connection:
+        for _ in range(100):
+            await saga_steps.enqueue(
+                connection, hanging.booking_id, StepKind.VOID, new_id(), now=harness.clock()
+            )
+    payments: Any = Payments()
+    wake = Wakeup()
+    deps = replace(harness.deps, payments=payments, on_steps_enqueued=wake.ring)
+    running = asyncio.create_task(Steps(deps, wake).run())
+    try:
+        async with asyncio.timeout(60):
+            await has_begun.wait()
+            # Due after all others.
+            harness.clock.advance(timedelta(seconds=1))
+            await harness.capture(paid)
+            while (await harness.booking(paid.booking_id)).status is not Status.CONFIRMED:
+                await asyncio.sleep(0.01)
+    finally:
+        is_open.set()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def test_every_kind_of_step_is_urgent_or_not() -> None:
+    compiled = str(tables.is_urgent_step)
+    assert {kind for kind in StepKind if f"'{kind}'" in compiled} == set(saga_steps.URGENT)
 
 
 async def test_a_step_that_another_process_leased_is_not_postponed(
