@@ -18,13 +18,15 @@ from stock_svc.tables import Key
 class OfferTerms:
     """The pool that an offer draws on, and its terms.
 
-    `free` was read without a lock: other transactions may have changed it since.
+    `free` and `open_places` of the pool were read without a lock: other transactions may have
+    changed them since.
     """
 
     pool_id: UUID
     per_customer_limit: int
     seated: bool
     free: int
+    open_places: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,23 @@ class Demand:
     def places(self) -> int:
         return sum(self.by_offer.values())
 
+    def taken_from_open(self, pool: Key) -> int:
+        """How many of the demand's places of a pool come from those that are open to all.
+
+        None for the waiting list; of an exchange, those that it has more than before.
+        """
+        if self.request.for_waiting_list:
+            return 0
+        replaced = dict(self.request.replaced_places).get(pool, 0)
+        return max(0, self.by_pool[pool] - replaced)
+
+    def available(self, pool: Key, free: int, open_places: int | None) -> int:
+        """How many of a pool's free places the demand can have."""
+        if self.request.for_waiting_list or open_places is None:
+            return free
+        replaced = dict(self.request.replaced_places).get(pool, 0)
+        return min(free, open_places + replaced)
+
     def pool_of(self, line: Line) -> UUID:
         return self.terms[line.offer_id].pool_id
 
@@ -91,10 +110,12 @@ class Refused:
 class Remaining:
     """What is free and what customers own, exact while the pools are locked.
 
-    `decide` updates it. `limits` and `event_totals` are of the events with a limit of their own.
+    `decide` updates it. `limits` and `event_totals` are of the events with a limit of their own;
+    `open_places` has the pools in which a waiting list keeps what comes back.
     """
 
     free: dict[Key, int]
+    open_places: dict[Key, int]
     taken: set[Key]
     totals: Counter[tuple[UUID, UUID, UUID]]
     limits: Mapping[UUID, int]
@@ -151,6 +172,10 @@ def decide(
         accepted.append(demand)
         for pool, quantity in demand.by_pool.items():
             remaining.free[pool] -= quantity
+            if pool in remaining.open_places:
+                remaining.open_places[pool] = min(
+                    remaining.open_places[pool] - demand.taken_from_open(pool), remaining.free[pool]
+                )
         for offer_id, quantity in demand.by_offer.items():
             remaining.totals[demand.total_of(offer_id)] += quantity
         remaining.event_totals[demand.customer] += demand.places
@@ -161,7 +186,10 @@ def decide(
 def shortages(
     demand: Demand, free: Mapping[Key, int], taken: Collection[Key]
 ) -> tuple[FailedItem, ...]:
-    """The lines whose seat is taken, or whose pool has fewer places free than the demand."""
+    """The lines whose seat is taken, or whose pool has fewer places free than the demand.
+
+    `free` has the places that the demand can have.
+    """
     event_id, failed = demand.request.event_id, []
     for number, line in enumerate(demand.request.lines):
         if line.seat_id is not None and (event_id, line.seat_id) in taken:
@@ -257,8 +285,12 @@ def _refusal(demand: Demand, remaining: Remaining) -> Refused | DomainError | No
     if any(pool not in remaining.free for pool in demand.by_pool):
         return DomainError(Reason.EVENT_NOT_FOUND, "the stock of the event was removed")
     taken = [seat for seat in demand.seats if seat in remaining.taken]
+    available = {
+        pool: demand.available(pool, remaining.free[pool], remaining.open_places.get(pool))
+        for pool in demand.by_pool
+    }
     failed = (
-        shortages(demand, remaining.free, taken)
+        shortages(demand, available, taken)
         or above_limits(demand, remaining.totals)
         or _above_event_limit(demand, remaining)
     )

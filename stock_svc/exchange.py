@@ -121,6 +121,8 @@ async def _replace(
         pass
     end = Order(_END[old.state], old.event_id, old.reservation_id)
     await _move(connection, [end], also_lock=pools, now=now)
+    # What the customer gives up is not kept for a waiting list if the same customer takes it again.
+    new = replace(new, replaced_places=await _places_of(connection, old))
     [outcome] = await reserve_all(connection, [new], now)
     if isinstance(outcome, DomainError):
         raise outcome
@@ -141,6 +143,19 @@ async def _move(
     for outcome in await transitions.move_all(connection, orders, now, also_lock=also_lock):
         if not isinstance(outcome, Moved) or not outcome.has_moved:
             raise RuntimeError(f"a reservation was not moved under its lock: {outcome}")
+
+
+async def _places_of(
+    connection: AsyncConnection, reservation: Reservation
+) -> tuple[tuple[Key, int], ...]:
+    """The places of a reservation in each of its pools."""
+    places = await connection.execute(
+        sa.select(reservation_lines.c.pool_id, sa.func.sum(reservation_lines.c.quantity))
+        .where(reservation_lines.c.event_id == reservation.event_id)
+        .where(reservation_lines.c.reservation_id == reservation.reservation_id)
+        .group_by(reservation_lines.c.pool_id)
+    )
+    return tuple(((reservation.event_id, pool_id), quantity) for pool_id, quantity in places)
 
 
 async def _pools_of(connection: AsyncConnection, old: Reservation, new: Reservation) -> set[Key]:

@@ -5,7 +5,7 @@ the outbox, so that the sum of a pool's movements equals its counters.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
@@ -40,12 +40,17 @@ class Kind(StrEnum):
     BLOCK = "BLOCK"
     UNBLOCK = "UNBLOCK"
     REMOVE = "REMOVE"
+    # These change no counter: what comes back is kept for the waiting list, or what is free is
+    # open to all.
+    KEEP = "KEEP"
+    OPEN = "OPEN"
 
 
 class Entry(NamedTuple):
     """A change of one pool's counters; `reservation_id` is the reservation that causes it.
 
-    The fields are the columns of statements.INSERT_MOVEMENTS, in their order.
+    The fields down to it are the columns of statements.INSERT_MOVEMENTS, in their order. `opened`
+    is how many of the places are taken from those that are open to all.
     """
 
     event_id: UUID
@@ -55,6 +60,10 @@ class Entry(NamedTuple):
     held: int = 0
     sold: int = 0
     reservation_id: UUID | None = None
+    opened: int = 0
+
+
+_MOVEMENT_FIELDS = Entry._fields.index("reservation_id") + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,39 +126,47 @@ async def post(
         return await _run_as_one(connection, also) if also else []
     deltas: dict[Key, list[int]] = {}
     for entry in entries:
-        delta = deltas.setdefault(entry[:2], [0, 0, 0, 0])
+        delta = deltas.setdefault(entry[:2], [0, 0, 0, 0, 0])
         delta[0] += entry.capacity
         delta[1] += entry.held
         delta[2] += entry.sold
-        delta[3] += 1
+        delta[3] += entry.opened
+        delta[4] += 1
     if locked is None:
         locked = await lock(connection, deltas, event_ids={event_id for event_id, _ in seats})
     if not deltas.keys() <= locked.pools.keys():
         raise PoolShortageError("no such pool")
     removed = {entry[:2] for entry in entries if entry.kind is Kind.REMOVE}
     changed, versions = [], dict(locked.versions)
-    for key, (capacity, held, sold, count) in deltas.items():
+    for key, (capacity, held, sold, opened, count) in deltas.items():
         pool = locked.pools[key]
-        changed.append(
-            PoolCounters(
-                *key,
-                capacity=pool.capacity + capacity,
-                held=pool.held + held,
-                sold=pool.sold + sold,
-                version=pool.version + count,
-                removed=key in removed,
-            )
+        after = PoolCounters(
+            *key,
+            capacity=pool.capacity + capacity,
+            held=pool.held + held,
+            sold=pool.sold + sold,
+            version=pool.version + count,
+            removed=key in removed,
         )
+        if pool.open_places is not None:
+            after = replace(after, open_places=min(pool.open_places - opened, after.free))
+        changed.append(after)
         versions[key[0]] += count
     events = messages(changed, seats, versions)
     counts = await _run_as_one(
         connection,
         [
             *also,
-            Statement(statements.INSERT_MOVEMENTS, (now, *columns(entries, len(Entry._fields)))),
+            Statement(
+                statements.INSERT_MOVEMENTS,
+                (
+                    now,
+                    *columns((entry[:_MOVEMENT_FIELDS] for entry in entries), _MOVEMENT_FIELDS),
+                ),
+            ),
             Statement(
                 statements.CHANGE_POOLS,
-                columns(((*key, *delta) for key, delta in deltas.items()), 6),
+                columns(((*key, *delta) for key, delta in deltas.items()), 7),
             ),
             outbox.insertion(connection, events, now=now),
         ],

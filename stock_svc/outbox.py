@@ -20,7 +20,10 @@ _SEATS_PER_MESSAGE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class PoolCounters:
-    """A pool's counters; `version` is the number of its movements."""
+    """A pool's counters; `version` is the number of its movements.
+
+    `open_places` is how many of the free places anybody can reserve, None for all of them.
+    """
 
     event_id: UUID
     pool_id: UUID
@@ -28,7 +31,17 @@ class PoolCounters:
     held: int
     sold: int
     version: int
+    open_places: int | None = None
     removed: bool = False
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self.held - self.sold
+
+    @property
+    def kept(self) -> int:
+        """The free places that only the waiting list can reserve."""
+        return 0 if self.open_places is None else self.free - self.open_places
 
 
 def messages(
@@ -65,6 +78,7 @@ def _pool_change(pool: PoolCounters) -> StockChange.PoolChange:
         sold=pool.sold,
         version=pool.version,
         removed=pool.removed,
+        kept=pool.kept,
     )
 
 

@@ -66,6 +66,7 @@ def request_from(request: stock_service_pb2.ReserveRequest, now: datetime) -> Re
         customer_id=UUID(request.customer_id),
         lines=[line_from(line) for line in request.lines],
         expire_time=time_from_proto(request.expire_time, "expire_time"),
+        for_waiting_list=request.for_waiting_list,
         now=now,
     )
 
@@ -113,6 +114,7 @@ def stock_to(availability: stock.StockAvailability) -> stock_service_pb2.Stock:
                 capacity=pool.capacity,
                 available=pool.available,
                 version=pool.version,
+                kept=pool.kept,
             )
             for pool in availability.pools
         ],

@@ -58,7 +58,9 @@ class Line:
 class Reservation:
     """The fields down to `replaces` are the columns of the table, in their order.
 
-    `replaces` is the reservation that an exchange ended for this one.
+    `replaces` is the reservation that an exchange ended for this one, `replaced_places` the places
+    of each pool that it gave up. `for_waiting_list` reserves places that are kept for the waiting
+    list. Both are of a request, and not stored.
     """
 
     event_id: UUID
@@ -73,6 +75,8 @@ class Reservation:
     update_time: datetime
     replaces: UUID | None = None
     lines: tuple[Line, ...] = ()
+    for_waiting_list: bool = False
+    replaced_places: tuple[tuple[Key, int], ...] = ()
 
     @property
     def key(self) -> Key:
@@ -92,6 +96,7 @@ def new(
     lines: Sequence[Line],
     expire_time: datetime,
     replaces: UUID | None = None,
+    for_waiting_list: bool = False,
     now: datetime,
 ) -> Reservation:
     """A reservation to be made. Raises VALIDATION_FAILED for its expire time, for a seat that is
@@ -111,6 +116,7 @@ def new(
         update_time=now,
         replaces=replaces,
         lines=tuple(lines),
+        for_waiting_list=for_waiting_list,
     )
 
 

@@ -182,7 +182,9 @@ async def _read_unlocked(connection: AsyncConnection, batch: _Batch) -> frozense
         batch.open[n] = demand
         if not is_repeated and request.event_id not in with_lapsed:
             free = {
-                (request.event_id, terms.pool_id): terms.free for terms in demand.terms.values()
+                pool: demand.available(pool, terms.free, terms.open_places)
+                for terms in demand.terms.values()
+                for pool in [(request.event_id, terms.pool_id)]
             }
             taken = [seat for seat in demand.seats if seat_terms[seat].taken]
             if failed := allocation.shortages(demand, free, taken):
@@ -230,7 +232,12 @@ async def _lock(
         batch.answer_repeated(n, reservation)
     seat_terms = {(row[0], row[1]): SeatTerms(*row[2:]) for row in seats}
     return pools, Remaining(
-        free={key: pool.capacity - pool.held - pool.sold for key, pool in pools.pools.items()},
+        free={key: pool.free for key, pool in pools.pools.items()},
+        open_places={
+            key: pool.open_places
+            for key, pool in pools.pools.items()
+            if pool.open_places is not None
+        },
         taken={key for key in seat_keys if key not in seat_terms or seat_terms[key].taken},
         totals=Counter({(row[0], row[1], row[2]): row[3] for row in totals.rows}),
         limits=pools.limits,
@@ -267,7 +274,13 @@ async def _write(
     counts = await ledger.post(
         connection,
         entries=[
-            Entry(*pool, Kind.RESERVE, held=quantity, reservation_id=demand.request.reservation_id)
+            Entry(
+                *pool,
+                Kind.RESERVE,
+                held=quantity,
+                reservation_id=demand.request.reservation_id,
+                opened=demand.taken_from_open(pool),
+            )
             for demand in accepted
             for pool, quantity in demand.by_pool.items()
         ],

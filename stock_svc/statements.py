@@ -8,7 +8,7 @@ on live seat claims and request keys. The trigger `customer_totals_event_limit` 
 
 OFFERS = """
 SELECT event_id, offer_id, pool_id, offers.per_customer_limit, offers.seated,
-       pools.capacity - pools.held - pools.sold
+       pools.capacity - pools.held - pools.sold, pools.open_places
 FROM unnest(%s::uuid[], %s::uuid[]) AS requested (event_id, offer_id)
 JOIN offers USING (event_id, offer_id) JOIN pools USING (event_id, pool_id)
 """
@@ -129,7 +129,7 @@ WHERE claim.event_id = input.event_id AND claim.reservation_id = input.reservati
 
 # In sorted order, so that two transactions cannot deadlock.
 LOCK_POOLS = """
-SELECT event_id, pool_id, capacity, held, sold, version FROM pools
+SELECT event_id, pool_id, capacity, held, sold, version, open_places FROM pools
 WHERE (event_id, pool_id) IN (SELECT * FROM unnest(%s::uuid[], %s::uuid[]))
 ORDER BY event_id, pool_id FOR NO KEY UPDATE
 """
@@ -203,12 +203,17 @@ SELECT input.*, %s::timestamptz FROM unnest(%s::uuid[], %s::uuid[], %s::text[], 
     %s::int[], %s::int[], %s::uuid[]) AS input
 """
 
-# Tests and changes in one statement: the row lock makes this race-free.
+# Tests and changes in one statement: the row lock makes this race-free. What the waiting list
+# takes comes from the places kept for it first, so that open_places is never above what is free.
 CHANGE_POOLS = """
 UPDATE pools SET capacity = pools.capacity + input.capacity, held = pools.held + input.held,
-    sold = pools.sold + input.sold, version = version + input.entries
-FROM unnest(%s::uuid[], %s::uuid[], %s::int[], %s::int[], %s::int[], %s::int[])
-    AS input (event_id, pool_id, capacity, held, sold, entries)
+    sold = pools.sold + input.sold, version = version + input.entries,
+    open_places = CASE WHEN pools.open_places IS NOT NULL THEN LEAST(
+        pools.open_places - input.opened, pools.capacity + input.capacity - pools.held - input.held
+            - pools.sold - input.sold
+    ) END
+FROM unnest(%s::uuid[], %s::uuid[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[])
+    AS input (event_id, pool_id, capacity, held, sold, opened, entries)
 WHERE pools.event_id = input.event_id AND pools.pool_id = input.pool_id
   AND pools.held + input.held >= 0 AND pools.sold + input.sold >= 0
   AND pools.held + input.held + pools.sold + input.sold <= pools.capacity + input.capacity

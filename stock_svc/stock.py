@@ -74,12 +74,16 @@ class Stock:
 
 @dataclass(frozen=True, slots=True)
 class PoolAvailability:
-    """`version` is the number of the pool's movements."""
+    """`version` is the number of the pool's movements.
+
+    `available` is for all; `kept` further free places are for the waiting list only.
+    """
 
     pool_id: UUID
     capacity: int
     available: int
     version: int
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +193,22 @@ async def pool_availability(
         .subquery()
     )
     free = pools.c.capacity - pools.c.held - pools.c.sold + sa.func.coalesce(lapsed.c.quantity, 0)
+    # LEAST ignores NULL.
+    available = sa.func.least(free, pools.c.open_places)
     result = await connection.execute(
-        sa.select(pools.c.pool_id, pools.c.capacity, free.label("available"), pools.c.version)
+        sa.select(
+            pools.c.pool_id,
+            pools.c.capacity,
+            available.label("available"),
+            pools.c.version,
+            (free - available).label("kept"),
+        )
         .outerjoin_from(pools, lapsed, lapsed.c.pool_id == pools.c.pool_id)
         .where(pools.c.event_id == event_id)
         .order_by(pools.c.pool_id)
     )
     return tuple(
-        PoolAvailability(row.pool_id, row.capacity, int(row.available), row.version)
+        PoolAvailability(row.pool_id, row.capacity, int(row.available), row.version, int(row.kept))
         for row in result
     )
 

@@ -36,6 +36,8 @@ events = sa.Table(
     sa.Column("create_time", _Time, nullable=False),
     # Over all offers. Changed under the locks of all the event's pools.
     sa.Column("per_customer_limit", sa.Integer),
+    # Of the last KeepForWaitingList that had an effect (waiting_list.py).
+    sa.Column("waiting_list_version", sa.BigInteger, nullable=False, server_default="0"),
     sa.CheckConstraint("per_customer_limit >= 1", name="per_customer_limit"),
 )
 
@@ -50,10 +52,16 @@ pools = sa.Table(
     sa.Column("held", sa.Integer, nullable=False),
     sa.Column("sold", sa.Integer, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
+    # While a waiting list keeps the places that come back: how many of the free places anybody can
+    # reserve. NULL: all of them (waiting_list.py).
+    sa.Column("open_places", sa.Integer),
     sa.ForeignKeyConstraint(["event_id"], ["events.event_id"]),
     sa.CheckConstraint("held >= 0", name="held"),
     sa.CheckConstraint("sold >= 0", name="sold"),
     sa.CheckConstraint("held + sold <= capacity", name="oversold"),
+    sa.CheckConstraint(
+        "open_places >= 0 AND open_places <= capacity - held - sold", name="open_places"
+    ),
 )
 
 offers = sa.Table(
@@ -188,7 +196,7 @@ movements = sa.Table(
     sa.Column("create_time", _Time, nullable=False),
     sa.CheckConstraint(
         "kind IN ('DEFINE', 'RESERVE', 'COMMIT', 'RELEASE', 'EXPIRE', 'RETURN', 'RESTOCK',"
-        " 'ADJUST', 'BLOCK', 'UNBLOCK', 'REMOVE')",
+        " 'ADJUST', 'BLOCK', 'UNBLOCK', 'REMOVE', 'KEEP', 'OPEN')",
         name="kind",
     ),
 )

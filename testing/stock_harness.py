@@ -20,6 +20,7 @@ from stock_svc import (
     restocking,
     stock,
     stock_update,
+    waiting_list,
 )
 from stock_svc.audit import Audit
 from stock_svc.reservations import Line, Reservation
@@ -81,6 +82,7 @@ class Sale:
         reservation_id: UUID | None = None,
         now: datetime = NOW,
         hold: timedelta = HOLD,
+        for_waiting_list: bool = False,
     ) -> Reservation:
         """A reservation to be made; one place when no line is given."""
         return reservations.new(
@@ -90,6 +92,7 @@ class Sale:
             customer_id=customer_id or new_id(),
             lines=lines or [self.line()],
             expire_time=now + hold,
+            for_waiting_list=for_waiting_list,
             now=now,
         )
 
@@ -153,6 +156,27 @@ class Sale:
                 quantity=quantity,
                 now=NOW,
             )
+
+    async def keep(
+        self, version: int, *pools: str, opened: Sequence[str] = (), now: datetime = NOW
+    ) -> StockAvailability:
+        """Keeps what comes back in the pools for the waiting list."""
+        async with self.database.transaction() as connection:
+            return await waiting_list.keep(
+                connection,
+                event_id=self.event_id,
+                version=version,
+                pool_ids=[self.pools[name] for name in pools],
+                opened_pool_ids=[self.pools[name] for name in opened],
+                now=now,
+            )
+
+    async def kept(self, pool: str = "floor", *, now: datetime = NOW) -> tuple[int, int]:
+        """How many free places are open to all, and how many are kept."""
+        availability = await self.availability(now=now)
+        return next(
+            (p.available, p.kept) for p in availability.pools if p.pool_id == self.pools[pool]
+        )
 
     async def block(self, *seats: str, now: datetime = NOW) -> tuple[SeatAvailability, ...]:
         async with self.database.transaction() as connection:

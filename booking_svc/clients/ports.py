@@ -44,11 +44,15 @@ class OfferStock:
 
 @dataclass(frozen=True, slots=True)
 class PoolAvailability:
-    """Capacity and available places of a pool. `version` counts its movements."""
+    """Capacity and available places of a pool. `version` counts its movements.
+
+    `kept` further free places are for the waiting list only.
+    """
 
     capacity: int
     available: int
     version: int
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,26 @@ class Stock(Protocol):
         customer_id: UUID,
         lines: Sequence[Line],
         expire_time: datetime,
-    ) -> Reservation: ...
+        for_waiting_list: bool = False,
+    ) -> Reservation:
+        """Reserves all places of `lines` or none, once per `request_key`.
+
+        `for_waiting_list`: also places that are kept for the waiting list.
+        """
+
+    async def keep_for_waiting_list(
+        self,
+        *,
+        event_id: UUID,
+        version: int,
+        pool_ids: Sequence[UUID],
+        opened_pool_ids: Sequence[UUID],
+    ) -> None:
+        """Keeps what comes back in exactly these pools for the waiting list.
+
+        What is free in those that become kept, and in `opened_pool_ids`, stays open to all. A
+        call without a higher version than the last one changes nothing. Raises EVENT_NOT_FOUND.
+        """
 
     async def extend(
         self, *, event_id: UUID, reservation_id: UUID, expire_time: datetime

@@ -103,7 +103,9 @@ class StockClient:
             capacity=sum(pool.capacity for pool in stock.pools),
             available=sum(pool.available for pool in stock.pools),
             pools={
-                UUID(pool.pool_id): PoolAvailability(pool.capacity, pool.available, pool.version)
+                UUID(pool.pool_id): PoolAvailability(
+                    pool.capacity, pool.available, pool.version, pool.kept
+                )
                 for pool in stock.pools
             },
         )
@@ -117,6 +119,7 @@ class StockClient:
         customer_id: UUID,
         lines: Sequence[Line],
         expire_time: datetime,
+        for_waiting_list: bool = False,
     ) -> Reservation:
         request = messages.ReserveRequest(
             event_id=str(event_id),
@@ -125,8 +128,26 @@ class StockClient:
             customer_id=str(customer_id),
             lines=[_line(line) for line in lines],
             expire_time=time_to_proto(expire_time),
+            for_waiting_list=for_waiting_list,
         )
         return await self._reserving.submit(request)
+
+    async def keep_for_waiting_list(
+        self,
+        *,
+        event_id: UUID,
+        version: int,
+        pool_ids: Sequence[UUID],
+        opened_pool_ids: Sequence[UUID],
+    ) -> None:
+        await self._stub.KeepForWaitingList(
+            messages.KeepForWaitingListRequest(
+                event_id=str(event_id),
+                version=version,
+                pool_ids=map(str, pool_ids),
+                opened_pool_ids=map(str, opened_pool_ids),
+            )
+        )
 
     async def _reserve_batch(
         self, requests: Sequence[messages.ReserveRequest]
@@ -246,7 +267,7 @@ def _change(message: change_messages.StockChange) -> StockChange:
             PoolChange(
                 UUID(pool.pool_id),
                 pool.capacity,
-                pool.capacity - pool.held - pool.sold,
+                pool.capacity - pool.held - pool.sold - pool.kept,
                 pool.version,
                 pool.removed,
             )

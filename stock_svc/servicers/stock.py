@@ -29,6 +29,7 @@ from stock_svc import (
     restocking,
     stock,
     stock_update,
+    waiting_list,
 )
 from stock_svc.reservations import Reservation, check_expire_time
 from stock_svc.transitions import Move
@@ -113,6 +114,21 @@ class StockServicer(StockServiceServicer):
             seconds=_WRITE_SECONDS,
         )
         return stock_service_pb2.Stock.FromString(answer)
+
+    async def KeepForWaitingList(
+        self, request: stock_service_pb2.KeepForWaitingListRequest, context: _Context
+    ) -> stock_service_pb2.Stock:
+        availability = await self._write(
+            lambda connection: waiting_list.keep(
+                connection,
+                event_id=UUID(request.event_id),
+                version=request.version,
+                pool_ids=[UUID(pool_id) for pool_id in request.pool_ids],
+                opened_pool_ids=[UUID(pool_id) for pool_id in request.opened_pool_ids],
+                now=self._clock(),
+            )
+        )
+        return proto.stock_to(availability)
 
     async def BlockSeats(
         self, request: stock_service_pb2.BlockSeatsRequest, context: _Context
