@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from email.utils import parseaddr
 from typing import Any
 
@@ -91,18 +91,17 @@ def document(
         "webhooks": received,
         "components": {
             "schemas": {
-                "Error": errors.ERROR,
+                "Error": errors.schema(),
                 "Reason": errors.reasons_schema(texts),
                 **dict(sorted(components.schemas.items())),
             },
-            "examples": errors.examples(texts) | dict(sorted(examples.components.items())),
             "parameters": _shared(
                 (operation["parameters"] for operation in operations),
                 "parameters",
-                lambda parameter: str(parameter["name"]),
+                lambda _, parameter: [str(parameter["name"])],
             ),
             "responses": _shared(
-                (operation["responses"] for operation in operations), "responses", _response_name
+                (operation["responses"] for operation in operations), "responses", _response_names
             ),
             "headers": HEADERS,
             "securitySchemes": {
@@ -118,38 +117,47 @@ def document(
     }
 
 
-def _response_name(response: dict[str, Any]) -> str:
-    """The reasons of an error, or the message of an answer."""
+def _response_names(status: int | str, response: dict[str, Any]) -> list[str]:
+    """The status, if no response with it is more common; the reasons of an error, or the message."""
     [content] = response.get("content", {"": {}}).values()
     name = str(content.get("schema", {}).get("$ref", "Empty")).rpartition("/")[2]
     if name == "Error":
-        return ".".join(content["examples"])
-    return name + "Created" * ("Location" in response.get("headers", {}))
+        return [str(status), response["description"].replace("`", "").replace(", ", ".")]
+    return [name + "Created" * ("Location" in response.get("headers", {}))]
 
 
 def _shared(
-    holders: Iterable[Any], kind: str, name: Callable[[dict[str, Any]], str]
+    holders: Iterable[Any],
+    kind: str,
+    names: Callable[[int | str, dict[str, Any]], Sequence[str]],
 ) -> dict[str, Any]:
     """Moves what several operations have into components, and leaves references to them.
 
-    Where one name would stand for two contents, the one that more operations have gets it.
+    A content gets the first of its `names` that no content of more operations has.
     """
     places = [
         (holder, key, holder[key])
         for holder in holders
         for key in (holder if isinstance(holder, dict) else range(len(holder)))
     ]
-    counts = Counter(json.dumps(content) for _, _, content in places)
+    counts = Counter((_name_key(key), json.dumps(content)) for _, key, content in places)
     contents: dict[str, str] = {}
-    for text, count in counts.most_common():
-        if count > 1:
-            contents.setdefault(name(json.loads(text)), text)
-    names = {text: name for name, text in contents.items()}
+    names_of: dict[str, str] = {}
+    for (key, text), count in counts.most_common():
+        if count > 1 and text not in names_of:
+            free = [name for name in names(key, json.loads(text)) if name not in contents]
+            if free:
+                contents[free[0]], names_of[text] = text, free[0]
     for holder, key, content in places:
         text = json.dumps(content)
-        if text in names:
-            holder[key] = {"$ref": f"#/components/{kind}/{names[text]}"}
+        if text in names_of:
+            holder[key] = {"$ref": f"#/components/{kind}/{names_of[text]}"}
     return {name: json.loads(text) for name, text in sorted(contents.items())}
+
+
+def _name_key(key: int | str) -> int | str:
+    """A response's status; parameters are listed, and their position says nothing."""
+    return key if isinstance(key, str) else 0
 
 
 def _reached(messages: Iterator[Descriptor]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Error responses of an operation: one per HTTP status, with an example per reason."""
+"""Error responses of an operation: one per HTTP status, with the reasons that it can have."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ RATE_LIMIT_HEADERS = ("RateLimit", "RateLimit-Policy")
 
 _REASON = "boxoffice.errors.v1.Reason.REASON_"
 
-ERROR: dict[str, Any] = {
+_ERROR: dict[str, Any] = {
     "type": "object",
     "description": "The format of all errors: google.rpc.Status.",
     "required": ["code", "message", "details"],
@@ -53,6 +53,11 @@ ERROR: dict[str, Any] = {
 }
 
 
+def schema() -> dict[str, Any]:
+    """The format of all errors, with an example."""
+    return _ERROR | {"examples": [_example()]}
+
+
 def reasons_schema(comments: Mapping[str, str]) -> dict[str, Any]:
     listed = (
         f"- `{reason}`: {paragraphs(comments.get(_REASON + reason, ''))}" for reason in Reason
@@ -64,13 +69,8 @@ def reasons_schema(comments: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def examples(comments: Mapping[str, str]) -> dict[str, Any]:
-    """An example of an error per reason."""
-    return {reason.value: {"value": _example(reason, comments)} for reason in Reason}
-
-
 def responses(policy: MethodPolicy, *, has_body: bool) -> dict[str, Any]:
-    """Error responses by HTTP status, with an example for each reason."""
+    """Error responses by HTTP status."""
     by_status: dict[int, list[Reason]] = defaultdict(list)
     for reason in Reason:
         if reason in policy.reasons or reason in _common(policy, has_body=has_body):
@@ -89,7 +89,7 @@ def _common(policy: MethodPolicy, *, has_body: bool) -> set[Reason]:
         Reason.DEADLINE_EXCEEDED,
         Reason.INTERNAL,
     }
-    if policy.needs_token:
+    if policy.needs_token or policy.reads_token:
         common |= {Reason.TOKEN_INVALID, Reason.TOKEN_EXPIRED}
     if policy.access is Access.STAFF:
         common.add(Reason.STAFF_REQUIRED)
@@ -113,27 +113,17 @@ def _response(status: int, reasons: list[Reason]) -> dict[str, Any]:
         "description": ", ".join(f"`{reason}`" for reason in reasons),
         **({"headers": headers} if headers else {}),
         "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/Error"},
-                "examples": {
-                    reason.value: {"$ref": f"#/components/examples/{reason.value}"}
-                    for reason in reasons
-                },
-            }
+            "application/json": {"schema": {"$ref": "#/components/schemas/Error"}},
         },
     }
 
 
-def _example(reason: Reason, comments: Mapping[str, str]) -> Any:
-    text = paragraphs(comments.get(_REASON + reason, reason))
-    violations: tuple[FieldViolation, ...] = ()
-    if http_status(reason) == 400:
-        violations = (FieldViolation("fieldName", "the rule that the field violates"),)
+def _example() -> Any:
+    """An error with all kinds of details; Reason has the text of each reason."""
     error = DomainError(
-        reason,
-        text.split(". ")[0].rstrip("."),
-        violations=violations,
-        retry_after_seconds=1 if http_status(reason) in (429, 503) else None,
+        Reason.VALIDATION_FAILED,
+        "a field is invalid",
+        violations=(FieldViolation("items[0].quantity", "must be at least 1", "INT32_GTE"),),
     )
     example: Any = json_format.MessageToDict(to_status(error))
     example["details"][0].setdefault("metadata", {})

@@ -23,10 +23,9 @@ NOT_JSON = frozenset({"google.api.HttpBody"})
 
 
 class Examples:
-    """The examples in `folder`. `components` are those of which `component` was asked."""
+    """The examples in `folder`."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        self.components: dict[str, Any] = {}
         self._by_file: dict[str, dict[str, Any]] = {}
         for path in folder.glob("*.json"):
             entries = json.loads(path.read_text())
@@ -35,18 +34,6 @@ class Examples:
     def of_message(self, message: Descriptor) -> Any:
         """The example of a request or an answer; None if there is none."""
         return self._by_file.get(_file(message), {}).get(_key(message))
-
-    def component(self, message: Descriptor) -> str | None:
-        """The name of a message's example among the document's components, if there is one."""
-        value = self.of_message(message)
-        if value is None:
-            return None
-        area = _file(message).partition(".")[0].capitalize()
-        name = _key(message).replace(".", "")
-        if self.components.setdefault(name, {"value": value}) != {"value": value}:
-            name = area + name
-            self.components[name] = {"value": value}
-        return name
 
     def of_parameter(self, name: str) -> Any:
         """The example of a parameter, named as in JSON; None if there is none."""

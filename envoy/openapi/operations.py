@@ -19,6 +19,7 @@ from mesh.rpc.policy import (
 from openapi import errors, rules
 from openapi.comments import after_summary, paragraphs, summary
 from openapi.examples import Examples
+from openapi.rules import Schema
 from openapi.schemas import Schemas
 
 _VARIABLE = re.compile(r"\{([a-z_.]+)(?:=[^}]*)?\}")
@@ -119,7 +120,7 @@ class Operation:
             "operationId": f"{self._method.containing_service.name}_{self._method.name}{suffix}",
             "tags": [self._method.containing_service.name],
             "summary": summary(text),
-            "description": "\n\n".join([after_summary(text), *_terms(self._policy)]).strip(),
+            "description": self._description(text),
             "parameters": [*self._parameters()],
             "responses": {
                 str(self._policy.success_status): self._success(),
@@ -130,6 +131,12 @@ class Operation:
         if body is not None:
             operation["requestBody"] = body
         return operation
+
+    def _description(self, text: str) -> str:
+        if self._number:
+            first = self._policy.bindings[0]
+            return f"The same as `{first.verb} {path_of(first)}`."
+        return "\n\n".join([after_summary(text), *_terms(self._policy)]).strip()
 
     def _security(self) -> list[dict[str, list[str]]]:
         bearer: dict[str, list[str]] = {"bearerAuth": []}
@@ -196,14 +203,17 @@ class Operation:
                     "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
                 }
             schema = self._requests.field(field)
-            return {"required": True, "content": self._json(schema, message)}
+            content = self._json(self._requests, schema, message)
+            return {"required": True, "content": content}
         return {
             "required": any(
                 rules.is_required(field)
                 for field in message.fields
                 if field.name not in self._in_path
             ),
-            "content": self._json(self._requests.body(message, self._in_path), message),
+            "content": self._json(
+                self._requests, self._requests.body(message, self._in_path), message
+            ),
         }
 
     def _success(self) -> dict[str, Any]:
@@ -225,20 +235,23 @@ class Operation:
         schema = self._answers.of(message)
         if self._policy.server_streaming:
             response["description"] += "; one in each `data:` line of the server-sent events"
-            content = self._json(schema, message)["application/json"]
+            content = self._json(self._answers, schema, message)["application/json"]
             response["content"] = {"text/event-stream": content}
         elif message.full_name == _HTTP_BODY:
             response["content"] = {"*/*": {"schema": schema}}
         else:
-            response["content"] = self._json(schema, message)
+            response["content"] = self._json(self._answers, schema, message)
         return response
 
-    def _json(self, schema: dict[str, Any], message: Descriptor) -> dict[str, Any]:
-        """Content with a schema and the example of a message."""
+    def _json(self, schemas: Schemas, schema: Schema, message: Descriptor) -> dict[str, Any]:
+        """Content with a schema, which has the example of a message.
+
+        The content itself has it if the schema has another one, of another operation.
+        """
         content: dict[str, Any] = {"schema": schema}
-        name = self._examples.component(message)
-        if name is not None:
-            content["examples"] = {name: {"$ref": f"#/components/examples/{name}"}}
+        example = self._examples.of_message(message)
+        if example is not None and not schemas.illustrate(schema, example):
+            content["example"] = example
         return {"application/json": content}
 
 

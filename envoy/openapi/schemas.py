@@ -114,6 +114,11 @@ class Schemas:
         self._components.schemas.setdefault(name, self._object(message, without))
         return {"$ref": f"#/components/schemas/{name}"}
 
+    def illustrate(self, schema: Schema, example: object) -> bool:
+        """Adds an example to the component that a schema refers to; False if it has another."""
+        component = self._components.schemas.get(schema.get("$ref", "").rpartition("/")[2])
+        return component is not None and component.setdefault("examples", [example]) == [example]
+
     def name(self, type_: Descriptor | EnumDescriptor) -> str:
         """The type's name in its package, prefixed with the area if two areas have it."""
         full_name: str = type_.full_name

@@ -119,9 +119,11 @@ def sent(
 
 
 def example_in(content: dict[str, Any]) -> Any:
-    """The example of a request or an answer in the document."""
-    [example] = content["examples"].values()
-    return resolved(example)["value"]
+    """The example of a request or an answer: the content's own, or that of its schema."""
+    if "example" in content:
+        return content["example"]
+    [example] = resolved(content["schema"])["examples"]
+    return example
 
 
 def answer_of(operation: dict[str, Any], rpc: MethodPolicy) -> dict[str, Any]:
