@@ -32,6 +32,7 @@ from booking_svc.catalogue.availability_stream import AvailabilityStreams
 from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
+from booking_svc.catalogue.personal import PersonalReads
 from booking_svc.catalogue.servicers.events import EventServicer
 from booking_svc.catalogue.servicers.favourites import FavouriteServicer
 from booking_svc.catalogue.servicers.productions import ProductionServicer
@@ -188,6 +189,7 @@ def _catalogue(common: _Common) -> _Part:
         stock_change_service_pb2_grpc.StockChangeServiceStub(common.channels["stock_svc"])
     )
     cache = EventCache(database, Cache(common.link))
+    personal_reads = PersonalReads(database, stock)
     availability = AvailabilityCache(stock=stock, read_event=cache.get)
     streams = AvailabilityStreams(availability=availability, encode=proto.availability_update)
     commands = EventCommands(
@@ -214,12 +216,12 @@ def _catalogue(common: _Common) -> _Part:
                 venue_service_pb2.DESCRIPTOR.services_by_name["VenueService"],
             ),
             Servicer(
-                ProductionServicer(database, common.writes, system_clock),
+                ProductionServicer(database, common.writes, personal_reads, system_clock),
                 production_service_pb2_grpc.add_ProductionServiceServicer_to_server,
                 production_service_pb2.DESCRIPTOR.services_by_name["ProductionService"],
             ),
             Servicer(
-                FavouriteServicer(database, system_clock),
+                FavouriteServicer(database, personal_reads, system_clock),
                 favourite_service_pb2_grpc.add_FavouriteServiceServicer_to_server,
                 favourite_service_pb2.DESCRIPTOR.services_by_name["FavouriteService"],
             ),
@@ -235,6 +237,7 @@ def _catalogue(common: _Common) -> _Part:
                     availability=availability,
                     streams=streams,
                     cache=cache,
+                    personal_reads=personal_reads,
                     cancellation_progress=partial(_cancellation_progress, database),
                     clock=system_clock,
                 ),

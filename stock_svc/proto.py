@@ -9,6 +9,7 @@ from mesh import paging
 from mesh.conversions import time_from_proto, time_to_proto
 from mesh.errors import FieldViolation, invalid
 from stock_svc import audit, ledger, reservations, stock
+from stock_svc.customer_totals import Total
 from stock_svc.reservations import Line, Reservation
 from stock_svc.stock_update import TargetStock
 from stock_svc.transitions import Move, Order
@@ -164,4 +165,15 @@ def audit_to(audited: audit.Audit) -> ledger_pb2.StockAudit:
         ],
         reservations={str(state): count for state, count in audited.reservations.items()},
         differences=audited.differences,
+    )
+
+
+def customer_totals_to(totals: Sequence[Total]) -> stock_service_pb2.GetCustomerTotalsResponse:
+    return stock_service_pb2.GetCustomerTotalsResponse(
+        totals=[
+            stock_service_pb2.GetCustomerTotalsResponse.Total(
+                key=total.number, offer_id=str(total.offer_id), quantity=total.quantity
+            )
+            for total in totals
+        ]
     )

@@ -156,6 +156,21 @@ JOIN customer_totals AS totals USING (event_id, offer_id, customer_id)
 GROUP BY event_id, customer_id
 """
 
+# A subquery for each offer of an event: a join could read the totals of all its customers.
+CUSTOMER_TOTALS = """
+SELECT requested.number, offers.offer_id, total.quantity
+FROM unnest(%s::int[], %s::uuid[], %s::uuid[]) AS requested (number, event_id, customer_id)
+JOIN offers USING (event_id)
+CROSS JOIN LATERAL (
+    SELECT quantity FROM customer_totals
+    WHERE customer_totals.event_id = requested.event_id
+      AND customer_totals.offer_id = offers.offer_id
+      AND customer_totals.customer_id = requested.customer_id
+    LIMIT 1
+) AS total
+WHERE total.quantity > 0
+"""
+
 # A reservation whose live key or id exists is left out; the number of rows shows it. Sorted by
 # key, so that two batches with the same keys wait for each other in one order.
 INSERT_RESERVATIONS = """

@@ -1,5 +1,6 @@
 """Events that users have marked."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from booking_svc.catalogue.event_listing import Page
 from booking_svc.catalogue.events import Status
 from booking_svc.catalogue.tables import events as events_table
 from booking_svc.catalogue.tables import favourites
+from mesh.db.pipeline import FORCE_INDEX_SCANS, Statement, columns, run_together
 from mesh.paging import from_token, to_token
 
 
@@ -45,6 +47,24 @@ async def remove(connection: AsyncConnection, *, user_id: UUID, event_id: UUID) 
 async def erase(connection: AsyncConnection, *, user_id: UUID) -> None:
     """Removes all marks of an erased account."""
     await connection.execute(sa.delete(favourites).where(favourites.c.user_id == user_id))
+
+
+MARKED = """
+SELECT requested.number
+FROM unnest(%s::int[], %s::uuid[], %s::uuid[]) AS requested (number, user_id, event_id)
+JOIN favourites USING (user_id, event_id)
+"""
+
+
+async def marked(
+    connection: AsyncConnection, *, keys: Sequence[tuple[UUID, UUID]]
+) -> frozenset[int]:
+    """The positions of the pairs of a user and an event that the user has marked."""
+    numbered = [(number, *key) for number, key in enumerate(keys)]
+    _, result = await run_together(
+        connection, [FORCE_INDEX_SCANS, Statement(MARKED, columns(numbered, 3))]
+    )
+    return frozenset(number for (number,) in result.rows)
 
 
 async def list_page(

@@ -1,6 +1,6 @@
 """Conversions between the catalogue's values and the contract's messages. No business rules."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,7 @@ from booking_svc.catalogue.event_listing import Filters
 from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Event, Status
+from booking_svc.catalogue.personal import Limits, Personal
 from booking_svc.catalogue.productions import Production
 from booking_svc.catalogue.search_results import EventResult, ProductionResult, Result
 from booking_svc.catalogue.venues import Auditorium, Row, Seat, SeatChange, Venue
@@ -345,6 +346,28 @@ def event(value: Event, stock: Availability, now: datetime) -> event_pb2.Event:
         per_customer_limit=value.per_customer_limit or 0,
         delete_time=time_to_proto(value.delete_time),
     )
+
+
+def limits(messages: Iterable[event_pb2.Event]) -> list[Limits]:
+    """The purchase limits in answers."""
+    return [
+        Limits(
+            UUID(message.event_id),
+            {UUID(offer.offer_id): offer.per_customer_limit for offer in message.offers},
+            message.per_customer_limit or None,
+        )
+        for message in messages
+    ]
+
+
+def add_personal(messages: Sequence[event_pb2.Event], values: Sequence[Personal]) -> None:
+    """Adds to answers what the events are to their caller; what is not known stays unset."""
+    for message, value in zip(messages, values, strict=True):
+        if value.is_favourite is not None:
+            message.is_favourite = value.is_favourite
+        if value.remaining is not None:
+            for offer in message.offers:
+                offer.remaining_for_you = value.remaining[UUID(offer.offer_id)]
 
 
 def schedule(value: Schedule) -> catalogue_event_pb2.EventSchedule:

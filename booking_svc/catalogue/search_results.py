@@ -182,5 +182,6 @@ _COLUMNS = {
 def _result(row: sa.Row[Any]) -> Result:
     values = [row._mapping[column.name] for column in _COLUMNS[row.kind]]
     if row.kind == events.name:
-        return EventResult(*values[:-1], Status(values[-1]))
+        values[-1] = Status(values[-1])
+        return EventResult(*values)
     return ProductionResult(*values) if row.kind == productions.name else VenueResult(*values)

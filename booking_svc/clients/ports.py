@@ -134,6 +134,14 @@ class Stock(Protocol):
     async def availability(self, *, event_id: UUID, with_seats: bool) -> Availability:
         """Raises EVENT_NOT_FOUND."""
 
+    async def customer_totals(
+        self, *, keys: Sequence[tuple[UUID, UUID]]
+    ) -> Sequence[Mapping[UUID, int]]:
+        """The places that a customer holds or owns at an event, by offer, without zeros.
+
+        Each key is an event and a customer; at most 5,000 keys. In their order.
+        """
+
     async def reserve(
         self,
         *,

@@ -110,6 +110,23 @@ class StockClient:
             },
         )
 
+    async def customer_totals(
+        self, *, keys: Sequence[tuple[UUID, UUID]]
+    ) -> Sequence[Mapping[UUID, int]]:
+        key = messages.GetCustomerTotalsRequest.Key
+        response = await self._stub.GetCustomerTotals(
+            messages.GetCustomerTotalsRequest(
+                keys=[
+                    key(event_id=str(event_id), customer_id=str(customer_id))
+                    for event_id, customer_id in keys
+                ]
+            )
+        )
+        totals: list[dict[UUID, int]] = [{} for _ in keys]
+        for total in response.totals:
+            totals[total.key][UUID(total.offer_id)] = total.quantity
+        return totals
+
     async def reserve(
         self,
         *,

@@ -44,7 +44,8 @@ def _rule(policy: MethodPolicy) -> Config:
     elif policy.needs_token:
         match["requires"] = {"provider_name": _PROVIDER}
     elif policy.reads_token:
-        either = [{"provider_name": _PROVIDER}, {"allow_missing_or_failed": {}}]
+        # Without a token the call is anonymous; one that fails is refused.
+        either = [{"provider_name": _PROVIDER}, {"allow_missing": {}}]
         match["requires"] = {"requires_any": {"requirements": either}}
     return match
 

@@ -41,6 +41,11 @@ class Caller:
     def is_staff(self) -> bool:
         return self.role in (Access.STAFF, Access.ADMIN)
 
+    @property
+    def customer_id(self) -> UUID | None:
+        """The signed-in customer; None for staff and without a token."""
+        return self.user_id if self.role is Access.CUSTOMER else None
+
     def user(self) -> UUID:
         """The signed-in user. Raises TOKEN_INVALID without one."""
         if self.user_id is None:

@@ -177,13 +177,7 @@ class Interceptor:
         call.identify(caller)
         policy = served.method.policy
         if self._revocations is not None and not policy.accepts_ended_token:
-            try:
-                self._revocations.check(caller)
-            except DomainError:
-                if not policy.reads_token:
-                    raise
-                caller = call.Caller(process)
-                call.identify(caller)
+            self._revocations.check(caller)
         identity.authorise(caller, policy)
         _require_idempotency_key(policy)
 

@@ -23,6 +23,7 @@ from mesh.tasks import shielded
 from stock_svc import (
     audit,
     batches,
+    customer_totals,
     exchange,
     ledger,
     proto,
@@ -242,6 +243,16 @@ class StockServicer(StockServiceServicer):
                 now=self._clock(),
             )
         return proto.stock_to(availability)
+
+    async def GetCustomerTotals(
+        self, request: stock_service_pb2.GetCustomerTotalsRequest, context: _Context
+    ) -> stock_service_pb2.GetCustomerTotalsResponse:
+        async with self._database.transaction() as connection:
+            totals = await customer_totals.totals(
+                connection,
+                keys=[(UUID(key.event_id), UUID(key.customer_id)) for key in request.keys],
+            )
+        return proto.customer_totals_to(totals)
 
     async def ListMovements(
         self, request: stock_service_pb2.ListMovementsRequest, context: _Context

@@ -18,6 +18,8 @@ READS = {
     "booking_svc": "/api/v1/bookings",
     "stock_svc": "/api/v1/events/{id}/stock/audit",
     "payment_svc": "/api/v1/payments/{id}",
+    # A public read: a token is optional, but must be valid.
+    "anyone": "/api/v1/events/{id}",
 }
 ACCEPTED = {200, 403, 404}
 

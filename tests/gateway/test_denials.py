@@ -164,6 +164,24 @@ def test_a_bad_token_is_refused(gateway: Gateway, subtests: pytest.Subtests) -> 
             assert gateway.upstream.calls == []
 
 
+def test_a_bad_token_is_refused_where_a_token_is_optional(
+    gateway: Gateway, subtests: pytest.Subtests
+) -> None:
+    optional = [rpc for rpc in PUBLIC if rpc.reads_token]
+    assert {rpc.name for rpc in optional} >= {"EventService/GetEvent", "SearchService/Search"}
+    for rpc in optional:
+        for name, (make, reason) in BAD_TOKENS.items():
+            with subtests.test(f"{rpc.name}: {name}"):
+                headers = bearer(make())
+                unauthenticated = (grpc.StatusCode.UNAUTHENTICATED, reason)
+                assert denial(gateway, rpc.path, headers) == unauthenticated
+                for binding in rpc.bindings:
+                    answer = rest(gateway, binding, headers)
+                    assert answer.status_code == 401
+                    assert answer.json()["details"][0]["reason"] == reason
+                assert gateway.upstream.calls == []
+
+
 def test_a_token_outside_of_the_header_is_ignored(gateway: Gateway) -> None:
     assert gateway.rest.get("/api/v1/bookings", headers={"cookie": token()}).status_code == 401
     assert gateway.rest.get(f"/api/v1/bookings?access_token={token()}").status_code == 400

@@ -13,6 +13,7 @@ from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.personal import PersonalReads
 from booking_svc.clients.ports import Availability
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from mesh import coalescing, paging
@@ -41,12 +42,14 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         availability: AvailabilityCache,
         streams: AvailabilityStreams,
         cache: EventCache,
+        personal_reads: PersonalReads,
         cancellation_progress: Callable[[UUID], Awaitable[Progress]],
         clock: Clock,
     ) -> None:
         self._database = database
         self._cancellation_progress = cancellation_progress
         self._cache = cache
+        self._personal_reads = personal_reads
         self._commands = commands
         self._availability = availability
         self._streams = streams
@@ -68,9 +71,19 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         return event_pb2.Event.FromString(answer)
 
     async def ListEvents(self, request: event_service_pb2.ListEventsRequest, context: Any) -> Any:
+        answer: Any
         if request.query:
-            return await self._list(request, shows_drafts=caller().is_staff)
-        return await self._lists.submit((request.SerializeToString(), caller().is_staff))
+            answer = await self._list(request, shows_drafts=caller().is_staff)
+        else:
+            answer = await self._lists.submit((request.SerializeToString(), caller().is_staff))
+        customer_id = caller().customer_id
+        if customer_id is None:
+            return answer
+        if not request.query:
+            # A copy of the shared answer.
+            answer = event_service_pb2.ListEventsResponse.FromString(answer)
+        await self._add_personal(customer_id, answer.events)
+        return answer
 
     async def _read_lists(self, requests: Sequence[_List]) -> Sequence[bytes | Exception]:
         """The serialised lists; equal requests share one reading."""
@@ -153,11 +166,17 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     async def GetEvent(self, request: event_service_pb2.GetEventRequest, context: Any) -> Any:
         stock = await self._visible_stock(UUID(request.event_id), with_seats=False)
         now = self._clock()
-        return stock.serialised(
+        answer = stock.serialised(
             "event",
             (stock.event, stock.status_at(now)),
             lambda: proto.event(stock.event, stock.availability(), now).SerializeToString(),
         )
+        customer_id = caller().customer_id
+        if customer_id is None:
+            return answer
+        event = event_pb2.Event.FromString(answer)
+        await self._add_personal(customer_id, [event])
+        return event
 
     async def GetAvailability(
         self, request: event_service_pb2.GetAvailabilityRequest, context: Any
@@ -176,6 +195,11 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         async with aclosing(updates):
             async for update in updates:
                 yield update
+
+    async def _add_personal(self, customer_id: UUID, events: Sequence[event_pb2.Event]) -> None:
+        """Adds what events are to a customer to an answer for this customer alone."""
+        read = await self._personal_reads.read(customer_id, proto.limits(events))
+        proto.add_personal(events, read)
 
     async def _forget(self, event_id: UUID) -> None:
         """Makes later reads return a committed change."""

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from booking_svc.catalogue import favourites, proto
+from booking_svc.catalogue.personal import PersonalReads
 from boxoffice.catalogue.v1 import favourite_service_pb2, favourite_service_pb2_grpc
 from mesh import paging
 from mesh.clock import Clock
@@ -12,8 +13,9 @@ from mesh.rpc.call import caller
 
 
 class FavouriteServicer(favourite_service_pb2_grpc.FavouriteServiceServicer):
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, personal_reads: PersonalReads, clock: Clock) -> None:
         self._database = database
+        self._personal_reads = personal_reads
         self._clock = clock
 
     async def AddFavourite(
@@ -48,8 +50,14 @@ class FavouriteServicer(favourite_service_pb2_grpc.FavouriteServiceServicer):
                 page_size=paging.page_size(request.page_size),
                 page_token=request.page_token,
             )
-        return favourite_service_pb2.ListFavouritesResponse(
+        answer = favourite_service_pb2.ListFavouritesResponse(
             events=[proto.event(listed.event, listed.availability, now) for listed in page.events],
             next_page_token=page.next_page_token,
             total_size=page.total_size,
         )
+        if (customer_id := caller().customer_id) is not None:
+            read = await self._personal_reads.read(customer_id, proto.limits(answer.events))
+            proto.add_personal(answer.events, read)
+        for event in answer.events:
+            event.is_favourite = True
+        return answer

@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.catalogue import event_listing, productions, proto
+from booking_svc.catalogue.personal import PersonalReads
 from boxoffice.catalogue.v1 import (
     production_pb2,
     production_service_pb2,
@@ -15,12 +16,20 @@ from mesh import paging
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.idempotent import IdempotentWrites, key_of_call
+from mesh.rpc.call import caller
 
 
 class ProductionServicer(production_service_pb2_grpc.ProductionServiceServicer):
-    def __init__(self, database: Database, writes: IdempotentWrites, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        writes: IdempotentWrites,
+        personal_reads: PersonalReads,
+        clock: Clock,
+    ) -> None:
         self._database = database
         self._writes = writes
+        self._personal_reads = personal_reads
         self._clock = clock
 
     async def CreateProduction(
@@ -50,6 +59,10 @@ class ProductionServicer(production_service_pb2_grpc.ProductionServiceServicer):
         message.upcoming_events.extend(
             proto.event(listed.event, listed.availability, now) for listed in upcoming
         )
+        if (customer_id := caller().customer_id) is not None:
+            events = message.upcoming_events
+            read = await self._personal_reads.read(customer_id, proto.limits(events))
+            proto.add_personal(events, read)
         return message
 
     async def ListProductions(

@@ -10,6 +10,7 @@ import pytest
 from booking_svc.catalogue import event_listing, event_status, search
 from booking_svc.catalogue.event_listing import Filters, Page, Totals
 from booking_svc.catalogue.events import Event, Status
+from booking_svc.catalogue.personal import PersonalReads
 from booking_svc.catalogue.servicers.events import EventServicer
 from booking_svc.catalogue.tables import events as events_table
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2
@@ -268,24 +269,27 @@ async def test_equal_requests_share_a_reading_and_only_staff_gets_drafts(
 ) -> None:
     draft = await harness.an_event(is_draft=True)
     not_needed: Any = None
+    reads = PersonalReads(harness.database, harness.stock)
     servicer = EventServicer(
         database=harness.database,
         commands=not_needed,
         availability=not_needed,
         streams=not_needed,
         cache=not_needed,
+        personal_reads=reads,
         cancellation_progress=not_needed,
         clock=harness.clock,
     )
 
-    async def listed(role: Access, **fields: Any) -> bytes:
+    async def listed(role: Access, **fields: Any) -> Any:
         call.identify(Caller("gateway", new_id(), role))
         request = event_service_pb2.ListEventsRequest(status=event_pb2.Event.DRAFT, **fields)
-        answer: bytes = await servicer.ListEvents(request, None)
-        return answer
+        return await servicer.ListEvents(request, None)
 
-    def is_listed(answer: bytes) -> bool:
-        listed_events = event_service_pb2.ListEventsResponse.FromString(answer).events
+    def is_listed(answer: Any) -> bool:
+        if isinstance(answer, bytes):
+            answer = event_service_pb2.ListEventsResponse.FromString(answer)
+        listed_events = answer.events
         return [event.event_id for event in listed_events] == [str(draft.event_id)]
 
     # The first one is being read while the others arrive.
