@@ -12,7 +12,7 @@ from booking_svc.catalogue import cancellation_policy, event_rules, payability, 
 from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.events import Event, Offer, StaffStatus
 from booking_svc.clients.ports import Availability, Limits, OfferStock, PoolStock
-from mesh.errors import invalid
+from mesh.errors import FieldViolation, invalid
 from mesh.ids import new_id
 from mesh.money import Money
 
@@ -80,6 +80,13 @@ class Plan:
         )
 
 
+def violations(new: NewEvent) -> list[FieldViolation]:
+    """What can be said about a requested event from its fields alone."""
+    # No rule depends on the present.
+    event = _event(new, new.sale_start_time)
+    return event_rules.violations(event, _offer_fields(new))
+
+
 async def plan(
     connection: AsyncConnection, *, new: NewEvent, limits: Limits, now: datetime
 ) -> Plan:
@@ -88,20 +95,23 @@ async def plan(
     Raises VALIDATION_FAILED with every violation, or AUDITORIUM_NOT_FOUND.
     """
     event = _event(new, now)
-    offer_fields = [f"event.offers[{index}]" for index in range(len(new.offers))]
-    violations = event_rules.violations(event, offer_fields)
+    offer_fields = _offer_fields(new)
     priced = list(zip(event.offers, offer_fields, strict=True))
-    if violations := [*violations, *payability.price_violations(priced, limits)]:
-        raise invalid(*violations)
+    refused = [
+        *event_rules.violations(event, offer_fields),
+        *payability.price_violations(priced, limits),
+    ]
+    if refused:
+        raise invalid(*refused)
     seat_types: Mapping[UUID, str] = {}
     if new.auditorium_id is not None:
         event = await _at_venue(connection, event, new.auditorium_id)
         seat_types = await venues.seat_types(connection, auditorium_id=new.auditorium_id)
-    seats, violations = event_rules.assign_seats(
+    seats, missing = event_rules.assign_seats(
         list(zip(event.offers, offer_fields, strict=True)), seat_types
     )
-    if violations:
-        raise invalid(*violations)
+    if missing:
+        raise invalid(*missing)
     pools = _pools(event.offers, seats)
     return Plan(
         replace(
@@ -116,6 +126,10 @@ async def plan(
         ),
         seats,
     )
+
+
+def _offer_fields(new: NewEvent) -> list[str]:
+    return [f"event.offers[{index}]" for index in range(len(new.offers))]
 
 
 def _event(new: NewEvent, now: datetime) -> Event:

@@ -566,6 +566,12 @@ def _refuse_unknown_time_zone(time_zone: str) -> None:
 
 
 def _refuse_duplicates(rows: tuple[Row, ...]) -> None:
+    if violations := duplicate_violations(rows):
+        raise invalid(*violations)
+
+
+def duplicate_violations(rows: tuple[Row, ...]) -> list[FieldViolation]:
+    """Rows and seats that occur more than once, as fields of CreateAuditorium."""
     places = Counter(row.place for row in rows)
     violations = [
         FieldViolation(
@@ -584,5 +590,4 @@ def _refuse_duplicates(rows: tuple[Row, ...]) -> None:
             for seat_index, seat in enumerate(row.seats)
             if numbers[seat.number] > 1
         ]
-    if violations:
-        raise invalid(*violations)
+    return violations

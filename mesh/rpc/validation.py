@@ -1,6 +1,8 @@
 """Enforces the contract's rules on fields, for all requests."""
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -10,11 +12,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mesh.errors import FieldViolation, invalid
+from mesh.errors import DomainError, FieldViolation, invalid
 from mesh.rpc import text_fields
 
 _M = TypeVar("_M", bound=Message)
-_ALSO: dict[str, Callable[[Any], Iterable[FieldViolation]]] = {}
+_ALSO: dict[str, "_Also"] = {}
+_STEP = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 PATTERNS = {
     r"^[A-Z]{3}$": "must be a three-letter ISO 4217 code such as INR",
@@ -50,16 +53,74 @@ def validate(request: Message, *, is_internal: bool = False) -> None:
     )
     if violations:
         if also := _ALSO.get(request.DESCRIPTOR.full_name):
-            violations += tuple(also(request))
+            violations += tuple(also.beside(violations, request))
         raise invalid(*violations)
 
 
-def name_also(kind: type[_M], violations: Callable[[_M], Iterable[FieldViolation]]) -> None:
-    """Adds violations of a rule of the domain to those of the contract's rules, for a message.
+def name_also(
+    kind: type[_M],
+    violations: Callable[[_M], Iterable[FieldViolation]],
+    *,
+    of_valid_fields: bool = False,
+) -> None:
+    """Adds violations of rules of the domain to those of the contract's rules, for a message.
 
-    The domain itself refuses a request that violates its rule alone. Called when a service starts.
+    With `of_valid_fields` the domain sees the request without the fields that violate the contract,
+    and what it says about these fields, or about their parts, is left out.
+    The domain itself refuses a request that violates its rules alone. Called when a service starts.
     """
-    _ALSO[kind.DESCRIPTOR.full_name] = violations
+    _ALSO[kind.DESCRIPTOR.full_name] = _Also(violations, of_valid_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Also:
+    violations: Callable[[Any], Iterable[FieldViolation]]
+    of_valid_fields: bool
+
+    def beside(self, named: Sequence[FieldViolation], request: Message) -> Iterable[FieldViolation]:
+        """The domain's violations of a request that the contract's rules refuse already."""
+        if not self.of_valid_fields:
+            return self.violations(request)
+        paths = [violation.field for violation in named]
+        valid = type(request).FromString(request.SerializeToString())
+        for path in paths:
+            _clear(valid, path)
+        try:
+            violations = tuple(self.violations(valid))
+        except DomainError as refusal:
+            violations = refusal.violations
+        except (ValueError, OverflowError):
+            # A value that `refuse_unstorable` refuses, which has not run yet.
+            violations = ()
+        return [
+            violation
+            for violation in violations
+            if not any(
+                _is_part(violation.field, path) or _is_part(path, violation.field) for path in paths
+            )
+        ]
+
+
+def _clear(message: Any, path: str) -> None:
+    """Clears a field, e.g. `items[0].quantity`; of a list of values all of them."""
+    steps = _STEP.findall(path)
+    for name, index in steps[:-1]:
+        if index:
+            elements = getattr(message, name)
+            if int(index) >= len(elements):
+                return
+            message = elements[int(index)]
+        elif message.HasField(name):
+            message = getattr(message, name)
+        else:
+            return
+    for name, _ in steps[-1:]:
+        message.ClearField(name)
+
+
+def _is_part(path: str, whole: str) -> bool:
+    """Whether a path names a field or something in it."""
+    return path == whole or path.startswith((f"{whole}.", f"{whole}["))
 
 
 def refuse_unstorable(request: Message, sent: bytes) -> None:

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
-from booking_svc.catalogue import event_listing, proto
+from booking_svc.catalogue import event_creation, event_listing, proto
 from booking_svc.catalogue.availability import AvailabilityCache, EventStock
 from booking_svc.catalogue.availability_stream import AvailabilityStreams
 from booking_svc.catalogue.event_cache import EventCache
@@ -20,7 +20,8 @@ from mesh import coalescing, paging
 from mesh.clock import Clock
 from mesh.db.database import Database
 from mesh.db.idempotent import key_of_call
-from mesh.errors import DomainError
+from mesh.errors import DomainError, FieldViolation
+from mesh.rpc import validation
 from mesh.rpc.call import caller
 from mesh.tasks import shielded
 
@@ -228,3 +229,11 @@ def _if_match(context: Any) -> str | None:
         if name == "if-match":
             return str(value)
     return None
+
+
+def _of_rules(request: event_service_pb2.CreateEventRequest) -> list[FieldViolation]:
+    return event_creation.violations(proto.to_new_event(request.event))
+
+
+# So that one answer has all faults of a new event; event_creation.py refuses it alone.
+validation.name_also(event_service_pb2.CreateEventRequest, _of_rules, of_valid_fields=True)
