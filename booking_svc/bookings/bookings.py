@@ -22,6 +22,7 @@ from booking_svc.bookings.tables import (
 )
 from booking_svc.catalogue import cancellation_policy
 from booking_svc.catalogue.cancellation_policy import Policy
+from mesh.db.pipeline import Query, Statement, array, run_together
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 from mesh.paging import from_token, to_token
@@ -236,10 +237,16 @@ _WITH_TIMELINE = sa.select(
     _CHANGE.label("change"),
     _TIMELINE.label("timeline"),
 )
-# Built once: building it takes longer than compiling it.
-_ANY_OF = _WITH_TIMELINE.where(
-    bookings.c.booking_id == sa.any_(sa.bindparam("booking_ids", type_=postgresql.ARRAY(sa.UUID())))
+_ANY_OF = Query(
+    _WITH_TIMELINE.where(
+        bookings.c.booking_id
+        == sa.any_(sa.bindparam("booking_ids", type_=postgresql.ARRAY(sa.UUID())))
+    )
 )
+# In the order of the ids: two callers that lock the same bookings wait for each other in one order.
+_LOCK = """
+SELECT booking_id FROM bookings WHERE booking_id = ANY (%s::uuid[]) ORDER BY booking_id FOR UPDATE
+"""
 
 
 async def get(
@@ -254,23 +261,22 @@ async def get(
     `lock` locks its row until the transaction ends.
     Raises BOOKING_NOT_FOUND, also for a booking of another customer.
     """
-    matches = bookings.c.booking_id == booking_id
-    if owner is not None:
-        matches &= bookings.c.customer_id == owner
-    if lock:
-        # A statement of its own: one that waits for a lock reads other tables as of its start.
-        await connection.execute(sa.select(bookings.c.booking_id).where(matches).with_for_update())
-    row = (await connection.execute(_WITH_TIMELINE.where(matches))).one_or_none()
-    if row is None:
+    found = await get_all(connection, [booking_id], lock=lock)
+    booking = found.get(booking_id)
+    if booking is None or owner not in (None, booking.customer_id):
         raise not_found(booking_id)
-    return _from_row(row, row.timeline)
+    return booking
 
 
 async def get_all(
-    connection: AsyncConnection, booking_ids: Collection[UUID]
+    connection: AsyncConnection, booking_ids: Collection[UUID], *, lock: bool = False
 ) -> Mapping[UUID, Booking]:
     """The bookings among `booking_ids` that exist, as `get` returns them."""
-    rows = await connection.execute(_ANY_OF, {"booking_ids": list(booking_ids)})
+    reading = _ANY_OF.statement(booking_ids=list(booking_ids))
+    # Two statements: one that waits for a lock reads other tables as of its start.
+    locking = [Statement(_LOCK, [array(booking_ids)])] if lock else []
+    *_, result = await run_together(connection, [*locking, reading])
+    rows = _ANY_OF.rows(result)
     return {row.booking_id: _from_row(row, row.timeline) for row in rows}
 
 

@@ -1,10 +1,11 @@
-"""Several statements in one round trip, on the connection of a running transaction.
+"""Statements in one round trip, on a connection of SQLAlchemy's pool and in its transaction.
 
-Only for paths whose cost is mostly round trips. Other statements go through SQLAlchemy
-(mesh/db/database.py).
+Only for the paths that every sale takes: a statement costs a third of what it costs through
+SQLAlchemy. Other statements go through SQLAlchemy (mesh/db/database.py).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -13,17 +14,20 @@ from uuid import UUID
 import psycopg
 import sqlalchemy as sa
 from psycopg.pq import PipelineStatus
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.db import database_metrics
 
+_DIALECT = PGDialect_psycopg()
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL with psycopg's `%s` parameters; it is prepared once per connection."""
+    """SQL with psycopg's `%s` or `%(name)s` parameters; it is prepared once per connection."""
 
     sql: str
-    parameters: Sequence[object] = ()
+    parameters: Sequence[object] | Mapping[str, object] = ()
 
 
 FORCE_INDEX_SCANS = Statement("""
@@ -86,6 +90,29 @@ _ELEMENTS: dict[type, Callable[[Any], str]] = {
 }
 
 
+class Query:
+    """A SELECT of SQLAlchemy, compiled once, to run as a Statement.
+
+    Values and rows are psycopg's: types that only SQLAlchemy converts are not supported.
+    """
+
+    def __init__(self, select: sa.Select[Any]) -> None:
+        compiled = select.compile(dialect=_DIALECT)
+        self._sql = str(compiled)
+        self._parameters = dict(compiled.params)
+        self._row: Callable[[Iterable[Any]], Any] = namedtuple(
+            "Row", select.selected_columns.keys()
+        )._make
+
+    def statement(self, **parameters: object) -> Statement:
+        """The query with values for its bind parameters."""
+        return Statement(self._sql, {**self._parameters, **parameters})
+
+    def rows(self, result: Result) -> list[Any]:
+        """The rows of its result; columns are attributes."""
+        return [self._row(row) for row in result.rows]
+
+
 def as_one(statements: Sequence[Statement]) -> Statement:
     """One statement for several that change rows. Its one row has the number of rows of each.
 
@@ -111,6 +138,13 @@ async def run_together(
     driver = cast(psycopg.AsyncConnection[tuple[Any, ...]], raw.driver_connection)
     cursors = []
     try:
+        if len(statements) == 1 and not commits:
+            # A pipeline of one statement costs twice as much as the statement.
+            [statement] = statements
+            with database_metrics.pipeline(1):
+                cursor = driver.cursor()
+                await cursor.execute(statement.sql, statement.parameters, prepare=True)
+                return [await _result(cursor)]
         with database_metrics.pipeline(len(statements)):
             async with driver.pipeline():
                 for statement in statements:
@@ -119,10 +153,7 @@ async def run_together(
                     cursors.append(cursor)
                 if commits:
                     await driver.commit()
-        return [
-            Result([] if cursor.description is None else await cursor.fetchall(), cursor.rowcount)
-            for cursor in cursors
-        ]
+        return [await _result(cursor) for cursor in cursors]
     except psycopg.Error as error:
         raise _as_sqlalchemy(connection, error, is_broken=driver.broken) from error
     finally:
@@ -130,6 +161,10 @@ async def run_together(
             # Cancelled while psycopg entered the pipeline, where it sometimes yields to the loop,
             # and never left it: the next caller would get no results.
             await connection.invalidate()
+
+
+async def _result(cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> Result:
+    return Result([] if cursor.description is None else await cursor.fetchall(), cursor.rowcount)
 
 
 def _as_sqlalchemy(
