@@ -33,6 +33,7 @@ from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.modification import BookingPatch
 from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
+from booking_svc.bookings.saga_steps import Lane
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.catalogue import event_creation, events, productions
 from booking_svc.catalogue.event_commands import EventCommands
@@ -463,12 +464,13 @@ class BookingHarness:
         async with self.database.reading() as connection:
             return await bookings.get(connection, booking_id=booking_id)
 
-    async def deliver(self, event: ports.PaymentEvent) -> None:
-        """Applies an event of payment_svc, once it is true there."""
-        if isinstance(event, ports.Captured):
-            self.payments.paid.setdefault(event.payment_id, event.amount)
+    async def deliver(self, *events: ports.PaymentEvent) -> None:
+        """Applies events of payment_svc as one batch of its stream, once they are true there."""
+        for event in events:
+            if isinstance(event, ports.Captured):
+                self.payments.paid.setdefault(event.payment_id, event.amount)
         async with self.database.transaction() as connection:
-            await payment_events.apply(connection, event=event, now=self.clock())
+            await payment_events.apply_all(connection, events, self.clock())
 
     async def capture(self, booking: Booking, amount: Money | None = None) -> None:
         assert booking.payment is not None
@@ -510,7 +512,10 @@ class BookingHarness:
 
     async def run_steps(self) -> int:
         """Runs the due steps, once each. Returns how many there were."""
+        batch = await self.steps.claim(limit=100, lane=Lane.FIRST_CONFIRMATIONS)
         due = await self.steps.claim(limit=100)
+        if batch:
+            await self.steps.confirm_together(batch)
         for first in range(0, len(due), STEPS_AT_ONCE):
             outcomes = await asyncio.gather(
                 *(self.steps.attempt(step) for step in due[first : first + STEPS_AT_ONCE]),
@@ -519,7 +524,7 @@ class BookingHarness:
             for error in outcomes:
                 if error is not None:
                     raise error
-        return len(due)
+        return len(batch) + len(due)
 
     @property
     def commands(self) -> EventCommands:

@@ -261,8 +261,8 @@ async def get(
     `lock` locks its row until the transaction ends.
     Raises BOOKING_NOT_FOUND, also for a booking of another customer.
     """
-    found = await get_all(connection, [booking_id], lock=lock)
-    booking = found.get(booking_id)
+    by_id = await get_all(connection, [booking_id], lock=lock)
+    booking = by_id.get(booking_id)
     if booking is None or owner not in (None, booking.customer_id):
         raise not_found(booking_id)
     return booking

@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import payment_events
 from booking_svc.bookings.bookings import Status
+from booking_svc.bookings.confirmation import RESERVATION_LOST
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.state_machine import FIRST_CHECK
-from booking_svc.bookings.step_handlers import RESERVATION_LOST
 from booking_svc.bookings.tables import booking_refunds, bookings
 from booking_svc.clients.ports import PaymentEvent
 from booking_svc.tables import event_cursors

@@ -17,6 +17,7 @@ from booking_svc.bookings import saga_steps
 from booking_svc.bookings.bookings import Booking, Refund, RefundStatus
 from booking_svc.bookings.saga_steps import StepKind
 from booking_svc.bookings.tables import booking_payments, booking_refunds
+from mesh.db.pipeline import Statement, columns, run_together
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
@@ -37,18 +38,31 @@ async def captured(
     connection: AsyncConnection, *, booking: Booking, payment_id: UUID, amount: Money, now: datetime
 ) -> bool:
     """Records a captured payment. False if it is already recorded."""
-    inserted = await connection.execute(
-        postgresql.insert(booking_payments)
-        .values(
-            payment_id=payment_id,
-            booking_id=booking.booking_id,
-            captured_minor=amount.amount_minor,
-            currency_code=amount.currency_code,
-            create_time=now,
-        )
-        .on_conflict_do_nothing()
-    )
-    return inserted.rowcount == 1
+    return payment_id in await all_captured(connection, [(booking, payment_id, amount)], now=now)
+
+
+async def all_captured(
+    connection: AsyncConnection,
+    payments: Sequence[tuple[Booking, UUID, Money]],
+    *,
+    now: datetime,
+) -> set[UUID]:
+    """Records captured payments of bookings. Returns the ids of those that were not recorded yet."""
+    rows = [
+        (payment_id, booking.booking_id, amount.amount_minor, amount.currency_code)
+        for booking, payment_id, amount in payments
+    ]
+    [inserted] = await run_together(connection, [Statement(_CAPTURE, (now, *columns(rows, 4)))])
+    return {payment_id for (payment_id,) in inserted.rows}
+
+
+_CAPTURE = """
+INSERT INTO booking_payments
+    (create_time, payment_id, booking_id, captured_minor, currency_code)
+SELECT %s::timestamptz, given.*
+FROM unnest(%s::uuid[], %s::uuid[], %s::bigint[], %s::text[]) AS given
+ON CONFLICT DO NOTHING RETURNING payment_id
+"""
 
 
 async def refundable(

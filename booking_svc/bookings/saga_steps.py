@@ -7,15 +7,17 @@ records its outcome. step_runner.py runs steps; step_handlers.py has what each d
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings.tables import booking_steps, is_urgent_step
+from mesh.db.database import Database
 from mesh.db.jobs import Backoff, JobQueue
+from mesh.db.pipeline import Statement, columns, run_together
+from mesh.observability import request_context
 
 _steps = booking_steps.c
 _QUEUE = JobQueue(
@@ -41,8 +43,38 @@ class StepKind(StrEnum):
     EXCHANGE = "EXCHANGE"
 
 
+class Lane(Enum):
+    """Steps that are run apart from the others, so that they do not wait for these.
+
+    A customer waits for the URGENT ones, and the places of a paid booking are held only until its
+    hold ends. FIRST_CONFIRMATIONS, which are CONFIRM steps before their first attempt, form batches.
+    """
+
+    FIRST_CONFIRMATIONS = "FIRST_CONFIRMATIONS"
+    URGENT = "URGENT"
+    OTHERS = "OTHERS"
+
+
 URGENT = (StepKind.CONFIRM, StepKind.EXCHANGE)
-"""A customer waits for these. The places of a paid booking are held only until its hold ends."""
+"""The kinds of urgent steps; the others are what remains to do for bookings that have ended."""
+
+_is_first_confirmation = (_steps.kind == sa.literal_column("'CONFIRM'")) & (_steps.attempts == 0)
+_LANES: dict[Lane, Sequence[sa.ColumnElement[bool]]] = {
+    Lane.FIRST_CONFIRMATIONS: [is_urgent_step, _is_first_confirmation],
+    Lane.URGENT: [is_urgent_step, ~_is_first_confirmation],
+    Lane.OTHERS: [~is_urgent_step],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewStep:
+    """A step to enqueue; see Step."""
+
+    booking_id: UUID
+    kind: StepKind
+    subject_id: UUID
+    origin: str
+    event_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +105,19 @@ async def enqueue(
     due_in: timedelta = timedelta(0),
 ) -> None:
     """Enqueues a step in the caller's transaction. A step that is enqueued already stays as it is."""
-    await connection.execute(
-        postgresql.insert(booking_steps)
-        .values(
-            booking_id=booking_id,
-            kind=kind,
-            subject_id=subject_id,
-            event_id=event_id,
-            due_time=now + due_in,
-            create_time=now,
-        )
-        .on_conflict_do_nothing()
-    )
+    step = NewStep(booking_id, kind, subject_id, request_context.origin(), event_id)
+    await run_together(connection, [enqueueing([step], now=now, due_in=due_in)])
+
+
+def enqueueing(
+    steps: Sequence[NewStep], *, now: datetime, due_in: timedelta = timedelta(0)
+) -> Statement:
+    """Enqueues steps as `enqueue` does, with the origins of their causes."""
+    rows = [
+        (step.booking_id, step.kind.value, step.subject_id, step.event_id, step.origin)
+        for step in steps
+    ]
+    return Statement(_ENQUEUE, (now + due_in, now, *columns(rows, 5)))
 
 
 async def lease(
@@ -93,13 +126,11 @@ async def lease(
     now: datetime,
     limit: int,
     lease: timedelta,
-    is_urgent: bool | None = None,
+    lane: Lane | None = None,
 ) -> Sequence[Step]:
-    """Leases due steps to this process; only urgent ones or only others, if asked for."""
-    kinds = {None: (), True: (is_urgent_step,), False: (~is_urgent_step,)}
-    rows = await _QUEUE.lease(
-        connection, now=now, until=now + lease, limit=limit, where=kinds[is_urgent]
-    )
+    """Leases due steps to this process, of one lane or of all."""
+    where = () if lane is None else _LANES[lane]
+    rows = await _QUEUE.lease(connection, now=now, until=now + lease, limit=limit, where=where)
     return [
         Step(
             row.booking_id,
@@ -131,8 +162,32 @@ async def retry(connection: AsyncConnection, step: Step, *, now: datetime, error
 
 async def done(connection: AsyncConnection, step: Step) -> None:
     """Deletes a step in the transaction that records its outcome."""
-    await _QUEUE.delete(connection, *step.key)
+    await run_together(connection, [deleting([step])])
+
+
+def deleting(steps: Sequence[Step]) -> Statement:
+    """Deletes steps as `done` does."""
+    rows = [(step.booking_id, step.kind.value, step.subject_id) for step in steps]
+    return Statement(_DELETE, columns(rows, 3))
+
+
+async def finish(database: Database, step: Step) -> None:
+    """Deletes a step that has nothing to record."""
+    async with database.transaction() as connection:
+        await done(connection, step)
 
 
 oldest_due = _QUEUE.oldest_due
 """When the step that waits longest fell due: in the future when no step is due."""
+
+_ENQUEUE = """
+INSERT INTO booking_steps
+    (due_time, create_time, booking_id, kind, subject_id, event_id, origin)
+SELECT %s::timestamptz, %s::timestamptz, given.*
+FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::uuid[], %s::text[]) AS given
+ON CONFLICT DO NOTHING
+"""
+_DELETE = """
+DELETE FROM booking_steps WHERE (booking_id, kind, subject_id) IN (
+    SELECT * FROM unnest(%s::uuid[], %s::text[], %s::uuid[]))
+"""

@@ -54,6 +54,9 @@ MOVES: dict[Status, frozenset[Status]] = {
 LIVE = (Status.HELD, Status.PENDING_PAYMENT, Status.CONFIRMED)
 """States in which a booking has places."""
 
+SOLD = (Status.CONFIRMED, Status.COMPLETED)
+"""States in which a booking's places are sold."""
+
 UNPAID = (Status.HELD, Status.PENDING_PAYMENT)
 """States in which places are held and no payment was captured."""
 
@@ -233,13 +236,34 @@ def item_rows(items_of: Sequence[tuple[UUID, Sequence[Item]]]) -> Iterator[tuple
             )
 
 
+async def write_all(
+    connection: AsyncConnection,
+    transitions: Sequence[Transition],
+    *,
+    now: datetime,
+    also: Sequence[Statement] = (),
+) -> None:
+    """Writes the transitions of locked bookings, and runs `also`, in one round trip."""
+    if not transitions:
+        return
+    _, updated, *_ = await run_together(
+        connection,
+        [
+            FORCE_INDEX_SCANS,
+            updating(transitions),
+            *recording(connection, transitions, now=now),
+            *also,
+        ],
+    )
+    if updated.count != len(transitions):
+        # The transaction rolls back.
+        changed = {t.before.booking_id for t in transitions} - {row[0] for row in updated.rows}
+        raise RuntimeError(f"bookings were changed without their lock: {changed}")
+
+
 async def write(connection: AsyncConnection, transition: Transition, *, now: datetime) -> Booking:
     """Writes the transition of a locked booking."""
-    _, updated = await run_together(connection, [FORCE_INDEX_SCANS, updating([transition])])
-    if not updated.rows:
-        raise RuntimeError(f"booking {transition.before.booking_id} was changed without its lock")
-    if statements := recording(connection, [transition], now=now):
-        await run_together(connection, statements)
+    await write_all(connection, [transition], now=now)
     return transition.after
 
 
@@ -258,13 +282,17 @@ async def move(
     return await write(connection, transition, now=now)
 
 
+def payment_ended(booking: Booking, status: PaymentStatus, now: datetime) -> Transition:
+    """The booking's payment has an outcome."""
+    payment = replace(_payment_of(booking), status=status)
+    return Transition(booking, replace(booking, payment=payment, update_time=now), SYSTEM)
+
+
 async def set_payment_status(
     connection: AsyncConnection, *, booking: Booking, status: PaymentStatus, now: datetime
 ) -> Booking:
     """Records the outcome of a locked booking's payment."""
-    payment = replace(_payment_of(booking), status=status)
-    after = replace(booking, payment=payment, update_time=now)
-    return await write(connection, Transition(booking, after, SYSTEM), now=now)
+    return await write(connection, payment_ended(booking, status, now), now=now)
 
 
 async def note(

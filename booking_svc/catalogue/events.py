@@ -19,6 +19,7 @@ from booking_svc.catalogue.cancellation_policy import Policy
 from booking_svc.catalogue.tables import events, offers, stock_levels
 from mesh.clock import rfc3339
 from mesh.db.database import constraint_of
+from mesh.db.pipeline import Statement, array, run_together
 from mesh.errors import DomainError, Reason
 from mesh.money import Money
 
@@ -376,6 +377,19 @@ async def get_all(connection: AsyncConnection, event_ids: Collection[UUID]) -> d
     ids = sa.bindparam("ids", list(event_ids), postgresql.ARRAY(postgresql.UUID(as_uuid=True)))
     rows = await connection.execute(selected.where(events.c.event_id == sa.any_(ids)))
     return {row.event_id: from_row(row) for row in rows}
+
+
+async def cancelled_among(
+    connection: AsyncConnection, event_ids: Collection[UUID]
+) -> frozenset[UUID]:
+    """The ids of those events that are cancelled."""
+    [result] = await run_together(connection, [Statement(_CANCELLED, [array(event_ids)])])
+    return frozenset(event_id for (event_id,) in result.rows)
+
+
+_CANCELLED = """
+SELECT event_id FROM events WHERE event_id = ANY (%s::uuid[]) AND status = 'CANCELLED'
+"""
 
 
 def from_row(row: sa.Row[Any]) -> Event:

@@ -178,6 +178,11 @@ class Stock(Protocol):
 
     async def commit(self, *, event_id: UUID, reservation_id: UUID) -> None: ...
 
+    async def commit_all(
+        self, *, reservations: Sequence[tuple[UUID, UUID]]
+    ) -> Sequence[Exception | None]:
+        """Commits reservations, given as event and reservation ids; the refusal of each."""
+
     async def release(self, *, event_id: UUID, reservation_id: UUID) -> None: ...
 
     async def return_sold(self, *, event_id: UUID, reservation_id: UUID) -> None:

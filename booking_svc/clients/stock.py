@@ -5,6 +5,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from google.rpc import status_pb2
+
 from booking_svc.clients.ports import (
     Availability,
     Line,
@@ -188,6 +190,26 @@ class StockClient:
             )
         )
 
+    async def commit_all(
+        self, *, reservations: Sequence[tuple[UUID, UUID]]
+    ) -> Sequence[Exception | None]:
+        if not reservations:
+            return []
+        response = await self._stub.BatchCommit(
+            messages.BatchCommitRequest(
+                requests=[
+                    messages.CommitReservationRequest(
+                        event_id=str(event_id), reservation_id=str(reservation_id)
+                    )
+                    for event_id, reservation_id in reservations
+                ]
+            )
+        )
+        return [
+            _refusal(outcome.error) if outcome.HasField("error") else None
+            for outcome in response.outcomes
+        ]
+
     async def release(self, *, event_id: UUID, reservation_id: UUID) -> None:
         await self._stub.ReleaseReservation(
             messages.ReleaseReservationRequest(
@@ -300,9 +322,13 @@ def _change(message: change_messages.StockChange) -> StockChange:
 def _outcome(message: messages.BatchReserveResponse.Outcome) -> Reservation | Exception:
     if message.HasField("reservation"):
         return _reservation(message.reservation)
-    refusal = from_status(message.error)
+    return _refusal(message.error)
+
+
+def _refusal(status: status_pb2.Status) -> Exception:
+    refusal = from_status(status)
     if refusal is None or refusal.reason is Reason.INTERNAL:
-        return RuntimeError(f"stock_svc answered with {message.error.code}")
+        return RuntimeError(f"stock_svc answered with {status.code}")
     return refusal
 
 

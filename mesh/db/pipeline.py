@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.db import database_metrics
 
-_DIALECT = PGDialect_psycopg()
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,8 @@ class Query:
         compiled = select.compile(dialect=_DIALECT)
         self._sql = str(compiled)
         self._parameters = dict(compiled.params)
-        self._row: Callable[[Iterable[Any]], Any] = namedtuple(
-            "Row", select.selected_columns.keys()
-        )._make
+        row: Any = namedtuple("Row", list(select.selected_columns.keys()))  # type: ignore[misc]
+        self._row = row
 
     def statement(self, **parameters: object) -> Statement:
         """The query with values for its bind parameters."""
@@ -110,7 +109,7 @@ class Query:
 
     def rows(self, result: Result) -> list[Any]:
         """The rows of its result; columns are attributes."""
-        return [self._row(row) for row in result.rows]
+        return [self._row._make(row) for row in result.rows]
 
 
 def as_one(statements: Sequence[Statement]) -> Statement:

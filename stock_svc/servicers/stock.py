@@ -195,6 +195,21 @@ class StockServicer(StockServiceServicer):
     ) -> reservation_pb2.Reservation:
         return await self._move(request, Move.COMMIT)
 
+    async def BatchCommit(
+        self, request: stock_service_pb2.BatchCommitRequest, context: _Context
+    ) -> stock_service_pb2.BatchCommitResponse:
+        outcomes = await asyncio.gather(*map(self._committed, request.requests))
+        return stock_service_pb2.BatchCommitResponse(outcomes=outcomes)
+
+    async def _committed(
+        self, request: stock_service_pb2.CommitReservationRequest
+    ) -> stock_service_pb2.BatchCommitResponse.Outcome:
+        outcome = stock_service_pb2.BatchCommitResponse.Outcome
+        try:
+            return outcome(reservation=await self._move(request, Move.COMMIT))
+        except DomainError as refusal:
+            return outcome(error=to_status(refusal))
+
     async def ReleaseReservation(
         self, request: stock_service_pb2.ReleaseReservationRequest, context: _Context
     ) -> stock_service_pb2.ReleaseReservationResponse:

@@ -17,7 +17,7 @@ CATCH_ALL = {
     "mesh.coalescing": "whatever a batch ends with, its callers must get it",
     "mesh.rpc.server": "whatever it is, the database is not usable",
     "mesh.tasks": "the top of every background loop",
-    "booking_svc.bookings.step_runner": "the top of one saga step: it is retried later",
+    "booking_svc.bookings.step_runner": "the top of saga steps: they are retried later",
 }
 
 ALL = [module for package in (*SERVICES, SHARED) for module in modules(package)]

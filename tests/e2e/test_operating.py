@@ -117,7 +117,7 @@ def test_a_paid_booking_is_one_trace_across_all_processes(
         return [
             (service, span)
             for service, span in collector.trace_of(booking_id)
-            if span.name in ("apply Captured", "step CONFIRM", "StockService/CommitReservation")
+            if span.name in ("apply Captured", "step CONFIRM", "StockService/BatchCommit")
         ]
 
     hops = until(

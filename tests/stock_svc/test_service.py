@@ -241,6 +241,32 @@ async def test_a_batch_has_an_outcome_for_each_request(served: Served) -> None:
     assert reason_of(error) == "VALIDATION_FAILED"
 
 
+async def test_a_batch_of_commits_has_an_outcome_for_each(served: Served) -> None:
+    stock, defined = served.booking, a_stock(new_id())
+    await stock.DefineStock(defined)
+    reserved = a_request(defined)
+    await stock.Reserve(reserved)
+    of = stock_service_pb2.CommitReservationRequest(
+        event_id=defined.event_id, reservation_id=reserved.reservation_id
+    )
+    unknown = stock_service_pb2.CommitReservationRequest(
+        event_id=defined.event_id, reservation_id=str(new_id())
+    )
+    batch = stock_service_pb2.BatchCommitRequest(requests=[of, unknown, of])
+    first, second, third = (await stock.BatchCommit(batch)).outcomes
+    assert first.reservation.state == reservation_pb2.Reservation.COMMITTED
+    assert third.reservation == first.reservation
+    refused = from_status(second.error)
+    assert refused is not None
+    assert refused.reason is Reason.RESERVATION_NOT_FOUND
+    repeated = (await stock.BatchCommit(batch)).outcomes
+    assert [outcome.WhichOneof("outcome") for outcome in repeated] == [
+        "reservation",
+        "error",
+        "reservation",
+    ]
+
+
 async def test_the_audit_of_every_event_is_streamed(served: Served, database: Database) -> None:
     stock, defined = served.booking, [a_stock(new_id()) for _ in range(3)]
     for request in defined:

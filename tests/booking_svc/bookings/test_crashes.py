@@ -14,6 +14,7 @@ import pytest
 
 from booking_svc.bookings.bookings import Booking, Status
 from booking_svc.catalogue.events import Event
+from booking_svc.clients import ports
 from mesh.errors import DomainError
 from mesh.ids import new_id
 from mesh.money import Money
@@ -196,6 +197,31 @@ async def confirm(stage: Stage) -> tuple[Call, Check]:
     return stage.dying.run_steps(), check
 
 
+async def confirm_together(stage: Stage) -> tuple[Call, Check]:
+    """A batch of payments, and the batch of their confirmations."""
+    event = await stage.harness.an_event()
+    placed = [await stage.harness.place(event, quantity=2) for _ in range(3)]
+    captured = [
+        ports.Captured(booking.booking_id, booking.payment.payment_id, booking.total)
+        for booking in placed
+        if booking.payment is not None
+    ]
+
+    async def capture_and_confirm() -> None:
+        await stage.dying.deliver(*captured)
+        await stage.dying.run_steps()
+
+    async def check() -> None:
+        # The stream repeats what was not committed with its cursor.
+        await stage.harness.deliver(*captured)
+        await stage.recover()
+        for booking in placed:
+            assert (await stage.harness.booking(booking.booking_id)).status is Status.CONFIRMED
+        await whole(stage.harness, event)
+
+    return capture_and_confirm(), check
+
+
 async def confirm_late(
     stage: Stage,
 ) -> tuple[Call, Check]:
@@ -315,6 +341,7 @@ SCENES: list[Scene] = [
     place_at_a_new_price,
     place_in_a_cancelled_event,
     confirm,
+    confirm_together,
     confirm_late,
     cancel,
     refund,

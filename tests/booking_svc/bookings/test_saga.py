@@ -8,11 +8,12 @@ from uuid import UUID
 import pytest
 
 from booking_svc.bookings import bookings, step_runner
-from booking_svc.bookings.bookings import Filter, PaymentStatus, RefundStatus, Status
+from booking_svc.bookings.bookings import Booking, Filter, PaymentStatus, RefundStatus, Status
 from booking_svc.bookings.payment_pages import Checkout
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.state_machine import MOVES
 from booking_svc.clients import ports
+from booking_svc.clients.stock import StockClient
 from mesh.clock import rfc3339
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -277,6 +278,8 @@ async def test_a_refund_is_processed_before_its_request_is_answered(
     booking = await harness.place(event)
     await harness.cancel(booking.booking_id)
     await harness.capture(booking)
+    # A batch of confirmations leaves it, then its step enqueues the refund.
+    await harness.run_steps()
     await harness.run_steps()
     # payment_svc has done it, and its answer is lost. Stock is released in the meantime.
     harness.payment_client.crashes = Crashes(at=2)
@@ -367,6 +370,73 @@ async def test_another_payment_of_the_booking_is_refunded(harness: BookingHarnes
     await harness.run_until_idle()
     assert (await harness.booking(booking.booking_id)).status is Status.CONFIRMED
     assert [payment for payment, _ in harness.payments.refunds.values()] == [other]
+
+
+async def test_a_batch_of_payments_confirms_only_what_it_pays_for(harness: BookingHarness) -> None:
+    """Payments that need a decision are in one batch with others: each has its own outcome."""
+    event, gone = await harness.an_event(an_offer(capacity=20)), await harness.an_event()
+    first, second, repeated, too_little, late, foreign, cancelled = [
+        await harness.place(gone if number == 6 else event) for number in range(7)
+    ]
+
+    def captured(booking: Booking, amount: Money | None = None) -> ports.Captured:
+        assert booking.payment is not None
+        return ports.Captured(
+            booking.booking_id, booking.payment.payment_id, amount or booking.total
+        )
+
+    await harness.cancel(late.booking_id)
+    await harness.cancel_event(gone)
+    await harness.deliver(
+        captured(first),
+        captured(repeated),
+        captured(too_little, Money(1, "INR")),
+        captured(late),
+        ports.Captured(foreign.booking_id, new_id(), foreign.total),
+        captured(cancelled),
+        captured(repeated),
+        captured(second),
+    )
+    await harness.run_until_idle()
+    states = [
+        (await harness.booking(booking.booking_id)).status
+        for booking in (first, second, repeated, too_little, late, foreign, cancelled)
+    ]
+    assert states == [
+        Status.CONFIRMED,
+        Status.CONFIRMED,
+        Status.CONFIRMED,
+        Status.FAILED,
+        Status.CANCELLED,
+        Status.PENDING_PAYMENT,
+        Status.CANCELLED,
+    ]
+    refunded = sorted(amount.amount_minor for _, amount in harness.payments.refunds.values())
+    price = first.total.amount_minor
+    assert refunded == [1, price, price, price]
+    assert await harness.sold_places(event) == 3
+    assert await harness.audit(event) == ()
+
+
+async def test_a_batch_of_confirmations_that_fails_is_retried_step_by_step(
+    harness: BookingHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_away(*_: object, **__: object) -> None:
+        raise DomainError(Reason.DEPENDENCY_UNAVAILABLE, "stock_svc is not reachable")
+
+    event = await harness.an_event()
+    placed = [await harness.place(event) for _ in range(3)]
+    for booking in placed:
+        await harness.capture(booking)
+    with monkeypatch.context() as patch:
+        patch.setattr(StockClient, "commit_all", is_away)
+        assert await harness.run_steps() == 3
+    harness.clock.advance(timedelta(seconds=1))
+    await harness.run_until_idle()
+    for booking in placed:
+        confirmed = await harness.booking(booking.booking_id)
+        assert confirmed.status is Status.CONFIRMED
+        assert [entry.status for entry in confirmed.timeline].count(Status.CONFIRMED) == 1
 
 
 async def test_an_event_that_arrives_twice_has_one_effect(harness: BookingHarness) -> None:
