@@ -3,6 +3,7 @@
 Events are written with theirs (events.py).
 """
 
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -20,9 +21,9 @@ IDS: dict[sa.Table, sa.Column[UUID]] = {
 }
 """What can be searched, with the column of the id."""
 
-# The name first.
+# The name first. Of events only the name: all versions write their other words.
 _TEXTS = {
-    events: (events.c.name, events.c.description, sa.func.coalesce(events.c.venue_name, "")),
+    events: (events.c.name,),
     productions: (
         productions.c.title,
         productions.c.description,
@@ -30,7 +31,8 @@ _TEXTS = {
     ),
     venues: (venues.c.name, venues.c.address),
 }
-_AT_ONCE = 500
+# Bookings may wait for the rows of a batch.
+_AT_ONCE = 100
 
 
 async def index(connection: AsyncConnection, table: sa.Table, row_id: UUID) -> None:
@@ -60,21 +62,26 @@ async def _index(
         .limit(_AT_ONCE)
         .with_for_update(key_share=True, skip_locked=True)
     )
-    words = {row_id: (search.words_of(*texts), texts[0]) for row_id, *texts in rows}
-    if not words:
+    texts_of = {row_id: texts for row_id, *texts in rows}
+    if not texts_of:
         return 0
-    columns = {
-        name: sa.func.array_to_tsvector(sa.bindparam(f"{name}_", type_=postgresql.ARRAY(sa.Text)))
-        for name in ("search", "name_search")
-    }
+    columns = {"name_search": _vector("name_words")}
+    values: list[dict[str, Any]] = [
+        {"row_id": row_id, "name_words": search.words_of(texts[0])}
+        for row_id, texts in texts_of.items()
+    ]
+    if table is not events:
+        columns["search"] = _vector("words")
+        for value in values:
+            value["words"] = search.words_of(*texts_of[value["row_id"]])
+        await search.learn(
+            connection, words=list({word for value in values for word in value["words"]})
+        )
     await connection.execute(
-        sa.update(table).where(IDS[table] == sa.bindparam("row_id")).values(**columns),
-        [
-            {"row_id": row_id, "search_": all_words, "name_search_": search.words_of(name)}
-            for row_id, (all_words, name) in words.items()
-        ],
+        sa.update(table).where(IDS[table] == sa.bindparam("row_id")).values(columns), values
     )
-    await search.learn(
-        connection, words=list({word for all_words, _ in words.values() for word in all_words})
-    )
-    return len(words)
+    return len(values)
+
+
+def _vector(name: str) -> sa.ColumnElement[object]:
+    return sa.func.array_to_tsvector(sa.bindparam(name, type_=postgresql.ARRAY(sa.Text)))
