@@ -8,7 +8,6 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc import tables
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
 from mesh.db import outbox
 
@@ -77,4 +76,4 @@ async def _append(
         event_type=event.WhichOneof("event") or "",
         payload=event.SerializeToString(),
     )
-    await outbox.append(connection, tables.outbox, [new], now=now)
+    await outbox.append(connection, [new], now=now)

@@ -12,9 +12,9 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.pipeline import Statement, columns, run_together
 from mesh.money import Money
 from payment_svc.payments import Payment
 from payment_svc.tables import book_entries, book_lines
@@ -215,33 +215,36 @@ async def _post(
     lines: Mapping[Account, int],
     now: datetime,
 ) -> bool:
-    inserted = await connection.execute(
-        postgresql.insert(book_entries)
-        .values(
-            entry_id=entry_id,
-            kind=kind,
-            payment_id=payment.payment_id,
-            event_id=payment.order.event_id,
-            day=now.date(),
-            create_time=now,
-        )
-        .on_conflict_do_nothing(index_elements=[book_entries.c.entry_id])
-    )
-    if inserted.rowcount == 0:
-        return False
-    await connection.execute(
-        sa.insert(book_lines),
+    [inserted] = await run_together(
+        connection,
         [
-            {
-                "entry_id": entry_id,
-                "account": account,
-                "amount_minor": amount_minor,
-                "currency_code": currency_code,
-            }
-            for account, amount_minor in lines.items()
+            Statement(
+                _POST,
+                (
+                    entry_id,
+                    kind.value,
+                    payment.payment_id,
+                    payment.order.event_id,
+                    now.date(),
+                    now,
+                    currency_code,
+                    *columns([(account.value, minor) for account, minor in lines.items()], 2),
+                ),
+            )
         ],
     )
-    return True
+    return inserted.count == len(lines)
+
+
+_POST = """
+WITH entry AS (
+    INSERT INTO book_entries (entry_id, kind, payment_id, event_id, day, create_time)
+    VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (entry_id) DO NOTHING RETURNING entry_id
+)
+INSERT INTO book_lines (entry_id, currency_code, account, amount_minor)
+SELECT entry.entry_id, %s, line.*
+FROM entry, unnest(%s::text[], %s::bigint[]) AS line (account, amount_minor)
+"""
 
 
 def _amount(condition: sa.ColumnElement[bool], sign: int) -> sa.ColumnElement[int]:

@@ -15,7 +15,6 @@ from mesh.db import outbox
 from mesh.db.database import on_commit
 from mesh.money import Money
 from mesh.observability import metrics
-from payment_svc import tables
 from payment_svc.payments import Payment
 from payment_svc.providers.base import DisputeStatus
 
@@ -167,4 +166,4 @@ async def _append(
         event_type=event.WhichOneof("event") or "",
         payload=event.SerializeToString(),
     )
-    await outbox.append(connection, tables.outbox, [entry], now=now)
+    await outbox.append(connection, [entry], now=now)

@@ -15,6 +15,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.db.jobs import Backoff, JobQueue
+from mesh.db.pipeline import Query, run_together
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
 from mesh.money import Money
 from payment_svc.providers.base import Order, Session
@@ -131,13 +132,10 @@ async def create(connection: AsyncConnection, *, order: Order, now: datetime) ->
 
 async def find(connection: AsyncConnection, *, payment_id: UUID, owner: UUID | None) -> Payment:
     """A payment, of the owner if one is given. Raises PAYMENT_NOT_FOUND."""
-    statement = sa.select(payments).where(payments.c.payment_id == payment_id)
-    if owner is not None:
-        statement = statement.where(payments.c.customer_id == owner)
-    row = (await connection.execute(statement)).one_or_none()
-    if row is None:
-        raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment", payment_id=payment_id)
-    return _from_row(row)
+    payment = await _select(connection, _FIND, payment_id)
+    if owner not in (None, payment.order.customer_id):
+        raise _not_found(payment_id)
+    return payment
 
 
 async def find_id(
@@ -170,17 +168,23 @@ async def lock(connection: AsyncConnection, *, payment_id: UUID) -> Payment:
 
     Every change of a payment, a capture or a refund takes this lock first.
     """
-    row = (
-        await connection.execute(
-            sa.select(payments)
-            .where(payments.c.payment_id == payment_id)
-            # NO KEY UPDATE: inserts of captures and refunds do not wait for their foreign key.
-            .with_for_update(key_share=True)
-        )
-    ).one_or_none()
-    if row is None:
-        raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment", payment_id=payment_id)
-    return _from_row(row)
+    return await _select(connection, _LOCK, payment_id)
+
+
+async def _select(connection: AsyncConnection, query: Query, payment_id: UUID) -> Payment:
+    [result] = await run_together(connection, [query.statement(payment_id=payment_id)])
+    for row in query.rows(result):
+        return _from_row(row)
+    raise _not_found(payment_id)
+
+
+def _not_found(payment_id: UUID) -> DomainError:
+    return DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment", payment_id=payment_id)
+
+
+_OF_ID = sa.select(payments).where(payments.c.payment_id == sa.bindparam("payment_id"))
+# NO KEY UPDATE: inserts of captures and refunds do not wait for their foreign key.
+_FIND, _LOCK = Query(_OF_ID), Query(_OF_ID.with_for_update(key_share=True))
 
 
 async def attach_session(
@@ -322,7 +326,7 @@ def _before(status: Status) -> Iterable[Status]:
     return [earlier for earlier, moves in MOVES.items() if status in moves]
 
 
-def _from_row(row: sa.Row[Any]) -> Payment:
+def _from_row(row: Any) -> Payment:
     return Payment(
         order=Order(
             payment_id=row.payment_id,

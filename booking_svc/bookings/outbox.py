@@ -17,7 +17,6 @@ from booking_svc.bookings.bookings import SYSTEM, Actor, Booking, By
 from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
 from booking_svc.catalogue.proto import schedule, to_schedule
-from booking_svc.tables import outbox as table
 from boxoffice.bookings.v1 import booking_event_pb2, booking_pb2
 from boxoffice.types.v1 import money_pb2
 from mesh.conversions import id_to_proto, money_from_proto, money_to_proto, time_from_proto
@@ -153,7 +152,7 @@ async def append(
 ) -> None:
     """Writes an event in the transaction of its effect. `booking` is the state after it."""
     on_commit(connection, lambda: _count(booking, change))
-    await outbox.append(connection, table, [to_new(booking, change, now)], now=now)
+    await outbox.append(connection, [to_new(booking, change, now)], now=now)
 
 
 @dataclass(frozen=True, slots=True)

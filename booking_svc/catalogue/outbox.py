@@ -13,7 +13,6 @@ from booking_svc.catalogue import proto
 from booking_svc.catalogue.event_moves import Schedule
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Availability
-from booking_svc.tables import outbox as table
 from boxoffice.catalogue.v1 import catalogue_event_pb2, event_pb2
 from mesh.conversions import time_to_proto
 from mesh.db import outbox
@@ -82,7 +81,7 @@ async def append(
         event_type=f"{PREFIX}{message.WhichOneof('kind')}",
         payload=message.SerializeToString(),
     )
-    await outbox.append(connection, table, [new], now=now)
+    await outbox.append(connection, [new], now=now)
 
 
 def changed_fields(before: Event, after: Event) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mesh.clock import system_clock
 from mesh.db.database import Database, libpq_url, notify_on_commit, on_commit
-from mesh.db.pipeline import Statement, columns
+from mesh.db.pipeline import Statement, columns, run_together
 from mesh.errors import FieldViolation, invalid
 from mesh.observability import metrics, request_context
 
@@ -104,7 +104,7 @@ def outbox_table(metadata: sa.MetaData) -> sa.Table:
 class NewEvent:
     """An event to write. `payload` is the serialised message that the stream sends.
 
-    `origin` is the `request_context.origin` of its cause; only `insertion` needs it.
+    `origin` is the `request_context.origin` of its cause; None is that of the present call.
     """
 
     aggregate_id: UUID
@@ -175,24 +175,10 @@ def _is_snapshot(text: str) -> bool:
     )
 
 
-async def append(
-    connection: AsyncConnection, table: sa.Table, events: Sequence[NewEvent], *, now: datetime
-) -> None:
+async def append(connection: AsyncConnection, events: Sequence[NewEvent], *, now: datetime) -> None:
     """Writes events in the caller's transaction."""
     if events:
-        announce(connection, events)
-        await connection.execute(
-            table.insert(),
-            [
-                {
-                    "aggregate_id": event.aggregate_id,
-                    "event_type": event.event_type,
-                    "payload": event.payload,
-                    "create_time": now,
-                }
-                for event in events
-            ],
-        )
+        await run_together(connection, [insertion(connection, events, now=now)])
 
 
 def insertion(
@@ -200,7 +186,16 @@ def insertion(
 ) -> Statement:
     """The statement that writes events of many calls, for a pipeline (mesh/db/pipeline.py)."""
     announce(connection, events)
-    rows = ((event.aggregate_id, event.event_type, event.payload, event.origin) for event in events)
+    origin = request_context.origin()
+    rows = (
+        (
+            event.aggregate_id,
+            event.event_type,
+            event.payload,
+            origin if event.origin is None else event.origin,
+        )
+        for event in events
+    )
     return Statement(_INSERT, (now, *columns(rows, 4)))
 
 

@@ -6,7 +6,7 @@ transaction.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.pipeline import Query, run_together
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
@@ -102,9 +103,7 @@ async def open_session(
 
 async def find(connection: AsyncConnection, *, payment_id: UUID) -> SandboxSession:
     """The session of a merchant's payment. Raises PAYMENT_NOT_FOUND."""
-    return await _select(
-        connection, sa.select(sandbox_payments).where(sandbox_payments.c.payment_id == payment_id)
-    )
+    return await _select(connection, _FIND, payment_id)
 
 
 async def pay(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -> SandboxSession:
@@ -117,7 +116,7 @@ async def pay(connection: AsyncConnection, *, payment_id: UUID, now: datetime) -
         raise _voided(session)
     if session.state is State.OPEN:
         await capture(connection, session=session, amount=session.amount, now=now)
-    return await find(connection, payment_id=payment_id)
+    return replace(session, state=State.PAID)
 
 
 async def decline(
@@ -317,19 +316,20 @@ async def _enqueue_webhook(
 
 
 async def _lock(connection: AsyncConnection, payment_id: UUID) -> SandboxSession:
-    return await _select(
-        connection,
-        sa.select(sandbox_payments)
-        .where(sandbox_payments.c.payment_id == payment_id)
-        .with_for_update(key_share=True),
-    )
+    return await _select(connection, _LOCK, payment_id)
 
 
-async def _select(connection: AsyncConnection, statement: sa.Select[Any]) -> SandboxSession:
-    row = (await connection.execute(statement)).one_or_none()
-    if row is None:
-        raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
-    return _from_row(row)
+async def _select(connection: AsyncConnection, query: Query, payment_id: UUID) -> SandboxSession:
+    [result] = await run_together(connection, [query.statement(payment_id=payment_id)])
+    for row in query.rows(result):
+        return _from_row(row)
+    raise DomainError(Reason.PAYMENT_NOT_FOUND, "no such payment")
+
+
+_OF_PAYMENT = sa.select(sandbox_payments).where(
+    sandbox_payments.c.payment_id == sa.bindparam("payment_id")
+)
+_FIND, _LOCK = Query(_OF_PAYMENT), Query(_OF_PAYMENT.with_for_update(key_share=True))
 
 
 def _voided(session: SandboxSession) -> DomainError:
@@ -346,7 +346,7 @@ def _new_id(prefix: str) -> str:
     return f"{prefix}_{new_id().hex}"
 
 
-def _from_row(row: sa.Row[Any]) -> SandboxSession:
+def _from_row(row: Any) -> SandboxSession:
     return SandboxSession(
         session_id=row.session_id,
         payment_id=row.payment_id,

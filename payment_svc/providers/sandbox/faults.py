@@ -13,6 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.pipeline import Statement, array, run_together
 from payment_svc.tables import sandbox_faults
 
 
@@ -95,22 +96,16 @@ async def script(
 async def _next_scripted(
     connection: AsyncConnection, payment_id: UUID, among: Collection[Fault]
 ) -> Fault | None:
-    first = (
-        sa.select(sandbox_faults.c.fault_id)
-        .where(sandbox_faults.c.payment_id == payment_id)
-        .where(sandbox_faults.c.remaining > 0)
-        .where(sandbox_faults.c.fault.in_(list(among)))
-        .order_by(sandbox_faults.c.fault_id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
+    [counted] = await run_together(
+        connection, [Statement(_COUNT_DOWN, (payment_id, array(sorted(among))))]
     )
-    row = (
-        await connection.execute(
-            sa.update(sandbox_faults)
-            .where(sandbox_faults.c.fault_id == first)
-            .values(remaining=sandbox_faults.c.remaining - 1)
-            .returning(sandbox_faults.c.fault)
-        )
-    ).one_or_none()
-    return None if row is None else Fault(row.fault)
+    return Fault(counted.rows[0][0]) if counted.rows else None
+
+
+_COUNT_DOWN = """
+UPDATE sandbox_faults SET remaining = remaining - 1 WHERE fault_id = (
+    SELECT fault_id FROM sandbox_faults
+    WHERE payment_id = %s AND remaining > 0 AND fault = ANY (%s::text[])
+    ORDER BY fault_id LIMIT 1 FOR UPDATE SKIP LOCKED
+) RETURNING fault
+"""

@@ -33,7 +33,7 @@ async def database(database: Database) -> Database:
 
 async def write(database: Database, *names: str, aggregate: UUID | None = None) -> None:
     async with database.transaction() as connection:
-        await outbox.append(connection, events, some(*names, aggregate=aggregate), now=NOW)
+        await outbox.append(connection, some(*names, aggregate=aggregate), now=NOW)
 
 
 def some(*names: str, aggregate: UUID | None = None) -> list[NewEvent]:
@@ -62,7 +62,7 @@ async def test_reading_can_begin_at_a_time(database: Database) -> None:
     for days, name in [(0, "older"), (1, "at"), (2, "later"), (0, "older again")]:
         async with database.transaction() as connection:
             time = NOW + timedelta(days=days)
-            await outbox.append(connection, events, some(name), now=time)
+            await outbox.append(connection, some(name), now=time)
     assert names(await read(database, 4, after=empty)) == ["older", "at", "later", "older again"]
     begin = await reader.position_at(NOW + timedelta(days=2))
     assert names(await read(database, 2, after=begin)) == ["later", "older again"]
@@ -71,7 +71,7 @@ async def test_reading_can_begin_at_a_time(database: Database) -> None:
 async def test_reading_from_a_time_does_not_skip_late_commits(database: Database) -> None:
     reader = OutboxReader(database, events)
     async with database.transaction() as late:
-        await outbox.append(late, events, some("late"), now=NOW)
+        await outbox.append(late, some("late"), now=NOW)
         await write(database, "early")
         begin = await reader.position_at(NOW)
     assert set(names(await read(database, 2, after=begin))) == {"late", "early"}
@@ -113,7 +113,7 @@ async def test_a_transaction_that_commits_late_is_not_skipped(database: Database
     reader = OutboxReader(database, events)
     async with asyncio.timeout(60), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
         async with database.transaction() as late:
-            await outbox.append(late, events, some("late"), now=NOW)
+            await outbox.append(late, some("late"), now=NOW)
             await write(database, "early")
             # It is sent although an older transaction is still running, and it has the higher
             # serial number: a reader that relies on that number would skip the late event.
@@ -135,9 +135,9 @@ async def test_events_are_ordered_by_lock_and_not_by_transaction_id(database: Da
         await other.execute(sa.text("SELECT pg_current_xact_id()"))
         async with database.transaction() as first:
             await first.execute(lock)
-            await outbox.append(first, events, some("first", aggregate=aggregate), now=NOW)
+            await outbox.append(first, some("first", aggregate=aggregate), now=NOW)
         await second.execute(lock)
-        await outbox.append(second, events, some("second", aggregate=aggregate), now=NOW)
+        await outbox.append(second, some("second", aggregate=aggregate), now=NOW)
         await second.commit()
         # `other` still runs, with an id between the two.
         async with asyncio.timeout(60), aclosing(reader.stream("")) as stream:  # type: ignore[type-var]
@@ -149,7 +149,7 @@ async def test_reading_from_now_includes_running_transactions(database: Database
     reader = OutboxReader(database, events)
     await write(database, "before")
     async with database.transaction() as running:
-        await outbox.append(running, events, some("running"), now=NOW)
+        await outbox.append(running, some("running"), now=NOW)
         position = await reader.now()
     await write(database, "after")
     assert names(await read(database, 2, after=position)) == ["running", "after"]
@@ -196,7 +196,7 @@ async def test_old_events_are_deleted(database: Database) -> None:
     await write(database, "old", "older")
     async with database.transaction() as connection:
         later = NOW + timedelta(days=1)
-        await outbox.append(connection, events, some("new"), now=later)
+        await outbox.append(connection, some("new"), now=later)
         assert await outbox.forget(connection, events, before=later, limit=1) == 1
         assert await outbox.forget(connection, events, before=later, limit=9) == 1
     assert names(await read(database, 1)) == ["new"]
@@ -205,7 +205,7 @@ async def test_old_events_are_deleted(database: Database) -> None:
 async def test_an_event_of_a_rolled_back_transaction_is_not_sent(database: Database) -> None:
     async def fail() -> None:
         async with database.transaction() as connection:
-            await outbox.append(connection, events, some("undone"), now=NOW)
+            await outbox.append(connection, some("undone"), now=NOW)
             raise LookupError("the effect failed")
 
     with pytest.raises(LookupError):
@@ -227,7 +227,7 @@ async def test_events_of_concurrent_writers_are_neither_lost_nor_repeated(
         for number in range(per_aggregate):
             async with locks[aggregate], database.transaction() as connection:
                 event = some(f"{aggregate}:{number:02d}", aggregate=aggregate)
-                await outbox.append(connection, events, event, now=NOW)
+                await outbox.append(connection, event, now=NOW)
                 await asyncio.sleep(chance.random() * 0.005)
 
     reading = asyncio.create_task(read(database, len(aggregates) * per_aggregate))
@@ -294,7 +294,7 @@ async def write_beside(database: Database, name: str) -> None:
     """Writes an event without waiting for the standby."""
     async with database.transaction() as connection:
         await connection.execute(sa.text("SET LOCAL synchronous_commit = local"))
-        await outbox.append(connection, events, some(name), now=NOW)
+        await outbox.append(connection, some(name), now=NOW)
 
 
 async def test_a_commit_does_not_wait_for_another_commit(database: Database) -> None:
