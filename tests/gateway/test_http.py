@@ -189,15 +189,15 @@ def test_signing_out_accepts_an_ended_token(gateway: Gateway) -> None:
 
 
 def test_a_public_read_reads_a_valid_token_only(gateway: Gateway) -> None:
-    for headers, is_read in (
-        (bearer(), True),
-        ({}, False),
-        (bearer(token(exp=int(time.time()) - 60)), False),
-        (bearer("nonsense"), False),
-    ):
+    for headers, is_read in ((bearer(), True), ({}, False)):
         gateway.upstream.calls.clear()
         assert gateway.rest.get("/api/v1/events/e1", headers=headers).status_code == 200
         (call,) = gateway.upstream.calls
         assert call.path == GET_EVENT
         assert ("x-jwt-payload" in call.metadata) == is_read
         assert "authorization" not in call.metadata
+    gateway.upstream.calls.clear()
+    for invalid in (token(exp=int(time.time()) - 60), "nonsense"):
+        answer = gateway.rest.get("/api/v1/events/e1", headers=bearer(invalid))
+        assert answer.status_code == 401
+    assert gateway.upstream.calls == []
