@@ -40,10 +40,18 @@ from booking_svc.catalogue.servicers.search import SearchServicer
 from booking_svc.catalogue.servicers.venues import VenueServicer
 from booking_svc.clients.accounts import AccountEvents
 from booking_svc.clients.payments import PaymentClient, PaymentEvents
-from booking_svc.clients.ports import InboundWebhook, PaymentEvent
+from booking_svc.clients.ports import (
+    Contact,
+    Erased,
+    InboundWebhook,
+    PaymentEvent,
+    StockChange,
+)
 from booking_svc.clients.stock import StockChanges, StockClient
 from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
+from booking_svc.queueing import waiting_list, waiting_list_offers
+from booking_svc.queueing.servicers.waiting_lists import WaitingListServicer
 from booking_svc.settings import Settings
 from booking_svc.tables import event_cursors, idempotency_records, outbox
 from booking_svc.webhooks import consumer as webhook_consumer
@@ -72,6 +80,7 @@ from boxoffice.payments.v1 import (
     payment_service_pb2,
     payment_service_pb2_grpc,
 )
+from boxoffice.queueing.v1 import waiting_list_service_pb2, waiting_list_service_pb2_grpc
 from boxoffice.stock.v1 import (
     stock_change_service_pb2,
     stock_change_service_pb2_grpc,
@@ -170,6 +179,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         parts = (
             _catalogue(common),
             _bookings(common),
+            _waiting_lists(common),
             _mails(common),
             await _webhooks(common, stack),
             _upkeep(common),
@@ -206,7 +216,7 @@ def _catalogue(common: _Common) -> _Part:
         cursors=event_cursors,
         clock=system_clock,
         open_stream=changes.open,
-        apply=sold_out.apply,
+        apply=_apply_stock_changes,
     )
     return _Part(
         [
@@ -315,6 +325,59 @@ def _bookings(common: _Common) -> _Part:
     )
 
 
+def _waiting_lists(common: _Common) -> _Part:
+    settings = common.settings
+    lists_due = Wakeup()
+    deps = waiting_list.Dependencies(
+        database=common.database,
+        stock=common.stock,
+        clock=system_clock,
+        terms=waiting_list.Terms(
+            offer_ttl=timedelta(seconds=settings.waiting_list_offer_seconds),
+            gather=timedelta(seconds=settings.waiting_list_gather_seconds),
+            hold_ttl=timedelta(seconds=settings.hold_ttl_seconds),
+            claim_url=settings.waiting_list_claim_url,
+        ),
+        on_due=lists_due.ring,
+    )
+    return _Part(
+        [
+            Servicer(
+                WaitingListServicer(deps),
+                waiting_list_service_pb2_grpc.add_WaitingListServiceServicer_to_server,
+                waiting_list_service_pb2.DESCRIPTOR.services_by_name["WaitingListService"],
+            )
+        ],
+        [
+            partial(
+                run_forever,
+                "waiting lists",
+                lambda: waiting_list_offers.run_due(deps),
+                idle_seconds=waiting_list_offers.IDLE_SECONDS,
+                wake=lists_due,
+            )
+        ],
+    )
+
+
+async def _apply_stock_changes(
+    connection: AsyncConnection, changes: Sequence[StockChange], now: datetime
+) -> None:
+    """Levels and waiting lists in the transaction of the stream's cursor."""
+    await sold_out.apply(connection, changes, now)
+    await waiting_list.apply_stock_changes(connection, changes, now)
+
+
+async def _apply_accounts(
+    connection: AsyncConnection, changes: Sequence[Contact | Erased], now: datetime
+) -> None:
+    """Addresses and waiting lists in the transaction of the stream's cursor."""
+    await consumer.apply_accounts(connection, changes, now)
+    for change in changes:
+        if isinstance(change, Erased):
+            await waiting_list.erase(connection, user_id=change.user_id, now=now)
+
+
 async def _apply_payment_stream(
     connection: AsyncConnection, events: Sequence[PaymentEvent | InboundWebhook], now: datetime
 ) -> None:
@@ -333,7 +396,7 @@ def _mails(common: _Common) -> _Part:
         database, common.outbox, system_clock, on_queued=sender.wake
     )
     addresses = consumer.account_consumer(
-        database, accounts.open, system_clock, on_queued=sender.wake
+        database, accounts.open, system_clock, on_queued=sender.wake, apply=_apply_accounts
     )
     return _Part(
         loops=[
@@ -398,6 +461,7 @@ def _upkeep(common: _Common) -> _Part:
         "booking steps": saga_steps.oldest_due,
         "booking mails": queue.jobs(mails).oldest_due,
         "reconciliation": oldest_due,
+        "waiting lists": waiting_list_offers.oldest_due,
     }
     return _Part(
         loops=[

@@ -22,6 +22,24 @@ class Settings(MeshSettings):
         le=86_400,
         description="How long a booking holds its places from its first checkout on.",
     )
+    waiting_list_offer_seconds: int = Field(
+        3600,
+        ge=60,
+        le=259_200,
+        description="How long places that came back are offered to a customer of the waiting list.",
+    )
+    waiting_list_gather_seconds: int = Field(
+        900,
+        ge=0,
+        le=86_400,
+        description="How long places that come back gather for a group in front of the waiting list"
+        " that needs more of them, before they go to those behind it or to everybody.",
+    )
+    waiting_list_claim_url: str = Field(
+        "http://localhost:3000/waiting-list",
+        description="Page where an offer of the waiting list is claimed; links in mails and webhooks"
+        " append #entry=….",
+    )
     payment_provider: str | None = Field(
         None,
         pattern="^[a-z]{1,32}$",

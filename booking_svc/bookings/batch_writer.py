@@ -107,7 +107,7 @@ class BatchWriter:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._memory = EventMemory()
         self._reading = _coalescer("find", partial(_look_up_all, database, self._memory))
-        self._inserting = _committing("place", database, clock, _insert_all)
+        self._inserting = _committing("place", database, clock, partial(insert_all, commits=True))
         self._moving = _committing("finish", database, clock, _write_all)
 
     def remembered(self, event_id: UUID, seat_ids: Collection[UUID]) -> Lookup | None:
@@ -219,12 +219,16 @@ def _lookup(
     return Lookup(record, event, seat_terms)
 
 
-async def _insert_all(
-    connection: AsyncConnection, requests: Sequence[NewBooking], now: datetime
+async def insert_all(
+    connection: AsyncConnection,
+    requests: Sequence[NewBooking],
+    now: datetime,
+    *,
+    commits: bool = False,
 ) -> list[Insertion | DomainError]:
     """Inserts the bookings that are the first with their key, of events that have not changed.
 
-    One statement, sent together with its COMMIT.
+    One statement, with `commits` sent together with its COMMIT.
     """
     messages = [
         outbox.to_new(_held(new.booking), Held(new.is_mail_wanted), now) for new in requests
@@ -246,7 +250,7 @@ async def _insert_all(
                 ),
             ),
         ],
-        commits=True,
+        commits=commits,
     )
     insertions = [Insertion(outcome) for (outcome,) in result.rows]
     announce(

@@ -29,6 +29,9 @@ from mesh.ids import new_id
 from mesh.money import Money
 from mesh.observability import metrics
 
+OF_WAITING_LIST = "waiting_list."
+"""Prefix of the types of waiting lists' events, e.g. `waiting_list.offered`."""
+
 _MONEY = metrics.counter(
     "booking_money_minor",
     "Money of bookings in minor units, sold and refunded.",
@@ -215,7 +218,7 @@ class BookingEvents:
                 [
                     from_payload(event.payload)
                     for event in batch
-                    if not event.event_type.startswith(OF_CATALOGUE)
+                    if not event.event_type.startswith((OF_CATALOGUE, OF_WAITING_LIST))
                 ],
             )
 

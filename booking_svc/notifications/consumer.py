@@ -3,17 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import outbox
-from booking_svc.bookings.outbox import BookingEvent, BookingEvents
+from booking_svc.bookings.outbox import OF_WAITING_LIST, BookingEvent
 from booking_svc.catalogue import favourites
+from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
 from booking_svc.clients.ports import Contact, Erased
-from booking_svc.notifications import contacts, content
+from booking_svc.notifications import contacts, content, waiting_list_mails
 from booking_svc.notifications.tables import mails
+from booking_svc.notifications.waiting_list_mails import WaitingListEvent
 from booking_svc.tables import event_cursors
 from mesh.clock import Clock
 from mesh.db.consumer import Batch, EventConsumer
@@ -34,16 +36,24 @@ _PAUSES_PER_BATCH = 4.0
 _LONGEST_PAUSE_SECONDS = 2.0
 
 
-async def apply(connection: AsyncConnection, events: Sequence[BookingEvent], now: datetime) -> None:
+MailedEvent = BookingEvent | WaitingListEvent
+
+
+async def apply(connection: AsyncConnection, events: Sequence[MailedEvent], now: datetime) -> None:
     """Queues the mails of events; an event of a customer without an address waits for it."""
     for event in events:
-        if (kind := content.kind_of(event.change)) is None:
+        if _kind_of(event) is None:
             continue
         contact = await contacts.find_or_defer(
             connection, user_id=event.customer_id, key=event.key, payload=event.payload, now=now
         )
         if contact is not None:
-            await _enqueue(connection, event, kind, contact, now)
+            await _enqueue(connection, event, contact, now)
+
+
+def from_payload(payload: bytes) -> MailedEvent:
+    """The event of a stored payload."""
+    return waiting_list_mails.from_payload(payload) or outbox.from_payload(payload)
 
 
 async def apply_accounts(
@@ -59,22 +69,35 @@ async def apply_accounts(
             await favourites.erase(connection, user_id=change.user_id)
             continue
         for payload in await contacts.store(connection, contact=change, now=now):
-            event = outbox.from_payload(payload)
-            if (kind := content.kind_of(event.change)) is not None:
-                await _enqueue(connection, event, kind, change, now)
+            event = from_payload(payload)
+            if _kind_of(event) is not None:
+                await _enqueue(connection, event, change, now)
 
 
 def booking_consumer(
     database: Database, reader: OutboxReader, clock: Clock, *, on_queued: Callable[[], None]
-) -> EventConsumer[BookingEvent]:
-    """The consumer of booking events, which resumes at the stored cursor."""
-    stream = BookingEvents(reader)
+) -> EventConsumer[MailedEvent]:
+    """The consumer of the events of bookings and waiting lists, which resumes at the stored cursor."""
+
+    async def stream(position: str) -> AsyncIterator[Batch[MailedEvent]]:
+        async for batch in reader.stream(position):
+            yield (
+                batch[-1].position,
+                [
+                    from_payload(event.payload)
+                    if event.event_type.startswith(OF_WAITING_LIST)
+                    else outbox.from_payload(event.payload)
+                    for event in batch
+                    if not event.event_type.startswith(OF_CATALOGUE)
+                ],
+            )
+
     return EventConsumer(
         stream=STREAM,
         database=database,
         cursors=event_cursors,
         clock=clock,
-        open_stream=lambda position: _paced(stream.open(position)),
+        open_stream=lambda position: _paced(stream(position)),
         apply=apply,
         after_commit=on_queued,
     )
@@ -86,6 +109,9 @@ def account_consumer(
     clock: Clock,
     *,
     on_queued: Callable[[], None],
+    apply: Callable[
+        [AsyncConnection, Sequence[Contact | Erased], datetime], Awaitable[None]
+    ] = apply_accounts,
 ) -> EventConsumer[Contact | Erased]:
     """The consumer of account events, which resumes at the stored cursor."""
     return EventConsumer(
@@ -94,7 +120,7 @@ def account_consumer(
         cursors=event_cursors,
         clock=clock,
         open_stream=open_stream,
-        apply=apply_accounts,
+        apply=apply,
         after_commit=on_queued,
     )
 
@@ -114,8 +140,8 @@ async def delete_expired(database: Database, clock: Clock, locks: Locks) -> None
 
 
 async def _paced(
-    batches: AsyncIterator[Batch[BookingEvent]],
-) -> AsyncIterator[Batch[BookingEvent]]:
+    batches: AsyncIterator[Batch[MailedEvent]],
+) -> AsyncIterator[Batch[MailedEvent]]:
     """The batches, with a pause after each in proportion to its duration."""
     async for batch in batches:
         start = time.monotonic()
@@ -124,8 +150,18 @@ async def _paced(
         await asyncio.sleep(min(busy * _PAUSES_PER_BATCH, _LONGEST_PAUSE_SECONDS))
 
 
+def _kind_of(event: MailedEvent) -> str | None:
+    if isinstance(event, WaitingListEvent):
+        return waiting_list_mails.kind_of(event)
+    return content.kind_of(event.change)
+
+
 async def _enqueue(
-    connection: AsyncConnection, event: BookingEvent, kind: str, contact: Contact, now: datetime
+    connection: AsyncConnection, event: MailedEvent, contact: Contact, now: datetime
 ) -> None:
-    mail = await content.write(connection, event=event, kind=kind, contact=contact)
+    if isinstance(event, WaitingListEvent):
+        mail = await waiting_list_mails.write(connection, event=event, contact=contact)
+    else:
+        kind = content.kind_of(event.change) or ""
+        mail = await content.write(connection, event=event, kind=kind, contact=contact)
     await queue.enqueue(connection, mails, mail, now=now)

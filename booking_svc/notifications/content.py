@@ -39,7 +39,7 @@ _KINDS: dict[type[Change], str] = {
     Updated: "changed",
     EventMoved: "event_moved",
 }
-_TEMPLATES = Templates(Path(__file__).parent / "templates")
+TEMPLATES = Templates(Path(__file__).parent / "templates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,13 @@ async def write(
     booking = await bookings.get(connection, booking_id=event.booking_id)
     moved_from = None
     if isinstance(event.change, Rescheduled):
-        moved_from = await _booked_event(connection, event.change.from_event_id)
+        moved_from = await booked_event(connection, event.change.from_event_id)
     mail = BookingMail(
         kind=kind,
         name=contact.full_name,
         booking_id=booking.booking_id,
-        event=await _booked_event(connection, event.event_id),
-        lines=await _lines(connection, booking.items),
+        event=await booked_event(connection, event.event_id),
+        lines=await lines_of(connection, booking.items),
         total=event.total,
         change=event.change,
         policy=booking.cancellation_policy,
@@ -123,7 +123,7 @@ async def write(
 
 def render(mail: BookingMail) -> Rendered:
     """Fills the templates of the mail's kind."""
-    return _TEMPLATES.render(mail.kind, **_values(mail, _formatter(mail.event)))
+    return TEMPLATES.render(mail.kind, **_values(mail, _formatter(mail.event)))
 
 
 def _values(mail: BookingMail, formatter: Formatter) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _values(mail: BookingMail, formatter: Formatter) -> dict[str, Any]:
         "name": mail.name,
         "booking_id": mail.booking_id,
         "event": event.name,
-        "when": _when(event),
+        "when": when(event),
         "day": None if event.start_time is None else formatter.day(event.start_time),
         "where": event.venue_name,
         "lines": [(line.label, formatter.money(line.price)) for line in mail.lines],
@@ -194,7 +194,7 @@ def _previous(mail: BookingMail, formatter: Formatter) -> dict[str, Any]:
         "previous_total": None if old_total is None else formatter.money(old_total),
         "extra": formatter.money(Money(extra, mail.total.currency_code)) if extra > 0 else None,
         "previous_event": None if old_event is None else old_event.name,
-        "previous_when": None if old_event is None else _when(old_event),
+        "previous_when": None if old_event is None else when(old_event),
     }
 
 
@@ -202,12 +202,13 @@ def _formatter(event: BookedEvent) -> Formatter:
     return formatter_for(currency_code=event.currency_code, time_zone=event.time_zone)
 
 
-def _when(event: BookedEvent) -> str | None:
+def when(event: BookedEvent) -> str | None:
+    """E.g. `Monday 1 July 2030, 7:30 pm (India Standard Time)`."""
     start_time = event.start_time
     return None if start_time is None else _formatter(event).moment(start_time)
 
 
-async def _booked_event(connection: AsyncConnection, event_id: UUID) -> BookedEvent:
+async def booked_event(connection: AsyncConnection, event_id: UUID) -> BookedEvent:
     event = await events.get(connection, event_id=event_id)
     return BookedEvent(
         event.name, event.start_time, event.venue_name, event.time_zone, event.currency_code
@@ -219,7 +220,8 @@ def _has_public_reason(change: Change) -> bool:
     return isinstance(change, Cancelled) and change.actor in (Actor.ORGANISER, Actor.STAFF)
 
 
-async def _lines(connection: AsyncConnection, items: tuple[Item, ...]) -> tuple[Line, ...]:
+async def lines_of(connection: AsyncConnection, items: tuple[Item, ...]) -> tuple[Line, ...]:
+    """The lines of a receipt."""
     offer_rows = await connection.execute(
         sa.select(offers.c.offer_id, offers.c.name).where(
             offers.c.offer_id.in_({item.offer_id for item in items})

@@ -18,8 +18,9 @@ from booking_svc.bookings.outbox import (
 )
 from booking_svc.catalogue import cancellation_policy
 from booking_svc.catalogue.event_moves import Schedule
-from booking_svc.notifications import content
+from booking_svc.notifications import content, waiting_list_mails
 from booking_svc.notifications.content import BookedEvent, BookingMail, Line
+from booking_svc.notifications.waiting_list_mails import ENDED, OFFERED, WaitingListMail
 from mesh.mail.templates import Rendered
 from mesh.money import Money
 
@@ -123,6 +124,32 @@ def samples() -> Iterator[tuple[str, Rendered]]:
         ),
     ):
         yield name, content.render(mail)
+    offered = WaitingListMail(
+        kind=OFFERED,
+        name="Mira Rao",
+        event=concert,
+        lines=rupees[:1],
+        total=Money(300_000, "INR"),
+        offer_expire_time=_BOOKED + timedelta(hours=1),
+        claim_url=f"http://localhost:3000/waiting-list#entry={_ID}",
+    )
+    yield "waiting list, offer", waiting_list_mails.render(offered)
+    yield (
+        "waiting list, offer of seats",
+        waiting_list_mails.render(
+            replace(offered, event=film, lines=seats, total=Money(9000, "USD"))
+        ),
+    )
+    yield (
+        "waiting list, ended",
+        waiting_list_mails.render(
+            replace(
+                offered,
+                kind=ENDED,
+                reason="you did not claim the places in time; they went to the next customer",
+            )
+        ),
+    )
 
 
 def _mail(kind: str, event: BookedEvent, lines: tuple[Line, ...], change: Change) -> BookingMail:

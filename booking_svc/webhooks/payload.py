@@ -8,10 +8,12 @@ from uuid import UUID
 
 from google.protobuf.json_format import MessageToDict
 
+from booking_svc.bookings.outbox import OF_WAITING_LIST
 from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
 from booking_svc.clients.ports import InboundWebhook
 from boxoffice.bookings.v1 import booking_event_pb2
 from boxoffice.catalogue.v1 import catalogue_event_pb2
+from boxoffice.queueing.v1 import waiting_list_event_pb2
 from mesh.ids import new_id
 
 TEST = "webhook.test"
@@ -35,6 +37,8 @@ def from_outbox(event_type: str, payload: bytes) -> WebhookMessage:
     """The message of a domain event, by its type and payload in the outbox."""
     if event_type.startswith(OF_CATALOGUE):
         return _of_catalogue(catalogue_event_pb2.CatalogueEvent.FromString(payload))
+    if event_type.startswith(OF_WAITING_LIST):
+        return _of_waiting_list(waiting_list_event_pb2.WaitingListEvent.FromString(payload))
     return _of_booking(booking_event_pb2.BookingEvent.FromString(payload))
 
 
@@ -83,16 +87,34 @@ def _of_catalogue(message: catalogue_event_pb2.CatalogueEvent) -> WebhookMessage
     return _message("event", fields["event"], message.WhichOneof("kind") or "", fields)
 
 
+def _of_waiting_list(message: waiting_list_event_pb2.WaitingListEvent) -> WebhookMessage:
+    fields = MessageToDict(message, always_print_fields_with_no_presence=True)
+    # Events have no position: it changes with every entry in front.
+    return _message(
+        "waiting_list",
+        fields["entry"],
+        message.WhichOneof("kind") or "",
+        fields,
+        field="waitingListEntry",
+    )
+
+
 def _message(
-    resource: str, value: dict[str, object], kind: str, fields: dict[str, object]
+    resource: str,
+    value: dict[str, object],
+    kind: str,
+    fields: dict[str, object],
+    *,
+    field: str = "",
 ) -> WebhookMessage:
-    """`kind` is the set field of the message's oneof, e.g. `event_moved`."""
+    """`kind` is the set field of the message's oneof, e.g. `event_moved`; `field` is the name of
+    the resource in `data`, if it is another."""
     first, *rest = kind.split("_")
     name = first + "".join(part.title() for part in rest)
     content = {
         "type": f"{resource}.{kind}",
         "timestamp": fields["eventTime"],
-        "data": {resource: value, name: fields.get(name, {})},
+        "data": {field or resource: value, name: fields.get(name, {})},
     }
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     return WebhookMessage(UUID(str(fields["eventKey"])), f"{resource}.{kind}", body)

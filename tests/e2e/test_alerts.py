@@ -69,6 +69,7 @@ RULE_TESTED = {
     "PaymentDisputed",
     "PaymentsUnexplained",
     "RedisUnavailable",
+    "WaitingListsWait",
     "WebhookDeliveriesFail",
 }
 """Not caused here: alerts_test.yaml has their conditions as time series."""

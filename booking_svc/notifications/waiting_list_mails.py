@@ -1,0 +1,137 @@
+"""The mails to customers of waiting lists: an offer, and the end of an entry without one claimed."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from booking_svc.bookings import pricing
+from booking_svc.bookings.pricing import RequestedItem
+from booking_svc.catalogue import events
+from booking_svc.clients.ports import Contact
+from booking_svc.notifications import content
+from booking_svc.notifications.content import BookedEvent, Line
+from booking_svc.notifications.formatting import formatter_for
+from boxoffice.queueing.v1 import waiting_list_event_pb2, waiting_list_pb2
+from mesh.conversions import time_from_proto
+from mesh.mail.queue import Mail
+from mesh.mail.templates import Rendered
+from mesh.money import Money
+
+_Entry = waiting_list_pb2.WaitingListEntry
+OFFERED = "waiting_list_offered"
+ENDED = "waiting_list_ended"
+
+# Reasons without a mail: the customer has acted, or gets none any more.
+_TEXTS = {
+    _Entry.NOT_CLAIMED: "you did not claim the places in time; they went to the next customer",
+    _Entry.PURCHASE_LIMIT: "with the places that came back you would own more than the limit",
+    _Entry.SALE_ENDED: "the sale has ended, and not enough places came back",
+    _Entry.EVENT_CANCELLED: "the event does not take place",
+    _Entry.STAFF: "the organiser has removed you from it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingListEvent:
+    """An event of a waiting list that has a mail or not; `payload` is as stored."""
+
+    key: UUID
+    customer_id: UUID
+    message: waiting_list_event_pb2.WaitingListEvent
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingListMail:
+    """The content of a mail. `lines` are what is offered or was waited for."""
+
+    kind: str
+    name: str
+    event: BookedEvent
+    lines: tuple[Line, ...]
+    total: Money
+    offer_expire_time: datetime | None = None
+    claim_url: str = ""
+    reason: str = ""
+
+
+def from_payload(payload: bytes) -> WaitingListEvent | None:
+    """The event of a stored payload; None for one of a booking."""
+    message = waiting_list_event_pb2.WaitingListEvent.FromString(payload)
+    if not message.HasField("entry"):
+        return None
+    return WaitingListEvent(
+        UUID(message.event_key), UUID(message.entry.customer_id), message, payload
+    )
+
+
+def kind_of(event: WaitingListEvent) -> str | None:
+    """The name of the mail's templates; None for an event without a mail."""
+    kind = event.message.WhichOneof("kind")
+    if kind == "offered":
+        return OFFERED
+    return ENDED if event.message.entry.end_reason in _TEXTS else None
+
+
+async def write(connection: AsyncConnection, *, event: WaitingListEvent, contact: Contact) -> Mail:
+    """The mail about an event that has one."""
+    entry, kind = event.message.entry, kind_of(event) or ""
+    of_catalogue = await events.get(connection, event_id=UUID(entry.event_id))
+    requested = [
+        *(RequestedItem(None, 1, UUID(seat_id)) for seat_id in entry.offered_seat_ids),
+        *_unseated(entry, {offer.offer_id for offer in of_catalogue.offers if offer.seat_type}),
+    ]
+    items = await pricing.price(connection, of_catalogue, requested) if kind == OFFERED else ()
+    expire_time = time_from_proto(entry.offer_expire_time) if kind == OFFERED else None
+    rendered = render(
+        WaitingListMail(
+            kind=kind,
+            name=contact.full_name,
+            event=await content.booked_event(connection, of_catalogue.event_id),
+            lines=await content.lines_of(connection, items),
+            total=pricing.total(items, of_catalogue.currency_code),
+            offer_expire_time=expire_time,
+            claim_url=event.message.offered.claim_url,
+            reason=_TEXTS.get(entry.end_reason, ""),
+        )
+    )
+    return Mail(
+        to=contact.email,
+        subject=rendered.subject,
+        text=rendered.text,
+        html=rendered.html,
+        key=f"{kind.replace('_', '-')}:{event.key}",
+        expire_time=expire_time,
+    )
+
+
+def render(mail: WaitingListMail) -> Rendered:
+    """Fills the templates of the mail's kind."""
+    formatter = formatter_for(
+        currency_code=mail.event.currency_code, time_zone=mail.event.time_zone
+    )
+    start_time, until = mail.event.start_time, mail.offer_expire_time
+    return content.TEMPLATES.render(
+        mail.kind,
+        name=mail.name,
+        event=mail.event.name,
+        when=content.when(mail.event),
+        day=None if start_time is None else formatter.day(start_time),
+        where=mail.event.venue_name,
+        lines=[(line.label, formatter.money(line.price)) for line in mail.lines],
+        total=formatter.money(mail.total),
+        is_free=mail.total.amount_minor == 0,
+        offer_until=None if until is None else formatter.deadline(until),
+        claim_url=mail.claim_url,
+        reason=mail.reason,
+    )
+
+
+def _unseated(entry: _Entry, seated: set[UUID]) -> list[RequestedItem]:
+    return [
+        RequestedItem(UUID(item.offer_id), item.quantity, None)
+        for item in entry.items
+        if UUID(item.offer_id) not in seated
+    ]

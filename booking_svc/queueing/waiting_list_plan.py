@@ -1,0 +1,138 @@
+"""Who is offered what: a pure function over the entries that wait and the free places.
+
+The rule: strict order of joining in each pool. An entry whose group does not fit keeps the places
+of its pools from all behind it while they gather, `gather` long from the first place that came
+back. Then its turn is over: those behind it that fit are served in their order, and what fits
+nobody is open to everybody. The entry keeps its place, and gathers anew what comes back later. So
+a smaller group cannot pass a bigger one within `gather`, and no place stays empty for longer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from booking_svc.catalogue.events import Event
+from booking_svc.clients.ports import Line
+from booking_svc.queueing.waiting_list_entries import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A free seat; `row` and `index` are its place in the auditorium."""
+
+    seat_id: UUID
+    row: int
+    index: int
+
+
+@dataclass(slots=True)
+class Places:
+    """The free places of each pool, how many of them are kept for the list, and the free seats of
+    each offer that sells seats, in the order of the auditorium. `plan` takes from it."""
+
+    free: dict[UUID, int]
+    kept: dict[UUID, int]
+    seats: dict[UUID, list[Seat]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`offers` has the lines of each entry to serve, in order. `gathering` begins for some entries,
+    and ends for others with None; it next ends at `gather_end`. `opened` are the pools whose free
+    places are open to everybody."""
+
+    offers: Sequence[tuple[Entry, tuple[Line, ...]]]
+    gathering: Mapping[UUID, datetime | None]
+    gather_end: datetime | None
+    opened: frozenset[UUID]
+
+
+def plan(
+    entries: Sequence[Entry],
+    event: Event,
+    places: Places,
+    *,
+    gather: timedelta,
+    most_offers: int,
+    now: datetime,
+) -> Plan:
+    """Plans offers for the entries that wait, which are given in the order of joining."""
+    offers: list[tuple[Entry, tuple[Line, ...]]] = []
+    gathering: dict[UUID, datetime | None] = {}
+    ends: list[datetime] = []
+    blocked: set[UUID] = set()
+    passed: list[tuple[Entry, dict[UUID, int]]] = []
+    # Pools whose places have gathered long enough: they do not gather again for those behind.
+    gathered: set[UUID] = set()
+    for entry in entries:
+        if len(offers) == most_offers:
+            return Plan(offers, gathering, min(ends, default=None), frozenset())
+        needed = entry.by_pool(event)
+        if not blocked.isdisjoint(needed):
+            blocked |= needed.keys()
+            continue
+        lines = _take(entry, needed, places)
+        if lines is not None:
+            offers.append((entry, lines))
+            continue
+        if not any(places.kept.get(pool_id, 0) > 0 for pool_id in needed):
+            # Nothing to gather: what is free is open to everybody, or there is nothing.
+            if entry.gather_since is not None:
+                gathering[entry.entry_id] = None
+            blocked |= needed.keys()
+            continue
+        since = entry.gather_since or now
+        if now < since + gather and gathered.isdisjoint(needed):
+            if entry.gather_since is None:
+                gathering[entry.entry_id] = since
+            ends.append(since + gather)
+            blocked |= needed.keys()
+        else:
+            passed.append((entry, needed))
+            gathered |= needed.keys()
+    opened: set[UUID] = set()
+    for entry, needed in passed:
+        gathering[entry.entry_id] = None
+        opened |= {pool_id for pool_id in needed if places.kept.get(pool_id, 0) > 0} - blocked
+    return Plan(offers, gathering, min(ends, default=None), frozenset(opened))
+
+
+def _take(entry: Entry, needed: Mapping[UUID, int], places: Places) -> tuple[Line, ...] | None:
+    """Takes the places of an entry; None, and nothing is taken, if they are not all there."""
+    if any(places.free.get(pool_id, 0) < quantity for pool_id, quantity in needed.items()):
+        return None
+    lines: list[Line] = []
+    for item in entry.items:
+        seats = places.seats.get(item.offer_id)
+        if seats is None:
+            lines.append(Line(item.offer_id, item.quantity))
+        elif len(seats) < item.quantity:
+            return None
+        else:
+            lines += [Line(item.offer_id, 1, seat.seat_id) for seat in best(seats, item.quantity)]
+    for pool_id, quantity in needed.items():
+        places.free[pool_id] -= quantity
+        places.kept[pool_id] = max(0, places.kept.get(pool_id, 0) - quantity)
+    taken = {line.seat_id for line in lines}
+    for item in entry.items:
+        if item.offer_id in places.seats:
+            places.seats[item.offer_id] = [
+                seat for seat in places.seats[item.offer_id] if seat.seat_id not in taken
+            ]
+    return tuple(lines)
+
+
+def best(seats: Sequence[Seat], quantity: int) -> Sequence[Seat]:
+    """The first seats next to each other in a row, or else the first ones.
+
+    `seats` are in the order of the auditorium. Seats of other types between two of them, and
+    seats that are taken, separate them.
+    """
+    run: list[Seat] = []
+    for seat in seats:
+        is_next = run and (seat.row, seat.index) == (run[-1].row, run[-1].index + 1)
+        run = [*run, seat] if is_next else [seat]
+        if len(run) == quantity:
+            return run
+    return seats[:quantity]

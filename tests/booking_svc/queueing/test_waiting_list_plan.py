@@ -1,0 +1,173 @@
+"""Who is offered what: the rule of waiting_list_plan.py as a pure function."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from booking_svc.catalogue import cancellation_policy
+from booking_svc.catalogue.events import Event, Offer, StaffStatus
+from booking_svc.queueing.waiting_list_entries import Entry, Item, State
+from booking_svc.queueing.waiting_list_plan import Places, Plan, Seat, best, plan
+from mesh.ids import new_id
+from mesh.money import Money
+from testing.booking_harness import START
+
+FLOOR, BALCONY = UUID(int=1), UUID(int=2)
+GATHER = timedelta(minutes=15)
+OFFERS = tuple(
+    Offer(UUID(int=10 + n), name, Money(1, "INR"), pool_id, 100, None, 10, 10)
+    for n, (name, pool_id) in enumerate((("Floor", FLOOR), ("Balcony", BALCONY)))
+)
+EVENT = Event(
+    event_id=new_id(),
+    name="Monsoon Nights",
+    description="",
+    production_id=None,
+    auditorium_id=None,
+    venue_id=None,
+    venue_name=None,
+    time_zone="UTC",
+    start_time=None,
+    end_time=None,
+    sale_start_time=START,
+    sale_end_time=None,
+    staff_status=StaffStatus.OPEN,
+    currency_code="INR",
+    offers=OFFERS,
+    cancellation_policy=cancellation_policy.standard(is_dated=False),
+    total_capacity=200,
+    revision=1,
+    create_time=START,
+    update_time=START,
+)
+
+
+def entries(*groups: Sequence[int]) -> list[Entry]:
+    """Entries in the order of joining; each group has its places of Floor and of Balcony."""
+    made = []
+    for number, group in enumerate(groups, start=1):
+        items = tuple(
+            Item(offer.offer_id, quantity)
+            for offer, quantity in zip(OFFERS, group, strict=False)
+            if quantity
+        )
+        made.append(
+            Entry(
+                entry_id=new_id(),
+                event_id=EVENT.event_id,
+                number=number,
+                customer_id=new_id(),
+                state=State.WAITING,
+                items=items,
+                pool_ids=(),
+                gather_since=None,
+                offer_number=0,
+                lines=(),
+                reservation_id=None,
+                offer_time=None,
+                offer_expire_time=None,
+                hold_expire_time=None,
+                is_release_due=False,
+                booking_id=None,
+                end_reason=None,
+                create_time=START,
+                update_time=START,
+            )
+        )
+    return made
+
+
+def planned(
+    waiting: list[Entry],
+    floor: int,
+    balcony: int = 0,
+    *,
+    at: timedelta = timedelta(0),
+    most: int = 9,
+) -> Plan:
+    """The plan when so many places are free, all of them kept."""
+    places = {FLOOR: floor, BALCONY: balcony}
+    return plan(
+        waiting,
+        EVENT,
+        Places(dict(places), dict(places)),
+        gather=GATHER,
+        most_offers=most,
+        now=START + at,
+    )
+
+
+def served(result: Plan) -> list[int]:
+    return [entry.number for entry, _ in result.offers]
+
+
+@pytest.mark.parametrize(
+    ("groups", "floor", "balcony", "numbers"),
+    [
+        ([[1], [1], [1]], 2, 0, [1, 2]),
+        ([[2], [1]], 1, 0, []),
+        ([[2], [1]], 3, 0, [1, 2]),
+        # A group blocks all pools that it needs, and no others.
+        ([[2], [0, 1]], 1, 1, [2]),
+        ([[2, 1], [0, 1]], 1, 1, []),
+        ([[1, 1], [0, 1], [1]], 0, 1, []),
+        ([[2], [1, 1], [0, 1]], 1, 1, []),
+    ],
+)
+def test_strict_order_in_each_pool(
+    groups: list[list[int]], floor: int, balcony: int, numbers: list[int]
+) -> None:
+    assert served(planned(entries(*groups), floor, balcony)) == numbers
+
+
+def test_places_gather_for_the_group_in_front_for_a_time_and_once() -> None:
+    waiting = entries([3], [1], [3], [2])
+    first = planned(waiting, 2)
+    assert served(first) == []
+    assert first.gathering == {waiting[0].entry_id: START}
+    assert first.gather_end == START + GATHER
+    waiting[0] = replace(waiting[0], gather_since=START)
+    early = planned(waiting, 2, at=GATHER - timedelta(seconds=1))
+    assert (served(early), early.opened) == ([], frozenset())
+    # After it, those behind are served in order, and what fits nobody is open to everybody.
+    late = planned(waiting, 2, at=GATHER)
+    assert served(late) == [2]
+    assert late.opened == {FLOOR}
+    assert late.gathering == {waiting[n].entry_id: None for n in (0, 2, 3)}
+    assert served(planned(waiting, 3, at=GATHER)) == [1]
+
+
+def test_nothing_gathers_while_nothing_is_kept() -> None:
+    waiting = entries([3], [1])
+    waiting[0] = replace(waiting[0], gather_since=START)
+    places = Places({FLOOR: 1}, {FLOOR: 0})
+    result = plan(waiting, EVENT, places, gather=GATHER, most_offers=9, now=START)
+    assert (served(result), result.gathering) == ([], {waiting[0].entry_id: None})
+
+
+def test_a_round_has_a_limit() -> None:
+    assert served(planned(entries(*[[1]] * 5), 5, most=3)) == [1, 2, 3]
+
+
+def seats(*places: tuple[int, int]) -> list[Seat]:
+    return [Seat(new_id(), row, index) for row, index in places]
+
+
+@pytest.mark.parametrize(
+    ("free", "quantity", "chosen"),
+    [
+        ([(0, 0), (0, 2), (0, 3)], 2, [1, 2]),
+        ([(0, 8), (1, 9), (1, 10)], 2, [1, 2]),
+        ([(0, 0), (0, 1), (0, 2)], 2, [0, 1]),
+        ([(0, 0), (0, 2), (1, 4)], 2, [0, 1]),
+        ([(0, 5)], 1, [0]),
+    ],
+)
+def test_seats_next_to_each_other(
+    free: list[tuple[int, int]], quantity: int, chosen: list[int]
+) -> None:
+    made = seats(*free)
+    assert list(best(made, quantity)) == [made[n] for n in chosen]
