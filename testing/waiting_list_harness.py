@@ -134,7 +134,7 @@ class WaitingListHarness:
     async def holds(self, event: Event) -> set[UUID]:
         """The reservations that are live in the ledger."""
         async with self.process.ledger.reading() as connection:
-            found = await connection.scalars(
+            live = await connection.scalars(
                 sa.select(reservations.c.reservation_id)
                 .where(reservations.c.event_id == event.event_id)
                 .where(
@@ -143,4 +143,4 @@ class WaitingListHarness:
                     & (reservations.c.expire_time > self.process.clock())
                 )
             )
-            return set(found)
+            return set(live)

@@ -47,7 +47,8 @@ def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
 
 def test_every_decision_has_a_number_of_its_own_and_in_its_title() -> None:
     numbers = [page.name[:4] for page in DECISIONS]
-    assert numbers == [f"{number:04}" for number in range(1, len(DECISIONS) + 1)]
+    # Numbers are given before pages are written: one that is not used leaves a gap.
+    assert len(set(numbers)) == len(numbers)
     for page, number in zip(DECISIONS, numbers, strict=True):
         assert page.read_text().startswith(f"# {number} ")
 

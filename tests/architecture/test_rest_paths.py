@@ -23,12 +23,15 @@ FIXED = re.compile(
 )
 API = "/api/v1/"
 ACCOUNT = "auth"
+# A waiting list has entries; an event has one.
+WAITING_LIST = "waiting-list"
 
 # What is done to a thing: nothing comes after it.
 VERBS = {
     "block",
     "cancel",
     "change-password",
+    "claim",
     "checkout",
     "close",
     "confirm",
@@ -59,7 +62,7 @@ def faults(path: str) -> Iterator[str]:
         yield f"neither under {API} nor one of the fixed paths"
         return
     segments = path.removeprefix(API).split("/")
-    if segments[0] != ACCOUNT and not segments[0].endswith("s"):
+    if segments[0] not in (ACCOUNT, WAITING_LIST) and not segments[0].endswith("s"):
         yield f"{segments[0]!r} is no plural"
     for before, segment in zip(["", *segments], segments, strict=False):
         yield from _faults_of_segment(segment, before)
@@ -78,6 +81,8 @@ def _faults_of_segment(segment: str, before: str) -> Iterator[str]:
 
 
 def _one_of(plural: str) -> str:
+    if plural == WAITING_LIST:
+        return "entry"
     if plural == "favourites":
         # A favourite is known by its event.
         return "event"

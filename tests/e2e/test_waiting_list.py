@@ -61,7 +61,7 @@ def test_a_place_that_comes_back_is_offered_and_claimed(
     following = admin.get(
         f"/api/v1/events/{event['eventId']}/waiting-list?pageSize=1&pageToken={listed['nextPageToken']}"
     ).json()
-    assert [found["position"] for found in following["entries"]] == [1]
+    assert [listed_entry["position"] for listed_entry in following["entries"]] == [1]
     assert following["nextPageToken"] == ""
     assert reason(first.get(f"/api/v1/events/{event['eventId']}/waiting-list")) == "STAFF_REQUIRED"
 

@@ -19,6 +19,8 @@ MACHINE = "tests/stock_svc/test_ledger_machine.py"
 RACES = "tests/concurrency/test_stock_race.py"
 PLACING = "tests/booking_svc/bookings/test_placement.py"
 CHANGED_TERMS = "tests/booking_svc/bookings/test_changed_terms.py"
+KEPT = "tests/stock_svc/test_waiting_list.py"
+WAITING_LIST = "tests/booking_svc/queueing/test_waiting_list.py"
 LIFE = "tests/booking_svc/bookings/test_state_machine.py"
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".boxoffice", "__pycache__", ".*_cache")
 
@@ -279,6 +281,69 @@ GUARDS = [
         ".with_for_update(key_share=True)",
         "",
         "tests/payment_svc/test_payment_reports.py",
+    ),
+    RemovedGuard(
+        "kept places",
+        "stock_svc/allocation.py",
+        "return min(free, open_places + replaced)",
+        "return free",
+        KEPT,
+    ),
+    RemovedGuard(
+        "open places that are sold",
+        "stock_svc/statements.py",
+        "pools.open_places - input.opened,",
+        "pools.open_places,",
+        KEPT,
+    ),
+    RemovedGuard(
+        "one version of kept pools after the other",
+        "stock_svc/waiting_list.py",
+        "events.c.waiting_list_version < version",
+        "sa.true()",
+        KEPT,
+    ),
+    RemovedGuard(
+        "places of a pool that an exchange gives up",
+        "stock_svc/exchange.py",
+        "replaced_places=await _places_of(connection, old)",
+        "replaced_places=()",
+        KEPT,
+    ),
+    RemovedGuard(
+        "order of a waiting list",
+        "booking_svc/queueing/waiting_list_plan.py",
+        "if not blocked.isdisjoint(needed):",
+        "if False:",
+        "tests/booking_svc/queueing/test_waiting_list_plan.py",
+    ),
+    RemovedGuard(
+        "end of an offer",
+        "booking_svc/queueing/waiting_list_claim.py",
+        "if entry.offer_expire_time is None or entry.offer_expire_time <= now:",
+        "if entry.offer_expire_time is None:",
+        WAITING_LIST,
+    ),
+    RemovedGuard(
+        "holds of ended offers",
+        "booking_svc/queueing/waiting_list.py",
+        "is_release_due=entry.state is not State.WAITING,",
+        "is_release_due=False,",
+        WAITING_LIST,
+    ),
+    RemovedGuard(
+        "no answer before the ledger keeps the pools",
+        "booking_svc/queueing/waiting_list.py",
+        "await gate.sync(deps.database, deps.stock, event_id=event_id)",
+        "pass",
+        WAITING_LIST,
+    ),
+    RemovedGuard(
+        "places that a dead process has chosen",
+        "booking_svc/queueing/waiting_list_offers.py",
+        "    for entry in chosen:\n        await _reserve(deps, entry)\n",
+        "",
+        "tests/booking_svc/queueing/test_waiting_list_crashes.py",
     ),
     RemovedGuard(
         "one process moves a cursor",

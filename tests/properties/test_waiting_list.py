@@ -63,6 +63,7 @@ class WaitingListMachine(RuleBasedStateMachine):
     @initialize(capacity=st.integers(1, 4))
     def begin(self, capacity: int) -> None:
         self.process.clock.now = START
+        self.capacity = capacity
         self.event = self.run(self.process.an_event(an_offer(capacity=capacity)))
         self.bookings: list[Booking] = []
         self.entries: list[Entry] = []
@@ -75,7 +76,7 @@ class WaitingListMachine(RuleBasedStateMachine):
     def join(self, quantity: int) -> None:
         before, _ = self._free()
         entry = self.try_(self.lists.join(self.event, quantity))
-        assert (entry is None) == (before >= quantity)
+        assert (entry is None) == (before >= quantity or quantity > self.capacity)
         if entry is not None:
             self.entries.append(entry)
 
@@ -207,9 +208,9 @@ class WaitingListMachine(RuleBasedStateMachine):
     def turn_in_a_process_that_dies(self, at: int, seconds: int) -> None:
         """It dies before or after one of its calls of the ledger."""
         crashes = self.process.crashes
-        crashes.passed, crashes.at = 0, at
 
         async def dying() -> None:
+            crashes.passed, crashes.at = 0, at
             try:
                 await self.lists.turn(self.event)
             except ProcessDiedError:

@@ -158,6 +158,8 @@ async def test_refusals_hold_nothing(lists: Lists) -> None:
     assert [violation.field for violation in too_many.violations] == ["items[0].quantity"]
     twice = await refused(lists.join(event, items=[(floor, 1), (floor, 1)]))
     assert [violation.field for violation in twice.violations] == ["items[1].offer_id"]
+    never = await refused(lists.join(event, items=[(floor, 1), (balcony, 3)]))
+    assert [violation.field for violation in never.violations] == ["items[1].quantity"]
     limit = await refused(lists.join(event, items=[(floor, 1), (balcony, 2)]))
     assert limit.reason is Reason.PURCHASE_LIMIT_EXCEEDED
     assert (await refused(lists.join(event, items=[(new_id(), 1)]))).reason is (
@@ -300,7 +302,10 @@ async def test_seats_are_offered_next_to_each_other(lists: Lists) -> None:
 async def test_no_offer_while_the_event_is_paused_and_all_end_with_its_cancellation(
     lists: Lists,
 ) -> None:
-    event = await lists.process.an_event(an_offer(capacity=2))
+    # Sold-out events cannot be paused: the balcony is still on sale.
+    event = await lists.process.an_event(
+        an_offer(capacity=2), an_offer(name="Balcony", pool="b", capacity=1)
+    )
     sold = await lists.sell_out(event)
     first, second = await lists.join(event), await lists.join(event)
     commands = lists.process.commands
@@ -318,7 +323,7 @@ async def test_no_offer_while_the_event_is_paused_and_all_end_with_its_cancellat
     assert await lists.states(first, second) == [State.EXPIRED, State.EXPIRED]
     assert (await lists.entry(first)).end_reason is EndReason.EVENT_CANCELLED
     assert not await lists.holds(event)
-    assert await lists.free(event) == (2, 0)
+    assert await lists.free(event) == (3, 0)
 
 
 async def test_an_erased_account_leaves_its_lists(lists: Lists) -> None:
@@ -349,7 +354,7 @@ async def test_a_customer_above_the_limit_is_passed_by(lists: Lists) -> None:
 
 
 async def test_restocked_places_are_offered_in_order_and_the_rest_is_sold(lists: Lists) -> None:
-    event = await lists.process.an_event(an_offer(capacity=1))
+    event = await lists.process.an_event(an_offer(capacity=3))
     await lists.sell_out(event)
     waiting = [await lists.join(event, quantity) for quantity in (2, 1, 3)]
     async with lists.process.ledger.transaction() as connection:

@@ -100,7 +100,7 @@ async def a_list(stage: Stage, *quantities: int) -> tuple[Event, list[Booking], 
     return event, held, [await stage.lists.join(event, quantity) for quantity in quantities]
 
 
-async def give_back(stage: Stage, *bookings: Booking) -> None:
+async def return_places(stage: Stage, *bookings: Booking) -> None:
     for booking in bookings:
         await stage.lists.process.cancel(booking.booking_id)
     await stage.lists.process.run_until_idle()
@@ -119,12 +119,12 @@ async def join(stage: Stage) -> tuple[Call, Check]:
         assert [entry.entry_id for entry in await stage.lists.all_entries(event)] == [
             again.entry_id
         ]
-        await give_back(stage, held[0])
+        await return_places(stage, held[0])
         assert await stage.lists.free(event) == (0, 1)
         await stage.go_on(event)
         assert await stage.lists.states(again) == [State.OFFERED]
         await stage.whole(event)
-        await give_back(stage, held[1])
+        await return_places(stage, held[1])
         await stage.ends_free(event)
 
     return stage.dying.join(event, customer_id=customer_id), check
@@ -132,7 +132,7 @@ async def join(stage: Stage) -> tuple[Call, Check]:
 
 async def offer(stage: Stage) -> tuple[Call, Check]:
     event, held, entries = await a_list(stage, 1, 1, 1)
-    await give_back(stage, *held)
+    await return_places(stage, *held)
 
     async def check() -> None:
         await stage.go_on(event)
@@ -150,7 +150,7 @@ async def offer(stage: Stage) -> tuple[Call, Check]:
 async def offer_repeated_late(stage: Stage) -> tuple[Call, Check]:
     """The next turn comes when the process's reservation is too old to be repeated."""
     event, held, entries = await a_list(stage, 2, 1)
-    await give_back(stage, *held)
+    await return_places(stage, *held)
 
     async def check() -> None:
         stage.lists.process.clock.advance(timedelta(minutes=5))
@@ -164,7 +164,7 @@ async def offer_repeated_late(stage: Stage) -> tuple[Call, Check]:
 
 async def offer_to_one_who_leaves(stage: Stage) -> tuple[Call, Check]:
     event, held, [entry, _] = await a_list(stage, 2, 1)
-    await give_back(stage, *held)
+    await return_places(stage, *held)
 
     async def check() -> None:
         await stage.lists.leave(entry)
@@ -177,7 +177,7 @@ async def offer_to_one_who_leaves(stage: Stage) -> tuple[Call, Check]:
 
 async def end_of_an_offer(stage: Stage) -> tuple[Call, Check]:
     event, held, entries = await a_list(stage, 2, 2)
-    await give_back(stage, *held)
+    await return_places(stage, *held)
     await stage.lists.turn(event)
     stage.lists.process.clock.advance(OFFER)
 
@@ -191,18 +191,26 @@ async def end_of_an_offer(stage: Stage) -> tuple[Call, Check]:
 
 
 async def end_of_gathering(stage: Stage) -> tuple[Call, Check]:
-    """What fits nobody is opened to all, once."""
-    event, held, _ = await a_list(stage, 2)
-    await give_back(stage, held[0])
+    """What fits nobody is opened to all."""
+    process = stage.lists.process
+    event = await process.an_event(an_offer(capacity=2))
+    held, paid = await process.place(event, checkout=None), await process.place(event)
+    await process.capture(paid)
+    await process.run_until_idle()
+    entry = await stage.lists.join(event, 2)
+    await return_places(stage, held)
     await stage.lists.turn(event)
-    stage.lists.process.clock.advance(GATHER)
+    process.clock.advance(GATHER)
 
     async def check() -> None:
-        stage.lists.process.clock.advance(GATHER)
         await stage.go_on(event)
-        await give_back(stage, held[1])
-        assert sum(await stage.lists.free(event)) == 2
+        assert await stage.lists.free(event) == (1, 0)
+        assert await stage.lists.states(entry) == [State.WAITING]
+        # What comes back later is kept, and the group gets it with what is open.
+        await return_places(stage, paid)
+        assert await stage.lists.free(event) == (1, 1)
         await stage.go_on(event)
+        assert await stage.lists.states(entry) == [State.OFFERED]
         await stage.whole(event)
         await stage.ends_free(event)
 
@@ -211,7 +219,7 @@ async def end_of_gathering(stage: Stage) -> tuple[Call, Check]:
 
 async def leave(stage: Stage) -> tuple[Call, Check]:
     event, held, [first, second] = await a_list(stage, 1, 1)
-    await give_back(stage, held[0])
+    await return_places(stage, held[0])
     await stage.lists.turn(event)
 
     async def check() -> None:
@@ -219,7 +227,7 @@ async def leave(stage: Stage) -> tuple[Call, Check]:
         await stage.go_on(event)
         assert await stage.lists.states(first, second) == [State.LEFT, State.OFFERED]
         await stage.whole(event)
-        await give_back(stage, held[1])
+        await return_places(stage, held[1])
         await stage.ends_free(event)
 
     return stage.dying.leave(first), check
@@ -227,14 +235,14 @@ async def leave(stage: Stage) -> tuple[Call, Check]:
 
 async def claim(stage: Stage) -> tuple[Call, Check]:
     event, held, [entry] = await a_list(stage, 1)
-    await give_back(stage, held[0])
+    await return_places(stage, held[0])
     await stage.lists.turn(event)
 
     async def check() -> None:
         booking = await stage.lists.claim(entry)
         assert booking.reservation_id == (await stage.lists.entry(entry)).reservation_id
         await stage.whole(event)
-        await give_back(stage, booking, held[1])
+        await return_places(stage, booking, held[1])
         await stage.ends_free(event)
 
     return stage.dying.claim(entry), check
@@ -243,7 +251,7 @@ async def claim(stage: Stage) -> tuple[Call, Check]:
 async def claim_for_good(stage: Stage) -> tuple[Call, Check]:
     """Nobody repeats the claim: the offer, or the booking's hold, expires."""
     event, held, [entry] = await a_list(stage, 1)
-    await give_back(stage, *held)
+    await return_places(stage, *held)
     await stage.lists.turn(event)
 
     async def check() -> None:
