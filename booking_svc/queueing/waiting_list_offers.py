@@ -147,6 +147,8 @@ async def turn(deps: Dependencies, *, event_id: UUID) -> datetime | None:
             done = await _offer(deps, event)
             if not done.has_more:
                 break
+        # The last who waited may have got an offer.
+        await gate.sync(deps.database, deps.stock, event_id=event_id)
     async with deps.database.reading() as connection:
         next_time = await _next_time(connection, event, now)
     if done.has_more or done.is_refused:
