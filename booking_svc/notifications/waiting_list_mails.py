@@ -60,10 +60,10 @@ class WaitingListMail:
 def from_payload(payload: bytes) -> WaitingListEvent | None:
     """The event of a stored payload; None for one of a booking."""
     message = waiting_list_event_pb2.WaitingListEvent.FromString(payload)
-    if not message.HasField("entry"):
+    if not message.HasField("waiting_list_entry"):
         return None
     return WaitingListEvent(
-        UUID(message.event_key), UUID(message.entry.customer_id), message, payload
+        UUID(message.event_key), UUID(message.waiting_list_entry.customer_id), message, payload
     )
 
 
@@ -72,12 +72,12 @@ def kind_of(event: WaitingListEvent) -> str | None:
     kind = event.message.WhichOneof("kind")
     if kind == "offered":
         return OFFERED
-    return ENDED if event.message.entry.end_reason in _TEXTS else None
+    return ENDED if event.message.waiting_list_entry.end_reason in _TEXTS else None
 
 
 async def write(connection: AsyncConnection, *, event: WaitingListEvent, contact: Contact) -> Mail:
     """The mail about an event that has one."""
-    entry, kind = event.message.entry, kind_of(event) or ""
+    entry, kind = event.message.waiting_list_entry, kind_of(event) or ""
     of_catalogue = await events.get(connection, event_id=UUID(entry.event_id))
     requested = [
         *(RequestedItem(None, 1, UUID(seat_id)) for seat_id in entry.offered_seat_ids),

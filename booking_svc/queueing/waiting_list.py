@@ -3,7 +3,7 @@
 Offers are made in waiting_list_offers.py and claimed in waiting_list_claim.py.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -74,6 +74,8 @@ async def join(
     event.refuse_unless_on_sale(now)
     if live is None:
         _check(event, items)
+        [owned] = await deps.stock.customer_totals(keys=[(event_id, customer_id)])
+        _refuse_above_limits(event, items, owned)
         _refuse_available(
             event, items, await deps.stock.availability(event_id=event_id, with_seats=False)
         )
@@ -277,23 +279,34 @@ def _check(event: Event, items: Sequence[Item]) -> None:
             )
     if faults := list(_faults(event, items)):
         raise invalid(*faults)
+
+
+def _refuse_above_limits(event: Event, items: Sequence[Item], owned: Mapping[UUID, int]) -> None:
+    """Raises PURCHASE_LIMIT_EXCEEDED if the customer would own too many places, as the ledger.
+
+    `owned` has the places that the customer holds or owns, by offer.
+    """
+    limits = {offer.offer_id: offer.per_customer_limit for offer in event.offers}
     for item in items:
-        limit = offers[item.offer_id].per_customer_limit
-        if item.quantity > limit:
+        of_offer = owned.get(item.offer_id, 0)
+        if of_offer + item.quantity > limits[item.offer_id]:
             raise DomainError(
                 Reason.PURCHASE_LIMIT_EXCEEDED,
                 "the customer would own more of the offer than its limit",
                 offer_id=item.offer_id,
-                limit=limit,
+                limit=limits[item.offer_id],
+                owned=of_offer,
                 requested=item.quantity,
             )
-    total = sum(item.quantity for item in items)
-    if event.per_customer_limit is not None and total > event.per_customer_limit:
+    total, of_event = sum(item.quantity for item in items), sum(owned.values())
+    limit = event.per_customer_limit
+    if limit is not None and of_event + total > limit:
         raise DomainError(
             Reason.PURCHASE_LIMIT_EXCEEDED,
             "the customer would own more of the event than its limit",
             event_id=event.event_id,
-            limit=event.per_customer_limit,
+            limit=limit,
+            owned=of_event,
             requested=total,
         )
 

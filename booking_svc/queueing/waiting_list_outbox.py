@@ -51,7 +51,9 @@ async def append(
 
 def _new(entry: Entry, claim_url: str, now: datetime) -> outbox.NewEvent:
     message = waiting_list_event_pb2.WaitingListEvent(
-        event_key=str(new_id()), event_time=time_to_proto(now), entry=proto.entry(entry)
+        event_key=str(new_id()),
+        event_time=time_to_proto(now),
+        waiting_list_entry=proto.entry(entry),
     )
     kind = _KINDS[entry.state]
     getattr(message, kind).SetInParent()

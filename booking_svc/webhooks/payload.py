@@ -92,7 +92,7 @@ def _of_waiting_list(message: waiting_list_event_pb2.WaitingListEvent) -> Webhoo
     # Events have no position: it changes with every entry in front.
     return _message(
         "waiting_list",
-        fields["entry"],
+        fields["waitingListEntry"],
         message.WhichOneof("kind") or "",
         fields,
         field="waitingListEntry",

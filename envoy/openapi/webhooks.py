@@ -13,9 +13,13 @@ from openapi.schemas import Schemas
 SOURCES = {
     "booking": "boxoffice.bookings.v1.BookingEvent",
     "event": "boxoffice.catalogue.v1.CatalogueEvent",
+    "waiting_list": "boxoffice.queueing.v1.WaitingListEvent",
 }
 """By the first part of event types, e.g. `booking.held`, the message whose oneof has the second
-part. The message has a field named like the first part with the state after the event."""
+part. The message has a field named like the first part, or as in _STATES, with the state after the
+event."""
+
+_STATES = {"waiting_list": "waiting_list_entry"}
 
 _LEFT_OUT = frozenset({"timeline"})
 """What booking_svc/webhooks/payload.py leaves out."""
@@ -59,12 +63,12 @@ def section(pool: DescriptorPool, answers: Schemas, comments: Mapping[str, str])
     items = {}
     for resource, name in SOURCES.items():
         message = pool.FindMessageTypeByName(name)
-        state = message.fields_by_name[resource]
+        state = message.fields_by_name[_STATES.get(resource, resource)]
         [kind] = [oneof for oneof in message.oneofs if len(oneof.fields) > 1]
         for event in kind.fields:
             text = comments.get(event.full_name, "")
             parts = {
-                resource: answers.part(_message_of(state), _LEFT_OUT),
+                state.json_name: answers.part(_message_of(state), _LEFT_OUT),
                 event.json_name: answers.of(_message_of(event)),
             }
             items[f"{resource}.{event.name}"] = _item(f"{resource}.{event.name}", text, parts)

@@ -339,12 +339,21 @@ async def test_an_erased_account_leaves_its_lists(lists: Lists) -> None:
     assert await lists.states(first, second) == [State.LEFT, State.OFFERED]
 
 
-async def test_a_customer_above_the_limit_is_passed_by(lists: Lists) -> None:
-    event = await lists.process.an_event(an_offer(capacity=2, per_customer_limit=1))
+async def test_a_customer_above_the_limit_cannot_join_or_is_passed_by(lists: Lists) -> None:
+    event = await lists.process.an_event(
+        an_offer(capacity=2, per_customer_limit=1),
+        an_offer(name="Balcony", pool="b", capacity=5),
+        per_customer_limit=1,
+    )
     mine, theirs = await lists.sell_out(event)
-    first, second = (
-        await lists.join(event, customer_id=mine.customer_id),
-        await lists.join(event),
+    error = await refused(lists.join(event, customer_id=mine.customer_id))
+    assert (error.reason, error.metadata["owned"]) == (Reason.PURCHASE_LIMIT_EXCEEDED, "1")
+    first, second = await lists.join(event), await lists.join(event)
+    # The first buys another place of the event meanwhile.
+    await lists.process.place(
+        event,
+        items=[RequestedItem(event.offers[1].offer_id, 1, None)],
+        customer_id=first.customer_id,
     )
     await lists.process.cancel(theirs.booking_id)
     await lists.process.run_until_idle()
