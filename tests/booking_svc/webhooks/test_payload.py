@@ -13,6 +13,7 @@ from booking_svc.clients.ports import InboundWebhook
 from booking_svc.webhooks import payload
 from boxoffice.bookings.v1 import booking_event_pb2
 from boxoffice.catalogue.v1 import catalogue_event_pb2
+from boxoffice.queueing.v1 import waiting_list_event_pb2
 from openapi.examples import Examples
 from testing.described import api, checked_webhook
 
@@ -22,17 +23,20 @@ A_MOMENT = datetime.fromisoformat(A_TIME)
 SOURCES: dict[str, Any] = {
     "booking": booking_event_pb2.BookingEvent,
     "event": catalogue_event_pb2.CatalogueEvent,
+    "waiting_list": waiting_list_event_pb2.WaitingListEvent,
 }
+STATES = {"waiting_list": "waiting_list_entry"}
 
 
 def test_every_message_is_as_described(subtests: pytest.Subtests) -> None:
     seen = set()
     for resource, source in SOURCES.items():
         fields = source.DESCRIPTOR.fields_by_name
-        example = Examples().of_message(fields[resource].message_type)
+        state = fields[STATES.get(resource, resource)]
+        example = Examples().of_message(state.message_type)
         for kind in source.DESCRIPTOR.oneofs[0].fields:
             with subtests.test(f"{resource}.{kind.name}"):
-                content = {"eventKey": AN_ID, "eventTime": A_TIME, resource: example}
+                content = {"eventKey": AN_ID, "eventTime": A_TIME, state.json_name: example}
                 event = json_format.ParseDict(
                     content | {kind.json_name: always_set(kind)}, source()
                 )
