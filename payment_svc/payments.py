@@ -234,7 +234,7 @@ async def lease_checks(
     connection: AsyncConnection, *, providers: Sequence[str], now: datetime, limit: int
 ) -> Sequence[Payment]:
     """Takes open payments whose check is due, until their next check after a growing pause."""
-    rows = await _CHECKS.lease(
+    rows = await _CHECKS.lease_where(
         connection,
         now=now,
         until=sa.literal(now) + _PAUSES.after_column(payments.c.checks + 1),

@@ -351,7 +351,7 @@ async def lease_due(
     connection: AsyncConnection, *, now: datetime, limit: int
 ) -> Sequence[DueRefund]:
     """Leases due refunds to this process."""
-    rows = await _QUEUE.lease(
+    rows = await _QUEUE.lease_where(
         connection,
         now=now,
         until=now + _LEASE,

@@ -63,7 +63,7 @@ class DueCheck:
 
 async def take_due(connection: AsyncConnection, *, now: datetime, limit: int) -> Sequence[DueCheck]:
     """Takes up to `limit` due payments and as many refunds, and sets when they are due again."""
-    payments = await _PAYMENT_CHECKS.lease(
+    payments = await _PAYMENT_CHECKS.lease_where(
         connection,
         now=now,
         until=_next(bookings.c.create_time, now),
@@ -74,7 +74,7 @@ async def take_due(connection: AsyncConnection, *, now: datetime, limit: int) ->
             bookings.c.payment_check_time.label("next_time"),
         ],
     )
-    refunds = await _REFUND_CHECKS.lease(
+    refunds = await _REFUND_CHECKS.lease_where(
         connection, now=now, until=_next(booking_refunds.c.create_time, now), limit=limit
     )
     return [

@@ -20,12 +20,6 @@ from mesh.db.pipeline import Statement, columns, run_together
 from mesh.observability import request_context
 
 _steps = booking_steps.c
-_QUEUE = JobQueue(
-    booking_steps,
-    # An attempt moves due_time.
-    waiting_since=sa.case((_steps.attempts == 0, _steps.due_time), else_=_steps.create_time),
-    pauses=Backoff(first_seconds=0.5, max_seconds=60),
-)
 
 
 class StepKind(StrEnum):
@@ -59,11 +53,17 @@ URGENT = (StepKind.CONFIRM, StepKind.EXCHANGE)
 """The kinds of urgent steps; the others are what remains to do for bookings that have ended."""
 
 _is_first_confirmation = (_steps.kind == sa.literal_column("'CONFIRM'")) & (_steps.attempts == 0)
-_LANES: dict[Lane, Sequence[sa.ColumnElement[bool]]] = {
-    Lane.FIRST_CONFIRMATIONS: [is_urgent_step, _is_first_confirmation],
-    Lane.URGENT: [is_urgent_step, ~_is_first_confirmation],
-    Lane.OTHERS: [~is_urgent_step],
-}
+_QUEUE = JobQueue(
+    booking_steps,
+    # An attempt moves due_time.
+    waiting_since=sa.case((_steps.attempts == 0, _steps.due_time), else_=_steps.create_time),
+    pauses=Backoff(first_seconds=0.5, max_seconds=60),
+    lanes={
+        Lane.FIRST_CONFIRMATIONS: [is_urgent_step, _is_first_confirmation],
+        Lane.URGENT: [is_urgent_step, ~_is_first_confirmation],
+        Lane.OTHERS: [~is_urgent_step],
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,7 @@ async def lease(
     lane: Lane | None = None,
 ) -> Sequence[Step]:
     """Leases due steps to this process, of one lane or of all."""
-    where = () if lane is None else _LANES[lane]
-    rows = await _QUEUE.lease(connection, now=now, until=now + lease, limit=limit, where=where)
+    rows = await _QUEUE.lease(connection, now=now, until=now + lease, limit=limit, lane=lane)
     return [
         Step(
             row.booking_id,

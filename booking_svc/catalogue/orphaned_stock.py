@@ -60,7 +60,9 @@ async def remove_now(connection: AsyncConnection, *, event_id: UUID, now: dateti
 async def remove_due(database: Database, stock: Stock, *, now: datetime) -> int:
     """Removes a batch. Returns how many removals were due; any number of processes may run it."""
     async with database.single() as connection:
-        rows = await _QUEUE.lease(connection, now=now, until=now + _RETRY, limit=_BATCH, taken=True)
+        rows = await _QUEUE.lease_where(
+            connection, now=now, until=now + _RETRY, limit=_BATCH, taken=True
+        )
     for row in rows:
         try:
             await stock.remove(event_id=row.event_id)

@@ -146,7 +146,7 @@ async def lease_due(
 ) -> Sequence[Leased]:
     """Leases due messages, at most `per_endpoint` of each endpoint and none of the busy ones."""
     table = webhook_deliveries.c
-    rows = await _QUEUE.lease(
+    rows = await _QUEUE.lease_where(
         connection,
         now=now,
         until=now + LEASE,

@@ -6,7 +6,7 @@ What a job does, and what its outcomes mean, belongs to the module that defines 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mesh.db.pipeline import Query, run_together
 from mesh.outages import is_outage
 from mesh.tasks import forever
 
@@ -59,6 +60,7 @@ class JobQueue:
     `pauses`: after each failed attempt; with a sequence, a job is dead after its last one.
     `max_age`: a job that fails at this age is dead.
     `group`: a column with a foreign key to a table of groups that share the queue fairly.
+    `lanes`: conditions of jobs that are leased apart from the others, by name.
     """
 
     def __init__(
@@ -72,7 +74,11 @@ class JobQueue:
         pauses: Backoff | Sequence[timedelta] = (),
         max_age: timedelta | None = None,
         group: sa.Column[Any] | None = None,
+        lanes: Mapping[Hashable, Sequence[sa.ColumnElement[bool]]] | None = None,
     ) -> None:
+        self._lanes = {None: (), **(lanes or {})}
+        # By lane. Queues are polled all the time: building a statement costs more than running it.
+        self._leases: dict[Hashable, Query] = {}
         self._table = table
         self._key = table.primary_key.columns
         self._due_time = table.c.due_time if due_time is None else due_time
@@ -88,6 +94,34 @@ class JobQueue:
         connection: AsyncConnection,
         *,
         now: datetime,
+        until: datetime,
+        limit: int,
+        lane: Hashable = None,
+    ) -> Sequence[Any]:
+        """Takes due jobs until a time, the longest due first; no other process gets them before.
+
+        Of all lanes, or of one. The rows have the table's columns and no order.
+        """
+        query = self._leases.get(lane)
+        if query is None:
+            query = self._leases[lane] = Query(self._leasing(self._lanes[lane]))
+        [leased] = await run_together(
+            connection, [query.statement(now=now, until=until, limit=limit)]
+        )
+        return query.rows(leased)
+
+    def _leasing(self, where: Sequence[sa.ColumnElement[bool]]) -> sa.UpdateBase:
+        time, count = self._due_time.type, sa.Integer()
+        due = self._due(
+            sa.bindparam("now", type_=time), sa.bindparam("limit", type_=count), where, 1, ()
+        )
+        return self._taking(due, sa.bindparam("until", type_=time), (), (), {})
+
+    async def lease_where(
+        self,
+        connection: AsyncConnection,
+        *,
+        now: datetime,
         until: datetime | sa.ColumnElement[datetime],
         limit: int,
         where: Sequence[sa.ColumnElement[bool]] = (),
@@ -97,22 +131,31 @@ class JobQueue:
         busy_groups: Sequence[Any] = (),
         **values: Any,
     ) -> Sequence[sa.Row[Any]]:
-        """Takes due jobs until a time, the longest due first; no other process gets them before.
+        """Takes due jobs as `lease` does, with conditions of the call.
 
         `where` selects jobs. `joined_on` joins other tables for `returning`, which defaults to
         the table's columns. `values` are written as well. With groups, at most `per_group`
-        jobs of each are taken, and none of `busy_groups`. The rows have no order.
+        jobs of each are taken, and none of `busy_groups`.
         """
         due = self._due(now, limit, where, per_group, busy_groups)
-        if self._attempts is not None:
-            values[self._attempts.name] = self._attempts + 1
-        leased = await connection.execute(
+        leased = await connection.execute(self._taking(due, until, joined_on, returning, values))
+        return leased.all()
+
+    def _taking(
+        self,
+        due: sa.CTE,
+        until: Any,
+        joined_on: Sequence[sa.ColumnElement[bool]],
+        returning: Sequence[sa.ColumnElement[Any]],
+        values: Mapping[str, Any],
+    ) -> sa.UpdateBase:
+        attempts = {} if self._attempts is None else {self._attempts.name: self._attempts + 1}
+        return (
             sa.update(self._table)
             .where(*(column == due.c[column.name] for column in self._key), *joined_on)
-            .values({self._due_time.name: until, **values})
+            .values({self._due_time.name: until, **values, **attempts})
             .returning(*(returning or self._table.c))
         )
-        return leased.all()
 
     async def reschedule(
         self,
@@ -167,8 +210,8 @@ class JobQueue:
 
     def _due(
         self,
-        now: datetime,
-        limit: int,
+        now: Any,
+        limit: Any,
         where: Sequence[sa.ColumnElement[bool]],
         per_group: int,
         busy_groups: Sequence[Any],

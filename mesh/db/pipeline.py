@@ -91,16 +91,17 @@ _ELEMENTS: dict[type, Callable[[Any], str]] = {
 
 
 class Query:
-    """A SELECT of SQLAlchemy, compiled once, to run as a Statement.
+    """A statement of SQLAlchemy that returns rows, compiled once, to run as a Statement.
 
     Values and rows are psycopg's: types that only SQLAlchemy converts are not supported.
     """
 
-    def __init__(self, select: sa.Select[Any]) -> None:
-        compiled = select.compile(dialect=_DIALECT)
+    def __init__(self, statement: sa.Select[Any] | sa.UpdateBase) -> None:
+        compiled = statement.compile(dialect=_DIALECT)
         self._sql = str(compiled)
         self._parameters = dict(compiled.params)
-        row: Any = namedtuple("Row", list(select.selected_columns.keys()))  # type: ignore[misc]
+        names: Any = statement.exported_columns.keys()
+        row: Any = namedtuple("Row", names)  # type: ignore[misc]
         self._row = row
 
     def statement(self, **parameters: object) -> Statement:

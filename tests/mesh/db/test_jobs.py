@@ -122,7 +122,7 @@ async def test_a_lease_writes_values_and_returns_columns_of_joined_tables(
     await enqueue(database, "mira", count=2)
     await enqueue(database, "zoe")
     async with database.transaction() as connection:
-        [row] = await queue.lease(
+        [row] = await queue.lease_where(
             connection,
             now=NOW,
             until=NOW + LEASE,
@@ -227,7 +227,7 @@ async def test_groups_share_a_lease(database: Database) -> None:
 
     async def lease_fairly(limit: int) -> Counter[str]:
         async with database.transaction() as connection:
-            rows = await fair_queue.lease(
+            rows = await fair_queue.lease_where(
                 connection,
                 now=NOW,
                 until=NOW + LEASE,
@@ -273,7 +273,7 @@ async def plan_of_lease(connection: AsyncConnection, leasing: JobQueue) -> str:
         executed.append((statement, parameters))
 
     sa.event.listen(connection.sync_connection, "before_cursor_execute", note)
-    await leasing.lease(connection, now=NOW, until=NOW + LEASE, limit=9)
+    await leasing.lease_where(connection, now=NOW, until=NOW + LEASE, limit=9)
     sa.event.remove(connection.sync_connection, "before_cursor_execute", note)
     [(statement, parameters)] = executed
     explained = await connection.exec_driver_sql("EXPLAIN " + statement, parameters)
