@@ -33,6 +33,7 @@ from booking_svc.catalogue.event_cache import EventCache
 from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.personal import PersonalReads
+from booking_svc.catalogue.seat_states import SeatOrders
 from booking_svc.catalogue.servicers.events import EventServicer
 from booking_svc.catalogue.servicers.favourites import FavouriteServicer
 from booking_svc.catalogue.servicers.productions import ProductionServicer
@@ -201,7 +202,10 @@ def _catalogue(common: _Common) -> _Part:
     cache = EventCache(database, Cache(common.link))
     personal_reads = PersonalReads(database, stock)
     availability = AvailabilityCache(stock=stock, read_event=cache.get)
-    streams = AvailabilityStreams(availability=availability, encode=proto.availability_update)
+    orders = SeatOrders(database)
+    streams = AvailabilityStreams(
+        availability=availability, orders=orders, encode=proto.availability_update
+    )
     commands = EventCommands(
         database=database,
         writes=common.writes,
@@ -246,6 +250,7 @@ def _catalogue(common: _Common) -> _Part:
                     commands=commands,
                     availability=availability,
                     streams=streams,
+                    orders=orders,
                     cache=cache,
                     personal_reads=personal_reads,
                     cancellation_progress=partial(_cancellation_progress, database),

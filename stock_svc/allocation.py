@@ -31,9 +31,9 @@ class OfferTerms:
 
 @dataclass(frozen=True, slots=True)
 class SeatTerms:
-    """The offer that sells a seat; `taken` also for a blocked seat."""
+    """The pool of a seat, which all offers of the pool sell; `taken` also for a blocked seat."""
 
-    offer_id: UUID
+    pool_id: UUID
     taken: bool
 
 
@@ -132,11 +132,11 @@ def demand_of(
     """Sums up what a request asks for; `has_stock` says whether its event has stock.
 
     Raises VALIDATION_FAILED, EVENT_NOT_FOUND, OFFER_NOT_FOUND, or SEAT_NOT_FOUND also for
-    a seat that another offer sells.
+    a seat of another pool than the offer's.
     """
     terms = _terms(request, offers, has_stock)
     _check_seated_offers_by_seat(request.lines, terms)
-    _check_seats_exist(request, seats)
+    _check_seats_exist(request, seats, terms)
     by_pool: dict[Key, int] = {}
     by_offer: dict[UUID, int] = {}
     for line in request.lines:
@@ -344,12 +344,14 @@ def _check_seated_offers_by_seat(lines: Sequence[Line], terms: Mapping[UUID, Off
         raise invalid(*violations)
 
 
-def _check_seats_exist(request: Reservation, seats: Mapping[Key, SeatTerms]) -> None:
+def _check_seats_exist(
+    request: Reservation, seats: Mapping[Key, SeatTerms], offers: Mapping[UUID, OfferTerms]
+) -> None:
     missing = []
     for line in request.lines:
         if line.seat_id is not None:
             seat = seats.get((request.event_id, line.seat_id))
-            if seat is None or seat.offer_id != line.offer_id:
+            if seat is None or seat.pool_id != offers[line.offer_id].pool_id:
                 missing.append(line.seat_id)
     if missing:
         raise DomainError(

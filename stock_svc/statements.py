@@ -27,14 +27,14 @@ WHERE EXISTS (SELECT 1 FROM pools WHERE pools.event_id = requested.event_id)
 """
 
 SEATS = """
-SELECT event_id, seat_id, seats.offer_id,
+SELECT event_id, seat_id, offers.pool_id,
        seats.blocked OR EXISTS (
            SELECT 1 FROM seat_claims AS claim
            WHERE claim.event_id = seats.event_id AND claim.seat_id = seats.seat_id
              AND claim.state IN ('HELD', 'SOLD')
        )
 FROM unnest(%s::uuid[], %s::uuid[]) AS requested (event_id, seat_id)
-JOIN seats USING (event_id, seat_id)
+JOIN seats USING (event_id, seat_id) JOIN offers USING (event_id, offer_id)
 """
 
 # The state and the holder of seats that were refused.

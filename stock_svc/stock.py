@@ -57,6 +57,8 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
+    """A seat. `offer_id` names its pool: every offer of that pool sells it."""
+
     seat_id: UUID
     offer_id: UUID
 
@@ -275,19 +277,10 @@ def _check(stock: Stock) -> None:
     if violations:
         raise invalid(*violations[:_MAX_VIOLATIONS])
     seats_in = Counter(pool_of[seat.offer_id] for seat in stock.seats)
-    seated_offers = {seat.offer_id for seat in stock.seats}
     violations += [
         FieldViolation(f"pools[{n}].capacity", f"must be {count}, the number of the pool's seats")
         for n, pool in enumerate(stock.pools)
         if (count := seats_in[pool.pool_id]) and pool.capacity != count
-    ]
-    # Places sold without a seat would leave the last seats unsellable.
-    violations += [
-        FieldViolation(
-            f"offers[{n}].pool_id", "is a seated pool: only offers with seats can draw on it"
-        )
-        for n, offer in enumerate(stock.offers)
-        if seats_in[offer.pool_id] and offer.offer_id not in seated_offers
     ]
     if violations:
         raise invalid(*violations)
@@ -324,7 +317,8 @@ async def _insert(connection: AsyncConnection, event_id: UUID, stock: Stock) -> 
     await insert_pools(
         connection, event_id=event_id, pool_ids=[pool.pool_id for pool in stock.pools]
     )
-    seated = {seat.offer_id for seat in stock.seats}
+    pool_of = {offer.offer_id: offer.pool_id for offer in stock.offers}
+    seated = {pool_of[seat.offer_id] for seat in stock.seats}
     await insert_offers(connection, event_id=event_id, new=stock.offers, seated=seated)
     await insert_seats(connection, event_id=event_id, new=stock.seats)
 
@@ -344,7 +338,10 @@ async def insert_pools(
 async def insert_offers(
     connection: AsyncConnection, *, event_id: UUID, new: Sequence[Offer], seated: Container[UUID]
 ) -> None:
-    """Inserts offers; `seated` has the ids of those that are sold by seat."""
+    """Inserts offers; `seated` has the ids of pools with seats, whose offers are sold by seat.
+
+    Places sold without a seat would leave the last seats unsellable.
+    """
     if new:
         await connection.execute(
             sa.insert(offers),
@@ -354,7 +351,7 @@ async def insert_offers(
                     "offer_id": offer.offer_id,
                     "pool_id": offer.pool_id,
                     "per_customer_limit": offer.per_customer_limit,
-                    "seated": offer.offer_id in seated,
+                    "seated": offer.pool_id in seated,
                 }
                 for offer in new
             ],

@@ -148,30 +148,23 @@ def _of_offers(target: TargetStock, present: _Present) -> Iterator[FieldViolatio
 
 
 def _of_seats(target: TargetStock, present: _Present) -> Iterator[FieldViolation]:
-    known = present.offers.keys() | {offer.offer_id for offer in target.offers}
+    pool_of = _pool_of(target, present)
+    unseated = {offer.pool_id for offer in present.offers.values() if not offer.seated}
     for n, seat in enumerate(target.add_seats):
-        offer, before = present.offers.get(seat.offer_id), present.seats.get(seat.seat_id)
-        if seat.offer_id not in known:
+        pool_id, before = pool_of.get(seat.offer_id), present.seats.get(seat.seat_id)
+        if pool_id is None:
             yield FieldViolation(f"add_seats[{n}].offer_id", "the event has no such offer")
-        elif offer is not None and not offer.seated:
+        elif pool_id in unseated:
             yield FieldViolation(f"add_seats[{n}].offer_id", "the offer is not sold by seat")
-        if before is not None and before.offer_id != seat.offer_id:
-            yield FieldViolation(f"add_seats[{n}].offer_id", "another offer sells the seat")
+        if before is not None and pool_of[before.offer_id] != pool_id:
+            yield FieldViolation(f"add_seats[{n}].offer_id", "the seat is in another pool")
     for n, seat_id in enumerate(target.remove_seat_ids):
         if (before := present.seats.get(seat_id)) is not None and before.taken:
             yield FieldViolation(f"remove_seat_ids[{n}]", "the seat is held or sold")
 
 
 def _of_pools(target: TargetStock, present: _Present) -> list[FieldViolation]:
-    seats_in = _seats_in(target, present)
-    seated_offers = _seated_offers(target, present)
-    violations = [
-        FieldViolation(
-            f"offers[{n}].pool_id", "is a seated pool: only offers with seats can draw on it"
-        )
-        for n, offer in enumerate(target.offers)
-        if seats_in[offer.pool_id] and offer.offer_id not in seated_offers
-    ]
+    seats_in, violations = _seats_in(target, present), []
     for n, pool in enumerate(target.pools):
         count, before = seats_in[pool.pool_id], present.pools.get(pool.pool_id)
         is_seated = count or present.seats_in[pool.pool_id]
@@ -185,10 +178,11 @@ def _of_pools(target: TargetStock, present: _Present) -> list[FieldViolation]:
     return violations
 
 
-def _seated_offers(target: TargetStock, present: _Present) -> set[UUID]:
-    """Offers that are sold by seat after the update."""
-    return {offer_id for offer_id, offer in present.offers.items() if offer.seated} | {
-        seat.offer_id for seat in target.add_seats
+def _seated_pools(target: TargetStock, present: _Present) -> set[UUID]:
+    """Pools whose offers are sold by seat after the update."""
+    pool_of = _pool_of(target, present)
+    return {offer.pool_id for offer in present.offers.values() if offer.seated} | {
+        pool_of[seat.offer_id] for seat in target.add_seats
     }
 
 
@@ -226,7 +220,7 @@ async def _change(
     new_pools = [pool.pool_id for pool in target.pools if pool.pool_id not in present.pools]
     await stock.insert_pools(connection, event_id=event_id, pool_ids=new_pools)
     new_offers = [offer for offer in target.offers if offer.offer_id not in present.offers]
-    seated = _seated_offers(target, present)
+    seated = _seated_pools(target, present)
     await stock.insert_offers(connection, event_id=event_id, new=new_offers, seated=seated)
     for offer in target.offers:
         before = present.offers.get(offer.offer_id)

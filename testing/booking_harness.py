@@ -400,6 +400,7 @@ class BookingHarness:
         by: By | None = None,
         owner: UUID | None = None,
         key: str | None = None,
+        checkout: Checkout | None = None,
         shown: ShownPrice = NOT_SHOWN,
     ) -> Booking:
         answer = await modification.update(
@@ -409,6 +410,7 @@ class BookingHarness:
             owner=owner,
             by=by or By(Actor.CUSTOMER),
             patch=BookingPatch(items, attendees, note, staff_refund),
+            checkout=checkout,
             encode=pickle.dumps,
             shown=shown,
         )

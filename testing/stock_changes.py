@@ -10,6 +10,7 @@ from booking_svc.catalogue import events, proto, sold_out
 from booking_svc.catalogue.availability import AvailabilityCache
 from booking_svc.catalogue.availability_stream import AvailabilityStreams, Update
 from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.seat_states import SeatOrders
 from booking_svc.clients.ports import Availability, PoolChange, StockChange
 from booking_svc.clients.stock import StockChanges, StockClient
 from booking_svc.tables import event_cursors
@@ -76,7 +77,10 @@ class Feed:
         self.stock = CountedStock(stock_stub(harness.ledger, harness.clock))
         self.availability = AvailabilityCache(stock=self.stock, read_event=self._read)
         self.updates: list[Update] = []
-        self.streams = AvailabilityStreams(availability=self.availability, encode=self._encode)
+        self.orders = SeatOrders(harness.database)
+        self.streams = AvailabilityStreams(
+            availability=self.availability, orders=self.orders, encode=self._encode
+        )
         self._changes = StockChanges(connection)  # type: ignore[arg-type]
         self.consumer = EventConsumer(
             stream="stock_svc",

@@ -88,14 +88,16 @@ async def _open(deps: Dependencies, change: Change, checkout: Checkout) -> Payme
     async with deps.database.reading() as connection:
         booking = await bookings.get(connection, booking_id=change.booking_id)
         event = await events.get(connection, event_id=change.to_event_id)
-    await deps.stock.reserve(
-        event_id=change.to_event_id,
-        reservation_id=change.change_id,
-        request_key=f"change:{change.change_id}",
-        customer_id=booking.customer_id,
-        lines=pricing.lines(change.items),
-        expire_time=change.expire_time,
-    )
+    if change.to_event_id != change.from_event_id:
+        # Otherwise the booking has the seats, and they get another offer.
+        await deps.stock.reserve(
+            event_id=change.to_event_id,
+            reservation_id=change.change_id,
+            request_key=f"change:{change.change_id}",
+            customer_id=booking.customer_id,
+            lines=pricing.lines(change.items),
+            expire_time=change.expire_time,
+        )
     request = PageRequest(
         payment_id=_payment_id(change),
         booking_id=change.booking_id,

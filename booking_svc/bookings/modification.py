@@ -16,6 +16,7 @@ from booking_svc.bookings import (
     bookings,
     cancellation,
     change_payment,
+    changed_items,
     modification_store,
     payment_pages,
     pricing,
@@ -31,6 +32,7 @@ from booking_svc.bookings.pricing import NOT_SHOWN, RequestedItem, ShownPrice
 from booking_svc.catalogue import events, payability
 from booking_svc.catalogue.cancellation_policy import Terms
 from booking_svc.catalogue.events import Event
+from booking_svc.clients.ports import Limits
 from booking_svc.tables import idempotency_records
 from mesh.db import idempotent
 from mesh.db.idempotent import Key
@@ -62,12 +64,15 @@ async def update(
     owner: UUID | None,
     by: By,
     patch: BookingPatch,
+    checkout: Checkout | None = None,
     encode: Encode,
     shown: ShownPrice = NOT_SHOWN,
 ) -> bytes:
     """Changes items, attendees and note of a booking.
 
-    Items that are removed from a confirmed booking are refunded by its cancellation policy.
+    A lower total of a confirmed booking is refunded by its cancellation policy. A higher one, by
+    another offer of its seats, is paid first, as in `reschedule`; nothing is held for it: the
+    booking has the seats.
     Raises BOOKING_NOT_FOUND, CANCELLATION_CLOSED (not for staff), BOOKING_STATE_INVALID, and
     as `placement.place` does.
     """
@@ -99,10 +104,12 @@ async def update(
         if change is not None:
             if booking.status is Status.HELD and limits is not None:
                 payability.refuse_unpayable(total, limits, provider=None)
+            if booking.status is Status.CONFIRMED:
+                change = _with_payment(deps, booking, change, checkout, limits, now)
             await modification_store.begin(connection, change=change, now=now)
         return change
 
-    return await _run_once(deps, key, encode, booking_id, begin)
+    return await _run_once(deps, key, encode, booking_id, begin, checkout)
 
 
 async def reschedule(
@@ -137,29 +144,17 @@ async def reschedule(
         old_event = await events.get(connection, event_id=booking.event_id)
         _refuse_other_production(old_event, event)
         event.refuse_unless_on_sale(now)
-        requested = items or _same_places(booking, old_event, event)
+        requested = items or changed_items.same_places(booking, old_event, event)
         priced = await pricing.price(connection, event, requested)
         total = pricing.total(priced, event.currency_code)
         shown.refuse_another(total, event)
-        difference = Money(total.amount_minor - booking.total.amount_minor, total.currency_code)
         # The percentage granted now stays the limit: else moving the booking to a later event
         # and cancelling it there would evade the policy.
         percent = terms.percent if terms.is_open else 0
-        returned = Money(max(0, -difference.amount_minor), total.currency_code)
+        returned = _less(total, booking.total)
         refund = await cancellation.refund_of(connection, booking, returned, terms, staff_refund)
         change = _change(booking, event_id, priced, total, by=by, percent=percent, refund=refund)
-        if difference.amount_minor > 0:
-            provider = _provider(booking, checkout, difference, deps.default_provider)
-            if limits is not None:
-                payability.refuse_unpayable(difference, limits, provider=provider)
-            change = replace(
-                change,
-                state=ChangeState.PENDING_PAYMENT,
-                difference=difference,
-                payment_id=new_id(),
-                provider=provider,
-                expire_time=now + deps.payment_window,
-            )
+        change = _with_payment(deps, booking, change, checkout, limits, now)
         await modification_store.begin(connection, change=change, now=now)
         return change
 
@@ -226,11 +221,11 @@ async def _change_items(
     """The change to other items of the same event; None if the items are the same."""
     if booking.status is Status.CONFIRMED:
         terms = await cancellation.terms_of(connection, booking, now)
-        items, removed = cancellation.split_items(booking, patch.items)
-        refund = await cancellation.refund_of(
-            connection, booking, removed, terms, patch.staff_refund
-        )
+        items = await changed_items.kept(connection, booking, patch.items, by, now)
         total = pricing.total(items, booking.total.currency_code)
+        refund = await cancellation.refund_of(
+            connection, booking, _less(total, booking.total), terms, patch.staff_refund
+        )
         percent = booking.max_refund_percent
     else:
         if booking.total.amount_minor == 0:
@@ -239,7 +234,8 @@ async def _change_items(
             raise DomainError(Reason.HOLD_EXPIRED, "the hold has expired")
         event = await events.get(connection, event_id=booking.event_id)
         event.refuse_unless_on_sale(now)
-        items = await pricing.price(connection, event, patch.items)
+        named = changed_items.with_offers(booking, patch.items)
+        items = await pricing.price(connection, event, named)
         total, percent = pricing.total(items, event.currency_code), 100
         refund = Money(0, event.currency_code)
     if items == booking.items:
@@ -252,6 +248,40 @@ async def _change_items(
         by=by,
         percent=percent,
         refund=refund,
+    )
+
+
+def _less(total: Money, before: Money) -> Money:
+    """How much lower a total is than before; at least 0."""
+    return Money(max(0, before.amount_minor - total.amount_minor), total.currency_code)
+
+
+def _with_payment(
+    deps: Dependencies,
+    booking: Booking,
+    change: Change,
+    checkout: Checkout | None,
+    limits: Limits | None,
+    now: datetime,
+) -> Change:
+    """The change of a confirmed booking, which waits for the payment of a higher total.
+
+    Raises VALIDATION_FAILED or PAYMENT_FAILED if the difference cannot be paid.
+    """
+    minor = change.total.amount_minor - booking.total.amount_minor
+    if minor <= 0:
+        return change
+    difference = Money(minor, change.total.currency_code)
+    provider = _provider(booking, checkout, difference, deps.default_provider)
+    if limits is not None:
+        payability.refuse_unpayable(difference, limits, provider=provider)
+    return replace(
+        change,
+        state=ChangeState.PENDING_PAYMENT,
+        difference=difference,
+        payment_id=new_id(),
+        provider=provider,
+        expire_time=now + deps.payment_window,
     )
 
 
@@ -385,22 +415,6 @@ def _refuse_other_production(old: Event, new: Event) -> None:
         raise invalid(
             FieldViolation("event_id", f"must be an event that is sold in {old.currency_code}")
         )
-
-
-def _same_places(booking: Booking, old: Event, new: Event) -> list[RequestedItem]:
-    """The same seats, or the same number of places of the offers with the same names."""
-    names = {offer.offer_id: offer.name for offer in old.offers}
-    offers = {offer.name: offer.offer_id for offer in new.offers}
-    requested = []
-    for item in booking.items:
-        offer_id = offers.get(names.get(item.offer_id, ""))
-        if item.seat_id is None and offer_id is None:
-            raise invalid(
-                FieldViolation("items", "are required: the event has no offer of the same name")
-            )
-        seat_id = item.seat_id
-        requested.append(RequestedItem(None if seat_id else offer_id, item.quantity, seat_id))
-    return requested
 
 
 _NOT_CHANGEABLE = {

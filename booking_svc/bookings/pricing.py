@@ -1,6 +1,6 @@
 """Prices requested items, and checks the limits of one booking. The ledger checks the others."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings.bookings import Item
 from booking_svc.catalogue import venues
-from booking_svc.catalogue.events import Event
+from booking_svc.catalogue.events import Event, Offer
 from booking_svc.catalogue.venues import SeatTerms
 from booking_svc.clients.ports import Line
 from mesh.errors import DomainError, FailedItem, FieldViolation, Reason, failures, invalid
@@ -19,7 +19,10 @@ from mesh.money import Money
 
 @dataclass(frozen=True, slots=True)
 class RequestedItem:
-    """A number of places of an offer, or one seat."""
+    """A number of places of an offer, or one seat.
+
+    A seat needs its offer only if several offers sell it.
+    """
 
     offer_id: UUID | None
     quantity: int
@@ -49,6 +52,9 @@ class ShownPrice:
 
 NOT_SHOWN = ShownPrice()
 
+# Offers in a violation.
+_MOST_NAMED = 3
+
 
 async def price(
     connection: AsyncConnection, event: Event, requested: Sequence[RequestedItem]
@@ -76,54 +82,64 @@ def priced(
     """The items with their prices. `seat_terms` has those of each requested seat of the event.
 
     Raises OFFER_NOT_FOUND or SEAT_NOT_FOUND that names every such line, or VALIDATION_FAILED that
-    names also each that exceeds its offer's limit per booking, repeats a seat, or requests a seated
-    offer without seat.
+    names also each that exceeds its offer's limit per booking, repeats a seat, requests a seated
+    offer without seat, or a seat of several offers without one of them.
     """
     offers = {offer.offer_id: offer for offer in event.offers}
-    sold_by = {offer.seat_type: offer for offer in event.offers if offer.seat_type is not None}
+    sold_by: defaultdict[str | None, list[Offer]] = defaultdict(list)
+    for offer in event.offers:
+        sold_by[offer.seat_type].append(offer)
     quantities: Counter[UUID] = Counter()
     seen: set[UUID] = set()
     items, faults, unknown = [], [], []
     for index, line in enumerate(requested):
+        terms = None if line.seat_id is None else seat_terms.get(line.seat_id)
+        sellers = [] if terms is None else sold_by[terms.seat_type]
+        seller = _seller(index, line, offers, sellers)
+        if isinstance(seller, FailedItem):
+            unknown.append(seller)
+            continue
+        if isinstance(seller, FieldViolation):
+            faults.append(seller)
+            continue
+        if line.seat_id in seen:
+            faults.append(FieldViolation(f"items[{index}].seat_id", "is requested twice"))
         if line.seat_id is not None:
-            terms = seat_terms.get(line.seat_id)
-            offer = None if terms is None else sold_by.get(terms.seat_type)
-            if terms is None or offer is None:
-                unknown.append(FailedItem(index, Reason.SEAT_NOT_FOUND, {"seatId": line.seat_id}))
-                continue
-            if line.seat_id in seen:
-                faults.append(FieldViolation(f"items[{index}].seat_id", "is requested twice"))
             seen.add(line.seat_id)
-            quantity, field = 1, f"items[{index}].seat_id"
-            price = seat_price(offer.price, terms)
-        else:
-            if line.offer_id is None:
-                raise ValueError("a line has neither offer nor seat")
-            offer = offers.get(line.offer_id)
-            if offer is None:
-                unknown.append(
-                    FailedItem(index, Reason.OFFER_NOT_FOUND, {"offerId": line.offer_id})
-                )
-                continue
-            quantity, field = line.quantity, f"items[{index}].quantity"
-            price = offer.price
-            if offer.seat_type is not None:
-                faults.append(
-                    FieldViolation(f"items[{index}].offer_id", "sells seats: give their `seat_id`")
-                )
-        quantities[offer.offer_id] += quantity
-        if quantities[offer.offer_id] > offer.max_per_booking:
-            faults.append(
-                FieldViolation(
-                    field, f"at most {offer.max_per_booking} of {offer.name!r} per booking"
-                )
-            )
-        items.append(Item(offer.offer_id, line.seat_id, quantity, price))
+        quantities[seller.offer_id] += line.quantity
+        if quantities[seller.offer_id] > seller.max_per_booking:
+            field = "quantity" if line.seat_id is None else "seat_id"
+            text = f"at most {seller.max_per_booking} of {seller.name!r} per booking"
+            faults.append(FieldViolation(f"items[{index}].{field}", text))
+        price = seller.price if terms is None else seat_price(seller.price, terms)
+        items.append(Item(seller.offer_id, line.seat_id, line.quantity, price))
     if faults:
         raise invalid(*faults, *map(_violation, unknown))
     if unknown:
         raise _not_found(unknown)
     return tuple(items)
+
+
+def _seller(
+    index: int, line: RequestedItem, offers: Mapping[UUID, Offer], sellers: Sequence[Offer]
+) -> Offer | FailedItem | FieldViolation:
+    """The offer whose price a line has; `sellers` are those that sell its seat."""
+    if line.offer_id is not None and line.offer_id not in offers:
+        return FailedItem(index, Reason.OFFER_NOT_FOUND, {"offerId": line.offer_id})
+    if line.seat_id is None:
+        if line.offer_id is None:
+            raise ValueError("a line has neither offer nor seat")
+        if offers[line.offer_id].seat_type is None:
+            return offers[line.offer_id]
+        return FieldViolation(f"items[{index}].offer_id", "sells seats: give their `seat_id`")
+    if not sellers:
+        return FailedItem(index, Reason.SEAT_NOT_FOUND, {"seatId": line.seat_id})
+    named = [offer for offer in sellers if line.offer_id in (None, offer.offer_id)]
+    if len(named) == 1:
+        return named[0]
+    names = ", ".join(repr(offer.name) for offer in sellers[:_MOST_NAMED])
+    text = "does not sell this seat, but" if not named else "is required: the seat is sold as"
+    return FieldViolation(f"items[{index}].offer_id", f"{text} {names}")
 
 
 def seat_price(price: Money, terms: SeatTerms) -> Money:

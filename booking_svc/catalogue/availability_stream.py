@@ -12,6 +12,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from booking_svc.catalogue.availability import AvailabilityCache, EventStock
+from booking_svc.catalogue.seat_states import Order, SeatOrders
 from booking_svc.clients.ports import StockChange
 from mesh.errors import DomainError, Reason
 from mesh.observability import metrics
@@ -48,6 +49,8 @@ class Update:
     version: int
     offers: Mapping[UUID, int]
     seats: Mapping[UUID, str]
+    # Of the auditorium's seats, if they are to be written as a string.
+    order: Order | None = None
 
 
 Encode = Callable[[Update], bytes]
@@ -80,8 +83,9 @@ class _WatchedEvent:
         self._changed_seats: dict[UUID, str] = {}
         self._buffer: deque[_BufferedUpdate] = deque()
         self._buffer_bytes = 0
-        # The last snapshot and heartbeat, each with the number of the update before it.
-        self._cached: dict[Kind, tuple[int, bytes]] = {}
+        # The last snapshots and heartbeat, each with its order of seats and the number of the
+        # update before it.
+        self._cached: dict[tuple[Kind, bool], tuple[int, Order | None, bytes]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -143,20 +147,24 @@ class _WatchedEvent:
                 return update.number - 1
         return None
 
-    def message(self, kind: Kind) -> bytes:
-        """A current snapshot or heartbeat, serialised once for all watchers."""
-        number, payload = self._cached.get(kind, (-1, b""))
-        if number == self.number or self.stock is None:
+    def message(self, kind: Kind, order: Order | None = None) -> bytes:
+        """A current snapshot or heartbeat, serialised once for all watchers.
+
+        With an order, a snapshot has the seats as a string.
+        """
+        key = (kind, order is not None)
+        number, known_order, payload = self._cached.get(key, (-1, None, b""))
+        if (number == self.number and known_order is order) or self.stock is None:
             return payload
         if kind is Kind.SNAPSHOT:
             # The snapshot has the current seats: pending changes must not follow it.
             self._flush()
             seats = self.stock.seats or {}
-            update = Update(kind, self.event_id, self._version, self._offers, seats)
+            update = Update(kind, self.event_id, self._version, self._offers, seats, order)
         else:
             update = Update(kind, self.event_id, self._version, {}, {})
         payload = self._encode(update)
-        self._cached[kind] = (self.number, payload)
+        self._cached[key] = (self.number, order, payload)
         return payload
 
     def _flush(self) -> None:
@@ -196,8 +204,11 @@ class _WatchedEvent:
 class AvailabilityStreams:
     """The streams of all watched events in this process."""
 
-    def __init__(self, *, availability: AvailabilityCache, encode: Encode) -> None:
+    def __init__(
+        self, *, availability: AvailabilityCache, orders: SeatOrders, encode: Encode
+    ) -> None:
         self._availability = availability
+        self._orders = orders
         self._encode = encode
         self._watched: dict[UUID, _WatchedEvent] = {}
         self._refreshing: dict[UUID, asyncio.Task[None]] = {}
@@ -206,14 +217,17 @@ class AvailabilityStreams:
         self._is_closed = False
 
     async def stream(
-        self, *, event_id: UUID, after_version: int | None
+        self, *, event_id: UUID, after_version: int | None, as_string: bool = False
     ) -> AsyncGenerator[bytes, None]:
         """A snapshot, then changes; only changes after a version that the buffer still has.
 
+        With `as_string`, snapshots have the seats as a string.
         Ends when the process stops. Raises EVENT_NOT_FOUND, also when the event is deleted later.
         """
         stock = await self._availability.stock(event_id=event_id, with_seats=True)
         watched = self._join(event_id, stock)
+        # An event that sells seats stays in its auditorium.
+        auditorium_id = stock.event.auditorium_id
         try:
             position = None if after_version is None else watched.number_of(after_version)
             if position == watched.number:
@@ -223,7 +237,11 @@ class AvailabilityStreams:
                 changed = watched.changed
                 updates = None if position is None else watched.updates_after(position)
                 if updates is None:
-                    payload = watched.message(Kind.SNAPSHOT)
+                    order = None
+                    if as_string:
+                        # Current: a client that misses new seats gets no second snapshot.
+                        order = await self._orders.of(auditorium_id, max_age_seconds=0)
+                    payload = watched.message(Kind.SNAPSHOT, order)
                     position = watched.number
                     yield payload
                     continue

@@ -1,7 +1,7 @@
 """Plans of new events: checks the requested fields and assigns ids. Writes nothing."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
@@ -23,11 +23,14 @@ DEFAULT_LIMIT = 10
 
 @dataclass(frozen=True, slots=True)
 class NewOffer:
-    """A requested offer. `pool` is any name: offers with the same name share a pool."""
+    """A requested offer. `pool` is any name: offers with the same name share a pool.
+
+    Without one, an offer of seats shares the pool of its seat type, and any other has its own.
+    """
 
     name: str
     price: Money
-    pool: str
+    pool: str | None
     capacity: int | None
     seat_type: str | None
     per_customer_limit: int
@@ -134,7 +137,8 @@ def _offer_fields(new: NewEvent) -> list[str]:
 
 def _event(new: NewEvent, now: datetime) -> Event:
     """The event without what its venue and its seats add."""
-    pool_ids = {offer.pool: new_id() for offer in new.offers}
+    pools = _pool_names(new.offers)
+    pool_ids = {pool: new_id() for pool in pools}
     return Event(
         event_id=new_id(),
         name=new.name,
@@ -150,7 +154,9 @@ def _event(new: NewEvent, now: datetime) -> Event:
         sale_end_time=new.sale_end_time or new.start_time,
         staff_status=StaffStatus.DRAFT if new.is_draft else StaffStatus.OPEN,
         currency_code=new.currency_code,
-        offers=tuple(_offer(offer, pool_ids[offer.pool]) for offer in new.offers),
+        offers=tuple(
+            _offer(offer, pool_ids[pool]) for offer, pool in zip(new.offers, pools, strict=True)
+        ),
         cancellation_policy=new.cancellation_policy
         or cancellation_policy.standard(is_dated=new.start_time is not None),
         total_capacity=0,
@@ -159,6 +165,19 @@ def _event(new: NewEvent, now: datetime) -> Event:
         update_time=now,
         per_customer_limit=new.per_customer_limit,
     )
+
+
+def _pool_names(offers: Sequence[NewOffer]) -> list[str]:
+    """The name of each offer's pool, which only this request knows."""
+    of_seats: dict[str | None, str] = {
+        offer.seat_type: offer.pool for offer in reversed(offers) if offer.seat_type and offer.pool
+    }
+    return [
+        offer.pool
+        or of_seats.get(offer.seat_type)
+        or (f"seats {offer.seat_type}" if offer.seat_type else f"offer {index}")
+        for index, offer in enumerate(offers)
+    ]
 
 
 def _offer(new: NewOffer, pool_id: UUID) -> Offer:

@@ -28,13 +28,15 @@ def violations(event: Event, offer_fields: Sequence[str]) -> list[FieldViolation
 def assign_seats(
     offers: Sequence[tuple[Offer, str]], seat_types: Mapping[UUID, str]
 ) -> tuple[dict[UUID, UUID], list[FieldViolation]]:
-    """The offer that sells each seat, by seat id, and a violation for each offer without seats.
+    """The first offer of each seat's type, by seat id, and a violation for each offer without seats.
 
-    `offers` come with their fields in the request, `seat_types` are those of the auditorium.
+    `offers` come with their fields in the request, `seat_types` are those of the auditorium. The
+    ledger takes a seat's pool from the offer: all offers of the pool sell it.
     """
-    sellers = {
-        offer.seat_type: offer.offer_id for offer, _ in offers if offer.seat_type is not None
-    }
+    sellers: dict[str, UUID] = {}
+    for offer, _ in offers:
+        if offer.seat_type is not None:
+            sellers.setdefault(offer.seat_type, offer.offer_id)
     existing_types = set(seat_types.values())
     missing = [
         FieldViolation(f"{field}.seat_type", "the auditorium has no seats of this type")
@@ -79,8 +81,8 @@ def _prices(event: Event, offers: Iterable[tuple[Offer, str]]) -> Iterator[Field
 
 
 def _seated_offers(event: Event, offers: Iterable[tuple[Offer, str]]) -> Iterator[FieldViolation]:
-    """An offer with a seat type sells all seats of this type, alone."""
-    sellers: dict[str, str] = {}
+    """Offers with the same seat type share the pool of its seats, which each of them sells."""
+    sellers: dict[str, tuple[str, UUID]] = {}
     for offer, field in offers:
         if offer.seat_type is None:
             continue
@@ -90,10 +92,10 @@ def _seated_offers(event: Event, offers: Iterable[tuple[Offer, str]]) -> Iterato
             )
         if event.auditorium_id is None:
             yield FieldViolation("event.auditorium_id", "is required by offers with a `seat_type`")
-        seller = sellers.setdefault(offer.seat_type, field)
-        if seller != field:
+        seller, pool_id = sellers.setdefault(offer.seat_type, (field, offer.pool_id))
+        if offer.pool_id != pool_id:
             yield FieldViolation(
-                f"{field}.seat_type", f"these seats are sold by `{seller}` already"
+                f"{field}.pool_id", f"must be that of `{seller}`, which sells the same seats"
             )
 
 

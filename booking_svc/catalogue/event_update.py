@@ -254,6 +254,7 @@ def _offers(
     offers = list(event.offers)
     fields = [f"event.offers[{offer.offer_id}]" for offer in offers]
     pools = {str(offer.pool_id): offer.pool_id for offer in offers}
+    pool_of_type = {offer.seat_type: offer.pool_id for offer in offers if offer.seat_type}
     changed: set[int] = set()
     for position, offer_change in enumerate(change.offers):
         field = f"event.offers[{position}]"
@@ -270,12 +271,17 @@ def _offers(
             missing = "name" if offer_change.name is None else "price"
             violations.append(FieldViolation(f"{field}.{missing}", "is required for a new offer"))
         else:
+            pool_id = pool_of_type.get(offer_change.seat_type or "")
+            if offer_change.pool or pool_id is None:
+                pool_id = pools.setdefault(offer_change.pool or f"offer {position}", new_id())
+            if offer_change.seat_type is not None:
+                pool_of_type.setdefault(offer_change.seat_type, pool_id)
             offers.append(
                 Offer(
                     new_id(),
                     offer_change.name,
                     offer_change.price,
-                    pools.setdefault(offer_change.pool or f"offer {position}", new_id()),
+                    pool_id,
                     offer_change.capacity,
                     offer_change.seat_type,
                     offer_change.per_customer_limit or DEFAULT_LIMIT,
@@ -320,9 +326,12 @@ def _added_seats(
     seat_types: Mapping[UUID, str],
     fields: list[str],
 ) -> dict[UUID, UUID]:
-    """The offer that sells each added seat: the requested seats first, then those of new offers."""
+    """The first offer of each added seat's type: the requested seats, then those of new types."""
     violations = []
-    sellers = {offer.seat_type: offer.offer_id for offer in changed.offers if offer.seat_type}
+    sellers: dict[str, UUID] = {}
+    for offer in changed.offers:
+        if offer.seat_type is not None:
+            sellers.setdefault(offer.seat_type, offer.offer_id)
     requested: dict[UUID, UUID] = {}
     for index, seat_id in enumerate(change.add_seat_ids):
         offer_id = sellers.get(seat_types.get(seat_id, ""))
@@ -334,11 +343,11 @@ def _added_seats(
             )
         else:
             requested[seat_id] = offer_id
-    old_ids = {offer.offer_id for offer in event.offers}
+    old_types = {offer.seat_type for offer in event.offers}
     new_offers = [
         (offer, field)
         for offer, field in zip(changed.offers, fields, strict=True)
-        if offer.offer_id not in old_ids
+        if offer.seat_type not in old_types
     ]
     seats, missing = event_rules.assign_seats(new_offers, seat_types)
     if violations := violations + missing:
@@ -354,12 +363,15 @@ def _pools(
     The ledger counts the places of a pool with seats itself.
     """
     old_capacities = {offer.pool_id: offer.capacity for offer in event.offers if offer.capacity}
-    old_pools = {offer.pool_id for offer in event.offers}
-    seat_counts = Counter(add_seats.values())
+    known = {offer.pool_id for offer in event.offers}
+    pool_of = {offer.offer_id: offer.pool_id for offer in changed.offers}
+    seat_counts = Counter(pool_of[offer_id] for offer_id in add_seats.values())
     pools = []
     for offer, field in zip(changed.offers, fields, strict=True):
-        if offer.seat_type is not None and offer.pool_id not in old_pools:
-            pools.append((PoolStock(offer.pool_id, seat_counts[offer.offer_id]), field))
+        if offer.seat_type is not None:
+            if offer.pool_id not in known:
+                pools.append((PoolStock(offer.pool_id, seat_counts[offer.pool_id]), field))
+            known.add(offer.pool_id)
         elif offer.capacity is not None and old_capacities.get(offer.pool_id) != offer.capacity:
             pools.append((PoolStock(offer.pool_id, offer.capacity), field))
     return pools

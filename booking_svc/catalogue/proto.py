@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from booking_svc.catalogue import cancellation_policy
+from booking_svc.catalogue import cancellation_policy, seat_states
 from booking_svc.catalogue.availability import EventStock
 from booking_svc.catalogue.availability_stream import Update
 from booking_svc.catalogue.event_cancellations import Progress
@@ -205,8 +205,7 @@ def to_new_event(message: event_pb2.Event) -> NewEvent:
             NewOffer(
                 name=offer.name,
                 price=Money(offer.price.amount_minor, offer.price.currency_code),
-                # An offer without a pool gets a pool of its own.
-                pool=offer.pool_id or f"offer {index}",
+                pool=offer.pool_id or None,
                 capacity=offer.capacity if offer.HasField("capacity") else None,
                 seat_type=venue_pb2.Seat.Type.Name(offer.seat_type)
                 if offer.HasField("seat_type")
@@ -214,7 +213,7 @@ def to_new_event(message: event_pb2.Event) -> NewEvent:
                 per_customer_limit=offer.per_customer_limit,
                 max_per_booking=offer.max_per_booking,
             )
-            for index, offer in enumerate(message.offers)
+            for offer in message.offers
         ),
         cancellation_policy=_to_policy(message.cancellation_policy)
         if message.HasField("cancellation_policy")
@@ -390,14 +389,15 @@ def to_schedule(message: catalogue_event_pb2.EventSchedule) -> Schedule:
     )
 
 
-def availability(stock: EventStock) -> bytes:
-    """A serialised Availability."""
+def availability(stock: EventStock, order: seat_states.Order | None) -> bytes:
+    """A serialised Availability, with the seats as a string in their order if one is given."""
     value = stock.availability()
     return event_service_pb2.Availability(
         event_id=str(stock.event.event_id),
         version=value.version,
         offers=_offers(value.offers),
-        seats=_seats(value.seats),
+        seats=_seats(value.seats) if order is None else (),
+        seat_states=None if order is None else seat_states.written(order, value.seats),
     ).SerializeToString()
 
 
@@ -408,7 +408,8 @@ def availability_update(value: Update) -> bytes:
         event_id=str(value.event_id),
         version=value.version,
         offers=_offers(value.offers),
-        seats=_seats(value.seats),
+        seats=_seats(value.seats) if value.order is None else (),
+        seat_states=None if value.order is None else seat_states.written(value.order, value.seats),
     ).SerializeToString()
 
 

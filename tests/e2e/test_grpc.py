@@ -99,9 +99,9 @@ BAD_REQUESTS: list[tuple[tuple[str, str, str], dict[str, Any], list[str], str]] 
     ),
     (
         PLACE_BOOKING,
-        {"event_id": SOME_ID, "items": [{"seatId": SOME_ID, "quantity": 1}]},
+        {"event_id": SOME_ID, "items": [{"offerId": SOME_ID, "seatId": SOME_ID, "quantity": 1}]},
         ["items[0]"],
-        "items[0]: `quantity` is not allowed with `seat_id`",
+        "items[0]: give either `quantity` with `offer_id`, or `seat_id` without `quantity`",
     ),
     (
         GET_BOOKING,

@@ -143,16 +143,21 @@ def test_exactly_one_of_several_fields_is_an_alternative(api: dict[str, Any]) ->
         {"$ref": "#/components/schemas/PlaceBookingRequestItem", "components": api["components"]}
     )
     an_id = "0197f000-0000-7000-8000-000000000001"
-    valid: list[dict[str, object]] = [{"offerId": an_id, "quantity": 2}, {"seatId": an_id}]
+    valid: list[dict[str, object]] = [
+        {"offerId": an_id, "quantity": 2},
+        {"seatId": an_id},
+        {"seatId": an_id, "offerId": an_id},
+    ]
     faulty: list[dict[str, object]] = [
         {},
         {"offerId": an_id},
+        {"quantity": 2},
         {"seatId": an_id, "quantity": 1},
         valid[0] | valid[1],
     ]
-    assert [item.is_valid(case) for case in (*valid, *faulty)] == [True] * 2 + [False] * 4
+    assert [item.is_valid(case) for case in (*valid, *faulty)] == [True] * 3 + [False] * 5
     assert (
-        "`quantity` is not allowed with `seatId`"
+        "give either `quantity` with `offerId`, or `seatId` without `quantity`"
         in schemas["PlaceBookingRequestItem"]["description"]
     )
     assert schemas["CancellationPolicyTiered"]["required"] == ["tiered"]

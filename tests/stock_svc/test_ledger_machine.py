@@ -40,17 +40,19 @@ _T = TypeVar("_T")
 # Few and small, so that requests compete.
 CUSTOMERS = [new_id() for _ in range(2)]
 CAPACITIES = {"floor": 6, "balcony": 4}
-POOL_OF = {"adult": "floor", "child": "floor", "high": "balcony", "stalls": "stalls"}
+# Two offers sell the same seats.
+SEATED = ["stalls", "stalls child"]
+POOL_OF = {"adult": "floor", "child": "floor", "high": "balcony", **dict.fromkeys(SEATED, "stalls")}
 SEATS = ["A1", "A2", "A3"]
 LIMIT = 3
 EVENT_LIMIT = 5
 
 items = st.lists(
     st.tuples(st.sampled_from(["adult", "child", "high"]), st.integers(1, 4))
-    | st.tuples(st.just("stalls"), st.sampled_from(SEATS)),
+    | st.tuples(st.sampled_from(SEATED), st.sampled_from(SEATS)),
     min_size=1,
     max_size=3,
-    unique_by=lambda item: item[1] if item[0] == "stalls" else item,
+    unique_by=lambda item: item[1] if item[0] in SEATED else item,
 )
 
 # Two requests for one of these do not fit together.
@@ -131,7 +133,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return free
 
     def taken_seats(self) -> set[int | str]:
-        return {seat for held in self.live() for offer, seat in held.items if offer == "stalls"}
+        return {seat for held in self.live() for offer, seat in held.items if offer in SEATED}
 
     def lines(self, requested: list[tuple[str, int | str]]) -> list[Line]:
         return [
@@ -150,7 +152,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for offer, amount in requested:
             free[POOL_OF[offer]] -= places(amount)
             owned[offer] += places(amount)
-        seats = {amount for offer, amount in requested if offer == "stalls"}
+        seats = {amount for offer, amount in requested if offer in SEATED}
         offers = {offer for offer, _ in requested}
         refusals: set[Reason | None] = set()
         if min(free["floor"], free["balcony"]) < 0:

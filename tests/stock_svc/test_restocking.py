@@ -165,7 +165,6 @@ async def test_an_impossible_update_is_refused_by_its_field(database: Database) 
         (TargetStock(pools=[Pool(floor, 9), Pool(floor, 9)]), "pools[1].pool_id"),
         (TargetStock(offers=[Offer(place, stalls, 1)]), "offers[0].pool_id"),
         (TargetStock(offers=[Offer(unknown, new_id(), 1)]), "offers[0].pool_id"),
-        (TargetStock(offers=[Offer(unknown, stalls, 1)]), "offers[0].pool_id"),
         (TargetStock(add_seats=[Seat(new_id(), unknown)]), "add_seats[0].offer_id"),
         (TargetStock(add_seats=[Seat(new_id(), place)]), "add_seats[0].offer_id"),
         (TargetStock(remove_seat_ids=[sale.seats["A2"], a1]), "remove_seat_ids[1]"),

@@ -96,16 +96,6 @@ async def test_concurrent_equal_definitions_define_once(database: Database) -> N
         ({"seats": [Seat(SEAT, OTHER_OFFER), Seat(SEAT, OTHER_OFFER)]}, "seats[1].seat_id"),
         ({"seats": [Seat(SEAT, new_id())]}, "seats[0].offer_id"),
         ({"seats": [Seat(SEAT, OTHER_OFFER)]}, "pools[1].capacity"),
-        (
-            {
-                "offers": [
-                    Offer(OFFER, POOL, 4),
-                    Offer(OTHER_OFFER, OTHER_POOL, 2),
-                    Offer(new_id(), OTHER_POOL, 2),
-                ]
-            },
-            "offers[2].pool_id",
-        ),
     ],
 )
 async def test_contradictory_stock_is_refused_by_its_field(

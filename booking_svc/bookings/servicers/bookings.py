@@ -174,6 +174,9 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                     note=request.note if request.HasField("note") else None,
                     staff_refund=_staff_refund(request),
                 ),
+                checkout=self._checkout(request.checkout, "checkout.")
+                if request.HasField("checkout")
+                else None,
                 encode=_encode,
                 shown=_shown(request),
             ),

@@ -14,6 +14,7 @@ from booking_svc.catalogue.event_cancellations import Progress
 from booking_svc.catalogue.event_commands import EventCommands
 from booking_svc.catalogue.events import Event
 from booking_svc.catalogue.personal import PersonalReads
+from booking_svc.catalogue.seat_states import SeatOrders
 from booking_svc.clients.ports import Availability
 from boxoffice.catalogue.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from mesh import coalescing, paging
@@ -27,6 +28,9 @@ from mesh.tasks import shielded
 
 # A change of stock continues up to this long after the client cancelled the call.
 _WRITE_SECONDS = 9.5
+
+# As old as the availability may be.
+_SEAT_ORDER_SECONDS = 1.0
 
 _List = tuple[bytes, bool]
 """A serialised ListEventsRequest, and whether drafts are shown."""
@@ -42,6 +46,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         commands: EventCommands,
         availability: AvailabilityCache,
         streams: AvailabilityStreams,
+        orders: SeatOrders,
         cache: EventCache,
         personal_reads: PersonalReads,
         cancellation_progress: Callable[[UUID], Awaitable[Progress]],
@@ -54,6 +59,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self._commands = commands
         self._availability = availability
         self._streams = streams
+        self._orders = orders
         self._clock = clock
         self._totals = event_listing.Totals()
         self._lists = coalescing.reads("event lists", self._read_lists)
@@ -183,8 +189,17 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self, request: event_service_pb2.GetAvailabilityRequest, context: Any
     ) -> Any:
         stock = await self._visible_stock(UUID(request.event_id), with_seats=True)
+        if request.seat_format != event_service_pb2.Availability.STRING:
+            return stock.serialised(
+                "availability", stock.event.revision, lambda: proto.availability(stock, None)
+            )
+        order = await self._orders.of(
+            stock.event.auditorium_id, max_age_seconds=_SEAT_ORDER_SECONDS
+        )
         return stock.serialised(
-            "availability", stock.event.revision, lambda: proto.availability(stock)
+            "availability as a string",
+            (stock.event.revision, order),
+            lambda: proto.availability(stock, order),
         )
 
     async def WatchAvailability(
@@ -192,7 +207,11 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     ) -> AsyncIterator[Any]:
         await self._visible_stock(UUID(request.event_id), with_seats=True)
         after = request.after_version if request.HasField("after_version") else None
-        updates = self._streams.stream(event_id=UUID(request.event_id), after_version=after)
+        updates = self._streams.stream(
+            event_id=UUID(request.event_id),
+            after_version=after,
+            as_string=request.seat_format == event_service_pb2.Availability.STRING,
+        )
         async with aclosing(updates):
             async for update in updates:
                 yield update

@@ -275,6 +275,7 @@ async def test_equal_requests_share_a_reading_and_only_staff_gets_drafts(
         commands=not_needed,
         availability=not_needed,
         streams=not_needed,
+        orders=not_needed,
         cache=not_needed,
         personal_reads=reads,
         cancellation_progress=not_needed,
