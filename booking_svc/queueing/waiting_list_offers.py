@@ -92,7 +92,7 @@ async def run_due(deps: Dependencies) -> int:
     now = deps.clock()
     lease_end = now + _LEASE
     async with deps.database.single() as connection:
-        rows = await _QUEUE.lease(
+        rows = await _QUEUE.lease_where(
             connection,
             now=now,
             until=lease_end,

@@ -8,7 +8,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.bookings.outbox import OF_WAITING_LIST
 from booking_svc.queueing import waiting_list_proto as proto
 from booking_svc.queueing.waiting_list_entries import Entry, State
-from booking_svc.tables import outbox as table
 from boxoffice.queueing.v1 import waiting_list_event_pb2
 from mesh.conversions import time_to_proto
 from mesh.db import outbox
@@ -37,9 +36,7 @@ async def append(
     """Writes the events of entries that have just got their state. `claim_url` is for offers."""
     if not entries:
         return
-    await outbox.append(
-        connection, table, [_new(entry, claim_url, now) for entry in entries], now=now
-    )
+    await outbox.append(connection, [_new(entry, claim_url, now) for entry in entries], now=now)
     kinds = [_KINDS[entry.state] for entry in entries]
 
     def count() -> None:

@@ -1,6 +1,7 @@
 """Mails about waiting lists, from the entry's event to the queue of mails."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -32,7 +33,7 @@ async def apply_accounts(harness: BookingHarness, *changes: Contact | Erased) ->
         await consumer.apply_accounts(connection, changes, harness.clock())
 
 
-async def queued(harness: BookingHarness) -> Sequence[sa.Row[tuple[str, str, str]]]:
+async def queued(harness: BookingHarness) -> Sequence[Any]:
     """Recipient, subject and text of the queued mails."""
     async with harness.database.reading() as connection:
         rows = await connection.execute(
