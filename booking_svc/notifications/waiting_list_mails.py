@@ -79,10 +79,8 @@ async def write(connection: AsyncConnection, *, event: WaitingListEvent, contact
     """The mail about an event that has one."""
     entry, kind = event.message.waiting_list_entry, kind_of(event) or ""
     of_catalogue = await events.get(connection, event_id=UUID(entry.event_id))
-    requested = [
-        *(RequestedItem(None, 1, UUID(seat_id)) for seat_id in entry.offered_seat_ids),
-        *_unseated(entry, {offer.offer_id for offer in of_catalogue.offers if offer.seat_type}),
-    ]
+    seated = {offer.offer_id for offer in of_catalogue.offers if offer.seat_type}
+    requested = [*_seats(entry, seated), *_unseated(entry, seated)]
     items = await pricing.price(connection, of_catalogue, requested) if kind == OFFERED else ()
     expire_time = time_from_proto(entry.offer_expire_time) if kind == OFFERED else None
     rendered = render(
@@ -127,6 +125,20 @@ def render(mail: WaitingListMail) -> Rendered:
         claim_url=mail.claim_url,
         reason=mail.reason,
     )
+
+
+def _seats(entry: _Entry, seated: set[UUID]) -> list[RequestedItem]:
+    """The seats with their offers: they are listed in the order of the items."""
+    offers = [
+        UUID(item.offer_id)
+        for item in entry.items
+        if UUID(item.offer_id) in seated
+        for _ in range(item.quantity)
+    ]
+    return [
+        RequestedItem(offer_id, 1, UUID(seat_id))
+        for offer_id, seat_id in zip(offers, entry.offered_seat_ids, strict=False)
+    ]
 
 
 def _unseated(entry: _Entry, seated: set[UUID]) -> list[RequestedItem]:

@@ -52,10 +52,7 @@ async def claim(
         event = await events.get(connection, event_id=entry.event_id)
         event.refuse_unless_on_sale(now)
         requested = [
-            RequestedItem(None, 1, line.seat_id)
-            if line.seat_id is not None
-            else RequestedItem(line.offer_id, line.quantity, None)
-            for line in entry.lines
+            RequestedItem(line.offer_id, line.quantity, line.seat_id) for line in entry.lines
         ]
         booking = state_machine.placed(
             booking_id=entry.reservation_id,

@@ -9,6 +9,7 @@ and nothing new is chosen while chosen places are not yet held.
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -320,14 +321,17 @@ async def _write_outcome(deps: Dependencies, chosen: Entry, refusal: Reason | No
 
 
 async def _read_places(deps: Dependencies, event: Event) -> Places:
-    seat_types = {offer.seat_type: offer.offer_id for offer in event.offers if offer.seat_type}
-    stock = await deps.stock.availability(event_id=event.event_id, with_seats=bool(seat_types))
+    sellers: defaultdict[str, list[UUID]] = defaultdict(list)
+    for offer in event.offers:
+        if offer.seat_type is not None:
+            sellers[offer.seat_type].append(offer.offer_id)
+    stock = await deps.stock.availability(event_id=event.event_id, with_seats=bool(sellers))
     places = Places(
         free={pool_id: pool.available + pool.kept for pool_id, pool in stock.pools.items()},
         kept={pool_id: pool.kept for pool_id, pool in stock.pools.items()},
-        seats={offer_id: [] for offer_id in seat_types.values()},
+        seats={offer_id: [] for offer_ids in sellers.values() for offer_id in offer_ids},
     )
-    if not seat_types:
+    if not sellers:
         return places
     columns = seats_table.c
     async with deps.database.reading() as connection:
@@ -337,9 +341,10 @@ async def _read_places(deps: Dependencies, event: Event) -> Places:
             .order_by(columns.row_index, columns.seat_index)
         )
     for row in rows:
-        if row.seat_type in seat_types and stock.seats.get(row.seat_id) == "AVAILABLE":
+        if row.seat_type in sellers and stock.seats.get(row.seat_id) == "AVAILABLE":
             seat = Seat(row.seat_id, row.row_index, row.seat_index)
-            places.seats[seat_types[row.seat_type]].append(seat)
+            for offer_id in sellers[row.seat_type]:
+                places.seats[offer_id].append(seat)
     return places
 
 

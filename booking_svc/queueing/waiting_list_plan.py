@@ -103,23 +103,24 @@ def _take(entry: Entry, needed: Mapping[UUID, int], places: Places) -> tuple[Lin
     if any(places.free.get(pool_id, 0) < quantity for pool_id, quantity in needed.items()):
         return None
     lines: list[Line] = []
+    taken: set[UUID] = set()
     for item in entry.items:
-        seats = places.seats.get(item.offer_id)
-        if seats is None:
+        if item.offer_id not in places.seats:
             lines.append(Line(item.offer_id, item.quantity))
-        elif len(seats) < item.quantity:
+            continue
+        # Several offers can sell the same seats.
+        free = [seat for seat in places.seats[item.offer_id] if seat.seat_id not in taken]
+        if len(free) < item.quantity:
             return None
-        else:
-            lines += [Line(item.offer_id, 1, seat.seat_id) for seat in best(seats, item.quantity)]
+        chosen = best(free, item.quantity)
+        taken |= {seat.seat_id for seat in chosen}
+        lines += [Line(item.offer_id, 1, seat.seat_id) for seat in chosen]
     for pool_id, quantity in needed.items():
         places.free[pool_id] -= quantity
         places.kept[pool_id] = max(0, places.kept.get(pool_id, 0) - quantity)
-    taken = {line.seat_id for line in lines}
-    for item in entry.items:
-        if item.offer_id in places.seats:
-            places.seats[item.offer_id] = [
-                seat for seat in places.seats[item.offer_id] if seat.seat_id not in taken
-            ]
+    if taken:
+        for offer_id, seats in places.seats.items():
+            places.seats[offer_id] = [seat for seat in seats if seat.seat_id not in taken]
     return tuple(lines)
 
 

@@ -120,7 +120,9 @@ async def test_a_seat_that_gets_another_offer_is_never_free(
 async def test_an_update_adds_an_offer_of_seats_on_sale(database: Database) -> None:
     sale = await on_sale(database, seats={"stalls": ["A1", "A2"]})
     await sale.reserve(*sale.lines("A1"))
-    student, added = new_id(), new_id()
+    student, senior, added = new_id(), new_id(), new_id()
+    # Without a new seat, it is sold by seat, too.
+    await sale.update(TargetStock(offers=[Offer(senior, sale.pools["stalls"], 1)]))
     target = TargetStock(
         pools=[Pool(sale.pools["stalls"], 3)],
         offers=[Offer(student, sale.pools["stalls"], 1)],
@@ -133,13 +135,13 @@ async def test_an_update_adds_an_offer_of_seats_on_sale(database: Database) -> N
         database,
         sale.event_id,
         sale.pools,
-        {**sale.offers, "student": student},
+        {**sale.offers, "student": student, "senior": senior},
         {**sale.seats, "A3": added},
         sale.stock,
     )
-    assert (await refused(by_student, by_student.line("student"))).reason is (
-        Reason.VALIDATION_FAILED
-    )
+    for offer in ("student", "senior"):
+        without_seat = by_student.line(offer)
+        assert (await refused(by_student, without_seat)).reason is Reason.VALIDATION_FAILED
     await by_student.reserve(by_student.line("student", seat="A2"))
     await by_student.reserve(by_student.line("stalls", seat="A3"))
     await sale.assert_clean()

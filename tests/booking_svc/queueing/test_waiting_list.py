@@ -16,6 +16,7 @@ from booking_svc.queueing.waiting_list_entries import MOVES, EndReason, State
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
+from mesh.money import Money
 from stock_svc import restocking
 from testing.booking_harness import HOLD, BookingHarness, an_offer
 from testing.waiting_list_harness import GATHER, OFFER, WaitingListHarness
@@ -423,3 +424,37 @@ async def test_one_customer_joins_once(lists: Lists) -> None:
     joined = await asyncio.gather(*(lists.join(event, customer_id=customer_id) for _ in range(4)))
     assert len({entry.entry_id for entry in joined}) == 1
     assert len(await lists.all_entries(event)) == 1
+
+
+async def test_seats_of_several_prices_are_offered_once(lists: Lists) -> None:
+    auditorium = await an_auditorium(lists.process)
+    event = await lists.process.an_event(
+        an_offer(name="Adult", pool=None, capacity=None, seat_type="REGULAR"),
+        an_offer(
+            name="Child",
+            pool=None,
+            capacity=None,
+            seat_type="REGULAR",
+            price=Money(40_000, "INR"),
+        ),
+        auditorium_id=auditorium.auditorium_id,
+    )
+    adult, child = (offer.offer_id for offer in event.offers)
+    bookings = [
+        await lists.process.place(
+            event, items=[RequestedItem(child, 1, seat.seat_id)], checkout=None
+        )
+        for seat in auditorium.rows[0].seats
+    ]
+    family = await lists.join(event, items=[(adult, 1), (child, 1)])
+    later = await lists.join(event, items=[(child, 1)])
+    for booking in bookings:
+        await lists.process.cancel(booking.booking_id)
+    await lists.process.run_until_idle()
+    await lists.turn(event)
+    assert await lists.states(family, later) == [State.OFFERED, State.WAITING]
+    claimed = await lists.claim(family)
+    assert [item.offer_id for item in claimed.items] == [adult, child]
+    assert len({item.seat_id for item in claimed.items}) == 2
+    assert claimed.total == Money(190_000, "INR")
+    assert await lists.process.audit(event) == ()
