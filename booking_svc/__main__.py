@@ -40,6 +40,7 @@ from booking_svc.catalogue.servicers.productions import ProductionServicer
 from booking_svc.catalogue.servicers.search import SearchServicer
 from booking_svc.catalogue.servicers.venues import VenueServicer
 from booking_svc.clients.accounts import AccountEvents
+from booking_svc.clients.captchas import SiteVerify
 from booking_svc.clients.payments import PaymentClient, PaymentEvents
 from booking_svc.clients.ports import (
     Contact,
@@ -51,8 +52,14 @@ from booking_svc.clients.ports import (
 from booking_svc.clients.stock import StockChanges, StockClient
 from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
-from booking_svc.queueing import waiting_list, waiting_list_offers
+from booking_svc.queueing import reports, waiting_list, waiting_list_offers
+from booking_svc.queueing.admission_loop import AdmissionLoop
+from booking_svc.queueing.gate import Gate, Refusals
+from booking_svc.queueing.queues import Queues
+from booking_svc.queueing.servicers.queues import QueueServicer
 from booking_svc.queueing.servicers.waiting_lists import WaitingListServicer
+from booking_svc.queueing.steering import SalesMonitor
+from booking_svc.queueing.tokens import Signer
 from booking_svc.settings import Settings
 from booking_svc.tables import event_cursors, idempotency_records, outbox
 from booking_svc.webhooks import consumer as webhook_consumer
@@ -81,7 +88,12 @@ from boxoffice.payments.v1 import (
     payment_service_pb2,
     payment_service_pb2_grpc,
 )
-from boxoffice.queueing.v1 import waiting_list_service_pb2, waiting_list_service_pb2_grpc
+from boxoffice.queueing.v1 import (
+    queue_service_pb2,
+    queue_service_pb2_grpc,
+    waiting_list_service_pb2,
+    waiting_list_service_pb2_grpc,
+)
 from boxoffice.stock.v1 import (
     stock_change_service_pb2,
     stock_change_service_pb2_grpc,
@@ -177,10 +189,13 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             await stack.enter_async_context(RedisLink.open(settings.required("redis_url"))),
             await stack.enter_async_context(Locks.open(settings.required("redis_url"))),
         )
+        monitor, refusals = SalesMonitor(), Refusals()
+        gate = Gate(Signer(settings.queue_keys), monitor, refusals)
         parts = (
             _catalogue(common),
-            _bookings(common),
+            _bookings(common, gate),
             _waiting_lists(common),
+            await _queueing(common, stack, gate, monitor, refusals),
             _mails(common),
             await _webhooks(common, stack),
             _upkeep(common),
@@ -275,7 +290,7 @@ def _catalogue(common: _Common) -> _Part:
     )
 
 
-def _bookings(common: _Common) -> _Part:
+def _bookings(common: _Common, gate: Gate) -> _Part:
     settings, database = common.settings, common.database
     channel = common.channels["payment_svc"]
     steps_enqueued = Wakeup()
@@ -291,6 +306,7 @@ def _bookings(common: _Common) -> _Part:
         batch_writer=BatchWriter(database, system_clock),
         is_http_allowed=settings.is_development,
         default_provider=settings.default_provider,
+        admissions=gate,
     )
     payment_consumer = EventConsumer(
         stream="payment_svc",
@@ -391,6 +407,44 @@ async def _apply_payment_stream(
     of_payments = [event for event in events if not isinstance(event, InboundWebhook)]
     await payment_events.apply_all(connection, of_payments, now)
     await webhook_consumer.apply_inbound(connection, inbound, now)
+
+
+async def _queueing(
+    common: _Common,
+    stack: AsyncExitStack,
+    gate: Gate,
+    monitor: SalesMonitor,
+    refusals: Refusals,
+) -> _Part:
+    settings, database = common.settings, common.database
+    captchas = None
+    if settings.captcha_verify_url is not None and settings.captcha_secret is not None:
+        captchas = await stack.enter_async_context(
+            SiteVerify.open(
+                url=settings.captcha_verify_url, secret=settings.captcha_secret.get_secret_value()
+            )
+        )
+    queues = Queues(
+        database, system_clock, keys=settings.queue_keys, refusals=refusals, captchas=captchas
+    )
+    admissions = AdmissionLoop(database, system_clock, keys=settings.queue_keys, monitor=monitor)
+    return _Part(
+        [
+            Servicer(
+                QueueServicer(queues, system_clock),
+                queue_service_pb2_grpc.add_QueueServiceServicer_to_server,
+                queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
+            )
+        ],
+        [
+            queues.run,
+            partial(forever_alone, database, "admissions", admissions.run_once),
+            _forever(
+                "queue reports",
+                partial(reports.run_once, database, system_clock, gate, refusals),
+            ),
+        ],
+    )
 
 
 def _mails(common: _Common) -> _Part:

@@ -56,13 +56,42 @@ class Settings(MeshSettings):
         " or more each, separated by commas during a rotation, newest first; `make up` makes one.",
     )
 
+    queue_secret_keys: SecretStr | None = Field(
+        None,
+        description="Keys that sign tickets and admissions of waiting rooms and make the secrets of"
+        " their draws: 32 characters or more each, separated by commas during a rotation, newest"
+        " first; `make up` makes one.",
+    )
+    captcha_verify_url: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="Where captchas of waiting rooms are verified (`siteverify` of Turnstile, hCaptcha"
+        " or reCAPTCHA). Unset: joining a queue needs no captcha.",
+    )
+    captcha_secret: SecretStr | None = Field(
+        None, description="The secret for BOXOFFICE_CAPTCHA_VERIFY_URL."
+    )
+
     @model_validator(mode="after")
     def _refuse_short_keys(self) -> Self:
-        if self.webhook_secret_keys is not None and not self.webhook_keys:
-            raise ValueError("BOXOFFICE_WEBHOOK_SECRET_KEYS must contain a key")
-        if any(len(key) < _MIN_KEY_LENGTH for key in self.webhook_keys):
+        for name, keys in (
+            ("webhook_secret_keys", self.webhook_keys),
+            ("queue_secret_keys", self.queue_keys),
+        ):
+            setting = f"BOXOFFICE_{name.upper()}"
+            if getattr(self, name) is not None and not keys:
+                raise ValueError(f"{setting} must contain a key")
+            if any(len(key) < _MIN_KEY_LENGTH for key in keys):
+                raise ValueError(
+                    f"{setting}: each key must have {_MIN_KEY_LENGTH} characters or more"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_half_a_captcha(self) -> Self:
+        if (self.captcha_verify_url is None) != (self.captcha_secret is None):
             raise ValueError(
-                f"BOXOFFICE_WEBHOOK_SECRET_KEYS: each key must have {_MIN_KEY_LENGTH} characters or more"
+                "BOXOFFICE_CAPTCHA_VERIFY_URL and BOXOFFICE_CAPTCHA_SECRET are set together"
             )
         return self
 
@@ -73,15 +102,17 @@ class Settings(MeshSettings):
         return self
 
     def needs(self) -> tuple[str, ...]:
-        return ("booking_database_url", "redis_url", "webhook_secret_keys")
+        return ("booking_database_url", "redis_url", "webhook_secret_keys", "queue_secret_keys")
 
     @property
     def webhook_keys(self) -> tuple[str, ...]:
         """The keys of `webhook_secret_keys`, newest first."""
-        if self.webhook_secret_keys is None:
-            return ()
-        keys = self.webhook_secret_keys.get_secret_value().split(",")
-        return tuple(key.strip() for key in keys if key.strip())
+        return _listed(self.webhook_secret_keys)
+
+    @property
+    def queue_keys(self) -> tuple[str, ...]:
+        """The keys of `queue_secret_keys`, newest first."""
+        return _listed(self.queue_secret_keys)
 
     @property
     def default_provider(self) -> str:
@@ -91,3 +122,8 @@ class Settings(MeshSettings):
     @property
     def database_url(self) -> str:
         return self.required("booking_database_url")
+
+
+def _listed(setting: SecretStr | None) -> tuple[str, ...]:
+    keys = "" if setting is None else setting.get_secret_value()
+    return tuple(key.strip() for key in keys.split(",") if key.strip())

@@ -11,6 +11,7 @@ NAMES = (
     "password_pepper",
     "page_token_secret",
     "webhook_secret_keys",
+    "queue_secret_keys",
 )
 """Names of settings: the first is BOXOFFICE_SANDBOX_WEBHOOK_SECRET."""
 

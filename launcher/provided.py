@@ -54,6 +54,9 @@ class Provided(BaseSettings):
     webhook_secret_keys: SecretStr | None = Field(
         None, description=_GENERATED.format("Keys that encrypt the secrets of webhook endpoints.")
     )
+    queue_secret_keys: SecretStr | None = Field(
+        None, description=_GENERATED.format("Keys that sign tickets of waiting rooms.")
+    )
 
     def database_url(self, service: str) -> str | None:
         """The configured URL of a service's database; None for an embedded one."""

@@ -349,6 +349,8 @@ class BookingHarness:
         items: Sequence[RequestedItem] | None = None,
         is_mail_wanted: bool = False,
         shown: ShownPrice = NOT_SHOWN,
+        admission_token: str = "",
+        is_staff: bool = False,
     ) -> Booking:
         customer = customer_id or new_id()
         lines = items or [RequestedItem(event.offers[0].offer_id, quantity, None)]
@@ -363,6 +365,8 @@ class BookingHarness:
             encode=lambda booking: str(booking.booking_id).encode(),
             is_mail_wanted=is_mail_wanted,
             shown=shown,
+            admission_token=admission_token,
+            is_staff=is_staff,
         )
         return await self.booking(UUID(answer.decode()))
 
@@ -402,6 +406,7 @@ class BookingHarness:
         key: str | None = None,
         checkout: Checkout | None = None,
         shown: ShownPrice = NOT_SHOWN,
+        admission_token: str = "",
     ) -> Booking:
         answer = await modification.update(
             self.deps,
@@ -413,6 +418,7 @@ class BookingHarness:
             checkout=checkout,
             encode=pickle.dumps,
             shown=shown,
+            admission_token=admission_token,
         )
         return answered(answer)
 
@@ -427,6 +433,7 @@ class BookingHarness:
         by: By | None = None,
         key: str | None = None,
         shown: ShownPrice = NOT_SHOWN,
+        admission_token: str = "",
     ) -> Booking:
         answer = await modification.reschedule(
             self.deps,
@@ -440,6 +447,7 @@ class BookingHarness:
             staff_refund=staff_refund,
             encode=pickle.dumps,
             shown=shown,
+            admission_token=admission_token,
         )
         return answered(answer)
 

@@ -2,13 +2,16 @@
 
 import json
 import os
+import queue
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -201,6 +204,37 @@ def until(condition: Callable[[], T | None], what: str, *, seconds: float = 60) 
         assert time.monotonic() < deadline, what
         time.sleep(0.2)
     return result
+
+
+@contextmanager
+def event_stream(mesh: RunningMesh, path: str) -> Iterator["queue.Queue[Any]"]:
+    """The messages of a stream over text/event-stream, as they come; None at its end."""
+    updates: queue.Queue[Any] = queue.Queue()
+    client = httpx.Client(base_url=mesh.url, timeout=60)
+    context = client.stream("GET", path)
+    response = context.__enter__()
+
+    def read() -> None:
+        try:
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    updates.put(json.loads(line.removeprefix("data:")))
+        except (httpx.HTTPError, httpx.StreamError):
+            updates.put(None)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream"
+        yield updates
+    finally:
+        # Wakes the reader, which closing the client does not.
+        stream = response.extensions["network_stream"]
+        with suppress(OSError):
+            stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        reader.join(60)
+        client.close()
 
 
 def reason(response: httpx.Response) -> str:

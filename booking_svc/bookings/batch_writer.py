@@ -55,12 +55,14 @@ class LookupRequest:
 class Lookup:
     """The key's record, the event, and the terms of those requested seats that are the event's.
 
-    Record and event are None if they do not exist.
+    Record and event are None if they do not exist. `is_fresh` is of an event from memory: it was
+    read within the last second.
     """
 
     record: Record | None
     event: Event | None
     seat_terms: Mapping[UUID, SeatTerms]
+    is_fresh: bool = False
 
 
 class Insertion(Enum):
@@ -106,7 +108,8 @@ class BatchWriter:
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._memory = EventMemory()
-        self._reading = _coalescer("find", partial(_look_up_all, database, self._memory))
+        self._clock = clock
+        self._reading = _coalescer("find", partial(_look_up_all, database, self._memory, clock))
         self._inserting = _committing("place", database, clock, partial(insert_all, commits=True))
         self._moving = _committing("finish", database, clock, _write_all)
 
@@ -114,7 +117,10 @@ class BatchWriter:
         """An event as it was last read, which may have changed since; None if it is not known."""
         event = self._memory.event(event_id)
         seat_terms = None if event is None else self._memory.seat_terms(event, seat_ids)
-        return None if seat_terms is None else Lookup(None, event, seat_terms)
+        if seat_terms is None:
+            return None
+        is_fresh = self._memory.is_fresh(event_id, self._clock())
+        return Lookup(None, event, seat_terms, is_fresh)
 
     async def look_up(self, key: Key, event_id: UUID, seat_ids: Collection[UUID]) -> Lookup:
         """Reads data committed before this call. Raises IDEMPOTENCY_KEY_REUSED."""
@@ -166,9 +172,10 @@ def _committing(
 
 
 async def _look_up_all(
-    database: Database, memory: EventMemory, requests: Sequence[LookupRequest]
+    database: Database, memory: EventMemory, clock: Clock, requests: Sequence[LookupRequest]
 ) -> Sequence[Lookup | Exception]:
     keys = [request.key for request in requests]
+    now = clock()
     async with database.reading() as connection:
         _, result = await run_together(connection, [FORCE_INDEX_SCANS, idempotent.finding(keys)])
         known = await events.get_all(connection, {request.event_id for request in requests})
@@ -176,7 +183,7 @@ async def _look_up_all(
             connection, {seat_id for request in requests for seat_id in request.seat_ids}
         )
         for request in requests:
-            memory.remember(request.event_id, known.get(request.event_id))
+            memory.remember(request.event_id, known.get(request.event_id), now)
         for auditorium_id in _auditoriums_to_read(memory, requests, known, seats):
             memory.remember_seats(auditorium_id, await read_seat_terms(connection, auditorium_id))
     return [

@@ -1,9 +1,10 @@
 """What the orchestration of bookings needs: the first argument of its functions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
+from booking_svc.bookings.admission import Admissions, NoAdmissions
 from booking_svc.bookings.batch_writer import BatchWriter
 from booking_svc.clients.ports import Payments, Stock
 from mesh.clock import Clock
@@ -15,6 +16,7 @@ from mesh.db.idempotent import IdempotentWrites
 class Dependencies:
     """`is_http_allowed`: whether a payment page may return to http addresses, in development.
     `default_provider` pays a checkout that names none; empty if it must name one.
+    `admissions` decides who may book events with a waiting room.
     `on_steps_enqueued` is called after a commit that enqueued steps, to run them at once.
     """
 
@@ -29,3 +31,4 @@ class Dependencies:
     batch_writer: BatchWriter
     is_http_allowed: bool = False
     default_provider: str = ""
+    admissions: Admissions = field(default_factory=NoAdmissions)

@@ -4,6 +4,7 @@ No transaction is open during a call to another service. A change is stored befo
 are exchanged, so that after a crash in between a step exchanges them.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -67,12 +68,14 @@ async def update(
     checkout: Checkout | None = None,
     encode: Encode,
     shown: ShownPrice = NOT_SHOWN,
+    admission_token: str = "",
 ) -> bytes:
     """Changes items, attendees and note of a booking.
 
     A lower total of a confirmed booking is refunded by its cancellation policy. A higher one, by
     another offer of its seats, is paid first, as in `reschedule`; nothing is held for it: the
     booking has the seats.
+    More places at an event with a waiting room take an `admission_token`, except from staff.
     Raises BOOKING_NOT_FOUND, CANCELLATION_CLOSED (not for staff), BOOKING_STATE_INVALID, and
     as `placement.place` does.
     """
@@ -97,6 +100,9 @@ async def update(
         change = None
         if patch.items:
             change = await _change_items(connection, booking, patch, by, now)
+            if change is not None and _has_more_places(change.items, booking.items):
+                event = await events.get(connection, event_id=booking.event_id)
+                _refuse_unadmitted(deps, event, booking, by, admission_token, now)
         total = booking.total if change is None else change.total
         if shown is not NOT_SHOWN:
             event = await events.get(connection, event_id=booking.event_id)
@@ -125,6 +131,7 @@ async def reschedule(
     encode: Encode,
     shown: ShownPrice = NOT_SHOWN,
     staff_refund: StaffRefund | None = None,
+    admission_token: str = "",
 ) -> bytes:
     """Moves a confirmed booking to another event of the same production.
 
@@ -144,6 +151,7 @@ async def reschedule(
         old_event = await events.get(connection, event_id=booking.event_id)
         _refuse_other_production(old_event, event)
         event.refuse_unless_on_sale(now)
+        _refuse_unadmitted(deps, event, booking, by, admission_token, now)
         requested = items or changed_items.same_places(booking, old_event, event)
         priced = await pricing.price(connection, event, requested)
         total = pricing.total(priced, event.currency_code)
@@ -393,6 +401,28 @@ def _change(
         by=by,
         refusal=None,
     )
+
+
+def _refuse_unadmitted(
+    deps: Dependencies, event: Event, booking: Booking, by: By, token: str, now: datetime
+) -> None:
+    """Raises ADMISSION_REQUIRED for a customer without an admission to the event's waiting room."""
+    if event.has_waiting_room and by.actor is not Actor.STAFF:
+        deps.admissions.refuse_unless_admitted(
+            token, event_id=event.event_id, user_id=booking.customer_id, now=now
+        )
+
+
+def _has_more_places(items: Sequence[Item], before: Sequence[Item]) -> bool:
+    """Whether there is a seat, or a place of an offer, that was not there before."""
+
+    def places(of: Sequence[Item]) -> Counter[UUID]:
+        counts: Counter[UUID] = Counter()
+        for item in of:
+            counts[item.seat_id or item.offer_id] += item.quantity
+        return counts
+
+    return bool(places(items) - places(before))
 
 
 def _provider(booking: Booking, checkout: Checkout | None, difference: Money, default: str) -> str:

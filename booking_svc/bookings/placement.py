@@ -14,6 +14,7 @@ from datetime import datetime
 from uuid import UUID
 
 from booking_svc.bookings import alternatives, bookings, payment_pages, pricing, state_machine
+from booking_svc.bookings.admission import LOOKED_UP_CAUSES
 from booking_svc.bookings.batch_writer import Insertion, Lookup
 from booking_svc.bookings.bookings import Actor, Booking, By, Item, Status
 from booking_svc.bookings.checkout import Answer, confirm_or_open_payment, refuse_checkout
@@ -40,6 +41,8 @@ class _Call:
     is_mail_wanted: bool
     shown: ShownPrice
     is_staff: bool
+    admission_token: str
+    needs_admission: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +69,56 @@ async def place(
     is_mail_wanted: bool = False,
     shown: ShownPrice = NOT_SHOWN,
     is_staff: bool = False,
+    admission_token: str = "",
+    needs_admission: bool = True,
 ) -> bytes:
     """Places a booking, once per key. Returns the answer as `encode` makes it.
 
+    An event with a waiting room takes an `admission_token`, except from staff, and from a caller
+    that decides itself who is next (`needs_admission` is False).
+
     If an earlier call with the key died after it inserted the booking, this one continues there.
     A repetition after the hold ended unpaid raises HOLD_EXPIRED, or PAYMENT_FAILED.
-    Raises EVENT_NOT_FOUND, SALE_NOT_ACTIVE, PRICE_CHANGED, HOLD_EXPIRED, IDEMPOTENCY_IN_PROGRESS,
-    IDEMPOTENCY_KEY_REUSED, and as `pricing.priced`, stock_svc and `checkout.start` do.
+    Raises EVENT_NOT_FOUND, SALE_NOT_ACTIVE, ADMISSION_REQUIRED, PRICE_CHANGED, HOLD_EXPIRED,
+    IDEMPOTENCY_IN_PROGRESS, IDEMPOTENCY_KEY_REUSED, and as `pricing.priced`, stock_svc and `checkout.start` do.
     """
     if checkout is not None:
         checkout = payment_pages.with_provider(deps, checkout, None)
     call = _Call(
-        key, customer_id, event_id, items, checkout, encode, is_mail_wanted, shown, is_staff
+        key=key,
+        customer_id=customer_id,
+        event_id=event_id,
+        items=items,
+        checkout=checkout,
+        encode=encode,
+        is_mail_wanted=is_mail_wanted,
+        shown=shown,
+        is_staff=is_staff,
+        admission_token=admission_token,
+        needs_admission=needs_admission and not is_staff,
     )
-    async with deps.writes.exclusive(key):
-        known = deps.batch_writer.remembered(event_id, pricing.seats_of(items))
+    began = deps.clock()
+    refusal: DomainError | None = None
+    try:
+        return await _place(deps, call)
+    except DomainError as error:
+        refusal = error
+        raise
+    finally:
+        deps.admissions.placed(
+            event_id=event_id,
+            user_id=customer_id,
+            seconds=(deps.clock() - began).total_seconds(),
+            refusal=refusal,
+        )
+
+
+async def _place(deps: Dependencies, call: _Call) -> bytes:
+    async with deps.writes.exclusive(call.key):
+        known = deps.batch_writer.remembered(call.event_id, pricing.seats_of(call.items))
         if known is None or known.event is None:
             return await _look_up_and_place(deps, call, None)
-        tried = await _try(deps, call, known.event, known.seat_terms)
+        tried = await _try(deps, call, known.event, known)
         if isinstance(tried, bytes):
             return tried
         if isinstance(tried, Booking):
@@ -92,16 +127,24 @@ async def place(
 
 
 async def _try(
-    deps: Dependencies, call: _Call, event: Event, seat_terms: Mapping[UUID, SeatTerms]
+    deps: Dependencies, call: _Call, event: Event, known: Lookup
 ) -> bytes | Booking | _Unplaced:
     """Places a booking by an event from memory, without reading anything before.
 
-    Returns the answer, or the booking if its checkout is to follow. Refuses nothing: the event may have changed, and the key may have an answer.
+    Returns the answer, or the booking if its checkout is to follow. Refuses nothing, because the
+    event may have changed and the key may have an answer, except calls without an admission: so
+    many of them may come that reading for each would slow down the others.
     """
     now = deps.clock()
     try:
-        priced = await _price(deps, call, event, seat_terms, now)
-    except DomainError:
+        priced = await _price(deps, call, event, known.seat_terms, now)
+    except DomainError as refusal:
+        if (
+            refusal.reason is Reason.ADMISSION_REQUIRED
+            and known.is_fresh
+            and refusal.metadata["cause"] not in LOOKED_UP_CAUSES
+        ):
+            raise
         return _Unplaced(event)
     try:
         reservation = await _reserve(deps, call, event, priced, now)
@@ -201,6 +244,10 @@ async def _price(
     """The items with their prices. Raises what is refused before anything is reserved."""
     event.refuse_unless_visible(to_staff=call.is_staff)
     event.refuse_unless_on_sale(now)
+    if event.has_waiting_room and call.needs_admission:
+        deps.admissions.refuse_unless_admitted(
+            call.admission_token, event_id=call.event_id, user_id=call.customer_id, now=now
+        )
     priced = pricing.priced(event, call.items, seat_terms)
     total = pricing.total(priced, event.currency_code)
     call.shown.refuse_another(total, event)

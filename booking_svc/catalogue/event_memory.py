@@ -7,6 +7,7 @@ the price modifier of a seat never change.
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ _MOST_EVENTS = 1_000
 # Of all auditoriums together: about 25 MB.
 _MOST_SEATS = 250_000
 _UUID_BYTES = 16
+_FRESH = timedelta(seconds=1)
 
 SeatsByKey = Mapping[bytes, SeatTerms]
 """The terms of all seats of an auditorium, by the 16 bytes of the seat's id."""
@@ -32,6 +34,7 @@ class EventMemory:
         self._most_events = most_events
         self._most_seats = most_seats
         self._events: OrderedDict[UUID, Event] = OrderedDict()
+        self._read_times: dict[UUID, datetime] = {}
         self._seats: OrderedDict[UUID, SeatsByKey] = OrderedDict()
 
     def event(self, event_id: UUID) -> Event | None:
@@ -40,13 +43,24 @@ class EventMemory:
             self._events.move_to_end(event_id)
         return event
 
-    def remember(self, event_id: UUID, event: Event | None) -> None:
+    def is_fresh(self, event_id: UUID, now: datetime) -> bool:
+        """Whether the event was read within the last second."""
+        read_time = self._read_times.get(event_id)
+        return read_time is not None and now - read_time < _FRESH
+
+    def remember(
+        self, event_id: UUID, event: Event | None, read_time: datetime | None = None
+    ) -> None:
         """Keeps an event as it was just read; None if it does not exist."""
         self._events.pop(event_id, None)
+        self._read_times.pop(event_id, None)
         if event is not None:
             self._events[event_id] = event
+            if read_time is not None:
+                self._read_times[event_id] = read_time
             while len(self._events) > self._most_events:
-                self._events.popitem(last=False)
+                oldest, _ = self._events.popitem(last=False)
+                self._read_times.pop(oldest, None)
 
     def seat_terms(
         self, event: Event, seat_ids: Collection[UUID]

@@ -86,6 +86,8 @@ class Event:
     # Across all offers; None means no limit.
     per_customer_limit: int | None = None
     delete_time: datetime | None = None
+    # Customers need an admission to place bookings.
+    has_waiting_room: bool = False
 
     @property
     def etag(self) -> str:
@@ -311,6 +313,7 @@ _COLUMNS = [
         "update_time",
         "per_customer_limit",
         "delete_time",
+        "has_waiting_room",
     )
 ]
 
@@ -341,6 +344,20 @@ async def get_to_change(connection: AsyncConnection, *, event_id: UUID) -> Event
     if event.delete_time is not None:
         raise not_found(event_id)
     return event
+
+
+async def set_waiting_room(
+    connection: AsyncConnection, *, event_id: UUID, exists: bool, now: datetime
+) -> None:
+    """Notes that an event has a waiting room, or none any more. The caller has locked its row.
+
+    The new revision makes placing read the event again, wherever it is in memory.
+    """
+    await connection.execute(
+        sa.update(events)
+        .where(events.c.event_id == event_id)
+        .values(has_waiting_room=exists, revision=events.c.revision + 1, update_time=now)
+    )
 
 
 def is_to_come(now: datetime) -> sa.ColumnElement[bool]:
@@ -439,4 +456,5 @@ def from_row(row: sa.Row[Any]) -> Event:
         update_time=row.update_time,
         per_customer_limit=row.per_customer_limit,
         delete_time=row.delete_time,
+        has_waiting_room=row.has_waiting_room,
     )

@@ -344,6 +344,7 @@ def event(value: Event, stock: Availability, now: datetime) -> event_pb2.Event:
         etag=value.etag,
         per_customer_limit=value.per_customer_limit or 0,
         delete_time=time_to_proto(value.delete_time),
+        has_waiting_room=value.has_waiting_room,
     )
 
 

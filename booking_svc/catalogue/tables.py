@@ -134,6 +134,8 @@ events = sa.Table(
     # The words of the name, which decide the order of results. NULL until search_results.py has
     # indexed the row: an older version does not write it.
     sa.Column("name_search", TSVECTOR),
+    # Placing requires an admission; kept by the queueing package.
+    sa.Column("has_waiting_room", sa.Boolean, nullable=False, server_default="false"),
     sa.CheckConstraint("status IN ('DRAFT', 'UPCOMING', 'PAUSED', 'CANCELLED')", name="status"),
     sa.CheckConstraint(
         "current_status IN ('DRAFT', 'UPCOMING', 'ON_SALE', 'SOLD_OUT', 'PAUSED', 'ENDED',"

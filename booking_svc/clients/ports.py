@@ -359,3 +359,13 @@ class Erased:
     """An account whose personal data was erased."""
 
     user_id: UUID
+
+
+class Captchas(Protocol):
+    """A captcha provider: whether a visitor has solved its riddle."""
+
+    async def is_solved(self, *, token: str, address: str) -> bool:
+        """`token` is the widget's; `address` is the visitor's, empty if unknown.
+
+        Raises DEPENDENCY_UNAVAILABLE when the provider does not answer.
+        """

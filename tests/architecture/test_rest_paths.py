@@ -25,6 +25,8 @@ API = "/api/v1/"
 ACCOUNT = "auth"
 # A waiting list has entries; an event has one.
 WAITING_LIST = "waiting-list"
+# A queue has tickets.
+QUEUE = "queue"
 
 # What is done to a thing: nothing comes after it.
 VERBS = {
@@ -62,7 +64,7 @@ def faults(path: str) -> Iterator[str]:
         yield f"neither under {API} nor one of the fixed paths"
         return
     segments = path.removeprefix(API).split("/")
-    if segments[0] not in (ACCOUNT, WAITING_LIST) and not segments[0].endswith("s"):
+    if segments[0] not in (ACCOUNT, WAITING_LIST, QUEUE) and not segments[0].endswith("s"):
         yield f"{segments[0]!r} is no plural"
     for before, segment in zip(["", *segments], segments, strict=False):
         yield from _faults_of_segment(segment, before)
@@ -83,6 +85,8 @@ def _faults_of_segment(segment: str, before: str) -> Iterator[str]:
 def _one_of(plural: str) -> str:
     if plural == WAITING_LIST:
         return "entry"
+    if plural == QUEUE:
+        return "ticket"
     if plural == "favourites":
         # A favourite is known by its event.
         return "event"

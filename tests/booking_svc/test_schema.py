@@ -11,6 +11,7 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from booking_svc.bookings import bookings, saga_steps, state_machine
 from booking_svc.notifications import tables as _notifications  # noqa: F401 - adds its tables
+from booking_svc.queueing import tables as _queueing  # noqa: F401 - adds its tables
 from booking_svc.tables import metadata
 from booking_svc.webhooks import tables as _webhooks  # noqa: F401 - adds its tables
 from boxoffice.bookings.v1 import booking_pb2

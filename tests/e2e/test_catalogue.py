@@ -2,10 +2,7 @@
 
 import json
 import queue
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from testing.running_mesh import (
     Api,
     RunningMesh,
     an_event,
+    event_stream,
     items,
     reason,
     violated_fields,
@@ -25,35 +23,11 @@ from testing.running_mesh import (
 from tools.catalogue.__main__ import main as catalogue
 
 
-@contextmanager
-def watched(mesh: RunningMesh, event_id: str, query: str = "") -> Iterator["queue.Queue[Any]"]:
-    """The updates of an event's availability over text/event-stream."""
-    updates: queue.Queue[Any] = queue.Queue()
-    client = httpx.Client(base_url=mesh.url, timeout=60)
-    path = f"/api/v1/events/{event_id}/availability/watch{query}"
-    context = client.stream("GET", path)
-    response = context.__enter__()
-
-    def read() -> None:
-        try:
-            for line in response.iter_lines():
-                if line.startswith("data:"):
-                    updates.put(json.loads(line.removeprefix("data:")))
-        except (httpx.HTTPError, httpx.StreamError):
-            updates.put(None)
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        assert response.status_code == 200
-        assert response.headers["content-type"] == "text/event-stream"
-        yield updates
-    finally:
-        # Wakes the reader, which closing the client does not.
-        stream = response.extensions["network_stream"]
-        stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-        reader.join(60)
-        client.close()
+def watched(
+    mesh: RunningMesh, event_id: str, query: str = ""
+) -> AbstractContextManager["queue.Queue[Any]"]:
+    """The updates of an event's availability."""
+    return event_stream(mesh, f"/api/v1/events/{event_id}/availability/watch{query}")
 
 
 def listed(api: Api, **query: Any) -> list[dict[str, Any]]:

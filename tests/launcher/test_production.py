@@ -22,6 +22,7 @@ SECRETS = sorted(
 FORMS = {"smtp_url": "smtp://user:{}@mail.example.com"}
 # Settings that must be set together with others.
 REQUIRED_WITH = {
+    "captcha_secret": {"captcha_verify_url": "https://captcha.example.com/siteverify"},
     "stripe_secret_key": {"stripe_webhook_secrets": "drawn-4f81c2aa"},
     "stripe_webhook_secrets": {"stripe_secret_key": "drawn-4f81c2aa"},
     "razorpay_key_id": {
@@ -97,6 +98,7 @@ def test_a_secret_that_replicas_share_must_be_set(service: str) -> None:
         REDIS_URL="redis://cache.example.com",
         PASSWORD_PEPPER="a-pepper-that-was-drawn-by-a-machine-0815",
         WEBHOOK_SECRET_KEYS="a-key-that-was-drawn-by-a-machine-0815-4711",
+        QUEUE_SECRET_KEYS="a-key-that-was-drawn-by-a-machine-0815-4712",
         **{f"{database}_DATABASE_URL": "postgresql+psycopg://db.example.com/one"},
     )
     assert "cannot start: BOXOFFICE_PAGE_TOKEN_SECRET is not set" in error

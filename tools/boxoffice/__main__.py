@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from mesh.settings import MeshSettings
-from tools.boxoffice import sample_data, selling
+from tools.boxoffice import draw, sample_data, selling
 from tools.rest import Api, RefusedError
 
 _SECRET = "BOXOFFICE_ADMIN_REGISTRATION_SECRET"
@@ -154,6 +154,14 @@ def _parser() -> argparse.ArgumentParser:
         "show a booking",
         "booking_id",
     )
+    verify = add(
+        "verify-draw",
+        lambda api, options: draw.verify(api, options.event_id, options.ticket, options.commitment),
+        "check the draw of an event's waiting room, and the positions of tickets",
+        "event_id",
+    )
+    verify.add_argument("ticket", nargs="*", help="ids of tickets")
+    verify.add_argument("--commitment", help="what GetDraw showed before the draw")
     key = add("create-key", _create_key, "create an API key, as admin; it is shown once", "name")
     key.add_argument("--role", choices=("CUSTOMER", "STAFF", "ADMIN"), default="STAFF")
     key.add_argument("--days", type=int, default=90)

@@ -156,6 +156,7 @@ _OUTPUT_FIELDS = {
     "available",
     "createTime",
     "deleteTime",
+    "hasWaitingRoom",
     "etag",
     "seatCount",
     "totalCapacity",

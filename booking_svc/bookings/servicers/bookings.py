@@ -58,6 +58,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 is_mail_wanted=request.mail_hold,
                 shown=_shown(request),
                 is_staff=caller().is_staff,
+                admission_token=request.admission_token,
             ),
             seconds=_PLACE_SECONDS,
         )
@@ -179,6 +180,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 else None,
                 encode=_encode,
                 shown=_shown(request),
+                admission_token=request.admission_token,
             ),
             seconds=_CHANGE_SECONDS,
         )
@@ -201,6 +203,7 @@ class BookingServicer(booking_service_pb2_grpc.BookingServiceServicer):
                 encode=_encode,
                 shown=_shown(request),
                 staff_refund=_staff_refund(request),
+                admission_token=request.admission_token,
             ),
             seconds=_CHANGE_SECONDS,
         )
