@@ -179,10 +179,10 @@ async def test_the_load_of_polls_depends_on_the_rate_and_not_on_the_length_of_th
             participants=0,
             terms=replace(TERMS, session=SESSION, **terms),
         )
-        crowd = type(view).of(replace(room, participants=0), (), now=harness.clock.now)
+        line = type(view).of(replace(room, participants=0), (), now=harness.clock.now)
         step = max(1, waiting // 5_000)
         return sum(
-            step / crowd.standing(number, spread=0.5, now=harness.clock.now).poll_after_seconds
+            step / line.standing(number, spread=0.5, now=harness.clock.now).poll_after_seconds
             for number in range(0, waiting, step)
         )
 
@@ -191,10 +191,10 @@ async def test_the_load_of_polls_depends_on_the_rate_and_not_on_the_length_of_th
     assert polls_per_second(10_000, per_minute=180) < 150
     # Before the draw a million asks at most at some 3,400 a second (session of 10 minutes).
     before = replace(view.room, issued=1_000_000, participants=None, secret=None, draw_time=None)
-    crowd = type(view).of(before, (), now=before.sale_start_time - timedelta(minutes=5))
+    line = type(view).of(before, (), now=before.sale_start_time - timedelta(minutes=5))
     now = before.sale_start_time - timedelta(minutes=5)
     intervals = [
-        crowd.standing(7, spread=spread / 100, now=now).poll_after_seconds for spread in range(100)
+        line.standing(7, spread=spread / 100, now=now).poll_after_seconds for spread in range(100)
     ]
     assert min(intervals) > 290
     # They come back spread over the seconds after the start, and not all at once.
