@@ -217,6 +217,7 @@ async def test_only_answers_for_customers_are_read_and_made_for_the_caller_alone
         database=harness.database,
         commands=not_needed,
         availability=AvailabilityCache(stock=harness.stock, read_event=cache.get),
+        orders=not_needed,
         streams=not_needed,
         cache=cache,
         personal_reads=reads,
