@@ -181,6 +181,22 @@ async def _run_as_one(connection: AsyncConnection, parts: Sequence[Statement]) -
     return list(result.rows[0])
 
 
+async def set_open_places(
+    connection: AsyncConnection, kept: Mapping[Key, bool], *, now: datetime
+) -> None:
+    """Opens what is free in pools whose locks the caller holds; what comes back is kept, or not.
+
+    Writes movements that change no counter: they tell all readers what is available now.
+    """
+    rows = ((*key, is_kept) for key, is_kept in kept.items())
+    await run_together(connection, [Statement(statements.SET_OPEN_PLACES, columns(rows, 3))])
+    await post(
+        connection,
+        entries=[Entry(*key, Kind.KEEP if is_kept else Kind.OPEN) for key, is_kept in kept.items()],
+        now=now,
+    )
+
+
 async def lock(
     connection: AsyncConnection, keys: Iterable[Key], *, event_ids: Collection[UUID] = ()
 ) -> LockedPools:

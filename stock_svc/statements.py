@@ -218,6 +218,15 @@ SELECT input.*, %s::timestamptz FROM unnest(%s::uuid[], %s::uuid[], %s::text[], 
     %s::int[], %s::int[], %s::uuid[]) AS input
 """
 
+# For ledger.set_open_places only: from now on what is free is open to all, and what comes back is
+# not (waiting_list.py); or everything is.
+SET_OPEN_PLACES = """
+UPDATE pools
+SET open_places = CASE WHEN input.is_kept THEN pools.capacity - pools.held - pools.sold END
+FROM unnest(%s::uuid[], %s::uuid[], %s::bool[]) AS input (event_id, pool_id, is_kept)
+WHERE pools.event_id = input.event_id AND pools.pool_id = input.pool_id
+"""
+
 # Tests and changes in one statement: the row lock makes this race-free. What the waiting list
 # takes comes from the places kept for it first, so that open_places is never above what is free.
 CHANGE_POOLS = """

@@ -13,9 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from stock_svc import expiry, ledger, restocking, stock
-from stock_svc.ledger import Entry, Kind
 from stock_svc.stock import StockAvailability
-from stock_svc.tables import any_of, events, pools
+from stock_svc.tables import events
 
 
 async def keep(
@@ -57,27 +56,14 @@ async def _keep(
     now: datetime,
 ) -> None:
     locked = await restocking.lock_pools_of_event(connection, event_id)
-    present = {pool_id: pool.open_places for (_, pool_id), pool in locked.pools.items()}
-    newly_kept = [n for n, places in present.items() if n in kept and places is None]
-    reopened = [
-        n for n, places in present.items() if n in kept and n in opened and places is not None
-    ]
-    released = [n for n, places in present.items() if n not in kept and places is not None]
-    of_event = sa.update(pools).where(pools.c.event_id == event_id)
-    await connection.execute(
-        of_event.where(pools.c.pool_id == any_of([*newly_kept, *reopened])).values(
-            open_places=pools.c.capacity - pools.c.held - pools.c.sold
-        )
-    )
-    await connection.execute(
-        of_event.where(pools.c.pool_id == any_of(released)).values(open_places=None)
-    )
-    # Movements without a change of counters: they tell all readers what is available now.
-    await ledger.post(
+    await ledger.set_open_places(
         connection,
-        entries=[
-            *(Entry(event_id, pool_id, Kind.KEEP) for pool_id in newly_kept),
-            *(Entry(event_id, pool_id, Kind.OPEN) for pool_id in (*reopened, *released)),
-        ],
+        {
+            key: key[1] in kept
+            for key, pool in locked.pools.items()
+            # Becomes kept or open, or is opened once more.
+            if (key[1] in kept) != (pool.open_places is not None)
+            or (key[1] in kept and key[1] in opened)
+        },
         now=now,
     )

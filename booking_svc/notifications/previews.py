@@ -133,15 +133,15 @@ def samples() -> Iterator[tuple[str, Rendered]]:
         offer_expire_time=_BOOKED + timedelta(hours=1),
         claim_url=f"http://localhost:3000/waiting-list#entry={_ID}",
     )
-    yield "waiting list, offer", waiting_list_mails.render(offered)
+    yield "waiting list offered", waiting_list_mails.render(offered)
     yield (
-        "waiting list, offer of seats",
+        "waiting list offered, seats",
         waiting_list_mails.render(
             replace(offered, event=film, lines=seats, total=Money(9000, "USD"))
         ),
     )
     yield (
-        "waiting list, ended",
+        "waiting list ended",
         waiting_list_mails.render(
             replace(
                 offered,

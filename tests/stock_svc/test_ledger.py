@@ -95,6 +95,7 @@ async def test_movements_are_append_only(database: Database, statement: str) -> 
     [
         ("statements.CHANGE_POOLS", ["stock_svc/ledger.py"]),
         ("statements.INSERT_MOVEMENTS", ["stock_svc/ledger.py"]),
+        ("statements.SET_OPEN_PLACES", ["stock_svc/ledger.py"]),
         ("outbox.insertion(", ["stock_svc/ledger.py"]),
         ("outbox.append(", []),
         ("update(pools)", []),
