@@ -187,8 +187,8 @@ GUARDS = [
     RemovedGuard(
         "no refusal because of an event from memory",
         "booking_svc/bookings/placement.py",
-        "    except DomainError:\n        return _Unplaced(event)\n",
-        "    except ZeroDivisionError:\n        return _Unplaced(event)\n",
+        "        return _Unplaced(event)\n    try:\n",
+        "        raise\n    try:\n",
         CHANGED_TERMS,
     ),
     RemovedGuard(
@@ -257,8 +257,8 @@ GUARDS = [
     RemovedGuard(
         "row lock of a booking",
         "booking_svc/bookings/bookings.py",
-        "sa.select(bookings.c.booking_id).where(matches).with_for_update()",
-        "sa.select(bookings.c.booking_id).where(matches)",
+        "WHERE booking_id = ANY (%s::uuid[]) ORDER BY booking_id FOR UPDATE\n",
+        "WHERE booking_id = ANY (%s::uuid[]) ORDER BY booking_id\n",
         LIFE,
     ),
     RemovedGuard(

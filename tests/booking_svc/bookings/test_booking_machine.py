@@ -62,7 +62,7 @@ PRICES = (150_000, 100_001, 200_000)
 DAYS = (30, 35, 40)
 # At least one event stays to reschedule to.
 MAX_CANCELLED = len(CAPACITIES) - 1
-EMPTY = f"TRUNCATE {', '.join(metadata.tables)}"
+EMPTY = f"TRUNCATE {', '.join(metadata.tables)} CASCADE"
 
 
 class Loop(Enum):
