@@ -199,7 +199,9 @@ class Queues:
                     yield position
                 if position.standing.state in (State.MISSED, State.ENDED):
                     return
-                pause = min(position.standing.poll_after_seconds, HEARTBEAT_SECONDS)
+                pause = min(
+                    position.standing.poll_after_seconds, HEARTBEAT_SECONDS - silent_seconds
+                )
                 silent_seconds += pause
                 await self._pause(pause)
         finally:
