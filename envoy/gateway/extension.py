@@ -1,5 +1,6 @@
 """Builds Envoy's extension messages as plain dicts."""
 
+import json
 from typing import Any
 
 Config = dict[str, Any]
@@ -26,3 +27,9 @@ def seconds(duration: float) -> str:
 def percent(value: int) -> Config:
     """A RuntimeFractionalPercent without a runtime key."""
     return {"default_value": {"numerator": value, "denominator": "HUNDRED"}}
+
+
+def first_of(*commands: tuple[str, str]) -> str:
+    """The parameter of COALESCE in a format: the first command with a value."""
+    operators = [{"command": command, "param": param} for command, param in commands]
+    return json.dumps({"operators": operators})

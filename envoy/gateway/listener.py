@@ -1,6 +1,5 @@
 """The public listener: connection settings, HTTP filters in order, access log."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from gateway import (
     tracing,
     transcoding,
 )
-from gateway.extension import Config, extension
+from gateway.extension import Config, extension, first_of
 from mesh.rpc.errors import REASON_HEADER
 from mesh.rpc.identity import PAYLOAD_HEADER
 from mesh.rpc.limits import Scales
@@ -55,22 +54,15 @@ _COMPRESSED_TYPES = (
 )
 
 
-def _first_of(*commands: tuple[str, str]) -> str:
-    """The parameter of COALESCE: the first command with a value."""
-    operators = [{"command": command, "param": param} for command, param in commands]
-    return json.dumps({"operators": operators})
-
-
-_GRPC_STATUS = _first_of(
+_GRPC_STATUS = first_of(
     ("DYNAMIC_METADATA", "boxoffice.log:grpc_status"), ("GRPC_STATUS", "SNAKE_STRING")
 )
-_REASON = _first_of(("DYNAMIC_METADATA", "boxoffice.log:reason"), ("TRAILER", REASON_HEADER))
+_REASON = first_of(("DYNAMIC_METADATA", "boxoffice.log:reason"), ("TRAILER", REASON_HEADER))
 _LOG_FORMAT = {
     "time": "%START_TIME%",
     "request_id": "%REQ(X-REQUEST-ID)%",
     "method": "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%",
-    # NQ omits the query, which may contain secrets.
-    "path": "%PATH(NQ:ORIG_OR_PATH)%",
+    "path": requests.LOGGED_PATH,
     "rpc": "%ROUTE_NAME%",
     "protocol": "%PROTOCOL%",
     "status": "%RESPONSE_CODE%",

@@ -111,17 +111,22 @@ def locations(policies: Iterable[MethodPolicy]) -> Iterator[tuple[str, str]]:
                         yield create.path, _VARIABLE.sub("{" + names[0] + "}", binding.path)
 
 
+def escaped(text: str) -> str:
+    """A text as a Lua pattern that matches it."""
+    return _MAGIC.sub(r"%\1", text)
+
+
 def _paths(policies: Iterable[MethodPolicy]) -> str:
     """A Lua table of patterns of REST paths, each with its HTTP methods."""
     verbs: dict[str, set[str]] = defaultdict(set)
     for policy in policies:
         for binding in policy.bindings:
-            pattern = _VARIABLE.sub("[^/]+", _MAGIC.sub(r"%\1", binding.path))
+            pattern = _VARIABLE.sub("[^/]+", escaped(binding.path))
             verbs[pattern].add(binding.verb)
             if binding.verb == "GET" and not policy.server_streaming:
                 verbs[pattern].add("HEAD")
     for path in (documentation.DOCUMENT, documentation.CONTRACT):
-        verbs[_MAGIC.sub(r"%\1", path)] = {"GET", "HEAD"}
+        verbs[escaped(path)] = {"GET", "HEAD"}
     for path in (documentation.PAGE, documentation.PAGE + "/.*"):
         verbs[path] = {"GET", "HEAD"}
     entries = (f'  {{"^{path}$", "{", ".join(sorted(names))}"}},' for path, names in verbs.items())

@@ -11,14 +11,21 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
-from gateway import api_keys, documentation
-from gateway.extension import Config, extension
+from gateway import api_keys, documentation, replies
+from gateway.extension import Config, extension, first_of
 from mesh.rpc.identity import API_KEY_PREFIX
 from mesh.rpc.policy import HttpBinding, MethodPolicy
 
 FILTER = "boxoffice.requests"
 ENCODING_HEADER = "x-boxoffice-content-encoding"
 """The client's content-encoding, set by the gateway before it inflates the body."""
+
+_LOG = "boxoffice.log"
+# NQ omits the query, which may contain secrets. The metadata is set for paths with a secret.
+LOGGED_PATH = "%COALESCE({})%".format(
+    first_of(("DYNAMIC_METADATA", f"{_LOG}:path"), ("PATH", "NQ:ORIG_OR_PATH"))
+)
+"""The path of a request in Envoy's formats, for logs and traces."""
 
 _SCRIPT = Path(__file__).parent / "lua" / "requests.lua"
 _RAW = "google.api.HttpBody"
@@ -48,8 +55,23 @@ def lua(policies: Collection[MethodPolicy]) -> Config:
     return extension(
         FILTER,
         "envoy.extensions.filters.http.lua.v3.Lua",
-        default_source_code={"inline_string": _NAMES + tables(policies) + _SCRIPT.read_text()},
+        default_source_code={
+            "inline_string": _NAMES + secrets(policies) + tables(policies) + _SCRIPT.read_text()
+        },
     )
+
+
+def secrets(policies: Collection[MethodPolicy]) -> str:
+    """The script's patterns of paths up to a variable that is a secret (`debug_redact`)."""
+    before = {
+        binding.path.partition("{" + name + "}")[0]
+        for policy in policies
+        for binding in policy.bindings
+        for name in binding.variables
+        if policy.request.fields_by_name[name].GetOptions().debug_redact
+    }
+    patterns = [json.dumps(f"^({replies.escaped(path)})[^/]+") for path in sorted(before)]
+    return f"local SECRETS = {{{', '.join(patterns)}}}\n"
 
 
 def tables(policies: Collection[MethodPolicy]) -> str:

@@ -3,6 +3,7 @@
 from urllib.parse import urlsplit
 
 from gateway.extension import Config, extension, typed
+from gateway.requests import LOGGED_PATH
 from mesh.settings import MeshSettings
 
 CLUSTER = "traces"
@@ -25,7 +26,7 @@ def of_requests(settings: MeshSettings) -> Config:
             "spawn_upstream_span": True,
             # Envoy's tag contains the query, which may hold a token; url.path omits it.
             "max_path_tag_length": 1,
-            "custom_tags": [{"tag": "url.path", "value": "%PATH(NQ:ORIG)%"}],
+            "custom_tags": [{"tag": "url.path", "value": LOGGED_PATH}],
             # Also bounds traces that clients request.
             "client_sampling": share,
             "random_sampling": share,

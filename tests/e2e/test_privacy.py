@@ -38,6 +38,9 @@ CANARIES = {
     "wrong admin secret": "kanarie-geraden-geheim-van-een-ander",
     "inbound webhook": "kanarie in een bericht",
     "search": "kanariefokker",
+    "ticket": "kanarie-volgnummer",
+    "admission": "kanarie-toegangsbewijs",
+    "captcha": "kanarie-is-geen-robot",
     "wrong reset token": "kanarie-geraden-token-voor-een-ander",
 }
 # Fields that the contract marks with debug_redact: each has a canary above, or is a secret that the
@@ -46,7 +49,7 @@ REDACTED = {
     *("email", "full_name", "phone", "address", "note", "attendees", "reason", "body", "text"),
     *("password", "current_password", "new_password", "confirm_password", "admin_secret", "token"),
     *("access_token", "refresh_token", "device_token", "secret", "key", "new_email"),
-    *("query", "client_secret"),
+    *("query", "client_secret", "ticket_id", "admission_token", "captcha_token"),
 }
 # Part of invalid requests, which must not be repeated either.
 UNREADABLE = "kanarie-onleesbaar"
@@ -98,6 +101,11 @@ def a_whole_run(
     until(lambda: "a mail cannot be delivered" in reports.raw, "no report arrived", seconds=60)
     mails.answers.clear()
     path = f"/api/v1/bookings/{booking['bookingId']}"
+    note(me.get(f"/api/v1/queue/{CANARIES['ticket']}"))
+    captcha = {"captchaToken": CANARIES["captcha"]}
+    note(me.post(f"/api/v1/events/{event['eventId']}/queue", captcha))
+    placed = me.book({**items(event, 1), "admissionToken": CANARIES["admission"]})
+    assert placed.status_code == 201, placed.text
     changes = {"note": CANARIES["note"], "attendees": [CANARIES["attendee"]] * 2}
     assert me.send("PATCH", path, changes).status_code == 200
     note(me.post(f"{path}/cancel", {"reason": CANARIES["reason"]}))

@@ -5,6 +5,7 @@
 -- are not JSON. gRPC calls and raw bodies (google.api.HttpBody) pass. requests.py writes before
 -- this script:
 --
+--   SECRETS   patterns of paths up to a secret, which logs and traces show as "-"
 --   ROOT      a tree of REST paths: `children` by segment, `any` for a variable, `verbs`
 --   a verb    {body = FIELDS or nil, query = FIELDS, raw = true}
 --   FIELDS    fields by name, in both spellings, each {name=, kind=, list=, fields=, values=}
@@ -389,6 +390,12 @@ function envoy_on_request(handle)
   end
   -- CONNECT has no path.
   local path, query = (headers:get(":path") or ""):match("^([^?]*)%??(.*)$")
+  for _, secret in ipairs(SECRETS) do
+    local logged, count = path:gsub(secret, "%1-")
+    if count > 0 then
+      handle:streamInfo():dynamicMetadata():set("boxoffice.log", "path", logged)
+    end
+  end
   local target = target_of(handle, headers, path)
   if not target then
     if path == "/" then
