@@ -49,6 +49,10 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 40_000),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    # The gateway accepts headers of 32 KiB and sends the path twice. Above the first limit calls
+    # fail at random, with a message that lists all headers; above the second always.
+    ("grpc.max_metadata_size", 80 * 1024),
+    ("grpc.absolute_max_metadata_size", 96 * 1024),
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
     ("grpc.keepalive_time_ms", 60_000),

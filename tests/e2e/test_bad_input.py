@@ -168,6 +168,23 @@ def test_a_body_that_is_too_large(sale: Any) -> None:
     assert (refused.status_code, reason(refused)) == (413, "REQUEST_TOO_LARGE")
 
 
+def test_long_urls_and_headers(sale: Any) -> None:
+    """Up to the gateway's limit each is answered as a short one would be; none shows headers."""
+    _, customer, event = sale
+    path = f"/api/v1/events/{event['eventId']}"
+    for length in (9_000, 14_000, 25_000):
+        searched = customer.get(f"/api/v1/search?query={'y' * length}")
+        assert reason(searched) == "VALIDATION_FAILED", searched.text
+        assert violated_fields(searched) == {"query"}
+        unknown = customer.get(f"/api/v1/events/{'y' * length}")
+        assert unknown.status_code == 400, unknown.text
+        read = customer.client.get(path, headers={"cookie": "y" * length})
+        assert read.status_code == 200, read.text
+    refused = customer.client.get(path, headers={"cookie": "y" * 40_000})
+    assert (refused.status_code, reason(refused)) == (431, "REQUEST_TOO_LARGE")
+    assert "x-" not in refused.text
+
+
 def test_unknown_paths(sale: Any) -> None:
     _, customer, _ = sale
     for path in ("/api/v1/nothing", "/api/v2/bookings", "/boxoffice.bookings.v1.Nothing/Do"):
