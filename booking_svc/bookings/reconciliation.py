@@ -16,11 +16,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import payment_events
-from booking_svc.bookings.bookings import Status
+from booking_svc.bookings.bookings import ChangeState, Status
 from booking_svc.bookings.confirmation import RESERVATION_LOST
 from booking_svc.bookings.dependencies import Dependencies
 from booking_svc.bookings.state_machine import FIRST_CHECK
-from booking_svc.bookings.tables import booking_refunds, bookings
+from booking_svc.bookings.tables import booking_changes, booking_refunds, bookings
 from booking_svc.clients.ports import PaymentEvent
 from booking_svc.tables import event_cursors
 from mesh.db.jobs import JobQueue
@@ -166,13 +166,20 @@ async def compare_stock(deps: Dependencies) -> int:
 
 
 async def _is_mismatch(deps: Dependencies, booking_id: UUID, reservation_id: UUID) -> bool:
-    """Whether the booking is still confirmed with a reservation that is not committed."""
+    """Whether the booking is still confirmed with a reservation that is not committed.
+
+    Not during an exchange: the ledger returns the old reservation before the booking has the new.
+    """
+    is_exchanged = sa.exists().where(
+        booking_changes.c.booking_id == bookings.c.booking_id,
+        booking_changes.c.state == ChangeState.EXCHANGING,
+    )
     async with deps.database.reading() as connection:
         is_owner = await connection.scalar(
             sa.select(sa.true())
             .where(bookings.c.booking_id == booking_id)
             .where(bookings.c.reservation_id == reservation_id)
-            .where(bookings.c.status == Status.CONFIRMED)
+            .where(bookings.c.status == Status.CONFIRMED, ~is_exchanged)
         )
     if is_owner:
         _log.error(

@@ -83,9 +83,15 @@ def _prices(event: Event, offers: Iterable[tuple[Offer, str]]) -> Iterator[Field
 def _seated_offers(event: Event, offers: Iterable[tuple[Offer, str]]) -> Iterator[FieldViolation]:
     """Offers with the same seat type share the pool of its seats, which each of them sells."""
     sellers: dict[str, tuple[str, UUID]] = {}
+    names: dict[tuple[str, str], str] = {}
     for offer, field in offers:
         if offer.seat_type is None:
             continue
+        namesake = names.setdefault((offer.seat_type, offer.name.casefold()), field)
+        if namesake != field:
+            yield FieldViolation(
+                f"{field}.name", f"must not be that of `{namesake}`, which sells the same seats"
+            )
         if offer.capacity is not None:
             yield FieldViolation(
                 f"{field}.capacity", "must be empty with a `seat_type`: the seats are the places"

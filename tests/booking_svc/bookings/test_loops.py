@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from booking_svc import housekeeping
 from booking_svc.bookings import completion, reconciliation, saga_steps, state_machine, tables
 from booking_svc.bookings.bookings import Actor, PaymentStatus, RefundStatus, Status
+from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.bookings.saga_steps import StepKind
 from booking_svc.bookings.step_runner import Steps
 from booking_svc.tables import idempotency_records
@@ -110,6 +111,22 @@ async def test_a_confirmed_booking_without_places_is_reported(harness: BookingHa
     await harness.stock.return_sold(event_id=event.event_id, reservation_id=bad.reservation_id)
     assert [await reconciliation.compare_stock(harness.deps) for _ in range(2)] == [1, 1]
     assert good.status is Status.CONFIRMED
+
+
+async def test_a_booking_whose_places_are_being_exchanged_is_not_reported(
+    harness: BookingHarness,
+) -> None:
+    event = await harness.an_event()
+    booking = await a_confirmed(harness, event, quantity=2)
+    # The process dies after the ledger has exchanged the places, before the booking has them.
+    fewer = [RequestedItem(event.offers[0].offer_id, 1, None)]
+    await harness.die_at(2, harness.update(booking, items=fewer))
+    assert (await harness.booking(booking.booking_id)).reservation_id == booking.reservation_id
+    assert await harness.available(event) == 9
+    assert await reconciliation.compare_stock(harness.deps) == 0
+    harness.clock.advance(timedelta(minutes=1))
+    await harness.run_until_idle()
+    assert await reconciliation.compare_stock(harness.deps) == 0
 
 
 async def test_answers_are_kept_for_three_days(harness: BookingHarness) -> None:

@@ -1,5 +1,7 @@
 """Events whose offers sell the same seats at several prices: their pools, and what can be added."""
 
+from dataclasses import replace
+
 import pytest
 
 from booking_svc.bookings.pricing import RequestedItem
@@ -40,6 +42,23 @@ async def test_another_pool_for_the_same_seats_is_refused(harness: BookingHarnes
     assert await violated_fields(harness, offers=offers, auditorium_id=hall.auditorium_id) == {
         "event.offers[1].pool_id"
     }
+
+
+async def test_offers_of_the_same_seats_differ_in_name(harness: BookingHarness) -> None:
+    """Refusals, mails and reschedules name offers."""
+    hall = await an_auditorium(harness)
+    adult, child, box = (
+        an_offer(name=name, capacity=None, seat_type=seat_type)
+        for name, seat_type in (("Adult", "REGULAR"), ("ADULT", "REGULAR"), ("Adult", "PREMIUM"))
+    )
+    assert await violated_fields(
+        harness, offers=(adult, child, box), auditorium_id=hall.auditorium_id
+    ) == {"event.offers[1].name"}
+    event = await harness.an_event(
+        adult, replace(child, name="Child"), box, auditorium_id=hall.auditorium_id
+    )
+    renamed = OfferChange(offer_id=event.offers[1].offer_id, name="adult")
+    assert fields(await refusal_of(harness, event, offers=(renamed,))) == ["event.offers[0].name"]
 
 
 async def test_offers_are_added_to_seats_on_sale(harness: BookingHarness) -> None:
