@@ -1,7 +1,7 @@
 """Prices requested items, and checks the limits of one booking. The ledger checks the others."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -60,16 +60,49 @@ async def price(
     connection: AsyncConnection, event: Event, requested: Sequence[RequestedItem]
 ) -> tuple[Item, ...]:
     """The items at the event's present prices. Raises as `priced` does."""
-    seat_ids = seats_of(requested)
+    return priced(event, requested, await _seat_terms(connection, event, seats_of(requested)))
+
+
+async def price_held(
+    connection: AsyncConnection, event: Event, held: Sequence[Line]
+) -> tuple[Item, ...]:
+    """Places that the ledger already holds, at the event's present prices.
+
+    Only what they cost is asked: neither limits nor the offers that sell a seat by now matter.
+    Raises OFFER_NOT_FOUND or SEAT_NOT_FOUND that names every such line.
+    """
+    seat_ids = {line.seat_id for line in held if line.seat_id is not None}
+    seat_terms = await _seat_terms(connection, event, seat_ids)
+    offers = {offer.offer_id: offer for offer in event.offers}
+    items, unknown = [], []
+    for index, line in enumerate(held):
+        if line.offer_id not in offers:
+            unknown.append(FailedItem(index, Reason.OFFER_NOT_FOUND, {"offerId": line.offer_id}))
+            continue
+        price = offers[line.offer_id].price
+        if line.seat_id is not None:
+            if line.seat_id not in seat_terms:
+                unknown.append(FailedItem(index, Reason.SEAT_NOT_FOUND, {"seatId": line.seat_id}))
+                continue
+            price = seat_price(price, seat_terms[line.seat_id])
+        items.append(Item(line.offer_id, line.seat_id, line.quantity, price))
+    if unknown:
+        raise _not_found(unknown)
+    return tuple(items)
+
+
+async def _seat_terms(
+    connection: AsyncConnection, event: Event, seat_ids: Collection[UUID]
+) -> Mapping[UUID, SeatTerms]:
+    """The terms of those of the seats that are in the event's auditorium."""
     if event.auditorium_id is None or not seat_ids:
-        return priced(event, requested, {})
+        return {}
     known = await venues.seats_of_any(connection, seat_ids)
-    terms = {
+    return {
         seat_id: terms
         for seat_id, (auditorium_id, terms) in known.items()
         if auditorium_id == event.auditorium_id
     }
-    return priced(event, requested, terms)
 
 
 def seats_of(requested: Sequence[RequestedItem]) -> set[UUID]:

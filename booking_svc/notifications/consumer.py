@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import outbox
@@ -17,11 +18,13 @@ from booking_svc.notifications import contacts, content, waiting_list_mails
 from booking_svc.notifications.tables import mails
 from booking_svc.notifications.waiting_list_mails import WaitingListEvent
 from booking_svc.tables import event_cursors
+from mesh import outages
 from mesh.clock import Clock
 from mesh.db.consumer import Batch, EventConsumer
 from mesh.db.database import Database
 from mesh.db.outbox import OutboxReader
 from mesh.mail import queue
+from mesh.mail.queue import Mail
 from mesh.redis.lock import Locks
 
 _log = logging.getLogger(__name__)
@@ -40,7 +43,11 @@ MailedEvent = BookingEvent | WaitingListEvent
 
 
 async def apply(connection: AsyncConnection, events: Sequence[MailedEvent], now: datetime) -> None:
-    """Queues the mails of events; an event of a customer without an address waits for it."""
+    """Queues the mails of events; an event of a customer without an address waits for it.
+
+    An event whose mail cannot be written is logged as an error and has none: it must not keep back
+    those behind it.
+    """
     for event in events:
         if _kind_of(event) is None:
             continue
@@ -159,9 +166,24 @@ def _kind_of(event: MailedEvent) -> str | None:
 async def _enqueue(
     connection: AsyncConnection, event: MailedEvent, contact: Contact, now: datetime
 ) -> None:
-    if isinstance(event, WaitingListEvent):
-        mail = await waiting_list_mails.write(connection, event=event, contact=contact)
-    else:
-        kind = content.kind_of(event.change) or ""
-        mail = await content.write(connection, event=event, kind=kind, contact=contact)
+    try:
+        mail = await _write(connection, event, contact)
+    except SQLAlchemyError:
+        # Not of this event only, and the transaction has failed.
+        raise
+    except Exception as error:
+        if outages.is_outage(error):
+            raise
+        _log.exception(
+            "a mail was dropped: it could not be written",
+            extra={"event_key": str(event.key), "kind": _kind_of(event)},
+        )
+        return
     await queue.enqueue(connection, mails, mail, now=now)
+
+
+async def _write(connection: AsyncConnection, event: MailedEvent, contact: Contact) -> Mail:
+    if isinstance(event, WaitingListEvent):
+        return await waiting_list_mails.write(connection, event=event, contact=contact)
+    kind = content.kind_of(event.change) or ""
+    return await content.write(connection, event=event, kind=kind, contact=contact)

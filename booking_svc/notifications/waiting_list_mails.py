@@ -1,5 +1,7 @@
 """The mails to customers of waiting lists: an offer, and the end of an entry without one claimed."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -7,17 +9,23 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.bookings import pricing
-from booking_svc.bookings.pricing import RequestedItem
+from booking_svc.bookings.bookings import Item
 from booking_svc.catalogue import events
+from booking_svc.catalogue.events import Event
+from booking_svc.clients import ports
 from booking_svc.clients.ports import Contact
 from booking_svc.notifications import content
 from booking_svc.notifications.content import BookedEvent, Line
 from booking_svc.notifications.formatting import formatter_for
 from boxoffice.queueing.v1 import waiting_list_event_pb2, waiting_list_pb2
+from mesh import outages
 from mesh.conversions import time_from_proto
+from mesh.errors import DomainError
 from mesh.mail.queue import Mail
 from mesh.mail.templates import Rendered
 from mesh.money import Money
+
+_log = logging.getLogger(__name__)
 
 _Entry = waiting_list_pb2.WaitingListEntry
 OFFERED = "waiting_list_offered"
@@ -45,13 +53,13 @@ class WaitingListEvent:
 
 @dataclass(frozen=True, slots=True)
 class WaitingListMail:
-    """The content of a mail. `lines` are what is offered or was waited for."""
+    """The content of a mail. `lines` are what is offered; `total` is None without a price."""
 
     kind: str
     name: str
     event: BookedEvent
     lines: tuple[Line, ...]
-    total: Money
+    total: Money | None
     offer_expire_time: datetime | None = None
     claim_url: str = ""
     reason: str = ""
@@ -79,17 +87,15 @@ async def write(connection: AsyncConnection, *, event: WaitingListEvent, contact
     """The mail about an event that has one."""
     entry, kind = event.message.waiting_list_entry, kind_of(event) or ""
     of_catalogue = await events.get(connection, event_id=UUID(entry.event_id))
-    seated = {offer.offer_id for offer in of_catalogue.offers if offer.seat_type}
-    requested = [*_seats(entry, seated), *_unseated(entry, seated)]
-    items = await pricing.price(connection, of_catalogue, requested) if kind == OFFERED else ()
+    items = await _offered(connection, event, of_catalogue) if kind == OFFERED else ()
     expire_time = time_from_proto(entry.offer_expire_time) if kind == OFFERED else None
     rendered = render(
         WaitingListMail(
             kind=kind,
             name=contact.full_name,
             event=await content.booked_event(connection, of_catalogue.event_id),
-            lines=await content.lines_of(connection, items),
-            total=pricing.total(items, of_catalogue.currency_code),
+            lines=await content.lines_of(connection, tuple(items)),
+            total=pricing.total(items, of_catalogue.currency_code) if items else None,
             offer_expire_time=expire_time,
             claim_url=event.message.offered.claim_url,
             reason=_TEXTS.get(entry.end_reason, ""),
@@ -119,15 +125,37 @@ def render(mail: WaitingListMail) -> Rendered:
         day=None if start_time is None else formatter.day(start_time),
         where=mail.event.venue_name,
         lines=[(line.label, formatter.money(line.price)) for line in mail.lines],
-        total=formatter.money(mail.total),
-        is_free=mail.total.amount_minor == 0,
+        total=None if mail.total is None else formatter.money(mail.total),
+        is_free=mail.total is not None and mail.total.amount_minor == 0,
         offer_until=None if until is None else formatter.deadline(until),
         claim_url=mail.claim_url,
         reason=mail.reason,
     )
 
 
-def _seats(entry: _Entry, seated: set[UUID]) -> list[RequestedItem]:
+async def _offered(
+    connection: AsyncConnection, event: WaitingListEvent, of_catalogue: Event
+) -> Sequence[Item]:
+    """The offered places with their prices.
+
+    Empty if the event sells no such places any more: the customer still has to hear of the offer.
+    """
+    entry = event.message.waiting_list_entry
+    seated = {offer.offer_id for offer in of_catalogue.offers if offer.seat_type}
+    lines = [*_seats(entry, seated), *_unseated(entry, seated)]
+    try:
+        return await pricing.price_held(connection, of_catalogue, lines)
+    except DomainError as error:
+        if outages.is_outage(error):
+            raise
+        _log.error(
+            "the mail about offered places names no prices",
+            extra={"event_key": str(event.key), "reason": error.reason},
+        )
+        return ()
+
+
+def _seats(entry: _Entry, seated: set[UUID]) -> list[ports.Line]:
     """The seats with their offers: they are listed in the order of the items."""
     offers = [
         UUID(item.offer_id)
@@ -136,14 +164,14 @@ def _seats(entry: _Entry, seated: set[UUID]) -> list[RequestedItem]:
         for _ in range(item.quantity)
     ]
     return [
-        RequestedItem(offer_id, 1, UUID(seat_id))
+        ports.Line(offer_id, 1, UUID(seat_id))
         for offer_id, seat_id in zip(offers, entry.offered_seat_ids, strict=False)
     ]
 
 
-def _unseated(entry: _Entry, seated: set[UUID]) -> list[RequestedItem]:
+def _unseated(entry: _Entry, seated: set[UUID]) -> list[ports.Line]:
     return [
-        RequestedItem(UUID(item.offer_id), item.quantity, None)
+        ports.Line(UUID(item.offer_id), item.quantity)
         for item in entry.items
         if UUID(item.offer_id) not in seated
     ]

@@ -12,7 +12,6 @@ from uuid import UUID
 from booking_svc.bookings import bookings, pricing, state_machine
 from booking_svc.bookings.batch_writer import Insertion, NewBooking, insert_all
 from booking_svc.bookings.bookings import Actor, Booking, By
-from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import events
 from booking_svc.queueing import waiting_list_entries
 from booking_svc.queueing import waiting_list_outbox as outbox
@@ -33,8 +32,10 @@ async def claim(
 ) -> Booking:
     """The booking of an offer, which is made once.
 
-    Raises WAITING_LIST_ENTRY_NOT_FOUND, WAITING_LIST_STATE_INVALID, HOLD_EXPIRED, SALE_NOT_ACTIVE
-    or VALIDATION_FAILED.
+    It has the offers and seats that were offered, also if the limit per booking is lower by now or
+    other offers sell the seats, too.
+    Raises WAITING_LIST_ENTRY_NOT_FOUND, WAITING_LIST_STATE_INVALID, HOLD_EXPIRED or
+    SALE_NOT_ACTIVE.
     """
     now = deps.clock()
     async with deps.database.transaction() as connection:
@@ -51,14 +52,11 @@ async def claim(
             raise _ended(entry)
         event = await events.get(connection, event_id=entry.event_id)
         event.refuse_unless_on_sale(now)
-        requested = [
-            RequestedItem(line.offer_id, line.quantity, line.seat_id) for line in entry.lines
-        ]
         booking = state_machine.placed(
             booking_id=entry.reservation_id,
             event=event,
             customer_id=customer_id,
-            items=await pricing.price(connection, event, requested),
+            items=await pricing.price_held(connection, event, entry.lines),
             hold_expire_time=min(now + deps.terms.hold_ttl, entry.hold_expire_time),
             provider=None,
             now=now,

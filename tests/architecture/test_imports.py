@@ -18,6 +18,7 @@ CATCH_ALL = {
     "mesh.rpc.server": "whatever it is, the database is not usable",
     "mesh.tasks": "the top of every background loop",
     "booking_svc.bookings.step_runner": "the top of saga steps: they are retried later",
+    "booking_svc.notifications.consumer": "a mail that cannot be written keeps back no others",
 }
 
 ALL = [module for package in (*SERVICES, SHARED) for module in modules(package)]

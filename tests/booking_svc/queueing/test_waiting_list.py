@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from booking_svc.bookings.bookings import Status
 from booking_svc.bookings.pricing import RequestedItem
+from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Status as EventStatus
 from booking_svc.queueing import waiting_list, waiting_list_offers
 from booking_svc.queueing.waiting_list_entries import MOVES, EndReason, State
@@ -458,3 +459,51 @@ async def test_seats_of_several_prices_are_offered_once(lists: Lists) -> None:
     assert len({item.seat_id for item in claimed.items}) == 2
     assert claimed.total == Money(190_000, "INR")
     assert await lists.process.audit(event) == ()
+
+
+async def test_offered_seats_are_claimed_at_their_price_when_another_offer_sells_them_too(
+    lists: Lists,
+) -> None:
+    auditorium = await an_auditorium(lists.process)
+    event = await lists.process.an_event(
+        an_offer(name="Adult", pool=None, capacity=None, seat_type="REGULAR"),
+        auditorium_id=auditorium.auditorium_id,
+    )
+    [adult] = event.offers
+    bookings = [
+        await lists.process.place(
+            event, items=[RequestedItem(None, 1, seat.seat_id)], checkout=None
+        )
+        for seat in auditorium.rows[0].seats
+    ]
+    entry = await lists.join(event, 2)
+    for booking in bookings:
+        await lists.process.cancel(booking.booking_id)
+    await lists.process.run_until_idle()
+    await lists.turn(event)
+    child = OfferChange(name="Child", price=Money(40_000, "INR"), seat_type="REGULAR")
+    await lists.process.commands.update(
+        event_id=event.event_id, change=EventChange(offers=(child,)), etag=None
+    )
+    claimed = await lists.claim(entry)
+    assert [item.offer_id for item in claimed.items] == [adult.offer_id] * 2
+    assert claimed.total == Money(300_000, "INR")
+
+
+async def test_an_offer_is_claimed_in_full_when_the_limit_per_booking_was_lowered(
+    lists: Lists,
+) -> None:
+    event = await lists.process.an_event(an_offer(capacity=2))
+    sold = await lists.sell_out(event)
+    entry = await lists.join(event, 2)
+    for booking in sold:
+        await lists.process.cancel(booking.booking_id)
+    await lists.process.run_until_idle()
+    await lists.turn(event)
+    lower = OfferChange(offer_id=event.offers[0].offer_id, max_per_booking=1)
+    await lists.process.commands.update(
+        event_id=event.event_id, change=EventChange(offers=(lower,)), etag=None
+    )
+    claimed = await lists.claim(entry)
+    assert [item.quantity for item in claimed.items] == [2]
+    assert not await lists.process.audit(event)
