@@ -66,6 +66,12 @@ async def user_erased(connection: AsyncConnection, *, user_id: UUID, now: dateti
     await _append(connection, user_id, stream_pb2.AuthEvent(user_erased=message), now)
 
 
+async def user_deleted(connection: AsyncConnection, *, user_id: UUID, now: datetime) -> None:
+    """An account was deleted; its data stays."""
+    message = stream_pb2.UserDeleted(user_id=str(user_id))
+    await _append(connection, user_id, stream_pb2.AuthEvent(user_deleted=message), now)
+
+
 async def _append(
     connection: AsyncConnection, user_id: UUID, event: stream_pb2.AuthEvent, now: datetime
 ) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from auth_svc import sessions
+from auth_svc import outbox, sessions
 from auth_svc.accounts import USER_COLUMNS, Role, User, get_user, no_such_user, to_user
 from auth_svc.tables import email_confirmations, password_resets, sign_in_addresses, users
 from mesh import paging
@@ -128,6 +128,7 @@ async def delete_user(
     )
     await sessions.end_all(connection, user_id=user_id, access_lifetime=access_lifetime, now=now)
     await end_links(connection, user_id=user_id)
+    await outbox.user_deleted(connection, user_id=user_id, now=now)
 
 
 async def end_links(connection: AsyncConnection, *, user_id: UUID) -> None:

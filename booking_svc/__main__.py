@@ -43,7 +43,8 @@ from booking_svc.clients.accounts import AccountEvents
 from booking_svc.clients.captchas import SiteVerify
 from booking_svc.clients.payments import PaymentClient, PaymentEvents
 from booking_svc.clients.ports import (
-    Contact,
+    AccountChange,
+    Deleted,
     Erased,
     InboundWebhook,
     PaymentEvent,
@@ -389,13 +390,13 @@ async def _apply_stock_changes(
     await waiting_list.apply_stock_changes(connection, changes, now)
 
 
-async def _apply_accounts(
-    connection: AsyncConnection, changes: Sequence[Contact | Erased], now: datetime
+async def apply_accounts(
+    connection: AsyncConnection, changes: Sequence[AccountChange], now: datetime
 ) -> None:
     """Addresses and waiting lists in the transaction of the stream's cursor."""
     await consumer.apply_accounts(connection, changes, now)
     for change in changes:
-        if isinstance(change, Erased):
+        if isinstance(change, Erased | Deleted):
             await waiting_list.erase(connection, user_id=change.user_id, now=now)
 
 
@@ -455,7 +456,7 @@ def _mails(common: _Common) -> _Part:
         database, common.outbox, system_clock, on_queued=sender.wake
     )
     addresses = consumer.account_consumer(
-        database, accounts.open, system_clock, on_queued=sender.wake, apply=_apply_accounts
+        database, accounts.open, system_clock, on_queued=sender.wake, apply=apply_accounts
     )
     return _Part(
         loops=[

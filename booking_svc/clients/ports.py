@@ -361,6 +361,16 @@ class Erased:
     user_id: UUID
 
 
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """An account that was deleted; its data stays."""
+
+    user_id: UUID
+
+
+AccountChange = Contact | Erased | Deleted
+
+
 class Captchas(Protocol):
     """A captcha provider: whether a visitor has solved its riddle."""
 

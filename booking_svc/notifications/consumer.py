@@ -13,7 +13,7 @@ from booking_svc.bookings import outbox
 from booking_svc.bookings.outbox import OF_WAITING_LIST, BookingEvent
 from booking_svc.catalogue import favourites
 from booking_svc.catalogue.outbox import PREFIX as OF_CATALOGUE
-from booking_svc.clients.ports import Contact, Erased
+from booking_svc.clients.ports import AccountChange, Contact, Deleted, Erased
 from booking_svc.notifications import contacts, content, waiting_list_mails
 from booking_svc.notifications.tables import mails
 from booking_svc.notifications.waiting_list_mails import WaitingListEvent
@@ -64,13 +64,15 @@ def from_payload(payload: bytes) -> MailedEvent:
 
 
 async def apply_accounts(
-    connection: AsyncConnection, changes: Sequence[Contact | Erased], now: datetime
+    connection: AsyncConnection, changes: Sequence[AccountChange], now: datetime
 ) -> None:
     """Stores and erases addresses, and queues the mails that waited for a stored one.
 
-    An erased account loses its favourites, too.
+    An erased account loses its favourites, too. A deleted one keeps both: it has bookings.
     """
     for change in changes:
+        if isinstance(change, Deleted):
+            continue
         if isinstance(change, Erased):
             await contacts.erase(connection, user_id=change.user_id, now=now)
             await favourites.erase(connection, user_id=change.user_id)
@@ -112,14 +114,14 @@ def booking_consumer(
 
 def account_consumer(
     database: Database,
-    open_stream: Callable[[str], AsyncIterator[Batch[Contact | Erased]]],
+    open_stream: Callable[[str], AsyncIterator[Batch[AccountChange]]],
     clock: Clock,
     *,
     on_queued: Callable[[], None],
     apply: Callable[
-        [AsyncConnection, Sequence[Contact | Erased], datetime], Awaitable[None]
+        [AsyncConnection, Sequence[AccountChange], datetime], Awaitable[None]
     ] = apply_accounts,
-) -> EventConsumer[Contact | Erased]:
+) -> EventConsumer[AccountChange]:
     """The consumer of account events, which resumes at the stored cursor."""
     return EventConsumer(
         stream="auth_svc",

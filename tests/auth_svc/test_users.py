@@ -11,9 +11,10 @@ import sqlalchemy as sa
 
 from auth_svc import users
 from auth_svc.accounts import Role, User
-from auth_svc.tables import password_resets, sessions
+from auth_svc.tables import outbox, password_resets, sessions
 from auth_svc.tables import users as users_table
 from auth_svc.users import UserPage
+from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from tests.auth_svc.conftest import (
@@ -148,6 +149,12 @@ async def test_a_deleted_account_is_hidden_and_kept(accounts: Accounts, database
     assert (everyone.users, everyone.total_size) == ((kept, other), 2)
     assert {row.revoke_time for row in await rows(database, sessions)} == {LATER}
     assert await rows(database, password_resets) == []
+    events = [
+        stream_pb2.AuthEvent.FromString(row.payload)
+        for row in await rows(database, outbox)
+        if row.event_type == "user_deleted"
+    ]
+    assert [event.user_deleted.user_id for event in events] == [str(user.user_id)]
     for change in ({"is_active": True}, {"role": Role.STAFF}):
         error = await refusal_of(update(database, user.user_id, **change))
         assert error.reason is Reason.USER_NOT_FOUND

@@ -8,12 +8,16 @@ from datetime import timedelta
 import pytest
 import pytest_asyncio
 
+from booking_svc.__main__ import apply_accounts
+from booking_svc.bookings import customers
 from booking_svc.bookings.bookings import Status
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue.event_update import EventChange, OfferChange
 from booking_svc.catalogue.events import Status as EventStatus
+from booking_svc.clients.accounts import AccountEvents
 from booking_svc.queueing import waiting_list, waiting_list_offers
 from booking_svc.queueing.waiting_list_entries import MOVES, EndReason, State
+from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -339,6 +343,51 @@ async def test_an_erased_account_leaves_its_lists(lists: Lists) -> None:
         await waiting_list.erase(connection, user_id=first.customer_id, now=lists.process.clock())
     await lists.turn(event)
     assert await lists.states(first, second) == [State.LEFT, State.OFFERED]
+
+
+class Stream:
+    """A stub of auth_svc's stream with one batch."""
+
+    def __init__(self, *events: stream_pb2.AuthEvent) -> None:
+        self._batch = stream_pb2.StreamEventsResponse(events=events)
+
+    async def StreamEvents(
+        self, _: stream_pb2.StreamEventsRequest, **_options: object
+    ) -> AsyncIterator[stream_pb2.StreamEventsResponse]:
+        yield self._batch
+
+
+async def test_a_deleted_account_leaves_its_lists_and_keeps_its_address(lists: Lists) -> None:
+    event = await lists.process.an_event(an_offer(capacity=1))
+    [held] = await lists.sell_out(event)
+    first, second, third = [await lists.join(event) for _ in range(3)]
+    await lists.process.cancel(held.booking_id)
+    await lists.process.run_until_idle()
+    await lists.turn(event)
+    accounts = AccountEvents(
+        Stream(  # type: ignore[arg-type]
+            stream_pb2.AuthEvent(
+                user_changed=stream_pb2.UserChanged(
+                    user_id=str(first.customer_id), email="mira@example.org"
+                )
+            ),
+            *(
+                stream_pb2.AuthEvent(
+                    position="2",
+                    user_deleted=stream_pb2.UserDeleted(user_id=str(entry.customer_id)),
+                )
+                for entry in (first, second)
+            ),
+        )
+    )
+    async for _, changes in accounts.open(""):
+        async with lists.process.database.transaction() as connection:
+            await apply_accounts(connection, changes, lists.process.clock())
+    await lists.turn(event)
+    assert await lists.states(first, second, third) == [State.LEFT, State.LEFT, State.OFFERED]
+    assert (await lists.entry(first)).end_reason is EndReason.ACCOUNT_ERASED
+    async with lists.process.database.reading() as connection:
+        assert await customers.find(connection, user_id=first.customer_id) is not None
 
 
 async def test_a_customer_above_the_limit_cannot_join_or_is_passed_by(lists: Lists) -> None:
