@@ -55,14 +55,15 @@ _MOST_OFFERS = 100
 _MOST_ROUNDS = 20
 
 _OVER = {Status.ENDED, Status.CANCELLED, Status.DRAFT}
-# The ledger's answers to a reservation that another attempt may get; other errors are outages.
-_REFUSALS = {
-    Reason.SOLD_OUT,
-    Reason.SEAT_UNAVAILABLE,
+# The ledger's answers to a reservation; other errors are outages. Other places may do after these:
+_RACES = {Reason.SOLD_OUT, Reason.SEAT_UNAVAILABLE}
+# A repetition gets the same answer: in this turn, the entry keeps nothing from those behind it.
+_LASTING = {
+    Reason.VALIDATION_FAILED,
+    Reason.IDEMPOTENCY_KEY_REUSED,
     Reason.SEAT_NOT_FOUND,
     Reason.OFFER_NOT_FOUND,
     Reason.EVENT_NOT_FOUND,
-    Reason.PURCHASE_LIMIT_EXCEEDED,
 }
 
 _QUEUE = JobQueue(
@@ -139,13 +140,15 @@ async def turn(deps: Dependencies, *, event_id: UUID) -> datetime | None:
         chosen = await entries.select(
             connection, entries.in_states(State.RESERVING), event_id=event_id
         )
+    refused: set[UUID] = set()
     for entry in chosen:
-        await _reserve(deps, entry)
+        if await _reserve(deps, entry) in _LASTING:
+            refused.add(entry.entry_id)
     await gate.sync(deps.database, deps.stock, event_id=event_id)
     done = _Round()
     if _is_offering(event, now):
         for _ in range(_MOST_ROUNDS):
-            done = await _offer(deps, event)
+            done = await _offer(deps, event, refused)
             if not done.has_more:
                 break
         # The last who waited may have got an offer.
@@ -193,8 +196,8 @@ def _is_offering(event: Event, now: datetime) -> bool:
     return event.sale_end_time is None or now + _SHORTEST_OFFER <= event.sale_end_time
 
 
-async def _offer(deps: Dependencies, event: Event) -> _Round:
-    """Offers what is free to those in front."""
+async def _offer(deps: Dependencies, event: Event, refused: set[UUID]) -> _Round:
+    """Offers what is free to those in front but `refused`, and adds to it."""
     now = deps.clock()
     places = await _read_places(deps, event)
     async with deps.database.transaction() as connection:
@@ -216,6 +219,7 @@ async def _offer(deps: Dependencies, event: Event) -> _Round:
             gather=deps.terms.gather,
             most_offers=_MOST_OFFERS,
             now=now,
+            refused=refused,
         )
         for entry_id, since in planned.gathering.items():
             await connection.execute(
@@ -242,10 +246,14 @@ async def _offer(deps: Dependencies, event: Event) -> _Round:
         ]
     if planned.opened:
         await gate.sync(deps.database, deps.stock, event_id=event.event_id)
-    held = await asyncio.gather(*(_reserve(deps, entry) for entry in chosen))
+    answers = await asyncio.gather(*(_reserve(deps, entry) for entry in chosen))
+    refused |= {
+        entry.entry_id for entry, answer in zip(chosen, answers, strict=True) if answer in _LASTING
+    }
+    is_refused = any(answer is not None and answer not in _LASTING for answer in answers)
     return _Round(
-        has_more=bool(held) and all(held),
-        is_refused=not all(held),
+        has_more=bool(chosen) and not is_refused,
+        is_refused=is_refused,
         gather_end=planned.gather_end,
     )
 
@@ -261,8 +269,8 @@ def _times(deps: Dependencies, event: Event, now: datetime) -> dict[str, datetim
     }
 
 
-async def _reserve(deps: Dependencies, entry: Entry) -> bool:
-    """Holds the places of a chosen entry and writes its offer. False if the ledger refuses.
+async def _reserve(deps: Dependencies, entry: Entry) -> Reason | None:
+    """Holds the places of a chosen entry and writes its offer. Returns why it still waits, if so.
 
     Raises DEPENDENCY_UNAVAILABLE: then another turn repeats it.
     """
@@ -271,7 +279,7 @@ async def _reserve(deps: Dependencies, entry: Entry) -> bool:
     if deps.clock() >= entry.offer_time + _STALE:
         await deps.stock.release(event_id=entry.event_id, reservation_id=entry.reservation_id)
         await _write_outcome(deps, entry, Reason.HOLD_EXPIRED)
-        return False
+        return Reason.HOLD_EXPIRED
     refusal: Reason | None = None
     try:
         await deps.stock.reserve(
@@ -284,14 +292,24 @@ async def _reserve(deps: Dependencies, entry: Entry) -> bool:
             for_waiting_list=True,
         )
     except DomainError as error:
-        if error.reason not in _REFUSALS:
+        if error.reason not in {*_RACES, *_LASTING, Reason.PURCHASE_LIMIT_EXCEEDED}:
             raise
         refusal = error.reason
         _REFUSED.labels(refusal).inc()
+        if refusal in _LASTING:
+            _log.warning(
+                "the ledger refuses an entry of a waiting list: those behind it are served",
+                extra={
+                    "event_id": str(entry.event_id),
+                    "entry_id": str(entry.entry_id),
+                    "reason": refusal,
+                },
+            )
     if not await _write_outcome(deps, entry, refusal) and refusal is None:
         # The entry ended while its places were being held.
         await deps.stock.release(event_id=entry.event_id, reservation_id=entry.reservation_id)
-    return refusal in (None, Reason.PURCHASE_LIMIT_EXCEEDED)
+    # Above the limit, it has ended.
+    return None if refusal is Reason.PURCHASE_LIMIT_EXCEEDED else refusal
 
 
 async def _write_outcome(deps: Dependencies, chosen: Entry, refusal: Reason | None) -> bool:

@@ -7,7 +7,7 @@ nobody is open to everybody. The entry keeps its place, and gathers anew what co
 a smaller group cannot pass a bigger one within `gather`, and no place stays empty for longer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -56,8 +56,12 @@ def plan(
     gather: timedelta,
     most_offers: int,
     now: datetime,
+    refused: Collection[UUID] = (),
 ) -> Plan:
-    """Plans offers for the entries that wait, which are given in the order of joining."""
+    """Plans offers for the entries that wait, which are given in the order of joining.
+
+    `refused` are entries that the ledger has refused for good: they keep no places from others.
+    """
     offers: list[tuple[Entry, tuple[Line, ...]]] = []
     gathering: dict[UUID, datetime | None] = {}
     ends: list[datetime] = []
@@ -65,10 +69,16 @@ def plan(
     passed: list[tuple[Entry, dict[UUID, int]]] = []
     # Pools whose places have gathered long enough: they do not gather again for those behind.
     gathered: set[UUID] = set()
+    skipped: set[UUID] = set()
     for entry in entries:
         if len(offers) == most_offers:
             return Plan(offers, gathering, min(ends, default=None), frozenset())
         needed = entry.by_pool(event)
+        if entry.entry_id in refused:
+            skipped |= needed.keys()
+            if entry.gather_since is not None:
+                gathering[entry.entry_id] = None
+            continue
         if not blocked.isdisjoint(needed):
             blocked |= needed.keys()
             continue
@@ -91,7 +101,7 @@ def plan(
         else:
             passed.append((entry, needed))
             gathered |= needed.keys()
-    opened: set[UUID] = set()
+    opened = {pool_id for pool_id in skipped if places.kept.get(pool_id, 0) > 0} - blocked
     for entry, needed in passed:
         gathering[entry.entry_id] = None
         opened |= {pool_id for pool_id in needed if places.kept.get(pool_id, 0) > 0} - blocked

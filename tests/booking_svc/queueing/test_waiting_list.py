@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 import pytest_asyncio
+import sqlalchemy as sa
 
 from booking_svc.__main__ import apply_accounts
 from booking_svc.bookings import customers
@@ -23,6 +24,7 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money
 from stock_svc import restocking
+from stock_svc import tables as ledger_tables
 from testing.booking_harness import HOLD, BookingHarness, an_offer
 from testing.waiting_list_harness import GATHER, OFFER, WaitingListHarness
 from tests.booking_svc.catalogue.test_catalogue import an_auditorium
@@ -556,3 +558,43 @@ async def test_an_offer_is_claimed_in_full_when_the_limit_per_booking_was_lowere
     claimed = await lists.claim(entry)
     assert [item.quantity for item in claimed.items] == [2]
     assert not await lists.process.audit(event)
+
+
+@pytest.mark.parametrize("reason", [Reason.VALIDATION_FAILED, Reason.OFFER_NOT_FOUND])
+async def test_an_entry_that_the_ledger_refuses_for_good_stops_nobody(
+    lists: Lists, reason: Reason
+) -> None:
+    event = await lists.process.an_event(
+        an_offer(name="Adult", capacity=3), an_offer(name="Child", capacity=None)
+    )
+    adult, child = (offer.offer_id for offer in event.offers)
+    sold = await lists.sell_out(event)
+    first = await lists.join(event, items=[(adult, 1)])
+    second = await lists.join(event, items=[(child, 1)])
+    columns = ledger_tables.offers.c
+    # The ledger's terms of an offer differ from the catalogue's.
+    async with lists.process.ledger.transaction() as connection:
+        if reason is Reason.VALIDATION_FAILED:
+            await connection.execute(
+                sa.update(ledger_tables.offers).where(columns.offer_id == adult).values(seated=True)
+            )
+        else:
+            await connection.execute(
+                sa.update(ledger_tables.offers)
+                .where(columns.offer_id == adult)
+                .values(offer_id=new_id())
+            )
+    for booking in sold[:2]:
+        await lists.process.cancel(booking.booking_id)
+    await lists.process.run_until_idle()
+    await waiting_list_offers.run_due(lists.deps)
+    assert await lists.states(first, second) == [State.WAITING, State.OFFERED]
+    # What nobody else waits for is open to everybody, and the list is at rest.
+    assert await lists.free(event) == (1, 0)
+    await waiting_list_offers.run_due(lists.deps)
+    assert not await lists.is_due(event)
+    third = await lists.join(event, items=[(child, 2)])
+    await lists.process.cancel(sold[2].booking_id)
+    await lists.process.run_until_idle()
+    await lists.turn(event)
+    assert await lists.states(first, third) == [State.WAITING, State.OFFERED]

@@ -148,6 +148,14 @@ def test_nothing_gathers_while_nothing_is_kept() -> None:
     assert (served(result), result.gathering) == ([], {waiting[0].entry_id: None})
 
 
+def test_an_entry_refused_for_good_keeps_nothing_from_others() -> None:
+    waiting = entries([1], [1], [1])
+    places = Places({FLOOR: 2}, {FLOOR: 2})
+    numbers = {waiting[0].entry_id, waiting[2].entry_id}
+    result = plan(waiting, EVENT, places, gather=GATHER, most_offers=9, now=START, refused=numbers)
+    assert (served(result), result.opened) == ([2], frozenset({FLOOR}))
+
+
 def test_a_round_has_a_limit() -> None:
     assert served(planned(entries(*[[1]] * 5), 5, most=3)) == [1, 2, 3]
 
