@@ -1,10 +1,12 @@
 """Who is offered what: a pure function over the entries that wait and the free places.
 
-The rule: strict order of joining in each pool. An entry whose group does not fit keeps the places
-of its pools from all behind it while they gather, `gather` long from the first place that came
-back. Then its turn is over: those behind it that fit are served in their order, and what fits
-nobody is open to everybody. The entry keeps its place, and gathers anew what comes back later. So
-a smaller group cannot pass a bigger one within `gather`, and no place stays empty for longer.
+The rule: strict order of joining in each pool. An entry that cannot be served, because its group
+does not fit or because one in front keeps another of its pools, keeps the places of the pools in
+which it is in front from all behind it while they gather, `gather` long from the first place that
+came back in any of them. Then its turn is over: those behind it that fit are served in their order,
+and what fits nobody is open to everybody. The entry keeps its place, and gathers anew what comes
+back later. So a smaller group cannot pass a bigger one within `gather`, and no place is kept from
+others for longer for one entry.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -65,9 +67,9 @@ def plan(
     offers: list[tuple[Entry, tuple[Line, ...]]] = []
     gathering: dict[UUID, datetime | None] = {}
     ends: list[datetime] = []
+    # Pools in which those behind get nothing yet, and pools whose places have gathered long
+    # enough: they do not gather again for those behind.
     blocked: set[UUID] = set()
-    passed: list[tuple[Entry, dict[UUID, int]]] = []
-    # Pools whose places have gathered long enough: they do not gather again for those behind.
     gathered: set[UUID] = set()
     skipped: set[UUID] = set()
     for entry in entries:
@@ -79,33 +81,30 @@ def plan(
             if entry.gather_since is not None:
                 gathering[entry.entry_id] = None
             continue
-        if not blocked.isdisjoint(needed):
-            blocked |= needed.keys()
-            continue
-        lines = _take(entry, needed, places)
-        if lines is not None:
+        # The pools in which it is in front.
+        own = needed.keys() - blocked
+        if len(own) == len(needed) and (lines := _take(entry, needed, places)) is not None:
             offers.append((entry, lines))
             continue
-        if not any(places.kept.get(pool_id, 0) > 0 for pool_id in needed):
-            # Nothing to gather: what is free is open to everybody, or there is nothing.
-            if entry.gather_since is not None:
-                gathering[entry.entry_id] = None
-            blocked |= needed.keys()
-            continue
+        # It keeps places from those behind only while they gather for it.
+        is_keeping = any(places.kept.get(pool_id, 0) > 0 for pool_id in own - gathered)
         since = entry.gather_since or now
-        if now < since + gather and gathered.isdisjoint(needed):
+        if is_keeping and now < since + gather:
             if entry.gather_since is None:
                 gathering[entry.entry_id] = since
             ends.append(since + gather)
-            blocked |= needed.keys()
+            blocked |= own - gathered
+            continue
+        if entry.gather_since is not None:
+            gathering[entry.entry_id] = None
+        if is_keeping:
+            gathered |= own
         else:
-            passed.append((entry, needed))
-            gathered |= needed.keys()
-    opened = {pool_id for pool_id in skipped if places.kept.get(pool_id, 0) > 0} - blocked
-    for entry, needed in passed:
-        gathering[entry.entry_id] = None
-        opened |= {pool_id for pool_id in needed if places.kept.get(pool_id, 0) > 0} - blocked
-    return Plan(offers, gathering, min(ends, default=None), frozenset(opened))
+            # What is free is open to everybody, or has gathered, or there is nothing.
+            blocked |= own - gathered
+    passed = (gathered | skipped) - blocked
+    opened = frozenset(pool_id for pool_id in passed if places.kept.get(pool_id, 0) > 0)
+    return Plan(offers, gathering, min(ends, default=None), opened)
 
 
 def _take(entry: Entry, needed: Mapping[UUID, int], places: Places) -> tuple[Line, ...] | None:

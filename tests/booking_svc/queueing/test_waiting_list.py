@@ -598,3 +598,26 @@ async def test_an_entry_that_the_ledger_refuses_for_good_stops_nobody(
     await lists.process.run_until_idle()
     await lists.turn(event)
     assert await lists.states(first, third) == [State.WAITING, State.OFFERED]
+
+
+async def test_a_pool_is_not_kept_for_ever_behind_one_that_is_sold_out(lists: Lists) -> None:
+    event = await lists.process.an_event(
+        an_offer(capacity=1), an_offer(name="Balcony", pool="b", capacity=3)
+    )
+    floor, balcony = (offer.offer_id for offer in event.offers)
+    await lists.process.capture(await lists.process.place(event))
+    await lists.process.run_until_idle()
+    first = await lists.join(event)
+    both = await lists.join(event, items=[(floor, 1), (balcony, 1)])
+    bought = await lists.process.place(
+        event, items=[RequestedItem(balcony, 3, None)], checkout=None
+    )
+    await lists.process.cancel(bought.booking_id)
+    await lists.process.run_until_idle()
+    await lists.turn(event)
+    assert await lists.free(event) == (0, 3)
+    lists.process.clock.advance(GATHER)
+    await lists.turn(event)
+    assert await lists.free(event) == (3, 0)
+    assert await lists.states(first, both) == [State.WAITING, State.WAITING]
+    await lists.process.place(event, items=[RequestedItem(balcony, 3, None)])

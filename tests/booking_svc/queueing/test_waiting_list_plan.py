@@ -136,7 +136,7 @@ def test_places_gather_for_the_group_in_front_for_a_time_and_once() -> None:
     late = planned(waiting, 2, at=GATHER)
     assert served(late) == [2]
     assert late.opened == {FLOOR}
-    assert late.gathering == {waiting[n].entry_id: None for n in (0, 2, 3)}
+    assert late.gathering == {waiting[0].entry_id: None}
     assert served(planned(waiting, 3, at=GATHER)) == [1]
 
 
@@ -146,6 +146,40 @@ def test_nothing_gathers_while_nothing_is_kept() -> None:
     places = Places({FLOOR: 1}, {FLOOR: 0})
     result = plan(waiting, EVENT, places, gather=GATHER, most_offers=9, now=START)
     assert (served(result), result.gathering) == ([], {waiting[0].entry_id: None})
+
+
+def test_a_pool_gathers_also_for_one_behind_a_sold_out_pool() -> None:
+    waiting = entries([1], [1, 1], [1, 3])
+    first = planned(waiting, 0, 2)
+    assert (served(first), first.opened) == ([], frozenset())
+    assert first.gathering == {waiting[1].entry_id: START}
+    assert first.gather_end == START + GATHER
+    waiting[1] = replace(waiting[1], gather_since=START)
+    late = planned(waiting, 0, 2, at=GATHER)
+    assert (served(late), late.opened) == ([], frozenset({BALCONY}))
+    assert late.gathering == {waiting[1].entry_id: None}
+
+
+def test_pools_gather_for_each_group_in_front() -> None:
+    waiting = entries([2], [1, 1], [0, 1])
+    first = planned(waiting, 1, 1)
+    assert first.gathering == {entry.entry_id: START for entry in waiting[:2]}
+    waiting[1] = replace(waiting[1], gather_since=START)
+    waiting[0] = replace(waiting[0], gather_since=START + timedelta(minutes=1))
+    # The floor still gathers for the first; the balcony has gathered for the second.
+    late = planned(waiting, 1, 1, at=GATHER)
+    assert (served(late), late.opened) == ([3], frozenset())
+    assert late.gathering == {waiting[1].entry_id: None}
+    # The first keeps nothing any more: both pools are the second's.
+    assert served(planned(waiting[:2], 1, 1, at=GATHER + timedelta(minutes=1))) == [2]
+
+
+def test_a_pool_that_has_gathered_does_not_end_the_gathering_of_another() -> None:
+    waiting = entries([2], [2, 2], [1])
+    waiting[0] = replace(waiting[0], gather_since=START - GATHER)
+    result = planned(waiting, 1, 1)
+    assert (served(result), result.opened) == ([3], frozenset())
+    assert result.gathering == {waiting[0].entry_id: None, waiting[1].entry_id: START}
 
 
 def test_an_entry_refused_for_good_keeps_nothing_from_others() -> None:
