@@ -26,7 +26,7 @@ from mesh.ids import new_id
 from testing import crashes
 from testing.booking_harness import BookingHarness
 from testing.databases import open_patiently
-from testing.queue_harness import QueueHarness, an_event_with_room
+from testing.queue_harness import KEYS, QueueHarness, an_event_with_room
 
 Call = Coroutine[Any, Any, object]
 VISITORS = 6
@@ -183,3 +183,25 @@ async def test_two_leaders_at_once_draw_once_and_admit_no_more_than_one(
     assert room.admitted - stale.admitted <= 5
     with pytest.raises(DomainError):
         await survivor.queues.remove_room(event_id=event.event_id)
+
+
+async def test_a_leader_that_read_the_room_before_the_draw_does_not_draw_again(
+    stages: Callable[[], Any],
+) -> None:
+    """A ticket that came after the draw would otherwise take part in a second one."""
+    stage: Stage = await stages()
+    survivor, event = stage.survivor, stage.event
+    survivor.clock.now = event.sale_start_time
+    async with survivor.database.reading() as connection:
+        stale = await waiting_rooms.get(connection, event_id=event.event_id)
+    await survivor.loop.turn()
+    await survivor.join(event)
+    async with survivor.database.transaction() as connection:
+        drawn = await waiting_rooms.get(connection, event_id=event.event_id)
+        assert not await waiting_rooms.hold_draw(
+            connection, room=stale, keys=KEYS, now=survivor.clock()
+        )
+        after = await waiting_rooms.get(connection, event_id=event.event_id)
+    assert drawn.participants is not None
+    assert drawn.issued == drawn.participants + 1
+    assert (after.participants, after.draw_time) == (drawn.participants, drawn.draw_time)
