@@ -171,7 +171,7 @@ async def guarded_claim(sale: Sale, statement: str, barrier: ReadBarrier) -> boo
             return False
         await barrier.wait()
         pool = [[sale.event_id], [sale.pools["floor"]]]
-        change = Statement(statement, [*pool, [0], [1], [0], [1]])
+        change = Statement(statement, [*pool, [0], [1], [0], [0], [1]])
         [changed] = await run_together(connection, [change])
         return changed.count == 1
 

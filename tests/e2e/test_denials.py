@@ -272,7 +272,7 @@ async def test_internal_methods_are_for_services_only(
 
 
 # Ids in paths, of resources that belong to a customer, and of public ones.
-OWNED = {"booking_id", "payment_id", "refund_id", "session_id"}
+OWNED = {"booking_id", "payment_id", "refund_id", "session_id", "entry_id"}
 PUBLIC = {"event_id", "venue_id", "auditorium_id", "production_id"}
 
 # Bodies that make a request valid, so that ownership decides.
@@ -311,7 +311,16 @@ def resources(admin: Api, customer: Api) -> dict[str, str]:
     )
     assert refund.status_code == 201, refund.text
     [session] = customer.get("/api/v1/auth/sessions").json()["sessions"]
+    sold_out = admin.create_event(offers=[{**_OFFER, "capacity": 1}])
+    assert admin.book(items(sold_out, 1)).status_code == 201
+    [offer] = sold_out["offers"]
+    joined = customer.post(
+        f"/api/v1/events/{sold_out['eventId']}/waiting-list",
+        {"items": [{"offerId": offer["offerId"], "quantity": 1}]},
+    )
+    assert joined.status_code == 201, joined.text
     return {
+        "entry_id": joined.json()["entryId"],
         "booking_id": placed["bookingId"],
         "payment_id": payment_id,
         "refund_id": refund.json()["refundId"],

@@ -18,6 +18,7 @@ READS = sorted(
     for policy in policies().values()
     if policy.reads_token and not policy.server_streaming
     for binding in policy.bindings
+    if binding.verb == "GET"
 )
 
 
