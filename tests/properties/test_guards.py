@@ -313,8 +313,8 @@ GUARDS = [
     RemovedGuard(
         "order of a waiting list",
         "booking_svc/queueing/waiting_list_plan.py",
-        "if not blocked.isdisjoint(needed):",
-        "if False:",
+        "own = needed.keys() - blocked",
+        "own = needed.keys()",
         "tests/booking_svc/queueing/test_waiting_list_plan.py",
     ),
     RemovedGuard(
@@ -341,8 +341,8 @@ GUARDS = [
     RemovedGuard(
         "places that a dead process has chosen",
         "booking_svc/queueing/waiting_list_offers.py",
-        "    for entry in chosen:\n        await _reserve(deps, entry)\n",
-        "",
+        "    for entry in chosen:\n        if await _reserve(deps, entry) in _LASTING:\n",
+        "    for entry in ():\n        if await _reserve(deps, entry) in _LASTING:\n",
         "tests/booking_svc/queueing/test_waiting_list_crashes.py",
     ),
     RemovedGuard(
