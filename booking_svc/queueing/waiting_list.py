@@ -191,7 +191,7 @@ async def apply_stock_changes(
 
 
 async def erase(connection: AsyncConnection, *, user_id: UUID, now: datetime) -> None:
-    """Ends all live entries of an erased account."""
+    """Ends all live entries of a deleted or erased account."""
     event_ids = await connection.scalars(
         sa.select(waiting_list_entries.c.event_id)
         .where(waiting_list_entries.c.customer_id == user_id, entries.in_states(*entries.LIVE))
