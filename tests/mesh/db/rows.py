@@ -126,6 +126,7 @@ def _value(kind: sa.types.TypeEngine[Any], name: str) -> Any:
         sa.Date: date(2030, 1, 1),
         sa.Boolean: True,
         sa.Integer: 10 if name == "capacity" else 1,
+        sa.Float: 1.0,
         sa.LargeBinary: uuid4().bytes * 2,
         sa.JSON: {},
         sa.ARRAY: [],
