@@ -6,6 +6,8 @@ VENV := .venv/bin
 # Number of processes that run tests in parallel.
 WORKERS ?= 2
 LAUNCHER := $(VENV)/python -m launcher
+# Without bytecode on disk every process of the mesh compiles all packages when it starts.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help up down restart migrate logs backup restore sample-data demo chaos protos check test test-long browser settings env-example keys-rotate mails client format manifests lock bench bench-compare clean bootstrap bootstrap-dev
