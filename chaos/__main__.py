@@ -19,6 +19,8 @@ from mesh.paths import ROOT
 CLEAN, FAILED, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
 _FOLDER = ROOT / "build" / "chaos"
+# A load that leaves a third of two cores free: the time that a process takes to start is measured.
+_DEFAULTS = {"replicas": 2, "gateways": 2, "customers": 1.0, "leavers": 1, "hold": 15}
 
 
 def main() -> int:
@@ -50,11 +52,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"only these faults: {', '.join(plan.Fault)}; e.g. freeze:postgres:60",
     )
     add("--plan", type=Path, metavar="FILE", help="a plan.txt in place of the seed's plan")
-    add("--replicas", type=int, default=2, metavar="N", help="of each service; default: 2")
-    add("--gateways", type=int, default=2, metavar="N", help="default: 2")
-    add("--customers", type=float, default=6.0, metavar="N", help="new ones a second; default: 6")
-    add("--leavers", type=int, default=3, metavar="N", help="who leave calls; default: 3")
-    add("--hold", type=int, default=15, metavar="N", help="seconds; twice as long for payments")
+    add("--replicas", type=int, metavar="N", help="of each service; default: %(default)s")
+    add("--gateways", type=int, metavar="N", help="default: %(default)s")
+    add("--customers", type=float, metavar="N", help="new ones a second; default: %(default)g")
+    add("--leavers", type=int, metavar="N", help="who leave calls; default: %(default)s")
+    add("--hold", type=int, metavar="N", help="seconds; default: %(default)s, for payments twice")
     add(
         "--patience",
         type=float,
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         help="factor for the limits of recovery, where the machine does other work",
     )
     add("--report", type=Path, metavar="FOLDER", help=f"default: {_FOLDER}/SEED")
+    parser.set_defaults(**_DEFAULTS)
     return parser
 
 
@@ -114,13 +117,7 @@ def _command(arguments: argparse.Namespace, seed: int) -> str:
     parts = [f"python -m chaos --minutes {arguments.minutes:g} --seed {seed}"]
     parts += [f"--only {arguments.only}"] if arguments.only else []
     parts += [f"--plan {arguments.plan}"] if arguments.plan else []
-    for name, default in (
-        ("replicas", 2),
-        ("gateways", 2),
-        ("customers", 6.0),
-        ("leavers", 3),
-        ("hold", 15),
-    ):
+    for name, default in _DEFAULTS.items():
         if (value := getattr(arguments, name)) != default:
             parts.append(f"--{name} {value:g}")
     return " ".join(parts)

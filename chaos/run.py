@@ -48,11 +48,11 @@ class Options:
     home: Path
     folder: Path
     ports: tuple[int, int, int]
-    replicas: int = 2
-    gateways: int = 2
-    customers_per_second: float = 6.0
-    leavers: int = 3
-    hold_seconds: int = 15
+    replicas: int
+    gateways: int
+    customers_per_second: float
+    leavers: int
+    hold_seconds: int
     only: Sequence[Choice] = ()
     given: Sequence[Injection] = ()
     patience: float = 1.0
