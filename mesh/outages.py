@@ -10,7 +10,9 @@ _BUSY_SQLSTATES = frozenset({"57014", "55P03"})
 # Serialization failure and deadlock: the transaction was rolled back and may be retried.
 _ROLLED_BACK_SQLSTATES = frozenset({"40001", "40P01"})
 
-_REASONS = frozenset({Reason.DEPENDENCY_UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.OVERLOADED})
+REASONS = frozenset({Reason.DEPENDENCY_UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.OVERLOADED})
+"""What calls fail with while another process of the mesh is away or busy."""
+
 # A server that stops, or that closes a connection at its maximum age.
 _ENDED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
@@ -33,7 +35,7 @@ def is_planned(error: Exception) -> bool:
 def is_outage(error: BaseException) -> bool:
     """Whether something that the work needs is away or busy."""
     if isinstance(error, DomainError):
-        return error.reason in _REASONS
+        return error.reason in REASONS
     if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
         return from_database(error) is not None
     if isinstance(error, grpc.aio.AioRpcError):

@@ -176,6 +176,8 @@ class Payments:
     refusing: set[str] = field(default_factory=set)
     booking_of: dict[UUID, UUID] = field(default_factory=dict)
     is_away: bool = False
+    # Raised by the next calls of `create`, in this order.
+    failures: list[Reason] = field(default_factory=list)
 
     async def limits(self, *, currency_code: str) -> ports.Limits:
         if self.is_away:
@@ -197,6 +199,8 @@ class Payments:
     ) -> ports.Payment:
         if provider not in PROVIDERS:
             raise DomainError(Reason.PROVIDER_NOT_FOUND, "no such payment provider")
+        if self.failures:
+            raise DomainError(self.failures.pop(0), "not now")
         self.contacts[payment_id] = contact
         terms = (provider, success_url, cancel_url, is_embedded)
         if self.terms.setdefault(payment_id, terms) != terms:

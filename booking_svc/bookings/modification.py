@@ -35,6 +35,7 @@ from booking_svc.catalogue.cancellation_policy import Terms
 from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Limits
 from booking_svc.tables import idempotency_records
+from mesh import outages
 from mesh.db import idempotent
 from mesh.db.idempotent import Key
 from mesh.errors import DomainError, FieldViolation, Reason, invalid
@@ -42,6 +43,7 @@ from mesh.ids import new_id
 from mesh.money import Money
 
 _NO_TERMS = Checkout("", "", "")
+_OUTAGES = outages.REASONS | {Reason.PAYMENT_GATEWAY_ERROR}
 
 Encode = Callable[[Booking], bytes]
 _Begin = Callable[[AsyncConnection, datetime], Awaitable[Change | None]]
@@ -301,7 +303,10 @@ async def _run_once(
     begin: _Begin,
     checkout: Checkout | None = None,
 ) -> bytes:
-    """Begins a change, or finds the one begun with the key, and continues it."""
+    """Begins a change, or finds the one begun with the key, and continues it.
+
+    A change that an outage ended holds nothing; the key then begins another one.
+    """
     if key is None:
         change_id = await _begin_change(deps, None, booking_id, begin)
         return encode(await _continue(deps, change_id, booking_id, checkout))
@@ -309,8 +314,14 @@ async def _run_once(
         record = await deps.writes.find(key)
         if record is not None and record.response is not None:
             return record.replay()
-        if record is None:
-            change_id = await _begin_change(deps, key, booking_id, begin)
+        if record is None or await _failed_for_now(deps, record.resource_id):
+            change_id = await _begin_change(
+                deps,
+                key,
+                booking_id,
+                begin,
+                failed_id=None if record is None else record.resource_id,
+            )
         else:
             change_id = None if record.resource_id == booking_id else record.resource_id
         answer = encode(await _continue(deps, change_id, booking_id, checkout))
@@ -319,20 +330,29 @@ async def _run_once(
         return answer
 
 
+async def _failed_for_now(deps: Dependencies, change_id: UUID) -> bool:
+    """Whether an outage ended a change: a retry with its key begins another one."""
+    async with deps.database.reading() as connection:
+        change = await modification_store.find(connection, change_id=change_id)
+    return change is not None and change.refusal in _OUTAGES
+
+
 async def _begin_change(
-    deps: Dependencies, key: Key | None, booking_id: UUID, begin: _Begin
+    deps: Dependencies,
+    key: Key | None,
+    booking_id: UUID,
+    begin: _Begin,
+    *,
+    failed_id: UUID | None = None,
 ) -> UUID | None:
+    """The id of the change, which replaces the failed one that the key named so far."""
     now = deps.clock()
     async with deps.database.transaction() as connection:
         change = await begin(connection, now)
         change_id = None if change is None else change.change_id
         # The record names the change, so that a retry with the key continues it.
-        if key is not None and not await idempotent.claim(
-            connection,
-            idempotency_records,
-            key,
-            resource_id=change_id or booking_id,
-            now=now,
+        if key is not None and not await _name(
+            connection, key, change_id or booking_id, failed_id, now
         ):
             raise DomainError(
                 Reason.IDEMPOTENCY_IN_PROGRESS,
@@ -340,6 +360,19 @@ async def _begin_change(
                 retry_after_seconds=1,
             )
     return change_id
+
+
+async def _name(
+    connection: AsyncConnection, key: Key, resource_id: UUID, failed_id: UUID | None, now: datetime
+) -> bool:
+    """Writes the key's record. False when another call was first."""
+    if failed_id is None:
+        return await idempotent.claim(
+            connection, idempotency_records, key, resource_id=resource_id, now=now
+        )
+    return await idempotent.reassign(
+        connection, idempotency_records, key, before=failed_id, resource_id=resource_id
+    )
 
 
 async def _continue(

@@ -112,6 +112,10 @@ async def get(connection: AsyncConnection, *, change_id: UUID) -> Change:
     )
 
 
+async def find(connection: AsyncConnection, *, change_id: UUID) -> Change | None:
+    return await _find(connection, booking_changes.c.change_id == change_id)
+
+
 async def find_by_payment(connection: AsyncConnection, *, payment_id: UUID) -> Change | None:
     """The change whose difference a payment pays."""
     return await _find(connection, booking_changes.c.payment_id == payment_id)

@@ -250,6 +250,21 @@ async def claim(
     return inserted.rowcount == 1
 
 
+async def reassign(
+    connection: AsyncConnection, table: sa.Table, key: Key, *, before: UUID, resource_id: UUID
+) -> bool:
+    """Makes a key without a final answer name another resource. False when another call was first."""
+    updated = await connection.execute(
+        sa.update(table)
+        .where(table.c.scope == key.scope)
+        .where(table.c.key == key.key)
+        .where(table.c.resource_id == before)
+        .where(table.c.response.is_(None))
+        .values(resource_id=resource_id)
+    )
+    return updated.rowcount == 1
+
+
 def finishing(answers: Sequence[tuple[Key, bytes]]) -> Statement:
     """Stores the final answers of many keys at once; a key that has one keeps it."""
     rows = ((key.scope, key.key, response) for key, response in answers)

@@ -295,6 +295,36 @@ async def test_an_unpaid_difference_leaves_the_booking_as_it_is(
     assert [*await harness.audit(first), *await harness.audit(second)] == []
 
 
+async def test_the_same_key_pays_a_difference_after_outages(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness, price=200_000)
+    booking = await a_confirmed(harness, first)
+    harness.payments.failures = [Reason.PAYMENT_GATEWAY_ERROR, Reason.DEPENDENCY_UNAVAILABLE]
+    for reason in list(harness.payments.failures):
+        await refused(reason, harness.reschedule(booking, second, key="k"))
+        # Nothing is held for a customer who does not try again.
+        await harness.run_until_idle()
+        assert (await harness.booking(booking.booking_id)).change is None
+        assert await harness.available(second) == 10
+    waiting = await harness.reschedule(booking, second, key="k")
+    assert await harness.reschedule(booking, second, key="k") == waiting
+    assert await harness.available(second) == 9
+    assert waiting.change is not None
+    await harness.capture_payment(booking, waiting.change.payment_id, waiting.change.difference)
+    await harness.run_until_idle()
+    assert (await harness.booking(booking.booking_id)).event_id == second.event_id
+    assert net(harness, booking) == 200_000
+    assert [*await harness.audit(first), *await harness.audit(second)] == []
+
+
+async def test_a_refused_difference_is_final_for_its_key(harness: BookingHarness) -> None:
+    first, second = await two_nights(harness, price=200_000)
+    booking = await a_confirmed(harness, first)
+    harness.payments.failures = [Reason.PAYMENT_FAILED]
+    for _ in range(2):
+        await refused(Reason.PAYMENT_FAILED, harness.reschedule(booking, second, key="k"))
+    assert (await harness.reschedule(booking, second, key="another")).change is not None
+
+
 async def test_a_sold_out_event_leaves_the_booking_as_it_is(harness: BookingHarness) -> None:
     first, second = await two_nights(harness)
     booking = await a_confirmed(harness, first, quantity=4)
