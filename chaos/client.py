@@ -24,7 +24,8 @@ CONNECTIONS = 64
 
 _FIRST_BACKOFF_SECONDS = 0.1
 _LAST_BACKOFF_SECONDS = 3.0
-_TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=None)
+# Longer than the longest deadline of a call.
+_TIMEOUT = httpx.Timeout(30.0, connect=5.0, pool=None)
 _RETRIED_STATUSES = frozenset({429, 503, 504})
 _RETRIED_REASONS = frozenset({"IDEMPOTENCY_IN_PROGRESS"})
 _NO_REASON = "WITHOUT_REASON"

@@ -12,7 +12,7 @@ from chaos.faults.processes import Outage
 from chaos.workload.journal import Journal
 
 HUNG_SECONDS = 14.0
-"""No call through the gateway has a deadline as long as this."""
+"""Longer than the deadline of any call through the gateway, except of those that hash passwords."""
 
 # Connections that were open before a fault see its end a moment later.
 _AFTERMATH_SECONDS = 2.0

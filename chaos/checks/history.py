@@ -12,6 +12,11 @@ from chaos.client import Attempt
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FAILED_STATUS = 500
+# The provider's faults, which do not stop between the others.
+_OF_PROVIDERS = "PAYMENT_GATEWAY_ERROR"
+# Calls that hash passwords have longer deadlines.
+_PASSWORDS = "/api/v1/auth/"
+_PASSWORDS_SECONDS = 13.0
 
 
 class Outcome(StrEnum):
@@ -70,27 +75,30 @@ class History:
         return seconds
 
     def failed_outside(self, windows: Iterable[Window]) -> tuple[int, int]:
-        """Attempts that overlap with no window, and how many of them had no result."""
+        """Attempts that overlap with no window, and how many of them had no result. Those that the
+        provider failed do not count."""
         listed = list(windows)
         outside = [
             attempt
             for attempt in self.attempts
             if not any(window.contains(attempt) for window in listed)
             and outcome(attempt) is not Outcome.LEFT
+            and attempt.reason != _OF_PROVIDERS
         ]
         failed = [attempt for attempt in outside if outcome(attempt) is not Outcome.ANSWERED]
         return len(outside), len(failed)
 
     def hung(self, seconds: float, windows: Iterable[Window]) -> list[Attempt]:
-        """Attempts without an answer after `seconds`, except during `windows`, in which the way to
-        the gateway was broken."""
+        """Attempts without an answer after `seconds`, for passwords 13 s later, except during
+        `windows`, in which the way to the gateway was broken."""
         listed = list(windows)
         return [
             attempt
             for attempt in self.attempts
             if not attempt.status
             and outcome(attempt) is Outcome.UNKNOWN
-            and attempt.ended - attempt.began >= seconds
+            and attempt.ended - attempt.began
+            >= seconds + _PASSWORDS_SECONDS * attempt.path.startswith(_PASSWORDS)
             and not any(window.contains(attempt) for window in listed)
         ]
 

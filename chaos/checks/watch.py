@@ -35,7 +35,15 @@ GROUP BY bookings.event_id, items.seat_id HAVING count(*) > 1
 """
 _CAPACITIES = "SELECT pool_id::text, capacity FROM pools"
 _OVERSOLD = "SELECT pool_id::text FROM pools WHERE held < 0 OR sold < 0 OR held + sold > capacity"
-_STEPS = "SELECT count(*) FROM booking_steps WHERE create_time < %s"
+# Due, or tried already. Others wait on purpose, e.g. the release of a reservation that a stalled
+# process may still use.
+_DUE = """
+SELECT booking_id::text, kind, subject_id::text FROM booking_steps
+WHERE due_time <= now() OR attempts > 0
+"""
+_STEPS = """
+SELECT booking_id::text, kind, subject_id::text FROM booking_steps WHERE create_time <= %s
+"""
 _IDLE = """
 SELECT datname || ': ' || left(query, 80) FROM pg_stat_activity
 WHERE state LIKE 'idle in transaction%%' AND now() - state_change > make_interval(secs => %s)
@@ -94,18 +102,19 @@ class Watcher:
             return [str(row[0]) for row in await cursor.fetchall()]
 
     async def converged_after(self, seconds: float) -> float | None:
-        """The time until all saga steps enqueued before now are done; None after `seconds`."""
+        """The time until all saga steps that are due now are done; None after `seconds`."""
         start = time.monotonic()
-        now = None
+        due: set[tuple[str, ...]] | None = None
+        read_time = None
         while time.monotonic() < start + seconds:
             try:
                 async with asyncio.timeout(5), await superuser(self.servers, "booking") as booking:
-                    if now is None:
+                    if due is None:
                         row = await (await booking.execute("SELECT now()")).fetchone()
-                        now = row[0] if row else None
-                    cursor = await booking.execute(_STEPS, (now,))
-                    row = await cursor.fetchone()
-                    if row is not None and row[0] == 0:
+                        read_time = row[0] if row else None
+                        due = set(await (await booking.execute(_DUE)).fetchall())
+                    due &= set(await (await booking.execute(_STEPS, (read_time,))).fetchall())
+                    if not due:
                         return time.monotonic() - start
             except (psycopg.Error, TimeoutError):
                 # Read again.

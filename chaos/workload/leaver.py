@@ -23,6 +23,8 @@ _PASSWORD = "Front-Row-2026!"
 _LEAVES_WITHIN_SECONDS = 0.4
 _DEADLINES_SECONDS = (0.001, 0.05)
 _CALLS_PER_VISIT = 6
+# Of outcomes over gRPC. ABORTED: the call that was left is still running under the same key.
+_STATUSES = {"": 200, "left": 0, "ABORTED": 409}
 _PLACE = "/boxoffice.bookings.v1.BookingService/PlaceBooking"
 
 
@@ -146,7 +148,7 @@ class Leaver:
             # The caller's own deadline is its own wish to leave.
             is_left = code in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
             reason = "left" if is_left else code.name
-        status = 200 if not reason else 0 if reason == "left" else 503
+        status = _STATUSES.get(reason, 503)
         self._on_attempt(
             Attempt(0, "gRPC", _PLACE, key, "", began, time.monotonic(), status, reason)
         )

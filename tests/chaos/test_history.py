@@ -71,3 +71,20 @@ def test_a_label_has_no_ids() -> None:
     assert label(Attempt(1, "POST", path, "", "", 0, 0, 200, "")) == (
         "POST /api/v1/bookings/…/cancel"
     )
+
+
+def test_calls_that_hash_passwords_have_longer_deadlines() -> None:
+    history = History()
+    for seconds in (15.0, 28.0):
+        history.record(
+            Attempt(0, "POST", "/api/v1/auth/login", "", "", 0.0, seconds, 0, "ReadTimeout")
+        )
+    assert history.hung(14, []) == history.attempts[1:]
+
+
+def test_faults_of_the_provider_are_not_those_of_the_mesh() -> None:
+    history = History()
+    for reason in ("PAYMENT_GATEWAY_ERROR", "DEPENDENCY_UNAVAILABLE", ""):
+        status = 503 if reason else 200
+        history.record(Attempt(0, "POST", "/api/v1/bookings", "", "", 0.0, 1.0, status, reason))
+    assert history.failed_outside([]) == (2, 1)
