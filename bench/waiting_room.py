@@ -24,7 +24,8 @@ from booking_svc.catalogue.events import Event
 from booking_svc.queueing import waiting_rooms
 from booking_svc.queueing.queues import Position
 from booking_svc.queueing.room_memory import FRESH
-from mesh.db.database import Database, migrate
+from mesh.db.database import Database
+from mesh.db.migrations import migrate
 from mesh.ids import new_id
 from testing.booking_harness import PROVIDERS, Clock, a_new_event
 from testing.databases import open_patiently

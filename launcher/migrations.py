@@ -6,7 +6,7 @@ from pathlib import Path
 from launcher.errors import LaunchError
 from launcher.postgres_server import PostgresServer
 from launcher.provided import PREFIX, Provided, database
-from mesh.db.database import migrate
+from mesh.db.migrations import migrate
 from mesh.settings import SERVICES
 
 

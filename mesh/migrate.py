@@ -5,7 +5,7 @@ import argparse
 import importlib
 import sys
 
-from mesh.db.database import migrate
+from mesh.db.migrations import migrate
 from mesh.settings import SERVICES
 
 

@@ -19,7 +19,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from mesh.db import database
-from mesh.db.database import Database, migrate
+from mesh.db.database import Database
+from mesh.db.migrations import migrate
 from testing import selection
 from testing.databases import open_patiently
 from testing.durations import Durations

@@ -1,6 +1,6 @@
 """Alembic's entry: migrates auth_svc's database."""
 
 from auth_svc.tables import metadata
-from mesh.db.database import run_migrations
+from mesh.db.migrations import run_migrations
 
 run_migrations(metadata)

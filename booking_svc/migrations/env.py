@@ -6,6 +6,6 @@ from booking_svc.queueing import tables as _queueing  # noqa: F401 - adds its ta
 from booking_svc.queueing import waiting_list_tables as _waiting_lists  # noqa: F401 - as above
 from booking_svc.tables import metadata
 from booking_svc.webhooks import tables as _subscriptions  # noqa: F401 - adds its tables
-from mesh.db.database import run_migrations
+from mesh.db.migrations import run_migrations
 
 run_migrations(metadata)

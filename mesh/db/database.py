@@ -1,25 +1,19 @@
-"""PostgreSQL through SQLAlchemy Core: the pool, transactions and migrations.
+"""PostgreSQL through SQLAlchemy Core: the pool and transactions.
 
 No transaction stays open across a network call.
 """
 
 import asyncio
-import importlib
 import re
 import select
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 import psycopg
 import sqlalchemy as sa
-from alembic import context as migration
-from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mesh.db import database_metrics
@@ -29,14 +23,6 @@ _POOL_SIZE = 12
 # Shorter than the deadlines of reads, so that they fail with OVERLOADED, not DEADLINE_EXCEEDED.
 _POOL_TIMEOUT_SECONDS = 1.0
 _POOL_RECYCLE_SECONDS = 1800
-# Advisory lock: processes that migrate one database at the same time run one after the other.
-_MIGRATION_LOCK = 0x626F786F  # "boxo"
-# Statements on a table queue behind a migration that waits for the table's lock. It must time out
-# before they do (lock_timeout of their roles: 500 ms), then retries.
-_MIGRATION_LOCK_TIMEOUT = "200ms"
-_MIGRATION_PAUSE_SECONDS = 0.5
-_MIGRATION_SECONDS = 600.0
-
 # Tasks that were cancelled at shutdown return their connections a moment later.
 RETURN_SECONDS = 2.0
 _RETURN_PAUSE_SECONDS = 0.005
@@ -252,58 +238,6 @@ def _refuse_closed(connection: Any, *_: object) -> None:
     poll.register(socket, select.POLLIN)
     if poll.poll(0):
         raise sa.exc.DisconnectionError
-
-
-def migrate(service: str, url: str, revision: str = "head") -> None:
-    """Migrates the database of `service` to the newest revision, or to `revision`.
-
-    Safe to run concurrently and while the service runs: a migration that does not get a table's
-    lock within 200 ms is retried, for ten minutes. Each migration commits by itself.
-    """
-    config = alembic_config(service, url)
-    deadline = time.monotonic() + _MIGRATION_SECONDS
-    while True:
-        try:
-            alembic.command.upgrade(config, revision)
-        except sa.exc.OperationalError as error:
-            is_lock = isinstance(error.orig, (LockNotAvailable, DeadlockDetected))
-            if not is_lock or time.monotonic() > deadline:
-                raise
-            time.sleep(_MIGRATION_PAUSE_SECONDS)
-        else:
-            return
-
-
-def alembic_config(service: str, url: str) -> alembic.config.Config:
-    """Alembic's configuration for a service's migrations/ folder."""
-    package = importlib.import_module(service)
-    config = alembic.config.Config()
-    config.set_main_option(
-        "script_location", str(Path(str(package.__file__)).parent / "migrations")
-    )
-    config.set_main_option("path_separator", "os")
-    config.attributes["url"] = url
-    return config
-
-
-def run_migrations(metadata: sa.MetaData) -> None:
-    """Runs the migrations; called by every service's migrations/env.py."""
-    engine = sa.create_engine(migration.config.attributes["url"], poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        # The service's role has short timeouts, which a migration may exceed.
-        connection.execute(sa.text("SET statement_timeout = 0"))
-        connection.execute(sa.text("SET transaction_timeout = 0"))
-        connection.execute(sa.text("SET lock_timeout = 0"))
-        connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
-        connection.execute(sa.text(f"SET lock_timeout = '{_MIGRATION_LOCK_TIMEOUT}'"))
-        connection.commit()
-        migration.configure(
-            connection=connection, target_metadata=metadata, transaction_per_migration=True
-        )
-        with migration.begin_transaction():
-            migration.run_migrations()
-        connection.commit()
-    engine.dispose()
 
 
 def constraint_of(error: sa.exc.IntegrityError) -> str | None:

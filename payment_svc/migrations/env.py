@@ -1,6 +1,6 @@
 """Run by Alembic."""
 
-from mesh.db.database import run_migrations
+from mesh.db.migrations import run_migrations
 from payment_svc.tables import metadata
 
 run_migrations(metadata)

@@ -1,4 +1,4 @@
-from mesh.db.database import run_migrations
+from mesh.db.migrations import run_migrations
 from stock_svc.tables import metadata
 
 run_migrations(metadata)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from auth_svc.tables import outbox, users
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
-from mesh.db.database import alembic_config
+from mesh.db.migrations import alembic_config
 from mesh.db.outbox import OutboxReader
 from mesh.ids import new_id
 from testing.databases import open_patiently

@@ -12,7 +12,7 @@ import pytest
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue import events, venues
 from booking_svc.catalogue.venues import Auditorium, Row, Seat
-from mesh.db.database import alembic_config
+from mesh.db.migrations import alembic_config
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from mesh.money import Money

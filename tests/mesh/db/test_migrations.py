@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 
-from mesh.db.database import alembic_config, libpq_url, migrate
+from mesh.db.database import libpq_url
+from mesh.db.migrations import alembic_config, migrate
 from mesh.settings import SERVICES
 from tests.mesh.db.rows import Row, generated, key, reflected
 
