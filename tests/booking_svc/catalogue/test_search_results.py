@@ -245,7 +245,7 @@ async def test_the_statement_can_use_the_index_of_each_table(harness: BookingHar
     await a_venue(harness, "Winter")
     async with harness.database.transaction() as connection:
         for table, column in search_index.IDS.items():
-            columns = [each.name for each in table.columns if each.computed is None]
+            columns = [defined.name for defined in table.columns if defined.computed is None]
             many_rows = MANY_ROWS.format(
                 table=table.name,
                 id=column.name,
