@@ -55,8 +55,10 @@ from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
 from booking_svc.queueing import reports, waiting_list, waiting_list_offers
 from booking_svc.queueing.admission_loop import AdmissionLoop
+from booking_svc.queueing.durations import Durations
 from booking_svc.queueing.gate import Gate, Refusals
 from booking_svc.queueing.queues import Queues
+from booking_svc.queueing.servicers.on_sale_reports import OnSaleReportServicer
 from booking_svc.queueing.servicers.queues import QueueServicer
 from booking_svc.queueing.servicers.waiting_lists import WaitingListServicer
 from booking_svc.queueing.steering import SalesMonitor
@@ -90,6 +92,8 @@ from boxoffice.payments.v1 import (
     payment_service_pb2_grpc,
 )
 from boxoffice.queueing.v1 import (
+    on_sale_report_service_pb2,
+    on_sale_report_service_pb2_grpc,
     queue_service_pb2,
     queue_service_pb2_grpc,
     waiting_list_service_pb2,
@@ -190,13 +194,13 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             await stack.enter_async_context(RedisLink.open(settings.required("redis_url"))),
             await stack.enter_async_context(Locks.open(settings.required("redis_url"))),
         )
-        monitor, refusals = SalesMonitor(), Refusals()
-        gate = Gate(Signer(settings.queue_keys), monitor, refusals)
+        monitor, refusals, durations = SalesMonitor(), Refusals(), Durations()
+        gate = Gate(Signer(settings.queue_keys), monitor, refusals, durations)
         parts = (
             _catalogue(common),
             _bookings(common, gate),
             _waiting_lists(common),
-            await _queueing(common, stack, gate, monitor, refusals),
+            await _queueing(common, stack, gate, monitor, refusals, durations),
             _mails(common),
             await _webhooks(common, stack),
             _upkeep(common),
@@ -416,6 +420,7 @@ async def _queueing(
     gate: Gate,
     monitor: SalesMonitor,
     refusals: Refusals,
+    durations: Durations,
 ) -> _Part:
     settings, database = common.settings, common.database
     captchas = None
@@ -426,7 +431,12 @@ async def _queueing(
             )
         )
     queues = Queues(
-        database, system_clock, keys=settings.queue_keys, refusals=refusals, captchas=captchas
+        database,
+        system_clock,
+        keys=settings.queue_keys,
+        refusals=refusals,
+        durations=durations,
+        captchas=captchas,
     )
     admissions = AdmissionLoop(database, system_clock, keys=settings.queue_keys, monitor=monitor)
     return _Part(
@@ -435,14 +445,19 @@ async def _queueing(
                 QueueServicer(queues, system_clock),
                 queue_service_pb2_grpc.add_QueueServiceServicer_to_server,
                 queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"],
-            )
+            ),
+            Servicer(
+                OnSaleReportServicer(database, system_clock),
+                on_sale_report_service_pb2_grpc.add_OnSaleReportServiceServicer_to_server,
+                on_sale_report_service_pb2.DESCRIPTOR.services_by_name["OnSaleReportService"],
+            ),
         ],
         [
             queues.run,
             partial(forever_alone, database, "admissions", admissions.run_once),
             _forever(
                 "queue reports",
-                partial(reports.run_once, database, system_clock, gate, refusals),
+                partial(reports.run_once, database, system_clock, gate, refusals, durations),
             ),
         ],
     )

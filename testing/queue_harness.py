@@ -9,6 +9,7 @@ from booking_svc.catalogue.events import Event
 from booking_svc.clients.ports import Captchas
 from booking_svc.queueing import reports
 from booking_svc.queueing.admission_loop import AdmissionLoop
+from booking_svc.queueing.durations import Durations
 from booking_svc.queueing.gate import Gate, Refusals
 from booking_svc.queueing.queues import Position, Queues
 from booking_svc.queueing.room_memory import FRESH
@@ -40,8 +41,16 @@ class QueueHarness:
         self.clock = clock
         self.monitor = SalesMonitor()
         self.refusals = Refusals()
-        self.gate = Gate(Signer(KEYS), self.monitor, self.refusals)
-        self.queues = Queues(database, clock, keys=KEYS, refusals=self.refusals, captchas=captchas)
+        self.durations = Durations()
+        self.gate = Gate(Signer(KEYS), self.monitor, self.refusals, self.durations)
+        self.queues = Queues(
+            database,
+            clock,
+            keys=KEYS,
+            refusals=self.refusals,
+            durations=self.durations,
+            captchas=captchas,
+        )
         self.loop = AdmissionLoop(database, clock, keys=KEYS, monitor=self.monitor)
 
     @classmethod
@@ -81,6 +90,7 @@ class QueueHarness:
     async def store_reports(self) -> None:
         await reports.store_finished(self.database, self.clock, self.gate)
         await reports.store_refusals(self.database, self.refusals)
+        await reports.store_durations(self.database, self.clock, self.durations)
 
 
 async def an_event_with_room(

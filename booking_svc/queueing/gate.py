@@ -5,6 +5,7 @@ from datetime import datetime
 from uuid import UUID
 
 from booking_svc.bookings.admission import refused
+from booking_svc.queueing.durations import PLACE, Durations
 from booking_svc.queueing.steering import SalesMonitor
 from booking_svc.queueing.tokens import Signer
 from mesh.errors import DomainError, Reason
@@ -41,10 +42,13 @@ class Refusals:
 class Gate:
     """bookings.admission.Admissions."""
 
-    def __init__(self, signer: Signer, monitor: SalesMonitor, refusals: Refusals) -> None:
+    def __init__(
+        self, signer: Signer, monitor: SalesMonitor, refusals: Refusals, durations: Durations
+    ) -> None:
         self._signer = signer
         self._monitor = monitor
         self._refusals = refusals
+        self._durations = durations
         # Holders of admissions whose calls are running, and those that have placed a booking.
         self._placing: dict[tuple[UUID, UUID], None] = {}
         self._finished: dict[tuple[UUID, UUID], None] = {}
@@ -69,7 +73,12 @@ class Gate:
         self._monitor.add(seconds, None if refusal is None else refusal.reason)
         holder = (event_id, user_id)
         is_admitted = self._placing.pop(holder, holder) is None
-        if is_admitted and refusal is None and len(self._finished) < _MOST_HOLDERS:
+        if not is_admitted:
+            return
+        self._durations.add(event_id, PLACE, seconds)
+        if refusal is not None:
+            self._refusals.add(event_id, refusal.reason)
+        elif len(self._finished) < _MOST_HOLDERS:
             self._finished[holder] = None
 
     def take_finished(self) -> list[tuple[UUID, UUID]]:

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from booking_svc.queueing import waiting_rooms
+from booking_svc.queueing import durations, waiting_rooms
 from booking_svc.queueing.proof_of_work import MINUTES_OFF, Fault
-from booking_svc.queueing.tables import queue_accounts, queue_proofs
+from booking_svc.queueing.tables import queue_accounts, queue_arrivals, queue_proofs
 from booking_svc.queueing.tables import waiting_rooms as rooms_table
 from booking_svc.queueing.tokens import Ticket, generation_of
 from booking_svc.queueing.waiting_rooms import Room
@@ -100,6 +100,7 @@ async def _join_room(
             .where(rooms_table.c.event_id == room.event_id)
             .values(issued=next_number)
         )
+        await _count_arrivals(connection, room.event_id, next_number - room.issued, now)
     if new_accounts:
         await connection.execute(
             queue_accounts.insert(),
@@ -116,6 +117,20 @@ async def _join_room(
     if new_proofs:
         await connection.execute(queue_proofs.insert(), new_proofs)
     return outcomes
+
+
+async def _count_arrivals(
+    connection: AsyncConnection, event_id: UUID, count: int, now: datetime
+) -> None:
+    row = postgresql.insert(queue_arrivals).values(
+        event_id=event_id, time=durations.slot_of(now), count=count
+    )
+    await connection.execute(
+        row.on_conflict_do_update(
+            index_elements=["event_id", "time"],
+            set_={"count": queue_arrivals.c.count + row.excluded["count"]},
+        )
+    )
 
 
 async def _tickets_of_accounts(

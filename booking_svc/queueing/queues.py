@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from booking_svc.clients.ports import Captchas
 from booking_svc.queueing import admission, draw, joining, proof_of_work, waiting_rooms
+from booking_svc.queueing.durations import JOIN, POLL, Durations
 from booking_svc.queueing.gate import Refusals
 from booking_svc.queueing.joining import Joining
 from booking_svc.queueing.proof_of_work import Fault
@@ -72,6 +73,7 @@ class Queues:
         *,
         keys: Sequence[str],
         refusals: Refusals,
+        durations: Durations,
         captchas: Captchas | None = None,
     ) -> None:
         self._database = database
@@ -79,6 +81,7 @@ class Queues:
         self._keys = keys
         self._signer = Signer(keys)
         self._refusals = refusals
+        self._durations = durations
         self._captchas = captchas
         self.rooms = RoomMemory(database, clock)
         self._joins = Coalescer(
@@ -154,6 +157,8 @@ class Queues:
         except DomainError as refusal:
             self._count(event_id, refusal)
             raise
+        finally:
+            self._durations.add(event_id, JOIN, (self._clock() - now).total_seconds())
         _JOINED.inc()
         # The draw may have taken place since: a ticket after it stands behind, not in it.
         return self._position(self._signer.sign_ticket(ticket), ticket, view)
@@ -163,10 +168,13 @@ class Queues:
 
         Raises QUEUE_TICKET_NOT_FOUND or ALREADY_ADMITTED.
         """
+        began = self._clock()
         ticket = self._signer.read_ticket(ticket_id)
         if ticket is None:
+            self._count_invalid(self._signer.claimed_event(ticket_id), "TICKET_FORGED")
             raise _no_ticket()
         if ticket.user_id is not None and user_id is not None and ticket.user_id != user_id:
+            self._count_invalid(ticket.event_id, "TICKET_OF_OTHER_USER")
             raise _no_ticket()
         try:
             view = await self._view(ticket.event_id, to_staff=False)
@@ -177,9 +185,12 @@ class Queues:
         if generation_of(view.room.room_id) != ticket.generation:
             raise _no_ticket()
         position = self._position(ticket_id, ticket, view)
-        if position.standing.state is not State.ADMITTED or user_id is None:
-            return position
-        return await self._admitted(position, user_id)
+        try:
+            if position.standing.state is not State.ADMITTED or user_id is None:
+                return position
+            return await self._admitted(position, user_id)
+        finally:
+            self._durations.add(ticket.event_id, POLL, (self._clock() - began).total_seconds())
 
     async def watch(
         self, *, ticket_id: str, user_id: UUID | None
@@ -288,6 +299,11 @@ class Queues:
     def _count(self, event_id: UUID, refusal: DomainError) -> None:
         if refusal.reason in _COUNTED:
             self._refusals.add(event_id, refusal.metadata.get("cause", refusal.reason))
+
+    def _count_invalid(self, event_id: UUID | None, cause: str) -> None:
+        # Anybody can make a ticket that names any event: only those of known rooms are counted.
+        if event_id is not None and self.rooms.knows(event_id):
+            self._refusals.add(event_id, cause)
 
 
 _COUNTED = (Reason.QUEUE_CHALLENGE_FAILED, Reason.QUEUE_CLOSED, Reason.ALREADY_ADMITTED)

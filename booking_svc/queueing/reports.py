@@ -1,7 +1,8 @@
-"""What processes note in memory and store now and then: refusals by cause, and finished admissions.
+"""What processes note in memory and store now and then: refusals by cause, durations of calls, and
+finished admissions.
 
-A process that dies loses a few seconds of it: refusals that are not counted, and admissions that
-count as active until their end.
+A process that dies loses a few seconds of it: refusals and calls that are not counted, and
+admissions that count as active until their end.
 """
 
 import asyncio
@@ -11,18 +12,22 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from booking_svc.queueing import admission
+from booking_svc.queueing.durations import Durations, slot_of
 from booking_svc.queueing.gate import Gate, Refusals
-from booking_svc.queueing.tables import queue_refusals, waiting_rooms
+from booking_svc.queueing.tables import queue_durations, queue_refusals, waiting_rooms
 from mesh.clock import Clock
 from mesh.db.database import Database
 
 _SECONDS = 2.0
 
 
-async def run_once(database: Database, clock: Clock, gate: Gate, refusals: Refusals) -> None:
+async def run_once(
+    database: Database, clock: Clock, gate: Gate, refusals: Refusals, durations: Durations
+) -> None:
     """One turn of the background loop."""
     await store_finished(database, clock, gate)
     await store_refusals(database, refusals)
+    await store_durations(database, clock, durations)
     await asyncio.sleep(_SECONDS)
 
 
@@ -58,4 +63,32 @@ async def store_refusals(database: Database, refusals: Refusals) -> None:
                 )
     except sa.exc.SQLAlchemyError:
         refusals.put_back(counts)
+        raise
+
+
+async def store_durations(database: Database, clock: Clock, durations: Durations) -> None:
+    """Adds the calls since the last call to the histograms of the present slot."""
+    counts = durations.take()
+    if not counts:
+        return
+    rows = postgresql.insert(queue_durations)
+    time = slot_of(clock())
+    try:
+        async with database.transaction() as connection:
+            rooms = set(await connection.scalars(sa.select(waiting_rooms.c.event_id)))
+            values = [
+                {"event_id": event_id, "call": call, "time": time, "bucket": bucket, "count": count}
+                for (event_id, call, bucket), count in sorted(counts.items())
+                if event_id in rooms
+            ]
+            if values:
+                await connection.execute(
+                    rows.on_conflict_do_update(
+                        index_elements=["event_id", "call", "time", "bucket"],
+                        set_={"count": queue_durations.c.count + rows.excluded["count"]},
+                    ),
+                    values,
+                )
+    except sa.exc.SQLAlchemyError:
+        durations.put_back(counts)
         raise

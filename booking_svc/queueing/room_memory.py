@@ -47,6 +47,10 @@ class RoomMemory:
             return known.view
         return await self._read_or_known(event_id, known, now)
 
+    def knows(self, event_id: UUID) -> bool:
+        """Whether a room was read of late. Reads nothing."""
+        return event_id in self._known
+
     def forget(self, event_id: UUID) -> None:
         """Makes the next call read a room that this process has changed."""
         self._known.pop(event_id, None)

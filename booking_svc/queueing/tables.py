@@ -124,3 +124,23 @@ queue_refusals = sa.Table(
     sa.Column("cause", sa.Text, primary_key=True),
     sa.Column("count", sa.Integer, nullable=False),
 )
+
+# New tickets in each SLOT (durations.py), written with them: their sum is the room's `issued`.
+queue_arrivals = sa.Table(
+    "queue_arrivals",
+    metadata,
+    _event_id(),
+    sa.Column("time", _Time, primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+)
+
+# How long calls took in each SLOT, as a histogram whose buckets are those of durations.py.
+queue_durations = sa.Table(
+    "queue_durations",
+    metadata,
+    _event_id(),
+    sa.Column("call", sa.Text, primary_key=True),
+    sa.Column("time", _Time, primary_key=True),
+    sa.Column("bucket", sa.Integer, primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+)

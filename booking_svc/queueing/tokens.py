@@ -77,6 +77,14 @@ class Signer:
             UUID(bytes=account) if account else None,
         )
 
+    def claimed_event(self, text: str) -> UUID | None:
+        """The event that a ticket names, although nobody may have signed it; None without one."""
+        try:
+            raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        except (binascii.Error, ValueError):
+            return None
+        return UUID(bytes=raw[1:17]) if len(raw) >= _TICKET.size else None
+
     def sign_admission(self, token: AdmissionToken) -> str:
         return self._signed(
             _TOKEN.pack(

@@ -19,6 +19,7 @@ TRANSLATORS = {
     "auth_svc.idempotency": "an idempotency record stores the answer as a message",
     "booking_svc.webhooks.payload": "webhooks carry messages as JSON",
     "booking_svc.queueing.waiting_list_proto": "proto.py of the waiting list",
+    "booking_svc.queueing.on_sale_report_proto": "proto.py of the on-sale report",
     "booking_svc.queueing.waiting_list_outbox": "outbox.py of the waiting list",
     "booking_svc.notifications.waiting_list_mails": "mails about the outbox's messages",
 }

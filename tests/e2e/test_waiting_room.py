@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -138,6 +139,28 @@ def test_an_on_sale_with_a_waiting_room(
         "the refusals are not counted",
     )
     assert api.get(f"{path}/waiting-room").json()["refusals"] == []
+
+    # The report on the sale, for staff.
+    assert reason(customer.get(f"{path}/on-sale-report")) == "STAFF_REQUIRED"
+    assert reason(admin.get(f"/api/v1/events/{new_id()}/on-sale-report")) == "EVENT_NOT_FOUND"
+    times = {"startTime": "2030-01-02T00:00:00Z", "endTime": "2030-01-01T00:00:00Z"}
+    swapped = admin.get(f"{path}/on-sale-report?{urlencode(times)}")
+    assert reason(swapped) == "VALIDATION_FAILED"
+    report = admin.get(f"{path}/on-sale-report").json()
+    assert report["visitors"] == {
+        "joined": 3,
+        "participants": 3,
+        "admitted": 3,
+        "claimed": 3,
+        "booked": 1,
+        "bought": 0,
+    }
+    assert report["bookings"] == {**dict.fromkeys(report["bookings"], 0), "placed": 2, "open": 2}
+    assert sum(interval["joined"] for interval in report["intervals"]) == 3
+    assert "TOKEN_MISSING" in {refusal["cause"] for refusal in report["refusals"]}
+    assert {entry["number"] for entry in report["admissions"]} == {0, 1, 2}
+    assert {"JoinQueue", "GetQueuePosition"} <= {call["call"] for call in report["durations"]}
+
     cancelled = admin.send("PUT", f"{path}/status", {"status": "CANCELLED"})
     assert cancelled.status_code == 200, cancelled.text
     until(lambda: position(api, anonymous)["state"] == "ENDED", "the ticket has not ended")
