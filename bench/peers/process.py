@@ -9,10 +9,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from mesh.paths import BUILD, ROOT
-
-PACKAGES = BUILD / "bench" / "packages"
-"""The packages that only benchmarks need: `launcher/bootstrap.py --bench` installs them."""
+from mesh.paths import BENCH_PACKAGES, ROOT
 
 _START_SECONDS = 60
 
@@ -29,7 +26,7 @@ class Peer:
 @contextmanager
 def running(name: str, url: str, commands: Mapping[str, Sequence[str]]) -> Iterator[Peer]:
     """Starts the commands, waits until the URL answers anything, and stops them at the end."""
-    path = os.pathsep.join([*map(str, (ROOT, PACKAGES)), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([*map(str, (ROOT, BENCH_PACKAGES)), os.environ.get("PYTHONPATH", "")])
     processes = {
         process: subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT)
         for process, command in commands.items()

@@ -1,7 +1,8 @@
 """The report as Markdown, for terminals and CI."""
 
-from chaos.report.summary import Section, sections, verdict
+from chaos.report.summary import sections, verdict
 from chaos.result import Result
+from tools.reporting.page import Section
 
 _MOST_FAILURES = 100
 

@@ -1,8 +1,7 @@
 """The tables of the report, from the result. Pure; markdown.py and page.py show them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from statistics import median
 
 from chaos.checks.evidence import SOLD
@@ -11,18 +10,9 @@ from chaos.faults.plan import Fault
 from chaos.faults.processes import Outage
 from chaos.report import promises
 from chaos.result import Result
+from tools.reporting.page import Section
 
 _REASONS = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A table. `note` explains its figures."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    note: str = ""
 
 
 def sections(result: Result) -> list[Section]:

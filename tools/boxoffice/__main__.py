@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from mesh.settings import MeshSettings
-from tools.boxoffice import draw, sample_data, selling
+from tools.boxoffice import draw, on_sale_page, on_sale_report, sample_data, selling
 from tools.rest import Api, RefusedError
 
 _SECRET = "BOXOFFICE_ADMIN_REGISTRATION_SECRET"
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     settings = MeshSettings()
     url = options.url or settings.gateway_url
+    options.home = settings.home
     options.session_file = settings.home / "boxoffice-session.json"
     try:
         with Api(url, _stored_token(options.session_file)) as api:
@@ -73,6 +74,18 @@ def _stored_token(file: Path) -> str:
         return str(json.loads(file.read_text())["accessToken"])
     except (OSError, ValueError, KeyError):
         return ""
+
+
+def _on_sale_report(api: Api, options: argparse.Namespace) -> Any:
+    created = on_sale_report.create(api, options.event_id, commitment=options.commitment)
+    folder = options.folder or options.home / "on-sale-reports" / options.event_id
+    files = on_sale_page.write(created, folder)
+    problems = on_sale_report.problems(created)
+    if problems:
+        raise RefusedError("\n".join([*problems, *map(str, files)]))
+    hint = [] if files[-1].suffix == ".png" else [on_sale_page.NO_PICTURE]
+    verdicts = [text for _, text in on_sale_page.verdicts_of(created)]
+    return "\n".join([*verdicts, *map(str, files), *hint])
 
 
 def _create_key(api: Api, options: argparse.Namespace) -> Any:
@@ -162,6 +175,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("ticket", nargs="*", help="ids of tickets")
     verify.add_argument("--commitment", help="what GetDraw showed before the draw")
+    report = add(
+        "on-sale-report",
+        _on_sale_report,
+        "write what happened in an event's sale, as staff: report.json, report.html, report.png",
+        "event_id",
+    )
+    report.add_argument("--folder", type=Path, help="default: on-sale-reports in the state folder")
+    report.add_argument("--commitment", help="what GetDraw showed before the draw")
     key = add("create-key", _create_key, "create an API key, as admin; it is shown once", "name")
     key.add_argument("--role", choices=("CUSTOMER", "STAFF", "ADMIN"), default="STAFF")
     key.add_argument("--days", type=int, default=90)
