@@ -1,6 +1,7 @@
 """Recognises errors that are no bugs: another process or the database is away, busy or restarts."""
 
 import grpc
+import psycopg
 import sqlalchemy.exc
 
 from mesh.errors import DomainError, Reason
@@ -40,8 +41,8 @@ def is_outage(error: BaseException) -> bool:
         return from_database(error) is not None
     if isinstance(error, grpc.aio.AioRpcError):
         return error.code() in _ENDED or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    # ConnectionError and TimeoutError among them.
-    return isinstance(error, OSError | OutageError)
+    # ConnectionError and TimeoutError among them; psycopg's own of connections without a pool.
+    return isinstance(error, OSError | OutageError | psycopg.OperationalError)
 
 
 def from_database(error: sqlalchemy.exc.SQLAlchemyError) -> DomainError | None:

@@ -19,6 +19,7 @@ from mesh.db.jobs import Wakeup, Workers, run_forever
 from mesh.deadlines import deadline_in
 from mesh.errors import DomainError
 from mesh.observability import request_context
+from mesh.outages import is_outage
 
 _log = logging.getLogger(__name__)
 
@@ -113,16 +114,17 @@ class Steps:
                     await saga_steps.postpone(connection, step, until=now, error="not in a batch")
 
     async def _retry(self, step: Step, error: Exception) -> None:
-        expected = isinstance(error, DomainError)
+        is_expected = isinstance(error, DomainError) or is_outage(error)
         _log.log(
-            logging.WARNING if expected else logging.ERROR,
+            logging.WARNING if is_expected else logging.ERROR,
             "a step of a booking failed, retried later",
-            exc_info=None if expected else error,
+            exc_info=None if is_expected else error,
             extra={
                 "booking_id": str(step.booking_id),
                 "step": step.kind,
                 "attempts": step.attempts,
-                "error": repr(error) if expected else type(error).__name__,
+                # Other errors quote values.
+                "error": repr(error) if isinstance(error, DomainError) else type(error).__name__,
             },
         )
         async with self._deps.database.transaction() as connection:

@@ -145,8 +145,12 @@ class Leaver:
             )
         except grpc.aio.AioRpcError as error:
             code = error.code()
-            # The caller's own deadline is its own wish to leave.
-            is_left = code in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+            # The caller's own deadline is its own wish to leave. At the same moment the gateway
+            # resets the stream, which the client may see first, as INTERNAL.
+            is_left = (
+                code in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+                or time.monotonic() - began >= seconds
+            )
             reason = "left" if is_left else code.name
         status = _STATUSES.get(reason, 503)
         self._on_attempt(

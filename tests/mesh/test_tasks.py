@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -17,7 +18,7 @@ from boxoffice.stock.v1 import (
 )
 from mesh import deadlines, tasks
 from mesh.db.consumer import FencedError
-from mesh.db.database import Database
+from mesh.db.database import Database, libpq_url
 from mesh.errors import DomainError, Reason
 from mesh.redis.link import RedisAwayError
 from testing.network import Context, Network, a_service, call, standing_in
@@ -205,6 +206,11 @@ async def test_an_outage_is_a_warning_and_a_bug_an_error(
         async with database.transaction() as connection:
             await connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
+    async def terminated_without_a_pool() -> None:
+        url = libpq_url(database.url)
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
     async def misspelt() -> None:
         async with database.transaction() as connection:
             await connection.execute(sa.text("SELECT nothing"))
@@ -215,6 +221,7 @@ async def test_an_outage_is_a_warning_and_a_bug_an_error(
         turn: await ended(turn, caplog)
         for turn in (
             terminated,
+            terminated_without_a_pool,
             partial(raising, away),
             partial(raising, RedisAwayError()),
             partial(raising, TimeoutError()),
@@ -224,4 +231,4 @@ async def test_an_outage_is_a_warning_and_a_bug_an_error(
             partial(raising, FencedError()),
         )
     }
-    assert list(levels.values()) == [logging.WARNING] * 4 + [logging.ERROR] * 3 + [logging.INFO]
+    assert list(levels.values()) == [logging.WARNING] * 5 + [logging.ERROR] * 3 + [logging.INFO]
