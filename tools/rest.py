@@ -54,11 +54,11 @@ class Api:
     def get(self, path: str) -> dict[str, Any]:
         return self._call("GET", path)
 
-    def all(self, path: str, field: str) -> Iterator[dict[str, Any]]:
+    def all(self, path: str, field: str, **query: str) -> Iterator[dict[str, Any]]:
         """The entries of all pages of a list."""
         token = ""
         while True:
-            page = self._call("GET", path, params={"pageSize": 100, "pageToken": token})
+            page = self._call("GET", path, params={**query, "pageSize": 100, "pageToken": token})
             yield from page[field]
             token = page["nextPageToken"]
             if not token:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mesh.ids import new_id
-from testing.running_mesh import ADMIN_SECRET, PASSWORD, RunningMesh
+from testing.running_mesh import ADMIN_SECRET, PASSWORD, RunningMesh, until
 from tools.boxoffice.__main__ import main
 
 Run = Callable[..., str]
@@ -53,6 +53,13 @@ def test_the_first_booking_by_commands(run: Run, tmp_path: Path) -> None:
     paid = answer(run("pay", booking["bookingId"]))
     assert paid["status"] == "CONFIRMED"
     assert answer(run("booking", booking["bookingId"])) == paid
+
+    # The money of other events, which other tests have sold, is not this event's.
+    report = ("on-sale-report", event["eventId"], "--folder", str(tmp_path / "report"))
+    assert "STAFF" in run(*report, exit_code=1)
+    run("register", f"{new_id()}@example.com", "--admin")
+    until(lambda: "Unexplained differences: 0" in run(*report), "the ledgers do not agree")
+    assert "<h1>Jazz</h1>" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_sample_data_is_created_once(run: Run) -> None:

@@ -150,8 +150,8 @@ class StaffApi:
             report["bookings"]["placed"] = self.bookings_at_each_look.pop(0)
         return report
 
-    def all(self, path: str, field: str) -> Any:
-        assert (path, field) == (f"/api/v1/book-rows?eventId={EVENT_ID}", "rows")
+    def all(self, path: str, field: str, **query: str) -> Any:
+        assert (path, field, query) == ("/api/v1/book-rows", "rows", {"eventId": EVENT_ID})
         return iter(self.rows)
 
 

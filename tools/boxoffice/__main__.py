@@ -84,7 +84,7 @@ def _on_sale_report(api: Api, options: argparse.Namespace) -> Any:
     if problems:
         raise RefusedError("\n".join([*problems, *map(str, files)]))
     hint = [] if files[-1].suffix == ".png" else [on_sale_page.NO_PICTURE]
-    verdicts = [text for _, text in on_sale_page.verdicts_of(created)]
+    verdicts = [text for _, text in on_sale_page.verdicts(created)]
     return "\n".join([*verdicts, *map(str, files), *hint])
 
 

@@ -52,13 +52,13 @@ def write(created: Json, folder: Path, *, sections: Sequence[Section] = ()) -> l
 def html(created: Json, sections: Sequence[Section] = ()) -> str:
     """The whole page."""
     name = created["report"]["eventName"]
-    tiles = "".join(
+    figures = "".join(
         f"<div class=tile><b>{escape(value)}</b><span>{escape(title)}</span></div>"
-        for title, value in _tiles(created)
+        for title, value in tiles(created)
     )
-    verdicts = "".join(
+    sentences = "".join(
         f'<p class="verdict {"good" if is_good else "failed"}-verdict">{escape(text)}</p>'
-        for is_good, text in verdicts_of(created)
+        for is_good, text in verdicts(created)
     )
     charts = "".join(
         f"<div><h3>{escape(title)}</h3>{svg.write(chart)}</div>"
@@ -70,15 +70,15 @@ def html(created: Json, sections: Sequence[Section] = ()) -> str:
         f"On-sale report: {name}",
         [
             f"<h1>{escape(name)}</h1><p class=note>{escape(_subtitle(created))}</p>",
-            verdicts,
+            sentences,
             f"<ul>{listed}</ul>" if listed else "",
-            f"<div class=tiles>{tiles}</div><div class=charts>{charts}</div>",
+            f"<div class=tiles>{figures}</div><div class=charts>{charts}</div>",
             *(page.table(section) for section in (*_sections(created), *sections)),
         ],
     )
 
 
-def verdicts_of(created: Json) -> Iterator[tuple[bool, str]]:
+def verdicts(created: Json) -> Iterator[tuple[bool, str]]:
     """Whether the ledgers agree, and the draw: good or not, and a sentence."""
     differences, fairness = created["differences"], created["fairness"]
     if not created["isSettled"]:
@@ -118,7 +118,8 @@ def _subtitle(created: Json) -> str:
     )
 
 
-def _tiles(created: Json) -> Iterator[tuple[str, str]]:
+def tiles(created: Json) -> Iterator[tuple[str, str]]:
+    """The figures of the sale: title and value."""
     report = created["report"]
     visitors, sold = report.get("visitors"), _sold(report)
     if visitors:
@@ -367,8 +368,8 @@ def _fairness(fairness: Json) -> Section:
 
 
 def _picture(created: Json, file: Path) -> None:
-    tiles = [f"{value} {title}" for title, value in _tiles(created)]
-    half = -(-len(tiles) // 2)
+    figures = [f"{value} {title}" for title, value in tiles(created)]
+    half = -(-len(figures) // 2)
     png.write(
         file,
         title=created["report"]["eventName"],
@@ -376,10 +377,10 @@ def _picture(created: Json, file: Path) -> None:
             (_subtitle(created), None),
             *(
                 (text, Style.GOOD if is_good else Style.SECOND)
-                for is_good, text in verdicts_of(created)
+                for is_good, text in verdicts(created)
             ),
-            (",  ".join(tiles[:half]), None),
-            (",  ".join(tiles[half:]), None),
+            (",  ".join(figures[:half]), None),
+            (",  ".join(figures[half:]), None),
         ],
         charts=_charts(created),
     )

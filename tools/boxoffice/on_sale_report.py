@@ -31,7 +31,7 @@ def create(api: Api, event_id: str, *, commitment: str | None = None) -> Json:
     for _ in range(_ATTEMPTS):
         before = report
         audit = api.get(f"{path}/stock/audit")
-        rows = list(api.all(f"/api/v1/book-rows?eventId={event_id}", "rows"))
+        rows = list(api.all("/api/v1/book-rows", "rows", eventId=event_id))
         report = api.get(f"{path}/on-sale-report")
         is_settled = _compared(before) == _compared(report) and not report["openSteps"]
         if is_settled:
