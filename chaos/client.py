@@ -152,12 +152,14 @@ class Api:
         key: str | None = None,
         params: Mapping[str, str] | None = None,
         label: str = "",
+        address: str = "",
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> Json:
         """The answer to a call that is idempotent, by its method or by its key.
 
         Retries after a retryable error or without an answer. With a `label`, the tally records the
-        duration of the successful attempt.
+        duration of the successful attempt. `address` is the client's, for a gateway that trusts this
+        machine as a proxy.
         Raises RefusedError; UnansweredError at the deadline and for an answer such as 500.
         """
         headers = {}
@@ -165,6 +167,8 @@ class Api:
             headers["Authorization"] = f"Bearer {token}"
         if key is not None:
             headers["Idempotency-Key"] = key
+        if address:
+            headers["X-Forwarded-For"] = address
         content = None if body is None else json.dumps(body).encode()
         if content is not None:
             headers["Content-Type"] = "application/json"
@@ -208,7 +212,7 @@ class Api:
         status = response.status_code
         answer = _json(response)
         if status < 300:
-            if not answer:
+            if not answer and status != httpx.codes.NO_CONTENT:
                 raise UnansweredError(f"{request.method} {request.path}: {status} without JSON")
             if label:
                 self.tally.seconds[label].append(taken)

@@ -5,6 +5,7 @@ import asyncio
 import random
 import signal
 import sys
+from pathlib import Path
 from uuid import uuid4
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from chaos.checks.final_audit import WAIT_SECONDS, audit_when_settled
 from chaos.client import Api, RefusedError, UnansweredError
 from chaos.workload import catalogue, customers
 from chaos.workload.journal import Journal
-from demo import display, kills, report
+from demo import display, kills, on_sale, report
 from demo.display import Display
 from demo.errors import DemoError
 from demo.kills import ALL_IN_TURN, Kills
@@ -25,6 +26,7 @@ from launcher.settings_listing import load
 
 CLEAN, FOUND, NOT_RUN, INTERRUPTED = 0, 1, 2, 130
 
+_CUSTOMERS = 300
 _MOST_CUSTOMERS = 5000
 _LINE_WIDTH = 120
 
@@ -52,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Sells a stadium and a cinema to many concurrent customers, and audits the sale.",
     )
     parser.add_argument(
-        "--customers", type=_customers, default=300, metavar="N", help="default: 300"
+        "--customers",
+        type=_customers,
+        metavar="N",
+        help=f"default: {_CUSTOMERS}, with --on-sale {on_sale.VISITORS}",
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="repeats the random choices of another run"
@@ -63,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[,NAME…]",
         help=f"services to kill -9 during the sale, one after the other, or {ALL_IN_TURN}; also redis,"
         " redis-frozen, redis-flushed",
+    )
+    parser.add_argument(
+        "--on-sale",
+        action="store_true",
+        help="a limited event with a waiting room, visitors and bots, and its on-sale report",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="of the on-sale report; default: in the state folder"
     )
     parser.add_argument("--url", default="", help="gateway of a running mesh")
     return parser
@@ -84,12 +97,24 @@ async def _run(arguments: argparse.Namespace) -> int:
     screen = Display(console)
     victims = kills.parse(arguments.kill)
     seed = arguments.seed if arguments.seed is not None else random.randrange(1_000_000)
+    if arguments.on_sale:
+        if victims or arguments.url:
+            raise DemoError("--on-sale starts a mesh of its own: it takes no --url and no --kill.")
+        is_clean = await on_sale.run(
+            console,
+            load(DemoSettings),
+            visitors=arguments.customers or on_sale.VISITORS,
+            seed=seed,
+            folder=arguments.folder,
+        )
+        return CLEAN if is_clean else FOUND
+    customers_wanted = arguments.customers or _CUSTOMERS
     async with open_target(
-        load(DemoSettings), url=arguments.url, customers=arguments.customers, say=screen.say
+        load(DemoSettings), url=arguments.url, customers=customers_wanted, say=screen.say
     ) as target:
         faults = Kills(victims, home=target.home, url=target.url)
         faults.check()
-        journal = Journal(arguments.customers)
+        journal = Journal(customers_wanted)
         async with Api(target.url) as api:
             evidence, findings = await _sell(target, api, journal, faults, screen, seed)
         report.show(

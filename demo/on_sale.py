@@ -97,7 +97,7 @@ async def _announce(
         "name": "Monsoon Nights",
         "timeZone": "Asia/Kolkata",
         "startTime": (now + timedelta(days=60)).isoformat(),
-        "saleStartTime": (now + timedelta(seconds=arrival_seconds)).isoformat(),
+        "saleStartTime": (now + timedelta(hours=1)).isoformat(),
         "offers": [
             {"name": "Floor", "price": price, "capacity": places - places // 4},
             {"name": "Balcony", "price": price, "capacity": places // 4},
@@ -106,13 +106,16 @@ async def _announce(
     event = await api.call("POST", "/api/v1/events", body=body, token=token, key=uuid4().hex)
     path = f"/api/v1/events/{event['eventId']}"
     room = {
-        "opensBeforeSaleSeconds": 3600,
+        "opensBeforeSaleSeconds": 7200,
         "admission": {"perMinute": _PER_MINUTE},
         "sessionSeconds": _SESSION_SECONDS,
         "proofOfWorkBits": PROOF_BITS,
     }
     await api.call("PUT", f"{path}/waiting-room", body=room, token=token)
     published = await api.call("GET", f"{path}/draw")
+    # Only now: on a slow machine the calls above could take until then.
+    start = datetime.now(UTC) + timedelta(seconds=arrival_seconds)
+    await api.call("PATCH", path, body={"saleStartTime": start.isoformat()}, token=token)
     offer_ids = tuple(offer["offerId"] for offer in event["offers"])
     return Sale(event["eventId"], offer_ids, uuid4().hex[:8]), str(published["commitment"])
 

@@ -6,7 +6,7 @@ A running mesh must allow that many sign-ups from one address, and admin sign-up
 import importlib
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -74,10 +74,28 @@ async def open_target(
         return
     if url:
         raise DemoError(f"{obstacle} Without --url, the demo starts a mesh of its own.")
-    own = _own_settings(settings)
-    say(f"{obstacle} Starting one for the demo at {own.gateway_url}, in {own.home}.")
+    say(obstacle)
+    async with open_own_target(settings, say=say) as target:
+        yield target
+
+
+@asynccontextmanager
+async def open_own_target(
+    settings: DemoSettings,
+    *,
+    say: Say,
+    variables: Mapping[str, str] | None = None,
+    rate_limit_scale: float = _OWN_SCALE,
+    trusted_proxies: tuple[str, ...] = (),
+) -> AsyncIterator[Target]:
+    """A mesh for the demo alone, which is stopped at the end of the block.
+
+    Raises DemoError, or LaunchError when it does not start.
+    """
+    own = _own_settings(settings, rate_limit_scale, trusted_proxies)
+    say(f"Starting a mesh for the demo at {own.gateway_url}, in {own.home}.")
     _refuse_shared_servers()
-    async with _own_mesh(own, say) as target:
+    async with _own_mesh(own, say, variables or {}) as target:
         yield target
 
 
@@ -105,7 +123,9 @@ async def _obstacle(url: str, settings: DemoSettings, customers: int) -> str | N
     return None
 
 
-def _own_settings(settings: DemoSettings) -> MeshSettings:
+def _own_settings(
+    settings: DemoSettings, rate_limit_scale: float, trusted_proxies: tuple[str, ...]
+) -> MeshSettings:
     from launcher.settings_listing import load
 
     return load(
@@ -115,7 +135,8 @@ def _own_settings(settings: DemoSettings) -> MeshSettings:
         gateway_port=settings.gateway_port + OWN_PORT_STEP,
         port_base=settings.port_base + OWN_PORT_STEP,
         envoy_admin_port=settings.envoy_admin_port + OWN_PORT_STEP,
-        rate_limit_scale=_OWN_SCALE,
+        rate_limit_scale=rate_limit_scale,
+        trusted_proxies=trusted_proxies,
         gateways=1,
         replicas=1,
     )
@@ -139,12 +160,14 @@ def _refuse_shared_servers() -> None:
 
 
 @asynccontextmanager
-async def _own_mesh(settings: MeshSettings, say: Say) -> AsyncIterator[Target]:
+async def _own_mesh(
+    settings: MeshSettings, say: Say, more_variables: Mapping[str, str]
+) -> AsyncIterator[Target]:
     _compile_contract()
     from launcher.mesh import Mesh
 
     secret = secrets.token_urlsafe(32)
-    variables = {**OWN_VARIABLES, "BOXOFFICE_ADMIN_REGISTRATION_SECRET": secret}
+    variables = {**OWN_VARIABLES, **more_variables, "BOXOFFICE_ADMIN_REGISTRATION_SECRET": secret}
     async with Mesh(settings, variables=variables, on_step=lambda step: say(f"  {step}")) as mesh:
         yield Target(settings.gateway_url, mesh.home, secret)
         say("Stopping the demo's mesh.")

@@ -14,6 +14,7 @@ import pytest
 from mesh.paths import BENCH_PACKAGES
 from tools.boxoffice import on_sale_page, on_sale_report
 from tools.boxoffice.draw import ALGORITHM, place_of
+from tools.reporting import drawing, svg
 from tools.rest import Api, RefusedError
 
 EVENT_ID = "0197f000-0000-7000-8000-000000000006"
@@ -334,3 +335,11 @@ def test_refusals_pass_through() -> None:
 
     with pytest.raises(RefusedError):
         created(Refusing())
+
+
+def test_a_series_with_one_point_is_seen() -> None:
+    chart = drawing.lines(drawing.Axis(0, 10), {"a": [(5, 1)], "b": [(1, 1), (2, 2)], "c": []})
+    assert [shape.style for shape in chart.shapes if isinstance(shape, drawing.Dot)] == [
+        drawing.Style.FIRST
+    ]
+    assert svg.write(chart).count("<circle") == 1

@@ -177,7 +177,7 @@ def refusals_by_kind(refusals: Iterable[Json]) -> dict[str, int]:
     kinds: dict[str, int] = {}
     for refusal in refusals:
         cause = refusal["cause"]
-        kind = next((kind for prefix, kind in _KINDS if cause.startswith(prefix)), "the sale")
+        kind = next((kind for prefix, kind in _KINDS if cause.startswith(prefix)), "other reasons")
         kinds[kind] = kinds.get(kind, 0) + refusal["count"]
     return kinds
 
@@ -190,4 +190,6 @@ _KINDS = (
     ("ADDRESS_", "limit of the address"),
     ("ALREADY_ADMITTED", "second admission"),
     ("ADMISSION_EXPIRED", "admission over"),
+    ("SOLD_OUT", "sold out"),
+    ("QUEUE_CLOSED", "room closed"),
 )

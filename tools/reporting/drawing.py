@@ -111,7 +111,7 @@ def lines(
     styles: Sequence[Style] = SERIES,
     size: Size = Size(),
 ) -> Drawing:
-    """Each series as a line; `limit` as a dashed one. Several have a legend."""
+    """Each series as a line, or a dot; `limit` as a dashed line. Several have a legend."""
     highest = max(
         [1.0, limit or 0.0, *(value for points in series.values() for _, value in points)]
     )
@@ -121,7 +121,10 @@ def lines(
         ends = [(axis.begin, limit), (axis.end, limit)]
         shapes.append(frame.line(ends, Style.FOURTH, is_dashed=True))
     for points, style in zip(series.values(), styles, strict=False):
-        if points:
+        if len(points) == 1:
+            [(x, y)] = points
+            shapes.append(Dot(frame.x(x), frame.y(y), 3, style))
+        elif points:
             shapes.append(frame.line(points, style))
     if len(series) > 1:
         shapes += frame.legend(dict(zip(series, styles, strict=False)))
