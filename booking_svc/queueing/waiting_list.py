@@ -3,6 +3,7 @@
 Offers are made in waiting_list_offers.py and claimed in waiting_list_claim.py.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,12 +74,13 @@ async def join(
     event.refuse_unless_visible(to_staff=is_staff)
     event.refuse_unless_on_sale(now)
     if live is None:
-        _check(event, items)
+        _refuse_unknown(event, items)
+        stock = await deps.stock.availability(event_id=event_id, with_seats=False)
+        if faults := list(_faults(event, items, stock)):
+            raise invalid(*faults)
         [owned] = await deps.stock.customer_totals(keys=[(event_id, customer_id)])
         _refuse_above_limits(event, items, owned)
-        _refuse_available(
-            event, items, await deps.stock.availability(event_id=event_id, with_seats=False)
-        )
+        _refuse_available(event, items, stock)
     async with deps.database.transaction() as connection:
         entry = await _join(connection, event, customer_id, items, now)
     # Not answered before the ledger keeps the pools, also of a call that repeats one that died.
@@ -126,7 +128,6 @@ async def end(
             to=to,
             now=now,
             end_reason=reason,
-            gather_since=None,
             is_release_due=entry.state is not State.WAITING,
         )
         for entry in live
@@ -233,7 +234,6 @@ async def _join(
         state=State.WAITING,
         items=items,
         pool_ids=tuple(sorted(entries.by_pool(items, event))),
-        gather_since=None,
         offer_number=0,
         lines=(),
         reservation_id=None,
@@ -269,16 +269,14 @@ async def _find_live(
     return live[0] if live else None
 
 
-def _check(event: Event, items: Sequence[Item]) -> None:
-    """Raises what is refused whatever is free."""
+def _refuse_unknown(event: Event, items: Sequence[Item]) -> None:
+    """Raises OFFER_NOT_FOUND."""
     offers = {offer.offer_id: offer for offer in event.offers}
     for item in items:
         if item.offer_id not in offers:
             raise DomainError(
                 Reason.OFFER_NOT_FOUND, "the event has no such offer", offer_id=item.offer_id
             )
-    if faults := list(_faults(event, items)):
-        raise invalid(*faults)
 
 
 def _refuse_above_limits(event: Event, items: Sequence[Item], owned: Mapping[UUID, int]) -> None:
@@ -311,22 +309,35 @@ def _refuse_above_limits(event: Event, items: Sequence[Item], owned: Mapping[UUI
         )
 
 
-def _faults(event: Event, items: Sequence[Item]) -> Iterator[FieldViolation]:
+def _faults(event: Event, items: Sequence[Item], stock: Availability) -> Iterator[FieldViolation]:
+    """What can never be served, whatever comes back."""
     offers = {offer.offer_id: offer for offer in event.offers}
     seen: set[UUID] = set()
+    needed: Counter[UUID] = Counter()
+    names: defaultdict[UUID, list[str]] = defaultdict(list)
     for index, item in enumerate(items):
         offer = offers[item.offer_id]
         if item.offer_id in seen:
             yield FieldViolation(f"items[{index}].offer_id", "is listed twice")
+            continue
         seen.add(item.offer_id)
         if item.quantity > offer.max_per_booking:
             yield FieldViolation(
                 f"items[{index}].quantity",
                 f"at most {offer.max_per_booking} of {offer.name!r} per booking",
             )
-        elif offer.capacity is not None and item.quantity > offer.capacity:
+            continue
+        # Offers of the same pool share its places.
+        needed[offer.pool_id] += item.quantity
+        names[offer.pool_id].append(repr(offer.name))
+        pool = stock.pools.get(offer.pool_id)
+        if pool is not None and needed[offer.pool_id] > pool.capacity:
+            shared = " and ".join(names[offer.pool_id])
+            verb = "has" if len(names[offer.pool_id]) == 1 else "share"
             yield FieldViolation(
-                f"items[{index}].quantity", f"{offer.name!r} has {offer.capacity} places"
+                f"items[{index}].quantity",
+                f"{shared} {verb} {pool.capacity} places; with this item the group needs"
+                f" {needed[offer.pool_id]}",
             )
 
 

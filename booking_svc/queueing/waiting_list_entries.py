@@ -81,7 +81,6 @@ class Entry:
     state: State
     items: tuple[Item, ...]
     pool_ids: tuple[UUID, ...]
-    gather_since: datetime | None
     offer_number: int
     lines: tuple[Line, ...]
     reservation_id: UUID | None
@@ -232,6 +231,21 @@ def in_states(*states: State) -> sa.ColumnElement[bool]:
     return table.c.state.in_([sa.literal_column(f"'{state}'") for state in states])
 
 
+def waits_for(pool_ids: Collection[UUID]) -> sa.ColumnElement[bool]:
+    """Whether an entry needs places of one of the pools."""
+    return table.c.pool_ids.overlap(sa.literal(sorted(pool_ids), postgresql.ARRAY(sa.UUID())))
+
+
+def fits(places: Mapping[UUID, int]) -> sa.ColumnElement[bool]:
+    """Whether each item of an entry has no more than these places of its offer."""
+    given = sa.literal({str(key): count for key, count in places.items()}, postgresql.JSONB)
+    items = table.c["items"]
+    item = sa.func.jsonb_array_elements(items, type_=postgresql.JSONB).column_valued("item")
+    count = given[item[0].astext].astext.cast(sa.Integer)
+    is_beyond = item[1].astext.cast(sa.Integer) > sa.func.coalesce(count, 0)
+    return ~sa.exists(sa.select(item).where(is_beyond))
+
+
 async def positions(connection: AsyncConnection, entries: Sequence[Entry]) -> Mapping[UUID, int]:
     """The positions, from 1, of those of the entries that wait."""
     waiting = [entry for entry in entries if entry.state in WAITING]
@@ -319,6 +333,7 @@ async def move(
 
 def from_row(row: sa.Row[Any]) -> Entry:
     columns = dict(row._mapping)
+    del columns["gather_since"]
     reason = columns["end_reason"]
     columns["state"] = State(columns["state"])
     columns["end_reason"] = None if reason is None else EndReason(reason)

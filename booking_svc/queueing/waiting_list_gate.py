@@ -15,7 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from booking_svc.clients.ports import Stock
 from booking_svc.queueing.waiting_list_entries import WAITING, WaitingList, in_states
-from booking_svc.queueing.waiting_list_tables import waiting_list_entries, waiting_lists
+from booking_svc.queueing.waiting_list_tables import (
+    waiting_list_entries,
+    waiting_list_gathering,
+    waiting_lists,
+)
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
 
@@ -39,6 +43,13 @@ async def refresh(
     kept = set(pool_ids)
     if kept == set(locked.kept_pool_ids) and not opened:
         return
+    # A pool that nobody waits for keeps nothing: its places gather anew later.
+    await connection.execute(
+        sa.delete(waiting_list_gathering).where(
+            waiting_list_gathering.c.event_id == locked.event_id,
+            waiting_list_gathering.c.pool_id.not_in(sorted(kept)),
+        )
+    )
     # What an earlier version opens is opened by this one, if it was not sent.
     pending = () if locked.is_synced else locked.opened_pool_ids
     await connection.execute(

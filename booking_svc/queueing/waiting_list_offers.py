@@ -10,7 +10,7 @@ and nothing new is chosen while chosen places are not yet held.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -21,14 +21,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from booking_svc.catalogue import events
 from booking_svc.catalogue.events import Event, Status
 from booking_svc.catalogue.tables import seats as seats_table
-from booking_svc.queueing import waiting_list, waiting_list_plan
+from booking_svc.queueing import waiting_list
 from booking_svc.queueing import waiting_list_entries as entries
 from booking_svc.queueing import waiting_list_gate as gate
 from booking_svc.queueing import waiting_list_outbox as outbox
 from booking_svc.queueing.waiting_list import Dependencies
 from booking_svc.queueing.waiting_list_entries import EndReason, Entry, State
-from booking_svc.queueing.waiting_list_plan import Places, Seat
-from booking_svc.queueing.waiting_list_tables import waiting_list_entries, waiting_lists
+from booking_svc.queueing.waiting_list_plan import Places, Planner, Seat
+from booking_svc.queueing.waiting_list_tables import (
+    waiting_list_entries,
+    waiting_list_gathering,
+    waiting_lists,
+)
 from mesh.db.jobs import JobQueue
 from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
@@ -50,7 +54,7 @@ _STALE = timedelta(seconds=60)
 _SHORTEST_OFFER = timedelta(seconds=60)
 _LISTS = 8
 _MOST_ENDED = 200
-_MOST_READ = 1_000
+_PAGE_SIZE = 1_000
 _MOST_OFFERS = 100
 _MOST_ROUNDS = 20
 
@@ -202,31 +206,23 @@ async def _offer(deps: Dependencies, event: Event, refused: set[UUID]) -> _Round
     places = await _read_places(deps, event)
     async with deps.database.transaction() as connection:
         locked = await entries.lock(connection, event_id=event.event_id)
-        in_front = await entries.select(
-            connection,
-            entries.in_states(*entries.WAITING),
-            event_id=event.event_id,
-            limit=_MOST_READ,
-        )
-        if locked is None or not in_front:
+        if locked is None:
             return _Round()
-        if any(entry.state is State.RESERVING for entry in in_front):
+        if await _is_reserving(connection, event.event_id):
             return _Round(is_refused=True)  # Another process has chosen: its places come first.
-        planned = waiting_list_plan.plan(
-            in_front,
+        gathering = await _read_gathering(connection, event.event_id)
+        planner = Planner(
             event,
             places,
+            gathering=gathering,
             gather=deps.terms.gather,
             most_offers=_MOST_OFFERS,
             now=now,
             refused=refused,
         )
-        for entry_id, since in planned.gathering.items():
-            await connection.execute(
-                sa.update(waiting_list_entries)
-                .where(waiting_list_entries.c.entry_id == entry_id)
-                .values(gather_since=since)
-            )
+        await _add_entries(connection, planner, event.event_id)
+        planned = planner.plan()
+        await _write_gathering(connection, event.event_id, gathering, planned.gathering)
         if planned.opened:
             await gate.refresh(connection, locked, opened=planned.opened, now=now)
         chosen = [
@@ -235,7 +231,6 @@ async def _offer(deps: Dependencies, event: Event, refused: set[UUID]) -> _Round
                 entry=entry,
                 to=State.RESERVING,
                 now=now,
-                gather_since=None,
                 offer_number=entry.offer_number + 1,
                 lines=entries.lines_to_json(lines),
                 reservation_id=new_id(),
@@ -256,6 +251,68 @@ async def _offer(deps: Dependencies, event: Event, refused: set[UUID]) -> _Round
         is_refused=is_refused,
         gather_end=planned.gather_end,
     )
+
+
+async def _is_reserving(connection: AsyncConnection, event_id: UUID) -> bool:
+    columns = waiting_list_entries.c
+    return bool(
+        await connection.scalar(
+            sa.select(
+                sa.exists().where(columns.event_id == event_id, entries.in_states(State.RESERVING))
+            )
+        )
+    )
+
+
+async def _add_entries(connection: AsyncConnection, planner: Planner, event_id: UUID) -> None:
+    """Gives the planner, in order, all entries that decide about the free places.
+
+    However many there are in front: those that cannot be served are not read once those behind
+    them may be.
+    """
+    last_number = 0
+    while not planner.is_full and (planner.undecided or planner.obtainable):
+        page = await entries.select(
+            connection,
+            entries.in_states(State.WAITING),
+            waiting_list_entries.c.number > last_number,
+            sa.or_(entries.waits_for(planner.undecided), entries.fits(planner.obtainable)),
+            event_id=event_id,
+            limit=_PAGE_SIZE,
+        )
+        planner.add(page)
+        if len(page) < _PAGE_SIZE:
+            return
+        last_number = page[-1].number
+
+
+async def _read_gathering(connection: AsyncConnection, event_id: UUID) -> dict[UUID, datetime]:
+    columns = waiting_list_gathering.c
+    rows = await connection.execute(
+        sa.select(columns.pool_id, columns.since).where(columns.event_id == event_id)
+    )
+    return {row.pool_id: row.since for row in rows}
+
+
+async def _write_gathering(
+    connection: AsyncConnection,
+    event_id: UUID,
+    before: Mapping[UUID, datetime],
+    after: Mapping[UUID, datetime],
+) -> None:
+    columns = waiting_list_gathering.c
+    for pool_id in sorted(before.keys() - after.keys()):
+        await connection.execute(
+            sa.delete(waiting_list_gathering).where(
+                columns.event_id == event_id, columns.pool_id == pool_id
+            )
+        )
+    for pool_id in sorted(after.keys() - before.keys()):
+        await connection.execute(
+            waiting_list_gathering.insert().values(
+                event_id=event_id, pool_id=pool_id, since=after[pool_id]
+            )
+        )
 
 
 def _times(deps: Dependencies, event: Event, now: datetime) -> dict[str, datetime]:

@@ -2,14 +2,14 @@
 
 The rule: strict order of joining in each pool. An entry that cannot be served, because its group
 does not fit or because one in front keeps another of its pools, keeps the places of the pools in
-which it is in front from all behind it while they gather, `gather` long from the first place that
-came back in any of them. Then its turn is over: those behind it that fit are served in their order,
-and what fits nobody is open to everybody. The entry keeps its place, and gathers anew what comes
-back later. So a smaller group cannot pass a bigger one within `gather`, and no place is kept from
-others for longer for one entry.
+which it is in front from all behind it while they gather: `gather` long from the first place that
+came back in the pool, whoever is in front meanwhile. Then those behind it that fit are served in
+their order, and what fits nobody is open to everybody. The entry keeps its place, and what comes
+back later gathers anew. So no pool keeps places from everybody for longer than `gather`, whatever
+its entries do, and a smaller group passes a bigger one after that time only.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -31,7 +31,7 @@ class Seat:
 @dataclass(slots=True)
 class Places:
     """The free places of each pool, how many of them are kept for the list, and the free seats of
-    each offer that sells seats, in the order of the auditorium. `plan` takes from it."""
+    each offer that sells seats, in the order of the auditorium. `Planner` takes from it."""
 
     free: dict[UUID, int]
     kept: dict[UUID, int]
@@ -40,71 +40,114 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`offers` has the lines of each entry to serve, in order. `gathering` begins for some entries,
-    and ends for others with None; it next ends at `gather_end`. `opened` are the pools whose free
+    """`offers` has the lines of each entry to serve, in order. `gathering` has the pools whose
+    places gather and since when; it next ends at `gather_end`. `opened` are the pools whose free
     places are open to everybody."""
 
     offers: Sequence[tuple[Entry, tuple[Line, ...]]]
-    gathering: Mapping[UUID, datetime | None]
+    gathering: Mapping[UUID, datetime]
     gather_end: datetime | None
     opened: frozenset[UUID]
 
 
-def plan(
-    entries: Sequence[Entry],
-    event: Event,
-    places: Places,
-    *,
-    gather: timedelta,
-    most_offers: int,
-    now: datetime,
-    refused: Collection[UUID] = (),
-) -> Plan:
-    """Plans offers for the entries that wait, which are given in the order of joining.
+class Planner:
+    """Plans offers for the entries that wait, which `add` is given in the order of joining.
 
-    `refused` are entries that the ledger has refused for good: they keep no places from others.
+    `gathering` is that of the plan before. `refused` are entries that the ledger has refused for
+    good: they keep no places from others.
     """
-    offers: list[tuple[Entry, tuple[Line, ...]]] = []
-    gathering: dict[UUID, datetime | None] = {}
-    ends: list[datetime] = []
-    # Pools in which those behind get nothing yet, and pools whose places have gathered long
-    # enough: they do not gather again for those behind.
-    blocked: set[UUID] = set()
-    gathered: set[UUID] = set()
-    skipped: set[UUID] = set()
-    for entry in entries:
-        if len(offers) == most_offers:
-            return Plan(offers, gathering, min(ends, default=None), frozenset())
-        needed = entry.by_pool(event)
-        if entry.entry_id in refused:
-            skipped |= needed.keys()
-            if entry.gather_since is not None:
-                gathering[entry.entry_id] = None
-            continue
-        # The pools in which it is in front.
-        own = needed.keys() - blocked
-        if len(own) == len(needed) and (lines := _take(entry, needed, places)) is not None:
-            offers.append((entry, lines))
-            continue
-        # It keeps places from those behind only while they gather for it.
-        is_keeping = any(places.kept.get(pool_id, 0) > 0 for pool_id in own - gathered)
-        since = entry.gather_since or now
-        if is_keeping and now < since + gather:
-            if entry.gather_since is None:
-                gathering[entry.entry_id] = since
-            ends.append(since + gather)
-            blocked |= own - gathered
-            continue
-        if entry.gather_since is not None:
-            gathering[entry.entry_id] = None
-        if is_keeping:
-            gathered |= own
-        else:
-            # What is free is open to everybody, or has gathered, or there is nothing.
-            blocked |= own - gathered
-    passed = (gathered | skipped) - blocked
-    opened = frozenset(pool_id for pool_id in passed if places.kept.get(pool_id, 0) > 0)
-    return Plan(offers, gathering, min(ends, default=None), opened)
+
+    def __init__(
+        self,
+        event: Event,
+        places: Places,
+        *,
+        gathering: Mapping[UUID, datetime],
+        gather: timedelta,
+        most_offers: int,
+        now: datetime,
+        refused: Collection[UUID] = (),
+    ) -> None:
+        self._event = event
+        self._places = places
+        self._gather = gather
+        self._most_offers = most_offers
+        self._now = now
+        self._refused = refused
+        self._offers: list[tuple[Entry, tuple[Line, ...]]] = []
+        # It ends when all kept places of the pool have gone, or are open to everybody: not when
+        # entries leave, or others come in front.
+        self._gathering = {
+            pool_id: since for pool_id, since in gathering.items() if places.kept.get(pool_id, 0)
+        }
+        # Pools in which those behind get nothing yet, and pools whose places have gathered long
+        # enough: nobody keeps these from those behind.
+        self._blocked: set[UUID] = set()
+        self._gathered: set[UUID] = set()
+        self._skipped: set[UUID] = set()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._offers) >= self._most_offers
+
+    @property
+    def undecided(self) -> set[UUID]:
+        """Pools with free places in which nobody yet was in front without being served."""
+        free = {pool_id for pool_id, count in self._places.free.items() if count > 0}
+        return free - self._blocked - self._gathered
+
+    @property
+    def obtainable(self) -> dict[UUID, int]:
+        """How many places of each offer the next entry could get, of offers that have any."""
+        return {
+            offer.offer_id: count
+            for offer in self._event.offers
+            if offer.pool_id not in self._blocked
+            and (count := self._places.free.get(offer.pool_id, 0)) > 0
+        }
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Plans for further entries: all that wait for one of `undecided`, or could be served."""
+        for entry in entries:
+            if self.is_full:
+                return
+            needed = entry.by_pool(self._event)
+            if entry.entry_id in self._refused:
+                self._skipped |= needed.keys()
+                continue
+            # The pools in which it is in front.
+            own = needed.keys() - self._blocked
+            if len(own) == len(needed):
+                lines = _take(entry, needed, self._places)
+                if lines is not None:
+                    self._offers.append((entry, lines))
+                    continue
+            for pool_id in own - self._gathered:
+                self._keep(pool_id)
+
+    def _keep(self, pool_id: UUID) -> None:
+        """Keeps the places of a pool for the entry in front, unless they have gathered."""
+        if self._places.kept.get(pool_id, 0) > 0:
+            since = self._gathering.setdefault(pool_id, self._now)
+            if self._now >= since + self._gather:
+                self._gathered.add(pool_id)
+                return
+        # Also if nothing is kept: what is free is open to everybody.
+        self._blocked.add(pool_id)
+
+    def plan(self) -> Plan:
+        kept = {pool_id for pool_id, count in self._places.kept.items() if count > 0}
+        ends = [
+            self._gathering[pool_id] + self._gather
+            for pool_id in kept & self._blocked & self._gathering.keys()
+        ]
+        opened: set[UUID] = set()
+        if not self.is_full:
+            opened = ((self._gathered | self._skipped) - self._blocked) & kept
+        gathering = {
+            pool_id: since for pool_id, since in self._gathering.items() if pool_id not in opened
+        }
+        return Plan(self._offers, gathering, min(ends, default=None), frozenset(opened))
 
 
 def _take(entry: Entry, needed: Mapping[UUID, int], places: Places) -> tuple[Line, ...] | None:

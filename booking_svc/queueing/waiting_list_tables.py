@@ -32,6 +32,20 @@ waiting_lists = sa.Table(
     ),
 )
 
+# The pools whose kept places gather for the entry in front, and since when (waiting_list_plan.py).
+waiting_list_gathering = sa.Table(
+    "waiting_list_gathering",
+    metadata,
+    sa.Column(
+        "event_id",
+        _Uuid,
+        sa.ForeignKey("waiting_lists.event_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    sa.Column("pool_id", _Uuid, primary_key=True),
+    sa.Column("since", _Time, nullable=False),
+)
+
 waiting_list_entries = sa.Table(
     "waiting_list_entries",
     metadata,
@@ -49,7 +63,7 @@ waiting_list_entries = sa.Table(
     # [[offer_id, quantity], …], and the pools that the offers draw on.
     sa.Column("items", JSONB, nullable=False),
     sa.Column("pool_ids", ARRAY(_Uuid), nullable=False),
-    # Since when its places gather (waiting_list_plan.py).
+    # Not used since 0026 (waiting_list_gathering): a later version removes it.
     sa.Column("gather_since", _Time),
     # Counts the offers, also those that the ledger refused: each has a request key of its own.
     sa.Column("offer_number", sa.Integer, nullable=False),

@@ -313,9 +313,16 @@ GUARDS = [
     RemovedGuard(
         "order of a waiting list",
         "booking_svc/queueing/waiting_list_plan.py",
-        "own = needed.keys() - blocked",
+        "own = needed.keys() - self._blocked",
         "own = needed.keys()",
         "tests/booking_svc/queueing/test_waiting_list_plan.py",
+    ),
+    RemovedGuard(
+        "a pool gathers for a time, whoever is in front",
+        "booking_svc/queueing/waiting_list_plan.py",
+        "since = self._gathering.setdefault(pool_id, self._now)",
+        "self._gathering[pool_id] = since = self._now",
+        WAITING_LIST,
     ),
     RemovedGuard(
         "end of an offer",

@@ -1,11 +1,12 @@
 """Any sequence of joins, purchases, cancellations, expiry, restocks, claims and deaths of the
-process: no place is held for nobody, kept places are not sold to others, and the order is kept.
+process: no place is held for nobody, none is kept for longer than places gather, kept places are
+not sold to others, and the order is kept.
 """
 
 import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
@@ -28,7 +29,7 @@ from mesh.errors import DomainError, Reason
 from mesh.ids import new_id
 from stock_svc import restocking
 from testing.booking_harness import START, BookingHarness, ProcessDiedError, an_offer
-from testing.waiting_list_harness import OFFER, WaitingListHarness
+from testing.waiting_list_harness import GATHER, OFFER, WaitingListHarness
 
 _T = TypeVar("_T")
 
@@ -67,6 +68,8 @@ class WaitingListMachine(RuleBasedStateMachine):
         self.event = self.run(self.process.an_event(an_offer(capacity=capacity)))
         self.bookings: list[Booking] = []
         self.entries: list[Entry] = []
+        # Since when places have been kept without a moment in which none was.
+        self.kept_since: datetime | None = None
 
     @property
     def process(self) -> BookingHarness:
@@ -191,9 +194,21 @@ class WaitingListMachine(RuleBasedStateMachine):
         await self.lists.leave(entry)
         return True
 
+    @rule(index=st.integers(0, 9))
+    def leave_and_rejoin(self, index: int) -> None:
+        """What could keep a pool for a group in front that is never the same."""
+        entry = self._entry(index)
+        if entry is None or entry.state not in LIVE:
+            return
+        self.leave(index)
+        self.join(entry.items[0].quantity)
+
     @rule()
     def turn(self) -> None:
         self._turn(self.lists.turn(self.event))
+        now = self.process.clock()
+        if self._free()[1] and self.kept_since is not None:
+            assert now < self.kept_since + GATHER
 
     @rule()
     def turns_of_two_processes(self) -> None:
@@ -265,6 +280,13 @@ class WaitingListMachine(RuleBasedStateMachine):
         if not self.entries:
             return None
         return self.run(self.lists.entry(self.entries[index % len(self.entries)]))
+
+    @invariant()
+    def see_since_when_places_are_kept(self) -> None:
+        if not hasattr(self, "event") or not self._free()[1]:
+            self.kept_since = None
+        elif self.kept_since is None:
+            self.kept_since = self.process.clock()
 
     @invariant()
     def the_ledger_is_consistent(self) -> None:

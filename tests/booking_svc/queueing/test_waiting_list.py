@@ -18,6 +18,8 @@ from booking_svc.catalogue.events import Status as EventStatus
 from booking_svc.clients.accounts import AccountEvents
 from booking_svc.queueing import waiting_list, waiting_list_offers
 from booking_svc.queueing.waiting_list_entries import MOVES, EndReason, State
+from booking_svc.queueing.waiting_list_tables import waiting_list_entries as entries_table
+from booking_svc.queueing.waiting_list_tables import waiting_lists
 from boxoffice.auth.v1 import auth_event_service_pb2 as stream_pb2
 from mesh.db.database import Database
 from mesh.errors import DomainError, Reason
@@ -191,6 +193,89 @@ async def test_refusals_hold_nothing(lists: Lists) -> None:
     await lists.turn(event)
     assert (await lists.entry(entry)).end_reason is EndReason.SALE_ENDED
     assert not await lists.holds(event)
+
+
+async def test_a_group_larger_than_the_pool_of_its_offers_cannot_join(lists: Lists) -> None:
+    event = await lists.process.an_event(
+        an_offer(name="Adult", capacity=4), an_offer(name="Child", capacity=None)
+    )
+    adult, child = (offer.offer_id for offer in event.offers)
+    await lists.sell_out(event)
+    never = await refused(lists.join(event, items=[(adult, 3), (child, 2)]))
+    assert never.reason is Reason.VALIDATION_FAILED
+    [violation] = never.violations
+    assert violation.field == "items[1].quantity"
+    assert violation.description == (
+        "'Adult' and 'Child' share 4 places; with this item the group needs 5"
+    )
+    [alone] = (await refused(lists.join(event, items=[(child, 5)]))).violations
+    assert alone.description == "'Child' has 4 places; with this item the group needs 5"
+    assert not await lists.all_entries(event)
+    entry = await lists.join(event, items=[(adult, 3), (child, 1)])
+    assert entry.state is State.WAITING
+
+
+async def test_a_pool_gathers_for_a_time_also_for_customers_who_leave_and_rejoin(
+    lists: Lists,
+) -> None:
+    event = await lists.process.an_event(an_offer(capacity=3))
+    sold = [await lists.process.place(event) for _ in range(3)]
+    for booking in sold[1:]:
+        await lists.process.capture(booking)
+    in_turn = [await lists.join(event, 3), await lists.join(event, 3)]
+    await lists.process.cancel(sold[0].booking_id)
+    await lists.process.run_until_idle()
+    await lists.turn(event)
+    for _ in range(3):
+        assert await lists.free(event) == (0, 1)
+        lists.process.clock.advance(GATHER / 3)
+        await lists.leave(in_turn[0])
+        in_turn = [in_turn[1], await lists.join(event, 3, customer_id=in_turn[0].customer_id)]
+        await lists.turn(event)
+    assert await lists.free(event) == (1, 0)
+    assert set(await lists.states(*in_turn)) == {State.WAITING}
+    await lists.process.place(event)
+
+
+@pytest.mark.parametrize("is_gathered", [True, False])
+async def test_a_customer_behind_a_thousand_groups_gets_the_place(
+    lists: Lists, is_gathered: bool
+) -> None:
+    event = await lists.process.an_event(
+        an_offer(capacity=4), an_offer(name="Balcony", pool="b", capacity=1)
+    )
+    floor, balcony = (offer.offer_id for offer in event.offers)
+    sold = [await lists.process.place(event) for _ in range(4)]
+    for booking in sold[1:]:
+        await lists.process.capture(booking)
+    up_there = await lists.process.place(
+        event, items=[RequestedItem(balcony, 1, None)], checkout=None
+    )
+    group = await lists.join(event, 4)
+    others = {"entry_id", "customer_id", "number"}
+    columns = [column for column in entries_table.c if column.name not in others]
+    numbers = sa.func.generate_series(2, 2_500).table_valued("number").render_derived()
+    copies = sa.select(
+        sa.func.gen_random_uuid(), sa.func.gen_random_uuid(), numbers.c.number, *columns
+    ).select_from(entries_table.join(numbers, sa.true()))
+    async with lists.process.database.transaction() as connection:
+        await connection.execute(
+            sa.insert(entries_table).from_select(
+                ["entry_id", "customer_id", "number", *(column.name for column in columns)], copies
+            )
+        )
+        await connection.execute(sa.update(waiting_lists).values(last_number=2_500))
+    single = await lists.join(event, items=[(floor if is_gathered else balcony, 1)])
+    assert await lists.position(single) == 2_501
+    back = sold[0] if is_gathered else up_there
+    await lists.process.cancel(back.booking_id)
+    await lists.process.run_until_idle()
+    await lists.turn(event)
+    if is_gathered:
+        assert await lists.states(single) == [State.WAITING]
+        lists.process.clock.advance(GATHER)
+        await lists.turn(event)
+    assert await lists.states(group, single) == [State.WAITING, State.OFFERED]
 
 
 async def test_a_claim_of_anothers_offer_is_not_found_and_leaves_it(lists: Lists) -> None:

@@ -1,8 +1,7 @@
 """Who is offered what: the rule of waiting_list_plan.py as a pure function."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from booking_svc.catalogue import cancellation_policy
 from booking_svc.catalogue.events import Event, Offer, StaffStatus
 from booking_svc.queueing.waiting_list_entries import Entry, Item, State
-from booking_svc.queueing.waiting_list_plan import Places, Plan, Seat, best, plan
+from booking_svc.queueing.waiting_list_plan import Places, Plan, Planner, Seat, best
 from mesh.ids import new_id
 from mesh.money import Money
 from testing.booking_harness import START
@@ -63,7 +62,6 @@ def entries(*groups: Sequence[int]) -> list[Entry]:
                 state=State.WAITING,
                 items=items,
                 pool_ids=(),
-                gather_since=None,
                 offer_number=0,
                 lines=(),
                 reservation_id=None,
@@ -86,18 +84,24 @@ def planned(
     balcony: int = 0,
     *,
     at: timedelta = timedelta(0),
+    gathering: Mapping[UUID, datetime] | None = None,
+    kept: Mapping[UUID, int] | None = None,
     most: int = 9,
+    refused: Collection[UUID] = (),
 ) -> Plan:
     """The plan when so many places are free, all of them kept."""
-    places = {FLOOR: floor, BALCONY: balcony}
-    return plan(
-        waiting,
+    free = {FLOOR: floor, BALCONY: balcony}
+    planner = Planner(
         EVENT,
-        Places(dict(places), dict(places)),
+        Places(free, dict(free if kept is None else kept)),
+        gathering=gathering or {},
         gather=GATHER,
         most_offers=most,
         now=START + at,
+        refused=refused,
     )
+    planner.add(waiting)
+    return planner.plan()
 
 
 def served(result: Plan) -> list[int]:
@@ -127,66 +131,87 @@ def test_places_gather_for_the_group_in_front_for_a_time_and_once() -> None:
     waiting = entries([3], [1], [3], [2])
     first = planned(waiting, 2)
     assert served(first) == []
-    assert first.gathering == {waiting[0].entry_id: START}
+    assert first.gathering == {FLOOR: START}
     assert first.gather_end == START + GATHER
-    waiting[0] = replace(waiting[0], gather_since=START)
-    early = planned(waiting, 2, at=GATHER - timedelta(seconds=1))
+    early = planned(waiting, 2, at=GATHER - timedelta(seconds=1), gathering=first.gathering)
     assert (served(early), early.opened) == ([], frozenset())
+    assert early.gathering == first.gathering
     # After it, those behind are served in order, and what fits nobody is open to everybody.
-    late = planned(waiting, 2, at=GATHER)
+    late = planned(waiting, 2, at=GATHER, gathering=early.gathering)
     assert served(late) == [2]
     assert late.opened == {FLOOR}
-    assert late.gathering == {waiting[0].entry_id: None}
-    assert served(planned(waiting, 3, at=GATHER)) == [1]
+    assert late.gathering == {}
+    assert served(planned(waiting, 3, at=GATHER, gathering=early.gathering)) == [1]
 
 
 def test_nothing_gathers_while_nothing_is_kept() -> None:
-    waiting = entries([3], [1])
-    waiting[0] = replace(waiting[0], gather_since=START)
-    places = Places({FLOOR: 1}, {FLOOR: 0})
-    result = plan(waiting, EVENT, places, gather=GATHER, most_offers=9, now=START)
-    assert (served(result), result.gathering) == ([], {waiting[0].entry_id: None})
+    result = planned(entries([3], [1]), 1, kept={}, gathering={FLOOR: START})
+    assert (served(result), result.gathering, result.opened) == ([], {}, frozenset())
+
+
+def test_a_pool_gathers_for_a_time_whoever_is_in_front() -> None:
+    gathering: Mapping[UUID, datetime] = {}
+    for minute in range(15):
+        # Each minute the group in front leaves, and another one joins.
+        result = planned(entries([3], [2]), 1, at=timedelta(minutes=minute), gathering=gathering)
+        assert (served(result), result.opened) == ([], frozenset())
+        gathering = result.gathering
+    assert gathering == {FLOOR: START}
+    result = planned(entries([3], [2]), 1, at=GATHER, gathering=gathering)
+    assert (result.opened, result.gathering) == ({FLOOR}, {})
+
+
+def test_what_a_served_group_leaves_does_not_gather_anew() -> None:
+    waiting = entries([2], [2])
+    result = planned(waiting, 3, at=timedelta(minutes=10), gathering={FLOOR: START})
+    assert served(result) == [1]
+    assert (result.gathering, result.gather_end) == ({FLOOR: START}, START + GATHER)
+    # Until the ledger no longer keeps any.
+    assert planned(waiting[1:], 0, gathering=result.gathering).gathering == {}
 
 
 def test_a_pool_gathers_also_for_one_behind_a_sold_out_pool() -> None:
     waiting = entries([1], [1, 1], [1, 3])
     first = planned(waiting, 0, 2)
     assert (served(first), first.opened) == ([], frozenset())
-    assert first.gathering == {waiting[1].entry_id: START}
+    assert first.gathering == {BALCONY: START}
     assert first.gather_end == START + GATHER
-    waiting[1] = replace(waiting[1], gather_since=START)
-    late = planned(waiting, 0, 2, at=GATHER)
+    late = planned(waiting, 0, 2, at=GATHER, gathering=first.gathering)
     assert (served(late), late.opened) == ([], frozenset({BALCONY}))
-    assert late.gathering == {waiting[1].entry_id: None}
+    assert late.gathering == {}
 
 
-def test_pools_gather_for_each_group_in_front() -> None:
+def test_each_pool_gathers_in_its_own_time() -> None:
     waiting = entries([2], [1, 1], [0, 1])
-    first = planned(waiting, 1, 1)
-    assert first.gathering == {entry.entry_id: START for entry in waiting[:2]}
-    waiting[1] = replace(waiting[1], gather_since=START)
-    waiting[0] = replace(waiting[0], gather_since=START + timedelta(minutes=1))
+    later = START + timedelta(minutes=1)
+    assert planned(waiting, 1, 1).gathering == {FLOOR: START, BALCONY: START}
     # The floor still gathers for the first; the balcony has gathered for the second.
-    late = planned(waiting, 1, 1, at=GATHER)
+    late = planned(waiting, 1, 1, at=GATHER, gathering={FLOOR: later, BALCONY: START})
     assert (served(late), late.opened) == ([3], frozenset())
-    assert late.gathering == {waiting[1].entry_id: None}
+    assert late.gathering == {FLOOR: later, BALCONY: START}
+    assert late.gather_end == later + GATHER
     # The first keeps nothing any more: both pools are the second's.
-    assert served(planned(waiting[:2], 1, 1, at=GATHER + timedelta(minutes=1))) == [2]
+    late = planned(
+        waiting[:2],
+        1,
+        1,
+        at=GATHER + timedelta(minutes=1),
+        gathering={FLOOR: later, BALCONY: later},
+    )
+    assert served(late) == [2]
 
 
 def test_a_pool_that_has_gathered_does_not_end_the_gathering_of_another() -> None:
     waiting = entries([2], [2, 2], [1])
-    waiting[0] = replace(waiting[0], gather_since=START - GATHER)
-    result = planned(waiting, 1, 1)
+    result = planned(waiting, 1, 1, gathering={FLOOR: START - GATHER})
     assert (served(result), result.opened) == ([3], frozenset())
-    assert result.gathering == {waiting[0].entry_id: None, waiting[1].entry_id: START}
+    assert result.gathering == {FLOOR: START - GATHER, BALCONY: START}
 
 
 def test_an_entry_refused_for_good_keeps_nothing_from_others() -> None:
     waiting = entries([1], [1], [1])
-    places = Places({FLOOR: 2}, {FLOOR: 2})
     numbers = {waiting[0].entry_id, waiting[2].entry_id}
-    result = plan(waiting, EVENT, places, gather=GATHER, most_offers=9, now=START, refused=numbers)
+    result = planned(waiting, 2, refused=numbers)
     assert (served(result), result.opened) == ([2], frozenset({FLOOR}))
 
 
