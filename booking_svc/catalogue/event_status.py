@@ -23,12 +23,13 @@ INTERVAL_SECONDS = 2.0
 _BATCH = 500
 
 # The status changes that the staff may request, by current status. After publishing (DRAFT to
-# UPCOMING) and resuming (PAUSED to ON_SALE), clock and stock decide the status that clients see.
+# UPCOMING) and resuming (PAUSED to ON_SALE), clock and stock decide the status that clients see. A
+# sold-out sale is paused so that places which come back are neither sold nor offered.
 MOVES: dict[Status, dict[Status, StaffStatus]] = {
     Status.DRAFT: {Status.UPCOMING: StaffStatus.OPEN},
     Status.UPCOMING: {Status.CANCELLED: StaffStatus.CANCELLED},
     Status.ON_SALE: {Status.PAUSED: StaffStatus.PAUSED, Status.CANCELLED: StaffStatus.CANCELLED},
-    Status.SOLD_OUT: {Status.CANCELLED: StaffStatus.CANCELLED},
+    Status.SOLD_OUT: {Status.PAUSED: StaffStatus.PAUSED, Status.CANCELLED: StaffStatus.CANCELLED},
     Status.PAUSED: {Status.ON_SALE: StaffStatus.OPEN, Status.CANCELLED: StaffStatus.CANCELLED},
     Status.ENDED: {},
     Status.CANCELLED: {},

@@ -14,6 +14,7 @@ from booking_svc.bookings import customers
 from booking_svc.bookings.bookings import Status
 from booking_svc.bookings.pricing import RequestedItem
 from booking_svc.catalogue.event_update import EventChange, OfferChange
+from booking_svc.catalogue.events import StaffStatus
 from booking_svc.catalogue.events import Status as EventStatus
 from booking_svc.clients.accounts import AccountEvents
 from booking_svc.queueing import waiting_list, waiting_list_offers
@@ -395,28 +396,31 @@ async def test_seats_are_offered_next_to_each_other(lists: Lists) -> None:
 async def test_no_offer_while_the_event_is_paused_and_all_end_with_its_cancellation(
     lists: Lists,
 ) -> None:
-    # Sold-out events cannot be paused: the balcony is still on sale.
-    event = await lists.process.an_event(
-        an_offer(capacity=2), an_offer(name="Balcony", pool="b", capacity=1)
-    )
+    event = await lists.process.an_event(an_offer(capacity=2))
     sold = await lists.sell_out(event)
+    await lists.process.run_until_idle()
     first, second = await lists.join(event), await lists.join(event)
     commands = lists.process.commands
     await lists.process.cancel(sold[0].booking_id)
     await lists.process.run_until_idle()
     await lists.turn(event)
-    await commands.set_status(event_id=event.event_id, to=EventStatus.PAUSED)
+    # A sold-out event is paused as any other.
+    paused, _ = await commands.set_status(event_id=event.event_id, to=EventStatus.PAUSED)
+    assert paused.staff_status is StaffStatus.PAUSED
     await lists.process.cancel(sold[1].booking_id)
     await lists.process.run_until_idle()
     await lists.turn(event)
     assert await lists.states(first, second) == [State.OFFERED, State.WAITING]
     assert (await refused(lists.claim(first))).reason is Reason.SALE_NOT_ACTIVE
+    await commands.set_status(event_id=event.event_id, to=EventStatus.ON_SALE)
+    await lists.turn(event)
+    assert await lists.states(first, second) == [State.OFFERED, State.OFFERED]
     await lists.process.cancel_event(event)
     await lists.turn(event)
     assert await lists.states(first, second) == [State.EXPIRED, State.EXPIRED]
     assert (await lists.entry(first)).end_reason is EndReason.EVENT_CANCELLED
     assert not await lists.holds(event)
-    assert await lists.free(event) == (3, 0)
+    assert await lists.free(event) == (2, 0)
 
 
 async def test_an_erased_account_leaves_its_lists(lists: Lists) -> None:
