@@ -438,7 +438,7 @@ async def _queueing(
         durations=durations,
         captchas=captchas,
     )
-    admissions = AdmissionLoop(database, system_clock, keys=settings.queue_keys, monitor=monitor)
+    admissions = AdmissionLoop(database, system_clock, keys=settings.queue_keys)
     return _Part(
         [
             Servicer(
@@ -457,7 +457,9 @@ async def _queueing(
             partial(forever_alone, database, "admissions", admissions.run_once),
             _forever(
                 "queue reports",
-                partial(reports.run_once, database, system_clock, gate, refusals, durations),
+                partial(
+                    reports.run_once, database, system_clock, gate, refusals, durations, monitor
+                ),
             ),
         ],
     )

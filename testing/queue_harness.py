@@ -51,7 +51,7 @@ class QueueHarness:
             durations=self.durations,
             captchas=captchas,
         )
-        self.loop = AdmissionLoop(database, clock, keys=KEYS, monitor=self.monitor)
+        self.loop = AdmissionLoop(database, clock, keys=KEYS)
 
     @classmethod
     def of(cls, harness: BookingHarness, **options: Any) -> "QueueHarness":
@@ -91,6 +91,7 @@ class QueueHarness:
         await reports.store_finished(self.database, self.clock, self.gate)
         await reports.store_refusals(self.database, self.refusals)
         await reports.store_durations(self.database, self.clock, self.durations)
+        await self.monitor.store(self.database)
 
 
 async def an_event_with_room(

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from booking_svc.queueing import admission, joining, steering, waiting_rooms
-from booking_svc.queueing.steering import SalesMonitor
 from booking_svc.queueing.waiting_rooms import Room
 from mesh.clock import Clock
 from mesh.db.database import Database, on_commit
@@ -18,13 +17,10 @@ _ADMITTED = metrics.counter("queue_admitted", "Places that waiting rooms have ad
 
 
 class AdmissionLoop:
-    def __init__(
-        self, database: Database, clock: Clock, *, keys: Sequence[str], monitor: SalesMonitor
-    ) -> None:
+    def __init__(self, database: Database, clock: Clock, *, keys: Sequence[str]) -> None:
         self._database = database
         self._clock = clock
         self._keys = keys
-        self._monitor = monitor
         self._steered = clock()
         self._turns = 0
 
@@ -45,7 +41,8 @@ class AdmissionLoop:
         sales = None
         if steers:
             self._steered = self._clock()
-            sales = self._monitor.take()
+            async with self._database.transaction() as connection:
+                sales = await steering.take_sales(connection)
         for room in rooms:
             if not room.is_drawn:
                 await self._draw(room)

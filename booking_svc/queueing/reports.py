@@ -1,5 +1,5 @@
-"""What processes note in memory and store now and then: refusals by cause, durations of calls, and
-finished admissions.
+"""What processes note in memory and store now and then: refusals by cause, durations of calls,
+finished admissions, and how PlaceBooking went.
 
 A process that dies loses a few seconds of it: refusals and calls that are not counted, and
 admissions that count as active until their end.
@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql
 from booking_svc.queueing import admission
 from booking_svc.queueing.durations import Durations, slot_of
 from booking_svc.queueing.gate import Gate, Refusals
+from booking_svc.queueing.steering import SalesMonitor
 from booking_svc.queueing.tables import queue_durations, queue_refusals, waiting_rooms
 from mesh.clock import Clock
 from mesh.db.database import Database
@@ -22,12 +23,18 @@ _SECONDS = 2.0
 
 
 async def run_once(
-    database: Database, clock: Clock, gate: Gate, refusals: Refusals, durations: Durations
+    database: Database,
+    clock: Clock,
+    gate: Gate,
+    refusals: Refusals,
+    durations: Durations,
+    monitor: SalesMonitor,
 ) -> None:
     """One turn of the background loop."""
     await store_finished(database, clock, gate)
     await store_refusals(database, refusals)
     await store_durations(database, clock, durations)
+    await monitor.store(database)
     await asyncio.sleep(_SECONDS)
 
 

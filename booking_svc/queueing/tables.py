@@ -117,6 +117,17 @@ queue_proofs = sa.Table(
     sa.Index("queue_proofs_create_time_idx", "create_time"),
 )
 
+# What each process has counted of its PlaceBooking calls; AUTO takes and deletes it (steering.py).
+queue_sales = sa.Table(
+    "queue_sales",
+    metadata,
+    sa.Column("process_id", _Uuid, primary_key=True),
+    sa.Column("calls", sa.Integer, nullable=False),
+    sa.Column("busy", sa.Integer, nullable=False),
+    sa.Column("slow", sa.Integer, nullable=False),
+    sa.CheckConstraint("busy <= calls AND slow <= calls", name="counts"),
+)
+
 queue_refusals = sa.Table(
     "queue_refusals",
     metadata,
