@@ -53,7 +53,7 @@ from booking_svc.clients.ports import (
 from booking_svc.clients.stock import StockChanges, StockClient
 from booking_svc.notifications import consumer
 from booking_svc.notifications.tables import mails
-from booking_svc.queueing import reports, waiting_list, waiting_list_offers
+from booking_svc.queueing import reports, retention, waiting_list, waiting_list_offers
 from booking_svc.queueing.admission_loop import AdmissionLoop
 from booking_svc.queueing.durations import Durations
 from booking_svc.queueing.gate import Gate, Refusals
@@ -397,11 +397,13 @@ async def _apply_stock_changes(
 async def apply_accounts(
     connection: AsyncConnection, changes: Sequence[AccountChange], now: datetime
 ) -> None:
-    """Addresses and waiting lists in the transaction of the stream's cursor."""
+    """Addresses, waiting lists and rooms in the transaction of the stream's cursor."""
     await consumer.apply_accounts(connection, changes, now)
     for change in changes:
         if isinstance(change, Erased | Deleted):
             await waiting_list.erase(connection, user_id=change.user_id, now=now)
+        if isinstance(change, Erased):
+            await retention.erase(connection, user_id=change.user_id)
 
 
 async def _apply_payment_stream(

@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from booking_svc.catalogue import search_index
+from booking_svc.queueing import retention
 from booking_svc.tables import idempotency_records
 from mesh.clock import Clock
 from mesh.db import idempotent
@@ -14,11 +15,15 @@ _INTERVAL_SECONDS = 3600.0
 
 
 async def sweep(database: Database, clock: Clock) -> int:
-    """Deletes idempotency records after the 3 days that the API promises. Returns how many."""
+    """Deletes idempotency records after the 3 days that the API promises, and what waiting rooms
+    know of accounts. Returns how many records.
+    """
     async with database.transaction() as connection:
-        return await idempotent.forget(
+        records = await idempotent.forget(
             connection, idempotency_records, before=clock() - IDEMPOTENCY_RETENTION
         )
+    await retention.delete_old(database, now=clock())
+    return records
 
 
 async def run_once(database: Database, clock: Clock) -> None:
