@@ -6,10 +6,14 @@ from gateway.extension import Config, extension
 from mesh.rpc.identity import ADDRESS_HEADER, IPV6_PREFIX
 from mesh.settings import MeshSettings
 
-NETWORK: Config = {
+ADDRESS: Config = {
     "masked_remote_address": {"v4_prefix_mask_len": 32, "v6_prefix_mask_len": IPV6_PREFIX}
 }
-"""The rate limit action that counts by address, IPv6 by its network."""
+"""The rate limit action that counts by address, IPv6 by its /64."""
+
+# What one customer of a network operator gets, or a small one has, at least.
+NETWORK: Config = {"masked_remote_address": {"v4_prefix_mask_len": 24, "v6_prefix_mask_len": 56}}
+"""The rate limit action that counts by the address's network."""
 
 
 def detection(settings: MeshSettings) -> Config:

@@ -12,6 +12,7 @@ Definitions of the buckets are in mesh/rpc/limits.py; limit_svc counts for sever
 # header, because limit_svc or its Redis is unavailable, each gateway counts locally with an equal
 # share of each bucket.
 
+from collections import Counter
 from collections.abc import Collection
 from math import ceil
 
@@ -61,7 +62,7 @@ def per_ip_ceiling(policies: Collection[MethodPolicy], scales: Scales) -> Config
     requests = max(_MIN_CEILING_PER_MINUTE, int(_CEILING_FACTOR * per_minute))
     return _filter(
         _PER_IP_CEILING,
-        rate_limits=[{"actions": [client_address.NETWORK]}],
+        rate_limits=[{"actions": [client_address.ADDRESS]}],
         descriptors=[
             {
                 "entries": [{"key": ENTRY_KEYS[LimitKey.IP]}],
@@ -89,8 +90,14 @@ def limits(policies: Collection[MethodPolicy], scales: Scales, gateways: int = 1
 
 
 def route_metadata(policy: MethodPolicy) -> dict[str, str]:
-    """Names of a method's buckets, by slot."""
-    return {_slot(n): bucket.name for n, bucket in enumerate(buckets(policy))}
+    """Names of a method's buckets, by slot: the first, second … of those with the same key."""
+    names: dict[str, str] = {}
+    numbers: Counter[LimitKey] = Counter()
+    for bucket in buckets(policy):
+        key = bucket.limit.key
+        names[_slot(key, numbers[key])] = bucket.name
+        numbers[key] += 1
+    return names
 
 
 def _local(
@@ -141,11 +148,13 @@ def _global(policies: Collection[MethodPolicy]) -> Config:
 
 
 def _descriptors(policies: Collection[MethodPolicy], conditions: list[Config]) -> list[Config]:
-    slots = max((len(route_metadata(policy)) for policy in policies), default=0)
+    # Only its key's owner is counted in a bucket: addresses and networks look alike.
+    slots = {slot for policy in policies for slot in route_metadata(policy)}
     return [
-        {"actions": [_bucket_of_route(slot), _ACTIONS[key], *conditions]}
-        for slot in range(slots)
+        {"actions": [_bucket_of_route(_slot(key, n)), _ACTIONS[key], *conditions]}
         for key in LimitKey
+        for n in range(len(slots))
+        if _slot(key, n) in slots
     ]
 
 
@@ -198,13 +207,13 @@ def _filter(name: str, **fields: object) -> Config:
     )
 
 
-def _slot(n: int) -> str:
-    return f"bucket_{n}"
+def _slot(key: LimitKey, n: int) -> str:
+    return f"{key.name.lower()}_{n}"
 
 
-def _bucket_of_route(slot: int) -> Config:
+def _bucket_of_route(slot: str) -> Config:
     # If the route's metadata has no value for the slot, Envoy drops the descriptor.
-    path = [{"key": _slot(slot)}]
+    path = [{"key": slot}]
     return {
         "metadata": {
             "descriptor_key": BUCKET_KEY,
@@ -215,7 +224,8 @@ def _bucket_of_route(slot: int) -> Config:
 
 
 _ACTIONS: dict[LimitKey, Config] = {
-    LimitKey.IP: client_address.NETWORK,
+    LimitKey.IP: client_address.ADDRESS,
+    LimitKey.NETWORK: client_address.NETWORK,
     LimitKey.USER: {
         "metadata": {
             "descriptor_key": ENTRY_KEYS[LimitKey.USER],

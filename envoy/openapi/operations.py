@@ -255,12 +255,18 @@ class Operation:
         return {"application/json": content}
 
 
+_OWNERS = {
+    LimitKey.IP: "address",
+    LimitKey.USER: "user",
+    LimitKey.NETWORK: "network (/24, IPv6 /56)",
+}
+
+
 def _terms(policy: MethodPolicy) -> Iterator[str]:
     """Access and rate limits of an RPC as text."""
     yield f"Access: {policy.access.name.lower()}."
     limits = [
-        f"{limit.requests} calls in {limit.window_seconds:g} s per "
-        f"{'user' if limit.key is LimitKey.USER else 'address'}"
+        f"{limit.requests} calls in {limit.window_seconds:g} s per {_OWNERS[limit.key]}"
         for limit in policy.limits
     ]
     if limits:

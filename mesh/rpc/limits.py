@@ -19,7 +19,11 @@ from mesh.settings import MeshSettings
 DOMAIN = "boxoffice"
 BUCKET_KEY = "bucket"
 """Key of the descriptor entry with the bucket's name."""
-ENTRY_KEYS = {LimitKey.IP: "masked_remote_address", LimitKey.USER: "user"}
+ENTRY_KEYS = {
+    LimitKey.IP: "masked_remote_address",
+    LimitKey.USER: "user",
+    LimitKey.NETWORK: "masked_remote_address",
+}
 """Key of the descriptor entry with the bucket's owner; an IPv6 address counts by its /64."""
 
 EXEMPT_FROM_COMMON = frozenset(
@@ -37,7 +41,7 @@ _LARGEST = 4_294_967_294
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """Factors of the limits: of all, and in addition of those per IP address."""
+    """Factors of the limits: of all, and in addition of those per IP address or network."""
 
     every: float = 1.0
     per_address: float = 1.0
@@ -47,7 +51,7 @@ class Scales:
         return cls(settings.rate_limit_scale, settings.address_limit_scale)
 
     def of(self, key: LimitKey) -> float:
-        return self.every * self.per_address if key is LimitKey.IP else self.every
+        return self.every if key is LimitKey.USER else self.every * self.per_address
 
     def shared_by(self, gateways: int) -> "Scales":
         """The factors for one of several gateways that count apart."""

@@ -59,6 +59,7 @@ class Idempotency(Enum):
 class LimitKey(Enum):
     IP = policy_pb2.LIMIT_KEY_IP
     USER = policy_pb2.LIMIT_KEY_USER
+    NETWORK = policy_pb2.LIMIT_KEY_NETWORK
 
 
 class LimitAlgorithm(Enum):

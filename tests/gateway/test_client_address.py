@@ -10,14 +10,19 @@ from testing import gateway_harness
 from testing.gateway_harness import Gateway, policy_in
 
 LOGIN = "/boxoffice.auth.v1.AuthService/Login"
+JOIN = "/boxoffice.queueing.v1.QueueService/JoinQueue"
 BALANCER, CLIENT = "127.0.0.1", "203.0.113.9"
 DAY_SECONDS = 86_400
 
 
 @pytest.fixture(scope="module")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway that trusts 127.0.0.1, with one sign-in a day per address."""
+    """A gateway that trusts 127.0.0.1, with one sign-in a day per address, and two joins a day per
+    address and three per network."""
     files = gateway_harness.contract()
+    joins = policy_in(files, JOIN).limits
+    for limit, requests in zip(joins, (2, 3), strict=True):
+        limit.requests, limit.window.seconds = requests, DAY_SECONDS
     [limit] = policy_in(files, LOGIN).limits
     limit.requests, limit.window.seconds = 1, DAY_SECONDS
     with gateway_harness.running_gateway(
@@ -84,6 +89,29 @@ def test_clients_behind_a_balancer_have_their_own_limits_and_ipv6_counts_by_64(
     assert sign_in("198.51.100.2") == 200
     assert [sign_in("2001:db8:1:2::1"), sign_in("2001:db8:1:2:ffff::9")] == [200, 429]
     assert sign_in("2001:db8:1:3::1") == 200
+
+
+@pytest.mark.parametrize(
+    ("near", "elsewhere"),
+    [
+        (["198.51.100.1", "198.51.100.9", "198.51.100.250"], "198.51.101.1"),
+        (["2001:db8:5:11::1", "2001:db8:5:12::1", "2001:db8:5:13::1"], "2001:db8:5:100::1"),
+    ],
+)
+def test_joins_are_limited_per_address_and_per_network(
+    behind: Gateway, near: list[str], elsewhere: str
+) -> None:
+    def join(address: str) -> httpx.Response:
+        headers = {"x-forwarded-for": address}
+        return behind.rest.post("/api/v1/events/e1/queue", json={}, headers=headers)
+
+    first, second, third = near
+    refused = [join(first) for _ in range(3)][-1]
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) > 0
+    # The call that the address's limit refused is not counted for the network, which has one left.
+    assert [join(second).status_code, join(third).status_code] == [201, 429]
+    assert join(elsewhere).status_code == 201
 
 
 def test_the_proxy_protocol_names_the_client(behind: Gateway) -> None:
