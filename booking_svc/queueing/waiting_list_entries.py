@@ -233,7 +233,9 @@ def in_states(*states: State) -> sa.ColumnElement[bool]:
 
 def waits_for(pool_ids: Collection[UUID]) -> sa.ColumnElement[bool]:
     """Whether an entry needs places of one of the pools."""
-    return table.c.pool_ids.overlap(sa.literal(sorted(pool_ids), postgresql.ARRAY(sa.UUID())))
+    ids = sa.literal(sorted(pool_ids), postgresql.ARRAY(sa.UUID()))
+    overlap: sa.ColumnElement[bool] = table.c.pool_ids.overlap(ids)
+    return overlap
 
 
 def fits(places: Mapping[UUID, int]) -> sa.ColumnElement[bool]:
