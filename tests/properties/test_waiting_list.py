@@ -68,7 +68,7 @@ class WaitingListMachine(RuleBasedStateMachine):
         self.event = self.run(self.process.an_event(an_offer(capacity=capacity)))
         self.bookings: list[Booking] = []
         self.entries: list[Entry] = []
-        # Since when places have been kept without a moment in which none was.
+        # The first turn since which places have been kept, without a moment in which none was.
         self.kept_since: datetime | None = None
 
     @property
@@ -153,6 +153,7 @@ class WaitingListMachine(RuleBasedStateMachine):
                 quantity=quantity,
                 now=self.process.clock(),
             )
+        self.capacity += quantity
 
     @rule(minutes=st.sampled_from([4, 11, 16, 61]))
     def wait(self, minutes: int) -> None:
@@ -207,7 +208,8 @@ class WaitingListMachine(RuleBasedStateMachine):
     def turn(self) -> None:
         self._turn(self.lists.turn(self.event))
         now = self.process.clock()
-        if self._free()[1] and self.kept_since is not None:
+        if self._free()[1]:
+            self.kept_since = self.kept_since or now
             assert now < self.kept_since + GATHER
 
     @rule()
@@ -282,11 +284,9 @@ class WaitingListMachine(RuleBasedStateMachine):
         return self.run(self.lists.entry(self.entries[index % len(self.entries)]))
 
     @invariant()
-    def see_since_when_places_are_kept(self) -> None:
+    def see_whether_places_are_kept(self) -> None:
         if not hasattr(self, "event") or not self._free()[1]:
             self.kept_since = None
-        elif self.kept_since is None:
-            self.kept_since = self.process.clock()
 
     @invariant()
     def the_ledger_is_consistent(self) -> None:
