@@ -82,12 +82,14 @@ def _is_success(verdict: object) -> bool:
     if verdict["success"]:
         return True
     codes = verdict.get("error-codes")
-    found = sorted(_NO_VERDICT.intersection(map(str, codes if isinstance(codes, list) else [])))
-    if found:
-        if "internal-error" not in found:
+    no_verdict = sorted(
+        _NO_VERDICT.intersection(map(str, codes if isinstance(codes, list) else []))
+    )
+    if no_verdict:
+        if "internal-error" not in no_verdict:
             _log.error(
                 "the captcha provider refuses our call: check BOXOFFICE_CAPTCHA_SECRET",
-                extra={"error_codes": found},
+                extra={"error_codes": no_verdict},
             )
         raise _unavailable("REFUSED")
     return False
