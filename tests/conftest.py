@@ -2,7 +2,9 @@
 
 import gc
 import itertools
+import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +26,10 @@ from mesh.db.migrations import migrate
 from testing import selection
 from testing.databases import open_patiently
 from testing.durations import Durations
+
+# As the Makefile does. Otherwise each process that a test starts compiles all its packages.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # For runs that only ask whether something fails.
 hypothesis.settings.register_profile(

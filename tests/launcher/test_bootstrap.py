@@ -1,4 +1,5 @@
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from launcher import bootstrap
 from launcher.bootstrap import BootstrapError
 
 SOURCE = Path(bootstrap.__file__)
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 
 
 @pytest.mark.parametrize("version", [(3, 6, 15), (3, 8, 10), (3, 10, 0)])
@@ -151,3 +153,18 @@ def test_it_runs_on_a_bare_python_and_costs_nothing_when_there_is_nothing_to_do(
         [sys.executable, "-I", "-S", "-c", watched], capture_output=True, text=True, check=False
     )
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")
+
+
+def test_processes_of_make_keep_their_bytecode_where_the_environment_forbids_it() -> None:
+    shown = subprocess.run(
+        ["make", "--silent", "--eval", "show: ; @env", "show"],
+        cwd=bootstrap.ROOT,
+        env={**os.environ, NO_BYTECODE: "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "PATH=" in shown.stdout
+    assert NO_BYTECODE not in shown.stdout
+    # Those that tests start, also without make.
+    assert NO_BYTECODE not in os.environ
