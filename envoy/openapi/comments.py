@@ -54,6 +54,11 @@ def example(text: str) -> str | None:
     return match.group(1) if match else None
 
 
+def without_example(text: str) -> str:
+    """A description without the example that stands beside it: "Units." of "Units, e.g. `42`."."""
+    return re.sub(r", e\.g\. `[^`]+`(?=[.;,)]|$)", "", text, count=1)
+
+
 def _first(text: str) -> str:
     return re.split(r"\.(?:\s|$)|: ", text.split("\n\n", maxsplit=1)[0], maxsplit=1)[0]
 

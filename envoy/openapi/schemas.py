@@ -12,7 +12,7 @@ from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from openapi import rules as rules_of
-from openapi.comments import example, paragraphs
+from openapi.comments import example, paragraphs, without_example
 from openapi.rules import INT64, UINT64, Combinations, Schema
 
 _DURATION = r"^-?[0-9]{1,12}(\.[0-9]{1,9})?s$"
@@ -151,6 +151,8 @@ class Schemas:
             if typed is not None:
                 schema["examples"] = [typed]
         description = self._description(field.full_name, rules)
+        if "examples" in schema:
+            description = without_example(description)
         if description:
             schema["description"] = description
         if rules_of.is_set_by_server(field):

@@ -131,6 +131,8 @@ def test_schemas_have_the_rules_and_the_comments(api: dict[str, Any]) -> None:
     assert body["properties"]["items"]["maxItems"] == 100
     assert body["properties"]["eventId"]["format"] == "uuid"
     assert schemas["User"]["properties"]["fullName"]["examples"] == ["Mira Rao"]
+    # Not in the description, too.
+    assert "Mira Rao" not in schemas["User"]["properties"]["fullName"]["description"]
     assert schemas["User"]["properties"]["fullName"]["description"].startswith("As typed")
     [key] = api["paths"]["/api/v1/bookings"]["post"]["parameters"]
     key = resolved(api, key)
